@@ -1,0 +1,51 @@
+"""The Python client of Thalweg.
+
+from thalweg.client import Client, local
+
+with local(workers=2) as client:
+    job = client.submit("digits")
+    for event in job.watch():
+        print(event)
+    result = job.wait()
+    outputs = job.predict(x)
+"""
+
+from thalweg.client.client import Client
+from thalweg.client.job import Job
+from thalweg.client.jobfile import load_job, packaged_jobs
+from thalweg.client.local import local
+from thalweg.client.problems import JobFailedError, LocalError
+from thalweg.client.records import (
+    EpochEnded,
+    Event,
+    Metrics,
+    Notice,
+    Progress,
+    Result,
+    StateChanged,
+    StepsTaken,
+    Trajectory,
+    WorkersChanged,
+)
+from thalweg.contract.errors import ThalwegError
+
+__all__ = [
+    "Client",
+    "EpochEnded",
+    "Event",
+    "Job",
+    "JobFailedError",
+    "LocalError",
+    "Metrics",
+    "Notice",
+    "Progress",
+    "Result",
+    "StateChanged",
+    "StepsTaken",
+    "ThalwegError",
+    "Trajectory",
+    "WorkersChanged",
+    "load_job",
+    "local",
+    "packaged_jobs",
+]

@@ -1,0 +1,94 @@
+"""The `thalweg` command: its parts, and the one place that turns errors into lines and exit codes."""
+
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from thalweg.client.cli import gradcheck, jobs, results, serving, train
+from thalweg.client.cli.output import complain, exit_code
+from thalweg.client.cli.signals import InterruptedBySignalError
+from thalweg.contract.errors import ThalwegError
+
+app = typer.Typer(
+    name="thalweg",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for panel, commands in {
+    "Train": [train.train, gradcheck.gradcheck],
+    "Look at what came of it": [results.plot, results.predict, results.weights],
+    "Run a cluster": [serving.serve, serving.fleet],
+    "Jobs": [jobs.submit, jobs.jobs, jobs.watch, jobs.scale, jobs.cancel, jobs.delete],
+}.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"thalweg {version('thalweg')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def thalweg(
+    _: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Trains neural networks by gradient descent on a parameter server and its workers.
+
+    [bold]thalweg train digits[/] is the place to start: it runs a server, Ray and the workers
+    on this machine, and ends with the weights of a network that reads handwritten digits.
+
+    Exit codes: 0 done, 1 failed, 2 wrong input, 130 Ctrl-C.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line, and ends the process with its exit code."""
+    # gRPC's own words on its connections are not for the users of a command.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs the command line, and gives its exit code."""
+    try:
+        code = typer.main.get_command(app)(arguments, prog_name="thalweg", standalone_mode=False)
+        sys.stdout.flush()
+    except ThalwegError as error:
+        complain(error)
+        return exit_code(error)
+    except InterruptedBySignalError as interruption:
+        return interruption.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        # Whoever read has seen enough. Python would try to flush once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _other(error)
+    return code if isinstance(code, int) else 0
+
+
+def _other(error: Exception) -> int:
+    """Usage errors, which Typer raises in classes of its own, and what nobody expected."""
+    format_message = getattr(error, "format_message", None)
+    if format_message:
+        # Without any argument the help was printed, which says it all.
+        message = str(format_message()).strip()
+        if message:
+            complain(f"{message} (thalweg --help tells more)")
+        return int(getattr(error, "exit_code", 2))
+    if os.environ.get("THALWEG_TRACEBACK"):
+        raise error
+    complain(f"unexpected {type(error).__name__}: {error}".rstrip(": "))
+    complain("this is a bug; set THALWEG_TRACEBACK=1 to see where")
+    return 1

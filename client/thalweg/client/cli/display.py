@@ -1,0 +1,203 @@
+"""How people see a job while it runs: a bar with numbers on a terminal, now and then a line elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from thalweg.client.cli.output import accuracy_of, console
+from thalweg.client.records import EpochEnded, Event, Notice, StateChanged, StepsTaken, WorkersChanged
+from thalweg.client.records import Progress as JobProgress
+
+# How many lines a log gets of the epochs of a job, and how often one of steps if epochs take long.
+_EPOCH_LINES = 10
+_STEP_LINE_SECONDS = 30.0
+
+
+class Picture:
+    """What is known of a job from the events so far."""
+
+    def __init__(self) -> None:
+        self.status = ""
+        self.progress: JobProgress | None = None
+        self.epochs: list[EpochEnded] = []
+        self.workers = 0
+
+    def take(self, event: Event) -> None:
+        """Takes note of an event."""
+        match event:
+            case StateChanged():
+                self.status = event.status
+            case WorkersChanged():
+                self.workers = event.workers
+                if not event.workers:
+                    self.status = "waiting for workers"
+            case StepsTaken():
+                self.status = ""
+                self.progress = event.progress
+            case EpochEnded():
+                self.epochs.append(event)
+            case Notice():
+                pass
+
+    def numbers(self) -> list[str]:
+        """Loss, validation and pace, as far as they are known."""
+        if self.progress is None:
+            return []
+        parts = [] if self.progress.loss is None else [f"loss {self.progress.loss:.4g}"]
+        validation = self.epochs[-1].validation if self.epochs else self.progress.validation
+        if validation:
+            parts.append(f"validation {accuracy_of(validation)}")
+        if self.progress.samples_per_second:
+            parts.append(f"{self.progress.samples_per_second:,.0f} samples/s")
+        return [*parts, count_workers(self.workers)]
+
+
+def count_workers(workers: int) -> str:
+    """So many workers, in words."""
+    return f"{workers} worker{'' if workers == 1 else 's'}"
+
+
+class Display(Protocol):
+    """Something that shows a job while it runs."""
+
+    picture: Picture
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def say(self, text: str) -> None:
+        """Shows what happens at the moment."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Shows something that should stay to be seen."""
+        ...
+
+    def show(self, event: Event) -> None:
+        """Shows an event."""
+        ...
+
+
+def display(name: str) -> Display:
+    """A display on stderr."""
+    return Screen(name, console(stderr=True)) if sys.stderr.isatty() else Log(name)
+
+
+class Log:
+    """Lines on a stderr that is a file or a pipe."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.picture = Picture()
+        self._said = ""
+        self._printed = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        """Prints what happens, unless it was said before."""
+        if text and text != self._said:
+            self._said = text
+            self.note(text)
+
+    def note(self, text: str) -> None:
+        """Prints a line."""
+        self._printed = time.monotonic()
+        sys.stderr.write(f"{self.name}: {text}\n")
+        sys.stderr.flush()
+
+    def show(self, event: Event) -> None:
+        """Prints what is worth a line."""
+        self.picture.take(event)
+        match event:
+            case Notice():
+                self.note(event.text)
+            case WorkersChanged():
+                self.say(count_workers(event.workers))
+                self.say(self.picture.status if not event.workers else "")
+            case StateChanged():
+                self.say(event.status)
+            case EpochEnded():
+                self._epoch(event)
+            case StepsTaken() if time.monotonic() - self._printed > _STEP_LINE_SECONDS:
+                done = f"step {event.progress.step:,} of {event.progress.total_steps:,}"
+                self.note(", ".join([done, *self.picture.numbers()]))
+
+    def _epoch(self, event: EpochEnded) -> None:
+        total = self.picture.progress.total_epochs if self.picture.progress else 0
+        every = max(1, -(-total // _EPOCH_LINES))
+        if event.epoch % every == 0 or event.epoch == total:
+            validation = f", validation {accuracy_of(event.validation)}" if event.validation else ""
+            self.note(f"epoch {event.epoch}{f' of {total}' if total else ''}: loss {event.train_loss:.4g}{validation}")
+
+
+class Screen:
+    """A bar and a line of numbers on a terminal."""
+
+    def __init__(self, name: str, terminal: Console) -> None:
+        self.picture = Picture()
+        self._terminal = terminal
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None, pulse_style="grey50"),
+            TaskProgressColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[epoch]}"),
+            TimeRemainingColumn(compact=True),
+            console=terminal,
+            expand=True,
+        )
+        self._task = self._bar.add_task(name, total=None, epoch="")
+        self._spinner = Spinner("dots", style="cyan")
+        self._live = Live(console=terminal, get_renderable=self._render, refresh_per_second=10, transient=True)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._live.stop()
+
+    def _render(self) -> Group:
+        if self.picture.status or self.picture.progress is None:
+            self._spinner.update(text=Text(self.picture.status, style="cyan", overflow="ellipsis", no_wrap=True))
+            line = Table.grid()
+            line.add_row("  ", self._spinner)
+            return Group(self._bar, line)
+        numbers = Text("   ".join(self.picture.numbers()), overflow="ellipsis", no_wrap=True)
+        return Group(self._bar, Text("  ", style="dim") + numbers)
+
+    def say(self, text: str) -> None:
+        """Shows what happens in place of the numbers."""
+        self.picture.status = text
+
+    def note(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._terminal.print(Text.assemble(("note ", "dim"), text))
+
+    def show(self, event: Event) -> None:
+        """Moves the bar."""
+        self.picture.take(event)
+        match event:
+            case Notice():
+                self.note(event.text)
+            case StepsTaken(progress=progress):
+                epoch = min(progress.epoch + 1, progress.total_epochs)
+                self._bar.update(
+                    self._task,
+                    total=progress.total_steps,
+                    completed=progress.step,
+                    epoch=f"epoch {epoch}/{progress.total_epochs}",
+                )

@@ -1,0 +1,86 @@
+"""The options that commands share, and what they mean."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thalweg.client.client import Client
+from thalweg.client.local import attached
+from thalweg.contract.errors import Violation, invalid
+
+JobId = Annotated[
+    str, typer.Argument(metavar="JOB", help="The id of a job, as [bold]thalweg jobs[/] lists it.", show_default=False)
+]
+JobSource = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB", help="A packaged job (and, digits, nand, or, xor), or the path of a job file (TOML).", show_default=False
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Lays a value over the job, as in training.epochs=5 or optimizer.sgd.learning_rate=0.1. Can be given again.",
+        show_default=False,
+    ),
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT", help="The server. THALWEG_SERVER in the environment, if not given; else this machine's own jobs."
+    ),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The file that holds the server's token. THALWEG_TOKEN in the environment, if not given."),
+]
+Data = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="The data folder of jobs that ran on this machine, if not the usual one.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def server_of(server: str | None, data: Path | None) -> str | None:
+    """The server that is meant, None for this machine's own jobs. Raises ThalwegError if two things are meant."""
+    if server and data:
+        raise invalid(Violation("--data", "has no meaning together with --server: a server has its own data folder"))
+    return None if data else server or os.environ.get("THALWEG_SERVER") or None
+
+
+def read_token(token_file: Path | None) -> str | None:
+    """The token that is meant, if any. Raises ThalwegError if the file cannot be read or holds none."""
+    if token_file is None:
+        return _checked(os.environ.get("THALWEG_TOKEN", "").strip(), "THALWEG_TOKEN") or None
+    try:
+        token = token_file.expanduser().read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise invalid(Violation("--token-file", f"cannot read {token_file}: {error.strerror}")) from error
+    except UnicodeDecodeError as error:
+        raise invalid(Violation("--token-file", f"{token_file} is not a text file")) from error
+    if not token:
+        raise invalid(Violation("--token-file", f"{token_file} is empty"))
+    return _checked(token, "--token-file")
+
+
+def _checked(token: str, source: str) -> str:
+    if not (token.isascii() and token.isprintable()):
+        raise invalid(Violation(source, "a token is one line of printable ASCII characters"))
+    return token
+
+
+@contextmanager
+def connected(server: str | None, token_file: Path | None, data: Path | None) -> Iterator[Client]:
+    """A client of the server that the options mean."""
+    meant, token = server_of(server, data), read_token(token_file)
+    if meant is None:
+        with attached(data, token) as client:
+            yield client
+    else:
+        with Client(meant, token) as client:
+            yield client

@@ -1,0 +1,144 @@
+"""What commands print: JSON for machines on stdout, words for people, problems on stderr."""
+
+import json
+import math
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+
+from thalweg.client import records
+from thalweg.client.records import Metrics, Result
+from thalweg.contract.errors import ThalwegError
+from thalweg.v1 import job_pb2
+
+# A file or a pipe has no width: what is printed there should not be cut.
+_ENDLESS = 4096
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def console(stderr: bool = False) -> Console:
+    """Where people read: stdout, or stderr for what is not the command's answer."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _ENDLESS)
+
+
+def print_json(value: Any) -> None:
+    """Prints one JSON value as one line. Numbers that JSON cannot hold become null."""
+    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case _:
+            return value
+
+
+def complain(problem: object) -> None:
+    """Prints a problem on stderr, each of its lines with the name of the program."""
+    for line in str(problem).splitlines() or [""]:
+        sys.stderr.write(f"thalweg: {line}\n")
+    sys.stderr.flush()
+
+
+def exit_code(error: ThalwegError) -> int:
+    """2 for what the user gave, 1 for what went wrong."""
+    return 2 if error.reason == "INVALID_ARGUMENT" else 1
+
+
+def metrics_json(metrics: Metrics) -> dict[str, float]:
+    """Metrics, without an accuracy where there is none."""
+    accuracy = {} if metrics.accuracy is None else {"accuracy": metrics.accuracy}
+    return {"loss": metrics.loss} | accuracy
+
+
+def result_json(result: Result) -> dict[str, Any]:
+    """What came of a job, without what it did not get to."""
+    answer: dict[str, Any] = {"job": result.job, "state": result.state, "steps": result.steps, "epochs": result.epochs}
+    if result.train:
+        answer["train_loss"] = result.train.loss
+        if result.train.accuracy is not None:
+            answer["train_accuracy"] = result.train.accuracy
+    if result.validation:
+        answer["validation"] = metrics_json(result.validation)
+    if result.weights_sha256:
+        answer["weights_sha256"] = result.weights_sha256
+    return answer | {"samples_per_second": result.samples_per_second, "seconds": result.seconds}
+
+
+def job_json(job: job_pb2.Job) -> dict[str, Any]:
+    """A job as it is now."""
+    progress = records.progress(job.progress)
+    answer: dict[str, Any] = {
+        "job": job.id,
+        "state": records.state_name(job.state),
+        "status": job.status,
+        "create_time": job.create_time.ToJsonString(),
+    }
+    for name in ("start_time", "end_time"):
+        if job.HasField(name):
+            answer[name] = getattr(job, name).ToJsonString()
+    if job.error:
+        answer["error"] = job.error
+    answer |= {
+        "steps": job.result.steps or progress.step,
+        "total_steps": progress.total_steps,
+        "epochs": job.result.epochs or progress.epoch,
+        "total_epochs": progress.total_epochs or job.spec.training.epochs,
+        "workers": progress.workers,
+        "wanted_workers": job.spec.training.workers,
+    }
+    if job.HasField("result"):
+        answer |= result_json(records.result(job))
+    return answer
+
+
+def percent(share: float) -> str:
+    """A share for people."""
+    return f"{share * 100:.1f} %"
+
+
+def accuracy_of(metrics: Metrics | None) -> str:
+    """The accuracy for people; the loss of a model that is no classifier; nothing where nothing was measured."""
+    if metrics is None:
+        return ""
+    return f"loss {metrics.loss:.4g}" if metrics.accuracy is None else percent(metrics.accuracy)
+
+
+def seconds_of(seconds: float) -> str:
+    """A time span for people."""
+    if seconds < 120:
+        return f"{seconds:.3g} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def ago(then: datetime, now: datetime) -> str:
+    """How long ago something was, for people."""
+    seconds = max(0, int((now - then).total_seconds()))
+    for name, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {name} ago"
+    return f"{seconds} s ago"
+
+
+def sparkline(values: Iterable[float], width: int = 40) -> str:
+    """A curve of one line, at most `width` characters wide."""
+    known = [value for value in values if math.isfinite(value)]
+    if len(known) > width:
+        known = [known[index * (len(known) - 1) // (width - 1)] for index in range(width)]
+    if not known:
+        return ""
+    low, high = min(known), max(known)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((value - low) * scale)] for value in known)

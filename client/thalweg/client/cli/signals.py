@@ -1,0 +1,72 @@
+"""Ctrl-C and its kin as items of a queue: nothing is interrupted where it does not expect it, and everything gets its end."""
+
+import queue
+import signal
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple, Self
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Signal(NamedTuple):
+    """A signal that came."""
+
+    number: int
+
+
+class InterruptedBySignalError(Exception):
+    """A signal asked for the end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """What shells make of a process that a signal ended."""
+        return 128 + self.number
+
+
+class Inbox:
+    """A queue that also receives this process's signals, while it is used as a context manager in the main thread."""
+
+    def __init__(self) -> None:
+        # Of all queues, the one that a signal handler may put into.
+        self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._before: dict[signal.Signals, Any] = {}
+        self._received: int | None = None
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+        self.listen()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Takes the signals (again: Ray takes SIGTERM when it starts). One that was ignored, as under nohup, stays so."""
+        for number, before in self._before.items():
+            if before is not signal.SIG_IGN:
+                signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = self._received or number
+        self._items.put(Signal(number))
+
+    def put(self, item: Any) -> None:
+        """Adds an item, from any thread."""
+        self._items.put(item)
+
+    def get(self) -> Any:
+        """Waits for the next item. Raises InterruptedBySignalError in place of a signal."""
+        item = self._items.get()
+        if isinstance(item, Signal):
+            raise InterruptedBySignalError(item.number)
+        return item
+
+    def check(self) -> None:
+        """Raises InterruptedBySignalError if a signal came."""
+        if self._received is not None:
+            raise InterruptedBySignalError(self._received)

@@ -1,0 +1,94 @@
+"""How `thalweg train` ends: one JSON object, or a summary for people and what to try next."""
+
+from thalweg.client.cli.output import accuracy_of, complain, console, print_json, result_json, seconds_of, sparkline
+from thalweg.client.cli.training import Outcome
+from thalweg.client.records import Metrics
+
+
+def report(outcome: Outcome, place: str, json: bool) -> int:
+    """Prints what became of a job, and gives the exit code. `place` is what further commands need to find the job."""
+    result = outcome.result
+    if json:
+        print_json(_json(outcome))
+    elif result.state == "SUCCEEDED" and not outcome.interruption:
+        _print_summary(outcome, place)
+    for line in _complaints(outcome, place):
+        complain(line)
+    if outcome.interruption:
+        return outcome.interruption.exit_code
+    return 0 if result.state == "SUCCEEDED" and not outcome.problems else 1
+
+
+def _json(outcome: Outcome) -> dict[str, object]:
+    answer = result_json(outcome.result)
+    if outcome.weights:
+        answer["weights"] = str(outcome.weights)
+    if outcome.error:
+        answer["error"] = outcome.error
+    return answer
+
+
+def _complaints(outcome: Outcome, place: str) -> list[str]:
+    """What people read on stderr if the job did not end as asked."""
+    result = outcome.result
+    lines = []
+    if result.state == "FAILED":
+        lines.append(f"job {result.job} failed: {outcome.error}")
+    elif outcome.interruption:
+        lines.append(f"job {result.job} was interrupted after {_steps(outcome)}")
+    elif result.state == "CANCELLED":
+        lines.append(f"job {result.job} was cancelled after {_steps(outcome)}")
+    lines += outcome.problems
+    if outcome.problems and result.weights_sha256:
+        lines.append(f"the weights are kept by the server: thalweg weights {result.job}{place} -o FILE")
+    if result.state == "FAILED" and outcome.weights:
+        lines.append(f"the last finite parameters are in {outcome.weights}")
+    elif result.state == "CANCELLED" and outcome.weights:
+        lines.append(f"what was learnt so far is in {outcome.weights}")
+    elif result.state == "CANCELLED" and not result.weights_sha256:
+        lines.append("nothing was learnt yet")
+    return lines
+
+
+def _steps(outcome: Outcome) -> str:
+    steps = outcome.result.steps
+    return f"{steps:,} step{'' if steps == 1 else 's'}"
+
+
+def _print_summary(outcome: Outcome, place: str) -> None:
+    result, out = outcome.result, console()
+    pace = f", {result.samples_per_second:,.0f} samples/s" if result.samples_per_second else ""
+    epochs = f"{result.epochs:,} epoch{'' if result.epochs == 1 else 's'}"
+    time = seconds_of(result.seconds)
+    out.print(f"[bold green]{result.job}[/] succeeded: {epochs}, {_steps(outcome)} in {time}{pace}")
+    _print_curves(outcome)
+    for name, metrics in (("training", result.train), ("validation", result.validation)):
+        if metrics:
+            out.print(f"  [dim]{name:<11}[/] {_metrics(metrics)}")
+    if outcome.weights:
+        out.print(f"  [dim]{'weights':<11}[/] {outcome.weights}", soft_wrap=True)
+    out.print(f"  [dim]{'sha256':<11}[/] {result.weights_sha256}", soft_wrap=True)
+    out.print("Try next:")
+    for command, purpose in (
+        (f"thalweg plot {result.job}{place}", "draws the learning curve"),
+        (f"thalweg plot {result.job} --slice '0.weight[0,0]'{place}", "the loss over one weight, and the way downhill"),
+        (f"thalweg predict {result.job} x.npy{place}", "what it makes of your samples"),
+    ):
+        out.print(f"  [cyan]{command:<52}[/] [dim]{purpose}[/]", soft_wrap=True)
+
+
+def _print_curves(outcome: Outcome) -> None:
+    epochs, out = outcome.picture.epochs, console()
+    if len(epochs) < 2:
+        return
+    losses = [epoch.train_loss for epoch in epochs]
+    out.print(f"  [dim]{'loss':<11}[/] [cyan]{sparkline(losses)}[/] {losses[0]:.4g} → {losses[-1]:.4g}")
+    accuracies = [e.validation.accuracy for e in epochs if e.validation and e.validation.accuracy is not None]
+    if len(accuracies) > 1:
+        ends = f"{accuracies[0]:.1%} → {accuracies[-1]:.1%}"
+        out.print(f"  [dim]{'accuracy':<11}[/] [cyan]{sparkline(accuracies)}[/] {ends}")
+
+
+def _metrics(metrics: Metrics) -> str:
+    accuracy = "" if metrics.accuracy is None else f"   accuracy {accuracy_of(metrics)}"
+    return f"loss {metrics.loss:.4g}{accuracy}"

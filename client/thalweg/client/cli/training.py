@@ -1,0 +1,104 @@
+"""The course of `thalweg train`, whatever becomes of it: an end, a failure, a Ctrl-C."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from thalweg.client.cli.display import Display, Picture, display
+from thalweg.client.cli.follow import attend, follow
+from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
+from thalweg.client.client import Client
+from thalweg.client.job import Job
+from thalweg.client.jobfile import JobFile
+from thalweg.client.local import Embedded
+from thalweg.client.records import Result
+from thalweg.contract.errors import ThalwegError
+
+_KEPT = "parameters.safetensors"
+
+
+@dataclass
+class Outcome:
+    """What became of a job.
+
+    `problems` are what a user should read; `interruption` is there if a signal ended it. `weights` is None if there are none, or
+    if they could not be written.
+    """
+
+    result: Result
+    error: str
+    weights: Path | None = None
+    problems: list[str] = field(default_factory=list)
+    interruption: InterruptedBySignalError | None = None
+    picture: Picture = field(default_factory=Picture)
+
+
+class Training:
+    """One job, from its submission to its weights. Signals come through `inbox`."""
+
+    def __init__(self, client: Client, inbox: Inbox, weights: Path | None, embedded: Embedded | None = None) -> None:
+        self._client = client
+        self._inbox = inbox
+        self._weights = weights
+        self._embedded = embedded
+
+    def run(self, loaded: JobFile) -> Outcome:
+        """Trains. Raises ThalwegError if the job is not accepted, or the server is lost."""
+        job = attend(lambda: self._client.submit(loaded), self._inbox)
+        with display(job.id) as screen:
+            try:
+                self._start_fleet(job, screen)
+                follow(job, self._inbox, screen.show)
+                outcome = self._ended(job)
+            except InterruptedBySignalError as interruption:
+                screen.say("ending the job")
+                outcome = self._interrupted(job, interruption)
+        outcome.picture = screen.picture
+        return outcome
+
+    def _start_fleet(self, job: Job, screen: Display) -> None:
+        if self._embedded is None:
+            return
+        screen.say("starting Ray")
+        training = job.spec.training
+        try:
+            # In this thread, for Ray ends with the thread that started it; signals wait meanwhile.
+            self._embedded.start_fleet(training.workers * training.threads_per_worker)
+        except ThalwegError:
+            job.cancel()
+            raise
+        finally:
+            self._inbox.listen()
+        self._inbox.check()
+
+    def _ended(self, job: Job) -> Outcome:
+        outcome = Outcome(attend(job.result, self._inbox), job.message.error)
+        self._keep(job, outcome)
+        return outcome
+
+    def _interrupted(self, job: Job, interruption: InterruptedBySignalError) -> Outcome:
+        """Ends the job and keeps what was learnt so far, unless a second signal comes."""
+        outcome = Outcome(job.last_result(), "", interruption=interruption)
+        try:
+            attend(job.cancel, self._inbox)
+            outcome.result = job.last_result()
+            self._keep(job, outcome)
+        except InterruptedBySignalError:
+            outcome.problems.append("interrupted again; what was learnt so far was not written")
+        except ThalwegError as error:
+            outcome.problems += str(error).splitlines()
+        return outcome
+
+    def _keep(self, job: Job, outcome: Outcome) -> None:
+        """Writes the weights, if there are any."""
+        if not outcome.result.weights_sha256:
+            return
+        if self._embedded and self._weights is None:
+            # The embedded server has written them already.
+            outcome.weights = (self._embedded.folder / "jobs" / job.id / _KEPT).absolute()
+            return
+        path = (self._weights or Path(f"{job.id}.safetensors")).absolute()
+        try:
+            attend(lambda: job.save(path), self._inbox)
+            outcome.weights = path
+        except ThalwegError as error:
+            outcome.problems += str(error).splitlines()

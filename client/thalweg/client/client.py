@@ -1,0 +1,89 @@
+"""A server, as Python programs use it."""
+
+import uuid
+from types import TracebackType
+from typing import Self
+
+from thalweg.client.connection import Connection
+from thalweg.client.job import Job
+from thalweg.client.jobfile import JobFile, JobSource, Settings, load_job
+from thalweg.client.transfer import upload
+from thalweg.contract.channel import Address, parse_address
+from thalweg.contract.errors import Violation, invalid
+from thalweg.v1 import training_service_pb2 as pb
+
+# A server may have to wait for its disk before it may say that a job is durable.
+_CREATE_SECONDS = 60.0
+
+
+class Client:
+    """The jobs of one server. To be closed, or used as a context manager; all methods may be called from any thread.
+
+    `address` is HOST:PORT. Whatever fails raises ThalwegError, whose message says what to do.
+    """
+
+    def __init__(self, address: str | Address, token: str | None = None) -> None:
+        self.address = _address(address) if isinstance(address, str) else address
+        self._connection = Connection(self.address, token)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection. Jobs go on."""
+        self._connection.close()
+
+    def submit(
+        self,
+        job: JobSource | JobFile,
+        settings: Settings = (),
+        *,
+        name: str | None = None,
+        id: str | None = None,  # noqa: A002 - what it is called everywhere else
+        request_id: str | None = None,
+    ) -> Job:
+        """Hands a job to the server, with the file that it learns from, and gives it. It runs from then on by itself.
+
+        `job` is the name of a packaged job, the path of a TOML file, a dictionary of the same shape, or a JobSpec. `settings` are
+        laid over it: `{"training.epochs": 5}`, or texts `training.epochs=5`. `name` replaces the job's name; `id` chooses its id.
+        Two calls with the same `request_id` create one job.
+        """
+        loaded = job if isinstance(job, JobFile) else load_job(job, settings)
+        spec = loaded.spec
+        if name is not None:
+            spec.name = name
+        if loaded.data:
+            spec.data.sha256 = upload(self._connection, loaded.data)
+        request = pb.CreateJobRequest(spec=spec, job_id=id or "", request_id=request_id or str(uuid.uuid4()))
+        answer = self._connection.call(self._connection.stub.CreateJob, request, seconds=_CREATE_SECONDS)
+        return Job(self._connection, answer.job)
+
+    def jobs(self) -> list[Job]:
+        """All jobs of the server, the newest first."""
+        jobs: list[Job] = []
+        token = ""
+        while True:
+            page = self._connection.call(self._connection.stub.ListJobs, pb.ListJobsRequest(page_token=token))
+            jobs += [Job(self._connection, message) for message in page.jobs]
+            token = page.next_page_token
+            if not token:
+                return jobs
+
+    def job(self, id: str) -> Job:  # noqa: A002 - what it is called everywhere else
+        """One job. Raises ThalwegError if the server has none of this id."""
+        answer = self._connection.call(self._connection.stub.GetJob, pb.GetJobRequest(job_id=id))
+        return Job(self._connection, answer.job)
+
+    def server_info(self) -> pb.GetServerInfoResponse:
+        """The server's version, its fleets, and the greatest upload that it takes."""
+        return self._connection.call(self._connection.stub.GetServerInfo, pb.GetServerInfoRequest())
+
+
+def _address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise invalid(Violation("server", str(error))) from error

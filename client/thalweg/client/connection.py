@@ -1,0 +1,88 @@
+"""One connection to a server: deadlines, retries, and errors that users can read in place of gRPC's."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import grpc
+
+from thalweg.contract.channel import OPTIONS, Address, authorization
+from thalweg.contract.errors import ThalwegError, from_rpc_error
+from thalweg.v1 import training_service_pb2_grpc
+
+T = TypeVar("T")
+
+_CALL_SECONDS = 30.0
+# How long an attempt waits behind the one that failed. A server that is only being restarted is back by then, and a wrong address
+# is told within a second.
+_BACKOFFS = (0.1, 0.5)
+# What gRPC says of a connection, and how people say it.
+_PLAIN_WORDS = {
+    "connection refused": "nothing listens there",
+    "dns resolution failed": "no such host",
+    "domain name not found": "no such host",
+    "name or service not known": "no such host",
+    "no route to host": "no route to host",
+    "network is unreachable": "the network is unreachable",
+    "timed out": "it does not answer",
+    "timeout": "it does not answer",
+    "deadline exceeded": "it does not answer",
+}
+
+
+class Connection:
+    """A channel to the server at an address, with the token that goes with every call."""
+
+    def __init__(self, address: Address, token: str | None) -> None:
+        self.address = address
+        self.metadata = authorization(token)
+        # A proxy cannot reach a port of this machine.
+        options = [*OPTIONS, ("grpc.enable_http_proxy", 0)] if address.is_loopback else list(OPTIONS)
+        self._channel = grpc.insecure_channel(str(address), options=options)
+        self.stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)
+
+    def close(self) -> None:
+        """Ends the connection, and with it every call."""
+        self._channel.close()
+
+    def call(self, method: Callable[..., T], request: Any, retry: bool = True, seconds: float = _CALL_SECONDS) -> T:
+        """Makes a call with one answer. `retry` says whether a second call would change no more than one."""
+        return self.attempt(lambda: method(request, metadata=self.metadata, timeout=seconds), retry)
+
+    def attempt(self, action: Callable[[], T], retry: bool = True) -> T:
+        """Does something that calls the server, again if the server is unavailable. Raises ThalwegError if it fails."""
+        for backoff in _BACKOFFS if retry else ():
+            try:
+                return action()
+            except grpc.RpcError as error:
+                if code_of(error) is not grpc.StatusCode.UNAVAILABLE:
+                    raise self.translated(error) from error
+            time.sleep(backoff)
+        with self.errors():
+            return action()
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raises what gRPC raises within as ThalwegError."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self.translated(error) from error
+
+    def translated(self, error: grpc.RpcError) -> ThalwegError:
+        """The error behind what gRPC raised, in plain words."""
+        if code_of(error) is grpc.StatusCode.UNIMPLEMENTED:
+            problem = "what answers there is no Thalweg server, or one of another version"
+            return ThalwegError("UNREACHABLE", {"address": str(self.address), "problem": problem})
+        known = from_rpc_error(error, str(self.address))
+        if known.reason == "UNREACHABLE":
+            said = known.metadata["problem"].lower()
+            plain = next((words for sign, words in _PLAIN_WORDS.items() if sign in said), known.metadata["problem"])
+            return ThalwegError("UNREACHABLE", known.metadata | {"problem": plain})
+        return known
+
+
+def code_of(error: object) -> grpc.StatusCode:
+    """The status that a call ended with."""
+    return error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN

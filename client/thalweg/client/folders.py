@@ -1,0 +1,67 @@
+"""Where jobs of this machine are kept, and how a server that runs there is found."""
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain, count
+from pathlib import Path
+
+from thalweg.client.problems import LocalError
+from thalweg.contract.channel import Address, parse_address
+
+# A server that has its folder's lock says within this time where it listens.
+_START_SECONDS = 10.0
+_LOOK_SECONDS = 0.05
+
+
+def _data_home() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "thalweg"
+
+
+def embedded_folder() -> Path:
+    """The data folder of jobs that run embedded, in the process that started them."""
+    return _data_home() / "embedded"
+
+
+def served_folder() -> Path:
+    """The data folder of `thalweg serve`."""
+    return _data_home() / "server"
+
+
+def numbered(folder: Path) -> Iterator[Path]:
+    """A folder, and the ones beside it that take its place while it is in use."""
+    return chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in count(2)))
+
+
+def folder_token(folder: Path) -> str:
+    """The token of the servers that run embedded on a folder: made once, readable for this user alone.
+
+    Whoever may read the folder may use its server; other users of the machine, who reach loopback as well, may not. Raises
+    ThalwegError if the folder cannot be used.
+    """
+    path = folder / "token"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            aside = folder / f"token-{secrets.token_hex(8)}"
+            with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_urlsafe(24))
+            # Of two that make one at the same time, both use the first one's.
+            with suppress(FileExistsError):
+                os.link(aside, path)
+            aside.unlink()
+        return path.read_text()
+    except OSError as error:
+        raise LocalError(f"cannot use the data folder {folder}: {error.strerror}") from error
+
+
+def running_server(folder: Path) -> Address:
+    """The address of the server that runs on a folder. Raises ThalwegError if it does not say."""
+    patience = time.monotonic() + _START_SECONDS
+    while time.monotonic() < patience:
+        with suppress(OSError, ValueError):
+            return parse_address((folder / "address").read_text().strip())
+        time.sleep(_LOOK_SECONDS)
+    raise LocalError(f"a server uses the folder {folder}, but does not say at which address")

@@ -1,0 +1,162 @@
+"""A job on a server, as Python programs use it."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from numpy.typing import ArrayLike, NDArray
+
+from thalweg.client import records
+from thalweg.client.connection import Connection, code_of
+from thalweg.client.problems import JobFailedError
+from thalweg.client.records import ENDED, Event, Progress, Result, StateChanged, Trajectory
+from thalweg.client.transfer import download_parameters, download_trajectory
+from thalweg.client.weights import save_weights
+from thalweg.contract import layout as layouts
+from thalweg.contract.layout import Slab
+from thalweg.v1 import job_pb2
+from thalweg.v1 import training_service_pb2 as pb
+
+# How long a broken watch tries to go on: a server that restarts is back by then.
+_RECONNECT_SECONDS = 60.0
+# A stream that lived so long was there: no attempt to connect takes that long.
+_STEADY_SECONDS = 40.0
+_FIRST_BACKOFF = 0.2
+_LONGEST_BACKOFF = 5.0
+# How a stream ends when its server, or what lies between, goes away.
+_BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
+
+
+class Job:
+    """One job. Made by `Client.submit`, `Client.job` and `Client.jobs`."""
+
+    def __init__(self, connection: Connection, message: job_pb2.Job) -> None:
+        self._connection = connection
+        self._seen = 0
+        self.message = message
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r}, {records.state_name(self.message.state)})"
+
+    @property
+    def id(self) -> str:
+        """The id, unique on its server."""
+        return self.message.id
+
+    @property
+    def spec(self) -> job_pb2.JobSpec:
+        """The specification, with every default filled in."""
+        return self.message.spec
+
+    @property
+    def state(self) -> str:
+        """QUEUED, RUNNING, SUCCEEDED, FAILED or CANCELLED, as of now."""
+        return records.state_name(self.refresh().state)
+
+    @property
+    def progress(self) -> Progress:
+        """How far the job is, as of now."""
+        return records.progress(self.refresh().progress)
+
+    def refresh(self) -> job_pb2.Job:
+        """The job's record as the server has it now, `message` from then on. One that has ended does not change."""
+        if records.state_name(self.message.state) not in ENDED:
+            answer = self._connection.call(self._connection.stub.GetJob, pb.GetJobRequest(job_id=self.id))
+            self.message = answer.job
+        return self.message
+
+    def watch(self, after: int = 0) -> Iterator[Event]:
+        """The job's events behind the sequence number `after`, those recorded first, then new ones, until the job has ended.
+
+        A stream that breaks is taken up where it broke; if that does not succeed within a minute, raises ThalwegError.
+        """
+        backoff, broken_since = _FIRST_BACKOFF, None
+        while True:
+            opened = time.monotonic()
+            try:
+                for message in self._stream(after):
+                    after = self._seen = message.sequence
+                    backoff, broken_since = _FIRST_BACKOFF, None
+                    event = records.event(message)
+                    if event:
+                        yield event
+                return
+            except grpc.RpcError as error:
+                now = time.monotonic()
+                if broken_since is None or now - opened > _STEADY_SECONDS:
+                    backoff, broken_since = _FIRST_BACKOFF, now
+                if code_of(error) not in _BROKEN or now + backoff > broken_since + _RECONNECT_SECONDS:
+                    raise self._connection.translated(error) from error
+            time.sleep(backoff)
+            backoff = min(2 * backoff, _LONGEST_BACKOFF)
+
+    def _stream(self, after: int) -> Iterator[pb.Event]:
+        request = pb.WatchJobRequest(job_id=self.id, after_sequence=after)
+        call = self._connection.stub.WatchJob(request, metadata=self._connection.metadata)
+        try:
+            for response in call:
+                yield response.event
+        finally:
+            call.cancel()
+
+    def wait(self) -> Result:
+        """Waits until the job has ended, and gives what came of it. Raises JobFailedError if it failed."""
+        while records.state_name(self.refresh().state) not in ENDED:
+            for event in self.watch(self._seen):
+                if isinstance(event, StateChanged) and event.state in ENDED:
+                    break
+        if self.message.state == job_pb2.JOB_STATE_FAILED:
+            raise JobFailedError(self.id, self.message.error)
+        return self.last_result()
+
+    def result(self) -> Result:
+        """What came of the job so far, whatever its state."""
+        return records.result(self.refresh())
+
+    def last_result(self) -> Result:
+        """What came of the job as far as this client knows, without asking the server."""
+        return records.result(self.message)
+
+    def cancel(self) -> str:
+        """Ends the job, if it has not ended, and gives its state. What was learnt so far stays."""
+        answer = self._connection.call(self._connection.stub.CancelJob, pb.CancelJobRequest(job_id=self.id))
+        self.message = answer.job
+        return records.state_name(self.message.state)
+
+    def delete(self) -> None:
+        """Removes the job, which must have ended, with all that the server kept of it."""
+        self._connection.call(self._connection.stub.DeleteJob, pb.DeleteJobRequest(job_id=self.id), retry=False)
+
+    def scale(self, workers: int) -> None:
+        """Changes how many workers the job wants. Its result does not depend on it."""
+        answer = self._connection.call(self._connection.stub.ScaleJob, pb.ScaleJobRequest(job_id=self.id, workers=workers))
+        self.message = answer.job
+
+    def slab(self) -> tuple[pb.ParametersHeader, Slab]:
+        """The parameters in one array, and its header: layout, version, SHA-256 and preprocessing."""
+        return download_parameters(self._connection, self.id)
+
+    def parameters(self) -> dict[str, Slab]:
+        """The parameters by name, as they are now: arrays of the model's dtype, named and shaped as in torch.nn.Sequential."""
+        header, slab = self.slab()
+        return layouts.views(header.layout, slab)
+
+    def save(self, path: str | Path) -> pb.ParametersHeader:
+        """Writes the parameters to a safetensors file, whole or not at all, and gives their header."""
+        header, slab = self.slab()
+        save_weights(Path(path), self.message, header, slab)
+        return header
+
+    def trajectory(self) -> Trajectory:
+        """The parameters at some of the steps of a job that has ended, from the first to the last."""
+        header, slabs = download_trajectory(self._connection, self.id)
+        return Trajectory(header.layout, tuple(header.versions), slabs)
+
+    def predict(self, x: ArrayLike) -> NDArray[Any]:
+        """The model's outputs for samples `x`, samples first, prepared as the job's data was. Needs the extra `workers`."""
+        from thalweg.client.local_models import predict  # noqa: PLC0415 - models are the workers'
+
+        header, slab = self.slab()
+        return predict(self.spec, header, slab, x)

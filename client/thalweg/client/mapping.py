@@ -1,0 +1,150 @@
+"""Plain values, as TOML and Python dictionaries hold them, held against the contract's descriptors.
+
+protobuf's own JSON mapping makes the message; what is wrong with the values is found here first, all of it, each fault with
+its path, so that a user reads `model.layers[1].dnse: unknown; did you mean dense?` and not a parser's complaint.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from numbers import Real
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from thalweg.contract.errors import Violation
+from thalweg.contract.rules import real_oneofs, rules_of
+
+_BOUNDS = {
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+}
+
+
+def find(descriptor: Descriptor, name: str) -> FieldDescriptor | None:
+    """The field of a message by its name, as the `.proto` file or as protobuf's JSON mapping writes it."""
+    return descriptor.fields_by_name.get(name) or descriptor.fields_by_camelcase_name.get(name)
+
+
+def rivals(field: FieldDescriptor) -> list[str]:
+    """The names of the fields that cannot be given together with `field`."""
+    oneof = field.containing_oneof
+    return [other.name for other in oneof.fields if other is not field] if oneof else []
+
+
+def unknown(descriptor: Descriptor, name: str, path: str) -> Violation:
+    """The fault of a name that a message does not have, with what was meant, if that can be told."""
+    names = [field.name for field in descriptor.fields]
+    close = get_close_matches(name, names, 1)
+    elsewhere = [f"{path}.{found}".lstrip(".") for found in _deeper(descriptor) if found.rpartition(".")[2] == name]
+    meant = close or elsewhere[:1]
+    hint = f"; did you mean {meant[0]}?" if meant else ""
+    choice = f" (one of {', '.join(names)})" if names else " (it has no settings)"
+    return Violation(join(path, name), f"unknown{hint}{choice}")
+
+
+def _deeper(descriptor: Descriptor) -> Iterator[str]:
+    """The paths of all fields of single messages below a message, alternatives left out."""
+    chosen = {field.name for oneof in real_oneofs(descriptor) for field in oneof.fields}
+    for field in descriptor.fields:
+        if field.message_type and not field.is_repeated and field.name not in chosen and field.message_type is not descriptor:
+            yield from (f"{field.name}.{below.name}" for below in field.message_type.fields)
+            yield from (f"{field.name}.{below}" for below in _deeper(field.message_type))
+
+
+def join(path: str, name: str) -> str:
+    """The path of a field from its message's."""
+    return f"{path}.{name}" if path else name
+
+
+def shown(value: Any) -> str:
+    """A given value, for a message about it."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case Mapping():
+            return "a table"
+        case list() | tuple():
+            return "a list"
+        case str():
+            return repr(value if len(value) <= 40 else value[:37] + "...")
+        case _:
+            return str(value)
+
+
+class Walk:
+    """One comparison of values with a descriptor; collects its faults in `violations`."""
+
+    def __init__(self) -> None:
+        self.violations: list[Violation] = []
+
+    def _fault(self, path: str, problem: str) -> None:
+        self.violations.append(Violation(path, problem))
+
+    def message(self, descriptor: Descriptor, value: Any, path: str = "") -> dict[str, Any]:
+        """The values of a message under the field names of the `.proto` file. Faulty ones are left out."""
+        if not isinstance(value, Mapping):
+            self._fault(path, f"{shown(value)} is not a table{_as_table(descriptor, value)}")
+            return {}
+        result: dict[str, Any] = {}
+        for name, given in value.items():
+            field = find(descriptor, name) if isinstance(name, str) else None
+            if field is None:
+                self.violations.append(unknown(descriptor, str(name), path))
+                continue
+            taken = [rival for rival in rivals(field) if rival in result]
+            if taken:
+                self._fault(path or field.name, f"{taken[0]} and {field.name} are alternatives; give one of them")
+            result[field.name] = self._field(field, given, join(path, field.name))
+        return result
+
+    def _field(self, field: FieldDescriptor, value: Any, path: str) -> Any:
+        if not field.is_repeated:
+            return self._single(field, value, path)
+        if isinstance(value, str) or not isinstance(value, Iterable) or isinstance(value, Mapping):
+            self._fault(path, f"{shown(value)} is not a list")
+            return []
+        return [self._single(field, item, f"{path}[{index}]") for index, item in enumerate(value)]
+
+    def _single(self, field: FieldDescriptor, value: Any, path: str) -> Any:
+        if field.message_type:
+            return self.message(field.message_type, value, path)
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        finite = number and math.isfinite(value)
+        match field.cpp_type:
+            case FieldDescriptor.CPPTYPE_STRING:
+                right, wanted = isinstance(value, str), "a string"
+            case FieldDescriptor.CPPTYPE_BOOL:
+                right, wanted = isinstance(value, bool), "true or false"
+            case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
+                right, wanted = finite, "a finite number" if number else "a number"
+                value = float(value) if finite else value
+            case _:
+                right, wanted = finite and value == int(value), "a whole number"
+                value = self._within(field, int(value), path) if right else value
+        if not right:
+            self._fault(path, f"{shown(value)} is not {wanted}")
+        return value
+
+    def _within(self, field: FieldDescriptor, value: int, path: str) -> int:
+        """Checks what the type itself cannot hold. Other bounds are the server's to check."""
+        least, most = _BOUNDS[field.cpp_type]
+        rules = rules_of(field)
+        if value < least:
+            wanted = int(rules.at_least) if rules.HasField("at_least") else least
+            self._fault(path, f"{value} is not allowed; it must be at least {wanted}")
+        elif value > most:
+            wanted = int(rules.at_most) if rules.HasField("at_most") else most
+            self._fault(path, f"{value} is not allowed; it must be at most {wanted}")
+        return value
+
+
+def _as_table(descriptor: Descriptor, value: Any) -> str:
+    """How a name that was given in place of a table is written as one."""
+    chosen = [field.name for oneof in real_oneofs(descriptor) for field in oneof.fields]
+    if not isinstance(value, str) or not chosen:
+        return ""
+    close = get_close_matches(value, chosen, 1)
+    return f"; write {{ {close[0]} = {{}} }}" if close else f" (one of {', '.join(chosen)})"

@@ -1,0 +1,189 @@
+"""What a server tells about a job, as plain typed values: its events, its progress, its result."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from thalweg.contract import layout as layouts
+from thalweg.contract.layout import Slab
+from thalweg.v1 import job_pb2
+from thalweg.v1 import training_service_pb2 as pb
+
+# The states that a job does not leave.
+ENDED = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Metrics over a set of samples. `accuracy`, from 0 to 1, is None for a model that is no classifier."""
+
+    loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is. `total_steps` is 0 until the data is known, `loss` None before the first step."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    total_epochs: int
+    loss: float | None
+    learning_rate: float | None
+    validation: Metrics | None
+    samples_per_second: float
+    workers: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a job that has ended. Metrics are None where the job did not get to measure them.
+
+    `weights_sha256` is the SHA-256 of the parameters' bytes, empty if the job ended before there were any.
+    """
+
+    job: str
+    state: str
+    steps: int
+    epochs: int
+    train: Metrics | None
+    validation: Metrics | None
+    weights_sha256: str
+    samples_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What all events have: their number, counted from 1, and their time."""
+
+    sequence: int
+    time: datetime
+
+
+@dataclass(frozen=True)
+class StateChanged(_Recorded):
+    """The job entered a state. `status` says in words what it does or waits for, `error` why it failed."""
+
+    state: str
+    status: str
+    error: str
+
+
+@dataclass(frozen=True)
+class StepsTaken(_Recorded):
+    """Steps were taken. `losses` has one for each, on its minibatch before its update, from `first_step` on."""
+
+    first_step: int
+    losses: tuple[float, ...]
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class EpochEnded(_Recorded):
+    """An epoch ended. `train_loss` is the mean over its minibatches, `step` the steps taken so far."""
+
+    epoch: int
+    step: int
+    train_loss: float
+    validation: Metrics | None
+
+
+@dataclass(frozen=True)
+class WorkersChanged(_Recorded):
+    """The number of connected workers changed. `names` says where each runs."""
+
+    workers: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Notice(_Recorded):
+    """Something worth knowing, in words."""
+
+    text: str
+
+
+Event = StateChanged | StepsTaken | EpochEnded | WorkersChanged | Notice
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The way that training took: the parameters at some versions.
+
+    `versions` rise; `slabs` has the shape (versions, elements) and the layout's dtype.
+    """
+
+    layout: job_pb2.Layout
+    versions: tuple[int, ...]
+    slabs: Slab
+
+    def parameters(self, index: int) -> dict[str, Slab]:
+        """The tensors at `versions[index]` by name: views, not copies."""
+        return layouts.views(self.layout, self.slabs[index])
+
+
+def state_name(state: job_pb2.JobState.ValueType) -> str:
+    """The name of a state, without the prefix that the contract gives it."""
+    return job_pb2.JobState.Name(state).removeprefix("JOB_STATE_")
+
+
+def metrics(message: Any, field: str) -> Metrics | None:
+    """The metrics in a field of a message, None if it is absent."""
+    if not message.HasField(field):
+        return None
+    found: job_pb2.Metrics = getattr(message, field)
+    return Metrics(found.loss, found.accuracy if found.HasField("accuracy") else None)
+
+
+def progress(message: job_pb2.Progress) -> Progress:
+    """A job's progress from its message."""
+    return Progress(
+        step=message.step,
+        total_steps=message.total_steps,
+        epoch=message.epoch,
+        total_epochs=message.total_epochs,
+        loss=message.loss if message.HasField("loss") else None,
+        learning_rate=message.learning_rate if message.HasField("learning_rate") else None,
+        validation=metrics(message, "validation"),
+        samples_per_second=message.samples_per_second,
+        workers=message.workers,
+    )
+
+
+def result(job: job_pb2.Job) -> Result:
+    """What came of a job that has ended, from its message."""
+    return Result(
+        job=job.id,
+        state=state_name(job.state),
+        steps=job.result.steps,
+        epochs=job.result.epochs,
+        train=metrics(job.result, "train"),
+        validation=metrics(job.result, "validation"),
+        weights_sha256=job.result.weights_sha256,
+        samples_per_second=job.result.samples_per_second,
+        seconds=job.result.seconds,
+    )
+
+
+def event(message: pb.Event) -> Event | None:
+    """An event from its message; None for a kind that this client, older than its server, does not know."""
+    sequence, time = message.sequence, message.time.ToDatetime(tzinfo=UTC)
+    match message.WhichOneof("kind"):
+        case "state_changed":
+            job = message.state_changed.job
+            return StateChanged(sequence, time, state_name(job.state), job.status, job.error)
+        case "steps_taken":
+            steps = message.steps_taken
+            return StepsTaken(sequence, time, steps.first_step, tuple(steps.losses), progress(steps.progress))
+        case "epoch_ended":
+            epoch = message.epoch_ended
+            return EpochEnded(sequence, time, epoch.epoch, epoch.step, epoch.train_loss, metrics(epoch, "validation"))
+        case "workers_changed":
+            change = message.workers_changed
+            return WorkersChanged(sequence, time, change.workers, tuple(change.names))
+        case "notice":
+            return Notice(sequence, time, message.notice.text)
+        case _:
+            return None

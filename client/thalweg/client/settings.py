@@ -1,0 +1,109 @@
+"""Settings: single values laid over a job, as `--set training.epochs=5` or a Python mapping states them."""
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from thalweg.client.mapping import find, join, rivals, unknown
+from thalweg.contract.errors import Violation, invalid
+
+_PART = re.compile(r"([A-Za-z0-9_-]+)((?:\[\d+\])*)")
+
+
+class Setting(NamedTuple):
+    """One value and its path. `text` is the value as it was typed, None if it was given as a Python value."""
+
+    path: str
+    value: Any
+    text: str | None
+
+
+def read_settings(settings: Mapping[str, Any] | Iterable[str]) -> list[Setting]:
+    """Settings from a mapping of paths to values, or from texts `PATH=VALUE` whose values are TOML, else strings.
+
+    Raises ThalwegError for a text without a path or an equals sign.
+    """
+    if isinstance(settings, Mapping):
+        return [Setting(path, value, None) for path, value in settings.items()]
+    return [_read(text) for text in settings]
+
+
+def _read(text: str) -> Setting:
+    path, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not path:
+        raise invalid(Violation("", f"{text!r} is not a setting; write KEY=VALUE, as in training.epochs=5"))
+    try:
+        document = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        document = {}
+    return Setting(path, document["value"] if document.keys() == {"value"} else value, value)
+
+
+def lay_over(document: dict[str, Any], descriptor: Descriptor, setting: Setting) -> None:
+    """Puts a setting into the values of a message, in place. An alternative takes the place of the one that was there.
+
+    Raises ThalwegError if the message has no such place.
+    """
+    parts = _parts(setting.path)
+    path = ""
+    for number, (name, indices) in enumerate(parts):
+        field = find(descriptor, name)
+        if field is None:
+            raise invalid(unknown(descriptor, name, path))
+        path = join(path, field.name)
+        for rival in rivals(field):
+            document.pop(rival, None)
+        if number == len(parts) - 1:
+            _assign(document, field, indices, setting, path)
+            return
+        if field.message_type is None:
+            raise invalid(Violation(path, f"is a single value, and has no {parts[number + 1][0]}"))
+        if not field.is_repeated:
+            document = document.setdefault(field.name, {})
+        elif indices:
+            path += f"[{indices[0]}]"
+            document = _item(document, field, indices, path)
+        else:
+            raise invalid(Violation(path, f"is a list; write {path}[0] for its first item"))
+        descriptor = field.message_type
+
+
+def _parts(path: str) -> list[tuple[str, list[int]]]:
+    """The names along a path, each with the indices behind it."""
+    parts = []
+    for text in path.split("."):
+        match = _PART.fullmatch(text)
+        if match is None:
+            raise invalid(Violation(path, "is not a path; write one as model.layers[0].dense.units"))
+        parts.append((match[1], [int(index) for index in re.findall(r"\d+", match[2])]))
+    return parts
+
+
+def _item(document: dict[str, Any], field: FieldDescriptor, indices: list[int], path: str) -> Any:
+    """The item of a list that a path leads through."""
+    _check_index(document, field, indices, path)
+    return document[field.name][indices[0]]
+
+
+def _assign(document: dict[str, Any], field: FieldDescriptor, indices: list[int], setting: Setting, path: str) -> None:
+    text = field.cpp_type == FieldDescriptor.CPPTYPE_STRING and not isinstance(setting.value, str)
+    # What a string field is given is a string, though it may look like a number.
+    value = setting.text if text and setting.text is not None else setting.value
+    if not indices:
+        document[field.name] = value
+        return
+    _check_index(document, field, indices, f"{path}[{indices[0]}]")
+    document[field.name][indices[0]] = value
+
+
+def _check_index(document: dict[str, Any], field: FieldDescriptor, indices: list[int], path: str) -> None:
+    """Raises ThalwegError if a list has no item at an index."""
+    items = document.get(field.name, [])
+    if not field.is_repeated or len(indices) != 1:
+        raise invalid(Violation(path, "is not a list"))
+    if indices[0] >= len(items):
+        there = f"there are {len(items)}, counted from 0" if items else "there is none"
+        raise invalid(Violation(path, f"there is no such item; {there}"))

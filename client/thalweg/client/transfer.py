@@ -1,0 +1,108 @@
+"""Large things over the wire, in chunks: data up; parameters, trajectories and data down."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from thalweg.client.connection import Connection
+from thalweg.client.problems import LocalError
+from thalweg.contract import layout as layouts
+from thalweg.contract.channel import CHUNK_BYTES
+from thalweg.contract.errors import ThalwegError
+from thalweg.contract.layout import Slab
+from thalweg.v1 import job_pb2
+from thalweg.v1 import training_service_pb2 as pb
+
+
+class _Part(Protocol):
+    """A message of a download."""
+
+    @property
+    def data(self) -> bytes: ...
+
+
+def upload(connection: Connection, path: Path) -> str:
+    """Puts a file on the server, if it is not there yet, and gives its SHA-256. Raises ThalwegError if that fails."""
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            header = pb.UploadHeader(sha256=sha256, size=path.stat().st_size)
+
+            def requests() -> Iterator[pb.UploadDataRequest]:
+                file.seek(0)
+                yield pb.UploadDataRequest(header=header)
+                while part := file.read(CHUNK_BYTES):
+                    yield pb.UploadDataRequest(data=part)
+
+            # The name of the upload is its content: sending it twice keeps it once.
+            connection.attempt(lambda: connection.stub.UploadData(requests(), metadata=connection.metadata))
+    except OSError as error:
+        raise LocalError(f"cannot read {path}: {error.strerror}") from error
+    return sha256
+
+
+def download_parameters(connection: Connection, job_id: str) -> tuple[pb.ParametersHeader, Slab]:
+    """A job's parameters and what they are. Raises ThalwegError, also if they arrive damaged."""
+
+    def fetch() -> tuple[pb.ParametersHeader, Slab]:
+        stream = connection.stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job_id), metadata=connection.metadata)
+        header = next(stream).header
+        slab = _received(stream, header.layout, 1)[0]
+        if layouts.digest(slab) != header.sha256:
+            raise _damaged("the parameters")
+        return header, slab
+
+    return connection.attempt(fetch)
+
+
+def download_trajectory(connection: Connection, job_id: str) -> tuple[pb.TrajectoryHeader, Slab]:
+    """A job's trajectory, shape (versions, elements), and what it is. Raises ThalwegError."""
+
+    def fetch() -> tuple[pb.TrajectoryHeader, Slab]:
+        stream = connection.stub.DownloadTrajectory(pb.DownloadTrajectoryRequest(job_id=job_id), metadata=connection.metadata)
+        header = next(stream).header
+        return header, _received(stream, header.layout, len(header.versions))
+
+    return connection.attempt(fetch)
+
+
+def download_data(connection: Connection, sha256: str, folder: Path) -> Path:
+    """An uploaded file, as a file in a folder. Raises ThalwegError, also if it arrives damaged."""
+    path = folder / sha256
+
+    def fetch() -> None:
+        digest = hashlib.sha256()
+        with path.open("wb") as file:
+            for part in connection.stub.DownloadData(pb.DownloadDataRequest(sha256=sha256), metadata=connection.metadata):
+                digest.update(part.data)
+                file.write(part.data)
+        if digest.hexdigest() != sha256:
+            raise _damaged("the data")
+
+    try:
+        connection.attempt(fetch)
+    except OSError as error:
+        raise LocalError(f"cannot write {path}: {error.strerror}") from error
+    return path
+
+
+def _received(parts: Iterable[_Part], layout: job_pb2.Layout, slabs: int) -> Slab:
+    """The slabs, shape (slabs, elements), that the bytes of a stream are."""
+    result = np.empty((slabs, layouts.elements(layout)), layouts.dtype_of(layout))
+    room = result.reshape(-1).data.cast("B")
+    end = 0
+    for part in parts:
+        start, end = end, end + len(part.data)
+        if end > len(room):
+            raise _damaged("the answer")
+        room[start:end] = part.data
+    if end != len(room):
+        raise _damaged("the answer")
+    return result
+
+
+def _damaged(what: str) -> ThalwegError:
+    return ThalwegError("INTERNAL", {"problem": f"{what} arrived damaged; try again"})

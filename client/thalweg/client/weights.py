@@ -1,0 +1,65 @@
+"""Parameters as safetensors files, loadable with `safetensors` and, for a model of plain layers, with `load_state_dict`."""
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from google.protobuf import json_format
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from thalweg.client.problems import LocalError
+from thalweg.contract import layout as layouts
+from thalweg.contract.layout import Slab
+from thalweg.v1 import job_pb2
+from thalweg.v1 import training_service_pb2 as pb
+
+
+def save_weights(path: Path, job: job_pb2.Job, header: pb.ParametersHeader, slab: Slab) -> None:
+    """Writes parameters to a file, whole or not at all. Raises ThalwegError if the file cannot be written.
+
+    The file's metadata: `job`, `version` (updates behind the parameters), `weights_sha256`, `preprocessing` and `spec` (JSON).
+    """
+    metadata = {
+        "job": job.id,
+        "version": str(header.version),
+        "weights_sha256": header.sha256,
+        "preprocessing": json.dumps({"mean": list(header.preprocessing.mean), "scale": list(header.preprocessing.scale)}),
+        "spec": json.dumps(json_format.MessageToDict(job.spec, preserving_proto_field_name=True)),
+    }
+    tensors = {name: np.ascontiguousarray(view) for name, view in layouts.views(header.layout, slab).items()}
+    write_whole(path, lambda aside: save_file(tensors, aside, metadata))
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a file aside, and gives it its name when it is whole. Raises ThalwegError if that fails."""
+    # The ending stays last: some writers choose their format by it.
+    aside = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    try:
+        aside.touch(exist_ok=False)
+        mode = aside.stat().st_mode
+        write(aside)
+        # safetensors puts a file of its own in place of the one it is given, readable by its owner alone.
+        aside.chmod(mode)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise LocalError(f"cannot write {path}: {_reason(path, error)}") from error
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    number = re.search(r"os error (\d+)", str(error))
+    return os.strerror(int(number[1])) if number else str(error)

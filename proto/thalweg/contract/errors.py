@@ -1,0 +1,110 @@
+"""The catalogue of errors, made from the annotations in `errors.proto`.
+
+Server and client translate through it: a `ThalwegError` raised on one side is raised on the other. In between it travels as
+google.rpc.Status with an ErrorInfo and, for invalid arguments, a BadRequest that names the fields.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from thalweg.v1 import errors_pb2, options_pb2
+
+DOMAIN = "thalweg"
+_PREFIX = "ERROR_REASON_"
+
+
+class Violation(NamedTuple):
+    """One wrong field: its path, as in `model.layers[1].dense.units`, and what is wrong with it and what would do."""
+
+    field: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}" if self.field else self.problem
+
+
+class ThalwegError(Exception):
+    """An error that a user can act on. Pickles, so it crosses process boundaries.
+
+    `reason` is a name of the enum ErrorReason without its prefix; `metadata` fills the braces of its message.
+    """
+
+    def __init__(self, reason: str, metadata: dict[str, str] | None = None, violations: Iterable[Violation] = ()) -> None:
+        self.reason = reason
+        self.metadata = dict(metadata or {})
+        self.violations = tuple(Violation(*violation) for violation in violations)
+        super().__init__(self.reason, self.metadata, self.violations)
+
+    def __str__(self) -> str:
+        if self.violations:
+            return "\n".join(map(str, self.violations))
+        return entry(self.reason).message.format_map(_Missing(self.metadata))
+
+    @property
+    def code(self) -> grpc.StatusCode:
+        """The gRPC status code that the error travels with."""
+        return _CODES[entry(self.reason).code]
+
+
+class _Missing(dict[str, str]):
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def entry(reason: str) -> options_pb2.ErrorRules:
+    """The catalogue's entry for a reason. Raises KeyError if there is none."""
+    value = errors_pb2.ErrorReason.DESCRIPTOR.values_by_name[_PREFIX + reason]
+    return value.GetOptions().Extensions[options_pb2.error]
+
+
+def invalid(*violations: Violation) -> ThalwegError:
+    """The error of one or more wrong fields."""
+    return ThalwegError("INVALID_ARGUMENT", violations=violations)
+
+
+def to_status(error: ThalwegError) -> status_pb2.Status:
+    """The error in the form in which it travels."""
+    status = status_pb2.Status(code=entry(error.reason).code, message=str(error))
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    status.details.add().Pack(info)
+    if error.violations:
+        request = error_details_pb2.BadRequest()
+        for violation in error.violations:
+            request.field_violations.add(field=violation.field, description=violation.problem)
+        status.details.add().Pack(request)
+    return status
+
+
+def from_rpc_error(error: grpc.RpcError, address: str) -> ThalwegError:
+    """The error behind what gRPC raised in a call to the server at `address`."""
+    call: Any = error
+    if not isinstance(call, grpc.Call):
+        return ThalwegError("INTERNAL", {"problem": str(error)})
+    status = rpc_status.from_call(call)
+    known = _from_details(status.details) if status else None
+    if known:
+        return known
+    code, problem = call.code(), call.details() or "no details"
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return ThalwegError("UNREACHABLE", {"address": address, "problem": problem})
+    return ThalwegError("INTERNAL", {"problem": f"{code.name}: {problem}"})
+
+
+def _from_details(details: Iterable[any_pb2.Any]) -> ThalwegError | None:
+    info = error_details_pb2.ErrorInfo()
+    request = error_details_pb2.BadRequest()
+    for detail in details:
+        if not detail.Unpack(info):
+            detail.Unpack(request)
+    if info.domain != DOMAIN or _PREFIX + info.reason not in errors_pb2.ErrorReason.DESCRIPTOR.values_by_name:
+        return None
+    violations = [Violation(v.field, v.description) for v in request.field_violations]
+    return ThalwegError(info.reason, dict(info.metadata), violations)

@@ -1,0 +1,65 @@
+"""Slabs: all tensors of a model end to end in one contiguous array, each a view of a range of it."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thalweg.v1 import job_pb2
+
+Slab = NDArray[np.floating]
+
+
+def dtype_of(layout: job_pb2.Layout) -> np.dtype[np.floating]:
+    """The little-endian NumPy type of the layout's elements."""
+    return np.dtype({"float32": "<f4", "float64": "<f8"}[layout.dtype])
+
+
+def elements(layout: job_pb2.Layout) -> int:
+    """The number of elements of a slab of this layout."""
+    return sum(math.prod(tensor.shape) for tensor in layout.tensors)
+
+
+def views(layout: job_pb2.Layout, slab: Slab) -> dict[str, Slab]:
+    """The slab's tensors by name: views, not copies, each of its own shape, in the order of the slab.
+
+    Raises ValueError if the slab has not the layout's number of elements.
+    """
+    if slab.shape != (elements(layout),):
+        raise ValueError(f"a slab of {elements(layout)} elements was expected, not one of shape {slab.shape}")
+    tensors: dict[str, Slab] = {}
+    start = 0
+    for tensor in layout.tensors:
+        end = start + math.prod(tensor.shape)
+        tensors[tensor.name] = slab[start:end].reshape(tuple(tensor.shape))
+        start = end
+    return tensors
+
+
+def locate(layout: job_pb2.Layout, name: str, index: tuple[int, ...]) -> int:
+    """The position in the slab of one element of one tensor.
+
+    Raises KeyError if there is no such tensor, IndexError if it has no such element.
+    """
+    start = 0
+    for tensor in layout.tensors:
+        if tensor.name == name:
+            shape = tuple(tensor.shape)
+            if len(index) != len(shape) or any(not 0 <= i < n for i, n in zip(index, shape, strict=True)):
+                raise IndexError(f"{name} has the shape {shape}")
+            return start + int(np.ravel_multi_index(index, shape)) if shape else start
+        start += math.prod(tensor.shape)
+    raise KeyError(name)
+
+
+def digest(slab: Slab) -> str:
+    """The SHA-256, in hexadecimal, of the slab's bytes."""
+    return hashlib.sha256(slab.data).hexdigest()
+
+
+def ranges(size: int, block: int) -> Iterator[slice]:
+    """Cuts `size` elements into blocks of `block`, the last one shorter."""
+    for start in range(0, size, block):
+        yield slice(start, min(start + block, size))

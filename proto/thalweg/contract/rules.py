@@ -1,0 +1,35 @@
+"""Reads the contract's annotations: what a field or an alternative of a job specification may hold (`options.proto`)."""
+
+import json
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
+
+from thalweg.v1 import options_pb2
+
+
+def rules_of(field: FieldDescriptor) -> options_pb2.FieldRules:
+    """The rules of a field; empty ones if it has none."""
+    return field.GetOptions().Extensions[options_pb2.rules]
+
+
+def choice_of(oneof: OneofDescriptor) -> options_pb2.OneofRules:
+    """The rules of an alternative; empty ones if it has none."""
+    return oneof.GetOptions().Extensions[options_pb2.choice]
+
+
+def default_of(field: FieldDescriptor) -> Any:
+    """The value, in protobuf's JSON form, that an absent field stands for; None if it may stay absent."""
+    text = rules_of(field).default
+    return json.loads(text) if text else None
+
+
+def real_oneofs(message: Descriptor) -> list[OneofDescriptor]:
+    """The alternatives that the `.proto` file states, without those that protobuf makes for `optional` fields."""
+    return [oneof for oneof in message.oneofs if len(oneof.fields) > 1 or not oneof.name.startswith("_")]
+
+
+def alternatives(message: type[Any] | Descriptor, oneof: str) -> list[str]:
+    """The names of the alternatives of a `oneof`, in the order of the `.proto` file."""
+    descriptor: Descriptor = message if isinstance(message, Descriptor) else message.DESCRIPTOR
+    return [field.name for field in descriptor.oneofs_by_name[oneof].fields]

@@ -1,0 +1,69 @@
+"""The fixed binary tree along which gradients and metrics are added.
+
+The leaves are the microbatches of a step. Node (level, index) joins (level - 1, 2 * index) and (level - 1, 2 * index + 1),
+the latter where it exists. Floating-point addition is not associative; adding along one tree, whoever adds, is what makes the
+sum a property of the job alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Node:
+    """One node: `level` 0 is a single microbatch."""
+
+    level: int
+    index: int
+
+    @property
+    def parent(self) -> "Node":
+        return Node(self.level + 1, self.index // 2)
+
+    @property
+    def children(self) -> tuple["Node", "Node"]:
+        """The left and the right child. The right one may not exist: see `exists`."""
+        return Node(self.level - 1, 2 * self.index), Node(self.level - 1, 2 * self.index + 1)
+
+    @property
+    def sibling(self) -> "Node":
+        return Node(self.level, self.index ^ 1)
+
+    def leaves(self, microbatches: int) -> range:
+        """The microbatches that the node covers."""
+        return range(self.index << self.level, min((self.index + 1) << self.level, microbatches))
+
+    def exists(self, microbatches: int) -> bool:
+        return 0 <= self.level <= root(microbatches).level and 0 <= self.index << self.level < microbatches
+
+
+def root(microbatches: int) -> Node:
+    """The node that covers all of `microbatches` >= 1 leaves."""
+    return Node((microbatches - 1).bit_length(), 0)
+
+
+def cover(run: range, microbatches: int) -> list[Node]:
+    """The fewest nodes that together cover each microbatch of `run` once and no other, from left to right."""
+    nodes: list[Node] = []
+    first = run.start
+    while first < run.stop:
+        node = Node(0, first)
+        while node.level < root(microbatches).level and node.parent.leaves(microbatches).start == first:
+            if node.parent.leaves(microbatches).stop > run.stop:
+                break
+            node = node.parent
+        nodes.append(node)
+        first = node.leaves(microbatches).stop
+    return nodes
+
+
+def fold(node: Node, microbatches: int, leaf: Callable[[int], T], add: Callable[[T, T], T]) -> T:
+    """The sum of `leaf(microbatch)` over the node's microbatches, added along the tree, left before right."""
+    if node.level == 0:
+        return leaf(node.index)
+    left, right = node.children
+    total = fold(left, microbatches, leaf, add)
+    return add(total, fold(right, microbatches, leaf, add)) if right.exists(microbatches) else total

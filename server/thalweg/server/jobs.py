@@ -1,0 +1,220 @@
+"""All jobs of a server: accepting, finding, ending and removing them, and taking up those that a restart interrupted."""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import AsyncIterator
+
+from thalweg.contract.errors import ThalwegError, Violation, invalid
+from thalweg.contract.layout import Slab
+from thalweg.server import validation
+from thalweg.server.fleets import Fleets
+from thalweg.server.journal import ENDED, Journal
+from thalweg.server.run import Ending, JobRun
+from thalweg.server.storage import Storage
+from thalweg.server.trajectory import MOST_BYTES
+from thalweg.v1 import job_pb2, training_service_pb2
+
+_log = logging.getLogger(__name__)
+_NO_FLEET = "waiting for workers: no fleet attends on this server; start one with `thalweg fleet`"
+_NO_ROOM = "waiting for workers"
+
+
+class Jobs:
+    """The jobs of one server. Belongs to its event loop."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.journal = Journal(storage)
+        self.fleets = Fleets()
+        self._runs: dict[str, JobRun] = {}
+        self._endings: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self, resume_unfinished: bool) -> None:
+        """Takes up the jobs that have not ended, or, if that is not wanted, records that they were interrupted."""
+        self.journal.start()
+        before: int | None = None
+        unfinished: list[job_pb2.Job] = []
+        while page := await self.journal.run(self.storage.jobs, 100, before):
+            unfinished += [job for _, job in page if job.state not in ENDED]
+            before = page[-1][0]
+        for job in reversed(unfinished):
+            self.journal.open(job.id, await self.journal.run(self.storage.last_sequence, job.id))
+            job.ClearField("progress")
+            if resume_unfinished:
+                run = self._begin(job)
+                run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, "the server was restarted; the job begins again")
+            else:
+                run = JobRun(job, self.journal, lambda _: None)
+                job.error = "interrupted: the process that ran it ended before it did"
+                job.end_time.GetCurrentTime()
+                run.telemetry.enter(job_pb2.JOB_STATE_FAILED, "")
+                self.journal.close(job.id)
+        await self.journal.settled()
+
+    async def stop(self) -> None:
+        """Waits for what is being written. Jobs that have not ended stay unfinished."""
+        await asyncio.gather(*self._endings.values(), return_exceptions=True)
+        await self.journal.stop()
+
+    async def create(self, request: training_service_pb2.CreateJobRequest) -> job_pb2.Job:
+        """Accepts a job. Raises ThalwegError if it is not right."""
+        spec = validation.complete(request.spec)
+        if request.job_id:
+            validation.check_job_id(request.job_id)
+        if len(request.request_id) > 128:
+            raise invalid(Violation("request_id", "must have at most 128 characters"))
+        if spec.data.sha256 and not self.storage.upload(spec.data.sha256).exists():
+            raise ThalwegError("DATA_NOT_FOUND", {"sha256": spec.data.sha256})
+        job = job_pb2.Job(id=request.job_id, spec=spec, state=job_pb2.JOB_STATE_QUEUED)
+        job.status = _NO_ROOM if self.fleets.attending else _NO_FLEET
+        job.create_time.GetCurrentTime()
+        try:
+            inserted = await self.journal.run(self.storage.insert_job, job, request.request_id, spec.name)
+        except sqlite3.Error as error:
+            raise ThalwegError("STORAGE_FAILED", {"problem": str(error)}) from error
+        if inserted is None:
+            raise ThalwegError("JOB_EXISTS", {"job": request.job_id})
+        if inserted is job:
+            self.journal.open(job.id, 0)
+            run = self._begin(job)
+            run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, job.status)
+            await self.journal.settled()
+            self.allot()
+        return inserted
+
+    def _begin(self, job: job_pb2.Job) -> JobRun:
+        run = self._runs[job.id] = JobRun(job, self.journal, self._run_ended)
+        return run
+
+    def run(self, job_id: str) -> JobRun | None:
+        """The run of a job that has not ended."""
+        return self._runs.get(job_id)
+
+    async def get(self, job_id: str) -> job_pb2.Job:
+        """One job. Raises ThalwegError if there is none."""
+        job = await self.journal.run(self.storage.job, job_id)
+        if job is None:
+            raise ThalwegError("JOB_NOT_FOUND", {"job": job_id})
+        return self._with_progress(job)
+
+    def _with_progress(self, job: job_pb2.Job) -> job_pb2.Job:
+        """A job's durable record, with the progress that it makes and is not recorded at every step."""
+        run = self._runs.get(job.id)
+        if run and job.state not in ENDED:
+            job.progress.CopyFrom(run.job.progress)
+            job.status = run.job.status
+        return job
+
+    async def list(self, page_size: int, page_token: str) -> tuple[list[job_pb2.Job], str]:
+        """A page of jobs, the newest first, and the next page's token."""
+        if page_token and not (page_token.isascii() and page_token.isdigit() and len(page_token) < 19):
+            raise invalid(Violation("page_token", "is none that this server gave"))
+        size = min(page_size or 50, 1000)
+        before = int(page_token) if page_token else None
+        page = await self.journal.run(self.storage.jobs, size + 1, before)
+        token = str(page[size - 1][0]) if len(page) > size else ""
+        return [self._with_progress(job) for _, job in page[:size]], token
+
+    async def cancel(self, job_id: str) -> job_pb2.Job:
+        """Ends a job, if it has not ended."""
+        run = self._runs.get(job_id)
+        if run:
+            run.cancel()
+        await self.ended(job_id)
+        return await self.get(job_id)
+
+    async def ended(self, job_id: str) -> None:
+        """Waits for a job that is ending until its end is durable."""
+        ending = self._endings.get(job_id)
+        if ending:
+            await asyncio.shield(ending)
+
+    async def scale(self, job_id: str, workers: int) -> job_pb2.Job:
+        """Changes how many workers a job wants. Raises ThalwegError if it has ended."""
+        field = job_pb2.Training.DESCRIPTOR.fields_by_name["workers"]
+        validation.check_value(field, workers, "workers")
+        job = await self.get(job_id)
+        run = self._runs.get(job_id)
+        if run is None:
+            raise ThalwegError("JOB_ENDED", {"job": job_id, "state": job_pb2.JobState.Name(job.state)})
+        run.job.spec.training.workers = workers
+        run.telemetry.enter(run.job.state, run.job.status)
+        self.allot()
+        await self.journal.settled()
+        return await self.get(job_id)
+
+    async def delete(self, job_id: str) -> None:
+        """Removes a job that has ended. Raises ThalwegError if it has not."""
+        await self.ended(job_id)
+        await self.get(job_id)
+        if job_id in self._runs:
+            raise ThalwegError("JOB_NOT_ENDED", {"job": job_id})
+        await self.journal.run(self.storage.delete_job, job_id)
+
+    async def watch(self, job_id: str, after: int) -> AsyncIterator[training_service_pb2.Event]:
+        """The events of a job. Raises ThalwegError if there is none."""
+        await self.get(job_id)
+        async for event in self.journal.watch(job_id, after):
+            yield event
+
+    async def parameters(self, job_id: str) -> tuple[training_service_pb2.ParametersHeader, Slab]:
+        """A job's parameters. Raises ThalwegError if it has none."""
+        await self.ended(job_id)
+        run = self._runs.get(job_id)
+        if run:
+            return run.snapshot()
+        await self.get(job_id)
+        kept = await self.journal.run(self.storage.parameters, job_id)
+        if kept is None:
+            raise ThalwegError("NO_PARAMETERS", {"job": job_id})
+        return kept
+
+    async def trajectory(self, job_id: str) -> tuple[training_service_pb2.TrajectoryHeader, Slab]:
+        """A job's trajectory. Raises ThalwegError if it kept none."""
+        await self.ended(job_id)
+        await self.get(job_id)
+        if job_id in self._runs:
+            raise ThalwegError("JOB_NOT_ENDED", {"job": job_id})
+        kept = await self.journal.run(self.storage.trajectory, job_id)
+        if kept is None:
+            limit = f"models of at most {MOST_BYTES >> 21} MiB of parameters record one, once the first parameters exist"
+            raise ThalwegError("NO_TRAJECTORY", {"job": job_id, "problem": limit})
+        return kept
+
+    def allot(self) -> None:
+        """Shares the workers out anew. To be called whenever jobs or fleets have changed."""
+        self.fleets.allot([run.job for run in self._runs.values()])
+
+    def _run_ended(self, ending: Ending) -> None:
+        self._endings[ending.job_id] = asyncio.create_task(self._end(ending))
+
+    async def _end(self, ending: Ending) -> None:
+        """Makes the end of a job durable: first its parameters, then the word that it has ended."""
+        run = self._runs[ending.job_id]
+        job = run.job
+        try:
+            await self._keep(ending)
+        except (OSError, sqlite3.Error) as error:
+            _log.error("job %s: cannot keep its parameters: %s", job.id, error)
+            ending.state = job_pb2.JOB_STATE_FAILED
+            ending.error = ending.error or str(ThalwegError("STORAGE_FAILED", {"problem": str(error)}))
+        if ending.result:
+            job.result.CopyFrom(ending.result)
+        job.error = ending.error
+        job.end_time.GetCurrentTime()
+        run.telemetry.enter(ending.state, "")
+        await self.journal.settled()
+        self.journal.close(job.id)
+        del self._runs[job.id]
+        self.allot()
+        del self._endings[job.id]
+
+    async def _keep(self, ending: Ending) -> None:
+        if ending.header is None or ending.slab is None:
+            return
+        if ending.trajectory and ending.trajectory.wanted:
+            header = training_service_pb2.TrajectoryHeader(layout=ending.header.layout, versions=ending.trajectory.versions)
+            slabs = ending.trajectory.slabs()
+            await self.journal.run(self.storage.save_trajectory, ending.job_id, header, slabs)
+        await self.journal.run(self.storage.save_parameters, ending.job_id, ending.header, ending.slab)

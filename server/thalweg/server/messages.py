@@ -1,0 +1,277 @@
+"""What goes into a coordinator, events, and what comes out, decisions. Plain values: no arrays, no streams, no clock.
+
+`Payload` stands for the numbers of a message. A coordinator hands it from event to decision and never looks inside.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from thalweg.contract.sums import Sums
+from thalweg.contract.tree import Node
+from thalweg.v1 import job_pb2, parameter_service_pb2
+
+Payload = Any
+WorkerId = int
+Split: TypeAlias = parameter_service_pb2.Split.ValueType
+
+
+class Facts(NamedTuple):
+    """What the workers found out about a job's model and data."""
+
+    elements: int
+    train_samples: int
+    validation_samples: int
+    classifier: bool
+
+
+class Task(NamedTuple):
+    """The gradient at a version, of the microbatches of a node, for the chunks from `first_chunk` up to `end_chunk`."""
+
+    version: int
+    node: Node
+    first_chunk: int
+    end_chunk: int
+
+
+class EvaluationTask(NamedTuple):
+    """The metrics at a version, of the samples from `first` up to `end`."""
+
+    version: int
+    split: Split
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJoined:
+    """A worker opened its stream."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPrepared:
+    """A worker has loaded the data and built the model."""
+
+    worker: WorkerId
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """A worker's stream ended."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFailed:
+    """A worker found a mistake in the model or the data."""
+
+    worker: WorkerId
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class InitialReceived:
+    """A chunk of the initial parameters arrived."""
+
+    worker: WorkerId
+    chunk: int
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class ContributionReceived:
+    """A chunk of a gradient arrived; with chunk 0, the node's sums."""
+
+    worker: WorkerId
+    version: int
+    node: Node
+    chunk: int
+    sums: Sums | None
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReceived:
+    """The answer to an evaluation task arrived."""
+
+    worker: WorkerId
+    version: int
+    split: Split
+    first: int
+    sums: Sums
+
+
+@dataclass(frozen=True, slots=True)
+class RangeNotFinite:
+    """An update, not yet part of any version, made NaN or infinite parameters."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """Somebody asked for the job's end."""
+
+
+Event = (
+    WorkerJoined
+    | WorkerPrepared
+    | WorkerLost
+    | WorkerFailed
+    | InitialReceived
+    | ContributionReceived
+    | EvaluationReceived
+    | RangeNotFinite
+    | CancelRequested
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """A worker may work; tell it how the slab is cut."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class AssignInitialize:
+    """Let a worker make the initial parameters."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class KeepInitial:
+    """Put a chunk of the initial parameters where it belongs."""
+
+    chunk: int
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class SendRange:
+    """Send some workers a chunk of the parameters at a version."""
+
+    workers: tuple[WorkerId, ...]
+    version: int
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class AssignDifferentiate:
+    """Let a worker compute a gradient."""
+
+    worker: WorkerId
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class AssignEvaluate:
+    """Let a worker compute metrics."""
+
+    worker: WorkerId
+    task: EvaluationTask
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep a chunk of a node's gradient."""
+
+    node: Node
+    chunk: int
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Add the right child's chunk to the left child's; the sum is their parent's."""
+
+    parent: Node
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureGradient:
+    """Compute the whole gradient's norm, by which the following updates are clipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyRange:
+    """Update a chunk: from the current version and the root's gradient to the next version."""
+
+    version: int
+    chunk: int
+    schedule_factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    """The next version is whole: it becomes the current one."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportStep:
+    """A step was taken."""
+
+    step: int
+    loss: float
+    samples: int
+    schedule_factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReportEpoch:
+    """An epoch ended."""
+
+    epoch: int
+    step: int
+    train_loss: float
+    validation: job_pb2.Metrics | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportReady:
+    """The initial parameters are there; steps begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A message was not used: it came twice or too late."""
+
+    worker: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The job has ended."""
+
+    state: job_pb2.JobState.ValueType
+    error: str = ""
+    train: job_pb2.Metrics | None = None
+    validation: job_pb2.Metrics | None = None
+
+
+Decision = (
+    Accept
+    | AssignInitialize
+    | KeepInitial
+    | SendRange
+    | AssignDifferentiate
+    | AssignEvaluate
+    | Keep
+    | Merge
+    | MeasureGradient
+    | ApplyRange
+    | Promote
+    | ReportStep
+    | ReportEpoch
+    | ReportReady
+    | Dropped
+    | Finish
+)

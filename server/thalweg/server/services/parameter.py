@@ -1,0 +1,78 @@
+"""ParameterService: workers' streams."""
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import grpc
+
+from thalweg.contract.errors import ThalwegError
+from thalweg.server.jobs import Jobs
+from thalweg.server.services.guard import errors
+from thalweg.v1 import parameter_service_pb2 as pb
+from thalweg.v1 import parameter_service_pb2_grpc
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerStream:
+    """The server's end of one worker's stream: a queue, emptied as fast as the worker takes it."""
+
+    def __init__(self, worker: int, name: str) -> None:
+        self.worker = worker
+        self.name = name
+        self._queue: deque[pb.WorkResponse] = deque()
+        self._filled = asyncio.Event()
+
+    def send(self, message: pb.WorkResponse) -> None:
+        """Queues a message."""
+        self._queue.append(message)
+        self._filled.set()
+
+    async def write(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Writes what is queued, until cancelled or told goodbye."""
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            while self._queue:
+                message = self._queue.popleft()
+                await context.write(message)
+                if message.HasField("goodbye"):
+                    return
+
+
+class ParameterService(parameter_service_pb2_grpc.ParameterServiceServicer):
+    """Translates workers' streams."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+        self._ids = itertools.count(1)
+
+    async def Work(  # type: ignore[override]  # the stubs know generators only; this one reads and writes at its own pace
+        self, request_iterator: AsyncIterator[pb.WorkRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        async with errors(context):
+            requests = aiter(request_iterator)
+            first = await anext(requests, pb.WorkRequest())
+            if not first.HasField("hello"):
+                raise ThalwegError("PROTOCOL_VIOLATION", {"problem": "a stream begins with hello"})
+            run = self._jobs.run(first.hello.job_id)
+            if run is None:
+                goodbye = pb.Goodbye(reason=f"there is no job {first.hello.job_id} to work for")
+                await context.write(pb.WorkResponse(goodbye=goodbye))
+                return
+            stream = WorkerStream(next(self._ids), first.hello.worker[:200])
+            writer = asyncio.create_task(stream.write(context))
+            try:
+                run.join(stream)
+                async for request in requests:
+                    run.receive(stream.worker, request)
+            finally:
+                run.leave(stream.worker)
+                writer.cancel()
+                with suppress(asyncio.CancelledError, grpc.aio.UsageError, grpc.aio.InternalError):
+                    await writer

@@ -1,0 +1,138 @@
+"""TrainingService: what clients ask for."""
+
+import os
+import re
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+
+from thalweg.contract.channel import CHUNK_BYTES
+from thalweg.contract.errors import ThalwegError, Violation, invalid
+from thalweg.contract.layout import Slab
+from thalweg.server.jobs import Jobs
+from thalweg.server.services.guard import errors
+from thalweg.v1 import training_service_pb2 as pb
+from thalweg.v1 import training_service_pb2_grpc
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
+    """Translates clients' calls."""
+
+    def __init__(self, jobs: Jobs, max_upload_bytes: int) -> None:
+        self._jobs = jobs
+        self._max_upload_bytes = max_upload_bytes
+
+    async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
+        async with errors(context):
+            return pb.CreateJobResponse(job=await self._jobs.create(request))
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
+        async with errors(context):
+            return pb.GetJobResponse(job=await self._jobs.get(request.job_id))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        async with errors(context):
+            jobs, token = await self._jobs.list(request.page_size, request.page_token)
+            return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
+        async with errors(context):
+            return pb.CancelJobResponse(job=await self._jobs.cancel(request.job_id))
+
+    async def DeleteJob(self, request: pb.DeleteJobRequest, context: Context) -> pb.DeleteJobResponse:
+        async with errors(context):
+            await self._jobs.delete(request.job_id)
+            return pb.DeleteJobResponse()
+
+    async def ScaleJob(self, request: pb.ScaleJobRequest, context: Context) -> pb.ScaleJobResponse:
+        async with errors(context):
+            return pb.ScaleJobResponse(job=await self._jobs.scale(request.job_id, request.workers))
+
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
+        async with errors(context):
+            async for event in self._jobs.watch(request.job_id, request.after_sequence):
+                yield pb.WatchJobResponse(event=event)
+
+    async def DownloadParameters(
+        self, request: pb.DownloadParametersRequest, context: Context
+    ) -> AsyncIterator[pb.DownloadParametersResponse]:
+        async with errors(context):
+            header, slab = await self._jobs.parameters(request.job_id)
+            yield pb.DownloadParametersResponse(header=header)
+            for part in _parts(slab):
+                yield pb.DownloadParametersResponse(data=part)
+
+    async def DownloadTrajectory(
+        self, request: pb.DownloadTrajectoryRequest, context: Context
+    ) -> AsyncIterator[pb.DownloadTrajectoryResponse]:
+        async with errors(context):
+            header, slabs = await self._jobs.trajectory(request.job_id)
+            yield pb.DownloadTrajectoryResponse(header=header)
+            for part in _parts(slabs):
+                yield pb.DownloadTrajectoryResponse(data=part)
+
+    async def UploadData(self, request_iterator: AsyncIterator[pb.UploadDataRequest], context: Context) -> pb.UploadDataResponse:
+        async with errors(context):
+            first = await anext(aiter(request_iterator), pb.UploadDataRequest())
+            header = first.header
+            if not re.fullmatch("[0-9a-f]{64}", header.sha256):
+                raise invalid(Violation("header.sha256", "must be a SHA-256 in hexadecimal, and come first"))
+            if header.size > self._max_upload_bytes:
+                raise ThalwegError("TOO_LARGE", {"thing": "the file", "limit": f"{self._max_upload_bytes:,} bytes"})
+            if not self._upload(header.sha256).exists():
+                await self._receive(header, request_iterator)
+            return pb.UploadDataResponse(sha256=header.sha256)
+
+    def _upload(self, sha256: str) -> Path:
+        return self._jobs.storage.upload(sha256)
+
+    async def _receive(self, header: pb.UploadHeader, requests: AsyncIterator[pb.UploadDataRequest]) -> None:
+        run, storage = self._jobs.journal.run, self._jobs.storage
+        try:
+            with await run(storage.begin_upload, str(uuid.uuid4())) as file:
+                try:
+                    received = 0
+                    async for request in requests:
+                        received += len(request.data)
+                        if received > header.size:
+                            raise invalid(Violation("data", f"is more than the {header.size} bytes that the header told"))
+                        await run(file.write, request.data)
+                    if received < header.size:
+                        raise invalid(Violation("data", f"ended after {received} of {header.size} bytes"))
+                    if not await run(storage.finish_upload, file, header.sha256):
+                        raise invalid(Violation("header.sha256", "is not the SHA-256 of the bytes that came"))
+                finally:
+                    with suppress(FileNotFoundError):
+                        os.unlink(file.name)  # noqa: PTH108 - a finished upload has another name by now
+        except OSError as error:
+            raise ThalwegError("STORAGE_FAILED", {"problem": str(error)}) from error
+
+    async def DownloadData(self, request: pb.DownloadDataRequest, context: Context) -> AsyncIterator[pb.DownloadDataResponse]:
+        async with errors(context):
+            known = re.fullmatch("[0-9a-f]{64}", request.sha256) and self._upload(request.sha256).exists()
+            if not known:
+                raise ThalwegError("DATA_NOT_FOUND", {"sha256": request.sha256})
+            with self._upload(request.sha256).open("rb") as file:
+                while part := await self._jobs.journal.run(file.read, CHUNK_BYTES):
+                    yield pb.DownloadDataResponse(data=part)
+
+    async def GetServerInfo(self, _: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
+        async with errors(context):
+            fleets = [
+                pb.FleetInfo(name=fleet.name, capacity=fleet.slots, allotted=fleet.allotted)
+                for fleet in self._jobs.fleets.attending
+            ]
+            return pb.GetServerInfoResponse(version=version("thalweg"), fleets=fleets, max_upload_bytes=self._max_upload_bytes)
+
+
+def _parts(slab: Slab) -> list[bytes]:
+    """An array's bytes, cut for the wire."""
+    view = slab.reshape(-1).data.cast("B")
+    return [bytes(view[start : start + CHUNK_BYTES]) for start in range(0, len(view), CHUNK_BYTES)]

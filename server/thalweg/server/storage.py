@@ -1,0 +1,201 @@
+"""What a server keeps on disk: jobs and their events in SQLite, parameters and uploaded data in files.
+
+Everything here blocks and belongs to one thread (see `journal.py`). A write that returned is durable.
+"""
+
+import base64
+import hashlib
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BufferedRandom
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from thalweg.contract import layout as layouts
+from thalweg.contract.layout import Slab
+from thalweg.v1 import job_pb2, training_service_pb2
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    request_id TEXT UNIQUE,
+    job BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS events (
+    job_id TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    sequence INTEGER NOT NULL,
+    event BLOB NOT NULL,
+    PRIMARY KEY (job_id, sequence)
+) WITHOUT ROWID;
+"""
+
+PARAMETERS_FILE = "parameters.safetensors"
+TRAJECTORY_FILE = "trajectory.safetensors"
+_HEADER = "thalweg.header"
+
+
+class Storage:
+    """The data folder of one server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "uploads").mkdir(exist_ok=True)
+        self._database = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False, isolation_level=None)
+        self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;" + _SCHEMA)
+
+    def close(self) -> None:
+        """Closes the database."""
+        self._database.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._database
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+    def insert_job(self, job: job_pb2.Job, request_id: str, name: str) -> job_pb2.Job | None:
+        """Adds a job, with an id made from `name` if it has none. Gives the job of an equal request id, if there is one.
+
+        None if the id is taken.
+        """
+        with self._transaction() as database:
+            if request_id:
+                row = database.execute("SELECT job FROM jobs WHERE request_id = ?", (request_id,)).fetchone()
+                if row:
+                    return job_pb2.Job.FromString(row[0])
+            if not job.id:
+                job.id = self._free_id(name)
+            elif database.execute("SELECT 1 FROM jobs WHERE id = ?", (job.id,)).fetchone():
+                return None
+            values = (job.id, request_id or None, job.SerializeToString())
+            database.execute("INSERT INTO jobs (id, request_id, job) VALUES (?, ?, ?)", values)
+        return job
+
+    def _free_id(self, name: str) -> str:
+        # Counts jobs ever added, so that the id of a deleted job does not come back.
+        (last,) = self._database.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
+        number = int(last) + 1
+        while self.job(f"{name}-{number}") is not None:
+            number += 1
+        return f"{name}-{number}"
+
+    def job(self, job_id: str) -> job_pb2.Job | None:
+        """One job, as it was last recorded."""
+        row = self._database.execute("SELECT job FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return job_pb2.Job.FromString(row[0]) if row else None
+
+    def jobs(self, limit: int, before: int | None = None) -> list[tuple[int, job_pb2.Job]]:
+        """Jobs with their numbers, the newest first, from those numbered less than `before`."""
+        rows = self._database.execute(
+            "SELECT number, job FROM jobs WHERE number < ? ORDER BY number DESC LIMIT ?", (before or 1 << 62, limit)
+        )
+        return [(number, job_pb2.Job.FromString(blob)) for number, blob in rows]
+
+    def delete_job(self, job_id: str) -> None:
+        """Removes a job, its events and its files."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+        shutil.rmtree(self.job_folder(job_id), ignore_errors=True)
+
+    def record(self, events: Iterable[tuple[str, training_service_pb2.Event]]) -> None:
+        """Appends events to their jobs; a change of state also becomes the job's record. All or none."""
+        with self._transaction() as database:
+            for job_id, event in events:
+                database.execute("INSERT INTO events VALUES (?, ?, ?)", (job_id, event.sequence, event.SerializeToString()))
+                if event.HasField("state_changed"):
+                    blob = event.state_changed.job.SerializeToString()
+                    database.execute("UPDATE jobs SET job = ? WHERE id = ?", (blob, job_id))
+
+    def events(self, job_id: str, after: int, limit: int) -> list[training_service_pb2.Event]:
+        """Events of a job behind a sequence number, in order."""
+        rows = self._database.execute(
+            "SELECT event FROM events WHERE job_id = ? AND sequence > ? ORDER BY sequence LIMIT ?", (job_id, after, limit)
+        )
+        return [training_service_pb2.Event.FromString(blob) for (blob,) in rows]
+
+    def last_sequence(self, job_id: str) -> int:
+        """The sequence number of a job's last event; 0 if it has none."""
+        query = "SELECT coalesce(max(sequence), 0) FROM events WHERE job_id = ?"
+        return int(self._database.execute(query, (job_id,)).fetchone()[0])
+
+    def job_folder(self, job_id: str) -> Path:
+        """Where a job's files lie."""
+        return self.folder / "jobs" / job_id
+
+    def save_parameters(self, job_id: str, header: training_service_pb2.ParametersHeader, slab: Slab) -> None:
+        """Keeps a job's parameters as a safetensors file."""
+        tensors = {name: np.ascontiguousarray(view) for name, view in layouts.views(header.layout, slab).items()}
+        self._save(self.job_folder(job_id) / PARAMETERS_FILE, tensors, header.SerializeToString())
+
+    def parameters(self, job_id: str) -> tuple[training_service_pb2.ParametersHeader, Slab] | None:
+        """The parameters that a job kept."""
+        path = self.job_folder(job_id) / PARAMETERS_FILE
+        if not path.exists():
+            return None
+        with safe_open(path, framework="numpy") as file:
+            header = training_service_pb2.ParametersHeader.FromString(base64.b64decode(file.metadata()[_HEADER]))
+            slab = np.empty(layouts.elements(header.layout), layouts.dtype_of(header.layout))
+            for name, view in layouts.views(header.layout, slab).items():
+                view[...] = file.get_tensor(name)
+        return header, slab
+
+    def save_trajectory(self, job_id: str, header: training_service_pb2.TrajectoryHeader, slabs: Slab) -> None:
+        """Keeps the slabs of a job's trajectory, shape (versions, elements)."""
+        self._save(self.job_folder(job_id) / TRAJECTORY_FILE, {"slabs": slabs}, header.SerializeToString())
+
+    def trajectory(self, job_id: str) -> tuple[training_service_pb2.TrajectoryHeader, Slab] | None:
+        """The trajectory that a job kept."""
+        path = self.job_folder(job_id) / TRAJECTORY_FILE
+        if not path.exists():
+            return None
+        with safe_open(path, framework="numpy") as file:
+            header = training_service_pb2.TrajectoryHeader.FromString(base64.b64decode(file.metadata()[_HEADER]))
+            return header, file.get_tensor("slabs")
+
+    def _save(self, path: Path, tensors: dict[str, Slab], header: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".part")
+        save_file(tensors, aside, metadata={_HEADER: base64.b64encode(header).decode()})
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        _publish(aside, path)
+
+    def upload(self, sha256: str) -> Path:
+        """Where an uploaded file lies, or would lie."""
+        return self.folder / "uploads" / sha256
+
+    def begin_upload(self, name: str) -> BufferedRandom:
+        """A file, aside, to receive an upload. `finish_upload` makes it one; whoever does not, removes it."""
+        return (self.folder / "uploads" / f"{name}.part").open("w+b")
+
+    def finish_upload(self, file: BufferedRandom, sha256: str) -> bool:
+        """Makes what was received an upload. False if it has another SHA-256."""
+        file.flush()
+        file.seek(0)
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            return False
+        os.fsync(file.fileno())
+        _publish(Path(file.name), self.upload(sha256))
+        return True
+
+
+def _publish(aside: Path, path: Path) -> None:
+    """Gives a finished file its name, durably."""
+    aside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

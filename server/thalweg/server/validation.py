@@ -1,0 +1,185 @@
+"""The one place where a job's specification is checked and completed, by the annotations of the contract.
+
+Every violation is told: the field's path, what was given, and what would do.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from thalweg.contract.errors import Violation, invalid
+from thalweg.contract.rules import choice_of, default_of, real_oneofs, rules_of
+from thalweg.v1 import job_pb2, options_pb2
+
+_JOB_ID = re.compile("[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+# A schedule within a schedule within a schedule is enough.
+_MOST_DEPTH = 24
+
+
+def complete(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
+    """A copy of a specification with every default filled in.
+
+    Raises ThalwegError (INVALID_ARGUMENT) with all violations if it is not right.
+    """
+    completed = job_pb2.JobSpec()
+    completed.CopyFrom(spec)
+    violations = list(_complete(completed, "", 0))
+    if not violations:
+        violations = list(_across_fields(completed))
+    if violations:
+        raise invalid(*violations)
+    return completed
+
+
+def check_value(field: FieldDescriptor, value: Any, path: str) -> None:
+    """Checks one value by its field's rules. Raises ThalwegError (INVALID_ARGUMENT) if it is not right."""
+    violations = list(_check(value, rules_of(field), path))
+    if violations:
+        raise invalid(*violations)
+
+
+def check_job_id(job_id: str) -> None:
+    """Raises ThalwegError (INVALID_ARGUMENT) if a chosen id will not do."""
+    if not _JOB_ID.fullmatch(job_id):
+        what = "an id has 1 to 63 lower-case letters, digits and hyphens, begins with a letter and does not end with a hyphen"
+        raise invalid(Violation("job_id", f"{job_id!r} will not do; {what}"))
+
+
+def _complete(message: Message, path: str, depth: int) -> Iterator[Violation]:
+    """Fills in a message's defaults, and yields what is wrong in it and below."""
+    if depth > _MOST_DEPTH:
+        yield Violation(path, "is nested too deeply")
+        return
+    descriptor = cast("Descriptor", message.DESCRIPTOR)
+    oneofs = real_oneofs(descriptor)
+    for oneof in oneofs:
+        if message.WhichOneof(oneof.name) is None:
+            choice = choice_of(oneof)
+            if choice.default:
+                getattr(message, choice.default).SetInParent()
+            elif choice.required:
+                yield Violation(path, f"one of these must be given: {_names(oneof.fields)}")
+    for field in descriptor.fields:
+        where = f"{path}.{field.name}" if path else field.name
+        if field.containing_oneof in oneofs:
+            if message.WhichOneof(field.containing_oneof.name) != field.name:
+                continue
+        elif not _given(message, field):
+            if rules_of(field).required:
+                yield Violation(where, _required(field))
+                continue
+            if default_of(field) is None:
+                yield from _check_length(0, rules_of(field), where) if field.is_repeated else ()
+                continue
+            json_format.ParseDict({field.name: default_of(field)}, message)
+        yield from _complete_field(message, field, where, depth)
+
+
+def _complete_field(message: Message, field: FieldDescriptor, path: str, depth: int) -> Iterator[Violation]:
+    value, rules = getattr(message, field.name), rules_of(field)
+    if not field.is_repeated:
+        yield from _complete_value(value, field, path, depth)
+        return
+    yield from _check_length(len(value), rules, path)
+    for index, item in enumerate(value):
+        yield from _complete_value(item, field, f"{path}[{index}]", depth)
+
+
+def _complete_value(value: Any, field: FieldDescriptor, path: str, depth: int) -> Iterator[Violation]:
+    if field.message_type:
+        yield from _complete(value, path, depth + 1)
+    else:
+        yield from _check(value, rules_of(field), path)
+
+
+def _given(message: Message, field: FieldDescriptor) -> bool:
+    if field.is_repeated:
+        return len(getattr(message, field.name)) > 0
+    if field.has_presence:
+        return message.HasField(field.name)
+    return bool(getattr(message, field.name) != field.default_value)
+
+
+def _check(value: Any, rules: options_pb2.FieldRules, path: str) -> Iterator[Violation]:
+    if isinstance(value, str):
+        yield from _check_text(value, rules, path)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield Violation(path, f"{value} is no finite number{_allowed(rules)}")
+    elif not isinstance(value, bool) and not _within(value, rules):
+        yield Violation(path, f"{value:.15g} is not allowed{_allowed(rules)}")
+
+
+def _within(value: float, rules: options_pb2.FieldRules) -> bool:
+    return (
+        (not rules.HasField("at_least") or value >= rules.at_least)
+        and (not rules.HasField("above") or value > rules.above)
+        and (not rules.HasField("at_most") or value <= rules.at_most)
+        and (not rules.HasField("below") or value < rules.below)
+    )
+
+
+def _allowed(rules: options_pb2.FieldRules) -> str:
+    bounds = [
+        ("at least", rules.at_least, rules.HasField("at_least")),
+        ("above", rules.above, rules.HasField("above")),
+        ("at most", rules.at_most, rules.HasField("at_most")),
+        ("below", rules.below, rules.HasField("below")),
+    ]
+    told = [f"{words} {bound:.15g}" for words, bound, stated in bounds if stated]
+    return f"; it must be {' and '.join(told)}" if told else ""
+
+
+def _check_text(value: str, rules: options_pb2.FieldRules, path: str) -> Iterator[Violation]:
+    if rules.one_of and value not in rules.one_of:
+        yield Violation(path, none_of(value, list(rules.one_of)))
+    if rules.pattern and not re.fullmatch(rules.pattern, value):
+        yield Violation(path, f"{value!r} will not do; it must match {rules.pattern}")
+    if rules.max_length and len(value) > rules.max_length:
+        yield Violation(path, f"has {len(value)} characters; at most {rules.max_length} are allowed")
+
+
+def _check_length(length: int, rules: options_pb2.FieldRules, path: str) -> Iterator[Violation]:
+    if length < rules.min_length or (rules.max_length and length > rules.max_length):
+        wanted = f"at least {rules.min_length}" if length < rules.min_length else f"at most {rules.max_length}"
+        exactly = f"exactly {rules.min_length}" if rules.min_length == rules.max_length else wanted
+        yield Violation(path, f"has {length} item{'' if length == 1 else 's'}; it must have {exactly}")
+
+
+def none_of(value: str, known: list[str]) -> str:
+    """The words for a name that is not among those known."""
+    close = difflib.get_close_matches(value, known, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{value!r} is none of {', '.join(known)}{hint}"
+
+
+def _required(field: FieldDescriptor) -> str:
+    rules = rules_of(field)
+    if rules.one_of:
+        return f"must be given: one of {', '.join(rules.one_of)}"
+    return f"must be given{_allowed(rules)}"
+
+
+def _names(fields: Sequence[FieldDescriptor]) -> str:
+    return ", ".join(field.name for field in fields)
+
+
+def _across_fields(spec: job_pb2.JobSpec) -> Iterator[Violation]:
+    """What no field can be told by itself."""
+    momentum = spec.optimizer.momentum
+    if momentum.nesterov and momentum.dampening:
+        problem = f"{momentum.dampening:g} is not allowed with Nesterov's momentum; it must be 0"
+        yield Violation("optimizer.momentum.dampening", problem)
+    if momentum.nesterov and not momentum.momentum:
+        yield Violation("optimizer.momentum.momentum", "0 is not allowed with Nesterov's momentum; it must be above 0")
+    source = spec.data.WhichOneof("source")
+    if source in ("npz", "csv") and not spec.data.sha256:
+        problem = "the file must be uploaded first (UploadData) and its SHA-256 given in data.sha256"
+        yield Violation(f"data.{source}", problem)
+    if spec.data.target and source != "csv":
+        yield Violation("data.target", "names a column of a CSV file, and the data is none")

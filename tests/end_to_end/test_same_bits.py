@@ -1,0 +1,86 @@
+"""Bulk-synchronous training equals a plain loop, bit for bit, whatever the number of workers."""
+
+from pathlib import Path
+
+import pytest
+from cluster import running_server, train
+from google.protobuf import json_format
+from reference import reference
+from threadpoolctl import threadpool_limits
+
+from thalweg.contract import layout as layouts
+from thalweg.server import validation
+from thalweg.server.storage import Storage
+from thalweg.v1 import job_pb2
+
+BASE = {
+    "model": {
+        "layers": [{"dense": {"units": 24}}, {"relu": {}}, {"dropout": {"p": 0.2}}, {"dense": {"units": 10}}],
+        "loss": "softmax_cross_entropy",
+    },
+    "data": {"builtin": "digits", "validation_fraction": 0.2},
+    "training": {"epochs": 2, "batch_size": 100, "microbatches": 5},
+    "optimizer": {"adam": {}},
+}
+
+VARIANTS = {
+    "adam": {},
+    "one microbatch": {"training": {"epochs": 1, "batch_size": 64, "microbatches": 1}},
+    "clipped, scheduled": {
+        "optimizer": {
+            "momentum": {"learning_rate": 0.1, "nesterov": True, "weight_decay": 1e-4},
+            "clip_global_norm": 0.5,
+            "schedule": {"warmup": {"steps": 5, "then": {"cosine": {}}}},
+        }
+    },
+    "float64": {"model": {**BASE["model"], "dtype": "float64"}},
+    "more than one chunk": {
+        "model": {
+            "layers": [{"dense": {"units": 3000}}, {"tanh": {}}, {"dense": {"units": 100}}],
+            "loss": "softmax_cross_entropy",
+        },
+        "training": {"epochs": 1, "batch_size": 300, "microbatches": 3},
+    },
+    "fewer samples than microbatches": {
+        "model": {
+            "layers": [{"dense": {"units": 4}}, {"tanh": {}}, {"dense": {"units": 1}}, {"sigmoid": {}}],
+            "loss": "binary_cross_entropy",
+        },
+        "data": {"builtin": "xor"},
+        "training": {"epochs": 20, "batch_size": 3, "microbatches": 4},
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bulk_training_equals_a_plain_loop(variant: str, tmp_path: Path) -> None:
+    spec = json_format.ParseDict({**BASE, **VARIANTS[variant]}, job_pb2.JobSpec())
+    with threadpool_limits(1, "blas"):
+        expected, losses = reference(validation.complete(spec))
+    assert losses
+    with running_server(tmp_path) as server:
+        for workers in (1, 3):
+            job = train(server, spec, workers)
+            assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error
+            assert job.result.steps == len(losses)
+            assert job.result.weights_sha256 == layouts.digest(expected)
+    kept = Storage(tmp_path).parameters(job.id)
+    assert kept
+    assert kept[1].tobytes() == expected.tobytes()
+
+
+def test_another_seed_gives_other_bits(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server:
+        spec = json_format.ParseDict({**BASE, "training": {"epochs": 1}}, job_pb2.JobSpec())
+        first = train(server, spec)
+        spec.seed = 1
+        assert first.result.weights_sha256 != train(server, spec).result.weights_sha256
+
+
+def test_numerical_differentiation_gives_the_same_bits_on_more_workers(tmp_path: Path) -> None:
+    spec = json_format.ParseDict({**BASE, **VARIANTS["fewer samples than microbatches"]}, job_pb2.JobSpec())
+    spec.training.gradient = "numerical"
+    with running_server(tmp_path) as server:
+        digests = {train(server, spec, workers).result.weights_sha256 for workers in (1, 2, 4)}
+    assert len(digests) == 1
+    assert digests != {""}

@@ -1,0 +1,82 @@
+"""A task's answer: gradients and metrics, as pure functions of the parameters and the task."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thalweg.contract import tree
+from thalweg.contract.layout import Slab
+from thalweg.contract.sums import Sums
+from thalweg.contract.tree import Node
+from thalweg.v1 import job_pb2
+from thalweg.workers.data import Dataset
+from thalweg.workers.data.sampling import Sampler
+from thalweg.workers.model import Model
+from thalweg.workers.numerical import NumericalDifferentiator
+
+# Samples that are evaluated at once: few enough to stay in the cache, more would not be faster.
+_EVALUATION_BATCH = 256
+
+
+class Differentiator:
+    """Differentiates one job's loss. Belongs to one thread."""
+
+    def __init__(self, spec: job_pb2.JobSpec, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.model = Model(spec.model, dataset.input_shape, spec.seed, one_hot=spec.data.one_hot)
+        for targets in (dataset.train_y, dataset.validation_y):
+            self.model.check_targets(targets)
+        scheme = spec.training.gradient
+        self._numerical = None if scheme == "backpropagation" else NumericalDifferentiator(self.model, scheme)
+        self._microbatches = spec.training.microbatches
+        self._sampler = Sampler(len(dataset.train_x), spec.training.batch_size, self._microbatches, spec.seed)
+        self._free: dict[int, list[Slab]] = {}
+
+    @property
+    def numerical(self) -> bool:
+        """Whether gradients are computed by differences."""
+        return self._numerical is not None
+
+    def gradient(self, parameters: Slab, step: int, node: Node, coordinates: slice) -> tuple[Slab, Sums]:
+        """What a node's microbatches add to a step's gradient, at some coordinates, and their sums.
+
+        The array is used again once it is given back with `release`.
+        """
+        size = coordinates.stop - coordinates.start if self.numerical else self.model.size
+
+        def leaf(microbatch: int) -> tuple[Slab, Sums]:
+            out = self._take(size)
+            indices, denominator = self._sampler.microbatch(step, microbatch)
+            x, y = self.dataset.train_x[indices], self.dataset.train_y[indices]
+            task = (step, microbatch)
+            if self._numerical:
+                sums = self._numerical.differentiate(parameters, x, y, denominator, task, coordinates, out)
+            else:
+                self.model.bind(parameters)
+                sums = self.model.loss_and_gradient(x, y, denominator, task, out)
+            return out, sums
+
+        def add(left: tuple[Slab, Sums], right: tuple[Slab, Sums]) -> tuple[Slab, Sums]:
+            np.add(left[0], right[0], out=left[0])
+            self.release(right[0])
+            return left[0], left[1] + right[1]
+
+        return tree.fold(node, self._microbatches, leaf, add)
+
+    def _take(self, size: int) -> Slab:
+        free = self._free.setdefault(size, [])
+        return free.pop() if free else np.empty(size, self.model.dtype)
+
+    def release(self, gradient: Slab) -> None:
+        """Gives back an array that `gradient` made."""
+        self._free[gradient.size].append(gradient)
+
+    def evaluate(self, parameters: Slab, x: NDArray[Any], y: NDArray[Any]) -> Sums:
+        """The sums over samples, without dropout."""
+        self.model.bind(parameters)
+        total = Sums()
+        for start in range(0, len(x), _EVALUATION_BATCH):
+            part = slice(start, start + _EVALUATION_BATCH)
+            total += self.model.sums(x[part], y[part])
+        return total

@@ -1,0 +1,68 @@
+"""What a layer is: a function of its input and of its parameters, and its derivative by both."""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from thalweg.contract.layout import Slab
+
+Shape = tuple[int, ...]
+
+
+class ModelError(ValueError):
+    """A model that cannot be, or does not fit its data. The message begins with the field of the job that it is about."""
+
+
+class Randomness(NamedTuple):
+    """What a training task's random numbers depend on."""
+
+    seed: int
+    step: int
+    microbatch: int
+
+
+class Layer(ABC):
+    """Base of all layers. An object belongs to one thread and one model.
+
+    Arrays have the samples on their first axis, and the model's dtype. What `forward` and `backward` return lies in buffers that
+    the next call overwrites.
+    """
+
+    def __init__(self, spec: Any, index: int, dtype: np.dtype[np.floating]) -> None:
+        self.spec = spec
+        self.index = index
+        self.dtype = dtype
+        self.parameters: dict[str, Slab] = {}
+        self._buffers: dict[tuple[str, Shape], np.ndarray[Any, Any]] = {}
+
+    @property
+    def path(self) -> str:
+        """The layer's place in the job, for errors."""
+        return f"model.layers[{self.index}].{type(self).__name__.lower()}"
+
+    def build(self, shape: Shape) -> Shape:
+        """Fixes the shape of a sample, and gives that of an output. Raises ModelError if it does not fit."""
+        return shape
+
+    def shapes(self) -> dict[str, Shape]:
+        """The shapes of the parameters."""
+        return {}
+
+    def initialize(self, seed: int, parameters: dict[str, Slab]) -> None:  # noqa: B027 - most layers have no parameters
+        """Fills the parameters with their first values."""
+
+    @abstractmethod
+    def forward(self, x: Slab, randomness: Randomness | None) -> Slab:
+        """The output. With `randomness`, as in training. Keeps what `backward` needs."""
+
+    @abstractmethod
+    def backward(self, gradient: Slab, gradients: dict[str, Slab], wanted: bool) -> Slab:
+        """From the gradient by the output: writes those by the parameters, and gives the one by the input, if it is wanted."""
+
+    def buffer(self, name: str, shape: Shape, dtype: Any = None) -> Any:
+        """An array of the layer's own, with any content."""
+        key = (name, shape)
+        if key not in self._buffers:
+            self._buffers[key] = np.empty(shape, dtype or self.dtype)
+        return self._buffers[key]

@@ -1,0 +1,144 @@
+"""A model: a sequence of layers and a loss, its parameters views of a slab."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thalweg.contract import layout as layouts
+from thalweg.contract.layout import Slab
+from thalweg.contract.sums import Sums
+from thalweg.v1 import job_pb2
+from thalweg.workers.layers import LAYERS, ModelError, Randomness
+from thalweg.workers.losses import LOSSES
+
+__all__ = ["Model", "ModelError"]
+
+# (step, microbatch) of a training task, on which its dropout depends.
+Task = tuple[int, int]
+
+
+class Model:
+    """A model for samples of one shape. An object belongs to one thread.
+
+    `spec` has its defaults filled in. `dtype` is the specification's unless another is given. Raises ModelError if the layers do
+    not fit together or to the samples.
+    """
+
+    def __init__(
+        self,
+        spec: job_pb2.Model,
+        input_shape: tuple[int, ...],
+        seed: int,
+        *,
+        one_hot: bool = False,
+        dtype: str | None = None,
+    ) -> None:
+        self.spec = spec
+        self.input_shape = input_shape
+        self.seed = seed
+        self.one_hot = one_hot
+        self.dtype: np.dtype[np.floating] = np.dtype(dtype or spec.dtype)
+        self.layers = []
+        shape = input_shape
+        for index, layer_spec in enumerate(spec.layers):
+            kind = layer_spec.WhichOneof("kind") or ""
+            layer = LAYERS[kind](getattr(layer_spec, kind), index, self.dtype)
+            shape = layer.build(shape)
+            self.layers.append(layer)
+        self.output_shape = shape
+        self.loss = LOSSES[spec.loss](shape, one_hot)
+        # The last layer first: backpropagation finishes it first.
+        tensors = [
+            job_pb2.Tensor(name=f"{layer.index}.{name}", shape=shape)
+            for layer in reversed(self.layers)
+            for name, shape in layer.shapes().items()
+        ]
+        self.layout = job_pb2.Layout(tensors=tensors, dtype=self.dtype.name)
+        self.size = layouts.elements(self.layout)
+        self._bound: Slab | None = None
+        self._gradients: tuple[Slab, list[dict[str, Slab]]] | None = None
+
+    @property
+    def classifier(self) -> bool:
+        """Whether samples are classified rightly or wrongly."""
+        return self.loss.classifier
+
+    def check_targets(self, targets: NDArray[Any]) -> None:
+        """Raises ModelError if targets do not fit the model's output."""
+        self.loss.check(targets)
+
+    def initial(self, out: Slab) -> None:
+        """Fills a slab with the initial parameters, a function of the model and the seed."""
+        for layer, parameters in zip(self.layers, self._split(out), strict=True):
+            layer.initialize(self.seed, parameters)
+
+    def bind(self, parameters: Slab) -> None:
+        """Computes with the parameters in a slab from now on, wherever it changes."""
+        if self._bound is not parameters:
+            self._bound = parameters
+            for layer, tensors in zip(self.layers, self._split(parameters), strict=True):
+                layer.parameters = tensors
+
+    def _split(self, slab: Slab) -> list[dict[str, Slab]]:
+        """A slab's tensors, for each layer by their names in it."""
+        split: list[dict[str, Slab]] = [{} for _ in self.layers]
+        for name, tensor in layouts.views(self.layout, slab).items():
+            index, _, short = name.partition(".")
+            split[int(index)][short] = tensor
+        return split
+
+    def loss_and_gradient(self, x: Slab, y: NDArray[Any], denominator: int, task: Task | None, gradient: Slab) -> Sums:
+        """Writes the gradient of the sum of the samples' losses, divided by `denominator`, to a slab; gives the sums.
+
+        `x` has the shape (samples, *input_shape); without samples the gradient is zero. `task` draws dropout.
+        """
+        if len(x) == 0:
+            gradient[...] = 0
+            return Sums()
+        output = self._forward(x, task)
+        sums = self._sums(output, y)
+        backward = self.loss.gradient(output, y)
+        backward *= 1 / denominator
+        if self._gradients is None or self._gradients[0] is not gradient:
+            self._gradients = (gradient, self._split(gradient))
+        first = min(index for index, tensors in enumerate(self._gradients[1]) if tensors) if self.size else 0
+        for layer in reversed(self.layers[first:]):
+            backward = layer.backward(backward, self._gradients[1][layer.index], layer.index > first)
+        return sums
+
+    def sums(self, x: Slab, y: NDArray[Any], task: Task | None = None) -> Sums:
+        """The sums over samples, without dropout, or with that of a training task."""
+        return self._sums(self._forward(x, task), y) if len(x) else Sums()
+
+    def predict(self, x: Slab) -> Slab:
+        """The outputs for samples of shape (samples, *input_shape): logits, if the loss takes them."""
+        return self._forward(np.asarray(x, self.dtype), None).copy()
+
+    def inputs(self, x: Slab, task: Task | None) -> list[Slab]:
+        """A copy of each layer's input, and of the output."""
+        values = [x]
+        for layer in self.layers:
+            values.append(layer.forward(values[-1], self._randomness(task)).copy())
+        return values
+
+    def loss_from(self, layer: int, x: Slab, y: NDArray[Any], task: Task | None) -> float:
+        """The sum of losses, computed from the input of some layer on."""
+        return _total(self.loss.losses(self._forward(x, task, layer), y))
+
+    def _forward(self, x: Slab, task: Task | None, first: int = 0) -> Slab:
+        randomness = self._randomness(task)
+        for layer in self.layers[first:]:
+            x = layer.forward(x, randomness)
+        return x
+
+    def _randomness(self, task: Task | None) -> Randomness | None:
+        return Randomness(self.seed, *task) if task else None
+
+    def _sums(self, output: Slab, y: NDArray[Any]) -> Sums:
+        correct = self.loss.correct(output, y) if self.classifier else 0.0
+        return Sums(_total(self.loss.losses(output, y)), correct, len(output))
+
+
+def _total(losses: Slab) -> float:
+    return float(np.add.reduce(losses, dtype=np.float64))

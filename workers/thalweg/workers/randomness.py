@@ -1,0 +1,19 @@
+"""All randomness of a job, as a pure function of its seed and of what it is for."""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What random numbers are for, and, in parentheses, what else they depend on."""
+
+    INITIALIZATION = 0  # (layer)
+    SPLIT = 1  # ()
+    PERMUTATION = 2  # (epoch)
+    DROPOUT = 3  # (step, microbatch, layer)
+
+
+def generator(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:
+    """A generator of its own for each seed, purpose and ids: streams do not overlap, in whatever order they are made."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(purpose, *ids))))
