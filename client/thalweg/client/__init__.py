@@ -10,6 +10,7 @@ with local(workers=2) as client:
     outputs = job.predict(x)
 """
 
+import thalweg.contract  # noqa: F401 - first, because it prepares gRPC
 from thalweg.client.client import Client
 from thalweg.client.job import Job
 from thalweg.client.jobfile import load_job, packaged_jobs

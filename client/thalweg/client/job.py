@@ -2,22 +2,26 @@
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import grpc
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from thalweg.client import records
 from thalweg.client.connection import Connection, code_of
 from thalweg.client.problems import JobFailedError
 from thalweg.client.records import ENDED, Event, Progress, Result, StateChanged, Trajectory
-from thalweg.client.transfer import download_parameters, download_trajectory
+from thalweg.client.transfer import download_data, download_parameters, download_trajectory
 from thalweg.client.weights import save_weights
 from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from thalweg.client.local_models import Prediction
 
 # How long a broken watch tries to go on: a server that restarts is back by then.
 _RECONNECT_SECONDS = 60.0
@@ -25,6 +29,8 @@ _RECONNECT_SECONDS = 60.0
 _STEADY_SECONDS = 40.0
 _FIRST_BACKOFF = 0.2
 _LONGEST_BACKOFF = 5.0
+# How long an open stream is listened to for what was recorded before.
+_HISTORY_SECONDS = 2.0
 # How a stream ends when its server, or what lies between, goes away.
 _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
 
@@ -92,9 +98,9 @@ class Job:
             time.sleep(backoff)
             backoff = min(2 * backoff, _LONGEST_BACKOFF)
 
-    def _stream(self, after: int) -> Iterator[pb.Event]:
+    def _stream(self, after: int, seconds: float | None = None) -> Iterator[pb.Event]:
         request = pb.WatchJobRequest(job_id=self.id, after_sequence=after)
-        call = self._connection.stub.WatchJob(request, metadata=self._connection.metadata)
+        call = self._connection.stub.WatchJob(request, metadata=self._connection.metadata, timeout=seconds)
         try:
             for response in call:
                 yield response.event
@@ -154,9 +160,40 @@ class Job:
         header, slabs = download_trajectory(self._connection, self.id)
         return Trajectory(header.layout, tuple(header.versions), slabs)
 
-    def predict(self, x: ArrayLike) -> NDArray[Any]:
-        """The model's outputs for samples `x`, samples first, prepared as the job's data was. Needs the extra `workers`."""
-        from thalweg.client.local_models import predict  # noqa: PLC0415 - models are the workers'
+    def download_data(self, sha256: str, folder: Path) -> Path:
+        """The data that was uploaded under a SHA-256, as a file in a folder."""
+        return download_data(self._connection, sha256, folder)
+
+    def predict(self, x: ArrayLike) -> Slab:
+        """The model's outputs for samples `x`, samples first, which are prepared as the job's data was.
+
+        They are those of the last layer: logits, if the loss is softmax_cross_entropy. Needs the extra `workers`.
+        """
+        return self.prediction(x).outputs
+
+    def prediction(self, x: ArrayLike) -> "Prediction":
+        """The model's outputs for samples, as `predict` gives them, and, if it is a classifier, the class of each sample."""
+        from thalweg.client import local_models  # noqa: PLC0415 - it imports this module
 
         header, slab = self.slab()
-        return predict(self.spec, header, slab, x)
+        return local_models.predict(self.spec, header, slab, x)
+
+    def history(self) -> list[Event]:
+        """The events up to now, without waiting for further ones."""
+        if records.state_name(self.refresh().state) in ENDED:
+            return list(self.watch())
+        began = datetime.now(UTC)
+        events: list[Event] = []
+        while True:
+            seen = len(events)
+            try:
+                for message in self._stream(events[-1].sequence if events else 0, _HISTORY_SECONDS):
+                    event = records.event(message)
+                    if event:
+                        events.append(event)
+                return events
+            except grpc.RpcError as error:
+                if code_of(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise self._connection.translated(error) from error
+            if seen == len(events) or events[-1].time > began:
+                return events

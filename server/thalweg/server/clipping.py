@@ -14,8 +14,9 @@ def squared_norm(gradient: Slab) -> float:
     total = 0.0
     for block in ranges(gradient.size, _BLOCK):
         values = gradient[block].astype(np.float64)
-        values *= values
-        total += float(np.add.reduce(values))
+        with np.errstate(over="ignore"):
+            values *= values
+            total += float(np.add.reduce(values))
     return total
 
 

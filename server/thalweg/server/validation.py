@@ -12,14 +12,19 @@ from typing import Any, cast
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.rules import choice_of, default_of, real_oneofs, rules_of
 from thalweg.v1 import job_pb2, options_pb2
 
 _JOB_ID = re.compile("[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+_REQUEST_ID = re.compile("[!-~]{1,128}")
 # A schedule within a schedule within a schedule is enough.
 _MOST_DEPTH = 24
+# A status travels in gRPC's trailers, three times over, and those may be refused beyond 8 KiB.
+_MOST_CHARACTERS = 1400
+_MOST_SHOWN = 60
 
 
 def complete(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
@@ -30,10 +35,10 @@ def complete(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     completed = job_pb2.JobSpec()
     completed.CopyFrom(spec)
     violations = list(_complete(completed, "", 0))
-    if not violations:
-        violations = list(_across_fields(completed))
+    wrong = {violation.field for violation in violations}
+    violations += [violation for violation in _across_fields(completed) if violation.field not in wrong]
     if violations:
-        raise invalid(*violations)
+        raise invalid(*_as_many_as_travel(violations))
     return completed
 
 
@@ -48,7 +53,27 @@ def check_job_id(job_id: str) -> None:
     """Raises ThalwegError (INVALID_ARGUMENT) if a chosen id will not do."""
     if not _JOB_ID.fullmatch(job_id):
         what = "an id has 1 to 63 lower-case letters, digits and hyphens, begins with a letter and does not end with a hyphen"
-        raise invalid(Violation("job_id", f"{job_id!r} will not do; {what}"))
+        raise invalid(Violation("job_id", f"{_shown(job_id)} will not do; {what}"))
+
+
+def check_request_id(request_id: str) -> None:
+    """Raises ThalwegError (INVALID_ARGUMENT) if a request's id, where there is one, will not do."""
+    if not _REQUEST_ID.fullmatch(request_id):
+        what = "a request id has 1 to 128 printable ASCII characters and no spaces; a UUID is best"
+        raise invalid(Violation("request_id", f"{_shown(request_id)} will not do; {what}"))
+
+
+def _as_many_as_travel(violations: list[Violation]) -> list[Violation]:
+    """The first violations, and how many more there are."""
+    told: list[Violation] = []
+    room = _MOST_CHARACTERS
+    for violation in violations:
+        room -= len(str(violation).encode()) + 1
+        if told and room < 0:
+            left = len(violations) - len(told)
+            return [*told, Violation("", f"and {left} more mistake{'' if left == 1 else 's'}")]
+        told.append(violation)
+    return told
 
 
 def _complete(message: Message, path: str, depth: int) -> Iterator[Violation]:
@@ -57,6 +82,11 @@ def _complete(message: Message, path: str, depth: int) -> Iterator[Violation]:
         yield Violation(path, "is nested too deeply")
         return
     descriptor = cast("Descriptor", message.DESCRIPTOR)
+    unknown = UnknownFieldSet(message)
+    for number in sorted({unknown[index].field_number for index in range(len(unknown))}):
+        # Ignoring it would train something other than what was asked for.
+        problem = f"{'' if path else 'the job '}has a field, number {number}, that this server does not know; the client may be newer"
+        yield Violation(path, problem)
     oneofs = real_oneofs(descriptor)
     for oneof in oneofs:
         if message.WhichOneof(oneof.name) is None:
@@ -87,6 +117,8 @@ def _complete_field(message: Message, field: FieldDescriptor, path: str, depth: 
         yield from _complete_value(value, field, path, depth)
         return
     yield from _check_length(len(value), rules, path)
+    if rules.max_length and len(value) > rules.max_length:
+        return
     for index, item in enumerate(value):
         yield from _complete_value(item, field, f"{path}[{index}]", depth)
 
@@ -112,7 +144,7 @@ def _check(value: Any, rules: options_pb2.FieldRules, path: str) -> Iterator[Vio
     elif isinstance(value, float) and not math.isfinite(value):
         yield Violation(path, f"{value} is no finite number{_allowed(rules)}")
     elif not isinstance(value, bool) and not _within(value, rules):
-        yield Violation(path, f"{value:.15g} is not allowed{_allowed(rules)}")
+        yield Violation(path, f"{_shown(value)} is not allowed{_allowed(rules)}")
 
 
 def _within(value: float, rules: options_pb2.FieldRules) -> bool:
@@ -131,7 +163,7 @@ def _allowed(rules: options_pb2.FieldRules) -> str:
         ("at most", rules.at_most, rules.HasField("at_most")),
         ("below", rules.below, rules.HasField("below")),
     ]
-    told = [f"{words} {bound:.15g}" for words, bound, stated in bounds if stated]
+    told = [f"{words} {_shown(bound)}" for words, bound, stated in bounds if stated]
     return f"; it must be {' and '.join(told)}" if told else ""
 
 
@@ -139,7 +171,7 @@ def _check_text(value: str, rules: options_pb2.FieldRules, path: str) -> Iterato
     if rules.one_of and value not in rules.one_of:
         yield Violation(path, none_of(value, list(rules.one_of)))
     if rules.pattern and not re.fullmatch(rules.pattern, value):
-        yield Violation(path, f"{value!r} will not do; it must match {rules.pattern}")
+        yield Violation(path, f"{_shown(value)} will not do; it must match {rules.pattern}")
     if rules.max_length and len(value) > rules.max_length:
         yield Violation(path, f"has {len(value)} characters; at most {rules.max_length} are allowed")
 
@@ -152,10 +184,19 @@ def _check_length(length: int, rules: options_pb2.FieldRules, path: str) -> Iter
 
 
 def none_of(value: str, known: list[str]) -> str:
-    """The words for a name that is not among those known."""
-    close = difflib.get_close_matches(value, known, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{value!r} is none of {', '.join(known)}{hint}"
+    """The words for a name that is not among those known, with what was meant, if that can be told."""
+    named = [name for name in known if name.endswith(f"_{value}")]
+    initials = [name for name in known if "".join(word[0] for word in name.split("_")) == value.lower()]
+    meant = initials or named or difflib.get_close_matches(value.lower(), known, 1)
+    hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ""
+    return f"{_shown(value)} is none of {', '.join(known)}{hint}"
+
+
+def _shown(value: str | float) -> str:
+    """A value in an error message: numbers as users write them, long texts cut."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= _MOST_SHOWN else value[: _MOST_SHOWN - 3] + "...")
+    return str(value).removesuffix(".0")
 
 
 def _required(field: FieldDescriptor) -> str:
@@ -171,15 +212,25 @@ def _names(fields: Sequence[FieldDescriptor]) -> str:
 
 def _across_fields(spec: job_pb2.JobSpec) -> Iterator[Violation]:
     """What no field can be told by itself."""
-    momentum = spec.optimizer.momentum
-    if momentum.nesterov and momentum.dampening:
-        problem = f"{momentum.dampening:g} is not allowed with Nesterov's momentum; it must be 0"
-        yield Violation("optimizer.momentum.dampening", problem)
+    yield from _across_momentum(spec.optimizer.momentum)
+    yield from _across_data(spec.data)
+
+
+def _across_momentum(momentum: job_pb2.Momentum) -> Iterator[Violation]:
+    if momentum.dampening and (momentum.nesterov or not momentum.momentum):
+        where = "with Nesterov's momentum" if momentum.nesterov else "without momentum"
+        yield Violation("optimizer.momentum.dampening", f"{_shown(momentum.dampening)} is not allowed {where}; it must be 0")
     if momentum.nesterov and not momentum.momentum:
         yield Violation("optimizer.momentum.momentum", "0 is not allowed with Nesterov's momentum; it must be above 0")
-    source = spec.data.WhichOneof("source")
-    if source in ("npz", "csv") and not spec.data.sha256:
-        problem = "the file must be uploaded first (UploadData) and its SHA-256 given in data.sha256"
-        yield Violation(f"data.{source}", problem)
-    if spec.data.target and source != "csv":
+
+
+def _across_data(data: job_pb2.Data) -> Iterator[Violation]:
+    source = data.WhichOneof("source")
+    if source and not getattr(data, source):
+        yield Violation(f"data.{source}", "must not be empty")
+    elif source in ("npz", "csv") and not data.sha256:
+        yield Violation(f"data.{source}", "upload the file first (UploadData) and give its SHA-256 in data.sha256")
+    elif source == "builtin" and data.sha256:
+        yield Violation("data.sha256", "is that of an uploaded file, and the data is built in; leave it out")
+    if data.target and source != "csv":
         yield Violation("data.target", "names a column of a CSV file, and the data is none")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated
 
@@ -11,6 +12,8 @@ from thalweg.client.cli import gradcheck, jobs, results, serving, train
 from thalweg.client.cli.output import complain, exit_code
 from thalweg.client.cli.signals import InterruptedBySignalError
 from thalweg.contract.errors import ThalwegError
+from thalweg.contract.rules import alternatives, rules_of
+from thalweg.v1 import job_pb2
 
 app = typer.Typer(
     name="thalweg",
@@ -21,14 +24,27 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for panel, commands in {
+_CHOICES = "\n\n".join(
+    f"[dim]{name}[/] {', '.join(choices)}"
+    for name, choices in {
+        "model.layers": alternatives(job_pb2.Layer, "kind"),
+        "model.loss": rules_of(job_pb2.Model.DESCRIPTOR.fields_by_name["loss"]).one_of,
+        "data": alternatives(job_pb2.Data, "source"),
+        "training.gradient": rules_of(job_pb2.Training.DESCRIPTOR.fields_by_name["gradient"]).one_of,
+        "optimizer": alternatives(job_pb2.Optimizer, "kind"),
+        "optimizer.schedule": alternatives(job_pb2.Schedule, "kind"),
+    }.items()
+)
+
+_PANELS: dict[str, list[Callable[..., None]]] = {
     "Train": [train.train, gradcheck.gradcheck],
     "Look at what came of it": [results.plot, results.predict, results.weights],
     "Run a cluster": [serving.serve, serving.fleet],
     "Jobs": [jobs.submit, jobs.jobs, jobs.watch, jobs.scale, jobs.cancel, jobs.delete],
-}.items():
+}
+for panel, commands in _PANELS.items():
     for command in commands:
-        app.command(rich_help_panel=panel)(command)
+        app.command(rich_help_panel=panel, epilog=_CHOICES if command in (train.train, jobs.submit) else None)(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -39,12 +55,15 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def thalweg(
-    _: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")] = False,
+    _: Annotated[
+        bool, typer.Option("--version", metavar="", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
-    """Trains neural networks by gradient descent on a parameter server and its workers.
+    """Trains neural networks on a parameter server and its workers.
 
-    [bold]thalweg train digits[/] is the place to start: it runs a server, Ray and the workers
-    on this machine, and ends with the weights of a network that reads handwritten digits.
+    [bold]thalweg train digits[/] is the place to start: it runs a server, Ray and
+    workers on this machine, and ends with the weights of a network that
+    reads handwritten digits.
 
     Exit codes: 0 done, 1 failed, 2 wrong input, 130 Ctrl-C.
     """
@@ -52,8 +71,6 @@ def thalweg(
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line, and ends the process with its exit code."""
-    # gRPC's own words on its connections are not for the users of a command.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     sys.exit(run(arguments))
 
 
@@ -73,7 +90,7 @@ def run(arguments: list[str] | None = None) -> int:
         # Whoever read has seen enough. Python would try to flush once more at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a user gets a line, never a traceback
         return _other(error)
     return code if isinstance(code, int) else 0
 

@@ -43,7 +43,7 @@ TokenFile = Annotated[
 Data = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="The data folder of jobs that ran on this machine, if not the usual one.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON for machines.")]
 
 
 def server_of(server: str | None, data: Path | None) -> str | None:

@@ -51,7 +51,7 @@ class Inbox:
             if before is not signal.SIG_IGN:
                 signal.signal(number, self._receive)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, _: FrameType | None) -> None:
         self._received = self._received or number
         self._items.put(Signal(number))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from thalweg.client.cli.options import Data, JobSource, Json, Server, Settings, TokenFile, read_token, server_of
+from thalweg.client.cli.options import JobSource, Json, Server, Settings, TokenFile, read_token, server_of
 from thalweg.client.cli.output import complain
 from thalweg.client.cli.signals import Inbox
 from thalweg.client.cli.summary import report
@@ -26,6 +26,10 @@ Weights = Annotated[
         show_default=False,
     ),
 ]
+Folder = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="FOLDER", help="Where to keep the job if it runs on this machine.", show_default=False),
+]
 
 
 def train(
@@ -34,13 +38,14 @@ def train(
     server: Server = None,
     token_file: TokenFile = None,
     weights: Weights = None,
-    data: Data = None,
+    data: Folder = None,
     json: Json = False,
 ) -> None:
     """Trains a job and waits for its end.
 
-    Without a server everything runs on this machine: a server, Ray, and as many workers
-    as the job wants. Ctrl-C ends the job; what was learnt so far is kept.
+    Without a server everything runs on this machine: a server, Ray, and
+    as many workers as the job wants. Ctrl-C ends the job; what was learnt
+    so far is kept.
 
     [bold]Examples[/]
 

@@ -1,6 +1,6 @@
 """The course of `thalweg train`, whatever becomes of it: an end, a failure, a Ctrl-C."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from thalweg.client.cli.display import Display, Picture, display
@@ -10,7 +10,7 @@ from thalweg.client.client import Client
 from thalweg.client.job import Job
 from thalweg.client.jobfile import JobFile
 from thalweg.client.local import Embedded
-from thalweg.client.records import Result
+from thalweg.client.records import Event, Result, StateChanged
 from thalweg.contract.errors import ThalwegError
 
 _KEPT = "parameters.safetensors"
@@ -47,7 +47,7 @@ class Training:
         with display(job.id) as screen:
             try:
                 self._start_fleet(job, screen)
-                follow(job, self._inbox, screen.show)
+                follow(job, self._inbox, lambda event: screen.show(self._in_place(event)))
                 outcome = self._ended(job)
             except InterruptedBySignalError as interruption:
                 screen.say("ending the job")
@@ -69,6 +69,12 @@ class Training:
         finally:
             self._inbox.listen()
         self._inbox.check()
+
+    def _in_place(self, event: Event) -> Event:
+        """An event as it should be read here: that a job waits for a fleet is no news where one is being started."""
+        if self._embedded and isinstance(event, StateChanged) and event.state == "QUEUED":
+            return replace(event, status="waiting for the first worker")
+        return event
 
     def _ended(self, job: Job) -> Outcome:
         outcome = Outcome(attend(job.result, self._inbox), job.message.error)

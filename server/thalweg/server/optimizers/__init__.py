@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from thalweg.contract.layout import Slab, ranges
 from thalweg.server.optimizers.adagrad import Adagrad
 from thalweg.server.optimizers.adam import Adam
@@ -25,7 +27,7 @@ __all__ = ["OPTIMIZERS", "Optimizer", "State", "apply", "make", "settings"]
 
 
 def settings(spec: job_pb2.Optimizer) -> Any:
-    """The hyperparameters of the optimizer that a specification names."""
+    """The hyperparameters of the optimizer that a specification names. Raises ValueError if it names none."""
     kind = spec.WhichOneof("kind")
     if kind is None:
         raise ValueError("a complete specification names an optimizer")
@@ -33,9 +35,9 @@ def settings(spec: job_pb2.Optimizer) -> Any:
 
 
 def make(spec: job_pb2.Optimizer) -> Optimizer:
-    """The optimizer that a specification, with its defaults filled in, names."""
+    """The optimizer that a specification, with its defaults filled in, names. Raises ValueError if it names none."""
     hyperparameters = settings(spec)
-    return OPTIMIZERS[spec.WhichOneof("kind") or ""](hyperparameters)
+    return OPTIMIZERS[str(spec.WhichOneof("kind"))](hyperparameters)
 
 
 def apply(
@@ -44,8 +46,11 @@ def apply(
     """Updates a range of any length, in blocks that stay in the cache.
 
     All arrays are one-dimensional and of equal length and dtype. `out` may be `parameters` or not; `state` is changed in place;
-    `gradient` may be overwritten. `step` counts from 0. How a slab is cut into ranges does not change a bit of the result.
+    `gradient` may be overwritten. `learning_rate` is the scheduled one; `step` counts from 0. How a slab is cut into ranges does
+    not change a bit of the result.
     """
-    for block in ranges(parameters.size, BLOCK):
-        states = {name: values[block] for name, values in state.items()}
-        optimizer.update(parameters[block], gradient[block], states, out[block], learning_rate, step)
+    # What is not finite is no news here: whoever asked looks at the result.
+    with np.errstate(all="ignore"):
+        for block in ranges(parameters.size, BLOCK):
+            states = {name: values[block] for name, values in state.items()}
+            optimizer.update(parameters[block], gradient[block], states, out[block], learning_rate, step)

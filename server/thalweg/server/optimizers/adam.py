@@ -18,17 +18,14 @@ class Adam(Optimizer):
     def __init__(self, hyperparameters: Any) -> None:
         super().__init__(hyperparameters)
         self._beta1, self._beta2 = hyperparameters.betas
-        self._slots = ("mean", "square") + ("greatest",) * hyperparameters.amsgrad
-
-    def init(self, size: int, dtype: np.dtype[np.floating]) -> State:
-        return {slot: np.zeros(size, dtype) for slot in self._slots}
+        self.slots = ("mean", "square") + ("greatest",) * hyperparameters.amsgrad
 
     def update(self, parameters: Slab, gradient: Slab, state: State, out: Slab, learning_rate: float, step: int) -> None:
         self.decay(parameters, gradient)
         np.subtract(parameters, self.direction(gradient, state, learning_rate, step), out=out)
 
     def direction(self, gradient: Slab, state: State, learning_rate: float, step: int) -> Slab:
-        """By how much the parameters fall. Changes the state; the array is scratch."""
+        """By how much the parameters fall, in scratch. Changes the state."""
         scratch, mean, square = self.scratch(gradient), state["mean"], state["square"]
         np.subtract(gradient, mean, out=scratch)
         scratch *= 1 - self._beta1
@@ -39,9 +36,10 @@ class Adam(Optimizer):
         square += scratch
         if self.hyperparameters.amsgrad:
             square = np.maximum(state["greatest"], square, out=state["greatest"])
+        # m̂ / (√v̂ + eps), numerator and denominator multiplied by √(1 − β₂ᵗ): that spares a pass over the block.
+        correction = math.sqrt(1 - self._beta2 ** (step + 1))
         np.sqrt(square, out=scratch)
-        scratch /= math.sqrt(1 - self._beta2 ** (step + 1))
-        scratch += self.hyperparameters.eps
+        scratch += self.hyperparameters.eps * correction
         np.divide(mean, scratch, out=scratch)
-        scratch *= learning_rate / (1 - self._beta1 ** (step + 1))
+        scratch *= learning_rate * correction / (1 - self._beta1 ** (step + 1))
         return scratch

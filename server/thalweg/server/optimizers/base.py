@@ -1,7 +1,7 @@
 """What an optimizer is: a state of some slabs, and an in-place update of a block."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,13 @@ BLOCK = 65_536
 
 
 class Optimizer(ABC):
-    """Base of all optimizers. `slots` names the slabs of its state, which start at zero."""
+    """Base of all optimizers. An object belongs to one thread.
 
-    slots: ClassVar[tuple[str, ...]] = ()
+    `hyperparameters` is the message of the contract that describes the optimizer, with its defaults filled in. `slots` names the
+    slabs of its state, which start at zero.
+    """
+
+    slots: tuple[str, ...] = ()
 
     def __init__(self, hyperparameters: Any) -> None:
         self.hyperparameters = hyperparameters
@@ -30,13 +34,14 @@ class Optimizer(ABC):
 
     @abstractmethod
     def update(self, parameters: Slab, gradient: Slab, state: State, out: Slab, learning_rate: float, step: int) -> None:
-        """Updates a block of at most `BLOCK` elements.
+        """Updates a block of at most `BLOCK` elements, each for itself.
 
-        Reads `parameters`, writes `out`, changes `state`, may use up `gradient`.
+        All arrays are one-dimensional, of equal length and dtype. Reads `parameters`, writes `out`, which may be `parameters`,
+        changes `state`, may use up `gradient`. `learning_rate` is the scheduled one; `step` counts from 0.
         """
 
     def scratch(self, like: Slab, number: int = 0) -> Slab:
-        """An array as long as a block, with any content, for intermediate results."""
+        """An array of the same length and dtype, with any content, for intermediate results. The same one at each call."""
         key = (number, like.dtype)
         if key not in self._scratch:
             self._scratch[key] = np.empty(BLOCK, like.dtype)

@@ -16,10 +16,7 @@ class RMSprop(Optimizer):
 
     def __init__(self, hyperparameters: Any) -> None:
         super().__init__(hyperparameters)
-        self._slots = ("square",) + ("mean",) * hyperparameters.centered + ("momentum",) * (hyperparameters.momentum > 0)
-
-    def init(self, size: int, dtype: np.dtype[np.floating]) -> State:
-        return {slot: np.zeros(size, dtype) for slot in self._slots}
+        self.slots = ("square",) + ("mean",) * hyperparameters.centered + ("momentum",) * (hyperparameters.momentum > 0)
 
     def update(self, parameters: Slab, gradient: Slab, state: State, out: Slab, learning_rate: float, step: int) -> None:
         self.decay(parameters, gradient)
@@ -36,6 +33,8 @@ class RMSprop(Optimizer):
             mean += scratch
             np.multiply(mean, mean, out=scratch)
             np.subtract(square, scratch, out=scratch)
+            # A variance is never below zero; rounding may bring it there when the gradient hardly changes.
+            np.maximum(scratch, 0, out=scratch)
             np.sqrt(scratch, out=scratch)
         else:
             np.sqrt(square, out=scratch)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from thalweg.v1 import job_pb2
 from thalweg.workers.data import builtins, csv, npz
 from thalweg.workers.data.errors import DataError
-from thalweg.workers.data.preparation import as_targets, preprocess, split, standardization
+from thalweg.workers.data.preparation import as_targets, check_prepared, preprocess, split, standardization
 
 __all__ = ["DataError", "Dataset", "arrays", "load", "preprocess"]
 
@@ -41,8 +41,11 @@ def load(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Dataset:
     _check(field, x, y)
     targets = as_targets(field, y, spec.model.loss, data.one_hot, dtype)
     train, validation = split(spec.seed, len(x), data.validation_fraction)
-    preprocessing = standardization(x[train]) if data.standardize else job_pb2.Preprocessing()
+    with np.errstate(over="ignore", invalid="ignore"):
+        preprocessing = standardization(x[train]) if data.standardize else job_pb2.Preprocessing()
+    check_prepared(field, "x", np.array(preprocessing.scale))
     prepared = preprocess(preprocessing, x, dtype)
+    check_prepared(field, "x", prepared)
     return Dataset(prepared[train], targets[train], prepared[validation], targets[validation], preprocessing)
 
 
@@ -60,7 +63,7 @@ def arrays(data: job_pb2.Data, fetch: Callable[[str], Path]) -> tuple[NDArray[An
 def _check(field: str, x: NDArray[Any], y: NDArray[Any]) -> None:
     for name, values in (("x", x), ("y", y)):
         if values.dtype.kind not in "biuf":
-            raise DataError(f"{field}: {name} holds {values.dtype}, and must hold numbers")
+            raise DataError(f"{field}: {name} holds elements of type {values.dtype}, and must hold real numbers")
         if values.ndim == 0:
             raise DataError(f"{field}: {name} is a single number, and must have the samples on its first axis")
         wrong = np.argwhere(~np.isfinite(values)) if values.dtype.kind == "f" else np.empty((0, 1))
@@ -73,5 +76,9 @@ def _check(field: str, x: NDArray[Any], y: NDArray[Any]) -> None:
             )
     if len(x) != len(y):
         raise DataError(f"{field}: x has {len(x)} samples and y has {len(y)}; they must be as many")
+    if x.ndim == 1:
+        raise DataError(f"{field}: x has the shape {x.shape}; it must have an axis for the features too, as x.reshape(-1, 1) has")
     if len(x) == 0:
         raise DataError(f"{field}: has no samples")
+    if x[0].size == 0:
+        raise DataError(f"{field}: x has the shape {x.shape}, and so no features")

@@ -1,6 +1,7 @@
 """One's own arrays, from a NumPy archive."""
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,39 @@ from numpy.typing import NDArray
 
 from thalweg.workers.data.errors import DataError
 
+# What a damaged, encrypted or foreign archive makes NumPy raise.
+_UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
 
 def load(path: Path, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """The arrays `x` and `y`. Raises DataError, which calls the file `name`, if it has them not. Nothing is unpickled."""
+    if path.stat().st_size == 0:
+        raise DataError(f"data.npz: {name!r} is empty")
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"data.npz: {name!r} is no NumPy archive; write one with numpy.savez({name!r}, x=x, y=y)")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"data.npz: {name} is one array; save two with numpy.savez({name!r}, x=x, y=y)")
-            missing = [key for key in ("x", "y") if key not in archive]
+            missing = [key for key in ("x", "y") if key not in archive.files]
             if missing:
                 has = ", ".join(archive.files) or "nothing"
-                raise DataError(f"data.npz: {name} has no array {' and no array '.join(missing)}; it has {has}")
-            return archive["x"], archive["y"]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"data.npz: {name} cannot be read as a NumPy archive of numbers: {error}") from error
+                raise DataError(f"data.npz: {name!r} has no array {' and no array '.join(missing)}; it has {has}")
+            return _array(archive, "x", name), _array(archive, "y", name)
+    except DataError:
+        raise
+    except MemoryError:
+        raise DataError(f"data.npz: {name!r} has arrays that do not fit in this worker's memory") from None
+    except _UNREADABLE as error:
+        raise DataError(f"data.npz: {name!r} cannot be read as a NumPy archive: {error}") from error
+
+
+def _array(archive: Any, key: str, name: str) -> NDArray[Any]:
+    try:
+        array = archive[key]
+    except ValueError as error:
+        if "Object arrays" in str(error):
+            raise DataError(f"data.npz: {name!r} holds Python objects as {key}, and must hold numbers") from error
+        raise
+    # A member without NumPy's header comes as bytes.
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"data.npz: {name!r} holds a {key} that is no array")
+    return array

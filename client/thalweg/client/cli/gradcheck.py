@@ -1,0 +1,43 @@
+"""`thalweg gradcheck`: backpropagation held against numerical differentiation, for a user's own job."""
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from thalweg.client.cli.options import JobSource, Json, Settings
+from thalweg.client.cli.output import complain, console, print_json
+from thalweg.client.jobfile import load_job
+from thalweg.client.local_models import gradcheck as check
+
+
+def gradcheck(job: JobSource, settings: Settings = None, json: Json = False) -> None:
+    """Checks a job's gradients against numerical differentiation.
+
+    Each tensor's gradient by backpropagation is held against central
+    differences, in double precision, on the first training samples, near
+    the initial parameters. Exit code 1 if a relative error is too large.
+    Nothing is trained. Needs the extra: pip install 'thalweg\\[workers]'
+
+    [bold]Examples[/]
+
+    [cyan]thalweg gradcheck job.toml[/]
+    [cyan]thalweg gradcheck digits --json[/]
+    """
+    loaded = load_job(job, settings or [])
+    rows = check(loaded.spec, loaded.data)
+    passed = all(row.passed for row in rows)
+    if json:
+        tensors = [row._asdict() | {"shape": list(row.shape), "passed": row.passed} for row in rows]
+        print_json({"passed": passed, "tensors": tensors})
+    else:
+        table = Table(box=None, header_style="dim", pad_edge=False)
+        for name in ("tensor", "shape", "checked", "absolute error", "relative error", ""):
+            table.add_column(name, justify="left" if name in {"tensor", ""} else "right")
+        for row in rows:
+            verdict = Text("passed", "green") if row.passed else Text("failed", "bold red")
+            errors = f"{row.absolute_error:.2e}", f"{row.relative_error:.2e}"
+            table.add_row(row.tensor, " × ".join(map(str, row.shape)), f"{row.checked:,}", *errors, verdict)
+        console().print(table)
+    if not passed:
+        complain(f"backpropagation differs from numerical differentiation in {sum(not row.passed for row in rows)} tensors")
+        raise typer.Exit(1)

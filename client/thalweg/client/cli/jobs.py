@@ -1,0 +1,206 @@
+"""Commands for jobs on a server: submit, list, watch, scale, cancel, delete."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from thalweg.client import records
+from thalweg.client.cli.display import display
+from thalweg.client.cli.follow import follow
+from thalweg.client.cli.options import Data, JobId, JobSource, Json, Server, Settings, TokenFile, connected, read_token, server_of
+from thalweg.client.cli.output import accuracy_of, ago, complain, console, job_json, print_json
+from thalweg.client.cli.signals import Inbox
+from thalweg.client.client import Client
+from thalweg.client.jobfile import load_job
+from thalweg.client.records import Event
+from thalweg.contract.errors import Violation, invalid
+from thalweg.v1 import job_pb2
+
+_COLOURS = {"QUEUED": "yellow", "RUNNING": "cyan", "SUCCEEDED": "green", "FAILED": "red", "CANCELLED": "dim"}
+
+
+def submit(
+    job: JobSource,
+    settings: Settings = None,
+    server: Server = None,
+    token_file: TokenFile = None,
+    id: Annotated[  # noqa: A002 - the option's name
+        str | None,
+        typer.Option(metavar="ID", help="The id to give the job. Made from its name, if not given.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Hands a job to a server, prints its id, and leaves it to run.
+
+    [bold]Examples[/]
+
+    [cyan]thalweg submit digits --server host:7070[/]
+    [cyan]thalweg submit job.toml --set seed=8 --id second-try --server host:7070[/]
+    """
+    loaded = load_job(job, settings or [])
+    meant, token = server_of(server, None), read_token(token_file)
+    if meant is None:
+        problem = (
+            "a submitted job needs a server that stays; give its HOST:PORT (thalweg serve starts one, thalweg train needs none)"
+        )
+        raise invalid(Violation("--server", problem))
+    with Client(meant, token) as client:
+        accepted = client.submit(loaded, id=id)
+    if json:
+        print_json(job_json(accepted.message))
+    else:
+        console().print(accepted.id, markup=False)
+
+
+def jobs(
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="The id of one job, to see only it.", show_default=False)
+    ] = None,
+    server: Server = None,
+    token_file: TokenFile = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Lists the jobs, the newest first.
+
+    [bold]Examples[/]
+
+    [cyan]thalweg jobs[/]
+    [cyan]thalweg jobs digits-1 --server host:7070 --json[/]
+    """
+    with connected(server, token_file, data) as client:
+        found = [client.job(job)] if job else client.jobs()
+    messages = [one.message for one in found]
+    if json:
+        print_json({"jobs": [job_json(message) for message in messages]})
+    elif messages:
+        console().print(_table(messages))
+        for message in messages:
+            if message.error and job:
+                console().print(message.error, markup=False, soft_wrap=True)
+    else:
+        console(stderr=True).print("no jobs yet; [cyan]thalweg train digits[/] makes one")
+
+
+def _table(messages: list[job_pb2.Job]) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for name in ("job", "state", "epochs", "loss", "validation", "workers", "began"):
+        table.add_column(name, justify="right" if name in {"epochs", "loss", "workers"} else "left", no_wrap=name != "state")
+    now = datetime.now(UTC)
+    for message in messages:
+        state, progress, result = records.state_name(message.state), records.progress(message.progress), records.result(message)
+        running = state not in records.ENDED
+        loss = result.train.loss if result.train else progress.loss
+        words = f"{state}: {message.status}" if running and message.status else state
+        table.add_row(
+            message.id,
+            Text(words, style=_COLOURS.get(state, "")),
+            f"{result.epochs or progress.epoch}/{message.spec.training.epochs}",
+            "" if loss is None else f"{loss:.4g}",
+            accuracy_of(result.validation or progress.validation),
+            f"{progress.workers}/{message.spec.training.workers}" if running else "",
+            ago(message.create_time.ToDatetime(tzinfo=UTC), now),
+        )
+    return table
+
+
+def watch(
+    job: JobId,
+    server: Server = None,
+    token_file: TokenFile = None,
+    after: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out the events up to this sequence number.")] = 0,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Shows a job until it has ended. Ctrl-C leaves it running.
+
+    With --json, one JSON object a line for each event. Exit code 0 if the
+    job succeeded, 1 if not.
+
+    [bold]Examples[/]
+
+    [cyan]thalweg watch digits-1 --server host:7070[/]
+    [cyan]thalweg watch digits-1 --server host:7070 --json | jq .train_loss[/]
+    """
+    with connected(server, token_file, data) as client, Inbox() as inbox:
+        watched = client.job(job)
+        if json:
+            follow(watched, inbox, lambda event: print_json(_event_json(event)), after)
+        else:
+            with display(watched.id) as screen:
+                screen.say(watched.message.status)
+                follow(watched, inbox, screen.show, after)
+        message = watched.refresh()
+    state = records.state_name(message.state)
+    if state != "SUCCEEDED":
+        complain(f"job {job} failed: {message.error}" if state == "FAILED" else f"job {job} was cancelled")
+    elif not json:
+        result = records.result(message)
+        validation = f", validation {accuracy_of(result.validation)}" if result.validation else ""
+        console().print(f"{job} succeeded: {result.steps:,} steps{validation}", markup=False)
+    raise typer.Exit(0 if state == "SUCCEEDED" else 1)
+
+
+def _event_json(event: Event) -> dict[str, Any]:
+    name = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in type(event).__name__).lstrip("_")
+    values = {key: value for key, value in asdict(event).items() if value is not None}
+    return {"event": name} | values | {"time": event.time.isoformat()}
+
+
+def scale(
+    job: JobId,
+    workers: Annotated[int, typer.Argument(metavar="WORKERS", min=1, help="How many workers the job wants from now on.")],
+    server: Server = None,
+    token_file: TokenFile = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Changes how many workers a job wants; its result stays the same.
+
+    [bold]Examples[/]
+
+    [cyan]thalweg scale digits-1 8 --server host:7070[/]
+    """
+    with connected(server, token_file, data) as client:
+        scaled = client.job(job)
+        scaled.scale(workers)
+    _print_state(scaled.message, f"wants {workers} worker{'' if workers == 1 else 's'}", json)
+
+
+def cancel(job: JobId, server: Server = None, token_file: TokenFile = None, data: Data = None, json: Json = False) -> None:
+    """Ends a job. What was learnt so far stays.
+
+    [bold]Examples[/]
+
+    [cyan]thalweg cancel digits-1 --server host:7070[/]
+    """
+    with connected(server, token_file, data) as client:
+        cancelled = client.job(job)
+        state = cancelled.cancel()
+    _print_state(cancelled.message, state.lower(), json)
+
+
+def delete(job: JobId, server: Server = None, token_file: TokenFile = None, data: Data = None, json: Json = False) -> None:
+    """Removes a job that has ended, with all that is kept of it.
+
+    [bold]Examples[/]
+
+    [cyan]thalweg delete digits-1[/]
+    """
+    with connected(server, token_file, data) as client:
+        client.job(job).delete()
+    if json:
+        print_json({"job": job, "deleted": True})
+    else:
+        console().print(f"{job} deleted", markup=False)
+
+
+def _print_state(message: job_pb2.Job, words: str, json: bool) -> None:
+    if json:
+        print_json(job_json(message))
+    else:
+        console().print(f"{message.id} {words}", markup=False)

@@ -1,0 +1,132 @@
+"""Commands for what came of a job: its weights, its predictions, its pictures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thalweg.client.cli.options import Data, JobId, Json, Server, TokenFile, connected
+from thalweg.client.cli.output import console, print_json
+from thalweg.client.cli.samples import check_output, read_samples, write_outputs
+from thalweg.client.local_models import predict as predict_with
+from thalweg.client.plotting import learning_curve, loss_slice, parse_element, save_figure
+from thalweg.contract.errors import Violation, invalid
+
+_PICTURES = (".png", ".svg", ".pdf")
+
+
+def weights(
+    job: JobId,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file. JOB.safetensors here, if not given.")
+    ] = None,
+    server: Server = None,
+    token_file: TokenFile = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Writes a job's weights to a safetensors file.
+
+    Of a job that still runs, those of the last step. Tensors are named and
+    shaped as in torch.nn.Sequential, so its load_state_dict takes them.
+
+    [bold]Examples[/]
+
+    [cyan]thalweg weights digits-1 -o digits.safetensors[/]
+    """
+    path = (output or Path(f"{job}.safetensors")).absolute()
+    if path.is_dir():
+        raise invalid(Violation("--output", f"{path} is a folder; give the path of a file"))
+    with connected(server, token_file, data) as client:
+        header = client.job(job).save(path)
+    if json:
+        print_json({"job": job, "weights": str(path), "weights_sha256": header.sha256, "version": header.version})
+    else:
+        console().print(f"{path}: the parameters after {header.version:,} steps", markup=False, soft_wrap=True)
+
+
+def predict(
+    job: JobId,
+    samples: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT", help="The samples: .npy, .npz (array x), or .csv with a line of names.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the outputs there: .npy, .npz or .csv.")
+    ] = None,
+    server: Server = None,
+    token_file: TokenFile = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Prints what a job's model makes of samples.
+
+    A line for each: its class, if the model is a classifier, else the
+    outputs. Samples are prepared as the training data was.
+    Needs the extra: pip install 'thalweg\\[workers]'
+
+    [bold]Examples[/]
+
+    [cyan]thalweg predict digits-1 images.npy[/]
+    [cyan]thalweg predict digits-1 new.csv --json -o outputs.npy[/]
+    """
+    if output:
+        check_output(output)
+    with connected(server, token_file, data) as client:
+        found = client.job(job)
+        header, slab = found.slab()
+        prediction = predict_with(found.spec, header, slab, read_samples(samples, found.spec.data, header))
+    outputs, classes = prediction
+    if output:
+        write_outputs(output, prediction)
+    if json:
+        answer = {"job": job, "outputs": outputs.tolist()}
+        print_json(answer if classes is None else answer | {"classes": classes.tolist()})
+    elif output:
+        console().print(f"{output}: outputs for {len(outputs):,} samples", markup=False, soft_wrap=True)
+    else:
+        for row in (outputs if classes is None else classes).reshape(len(outputs), -1).tolist():
+            console().print(" ".join(f"{value:.6g}" for value in row), markup=False, soft_wrap=True)
+
+
+def plot(
+    job: JobId,
+    slice_: Annotated[
+        str | None,
+        typer.Option("--slice", metavar="TENSOR[I,J]", help="Draw the loss over this one weight.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The picture: .png, .svg or .pdf. JOB.png, if not given."),
+    ] = None,
+    server: Server = None,
+    token_file: TokenFile = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Draws a job's learning curve, or a slice of its loss.
+
+    With --slice: the loss over one weight, all others kept as they were at
+    the end (bold) and on the way (faint), and the way that training took
+    along it. Needs the extras: pip install 'thalweg\\[plot,workers]'
+
+    [bold]Examples[/]
+
+    [cyan]thalweg plot digits-1[/]
+    [cyan]thalweg plot digits-1 --slice '2.weight\\[3,5]' -o slice.svg[/]
+    """
+    element = parse_element(slice_) if slice_ else None
+    suffix = "".join(f"-{part}" for part in (element.tensor, *element.index)) if element else ""
+    path = (output or Path(f"{job}{suffix}.png")).absolute()
+    if path.suffix.lower() not in _PICTURES:
+        raise invalid(Violation("--output", f"{path.name}: pictures end in {', '.join(_PICTURES)}"))
+    with connected(server, token_file, data) as client:
+        found = client.job(job)
+        figure = loss_slice(found, element) if element else learning_curve(found)
+    save_figure(figure, path)
+    if json:
+        print_json({"job": job, "picture": str(path)})
+    else:
+        console().print(str(path), markup=False, soft_wrap=True)

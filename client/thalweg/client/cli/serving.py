@@ -1,0 +1,137 @@
+"""Commands that run a cluster's parts: a server, a fleet."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thalweg.client.cli.options import Json, TokenFile, read_token, server_of
+from thalweg.client.cli.output import console, print_json
+from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
+from thalweg.client.folders import served_folder
+from thalweg.client.local import start_fleet, start_server
+from thalweg.contract.channel import DEFAULT_PORT, Address, parse_address
+from thalweg.contract.errors import Violation, invalid
+
+_MEBIBYTE = 1 << 20
+
+
+def serve(
+    address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0 for any free one.")
+    ] = f"127.0.0.1:{DEFAULT_PORT}",
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where to keep jobs, parameters and uploads. A folder of this user's, if not given."),
+    ] = None,
+    token_file: TokenFile = None,
+    trust_network: Annotated[
+        bool,
+        typer.Option(
+            "--trust-network", metavar="", help="Listen beyond this machine without a token. Anyone who can connect is let in."
+        ),
+    ] = False,
+    max_upload: Annotated[
+        int | None, typer.Option(metavar="MIB", min=1, help="The greatest file of data to take, in MiB.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Runs a parameter server until Ctrl-C or SIGTERM.
+
+    Jobs that have not ended go on when it is started again. It needs at
+    least one fleet to train: see [bold]thalweg fleet --help[/].
+
+    [bold]Examples[/]
+
+    [cyan]thalweg serve[/]
+    [cyan]thalweg serve --address 0.0.0.0:7070 --token-file token --data /var/lib/thalweg[/]
+    """
+    where = _address("--address", address)
+    token = read_token(token_file)
+    if not (where.is_loopback or token or trust_network):
+        problem = (
+            f"{where} can be reached from other machines, so the server needs a token: --token-file, or THALWEG_TOKEN; "
+            "--trust-network does without"
+        )
+        raise invalid(Violation("--address", problem))
+    folder = (data or served_folder()).expanduser().absolute()
+    limit = {"max_upload_bytes": max_upload * _MEBIBYTE} if max_upload else {}
+    _log_to_stderr()
+    with Inbox() as inbox:
+        server = start_server(where, folder, token, trust_network=trust_network, **limit)
+        try:
+            _announce(
+                {"address": str(server.address), "data": str(folder)}, f"serving at {server.address}, data in {folder}", json
+            )
+            _wait(inbox)
+        finally:
+            server.stop()
+
+
+def fleet(
+    server: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="The server. THALWEG_SERVER in the environment, if not given.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="The Ray cluster to run workers on; auto for the one of this machine. Starts a Ray, if not given.",
+        ),
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="CPU slots of the Ray that is started. All cores, if not given.")
+    ] = None,
+    token_file: TokenFile = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="A name for people. The machine's, if not given.")] = None,
+    json: Json = False,
+) -> None:
+    """Runs workers for a server's jobs on a Ray cluster, until Ctrl-C or SIGTERM.
+
+    Several fleets, on several clusters, may attend on one server.
+
+    [bold]Examples[/]
+
+    [cyan]thalweg fleet --server 127.0.0.1:7070[/]
+    [cyan]thalweg fleet --server host:7070 --ray-address auto --token-file token[/]
+    """
+    meant = server_of(server, None) or f"127.0.0.1:{DEFAULT_PORT}"
+    where, token = _address("--server", meant), read_token(token_file)
+    if ray_address and slots:
+        raise invalid(Violation("--slots", "has no meaning together with --ray-address: the cluster has its own"))
+    _log_to_stderr()
+    with Inbox() as inbox:
+        running = start_fleet(where, token, ray_address=ray_address, slots=slots, name=name)
+        inbox.listen()
+        try:
+            _announce({"server": str(where), "name": running.config.name}, f"attending on {where} as {running.config.name}", json)
+            _wait(inbox)
+        finally:
+            running.stop()
+
+
+def _address(option: str, text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise invalid(Violation(option, str(error))) from error
+
+
+def _announce(facts: dict[str, str], words: str, json: bool) -> None:
+    if json:
+        print_json(facts)
+    else:
+        console().print(f"{words}; Ctrl-C stops it", markup=False, soft_wrap=True)
+
+
+def _wait(inbox: Inbox) -> None:
+    """Waits for a signal. To end by one is how these commands end."""
+    try:
+        inbox.get()
+    except InterruptedBySignalError:
+        return
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

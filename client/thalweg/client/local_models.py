@@ -1,0 +1,142 @@
+"""Models in this process: predictions, gradient checks and the landscape of a loss, for whoever has the extra `workers`.
+
+With `local`, the only module of the client that imports the server or the workers, and only inside its functions.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from thalweg.client.local import needs
+from thalweg.contract.errors import Violation, invalid
+from thalweg.contract.layout import Slab
+from thalweg.v1 import job_pb2
+from thalweg.v1 import training_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from thalweg.workers.gradcheck import Row
+    from thalweg.workers.model import Model
+
+# What a landscape may cost: multiplications for one point.
+_MOST_WORK = 1 << 28
+_MOST_SAMPLES = 4096
+
+
+class Prediction(NamedTuple):
+    """What a model makes of samples: its outputs, samples first; and the class of each, None if it is no classifier."""
+
+    outputs: Slab
+    classes: NDArray[np.int64] | None
+
+
+def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: ArrayLike) -> Prediction:
+    """What a job's model makes of samples `x`, samples first, which are prepared as the job's data was.
+
+    Outputs are those of the last layer: logits, if the loss takes them. Raises ThalwegError if samples have not the right shape.
+    """
+    with needs("workers", "the models are"):
+        from thalweg.workers import data  # noqa: PLC0415 - an extra
+        from thalweg.workers.model import Model, ModelError  # noqa: PLC0415
+    samples = _samples(x, header)
+    try:
+        model = Model(spec.model, samples.shape[1:], spec.seed, one_hot=spec.data.one_hot)
+    except ModelError as error:
+        raise invalid(Violation("x", f"{_shape(samples)}; with samples of that shape, {error}")) from error
+    for ours, theirs in zip(model.layout.tensors, header.layout.tensors, strict=True):
+        if ours.shape != theirs.shape:
+            wanted = f"{theirs.name} has the shape {tuple(theirs.shape)}, and would need {tuple(ours.shape)}"
+            raise invalid(Violation("x", f"{_shape(samples)}, which is not what the job was trained on: {wanted}"))
+    model.bind(slab)
+    outputs = model.predict(data.preprocess(header.preprocessing, samples, model.dtype))
+    return Prediction(outputs, _classes(model, outputs) if model.classifier else None)
+
+
+def _samples(x: ArrayLike, header: pb.ParametersHeader) -> NDArray[Any]:
+    samples = np.asarray(x)
+    if samples.dtype.kind not in "biuf" or samples.ndim == 0:
+        raise invalid(Violation("x", f"{_shape(samples)} and holds {samples.dtype}; samples are an array of numbers"))
+    features = len(header.preprocessing.mean)
+    if features and samples[:1].size != min(features, features * len(samples)):
+        raise invalid(Violation("x", f"{_shape(samples)}; the job was trained on {features} features"))
+    wrong = np.argwhere(~np.isfinite(samples))
+    if wrong.size:
+        raise invalid(Violation("x", f"holds NaN or infinite values, the first in sample {wrong[0, 0]}, counted from 0"))
+    return samples
+
+
+def _shape(samples: NDArray[Any]) -> str:
+    return f"has the shape {samples.shape}"
+
+
+def _classes(model: "Model", outputs: Slab) -> NDArray[np.int64]:
+    """The class of each sample: where its greatest output is; for lone probabilities, whether they reach a half."""
+    if model.spec.loss == "binary_cross_entropy" and not model.one_hot:
+        classes = (outputs >= 0.5).astype(np.int64)
+        return classes.reshape(len(classes)) if classes[:1].size == 1 else classes
+    return outputs.reshape(len(outputs), -1).argmax(1) if outputs.size else np.empty(0, np.int64)
+
+
+def gradcheck(spec: job_pb2.JobSpec, file: Path | None) -> "list[Row]":
+    """A row for each tensor of a job's model: how far backpropagation is from numerical differentiation.
+
+    `file` is the one that the job learns from, None for built-in data. Raises ThalwegError if the job is not right.
+    """
+    with needs("workers", "the models are"):
+        from thalweg.server import validation  # noqa: PLC0415 - the one place that knows
+        from thalweg.workers import data, gradcheck  # noqa: PLC0415 - an extra
+        from thalweg.workers.model import ModelError  # noqa: PLC0415
+    if file:
+        with file.open("rb") as opened:
+            spec.data.sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    spec = validation.complete(spec)
+    try:
+        return gradcheck.gradcheck(spec, data.load(spec, lambda _: file or Path()))
+    except (ModelError, data.DataError) as error:
+        raise _told(error) from error
+
+
+class Landscape:
+    """The loss of a job as a function of its parameters: the mean over training samples, without dropout, in float64.
+
+    `fetch` gives the file that was uploaded under a SHA-256. `samples` says over how many samples the mean is taken: not all
+    of them if that would take long. Raises ThalwegError if model or data are not right.
+    """
+
+    def __init__(self, spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> None:
+        with needs("workers", "the models are"):
+            from thalweg.workers import data  # noqa: PLC0415 - an extra
+            from thalweg.workers.model import Model, ModelError  # noqa: PLC0415
+        try:
+            dataset = data.load(spec, fetch)
+            self._model = Model(spec.model, dataset.input_shape, spec.seed, one_hot=spec.data.one_hot, dtype="float64")
+        except (ModelError, data.DataError) as error:
+            raise _told(error) from error
+        room = max(64, min(_MOST_SAMPLES, _MOST_WORK // max(1, self._model.size)))
+        chosen = np.linspace(0, len(dataset.train_x) - 1, min(room, len(dataset.train_x))).astype(np.intp)
+        self._x = dataset.train_x[chosen].astype(np.float64)
+        self._y = dataset.train_y[chosen]
+        self.samples = len(chosen)
+
+    def loss(self, parameters: Slab) -> float:
+        """The loss at parameters, shape (elements), float64."""
+        self._model.bind(parameters)
+        return self._model.sums(self._x, self._y).loss / self.samples
+
+    def along(self, parameters: Slab, position: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The loss at parameters of which the one at `position` takes each of `values`."""
+        moved = parameters.astype(np.float64)
+        losses = np.empty(len(values))
+        for index, value in enumerate(values):
+            moved[position] = value
+            losses[index] = self.loss(moved)
+        return losses
+
+
+def _told(error: ValueError) -> Exception:
+    """The error of a model or of data, whose message begins with the path of a field."""
+    path, _, problem = str(error).partition(": ")
+    return invalid(Violation(path, problem))

@@ -1,0 +1,49 @@
+"""What all pictures share: how they look, and how they get into a file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thalweg.client.local import needs
+from thalweg.client.weights import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1f2933"
+FAINT = "#8a95a3"
+GRID = "#e4e8ed"
+BLUE = "#2a6fbb"
+ORANGE = "#d9772b"
+GREEN = "#2f9e6e"
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches. It belongs to nobody: nothing is shared with other figures of this process."""
+    with needs("plot", "matplotlib is"):
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+    return Figure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
+
+
+def dress(axes: "Axes", x: str, y: str) -> None:
+    """Takes from axes what does not help to read them, and names them."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+    axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(x, color=INK, fontsize=10)
+    axes.set_ylabel(y, color=INK, fontsize=10)
+
+
+def title(figure: "Figure", axes: "Axes", text: str, below: str) -> None:
+    """A title over the figure, and a line of smaller print over its uppermost axes."""
+    axes.set_title(below, loc="left", color=FAINT, fontsize=9)
+    figure.suptitle(text, x=0.01, ha="left", color=INK, fontsize=12, fontweight="bold")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a figure, in the format that the file's ending says, whole or not at all. Raises ThalwegError."""
+    write_whole(path, figure.savefig)

@@ -1,0 +1,167 @@
+"""The loss over one weight, and the way that training took along it: the picture from which gradient descent is taught."""
+
+import math
+import re
+import tempfile
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thalweg.client.job import Job
+from thalweg.client.local_models import Landscape
+from thalweg.client.plotting.figures import FAINT, INK, dress, new_figure, title
+from thalweg.client.records import Trajectory
+from thalweg.contract import layout as layouts
+from thalweg.contract.errors import Violation, invalid
+from thalweg.v1 import job_pb2
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_ELEMENT = re.compile(r"([^\[\]]+)\[\s*(\d+(?:\s*,\s*\d+)*)\s*\]")
+_POINTS = 81
+# At how many places on the way, besides its end, the slice is drawn.
+_FAINT_CURVES = 4
+# How far beyond the way the slice reaches, as a share of its width.
+_MARGIN = 0.45
+# The half-width of a slice over a weight that hardly moved.
+_LEAST_REACH = 0.25
+
+
+@dataclass(frozen=True)
+class Element:
+    """One element of one tensor."""
+
+    tensor: str
+    index: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{','.join(map(str, self.index))}]"
+
+
+class Slice(NamedTuple):
+    """The loss over one weight.
+
+    `values` and `losses` are the way: shape (versions). `grid` has the shape (points); `curves` the shape (curves, points), of
+    which the one at index i keeps the other weights as they were at `bases[i]`, an index of the way; the last is its end.
+    """
+
+    versions: tuple[int, ...]
+    values: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    grid: NDArray[np.float64]
+    bases: tuple[int, ...]
+    curves: NDArray[np.float64]
+
+
+def parse_element(text: str) -> Element:
+    """Reads `0.weight[3,5]`. Raises ThalwegError if it is nothing like that."""
+    match = _ELEMENT.fullmatch(text.strip())
+    if match is None:
+        raise invalid(Violation("--slice", f"{text!r} names no weight; write TENSOR[I,J], as in 0.weight[3,5]"))
+    return Element(match[1].strip(), tuple(int(number) for number in match[2].split(",")))
+
+
+def locate(layout: job_pb2.Layout, element: Element) -> int:
+    """The place of an element in the slab. Raises ThalwegError, which lists the tensors, if there is none."""
+    try:
+        return layouts.locate(layout, element.tensor, element.index)
+    except KeyError:
+        shapes = {tensor.name: tuple(tensor.shape) for tensor in layout.tensors}
+        close = get_close_matches(element.tensor, shapes, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        known = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items())) or "none"
+        raise invalid(Violation("--slice", f"there is no tensor {element.tensor!r}{hint} (tensors: {known})")) from None
+    except IndexError as error:
+        raise invalid(Violation("--slice", f"{element} is outside: {error}; indices count from 0")) from None
+
+
+def loss_slice(job: Job, element: Element) -> "Figure":
+    """The picture of the loss over one weight. Raises ThalwegError if it cannot be drawn."""
+    figure = new_figure(7.2, 4.8)
+    trajectory = job.trajectory()
+    position = locate(trajectory.layout, element)
+    with tempfile.TemporaryDirectory(prefix="thalweg-") as folder:
+        landscape = Landscape(job.spec, lambda sha256: job.download_data(sha256, Path(folder)))
+    found = measure(landscape, trajectory, position)
+    axes = figure.subplots()
+    _draw(figure, axes, found, str(element))
+    samples = f"loss over {landscape.samples:,} training samples"
+    title(
+        figure,
+        axes,
+        f"{job.id}: the loss over one weight, and the way downhill",
+        f"{samples}; all other weights kept as they were",
+    )
+    return figure
+
+
+def measure(landscape: Landscape, trajectory: Trajectory, position: int) -> Slice:
+    """The loss over the weight at a place of the slab, along the way of training and beside it."""
+    slabs = trajectory.slabs.astype(np.float64)
+    values = slabs[:, position]
+    low, high = float(values.min()), float(values.max())
+    reach = max((high - low) * (0.5 + _MARGIN), _LEAST_REACH * max(1.0, abs(low + high) / 2))
+    middle = (low + high) / 2
+    grid = np.linspace(middle - reach, middle + reach, _POINTS)
+    last = len(values) - 1
+    bases = tuple(dict.fromkeys(round(last * share / _FAINT_CURVES) for share in range(_FAINT_CURVES + 1)))
+    return Slice(
+        versions=trajectory.versions,
+        values=values,
+        losses=np.array([landscape.loss(slab) for slab in slabs]),
+        grid=grid,
+        bases=bases,
+        curves=np.array([landscape.along(slabs[base], position, grid) for base in bases]),
+    )
+
+
+def _draw(figure: "Figure", axes: "Axes", found: Slice, name: str) -> None:
+    for base, curve in zip(found.bases[:-1], found.curves[:-1], strict=True):
+        axes.plot(found.grid, curve, color=FAINT, alpha=0.45, linewidth=1)
+        axes.annotate(
+            f"step {found.versions[base]:,}",
+            (found.grid[-1], curve[-1]),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            color=FAINT,
+            annotation_clip=False,
+        )
+    axes.plot(found.grid, found.curves[-1], color=INK, linewidth=2.4, label="the slice at the end of training")
+    axes.plot(found.values, found.losses, color=FAINT, linewidth=1, zorder=3)
+    points = axes.scatter(
+        found.values, found.losses, c=found.versions, cmap="viridis", s=26, zorder=4, edgecolors="white", linewidths=0.5
+    )
+    for index, words in ((0, "start"), (-1, "end")):
+        axes.annotate(
+            words,
+            (found.values[index], found.losses[index]),
+            xytext=(8, 8),
+            textcoords="offset points",
+            fontsize=9,
+            color=INK,
+            fontweight="bold",
+        )
+    dress(axes, name, "loss")
+    bar = figure.colorbar(points, ax=axes, pad=0.09, aspect=35)
+    bar.set_label("step", color=INK, fontsize=10)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
+    axes.set_ylim(*_limits(found))
+    axes.legend(frameon=False, fontsize=9, loc="upper center")
+
+
+def _limits(found: Slice) -> tuple[float, float]:
+    """Shows the whole way, and of the curves what is not far above it."""
+    finite = found.losses[np.isfinite(found.losses)]
+    top, bottom = float(finite.max()), float(min(finite.min(), np.nanmin(found.curves)))
+    room = max(top - bottom, 1e-12 * max(1.0, abs(top)), math.ulp(1.0))
+    highest = float(np.nanmax(np.where(np.isfinite(found.curves), found.curves, -np.inf)))
+    return bottom - 0.06 * room, min(highest + 0.06 * room, top + 0.6 * room)

@@ -1,0 +1,157 @@
+"""Specifications: completed by the contract's defaults, refused with the field, what was given and what would do."""
+
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor
+
+from thalweg.contract.errors import ThalwegError
+from thalweg.contract.rules import choice_of, default_of, real_oneofs, rules_of
+from thalweg.server import schedules, synchrony, validation
+from thalweg.v1 import job_pb2
+
+GOOD: dict[str, Any] = {
+    "model": {"layers": [{"dense": {"units": 4}}, {"relu": {}}], "loss": "softmax_cross_entropy"},
+    "data": {"builtin": "digits"},
+    "optimizer": {"adam": {}},
+}
+
+
+def complete(**changes: Any) -> job_pb2.JobSpec:
+    return validation.complete(json_format.ParseDict({**GOOD, **changes}, job_pb2.JobSpec()))
+
+
+def test_defaults_are_filled_in() -> None:
+    spec = complete()
+    assert spec.name == "job"
+    assert spec.training.microbatches == 4
+    assert spec.training.synchrony.WhichOneof("policy") == "bulk"
+    assert list(spec.optimizer.adam.betas) == [0.9, 0.999]
+    assert spec.optimizer.schedule.WhichOneof("kind") == "constant"
+    assert spec.model.layers[0].dense.bias is True
+    assert not spec.optimizer.HasField("clip_global_norm")
+
+
+def test_a_completed_specification_is_complete() -> None:
+    spec = complete(optimizer={"adamw": {}, "schedule": {"warmup": {"steps": 3}}})
+    assert validation.complete(spec) == spec
+
+
+def test_what_is_given_is_kept() -> None:
+    spec = complete(seed=0, training={"epochs": 0}, optimizer={"adam": {"betas": [0.5, 0.6]}})
+    assert spec.training.epochs == 0
+    assert list(spec.optimizer.adam.betas) == [0.5, 0.6]
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"optimizer": {"adam": {"learning_rate": -1}}}, "optimizer.adam.learning_rate: -1 is not allowed; it must be above 0"),
+    ({"optimizer": {"adam": {"learning_rate": "NaN"}}}, "optimizer.adam.learning_rate: nan is no finite number; it must be above 0"),
+    ({"optimizer": {"adam": {"learning_rate": "Infinity"}}}, "optimizer.adam.learning_rate: inf is no finite number; it must be above 0"),
+    ({"optimizer": {"adam": {"betas": [0.9]}}}, "optimizer.adam.betas: has 1 item; it must have exactly 2"),
+    ({"optimizer": {"adam": {"betas": [0.9, 1]}}}, "optimizer.adam.betas[1]: 1 is not allowed; it must be at least 0 and below 1"),
+    ({"optimizer": {}}, "optimizer: one of these must be given: sgd, momentum, adagrad, rmsprop, adam, adamw"),
+    ({"optimizer": {"sgd": {}, "schedule": {"step": {}}}}, "optimizer.schedule.step.step_size: must be given; it must be at least 1"),
+    ({"training": {"batch_size": 0}}, "training.batch_size: 0 is not allowed; it must be at least 1"),
+    ({"training": {"gradient": "numeric"}}, "training.gradient: 'numeric' is none of backpropagation, numerical, numerical_forward; did you mean 'numerical'?"),
+    ({"model": {"layers": [], "loss": "mean_squared_error"}}, "model.layers: has 0 items; it must have at least 1"),
+    ({"model": {"layers": [{"dense": {"units": 1}}]}}, "model.loss: must be given: one of mean_squared_error, softmax_cross_entropy, binary_cross_entropy"),
+    ({"model": {"layers": [{}], "loss": "mean_squared_error"}}, "model.layers[0]: one of these must be given: dense, relu, sigmoid, tanh, softmax, gelu, dropout, flatten"),
+    ({"data": {"builtin": "digits", "validation_fraction": 1}}, "data.validation_fraction: 1 is not allowed; it must be at least 0 and below 1"),
+    ({"data": {}}, "data: one of these must be given: builtin, npz, csv"),
+    ({"data": {"npz": "a.npz"}}, "data.npz: upload the file first (UploadData) and give its SHA-256 in data.sha256"),
+    ({"data": {"builtin": "xor", "target": "y"}}, "data.target: names a column of a CSV file, and the data is none"),
+    ({"name": "My job"}, "name: 'My job' will not do; it must match [a-z]([a-z0-9-]{0,48}[a-z0-9])?"),
+    ({"seed": -1}, "seed: -1 is not allowed; it must be at least 0"),
+    ({"optimizer": {"momentum": {"nesterov": True, "dampening": 0.5}}}, "optimizer.momentum.dampening: 0.5 is not allowed with Nesterov's momentum; it must be 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG)
+def test_what_is_wrong_is_told(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ThalwegError) as caught:
+        complete(**changes)
+    assert caught.value.reason == "INVALID_ARGUMENT"
+    assert str(caught.value) == message
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(ThalwegError) as caught:
+        complete(seed=-1, training={"batch_size": 0, "epochs": 1}, optimizer={"sgd": {"learning_rate": 0}})
+    fields = [violation.field for violation in caught.value.violations]
+    assert fields == ["seed", "training.batch_size", "optimizer.sgd.learning_rate"]
+
+
+def test_schedules_cannot_be_nested_without_end() -> None:
+    schedule: dict[str, Any] = {"cosine": {}}
+    for _ in range(40):
+        schedule = {"warmup": {"steps": 1, "then": schedule}}
+    with pytest.raises(ThalwegError, match="nested too deeply"):
+        complete(optimizer={"sgd": {}, "schedule": schedule})
+
+
+@pytest.mark.parametrize("job_id", ["", "-a", "a-", "A", "1a", "a" * 64, "a_b", "a/b", "a\n"])
+def test_ids_that_will_not_do(job_id: str) -> None:
+    with pytest.raises(ThalwegError, match="job_id"):
+        validation.check_job_id(job_id)
+
+
+@pytest.mark.parametrize("job_id", ["a", "digits-1", "a" * 63])
+def test_ids_that_will_do(job_id: str) -> None:
+    validation.check_job_id(job_id)
+
+
+def messages(descriptor: Descriptor, seen: dict[str, Descriptor]) -> dict[str, Descriptor]:
+    if descriptor.name not in seen:
+        seen[descriptor.name] = descriptor
+        for field in descriptor.fields:
+            if field.message_type:
+                messages(field.message_type, seen)
+    return seen
+
+
+def test_every_default_keeps_its_own_rules() -> None:
+    for descriptor in messages(job_pb2.JobSpec.DESCRIPTOR, {}).values():
+        for field in descriptor.fields:
+            default = default_of(field)
+            if default is not None and field.message_type is None:
+                for value in default if isinstance(default, list) else [default]:
+                    validation.check_value(field, value, field.name)
+        for oneof in real_oneofs(descriptor):
+            default = choice_of(oneof).default
+            assert choice_of(oneof).required or default in [field.name for field in oneof.fields]
+
+
+def test_every_scalar_of_a_job_has_a_rule() -> None:
+    """No number may be given without a bound that somebody thought about, and no text without a pattern or a list."""
+    free = {"Data.builtin", "Data.npz", "Data.csv", "Data.target"}
+    for descriptor in messages(job_pb2.JobSpec.DESCRIPTOR, {}).values():
+        for field in descriptor.fields:
+            if field.message_type is None and f"{descriptor.name}.{field.name}" not in free:
+                assert rules_of(field).ByteSize(), f"{descriptor.name}.{field.name}"
+
+
+def test_registries_are_the_contracts() -> None:
+    assert list(schedules.SCHEDULES) == [field.name for field in job_pb2.Schedule.DESCRIPTOR.oneofs_by_name["kind"].fields]
+    assert list(synchrony.POLICIES) == [field.name for field in job_pb2.Synchrony.DESCRIPTOR.oneofs_by_name["policy"].fields]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({}, [1, 1, 1, 1]),
+        ({"step": {"step_size": 2, "gamma": 0.5}}, [1, 1, 0.5, 0.125]),
+        ({"exponential": {"gamma": 0.5}}, [1, 0.5, 0.25, 2**-7]),
+        ({"cosine": {"final_factor": 0.2}}, [1, 0.9414213562, 0.7218398, 0.2]),
+        ({"warmup": {"steps": 20, "start_factor": 0.5}}, [0.5, 0.75, 1, 1]),
+        ({"warmup": {"steps": 10, "start_factor": 0.5, "then": {"exponential": {"gamma": 0.5}}}}, [0.5, 1, 0.5, 2**-6]),
+    ],
+)
+def test_schedules(spec: dict[str, Any], expected: list[float]) -> None:
+    schedule = complete(optimizer={"sgd": {}, "schedule": spec}).optimizer.schedule
+    found = [schedules.factor(schedule, step, 10, 75) for step in (0, 10, 20, 75)]
+    if "cosine" not in spec:
+        assert found == pytest.approx(expected)
+    else:
+        assert (found[0], found[-1]) == (1, pytest.approx(0.2))
+        assert found == sorted(found, reverse=True)

@@ -1,0 +1,198 @@
+"""Data: reading, checking, preparing, splitting."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import json_format
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thalweg.v1 import job_pb2
+from thalweg.workers import data
+from thalweg.workers.data import DataError, Dataset
+from thalweg.workers.data.builtins import BUILTINS
+from thalweg.workers.data.preparation import split
+from thalweg.workers.data.sampling import Sampler
+
+
+def load(path: Path | None = None, loss: str = "mean_squared_error", dtype: str = "float32", **source: Any) -> Dataset:
+    model = {"layers": [{"dense": {"units": 1}}], "loss": loss, "dtype": dtype}
+    spec = json_format.ParseDict({"model": model, "data": source, "seed": 7}, job_pb2.JobSpec())
+    return data.load(spec, lambda _: path or Path("nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"), [("and", [0, 0, 0, 1]), ("or", [0, 1, 1, 1]), ("nand", [1, 1, 1, 0]), ("xor", [0, 1, 1, 0])]
+)
+def test_gates(name: str, labels: list[int]) -> None:
+    dataset = load(builtin=name)
+    assert dataset.train_x.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert dataset.train_y.tolist() == labels
+    assert dataset.train_y.dtype == np.float32
+
+
+def test_digits() -> None:
+    dataset = load(builtin="digits", loss="softmax_cross_entropy", validation_fraction=0.2)
+    assert dataset.train_x.shape == (1438, 64)
+    assert dataset.validation_x.shape == (359, 64)
+    assert (dataset.train_x.min(), dataset.train_x.max(), dataset.train_x.dtype) == (0, 1, np.float32)
+    assert np.bincount(np.concatenate([dataset.train_y, dataset.validation_y])).tolist() == [
+        178,
+        182,
+        177,
+        183,
+        181,
+        182,
+        181,
+        179,
+        174,
+        180,
+    ]
+
+
+def test_every_builtin_loads() -> None:
+    for name in BUILTINS:
+        assert len(load(builtin=name).train_x)
+
+
+def test_standardization_is_that_of_the_training_samples(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(5, 3, (50, 2, 3))
+    x[:, 0, 0] = 4  # a feature that never changes
+    np.savez(tmp_path / "a.npz", x=x, y=np.zeros(50))
+    dataset = load(tmp_path / "a.npz", npz="a.npz", dtype="float64", standardize=True, validation_fraction=0.3)
+    assert dataset.train_x.shape == (35, 2, 3)
+    np.testing.assert_allclose(dataset.train_x.mean(0), 0, atol=1e-12)
+    scale = dataset.train_x.std(0)
+    assert scale[0, 0] == 0
+    np.testing.assert_allclose(scale.ravel()[1:], 1)
+    assert dataset.validation_x.mean() != pytest.approx(0, abs=1e-6)
+    assert len(dataset.preprocessing.mean) == 6
+
+
+def test_one_hot() -> None:
+    assert load(builtin="xor", one_hot=True).train_y.tolist() == [[1, 0], [0, 1], [0, 1], [1, 0]]
+
+
+def test_csv(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("\ufeffage, label ,height\n1,0,2.5\n\n3,1,-4e1\n")
+    first = load(path, csv="a.csv")
+    assert (first.train_x.tolist(), first.train_y.tolist()) == ([[1, 0], [3, 1]], [2.5, -40])
+    second = load(path, csv="a.csv", target="label", loss="softmax_cross_entropy")
+    assert (second.train_x.tolist(), second.train_y.tolist()) == ([[1, 2.5], [3, -40]], [0, 1])
+    assert second.train_y.dtype == np.int64
+
+
+BAD_CSV = [
+    ("", "must begin with a line"),
+    ("a\n1\n", "at least two column names"),
+    ("1,2\n3,4\n", "begins with numbers"),
+    ("a,b\n", "has no lines below"),
+    ("a,b\n1,2\n1,x\n", "line 3, column 'b': 'x' is not a number"),
+    ("a,b\n1,2,3\n", "line 2: has 3 cells, and there are 2 columns"),
+    ("a,b\n1,nan\n", "y holds NaN or infinite values, 1 in all, the first at sample 0"),
+    ('a,b\n"1,2\n', "is no CSV file"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_CSV)
+def test_a_bad_csv_file_is_told(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=f"^data.csv: .*{message}"):
+        load(path, csv="a.csv")
+
+
+def test_a_missing_column_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("age,height\n1,2\n")
+    with pytest.raises(DataError, match="data.target: .* did you mean 'height'"):
+        load(path, csv="a.csv", target="heigth")
+
+
+NAN = np.ones((9, 3))
+NAN[5, 2] = np.nan
+BAD_NPZ: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"x": NAN, "y": np.ones(9)}, {}, "x holds NaN or infinite values, 1 in all, the first at sample 5, feature 2"),
+    ({"x": np.ones((9, 3))}, {}, "has no array y; it has x"),
+    ({"a": np.ones((9, 3))}, {}, "has no array x and no array y; it has a"),
+    ({"x": np.ones((9, 3)), "y": np.ones(8)}, {}, "x has 9 samples and y has 8"),
+    ({"x": np.ones((0, 3)), "y": np.ones(0)}, {}, "has no samples"),
+    ({"x": np.array(["a", "b"]), "y": np.ones(2)}, {}, "must hold numbers"),
+    ({"x": np.array([{}, {}]), "y": np.ones(2)}, {}, "cannot be read"),
+    (
+        {"x": np.ones((2, 3)), "y": np.array([0.5, 1])},
+        {"loss": "softmax_cross_entropy"},
+        "y has 0.5 at sample 0, .* whole numbers",
+    ),
+    ({"x": np.ones((2, 3)), "y": np.array([1, -2])}, {"one_hot": True}, "y has -2 at sample 1"),
+    ({"x": np.ones((2, 3)), "y": np.array([1, 10**9])}, {"one_hot": True}, "at most 100000 classes"),
+]
+
+
+@pytest.mark.parametrize(("arrays", "settings", "message"), BAD_NPZ)
+def test_a_bad_npz_file_is_told(arrays: dict[str, Any], settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=f"^data.npz: .*{message}"):
+        load(tmp_path / "a.npz", npz="a.npz", **settings)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 broken"])
+def test_what_is_no_archive_is_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"^data.npz: a.npz cannot be read"):
+        load(tmp_path / "a.npz", npz="a.npz")
+
+
+def test_one_array_is_no_archive(tmp_path: Path) -> None:
+    with (tmp_path / "a.npz").open("wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(DataError, match="is one array; save two"):
+        load(tmp_path / "a.npz", npz="a.npz")
+
+
+def test_an_unknown_data_set_is_told() -> None:
+    with pytest.raises(DataError, match="data.builtin: 'digit' is none of .*; did you mean 'digits'"):
+        load(builtin="digit")
+
+
+def test_a_split_that_leaves_nothing_is_told() -> None:
+    with pytest.raises(DataError, match="data.validation_fraction: 0.1 of 4 samples leaves 0"):
+        load(builtin="xor", validation_fraction=0.1)
+
+
+@given(st.integers(0, 2**62), st.integers(2, 300), st.floats(0, 0.99))
+def test_a_split_is_a_partition_that_follows_from_the_seed(seed: int, samples: int, fraction: float) -> None:
+    if fraction > 0 and not 0 < int(samples * fraction) < samples:
+        return
+    train, validation = split(seed, samples, fraction)
+    assert sorted([*train, *validation]) == list(range(samples))
+    assert len(validation) == int(samples * fraction)
+    assert all(np.array_equal(a, b) for a, b in zip((train, validation), split(seed, samples, fraction), strict=True))
+
+
+@given(st.integers(1, 60), st.integers(1, 70), st.integers(1, 9), st.integers(0, 99))
+def test_each_epoch_uses_each_sample_once(samples: int, batch_size: int, microbatches: int, seed: int) -> None:
+    sampler = Sampler(samples, batch_size, microbatches, seed)
+    for epoch in (0, 1):
+        steps = range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch)
+        seen = []
+        for step in steps:
+            parts = [sampler.microbatch(step, m) for m in range(microbatches)]
+            minibatch = [int(i) for indices, _ in parts for i in indices]
+            assert {size for _, size in parts} == {len(minibatch)}
+            assert 0 < len(minibatch) <= batch_size
+            seen += minibatch
+        assert sorted(seen) == list(range(samples))
+
+
+def test_a_microbatch_does_not_depend_on_what_was_asked_before() -> None:
+    def ask(order: list[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+        sampler = Sampler(50, 8, 3, 1)
+        return {task: sampler.microbatch(*task)[0].tolist() for task in order}
+
+    tasks = [(step, m) for step in range(20) for m in range(3)]
+    assert ask(tasks) == ask(tasks[::-1])
+    assert ask([(0, 0)]) != ask([(7, 0)])
