@@ -2,6 +2,7 @@
 
 import pickle
 import string
+from typing import Any
 
 import grpc
 import pytest
@@ -38,8 +39,9 @@ def test_an_error_survives_its_journey(reason: str) -> None:
             }
             return known[name] if name in known else object.__getattribute__(self, name)
 
-    Call.__abstractmethods__ = frozenset()
-    arrived = errors.from_rpc_error(Call(), "here")
+    make: Any = Call
+    make.__abstractmethods__ = frozenset()
+    arrived = errors.from_rpc_error(make(), "here")
     assert (arrived.reason, arrived.metadata, arrived.violations) == (error.reason, error.metadata, error.violations)
 
 

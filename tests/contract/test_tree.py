@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from thalweg.contract import tree
 from thalweg.contract.tree import Node
@@ -43,9 +44,9 @@ def test_any_division_among_workers_gives_the_same_bits(microbatches: int, worke
         for node in tree.cover(share, microbatches)
     }
 
-    def collect(node: Node) -> np.ndarray:
+    def collect(node: Node) -> NDArray[np.float32]:
         if node in parts:
-            return parts[node]
+            return np.asarray(parts[node])
         left, right = node.children
         return collect(left) + collect(right) if right.exists(microbatches) else collect(left)
 
@@ -54,7 +55,7 @@ def test_any_division_among_workers_gives_the_same_bits(microbatches: int, worke
 
 def test_the_order_of_additions_is_told_apart() -> None:
     """The property above is worth something only if another order gives other bits."""
-    values = np.float32([1e8, 1.0, -1e8, 1.0])
+    values = np.array([1e8, 1.0, -1e8, 1.0], np.float32)
     folded = tree.fold(tree.root(4), 4, lambda leaf: values[leaf], lambda a, b: a + b)
     assert folded != values[0] + values[2] + values[1] + values[3]
 

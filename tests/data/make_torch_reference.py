@@ -127,6 +127,7 @@ def optimizers() -> None:
         results[name] = np.stack(kept)
     curvature, start, noise = problem()
     specs = json.dumps({name: spec for name, (spec, _) in CASES.items()})
+    arrays: dict[str, Any] = {f"case {name}": values for name, values in results.items()}
     np.savez_compressed(
         HERE / "torch_optimizers.npz",
         curvature=curvature,
@@ -135,7 +136,7 @@ def optimizers() -> None:
         kept=KEPT,
         steps_per_epoch=STEPS_PER_EPOCH,
         specs=specs,
-        **{f"case {name}": values for name, values in results.items()},
+        **arrays,
     )
 
 

@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from cluster import running_server
 
+from tests.end_to_end.cluster import running_server
 from thalweg.contract.channel import Address
 from thalweg.workers.worker import work
 

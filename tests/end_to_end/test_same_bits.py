@@ -1,19 +1,20 @@
 """Bulk-synchronous training equals a plain loop, bit for bit, whatever the number of workers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cluster import running_server, train
 from google.protobuf import json_format
-from reference import reference
 from threadpoolctl import threadpool_limits
 
+from tests.end_to_end.cluster import running_server, train
+from tests.end_to_end.reference import reference
 from thalweg.contract import layout as layouts
 from thalweg.server import validation
 from thalweg.server.storage import Storage
 from thalweg.v1 import job_pb2
 
-BASE = {
+BASE: dict[str, dict[str, Any]] = {
     "model": {
         "layers": [{"dense": {"units": 24}}, {"relu": {}}, {"dropout": {"p": 0.2}}, {"dense": {"units": 10}}],
         "loss": "softmax_cross_entropy",
@@ -23,7 +24,7 @@ BASE = {
     "optimizer": {"adam": {}},
 }
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "adam": {},
     "one microbatch": {"training": {"epochs": 1, "batch_size": 64, "microbatches": 1}},
     "clipped, scheduled": {

@@ -1,16 +1,18 @@
 """The coordinator's guarantees, on imaginary clusters. The names are those of docs/guarantees.md."""
 
+from typing import Any
+
 import numpy as np
 import pytest
-from simulation import ELEMENTS, Simulation, make_spec
 
+from tests.server.simulation import ELEMENTS, Simulation, make_spec
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server import messages, plan
 from thalweg.server.messages import Facts
 from thalweg.v1 import job_pb2
 
-SPECS = {
+SPECS: dict[str, dict[str, Any]] = {
     "bulk": {"microbatches": 5, "batch_size": 10, "epochs": 3},
     "one microbatch": {"microbatches": 1, "batch_size": 20, "epochs": 3},
     "numerical": {"microbatches": 3, "batch_size": 10, "epochs": 3, "gradient": "numerical"},
@@ -84,7 +86,7 @@ def test_a_job_without_workers_waits() -> None:
     assert simulation.coordinator.version == 6 > before
 
 
-def start(**training: object) -> tuple[Simulation, int]:
+def start(**training: Any) -> tuple[Simulation, int]:
     """A simulation whose first step has begun, and its only worker."""
     simulation = Simulation(make_spec(**{"microbatches": 1, "batch_size": 20, "epochs": 2, **training}), seed=1)
     worker = simulation.join()

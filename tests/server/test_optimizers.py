@@ -1,5 +1,6 @@
 """Optimizers, held against PyTorch 2.13's (`tests/data/make_torch_reference.py` made the numbers)."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def test_ranges_do_not_change_a_bit(case: str, dtype: type[np.floating], cuts: l
         parameters = start.copy()
         for step, gradient in enumerate(gradients.copy()):
             out = parameters if reuse else np.full_like(parameters, np.nan)
-            for first, end in zip(bounds, bounds[1:], strict=False):
+            for first, end in itertools.pairwise(bounds):
                 where = slice(first, end)
                 states = {name: slab[where] for name, slab in state.items()}
                 optimizers.apply(optimizer, parameters[where], gradient[where], states, out[where], 0.01, step)

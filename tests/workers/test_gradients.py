@@ -63,7 +63,7 @@ def check(layers: list[dict[str, Any]], loss: str, dataset: Dataset, tensors: in
 @pytest.mark.parametrize("x_shape", [(4,), (2, 4)])
 def test_every_layer(kind: str, options: dict[str, Any], x_shape: tuple[int, ...]) -> None:
     """Between two dense layers, so that its derivative by its input matters."""
-    layers = [{"dense": {"units": 4}}, {kind: options}, {"flatten": {}}, {"dense": {"units": 2}}]
+    layers: list[dict[str, Any]] = [{"dense": {"units": 4}}, {kind: options}, {"flatten": {}}, {"dense": {"units": 2}}]
     tensors = 4 + (2 if kind == "dense" else 0) - (1 if options.get("bias") is False else 0)
     check(layers, "mean_squared_error", samples(x_shape, targets("mean_squared_error", 6, 2)), tensors)
 
@@ -71,8 +71,8 @@ def test_every_layer(kind: str, options: dict[str, Any], x_shape: tuple[int, ...
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("width", [1, 3])
 def test_every_loss(loss: str, width: int) -> None:
-    last = [{"sigmoid": {}}] if loss == "binary_cross_entropy" else []
-    layers = [{"dense": {"units": 5}}, {"tanh": {}}, {"dense": {"units": width}}, *last]
+    last: list[dict[str, Any]] = [{"sigmoid": {}}] if loss == "binary_cross_entropy" else []
+    layers: list[dict[str, Any]] = [{"dense": {"units": 5}}, {"tanh": {}}, {"dense": {"units": width}}, *last]
     check(layers, loss, samples((4,), targets(loss, 6, width)), 4)
 
 

@@ -85,8 +85,8 @@ def _complete(message: Message, path: str, depth: int) -> Iterator[Violation]:
     unknown = UnknownFieldSet(message)
     for number in sorted({unknown[index].field_number for index in range(len(unknown))}):
         # Ignoring it would train something other than what was asked for.
-        problem = f"{'' if path else 'the job '}has a field, number {number}, that this server does not know; the client may be newer"
-        yield Violation(path, problem)
+        subject = "" if path else "the job "
+        yield Violation(path, f"{subject}has a field, number {number}, that this server does not know; the client may be newer")
     oneofs = real_oneofs(descriptor)
     for oneof in oneofs:
         if message.WhichOneof(oneof.name) is None:
