@@ -23,6 +23,5 @@ RUN pip install --no-deps --no-build-isolation . && rm -rf /thalweg/*
 
 USER thalweg
 WORKDIR /home/thalweg
-VOLUME /data
 ENTRYPOINT ["thalweg"]
 CMD ["--help"]

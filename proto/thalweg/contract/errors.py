@@ -16,6 +16,8 @@ from thalweg.v1 import errors_pb2, options_pb2
 
 DOMAIN = "thalweg"
 _PREFIX = "ERROR_REASON_"
+# A status travels in gRPC's trailers, three times over, and those may be refused beyond 8 KiB.
+_MOST_CHARACTERS = 300
 
 
 class Violation(NamedTuple):
@@ -72,6 +74,7 @@ def invalid(*violations: Violation) -> ThalwegError:
 
 def to_status(error: ThalwegError) -> status_pb2.Status:
     """The error in the form in which it travels."""
+    error = ThalwegError(error.reason, {key: _cut(value) for key, value in error.metadata.items()}, error.violations)
     status = status_pb2.Status(code=entry(error.reason).code, message=str(error))
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     status.details.add().Pack(info)
@@ -81,6 +84,10 @@ def to_status(error: ThalwegError) -> status_pb2.Status:
             request.field_violations.add(field=violation.field, description=violation.problem)
         status.details.add().Pack(request)
     return status
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= _MOST_CHARACTERS else value[: _MOST_CHARACTERS - 3] + "..."
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> ThalwegError:

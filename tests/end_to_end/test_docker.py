@@ -1,0 +1,137 @@
+"""The cluster of docker-compose.yml, from a clean build."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.command import thalweg, wait_for
+
+ROOT = Path(__file__).parents[2]
+JOB = ("digits", "--set", "training.epochs=120")
+
+
+def _engine_answers() -> bool:
+    if not (shutil.which("docker") and shutil.which("docker-compose")):
+        return False
+    return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+
+
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not _engine_answers(), reason="needs a Docker engine and docker-compose"),
+]
+
+
+def docker(*arguments: str) -> list[str]:
+    """The lines that a docker command prints."""
+    ended = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()
+
+
+class Compose:
+    """A cluster of its own name and port."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self.name = f"thalweg-test-{uuid.uuid4().hex[:8]}"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+
+    def __call__(self, *arguments: str) -> str:
+        """What a docker-compose command prints."""
+        ended = subprocess.run(
+            ["docker-compose", "-p", self.name, *arguments],
+            cwd=ROOT,
+            env=os.environ | {"THALWEG_PORT": str(self.port)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    def thalweg(self, *arguments: str) -> list[Any]:
+        """What a command on this machine answers."""
+        ended = thalweg(self._home, *arguments, "--server", f"127.0.0.1:{self.port}", "--json")
+        assert ended.code == 0, ended.stderr
+        return [json.loads(line) for line in ended.stdout.splitlines()]
+
+    def job(self, job: str) -> dict[str, Any]:
+        """One job as it is now."""
+        found: dict[str, Any] = self.thalweg("jobs", job)[0]["jobs"][0]
+        return found
+
+    def left(self) -> dict[str, list[str]]:
+        """What the engine has of this cluster."""
+        label = f"label=com.docker.compose.project={self.name}"
+        return {
+            "containers": docker("ps", "-a", "-q", "--filter", label),
+            "networks": docker("network", "ls", "-q", "--filter", label),
+            "volumes": docker("volume", "ls", "-q", "--filter", label),
+        }
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    compose = Compose(tmp_path_factory.mktemp("compose"))
+    volumes = docker("volume", "ls", "-q")
+    compose("build", "--no-cache")
+    compose("up", "-d", "--scale", "worker=2")
+    yield compose
+    compose("down")
+    # Jobs outlive the containers; all else is gone.
+    assert compose.left() == {"containers": [], "networks": [], "volumes": [f"{compose.name}_data"]}
+    compose("down", "-v")
+    assert compose.left() == {"containers": [], "networks": [], "volumes": []}
+    assert docker("volume", "ls", "-q") == volumes
+
+
+@pytest.fixture(scope="module")
+def expected() -> str:
+    """The digest of the same job, embedded, on the same image."""
+    return str(json.loads(docker("run", "--rm", "thalweg", "train", *JOB, "--json")[-1])["weights_sha256"])
+
+
+def test_a_job_trains_on_both_nodes_to_the_same_bits(cluster: Compose, expected: str) -> None:
+    job = cluster.thalweg("submit", *JOB)[0]["job"]
+    events = cluster.thalweg("watch", job)
+    names = next(event["names"] for event in events if event["event"] == "workers_changed" and event["workers"] == 2)
+    nodes = {name.split("/")[1] for name in names}
+    assert nodes == {container[:12] for container in cluster("ps", "-q", "worker").split()}
+    ended = cluster.job(job)
+    assert ended["state"] == "SUCCEEDED"
+    assert ended["validation"]["accuracy"] >= 0.97
+    assert ended["weights_sha256"] == expected
+
+
+def test_the_server_is_killed_and_comes_back_by_itself(cluster: Compose, expected: str) -> None:
+    job = cluster.thalweg("submit", *JOB)[0]["job"]
+    wait_for(lambda: cluster.job(job)["steps"] > 50)
+    # All processes of the container but this one and the first.
+    subprocess.run(["docker", "exec", *cluster("ps", "-q", "server").split(), "sh", "-c", "kill -9 -1"], check=False)
+    events = cluster.thalweg("watch", job)
+    assert any(event.get("status", "").startswith("the server was restarted") for event in events)
+    assert cluster.job(job)["weights_sha256"] == expected
+
+
+@pytest.mark.parametrize("service", ["server", "head", "worker"])
+def test_nothing_runs_as_root(cluster: Compose, service: str) -> None:
+    for container in cluster("ps", "-q", service).split():
+        assert docker("exec", container, "id", "-u") == ["1000"]
+        assert docker("inspect", "-f", "{{.State.Health.Status}}", container) == ["healthy"]
+
+
+def test_one_port_is_published_on_loopback_only(cluster: Compose) -> None:
+    published = {port for container in cluster("ps", "-q").split() for port in docker("port", container)}
+    assert published == {f"7070/tcp -> 127.0.0.1:{cluster.port}"}

@@ -1,0 +1,199 @@
+"""`thalweg train`: server, Ray and workers on this machine, as a newcomer runs it."""
+
+import hashlib
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from tests.end_to_end.command import Running, thalweg, wait_for
+from thalweg.client import local
+from thalweg.client.records import StepsTaken
+
+pytestmark = pytest.mark.ray
+
+
+def test_a_network_learns_to_read_digits(tmp_path: Path) -> None:
+    ended = thalweg(tmp_path, "train", "digits", "--json")
+    assert ended.code == 0, ended.stderr
+    answer = ended.answer
+    assert answer["state"] == "SUCCEEDED"
+    assert (answer["steps"], answer["epochs"]) == (690, 30)
+    assert answer["validation"]["accuracy"] >= 0.97
+    assert answer["train_accuracy"] > 0.99
+    assert answer.keys() >= {"job", "train_loss", "weights", "weights_sha256", "samples_per_second", "seconds"}
+    with safe_open(answer["weights"], framework="numpy") as file:
+        # The slab begins with the last layer.
+        slab = np.concatenate([file.get_tensor(name).ravel() for name in ("3.weight", "3.bias", "0.weight", "0.bias")])
+    assert hashlib.sha256(slab.tobytes()).hexdigest() == answer["weights_sha256"]
+    assert "epoch 30 of 30" in ended.stderr
+    listed = thalweg(tmp_path, "jobs", "--json").answer["jobs"]
+    assert [job["weights_sha256"] for job in listed] == [answer["weights_sha256"]]
+
+
+def test_bulk_results_depend_on_the_job_alone(tmp_path: Path) -> None:
+    def digest(*settings: str) -> str:
+        arguments = [argument for setting in (*settings, "training.epochs=3") for argument in ("--set", setting)]
+        ended = thalweg(tmp_path, "train", "digits", "--json", "--set", "training.microbatches=4", *arguments)
+        assert ended.code == 0, ended.stderr
+        return str(ended.answer["weights_sha256"])
+
+    digests = {digest(f"training.workers={workers}") for workers in (1, 2, 3)}
+    assert len(digests) == 1
+    assert digest("training.workers=2", "seed=8") not in digests
+
+
+def test_xor_is_learnt_by_numerical_differentiation(tmp_path: Path) -> None:
+    ended = thalweg(tmp_path, "train", "xor", "--json", "--set", "training.gradient=numerical")
+    assert ended.code == 0, ended.stderr
+    assert ended.answer["train_accuracy"] == 1.0
+    assert "numerical differentiation: 33 parameters × 2 evaluations" in ended.stderr
+
+
+def test_the_gates_are_learnt_either_way(tmp_path: Path) -> None:
+    with local(workers=2, data=tmp_path) as client:
+        jobs = {
+            (gate, gradient): client.submit(gate, {"training.gradient": gradient, "training.workers": 1})
+            for gate in ("and", "or", "nand", "xor")
+            for gradient in ("backpropagation", "numerical")
+        }
+        results = {key: job.wait() for key, job in jobs.items()}
+    for key, result in results.items():
+        assert result.train, key
+        assert result.train.accuracy == 1.0, key
+
+
+def test_numerical_and_backpropagated_training_follow_the_same_curve(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"model.dtype": "float64", "training.epochs": 200}
+    curves = []
+    with local(workers=2, data=tmp_path) as client:
+        for gradient in ("backpropagation", "numerical"):
+            job = client.submit("xor", settings | {"training.gradient": gradient})
+            steps = [event for event in job.watch() if isinstance(event, StepsTaken)]
+            curves.append([loss for event in steps for loss in event.losses])
+    assert len(curves[0]) == len(curves[1]) == 200
+    assert curves[0] != curves[1]
+    np.testing.assert_allclose(curves[1], curves[0], rtol=0, atol=1e-5)
+
+
+def test_no_epochs_yield_the_initial_parameters(tmp_path: Path) -> None:
+    ended = thalweg(tmp_path, "train", "and", "--json", "--set", "training.epochs=0")
+    assert ended.code == 0, ended.stderr
+    assert ended.answer["steps"] == 0
+    with safe_open(ended.answer["weights"], framework="numpy") as file:
+        assert file.get_tensor("0.bias").tolist() == [0.0]
+        assert file.get_tensor("0.weight").any()
+
+
+LONG = ("--set", "training.epochs=1000000")
+
+
+def test_ctrl_c_ends_the_job_and_says_where_what_was_learnt_lies(tmp_path: Path) -> None:
+    running = Running(tmp_path, "train", "digits", *LONG)
+    running.until("2 workers")
+    wait_for(lambda: _steps(tmp_path) > 0)
+    running.interrupt()
+    ended = running.end()
+    assert ended.code == 130, ended.stderr
+    assert running.left_behind() == []
+    assert "Traceback" not in ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if "what was learnt so far is in" in line]
+    weights = Path(line.rpartition(" in ")[2])
+    with safe_open(weights, framework="numpy") as file:
+        assert np.isfinite(file.get_tensor("0.weight")).all()
+    (job,) = thalweg(tmp_path, "jobs", "--json").answer["jobs"]
+    assert job["state"] == "CANCELLED"
+    assert job["steps"] > 0
+
+
+def _steps(home: Path) -> int:
+    """The steps of the only job of this home, as another process sees it."""
+    ended = thalweg(home, "jobs", "--json")
+    return int(ended.answer["jobs"][0]["steps"]) if ended.code == 0 and ended.answer["jobs"] else 0
+
+
+@pytest.mark.parametrize("text", ["starting Ray", "waiting for the first worker"])
+def test_ctrl_c_before_the_first_step_leaves_nothing_either(text: str, tmp_path: Path) -> None:
+    running = Running(tmp_path, "train", "digits", *LONG)
+    running.until(text)
+    running.interrupt()
+    ended = running.end()
+    assert ended.code == 130, ended.stderr
+    assert running.left_behind() == []
+    assert "Traceback" not in ended.stderr
+    assert "digits-1 was interrupted after" in ended.stderr
+
+
+def test_sigterm_ends_the_job_too(tmp_path: Path) -> None:
+    running = Running(tmp_path, "train", "digits", "--json", *LONG)
+    running.until("2 workers")
+    running.process.terminate()
+    ended = running.end()
+    assert ended.code == 128 + signal.SIGTERM, ended.stderr
+    assert running.left_behind() == []
+    assert json.loads(ended.stdout)["state"] == "CANCELLED"
+
+
+LAYERS = "[{dense={units=10}}]"
+
+
+def npz(folder: Path, **changes: Any) -> str:
+    """A file of data in which something is wrong."""
+    arrays = {"x": np.random.default_rng(0).normal(size=(40, 4)), "y": np.arange(40) % 10} | changes
+    np.savez(folder / "data.npz", **arrays)
+    return str(folder / "data.npz")
+
+
+def with_nan(folder: Path) -> str:
+    x = np.ones((40, 4))
+    x[3, 1] = np.nan
+    return npz(folder, x=x)
+
+
+WRONG = {
+    "NaN in the data": (with_nan, [f"model.layers={LAYERS}"], "data.npz: x holds NaN or infinite values"),
+    "labels out of range": (
+        lambda folder: npz(folder, y=np.full(40, 12)),
+        [f"model.layers={LAYERS}"],
+        "labels are 0 to 9, and the data's y has 12",
+    ),
+    "shapes that don't fit": (
+        npz,
+        ["model.layers=[{dense={units=10}}, {flatten={}}, {dense={units=3}}]", "model.loss=mean_squared_error"],
+        "model.layers: the model's output has the shape (3,)",
+    ),
+    "a loss that becomes infinite": (
+        npz,
+        [f"model.layers={LAYERS}", "optimizer={sgd={learning_rate=1e38}}"],
+        "Lower the optimizer's learning_rate",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_only_a_worker_finds_fails_the_job_in_one_line(case: str, tmp_path: Path) -> None:
+    make, settings, message = WRONG[case]
+    arguments = [f"data.npz={make(tmp_path)}", *settings]
+    ended = thalweg(tmp_path, "train", "digits", "--json", *[part for setting in arguments for part in ("--set", setting)])
+    assert ended.code == 1
+    complaints = [line for line in ended.stderr.splitlines() if line.startswith("thalweg: ")]
+    assert complaints[0].startswith("thalweg: job digits-1 failed: ")
+    assert message in complaints[0]
+    assert ended.answer["state"] == "FAILED"
+    assert message in ended.answer["error"]
+
+
+def test_two_runs_at_a_time_are_kept_apart(tmp_path: Path) -> None:
+    first = Running(tmp_path, "train", "digits", *LONG)
+    first.until("waiting for the first worker")
+    second = thalweg(tmp_path, "train", "and", "--json")
+    assert second.code == 0, second.stderr
+    assert "is in use by another run" in second.stderr
+    assert Path(second.answer["weights"]).is_file()
+    first.interrupt()
+    assert first.end().code == 130
+    assert first.left_behind() == []
