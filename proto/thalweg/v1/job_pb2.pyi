@@ -125,7 +125,11 @@ class Model(_message.Message):
     LOSS_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     loss: _builtins.str
-    """The loss that training minimises, averaged over the minibatch."""
+    """The loss that training minimises, averaged over the minibatch. `mean_squared_error`, for numbers, is torch.nn.MSELoss.
+    `softmax_cross_entropy`, for classes, is torch.nn.CrossEntropyLoss: the model's outputs are logits, one for each class, so
+    no softmax layer ends it; targets are labels, counted from 0, or probabilities. `binary_cross_entropy`, for yes or no, is
+    torch.nn.BCELoss: a sigmoid layer ends the model, and targets lie from 0 to 1.
+    """
     dtype: _builtins.str
     """The type of parameters, gradients and activations."""
     @_builtins.property

@@ -49,7 +49,8 @@ def learning_curve(job: Job) -> "Figure":
     dress(upper, "", f"loss ({job.spec.model.loss.replace('_', ' ')})")
     lower.set_xlabel("epoch")
     last = history.steps[0, -1]
-    lower.set_xlim(0, max(1.0, last))
+    # The loss of the last step was measured before its update, a little before the end of its epoch.
+    lower.set_xlim(0, max(1.0, last, *history.accuracy[0], *history.validation[0]))
     title(
         figure,
         upper,

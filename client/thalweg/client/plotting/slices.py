@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from thalweg.client.job import Job
 from thalweg.client.local_models import Landscape
-from thalweg.client.plotting.figures import FAINT, INK, dress, new_figure, title
+from thalweg.client.plotting.figures import BLUE, FAINT, INK, dress, new_figure, title
 from thalweg.client.records import Trajectory
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import Violation, invalid
@@ -31,6 +31,10 @@ _FAINT_CURVES = 4
 _MARGIN = 0.45
 # The half-width of a slice over a weight that hardly moved.
 _LEAST_REACH = 0.25
+# How far apart, as a share of the picture's height, the labels of curves are.
+_LEAST_GAP = 0.04
+# A slice whose height is less than this share of the picture's looks like a level line.
+_FLAT = 0.2
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,20 @@ def locate(layout: job_pb2.Layout, element: Element) -> int:
 
 def loss_slice(job: Job, element: Element) -> "Figure":
     """The picture of the loss over one weight. Raises ThalwegError if it cannot be drawn."""
-    figure = new_figure(7.2, 4.8)
+    figure = new_figure(7.2, 5.0)
     trajectory = job.trajectory()
     position = locate(trajectory.layout, element)
     with tempfile.TemporaryDirectory(prefix="thalweg-") as folder:
         landscape = Landscape(job.spec, lambda sha256: job.download_data(sha256, Path(folder)))
     found = measure(landscape, trajectory, position)
-    axes = figure.subplots()
-    _draw(figure, axes, found, str(element))
+    if _is_flat(found):
+        figure.set_size_inches(7.2, 6.4)
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        _draw_bottom(below, found)
+        dress(below, str(element), "loss")
+    else:
+        axes = figure.subplots()
+    _draw(figure, axes, found, "" if _is_flat(found) else str(element))
     samples = f"loss over {landscape.samples:,} training samples"
     title(
         figure,
@@ -122,18 +132,23 @@ def measure(landscape: Landscape, trajectory: Trajectory, position: int) -> Slic
 
 
 def _draw(figure: "Figure", axes: "Axes", found: Slice, name: str) -> None:
+    low, high = _limits(found)
+    labelled: list[float] = []
     for base, curve in zip(found.bases[:-1], found.curves[:-1], strict=True):
         axes.plot(found.grid, curve, color=FAINT, alpha=0.45, linewidth=1)
-        axes.annotate(
-            f"step {found.versions[base]:,}",
-            (found.grid[-1], curve[-1]),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7.5,
-            color=FAINT,
-            annotation_clip=False,
-        )
+        apart = all(abs(curve[-1] - other) > _LEAST_GAP * (high - low) for other in labelled)
+        if apart and low < curve[-1] < high:
+            labelled.append(float(curve[-1]))
+            axes.annotate(
+                f"step {found.versions[base]:,}",
+                (found.grid[-1], curve[-1]),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7.5,
+                color=FAINT,
+                annotation_clip=False,
+            )
     axes.plot(found.grid, found.curves[-1], color=INK, linewidth=2.4, label="the slice at the end of training")
     axes.plot(found.values, found.losses, color=FAINT, linewidth=1, zorder=3)
     points = axes.scatter(
@@ -154,8 +169,22 @@ def _draw(figure: "Figure", axes: "Axes", found: Slice, name: str) -> None:
     bar.set_label("step", color=INK, fontsize=10)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
-    axes.set_ylim(*_limits(found))
-    axes.legend(frameon=False, fontsize=9, loc="upper center")
+    axes.set_ylim(low, high)
+    axes.legend(frameon=False, fontsize=9, loc="best")
+
+
+def _is_flat(found: Slice) -> bool:
+    """Whether the slice at the end cannot be told from a level line beside the whole way."""
+    low, high = _limits(found)
+    return float(np.ptp(found.curves[-1])) < _FLAT * (high - low)
+
+
+def _draw_bottom(axes: "Axes", found: Slice) -> None:
+    """The slice at the end by itself: the valley that the way ends in."""
+    axes.plot(found.grid, found.curves[-1], color=INK, linewidth=2.4)
+    axes.plot([found.values[-1]], [found.losses[-1]], "o", color=BLUE, markersize=7, zorder=4)
+    axes.set_title("the slice at the end of training, seen closely", loc="left", color=FAINT, fontsize=9)
+    axes.ticklabel_format(axis="y", useOffset=False)
 
 
 def _limits(found: Slice) -> tuple[float, float]:

@@ -1,0 +1,69 @@
+"""The documentation says what is so."""
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from thalweg.client.jobfile import load_job
+from thalweg.server import validation
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("workers/**/README.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The blocks of a language on a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def make_reference() -> ModuleType:
+    """The script that makes the reference of job files."""
+    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_of_jobs_is_the_contracts() -> None:
+    assert make_reference().reference() == (ROOT / "docs" / "jobs.md").read_text(encoding="utf-8"), "run docs/make_reference.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_points_to_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.strip()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", re.sub("`[^`]*`", "", text)):
+        assert (page.parent / target).exists(), target
+    for named in re.findall(r"`((?:tests|server|workers|client|proto|docs)/[\w/.-]+\.\w+)`", text):
+        assert (ROOT / named).exists(), named
+    for heading in re.findall(r"\]\(#([^)]+)", text):
+        assert heading in [title.lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+
+
+def test_the_readmes_job_is_a_job(tmp_path: Path) -> None:
+    (job,) = blocks(ROOT / "README.md", "toml")
+    document = tomllib.loads(job)
+    (tmp_path / document["data"]["csv"]).write_text("a,b\n1,2\n")
+    (tmp_path / "job.toml").write_text(job)
+    spec = load_job(tmp_path / "job.toml").spec
+    spec.data.sha256 = "0" * 64
+    assert validation.complete(spec).optimizer.adam.learning_rate == 0.001
+
+
+@pytest.mark.ray
+def test_the_readmes_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    program = blocks(ROOT / "README.md", "python")[0]
+    names: dict[str, object] = {}
+    exec(compile(program, "README.md", "exec"), names)
+    lines = capsys.readouterr().out.splitlines()
+    assert [int(line.split()[0]) for line in lines[:10]] == list(range(1, 11))
+    assert float(lines[9].split()[2]) > 0.95
+    assert re.fullmatch("[0-9a-f]{64}", lines[10])
+    assert getattr(names["outputs"], "shape", None) == (1, 10)
