@@ -135,3 +135,54 @@ def test_nothing_runs_as_root(cluster: Compose, service: str) -> None:
 def test_one_port_is_published_on_loopback_only(cluster: Compose) -> None:
     published = {port for container in cluster("ps", "-q").split() for port in docker("port", container)}
     assert published == {f"7070/tcp -> 127.0.0.1:{cluster.port}"}
+
+
+class Machines:
+    """Machines of their own addresses on a network of their own, set up by hand as docs/cluster.md says."""
+
+    def __init__(self) -> None:
+        self.name = f"thalweg-test-{uuid.uuid4().hex[:8]}"
+        docker("network", "create", self.name)
+
+    def start(self, machine: str, *command: str) -> str:
+        """Starts a machine that runs a command, and gives its name."""
+        options = ["--network", self.name, "--network-alias", machine, "--name", f"{self.name}-{machine}", "--init"]
+        environment = ["-e", "THALWEG_TOKEN=a-secret", "-e", "THALWEG_SERVER=server:7070"]
+        docker("run", "-d", *options, *environment, "--shm-size=512m", "--entrypoint", "sh", "thalweg", "-c", " ".join(command))
+        return f"{self.name}-{machine}"
+
+    def thalweg(self, *arguments: str) -> Any:
+        """What a command on the server's machine answers."""
+        return json.loads(docker("exec", f"{self.name}-server", "thalweg", *arguments, "--json")[-1])
+
+    def remove(self) -> None:
+        """Removes everything."""
+        docker("rm", "-f", "-v", *docker("ps", "-a", "-q", "--filter", f"name={self.name}-"))
+        docker("network", "rm", self.name)
+
+
+@pytest.fixture
+def machines(cluster: Compose) -> Iterator[Machines]:
+    """Machines that have the image which the cluster was built from."""
+    machines = Machines()
+    yield machines
+    machines.remove()
+
+
+def test_a_machine_joins_with_one_command_and_may_be_cut_off(machines: Machines, expected: str) -> None:
+    server = machines.start("server", "exec thalweg serve --address 0.0.0.0:7070 --data /data")
+    wait_for(lambda: "serving at" in "".join(docker("logs", server)))
+    fleet = "exec thalweg fleet --server server:7070 --ray-address auto"
+    machines.start("head", f"ray start --head --port=6379 --num-cpus=1 --include-dashboard=false && {fleet}")
+    job = machines.thalweg("submit", *JOB, "--set", "training.epochs=1000000")["job"]
+    wait_for(lambda: machines.thalweg("jobs", job)["jobs"][0]["workers"] == 1)
+    node = machines.start("node", "exec ray start --address=head:6379 --num-cpus=1 --block")
+    wait_for(lambda: machines.thalweg("jobs", job)["jobs"][0]["workers"] == 2)
+    machines.thalweg("cancel", job)
+
+    job = machines.thalweg("submit", *JOB)["job"]
+    wait_for(lambda: machines.thalweg("jobs", job)["jobs"][0]["steps"] > 50)
+    docker("network", "disconnect", machines.name, node)
+    ended = machines.thalweg("watch", job)
+    assert ended["state"] == "SUCCEEDED"
+    assert machines.thalweg("jobs", job)["jobs"][0]["weights_sha256"] == expected
