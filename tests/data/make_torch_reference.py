@@ -180,6 +180,10 @@ def models() -> None:
     torch.manual_seed(2013)
     arrays: dict[str, Any] = {}
     for name, (_, layers, loss_name) in MODELS.items():
+        for layer in layers:
+            # Made before the seed was set.
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
         model = nn.Sequential(*layers).double()
         shape = (2, 3) if name in ("flattened, gelu", "more than one axis") else (5,)
         x = torch.randn(9, *shape, dtype=torch.float64)
