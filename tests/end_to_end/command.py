@@ -36,14 +36,14 @@ class Ended(NamedTuple):
 class Running:
     """A command while it runs, in a process group of its own, as a shell would start it."""
 
-    def __init__(self, home: Path, *arguments: str, **environment: str) -> None:
+    def __init__(self, home: Path, *arguments: str, program: Path = THALWEG, **environment: str) -> None:
         self.mark = uuid.uuid4().hex
         self.home = home
         self._errors = home / f"stderr-{self.mark}"
         home.mkdir(parents=True, exist_ok=True)
         with self._errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [str(THALWEG), *arguments],
+                [str(program), *arguments],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
@@ -106,9 +106,9 @@ def wait_for(condition: Callable[[], Any]) -> Any:
     return value
 
 
-def thalweg(home: Path, *arguments: str, **environment: str) -> Ended:
+def thalweg(home: Path, *arguments: str, program: Path = THALWEG, **environment: str) -> Ended:
     """Runs a command to its end, and holds it to the rules for all: no traceback, and no process left behind."""
-    running = Running(home, *arguments, **environment)
+    running = Running(home, *arguments, program=program, **environment)
     ended = running.end()
     assert "Traceback" not in ended.stderr + ended.stdout, ended.stderr
     assert running.left_behind() == []
@@ -118,7 +118,7 @@ def thalweg(home: Path, *arguments: str, **environment: str) -> Ended:
 @contextmanager
 def service(home: Path, *arguments: str, **environment: str) -> Iterator[tuple[Running, dict[str, Any]]]:
     """A `serve` or `fleet` that runs for as long as the context, with what it announces."""
-    running = Running(home, *arguments, "--json", **environment)
+    running = Running(home, *arguments, "--json", program=THALWEG, **environment)
     try:
         yield running, json.loads(running.line())
     finally:
