@@ -16,6 +16,14 @@ _START_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with ~ written out; as it stands, if there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def _data_home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "thalweg"
 
@@ -44,7 +52,7 @@ def folder_token(folder: Path) -> str:
     path = folder / "token"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not path.exists():
+        if not has_token(folder):
             aside = folder / f"token-{secrets.token_hex(8)}"
             with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(secrets.token_urlsafe(24))
@@ -55,6 +63,11 @@ def folder_token(folder: Path) -> str:
         return path.read_text()
     except OSError as error:
         raise LocalError(f"cannot use the data folder {folder}: {error.strerror}") from error
+
+
+def has_token(folder: Path) -> bool:
+    """Whether servers ran embedded on a folder."""
+    return (folder / "token").exists()
 
 
 def running_server(folder: Path) -> Address:

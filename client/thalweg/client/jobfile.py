@@ -15,7 +15,8 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from thalweg.client.mapping import Walk
+from thalweg.client.folders import expanded
+from thalweg.client.mapping import Walk, values_of
 from thalweg.client.problems import JobFileError
 from thalweg.client.settings import lay_over, read_settings
 from thalweg.contract.errors import Violation, invalid
@@ -53,11 +54,15 @@ def load_job(job: JobSource, settings: Settings = ()) -> JobFile:
     values = _walked(document, source)
     for setting in read_settings(settings):
         lay_over(values, job_pb2.JobSpec.DESCRIPTOR, setting)
+        # The next one finds tables where it looks for them.
+        values = _walked(values, "")
         if setting.path in _SOURCES:
-            # Other data: what was uploaded before, and the job file's folder, have nothing to do with it.
+            # Other data: what was uploaded before has nothing to do with it,
             values["data"].pop("sha256", None)
+        if setting.path in {"data", *_SOURCES}:
+            # nor has the job file's folder.
             folder = Path()
-    spec = json_format.ParseDict(_walked(values, ""), job_pb2.JobSpec())
+    spec = json_format.ParseDict(values, job_pb2.JobSpec())
     return JobFile(spec, _data_file(spec.data, folder))
 
 
@@ -72,13 +77,13 @@ def _walked(document: Any, source: str) -> dict[str, Any]:
 def _document(job: JobSource) -> tuple[str, Any, Path]:
     """A job's values, where they come from, and the folder that its paths start from."""
     if isinstance(job, job_pb2.JobSpec):
-        return "", json_format.MessageToDict(job, preserving_proto_field_name=True), Path()
+        return "", values_of(job), Path()
     if isinstance(job, Mapping):
         return "", job, Path()
     if isinstance(job, str) and job in packaged_jobs():
         text = (resources.files("thalweg.client") / "jobs" / f"{job}.toml").read_text(encoding="utf-8")
         return job, tomllib.loads(text), Path()
-    path = Path(job).expanduser()
+    path = expanded(job)
     return str(job), _read_toml(path, str(job)), path.parent
 
 
@@ -91,7 +96,7 @@ def _read_toml(path: Path, name: str) -> dict[str, Any]:
         raise invalid(Violation(name, f"cannot be read: {error.strerror}")) from error
     except UnicodeDecodeError as error:
         raise invalid(Violation(name, "is not a TOML file: it is not UTF-8 text")) from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         problem, _, where = str(error).partition(" (at ")
         place = re.match(r"line (\d+), column (\d+)", where)
         raise invalid(Violation(f"{name}, line {place[1]}, column {place[2]}" if place else name, problem)) from error
@@ -110,7 +115,7 @@ def _data_file(data: job_pb2.Data, folder: Path) -> Path | None:
     # Data that was uploaded before needs no file here.
     if kind not in _FILES or data.sha256:
         return None
-    path = folder / Path(getattr(data, kind)).expanduser()
+    path = folder / expanded(getattr(data, kind))
     if not path.is_file():
         raise invalid(Violation(f"data.{kind}", f"there is no file {path}"))
     return path

@@ -4,6 +4,7 @@ With `local_models`, the only module of the client that imports the server or th
 """
 
 import logging
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg.client.client import Client
-from thalweg.client.folders import embedded_folder, folder_token, numbered, running_server
+from thalweg.client.folders import embedded_folder, folder_token, has_token, numbered, running_server
 from thalweg.client.problems import LocalError
 from thalweg.contract.channel import Address
 from thalweg.contract.errors import Violation, invalid
@@ -84,12 +85,16 @@ def start_fleet(
 
 
 class Embedded:
-    """A server in this process, on a folder, that only this machine's user can reach; and a fleet, once it is started."""
+    """A server in this process, on a folder, that only this machine's user can reach; and a fleet, once it is started.
 
-    def __init__(self, folder: Path) -> None:
+    `own` says whether the folder's jobs run embedded, so that those that have not ended were interrupted. Else it is the folder
+    of a `thalweg serve` that is not running, and they wait for it.
+    """
+
+    def __init__(self, folder: Path, own: bool = True) -> None:
         self.folder = folder
-        self._token = folder_token(folder)
-        server = start_server(_LOOPBACK, folder, self._token, resume_unfinished=False)
+        self._token = folder_token(folder) if own else secrets.token_urlsafe()
+        server = start_server(_LOOPBACK, folder, self._token, resume_unfinished=not own)
         self._address = server.address
         self._stack = ExitStack()
         self._stack.callback(server.stop)
@@ -132,11 +137,12 @@ def attached(folder: Path | None, token: str | None = None) -> Iterator[Client]:
     """
     if folder and not folder.is_dir():
         raise invalid(Violation("--data", f"there is no folder {folder}"))
+    own = folder is None or has_token(folder)
     folder = folder or embedded_folder()
     try:
-        embedded = Embedded(folder)
+        embedded = Embedded(folder, own)
     except FolderInUseError:
-        with Client(running_server(folder), token or folder_token(folder)) as client:
+        with Client(running_server(folder), token or (folder_token(folder) if own else None)) as client:
             yield client
         return
     try:

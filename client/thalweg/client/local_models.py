@@ -4,6 +4,7 @@ With `local`, the only module of the client that imports the server or the worke
 """
 
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -76,7 +77,7 @@ def _classes(model: "Model", outputs: Slab) -> NDArray[np.int64]:
     """The class of each sample: where its greatest output is; for lone probabilities, whether they reach a half."""
     if model.spec.loss == "binary_cross_entropy" and not model.one_hot:
         classes = (outputs >= 0.5).astype(np.int64)
-        return classes.reshape(len(classes)) if classes[:1].size == 1 else classes
+        return classes.reshape(len(classes)) if math.prod(classes.shape[1:]) == 1 else classes
     return outputs.reshape(len(outputs), -1).argmax(1) if outputs.size else np.empty(0, np.int64)
 
 

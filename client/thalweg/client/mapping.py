@@ -11,6 +11,7 @@ from numbers import Real
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
 
 from thalweg.contract.errors import Violation
 from thalweg.contract.rules import real_oneofs, rules_of
@@ -26,6 +27,18 @@ _BOUNDS = {
 def find(descriptor: Descriptor, name: str) -> FieldDescriptor | None:
     """The field of a message by its name, as the `.proto` file or as protobuf's JSON mapping writes it."""
     return descriptor.fields_by_name.get(name) or descriptor.fields_by_camelcase_name.get(name)
+
+
+def values_of(message: Message) -> dict[str, Any]:
+    """What a message holds, as plain values."""
+
+    def plain(value: Any) -> Any:
+        return values_of(value) if isinstance(value, Message) else value
+
+    return {
+        field.name: [plain(item) for item in value] if field.is_repeated else plain(value)
+        for field, value in message.ListFields()
+    }
 
 
 def rivals(field: FieldDescriptor) -> list[str]:
@@ -115,7 +128,7 @@ class Walk:
         finite = number and math.isfinite(value)
         match field.cpp_type:
             case FieldDescriptor.CPPTYPE_STRING:
-                right, wanted = isinstance(value, str), "a string"
+                right, wanted = _is_text(value), "a string"
             case FieldDescriptor.CPPTYPE_BOOL:
                 right, wanted = isinstance(value, bool), "true or false"
             case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
@@ -139,6 +152,17 @@ class Walk:
             wanted = int(rules.at_most) if rules.HasField("at_most") else most
             self._fault(path, f"{value} is not allowed; it must be at most {wanted}")
         return value
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a string that can be written as UTF-8; the bytes of a command line may be none."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_table(descriptor: Descriptor, value: Any) -> str:

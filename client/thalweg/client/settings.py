@@ -10,7 +10,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from thalweg.client.mapping import find, join, rivals, unknown
 from thalweg.contract.errors import Violation, invalid
 
-_PART = re.compile(r"([A-Za-z0-9_-]+)((?:\[\d+\])*)")
+_PART = re.compile(r"([A-Za-z0-9_-]+)((?:\[\d{1,9}\])*)")
 
 
 class Setting(NamedTuple):
@@ -37,7 +37,8 @@ def _read(text: str) -> Setting:
         raise invalid(Violation("", f"{text!r} is not a setting; write KEY=VALUE, as in training.epochs=5"))
     try:
         document = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
+    except ValueError:
+        # What is no TOML, or a number too long to read, is a string.
         document = {}
     return Setting(path, document["value"] if document.keys() == {"value"} else value, value)
 
@@ -61,13 +62,13 @@ def lay_over(document: dict[str, Any], descriptor: Descriptor, setting: Setting)
             return
         if field.message_type is None:
             raise invalid(Violation(path, f"is a single value, and has no {parts[number + 1][0]}"))
-        if not field.is_repeated:
-            document = document.setdefault(field.name, {})
-        elif indices:
+        if indices:
             path += f"[{indices[0]}]"
             document = _item(document, field, indices, path)
-        else:
+        elif field.is_repeated:
             raise invalid(Violation(path, f"is a list; write {path}[0] for its first item"))
+        else:
+            document = document.setdefault(field.name, {})
         descriptor = field.message_type
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from thalweg.client.connection import Connection
 from thalweg.client.problems import LocalError
+from thalweg.client.weights import write_whole
 from thalweg.contract import layout as layouts
 from thalweg.contract.channel import CHUNK_BYTES
 from thalweg.contract.errors import ThalwegError
@@ -70,22 +71,19 @@ def download_trajectory(connection: Connection, job_id: str) -> tuple[pb.Traject
 
 
 def download_data(connection: Connection, sha256: str, folder: Path) -> Path:
-    """An uploaded file, as a file in a folder. Raises ThalwegError, also if it arrives damaged."""
+    """An uploaded file, as a file in a folder, whole or not at all. Raises ThalwegError, also if it arrives damaged."""
     path = folder / sha256
 
-    def fetch() -> None:
+    def fetch(aside: Path) -> None:
         digest = hashlib.sha256()
-        with path.open("wb") as file:
+        with aside.open("wb") as file:
             for part in connection.stub.DownloadData(pb.DownloadDataRequest(sha256=sha256), metadata=connection.metadata):
                 digest.update(part.data)
                 file.write(part.data)
         if digest.hexdigest() != sha256:
             raise _damaged("the data")
 
-    try:
-        connection.attempt(fetch)
-    except OSError as error:
-        raise LocalError(f"cannot write {path}: {error.strerror}") from error
+    write_whole(path, lambda aside: connection.attempt(lambda: fetch(aside)))
     return path
 
 

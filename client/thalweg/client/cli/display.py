@@ -19,6 +19,8 @@ from thalweg.client.records import Progress as JobProgress
 # How many lines a log gets of the epochs of a job, and how often one of steps if epochs take long.
 _EPOCH_LINES = 10
 _STEP_LINE_SECONDS = 30.0
+# Over how long the pace is measured from which the time left follows: steps may take minutes.
+_PACE_SECONDS = 3600.0
 
 
 class Picture:
@@ -158,6 +160,7 @@ class Screen:
             TimeRemainingColumn(compact=True),
             console=terminal,
             expand=True,
+            speed_estimate_period=_PACE_SECONDS,
         )
         self._task = self._bar.add_task(name, total=None, epoch="")
         self._spinner = Spinner("dots", style="cyan")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from thalweg.client.client import Client
+from thalweg.client.folders import expanded
 from thalweg.client.local import attached
 from thalweg.contract.errors import Violation, invalid
 
@@ -58,7 +59,7 @@ def read_token(token_file: Path | None) -> str | None:
     if token_file is None:
         return _checked(os.environ.get("THALWEG_TOKEN", "").strip(), "THALWEG_TOKEN") or None
     try:
-        token = token_file.expanduser().read_text(encoding="utf-8").strip()
+        token = expanded(token_file).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise invalid(Violation("--token-file", f"cannot read {token_file}: {error.strerror}")) from error
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 import csv
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
 _OUTPUTS = (".npy", ".npz", ".csv")
+# What a damaged, encrypted or foreign file makes its reader raise.
+_UNREADABLE = (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, csv.Error)
 
 
 def read_samples(path: Path, data: job_pb2.Data, header: pb.ParametersHeader) -> NDArray[Any]:
@@ -31,7 +34,7 @@ def read_samples(path: Path, data: job_pb2.Data, header: pb.ParametersHeader) ->
             return np.asarray(loaded["x" if "x" in loaded else loaded.files[0]])
     except OSError as error:
         raise _wrong(path, f"cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise _wrong(path, "is none of .npy, .npz and .csv with numbers in it") from error
 
 
@@ -71,13 +74,15 @@ def write_outputs(path: Path, prediction: Prediction) -> None:
     outputs, classes = prediction
 
     def write(aside: Path) -> None:
-        match path.suffix.lower():
-            case ".npy":
-                np.save(aside, outputs)
-            case ".npz":
-                np.savez(aside, **{"outputs": outputs} if classes is None else {"outputs": outputs, "classes": classes})
-            case _:
-                _write_csv(aside, prediction)
+        if path.suffix.lower() == ".csv":
+            _write_csv(aside, prediction)
+            return
+        # A file, not its path, to which NumPy would add an ending of its own.
+        with aside.open("wb") as file:
+            if path.suffix.lower() == ".npy":
+                np.save(file, outputs)
+            else:
+                np.savez(file, **{"outputs": outputs} if classes is None else {"outputs": outputs, "classes": classes})
 
     write_whole(path.absolute(), write)
 

@@ -9,7 +9,7 @@ import typer
 from thalweg.client.cli.options import Json, TokenFile, read_token, server_of
 from thalweg.client.cli.output import console, print_json
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
-from thalweg.client.folders import served_folder
+from thalweg.client.folders import expanded, served_folder
 from thalweg.client.local import start_fleet, start_server
 from thalweg.contract.channel import DEFAULT_PORT, Address, parse_address
 from thalweg.contract.errors import Violation, invalid
@@ -55,7 +55,7 @@ def serve(
             "--trust-network does without"
         )
         raise invalid(Violation("--address", problem))
-    folder = (data or served_folder()).expanduser().absolute()
+    folder = expanded(data or served_folder()).absolute()
     limit = {"max_upload_bytes": max_upload * _MEBIBYTE} if max_upload else {}
     _log_to_stderr()
     with Inbox() as inbox:

@@ -1,0 +1,354 @@
+"""Commands, for people and for machines, against a real server."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import typer
+from safetensors.numpy import load_file
+
+from tests.client.conftest import Command
+from tests.client.helpers import Cluster, fleet_of_threads, names_in, start_worker
+from tests.end_to_end.cluster import running_server
+from thalweg.client import Client, Job, StepsTaken
+from thalweg.client.cli import serving
+from thalweg.client.cli.app import app
+from thalweg.client.cli.display import Log
+from thalweg.server.service import Server
+
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+JOB_KEYS = {
+    "job", "state", "status", "create_time", "steps", "total_steps", "epochs", "total_epochs", "workers", "wanted_workers",
+}  # fmt: skip
+RESULT_KEYS = {"train_loss", "train_accuracy", "weights_sha256", "samples_per_second", "seconds", "start_time", "end_time"}
+
+
+def test_the_commands_are_those_of_the_design() -> None:
+    design = "train serve fleet submit jobs watch cancel delete scale weights predict plot gradcheck"
+    assert sorted(design.split()) == COMMANDS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_every_command_explains_itself(name: str, option: str, command: Command) -> None:
+    printed = command(name, option)
+    assert printed.code == 0
+    assert printed.err == ""
+    assert f"Usage: thalweg {name}" in printed.out
+    assert "--json" in printed.out
+    assert "Examples" in printed.out
+
+
+def test_help_names_what_there_is_to_choose_from(command: Command) -> None:
+    assert "Train" in command("--help").out
+    words = command("submit", "--help").out
+    assert "sgd, momentum, adagrad, rmsprop, adam, adamw" in words
+    assert "dense, relu" in words
+
+
+def test_version(command: Command) -> None:
+    assert command("--version").out.startswith("thalweg ")
+
+
+def test_submit(server: Server, command: Command) -> None:
+    assert command("submit", "xor", "--server", server.address) == (0, "xor-1\n", "")
+    printed = command("submit", "xor", "--set", "training.workers=3", "--id", "mine", "--server", server.address, "--json")
+    assert printed.code == 0
+    assert set(printed.json) == JOB_KEYS
+    assert printed.json["job"] == "mine"
+    assert printed.json["state"] == "QUEUED"
+    assert printed.json["wanted_workers"] == 3
+    assert printed.json["total_epochs"] == 200
+
+
+def test_the_environment_names_server_and_token(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_server(tmp_path / "server", token="secret") as server:
+        monkeypatch.setenv("THALWEG_SERVER", str(server.address))
+        assert command("submit", "xor").err.startswith("thalweg: this server asks for a token")
+        monkeypatch.setenv("THALWEG_TOKEN", "secret")
+        assert command("submit", "xor").out == "xor-1\n"
+        monkeypatch.delenv("THALWEG_TOKEN")
+        Path("token").write_text("secret\n")
+        assert command("jobs", "xor-1", "--token-file", "token").code == 0
+
+
+def test_jobs(server: Server, client: Client, command: Command) -> None:
+    assert command("jobs", "--server", server.address) == (0, "", "no jobs yet; thalweg train digits makes one\n")
+    assert command("jobs", "--server", server.address, "--json").json == {"jobs": []}
+    client.submit("xor", id="first").cancel()
+    client.submit("or", id="second")
+    printed = command("jobs", "--server", server.address)
+    assert printed.code == 0
+    header, second, first = printed.out.splitlines()
+    assert header.split() == ["job", "state", "epochs", "loss", "validation", "workers", "began"]
+    assert second.startswith("second  QUEUED: waiting for workers: no fleet attends")
+    assert "0/100" in second
+    assert first.startswith("first   CANCELLED")
+    listed = command("jobs", "--server", server.address, "--json").json["jobs"]
+    assert [job["job"] for job in listed] == ["second", "first"]
+
+
+def test_a_job_that_ended_is_listed_with_its_result(cluster: Cluster, command: Command) -> None:
+    (job,) = command("jobs", "digits", "--server", cluster.address, "--json").json["jobs"]
+    assert set(job) == JOB_KEYS | RESULT_KEYS | {"validation"}
+    result = cluster.digits.result()
+    assert result.validation
+    assert job["validation"] == {"loss": result.validation.loss, "accuracy": result.validation.accuracy}
+    assert job["weights_sha256"] == result.weights_sha256
+    assert (job["steps"], job["total_steps"], job["epochs"]) == (69, 69, 3)
+    words = command("jobs", "digits", "--server", cluster.address).out
+    assert "SUCCEEDED" in words
+    assert f"{result.validation.accuracy:.1%}".replace("%", " %") in words
+
+
+def test_watch(cluster: Cluster, command: Command) -> None:
+    printed = command("watch", "digits", "--server", cluster.address)
+    assert printed.code == 0
+    assert printed.out.startswith("digits succeeded: 69 steps, validation ")
+    assert [line for line in printed.err.splitlines() if ": epoch 3 of 3: loss " in line]
+    events = [json.loads(line) for line in command("watch", "digits", "--server", cluster.address, "--json").out.splitlines()]
+    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+    assert {event["event"] for event in events} == {"state_changed", "workers_changed", "steps_taken", "epoch_ended"}
+    assert events[-1]["state"] == "SUCCEEDED"
+    last = [event for event in events if event["event"] == "epoch_ended"][-1]
+    assert last["validation"]["accuracy"] == cluster.digits.result().validation.accuracy  # type: ignore[union-attr]
+    behind = command("watch", "digits", "--server", cluster.address, "--json", "--after", len(events) - 1).json
+    assert behind == events[-1]
+
+
+def test_watch_tells_by_its_exit_code_that_a_job_did_not_succeed(server: Server, client: Client, command: Command) -> None:
+    client.submit("xor", id="mine").cancel()
+    for option in ([], ["--json"]):
+        printed = command("watch", "mine", "--server", server.address, *option)
+        assert printed.code == 1
+        assert printed.err.splitlines()[-1] == "thalweg: job mine was cancelled"
+
+
+def test_scale_cancel_and_delete(server: Server, client: Client, command: Command) -> None:
+    client.submit("xor", id="mine")
+    assert command("scale", "mine", 1, "--server", server.address) == (0, "mine wants 1 worker\n", "")
+    assert command("scale", "mine", 7, "--server", server.address, "--json").json["wanted_workers"] == 7
+    assert command("cancel", "mine", "--server", server.address) == (0, "mine cancelled\n", "")
+    assert command("cancel", "mine", "--server", server.address, "--json").json["state"] == "CANCELLED"
+    assert command("delete", "mine", "--server", server.address) == (0, "mine deleted\n", "")
+    client.submit("xor", id="mine").cancel()
+    assert command("delete", "mine", "--server", server.address, "--json").json == {"job": "mine", "deleted": True}
+    assert client.jobs() == []
+
+
+def test_weights(cluster: Cluster, command: Command, tmp_path: Path) -> None:
+    printed = command("weights", "gate", "--server", cluster.address)
+    assert printed == (0, f"{tmp_path}/gate.safetensors: the parameters after 40 steps\n", "")
+    assert set(load_file("gate.safetensors")) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    answer = command("weights", "gate", "-o", "w.safetensors", "--server", cluster.address, "--json").json
+    sha256 = cluster.gate.result().weights_sha256
+    assert answer == {"job": "gate", "weights": f"{tmp_path}/w.safetensors", "weights_sha256": sha256, "version": 40}
+    assert names_in(tmp_path) == ["gate.safetensors", "w.safetensors"]
+
+
+def test_the_weights_of_a_running_job_are_those_of_its_last_step(server: Server, client: Client, command: Command) -> None:
+    job = client.submit("xor", {"training.epochs": 10_000_000}, id="mine")
+    worker = start_worker(server.address, "mine")
+    next(event for event in job.watch() if isinstance(event, StepsTaken))
+    printed = command("weights", "mine", "--server", server.address, "--json")
+    assert printed.code == 0
+    assert printed.json["version"] > 0
+    job.cancel()
+    worker.join()
+
+
+def test_predict(cluster: Cluster, command: Command) -> None:
+    np.save("x.npy", [[0, 0], [0, 1], [1, 0], [1, 1]])
+    assert command("predict", "gate", "x.npy", "--server", cluster.address) == (0, "0\n1\n1\n0\n", "")
+    answer = command("predict", "gate", "x.npy", "--server", cluster.address, "--json").json
+    assert answer["job"] == "gate"
+    assert answer["classes"] == [0, 1, 1, 0]
+    assert answer["outputs"] == cluster.gate.predict(np.load("x.npy")).tolist()
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz", ".csv"])
+def test_predict_writes_outputs(ending: str, cluster: Cluster, command: Command) -> None:
+    Path("x.csv").write_text("a,b,target\n0,0,0\n0,1,1\n")
+    printed = command("predict", "gate", "x.csv", "-o", f"out{ending}", "--server", cluster.address)
+    assert printed == (0, f"out{ending}: outputs for 2 samples\n", "")
+    expected = cluster.gate.predict([[0, 0], [0, 1]])
+    match ending:
+        case ".npy":
+            assert np.array_equal(np.load("out.npy"), expected)
+        case ".npz":
+            assert np.array_equal(np.load("out.npz")["outputs"], expected)
+        case _:
+            assert [line.split(",")[0] for line in Path("out.csv").read_text().splitlines()] == ["class", "0", "1"]
+
+
+def test_plot(cluster: Cluster, command: Command, tmp_path: Path) -> None:
+    assert command("plot", "digits", "--server", cluster.address) == (0, f"{tmp_path}/digits.png\n", "")
+    assert Path("digits.png").read_bytes().startswith(b"\x89PNG")
+    answer = command("plot", "gate", "--slice", "2.weight[0, 3]", "-o", "slice.svg", "--server", cluster.address, "--json").json
+    assert answer == {"job": "gate", "picture": f"{tmp_path}/slice.svg"}
+    assert ElementTree.parse("slice.svg").getroot().tag.endswith("svg")
+    assert command("plot", "gate", "--slice", "0.bias[1]", "--server", cluster.address).out == f"{tmp_path}/gate-0.bias-1.png\n"
+    # matplotlib keeps its fonts in the home.
+    assert [name for name in names_in(tmp_path) if name != "home"] == ["digits.png", "gate-0.bias-1.png", "slice.svg"]
+
+
+def test_gradcheck(command: Command) -> None:
+    printed = command("gradcheck", "xor")
+    assert printed.code == 0
+    assert printed.err == ""
+    rows = [line.split() for line in printed.out.splitlines()]
+    assert rows[0] == ["tensor", "shape", "checked", "absolute", "error", "relative", "error"]
+    assert [(row[0], row[-1]) for row in rows[1:]] == [(name, "passed") for name in ("2.weight", "2.bias", "0.weight", "0.bias")]
+    answer = command("gradcheck", "xor", "--set", "model.layers[0].dense.units=3", "--json").json
+    assert answer["passed"] is True
+    assert [(row["tensor"], row["shape"], row["checked"]) for row in answer["tensors"]] == [
+        ("2.weight", [1, 3], 3),
+        ("2.bias", [1], 1),
+        ("0.weight", [3, 2], 6),
+        ("0.bias", [3], 3),
+    ]
+    assert all(row["passed"] and row["relative_error"] < 1e-6 for row in answer["tensors"])
+
+
+def test_gradcheck_of_a_wrong_gradient_fails(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from thalweg.workers.layers.tanh import Tanh
+
+    monkeypatch.setattr(Tanh, "backward", lambda self, gradient, *_: gradient)
+    printed = command("gradcheck", "xor", "--json")
+    assert printed.code == 1
+    assert printed.json["passed"] is False
+    assert [row["tensor"] for row in printed.json["tensors"] if not row["passed"]] == ["0.weight", "0.bias"]
+    assert printed.err == "thalweg: backpropagation differs from numerical differentiation in 2 tensors\n"
+
+
+def test_gradcheck_reads_the_jobs_own_file(command: Command) -> None:
+    np.savez("a.npz", x=np.random.default_rng(0).normal(size=(20, 3)), y=np.arange(20) % 2)
+    assert command("gradcheck", "xor", "--set", "data.npz=a.npz", "--json").json["tensors"][2]["shape"] == [8, 3]
+
+
+def test_the_jobs_of_a_folder_are_found_while_a_server_runs_on_it_and_while_none_does(tmp_path: Path, command: Command) -> None:
+    with running_server(tmp_path / "kept") as server, Client(server.address) as client:
+        client.submit("xor", id="mine").cancel()
+        assert command("jobs", "mine", "--data", "kept", "--json").json["jobs"][0]["state"] == "CANCELLED"
+    assert command("jobs", "mine", "--data", "kept", "--json").json["jobs"][0]["state"] == "CANCELLED"
+
+
+def test_this_machines_own_jobs_are_looked_for_in_the_usual_folder(tmp_path: Path, command: Command) -> None:
+    assert command("jobs", "--json").json == {"jobs": []}
+    folder = tmp_path / "home" / "data" / "thalweg" / "embedded"
+    assert (folder / "token").stat().st_mode & 0o777 == 0o600
+
+
+def test_train_on_a_server(cluster: Cluster, command: Command, tmp_path: Path) -> None:
+    printed = command("train", "digits", "--set", "training.epochs=2", "--server", cluster.address, "--json")
+    assert printed.code == 0
+    answer = printed.json
+    assert set(answer) == {
+        "job", "state", "steps", "epochs", "train_loss", "train_accuracy", "validation", "weights", "weights_sha256",
+        "samples_per_second", "seconds",
+    }  # fmt: skip
+    assert set(answer["validation"]) == {"loss", "accuracy"}
+    assert (answer["state"], answer["steps"], answer["epochs"]) == ("SUCCEEDED", 46, 2)
+    assert answer["weights"] == f"{tmp_path}/{answer['job']}.safetensors"
+    assert len(load_file(answer["weights"])) == 4
+    assert "epoch 2 of 2: loss" in printed.err
+
+
+def test_train_without_validation_and_classes(cluster: Cluster, command: Command) -> None:
+    settings = ["--set", "model.loss=mean_squared_error", "--set", "training.epochs=2"]
+    answer = command("train", "xor", *settings, "--weights", "w.safetensors", "--server", cluster.address, "--json").json
+    assert "validation" not in answer
+    assert "train_accuracy" not in answer
+    assert answer["weights"].endswith("/w.safetensors")
+
+
+def test_train_for_people(cluster: Cluster, command: Command) -> None:
+    printed = command("train", "xor", "--set", "training.epochs=3", "--server", cluster.address)
+    assert printed.code == 0
+    lines = printed.out.splitlines()
+    assert " succeeded: 3 epochs, 3 steps in " in lines[0]
+    assert [line.split()[0] for line in lines[1:5]] == ["loss", "training", "weights", "sha256"]
+    assert f"--server {cluster.address}" in lines[-1]
+
+
+def test_train_tells_a_job_that_fails(cluster: Cluster, command: Command) -> None:
+    np.savez("bad.npz", x=[[1.0], [np.nan]], y=[0, 1])
+    printed = command("train", "xor", "--set", "data.npz=bad.npz", "--server", cluster.address, "--json")
+    assert printed.code == 1
+    assert printed.json["state"] == "FAILED"
+    assert printed.json["error"].startswith("data.npz: x holds NaN")
+    assert "weights" not in printed.json
+    assert printed.err.splitlines()[-1].startswith(f"thalweg: job {printed.json['job']} failed: data.npz: x holds NaN")
+
+
+def interrupt(*_: object) -> None:
+    """Ctrl-C."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_train_ends_the_job_on_ctrl_c_and_keeps_what_was_learnt(
+    server: Server, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Log, "show", lambda _, event: interrupt() if isinstance(event, StepsTaken) else None)
+    with fleet_of_threads(server):
+        printed = command("train", "xor", "--set", "training.epochs=10000000", "--server", server.address, "--json")
+    assert printed.code == 130
+    assert printed.json["state"] == "CANCELLED"
+    assert printed.json["steps"] > 0
+    assert printed.json["weights"] == f"{tmp_path}/xor-1.safetensors"
+    assert len(load_file("xor-1.safetensors")) == 4
+    assert "thalweg: job xor-1 was interrupted after " in printed.err
+    assert "thalweg: what was learnt so far is in " in printed.err
+
+
+def test_train_does_not_wait_after_a_second_ctrl_c(
+    server: Server, client: Client, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = threading.Event()
+
+    def cancel(_: Job) -> None:
+        interrupt()
+        done.wait()
+
+    monkeypatch.setattr(Log, "show", interrupt)
+    monkeypatch.setattr(Job, "cancel", cancel)
+    printed = command("train", "xor", "--server", server.address)
+    done.set()
+    assert printed.code == 130
+    assert printed.err.splitlines()[-1] == "thalweg: interrupted again; what was learnt so far was not written"
+    assert client.job("xor-1").state == "QUEUED"
+
+
+def test_watch_leaves_the_job_running_on_ctrl_c(
+    client: Client, server: Server, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = client.submit("xor", id="mine")
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("thalweg.client.cli.jobs.print_json", interrupt)
+    assert command("watch", "mine", "--server", server.address, "--json").code == 130
+    assert job.state == "QUEUED"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve(number: signal.Signals, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    announce = serving._announce
+
+    def announced(facts: dict[str, str], words: str, json: bool) -> None:
+        announce(facts, words, json)
+        with Client(facts["address"], "secret") as client:
+            assert client.submit("xor").id == "xor-1"
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(serving, "_announce", announced)
+    Path("token").write_text("secret")
+    printed = command("serve", "--address", "127.0.0.1:0", "--data", "kept", "--token-file", "token", "--json")
+    assert printed.code == 0
+    assert set(printed.json) == {"address", "data"}
+    assert printed.json["data"] == f"{tmp_path}/kept"
+    assert command("jobs", "--data", "kept", "--json").json["jobs"][0]["job"] == "xor-1"

@@ -1,0 +1,323 @@
+"""Jobs and clients against a real server."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.client.helpers import ENDLESS, NOWHERE, Cluster, start_worker
+from tests.end_to_end.cluster import running_server
+from thalweg.client import (
+    Client,
+    EpochEnded,
+    JobFailedError,
+    LocalError,
+    StateChanged,
+    StepsTaken,
+    ThalwegError,
+    WorkersChanged,
+    load_job,
+)
+from thalweg.client.problems import JobFileError
+from thalweg.contract import layout as layouts
+from thalweg.contract.errors import Violation
+from thalweg.server.service import Server
+from thalweg.workers import data
+from thalweg.workers.model import Model
+
+
+def test_a_job_without_workers_waits_and_says_so(client: Client) -> None:
+    job = client.submit("xor", name="waiting")
+    assert job.id == "waiting-1"
+    assert job.state == "QUEUED"
+    assert job.message.status.startswith("waiting for workers: no fleet attends on this server")
+    assert job.progress.step == 0
+    assert job.progress.loss is None
+    assert repr(job) == "Job('waiting-1', QUEUED)"
+
+
+def test_a_job_runs_by_itself_where_a_fleet_attends(cluster: Cluster) -> None:
+    job = cluster.client.submit("xor", {"training.epochs": 3})
+    result = job.wait()
+    assert (result.job, result.state, result.steps, result.epochs) == (job.id, "SUCCEEDED", 3, 3)
+    assert result == job.result() == job.last_result()
+    assert result.train
+    assert result.validation is None
+    assert len(result.weights_sha256) == 64
+    assert job.progress.total_steps == 3
+
+
+def test_equal_jobs_end_with_equal_parameters(cluster: Cluster) -> None:
+    again = cluster.client.submit(cluster.gate.spec)
+    assert again.wait().weights_sha256 == cluster.gate.result().weights_sha256
+
+
+def test_jobs_are_listed_over_all_pages_the_newest_first(client: Client) -> None:
+    ids = [client.submit("xor", name="page").id for _ in range(53)]
+    assert [job.id for job in client.jobs()] == ids[::-1]
+
+
+def test_a_request_id_makes_submitting_safe_to_repeat(client: Client) -> None:
+    first = client.submit("xor", request_id="once")
+    second = client.submit("xor", request_id="once")
+    assert first.id == second.id
+    assert len(client.jobs()) == 1
+    assert client.submit("xor").id != first.id
+
+
+def test_a_taken_id_is_told(client: Client) -> None:
+    client.submit("xor", id="mine")
+    with pytest.raises(ThalwegError) as caught:
+        client.submit("and", id="mine")
+    assert caught.value.reason == "JOB_EXISTS"
+    assert str(caught.value) == "there is a job mine already; choose another id, or none"
+
+
+@pytest.mark.parametrize("method", ["cancel", "delete", "parameters", "trajectory", "history", "wait", "refresh"])
+def test_a_job_that_is_gone_is_told(client: Client, method: str) -> None:
+    job = client.submit("xor", id="gone")
+    gone = client.job("gone")
+    job.cancel()
+    job.delete()
+    with pytest.raises(ThalwegError) as caught:
+        getattr(gone, method)()
+    assert caught.value.reason == "JOB_NOT_FOUND"
+    assert str(caught.value) == "there is no job gone on this server"
+
+
+def test_a_job_that_never_was_is_told(client: Client) -> None:
+    with pytest.raises(ThalwegError, match="there is no job nope on this server"):
+        client.job("nope")
+
+
+def test_a_cancelled_job_keeps_what_was_learnt(server: Server, client: Client) -> None:
+    job = client.submit("xor", ENDLESS)
+    worker = start_worker(server.address, job.id)
+    next(event for event in job.watch() if isinstance(event, StepsTaken))
+    assert job.cancel() == "CANCELLED"
+    worker.join()
+    result = job.wait()
+    assert result.state == "CANCELLED"
+    assert result.steps > 0
+    assert result.train is None
+    header, slab = job.slab()
+    assert header.version == result.steps
+    assert layouts.digest(slab) == result.weights_sha256
+    assert job.cancel() == "CANCELLED"
+
+
+def test_a_job_must_have_ended_before_it_is_deleted(client: Client) -> None:
+    job = client.submit("xor")
+    with pytest.raises(ThalwegError, match="has not ended yet; cancel it first"):
+        job.delete()
+    job.cancel()
+    job.delete()
+    assert client.jobs() == []
+
+
+def test_scaling_changes_what_is_wanted_and_not_what_is_learnt(cluster: Cluster) -> None:
+    job = cluster.client.submit("xor", {"training.epochs": 200, "training.workers": 1})
+    job.scale(2)
+    assert job.spec.training.workers == 2
+    one = cluster.client.submit("xor", {"training.epochs": 200, "training.workers": 1})
+    assert job.wait().weights_sha256 == one.wait().weights_sha256
+    with pytest.raises(ThalwegError, match="has ended"):
+        job.scale(3)
+
+
+def test_scaling_to_nothing_is_refused(client: Client) -> None:
+    job = client.submit("xor")
+    with pytest.raises(ThalwegError, match="workers: 0 is not allowed; it must be at least 1"):
+        job.scale(0)
+
+
+def test_a_job_without_parameters_says_so(client: Client) -> None:
+    job = client.submit("xor")
+    with pytest.raises(ThalwegError) as caught:
+        job.parameters()
+    assert caught.value.reason == "NO_PARAMETERS"
+    with pytest.raises(ThalwegError, match="has not ended yet"):
+        job.trajectory()
+    job.cancel()
+    with pytest.raises(ThalwegError, match="has no trajectory"):
+        job.trajectory()
+
+
+def test_a_job_that_failed_raises_where_it_is_waited_for(cluster: Cluster, tmp_path: Path) -> None:
+    np.savez(tmp_path / "bad.npz", x=[[1.0], [np.nan]], y=[0, 1])
+    job = cluster.client.submit("xor", {"data.npz": "bad.npz"})
+    with pytest.raises(JobFailedError) as caught:
+        job.wait()
+    assert str(caught.value).startswith(f"job {job.id} failed: data.npz: x holds NaN or infinite values, 1 in all")
+    assert job.result().state == "FAILED"
+    assert job.result().weights_sha256 == ""
+
+
+@pytest.mark.parametrize("which", ["gate", "digits"])
+def test_predictions_are_the_model_evaluated_directly(which: str, cluster: Cluster) -> None:
+    job = {"gate": cluster.gate, "digits": cluster.digits}[which]
+    x, y = data.arrays(job.spec.data, lambda _: Path())
+    header, slab = job.slab()
+    model = Model(job.spec.model, x.shape[1:], job.spec.seed)
+    model.bind(slab)
+    expected = model.predict(data.preprocess(header.preprocessing, x, model.dtype))
+    prediction = job.prediction(x)
+    assert np.array_equal(prediction.outputs, expected)
+    assert np.array_equal(job.predict(x.tolist()), expected)
+    assert prediction.classes is not None
+    metrics = job.result().train if which == "gate" else None
+    if metrics:
+        assert np.mean(prediction.classes == y) == metrics.accuracy
+    else:
+        assert prediction.classes.tolist() == expected.argmax(1).tolist()
+
+
+def test_the_outputs_of_what_is_no_classifier_have_no_classes(cluster: Cluster) -> None:
+    job = cluster.client.submit("xor", {"model.loss": "mean_squared_error", "training.epochs": 1})
+    result = job.wait()
+    assert result.train
+    assert result.train.accuracy is None
+    assert job.prediction([[0, 1]]).classes is None
+
+
+@pytest.mark.parametrize(
+    ("which", "x", "message"),
+    [
+        ("gate", [[1, 2, 3]], "x: has the shape (1, 3), which is not what the job was trained on"),
+        ("gate", [1, 2], "x: has the shape (2,)"),
+        ("gate", 5, "x: has the shape () and holds int64; samples are an array of numbers"),
+        ("gate", [["a", "b"]], "x: has the shape (1, 2) and holds <U1; samples are an array of numbers"),
+        ("gate", [[0, 1], [0, float("nan")]], "x: holds NaN or infinite values, the first in sample 1, counted from 0"),
+        ("digits", [[1, 2]], "x: has the shape (1, 2); the job was trained on 64 features"),
+    ],
+)
+def test_samples_that_do_not_fit_are_told(which: str, x: object, message: str, cluster: Cluster) -> None:
+    job = {"gate": cluster.gate, "digits": cluster.digits}[which]
+    with pytest.raises(ThalwegError) as caught:
+        job.predict(x)  # type: ignore[arg-type]
+    assert caught.value.reason == "INVALID_ARGUMENT"
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("which", ["gate", "digits"])
+def test_no_samples_have_no_outputs(which: str, cluster: Cluster) -> None:
+    job = {"gate": cluster.gate, "digits": cluster.digits}[which]
+    features, outputs = {"gate": (2, 1), "digits": (64, 10)}[which]
+    prediction = job.prediction(np.empty((0, features)))
+    assert prediction.outputs.shape == (0, outputs)
+    assert prediction.classes is not None
+    assert prediction.classes.shape == (0,)
+
+
+def test_parameters_are_named_and_shaped_as_in_torch(cluster: Cluster) -> None:
+    parameters = cluster.digits.parameters()
+    assert {name: tensor.shape for name, tensor in parameters.items()} == {
+        "0.weight": (16, 64),
+        "0.bias": (16,),
+        "3.weight": (10, 16),
+        "3.bias": (10,),
+    }
+    assert {tensor.dtype for tensor in parameters.values()} == {np.dtype("float32")}
+
+
+def test_a_trajectory_leads_from_the_first_to_the_last_parameters(cluster: Cluster) -> None:
+    job = cluster.gate
+    way = job.trajectory()
+    assert way.versions == tuple(range(41))
+    assert all(np.array_equal(way.parameters(-1)[name], tensor) for name, tensor in job.parameters().items())
+    model = Model(job.spec.model, (2,), job.spec.seed)
+    initial = np.empty(model.size, np.float32)
+    model.initial(initial)
+    assert np.array_equal(way.slabs[0], initial)
+
+
+def test_the_history_of_a_job_that_ended_is_all_that_happened(cluster: Cluster) -> None:
+    events = cluster.digits.history()
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert [event.time for event in events] == sorted(event.time for event in events)
+    states = [event.state for event in events if isinstance(event, StateChanged)]
+    assert (states[0], states[-1]) == ("QUEUED", "SUCCEEDED")
+    assert any(isinstance(event, WorkersChanged) and event.workers for event in events)
+    epochs = [event for event in events if isinstance(event, EpochEnded)]
+    assert [(event.epoch, event.step) for event in epochs] == [(1, 23), (2, 46), (3, 69)]
+    steps = [event for event in events if isinstance(event, StepsTaken)]
+    assert [event.first_step for event in steps] == [
+        sum(len(before.losses) for before in steps[:index]) for index in range(len(steps))
+    ]
+    assert sum(len(event.losses) for event in steps) == 69
+    assert epochs[-1].validation == cluster.digits.result().validation
+
+
+def test_the_history_of_a_job_that_has_not_ended_does_not_wait(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thalweg.client.job._HISTORY_SECONDS", 1.0)
+    job = client.submit("xor")
+    assert [type(event) for event in job.history()] == [StateChanged]
+
+
+def test_server_info_names_the_fleets(cluster: Cluster) -> None:
+    info = cluster.client.server_info()
+    assert [(fleet.name, fleet.capacity) for fleet in info.fleets] == [("threads", 2)]
+    assert info.max_upload_bytes == cluster.server.config.max_upload_bytes
+
+
+def test_a_server_that_is_not_there_is_told() -> None:
+    with Client(NOWHERE) as client, pytest.raises(ThalwegError) as caught:
+        client.jobs()
+    assert caught.value.reason == "UNREACHABLE"
+    assert str(caught.value) == f"cannot reach a Thalweg server at {NOWHERE}: nothing listens there"
+
+
+def test_a_proxy_is_not_asked_for_this_machine(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://{NOWHERE}")
+    for host in ("127.0.0.1", "localhost"):
+        with Client(f"{host}:{cluster.server.address.port}") as client:
+            assert client.job("gate").id == "gate"
+
+
+@pytest.mark.parametrize("address", ["host:port", "host:70700", "http://host", "a b:1"])
+def test_what_is_no_address_is_told(address: str) -> None:
+    with pytest.raises(ThalwegError, match=r"server: .* is not an address; write HOST:PORT"):
+        Client(address)
+
+
+def test_a_server_with_a_token_asks_for_it(tmp_path: Path) -> None:
+    with running_server(tmp_path / "server", token="secret") as server:
+        for token in (None, "wrong"):
+            with Client(server.address, token) as client, pytest.raises(ThalwegError) as caught:
+                client.submit("xor")
+            assert caught.value.reason == "UNAUTHENTICATED"
+            with pytest.raises(ThalwegError, match="missing or wrong"), Client(server.address, token) as client:
+                next(client.submit("xor").watch())
+        with Client(server.address, "secret") as client:
+            assert client.submit("xor").state == "QUEUED"
+
+
+def test_a_specification_is_the_servers_to_check(client: Client) -> None:
+    with pytest.raises(ThalwegError) as caught:
+        client.submit("xor", {"optimizer.adam.learning_rate": -1, "training.batch_size": 0})
+    assert [violation.field for violation in caught.value.violations] == [
+        "training.batch_size",
+        "optimizer.adam.learning_rate",
+    ]
+    assert client.jobs() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        JobFailedError("a", "because"),
+        LocalError("the disk is full"),
+        JobFileError("job.toml", (Violation("seed", "is odd"), Violation("name", "is long"))),
+        ThalwegError("UNREACHABLE", {"address": "a:1", "problem": "b"}),
+    ],
+)
+def test_errors_pickle(error: ThalwegError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert (again.reason, again.metadata, again.violations) == (error.reason, error.metadata, error.violations)
+
+
+def test_a_loaded_job_can_be_submitted(client: Client) -> None:
+    assert client.submit(load_job("or"), name="mine").id == "mine-1"

@@ -1,0 +1,138 @@
+"""Servers in this process, and the folders that they run on. None of it starts Ray."""
+
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from tests.client.conftest import Command
+from tests.client.helpers import fleet_of_threads, names_in
+from thalweg.client import Client, LocalError, ThalwegError, folders, local
+from thalweg.client.folders import embedded_folder, folder_token, numbered, running_server, served_folder
+from thalweg.client.local import FolderInUseError, attached, embed, start_server
+from thalweg.contract.channel import Address
+
+LOOPBACK = Address("127.0.0.1", 0)
+
+
+def test_folders_are_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert embedded_folder() == tmp_path / "home" / "data" / "thalweg" / "embedded"
+    monkeypatch.delenv("XDG_DATA_HOME")
+    assert served_folder() == tmp_path / "home" / ".local" / "share" / "thalweg" / "server"
+
+
+def test_a_folder_has_others_beside_it() -> None:
+    assert [path.name for path in islice(numbered(Path("a")), 3)] == ["a", "a-2", "a-3"]
+
+
+def test_a_folders_token_is_made_once_and_is_this_users_alone(tmp_path: Path) -> None:
+    token = folder_token(tmp_path / "a")
+    assert len(token) >= 32
+    assert folder_token(tmp_path / "a") == token
+    assert folder_token(tmp_path / "b") != token
+    assert (tmp_path / "a" / "token").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
+    assert names_in(tmp_path / "a") == ["token"]
+
+
+def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LocalError, match=r"cannot use the data folder .*file/below: Not a directory"):
+        folder_token(tmp_path / "file" / "below")
+
+
+def test_a_running_server_is_found_by_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start_server(LOOPBACK, tmp_path / "a", None)
+    try:
+        assert running_server(tmp_path / "a") == server.address
+    finally:
+        server.stop()
+    monkeypatch.setattr(folders, "_START_SECONDS", 0.1)
+    with pytest.raises(LocalError, match=r"a server uses the folder .*, but does not say at which address"):
+        running_server(tmp_path / "a")
+
+
+def test_a_second_embedded_run_takes_the_folder_beside(tmp_path: Path) -> None:
+    notes: list[str] = []
+    first = embed(None, notes.append)
+    second = embed(None, notes.append)
+    try:
+        assert first.folder == embedded_folder()
+        assert second.folder == embedded_folder().with_name("embedded-2")
+        assert notes == [f"{first.folder} is in use by another run; this one is kept in {second.folder}"]
+        with pytest.raises(FolderInUseError, match="is in use by another server"):
+            embed(first.folder)
+    finally:
+        second.close()
+        first.close()
+    third = embed(None, notes.append)
+    third.close()
+    assert third.folder == embedded_folder()
+    assert len(notes) == 1
+
+
+def test_an_embedded_server_is_its_users_alone() -> None:
+    embedded = embed(None)
+    try:
+        assert embedded.client.jobs() == []
+        with Client(embedded.client.address) as stranger, pytest.raises(ThalwegError, match="asks for a token"):
+            stranger.jobs()
+    finally:
+        embedded.close()
+
+
+def test_a_job_whose_process_ended_was_interrupted(command: Command) -> None:
+    embedded = embed(None)
+    embedded.client.submit("xor", id="mine")
+    embedded.close()
+    (job,) = command("jobs", "--json").json["jobs"]
+    assert job["state"] == "FAILED"
+    assert job["error"] == "interrupted: the process that ran it ended before it did"
+
+
+def test_a_folder_is_attached_to_whoever_runs_on_it(tmp_path: Path) -> None:
+    embedded = embed(tmp_path / "a")
+    embedded.client.submit("xor", id="mine")
+    with attached(tmp_path / "a") as client:
+        assert client.address == embedded.client.address
+        assert client.job("mine").state == "QUEUED"
+    embedded.close()
+    server = start_server(LOOPBACK, tmp_path / "a", "secret")
+    try:
+        with attached(tmp_path / "a", "secret") as client:
+            assert client.address == server.address
+            assert client.job("mine").id == "mine"
+    finally:
+        server.stop()
+    with pytest.raises(ThalwegError, match="--data: there is no folder nowhere"), attached(Path("nowhere")):
+        pass
+
+
+def test_a_look_into_a_servers_folder_interrupts_none_of_its_jobs(tmp_path: Path, command: Command) -> None:
+    server = start_server(LOOPBACK, tmp_path / "a", None)
+    with Client(server.address) as client:
+        client.submit("xor", id="mine")
+        assert command("jobs", "mine", "--data", "a", "--json").json["jobs"][0]["state"] == "QUEUED"
+    server.stop()
+    for _ in range(2):
+        assert command("jobs", "mine", "--data", "a", "--json").json["jobs"][0]["state"] == "QUEUED"
+    assert "token" not in names_in(tmp_path / "a")
+
+
+def test_jobs_outlive_their_server(tmp_path: Path) -> None:
+    server = start_server(LOOPBACK, tmp_path / "a", None)
+    with fleet_of_threads(server), Client(server.address) as client:
+        result = client.submit("xor", {"training.epochs": 2}, id="mine").wait()
+    server.stop()
+    with attached(tmp_path / "a") as client:
+        job = client.job("mine")
+        assert job.result() == result
+        assert job.slab()[0].sha256 == result.weights_sha256
+
+
+def test_what_runs_on_this_machine_needs_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LocalError, match=r"Ray is not installed: pip install 'thalweg\[workers\]'"), local():
+        pass
+    assert not embedded_folder().exists()

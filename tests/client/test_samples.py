@@ -1,0 +1,128 @@
+"""Files of samples and of outputs."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.client.helpers import names_in
+from thalweg.client import ThalwegError
+from thalweg.client.cli.samples import check_output, read_samples, write_outputs
+from thalweg.client.local_models import Prediction
+from thalweg.v1 import job_pb2
+from thalweg.v1 import training_service_pb2 as pb
+
+# A model of two features: dense, of four units, then dense again.
+HEADER = pb.ParametersHeader(
+    layout=job_pb2.Layout(
+        tensors=[job_pb2.Tensor(name="2.weight", shape=[1, 4]), job_pb2.Tensor(name="0.weight", shape=[4, 2])], dtype="float32"
+    )
+)
+SAMPLES = np.array([[1.0, 2], [3, -40]])
+OUTPUTS = Prediction(np.array([[0.25, 0.75], [1, 0]], np.float32), np.array([1, 0]))
+
+
+def read(path: str, target: str = "") -> list[list[float]]:
+    samples: list[list[float]] = read_samples(Path(path), job_pb2.Data(target=target), HEADER).tolist()
+    return samples
+
+
+def told(path: str) -> str:
+    with pytest.raises(ThalwegError) as caught:
+        read(path)
+    assert caught.value.reason == "INVALID_ARGUMENT"
+    return str(caught.value)
+
+
+def test_arrays() -> None:
+    np.save("x.npy", SAMPLES)
+    np.savez("x.npz", x=SAMPLES, y=[0, 1])
+    np.savez("one.npz", whatever=SAMPLES)
+    assert read("x.npy") == read("x.npz") == read("one.npz") == SAMPLES.tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("a,b\n1,2\n3,-4e1\n", ""),
+        ("\ufeffa, b \n1,2\n\n3,-40\n", ""),
+        ("a,b,label\n1,2,9\n3,-40,9\n", ""),
+        ("label,a,b\n9,1,2\n9,3,-40\n", "label"),
+        ("a,b\n1,2\n3,-40\n", "label"),
+    ],
+    ids=["features", "a mark, a space, an empty line", "the target is last", "the target has a name", "no target"],
+)
+def test_a_table_without_its_target(text: str, target: str) -> None:
+    Path("x.csv").write_text(text, encoding="utf-8")
+    assert read("x.csv", target) == SAMPLES.tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,x\n", "x.csv line 2: could not convert string to float: 'x'"),
+        ("a,b\n1,2,3\n", "x.csv line 2 has 3 cells, and there are 2 columns"),
+        (f"a,b\n1,{'1' * 200_000}\n", "x.csv is none of .npy, .npz and .csv with numbers in it"),
+    ],
+)
+def test_a_bad_table_is_told(text: str, message: str) -> None:
+    Path("x.csv").write_text(text)
+    assert told("x.csv") == f"INPUT: {message}"
+
+
+def test_a_bad_file_is_told() -> None:
+    Path("text.npy").write_text("no array")
+    Path("empty.npy").touch()
+    Path("latin.csv").write_bytes(b"\xe9,b\n1,2\n")
+    np.save("objects.npy", np.array([{}, {}]), allow_pickle=True)
+    for name in ("text.npy", "empty.npy", "latin.csv", "objects.npy"):
+        assert told(name) == f"INPUT: {name} is none of .npy, .npz and .csv with numbers in it"
+    np.savez("two.npz", a=SAMPLES, b=SAMPLES)
+    assert told("two.npz") == "INPUT: two.npz has no array x; it has a, b"
+    np.savez("none.npz")
+    assert told("none.npz") == "INPUT: none.npz has no array x; it has none"
+    assert told("nowhere.npy") == "INPUT: nowhere.npy cannot be read: No such file or directory"
+    assert told(".") == "INPUT: . cannot be read: Is a directory"
+
+
+def test_a_damaged_archive_is_told() -> None:
+    np.savez_compressed("x.npz", x=np.random.default_rng(0).normal(size=1000))
+    with zipfile.ZipFile("x.npz") as archive:
+        member = archive.infolist()[0]
+    content = bytearray(Path("x.npz").read_bytes())
+    for position in range(member.header_offset + 60, member.header_offset + 90):
+        content[position] ^= 0xFF
+    Path("x.npz").write_bytes(content)
+    assert told("x.npz") == "INPUT: x.npz is none of .npy, .npz and .csv with numbers in it"
+
+
+@pytest.mark.parametrize("name", ["out.npy", "OUT.NPY"])
+def test_outputs_as_an_array(name: str, tmp_path: Path) -> None:
+    write_outputs(Path(name), OUTPUTS)
+    assert np.load(name).tolist() == OUTPUTS.outputs.tolist()
+    assert names_in(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", ["out.npz", "OUT.NPZ"])
+def test_outputs_as_an_archive(name: str, tmp_path: Path) -> None:
+    write_outputs(Path(name), OUTPUTS)
+    with np.load(name) as archive:
+        assert {key: archive[key].tolist() for key in archive.files} == {
+            "outputs": OUTPUTS.outputs.tolist(),
+            "classes": [1, 0],
+        }
+    assert names_in(tmp_path) == [name]
+
+
+def test_outputs_as_a_table() -> None:
+    write_outputs(Path("out.csv"), OUTPUTS)
+    assert Path("out.csv").read_text().splitlines() == ["class,output0,output1", "1,0.25,0.75", "0,1.0,0.0"]
+    write_outputs(Path("out.csv"), Prediction(OUTPUTS.outputs.reshape(2, 1, 2), None))
+    assert Path("out.csv").read_text().splitlines() == ["output0,output1", "0.25,0.75", "1.0,0.0"]
+
+
+def test_an_unknown_ending_is_told() -> None:
+    check_output(Path("a.CSV"))
+    with pytest.raises(ThalwegError, match=r"--output: out\.txt: outputs are written to \.npy, \.npz, \.csv"):
+        check_output(Path("out.txt"))

@@ -1,0 +1,173 @@
+"""Transfers: uploads that jobs learn from, and downloads that are checked."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from tests.client.helpers import Cluster, names_in
+from tests.end_to_end.cluster import running_server
+from thalweg.client import Client, Job, LocalError, ThalwegError, load_job
+from thalweg.v1 import job_pb2, training_service_pb2_grpc
+from thalweg.v1 import training_service_pb2 as pb
+
+LAYOUT = job_pb2.Layout(tensors=[job_pb2.Tensor(name="0.bias", shape=[4])], dtype="float32")
+VALUES = np.array([1, 2, 3, 4], "float32").tobytes()
+RIGHT = hashlib.sha256(VALUES).hexdigest()
+
+
+@contextmanager
+def serving(**methods: Callable[..., Any]) -> Iterator[Job]:
+    """A job of a server that answers as a test says."""
+    servicer = type("Servicer", (training_service_pb2_grpc.TrainingServiceServicer,), {})()
+    for name, method in {"GetJob": lambda *_: pb.GetJobResponse(job=job_pb2.Job(id="a")), **methods}.items():
+        setattr(servicer, name, method)
+    server = grpc.server(ThreadPoolExecutor())
+    training_service_pb2_grpc.add_TrainingServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with Client(f"127.0.0.1:{port}") as client:
+            yield client.job("a")
+    finally:
+        server.stop(None)
+
+
+def parameters(sha256: str, *parts: bytes) -> Callable[..., Iterator[pb.DownloadParametersResponse]]:
+    def answer(*_: object) -> Iterator[pb.DownloadParametersResponse]:
+        yield pb.DownloadParametersResponse(header=pb.ParametersHeader(layout=LAYOUT, version=1, sha256=sha256))
+        for part in parts:
+            yield pb.DownloadParametersResponse(data=part)
+
+    return answer
+
+
+def test_parameters_come_in_parts() -> None:
+    with serving(DownloadParameters=parameters(RIGHT, VALUES[:5], VALUES[5:])) as job:
+        assert job.parameters()["0.bias"].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("sha256", "parts"),
+    [("0" * 64, [VALUES]), (RIGHT, [VALUES[:8]]), (RIGHT, [VALUES, b"more"]), (RIGHT, [])],
+    ids=["another digest", "too few bytes", "too many", "none"],
+)
+def test_parameters_that_arrive_damaged_are_refused(sha256: str, parts: list[bytes], tmp_path: Path) -> None:
+    with serving(DownloadParameters=parameters(sha256, *parts)) as job:
+        with pytest.raises(ThalwegError, match="arrived damaged; try again"):
+            job.save(tmp_path / "w.safetensors")
+        assert names_in(tmp_path) == []
+
+
+def test_a_download_that_breaks_is_begun_again() -> None:
+    calls = []
+
+    def answer(request: pb.DownloadParametersRequest, context: grpc.ServicerContext) -> Iterator[pb.DownloadParametersResponse]:
+        calls.append(request)
+        messages = parameters(RIGHT, VALUES[:5], VALUES[5:])()
+        yield from (next(messages) for _ in range(2))
+        if len(calls) == 1:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "a cable was pulled")
+        yield from messages
+
+    with serving(DownloadParameters=answer) as job:
+        assert job.parameters()["0.bias"].tolist() == [1, 2, 3, 4]
+    assert len(calls) == 2
+
+
+def test_a_trajectory_that_arrives_damaged_is_refused() -> None:
+    def answer(*_: object) -> Iterator[pb.DownloadTrajectoryResponse]:
+        yield pb.DownloadTrajectoryResponse(header=pb.TrajectoryHeader(layout=LAYOUT, versions=[0, 1]))
+        yield pb.DownloadTrajectoryResponse(data=VALUES)
+
+    with serving(DownloadTrajectory=answer) as job, pytest.raises(ThalwegError, match="arrived damaged"):
+        job.trajectory()
+
+
+def test_data_that_arrives_damaged_leaves_no_file(tmp_path: Path) -> None:
+    with serving(DownloadData=lambda *_: iter([pb.DownloadDataResponse(data=b"other")])) as job:
+        with pytest.raises(ThalwegError, match="the data arrived damaged"):
+            job.download_data(RIGHT, tmp_path)
+        assert names_in(tmp_path) == []
+        path = job.download_data(hashlib.sha256(b"other").hexdigest(), tmp_path)
+        assert path.read_bytes() == b"other"
+        with pytest.raises(LocalError, match="there is no folder"):
+            job.download_data(RIGHT, tmp_path / "nowhere")
+
+
+def test_what_is_no_thalweg_server_is_told() -> None:
+    with serving() as job, pytest.raises(ThalwegError, match="no Thalweg server, or one of another version") as caught:
+        job.trajectory()
+    assert caught.value.reason == "UNREACHABLE"
+
+
+def points(folder: Path) -> dict[str, Path]:
+    """Two hundred points of a plane, in a file of each kind."""
+    x = np.random.default_rng(0).normal(size=(200, 2))
+    y = (x.sum(1) > 0).astype(np.int64)
+    np.savez(folder / "points.npz", x=x, y=y)
+    lines = ["side,a,b", *(f"{label},{a},{b}" for (a, b), label in zip(x.tolist(), y.tolist(), strict=True))]
+    (folder / "points.csv").write_text("\n".join(lines))
+    return {"npz": folder / "points.npz", "csv": folder / "points.csv"}
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+def test_a_job_learns_from_an_uploaded_file(kind: str, cluster: Cluster, tmp_path: Path) -> None:
+    path = points(tmp_path)[kind]
+    data = {kind: str(path), "standardize": True} | ({"target": "side"} if kind == "csv" else {})
+    job = cluster.client.submit("xor", {"data": data, "training.epochs": 20, "training.batch_size": 40})
+    result = job.wait()
+    assert result.train
+    assert result.train.loss < 0.1
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert job.spec.data.sha256 == sha256
+    assert job.download_data(sha256, tmp_path).read_bytes() == path.read_bytes()
+
+
+def test_a_file_larger_than_one_message_arrives_whole(cluster: Cluster, tmp_path: Path) -> None:
+    x = np.random.default_rng(1).normal(size=(700_000, 1))
+    np.savez(tmp_path / "large.npz", x=x, y=np.zeros(len(x)))
+    job = cluster.client.submit("xor", {"data.npz": "large.npz", "training.epochs": 0})
+    path = job.download_data(job.spec.data.sha256, tmp_path)
+    assert path.read_bytes() == (tmp_path / "large.npz").read_bytes()
+    job.cancel()
+
+
+def test_a_file_is_uploaded_once(cluster: Cluster, tmp_path: Path) -> None:
+    path = points(tmp_path)["npz"]
+    jobs = [cluster.client.submit("xor", {"data.npz": str(path), "training.epochs": 0}) for _ in range(2)]
+    assert jobs[0].spec.data.sha256 == jobs[1].spec.data.sha256
+    again = cluster.client.submit(jobs[0].spec)
+    assert again.spec == jobs[0].spec
+
+
+def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    path = points(tmp_path)["npz"]
+    with running_server(tmp_path / "server", max_upload_bytes=100) as server, Client(server.address) as client:
+        with pytest.raises(ThalwegError, match=r"the file is greater than this server takes \(100 bytes\)") as caught:
+            client.submit("xor", {"data.npz": str(path)})
+        assert caught.value.reason == "TOO_LARGE"
+        assert client.jobs() == []
+
+
+def test_data_that_the_server_does_not_have_is_told(cluster: Cluster) -> None:
+    with pytest.raises(ThalwegError, match=f"no data with the SHA-256 {RIGHT} was uploaded") as caught:
+        cluster.client.submit("xor", {"data": {"npz": "a.npz", "sha256": RIGHT}})
+    assert caught.value.reason == "DATA_NOT_FOUND"
+    with pytest.raises(ThalwegError, match="no data with"):
+        cluster.gate.download_data(RIGHT, Path())
+
+
+def test_a_file_that_vanished_is_told(cluster: Cluster, tmp_path: Path) -> None:
+    path = points(tmp_path)["npz"]
+    loaded = load_job("xor", {"data.npz": str(path)})
+    path.unlink()
+    with pytest.raises(LocalError) as caught:
+        cluster.client.submit(loaded)
+    assert str(caught.value) == f"cannot read {path}: No such file or directory"

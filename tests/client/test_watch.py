@@ -1,0 +1,94 @@
+"""Watching: from any number on, through restarts of the server, and by several at once."""
+
+import queue
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.client.helpers import ENDLESS, Cluster, start_worker
+from thalweg.client import Client, Event, StateChanged, StepsTaken, ThalwegError
+from thalweg.contract.channel import Address
+from thalweg.server.service import Server, ServerConfig
+
+
+def test_a_watch_goes_on_behind_any_number(cluster: Cluster) -> None:
+    events = list(cluster.digits.watch())
+    for after in (0, 1, len(events) // 2, len(events) - 1, len(events), len(events) + 5):
+        assert list(cluster.digits.watch(after)) == events[after:]
+
+
+def test_a_watch_ends_with_the_job(server: Server, client: Client) -> None:
+    job = client.submit("xor", ENDLESS)
+    worker = start_worker(server.address, job.id)
+    states = []
+    for event in job.watch():
+        if isinstance(event, StepsTaken):
+            job.cancel()
+        elif isinstance(event, StateChanged):
+            states.append(event.state)
+    worker.join()
+    assert states[0] == "QUEUED"
+    assert states[-1] == "CANCELLED"
+    assert "RUNNING" in states
+
+
+def test_a_watch_that_is_left_leaves_the_job_as_it_is(client: Client) -> None:
+    job = client.submit("xor")
+    watch = job.watch()
+    first = next(watch)
+    watch.close()  # type: ignore[attr-defined]
+    assert job.state == "QUEUED"
+    assert next(job.watch()) == first
+
+
+def test_a_watch_and_a_wait_survive_a_restart_of_the_server(tmp_path: Path) -> None:
+    first = Server(ServerConfig(Address("127.0.0.1", 0), tmp_path / "server"))
+    address = first.start()
+    events: list[Event] = []
+    told: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    with Client(address) as client:
+        job = client.submit("xor", ENDLESS)
+        start_worker(address, job.id)
+
+        def watch() -> None:
+            for event in client.job(job.id).watch():
+                events.append(event)
+                told.put(event)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        waiter = threading.Thread(target=job.wait)
+        waiter.start()
+        while not isinstance(told.get(), StepsTaken):
+            pass
+        first.stop()
+        second = Server(ServerConfig(address, tmp_path / "server"))
+        second.start()
+        try:
+            while not (isinstance(event := told.get(), StateChanged) and "restarted" in event.status):
+                pass
+            start_worker(address, job.id)
+            while not isinstance(told.get(), StepsTaken):
+                pass
+            client.job(job.id).cancel()
+            watcher.join()
+            waiter.join()
+            assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+            assert events == client.job(job.id).history()
+            assert job.last_result().state == "CANCELLED"
+        finally:
+            second.stop()
+
+
+def test_a_watch_of_a_server_that_stays_away_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thalweg.client.job._RECONNECT_SECONDS", 0.3)
+    server = Server(ServerConfig(Address("127.0.0.1", 0), tmp_path / "server"))
+    server.start()
+    with Client(server.address) as client:
+        watch = client.submit("xor").watch()
+        next(watch)
+        server.stop()
+        with pytest.raises(ThalwegError) as caught:
+            list(watch)
+    assert caught.value.reason == "UNREACHABLE"
