@@ -36,7 +36,7 @@ def test_bulk_results_depend_on_the_job_alone(name: str, clip: float | None) -> 
     expected = undisturbed.run().tobytes()
     assert undisturbed.finish
     assert undisturbed.finish.state == job_pb2.JOB_STATE_SUCCEEDED
-    for seed in range(1, 60):
+    for seed in range(1, 300):
         disturbed = Simulation(spec, seed)
         assert disturbed.run(faults=0.15).tobytes() == expected, f"seed {seed}"
         assert disturbed.losses == undisturbed.losses, f"seed {seed}"

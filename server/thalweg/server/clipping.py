@@ -1,5 +1,7 @@
 """Clipping by the global norm (Pascanu et al. 2013), as torch.nn.utils.clip_grad_norm_."""
 
+import math
+
 import numpy as np
 
 from thalweg.contract.layout import Slab, ranges
@@ -21,5 +23,5 @@ def squared_norm(gradient: Slab) -> float:
 
 
 def scale(norm: float, max_norm: float) -> float:
-    """The factor, at most 1, that brings a gradient's norm down to `max_norm`."""
-    return min(1.0, max_norm / (norm + _EPS))
+    """The factor, at most 1, that brings a gradient's norm down to `max_norm`. NaN for a norm that is not finite."""
+    return min(1.0, max_norm / (norm + _EPS)) if math.isfinite(norm) else math.nan

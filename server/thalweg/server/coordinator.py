@@ -230,9 +230,9 @@ class Coordinator:
             what = "training" if evaluation.split == parameter_service_pb2.SPLIT_TRAIN else "validation"
             problem = not_finite(f"the {what} loss became {sums.loss}", self.version)
             return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
-        metrics = job_pb2.Metrics(loss=sums.loss / sums.samples)
+        metrics = job_pb2.Metrics(loss=sums.loss / evaluation.samples)
         if self.plan.classifier:
-            metrics.accuracy = sums.correct / sums.samples
+            metrics.accuracy = sums.correct / evaluation.samples
         if evaluation.split == parameter_service_pb2.SPLIT_VALIDATION:
             return self._after_validation(metrics)
         return [Finish(job_pb2.JOB_STATE_SUCCEEDED, "", metrics, evaluation.validation)]
@@ -243,6 +243,7 @@ class _Evaluation:
 
     def __init__(self, version: int, split: Split, samples: int, validation: job_pb2.Metrics | None) -> None:
         self.split = split
+        self.samples = samples
         self.validation = validation
         self.open: dict[EvaluationTask, None] = {
             EvaluationTask(version, split, first, min(first + EVALUATION_BLOCK, samples)): None

@@ -4,12 +4,13 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.layout import Slab
 from thalweg.server import validation
 from thalweg.server.fleets import Fleets
-from thalweg.server.journal import ENDED, Journal
+from thalweg.server.journal import ENDED, STOP_SECONDS, Journal
 from thalweg.server.run import Ending, JobRun
 from thalweg.server.storage import Storage
 from thalweg.server.trajectory import MOST_BYTES
@@ -18,6 +19,8 @@ from thalweg.v1 import job_pb2, training_service_pb2
 _log = logging.getLogger(__name__)
 _NO_FLEET = "waiting for workers: no fleet attends on this server; start one with `thalweg fleet`"
 _NO_ROOM = "waiting for workers"
+# A page of jobs stays well within gRPC's limit for a message.
+_PAGE_BYTES = 1 << 20
 
 
 class Jobs:
@@ -42,6 +45,7 @@ class Jobs:
             self.journal.open(job.id, await self.journal.run(self.storage.last_sequence, job.id))
             job.ClearField("progress")
             if resume_unfinished:
+                job.ClearField("start_time")
                 run = self._begin(job)
                 run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, "the server was restarted; the job begins again")
             else:
@@ -53,8 +57,9 @@ class Jobs:
         await self.journal.settled()
 
     async def stop(self) -> None:
-        """Waits for what is being written. Jobs that have not ended stay unfinished."""
-        await asyncio.gather(*self._endings.values(), return_exceptions=True)
+        """Waits for what is being written, but not for ever. Jobs that have not ended stay unfinished."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*self._endings.values(), return_exceptions=True), STOP_SECONDS)
         await self.journal.stop()
 
     async def create(self, request: training_service_pb2.CreateJobRequest) -> job_pb2.Job:
@@ -62,8 +67,8 @@ class Jobs:
         spec = validation.complete(request.spec)
         if request.job_id:
             validation.check_job_id(request.job_id)
-        if len(request.request_id) > 128:
-            raise invalid(Violation("request_id", "must have at most 128 characters"))
+        if request.request_id:
+            validation.check_request_id(request.request_id)
         if spec.data.sha256 and not self.storage.upload(spec.data.sha256).exists():
             raise ThalwegError("DATA_NOT_FOUND", {"sha256": spec.data.sha256})
         job = job_pb2.Job(id=request.job_id, spec=spec, state=job_pb2.JOB_STATE_QUEUED)
@@ -88,8 +93,8 @@ class Jobs:
         return run
 
     def run(self, job_id: str) -> JobRun | None:
-        """The run of a job that has not ended."""
-        return self._runs.get(job_id)
+        """The run of a job that has not ended and is not ending."""
+        return None if job_id in self._endings else self._runs.get(job_id)
 
     async def get(self, job_id: str) -> job_pb2.Job:
         """One job. Raises ThalwegError if there is none."""
@@ -113,12 +118,19 @@ class Jobs:
         size = min(page_size or 50, 1000)
         before = int(page_token) if page_token else None
         page = await self.journal.run(self.storage.jobs, size + 1, before)
-        token = str(page[size - 1][0]) if len(page) > size else ""
-        return [self._with_progress(job) for _, job in page[:size]], token
+        jobs: list[job_pb2.Job] = []
+        room = _PAGE_BYTES
+        for _, job in page[:size]:
+            room -= job.ByteSize()
+            if jobs and room < 0:
+                break
+            jobs.append(self._with_progress(job))
+        token = str(page[len(jobs) - 1][0]) if len(page) > len(jobs) else ""
+        return jobs, token
 
     async def cancel(self, job_id: str) -> job_pb2.Job:
         """Ends a job, if it has not ended."""
-        run = self._runs.get(job_id)
+        run = self.run(job_id)
         if run:
             run.cancel()
         await self.ended(job_id)
@@ -134,9 +146,10 @@ class Jobs:
         """Changes how many workers a job wants. Raises ThalwegError if it has ended."""
         field = job_pb2.Training.DESCRIPTOR.fields_by_name["workers"]
         validation.check_value(field, workers, "workers")
-        job = await self.get(job_id)
+        await self.ended(job_id)
         run = self._runs.get(job_id)
         if run is None:
+            job = await self.get(job_id)
             raise ThalwegError("JOB_ENDED", {"job": job_id, "state": job_pb2.JobState.Name(job.state)})
         run.job.spec.training.workers = workers
         run.telemetry.enter(run.job.state, run.job.status)
@@ -195,7 +208,7 @@ class Jobs:
         job = run.job
         try:
             await self._keep(ending)
-        except (OSError, sqlite3.Error) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
             _log.error("job %s: cannot keep its parameters: %s", job.id, error)
             ending.state = job_pb2.JOB_STATE_FAILED
             ending.error = ending.error or str(ThalwegError("STORAGE_FAILED", {"problem": str(error)}))
@@ -206,6 +219,7 @@ class Jobs:
         run.telemetry.enter(ending.state, "")
         await self.journal.settled()
         self.journal.close(job.id)
+        run.dismiss()
         del self._runs[job.id]
         self.allot()
         del self._endings[job.id]

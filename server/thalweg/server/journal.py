@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 _PAGE = 256
 _RETRY_SECONDS = 1.0
+# How long a server that stops waits for a disk that takes nothing.
+STOP_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 ENDED = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED})
@@ -42,12 +44,12 @@ class Journal:
         self._flusher = asyncio.create_task(self._flush())
 
     async def stop(self) -> None:
-        """Waits until all recorded events are durable, and closes the storage."""
+        """Waits until all recorded events are durable, but not for ever, and closes the storage."""
         if self._flusher:
             try:
-                await asyncio.wait_for(self.settled(), 10)
+                await asyncio.wait_for(self.settled(), STOP_SECONDS)
             except TimeoutError:
-                _log.error("%d events could not be written", len(self._pending))
+                _log.error("%d events could not be written", self._recorded - self._durable)
             self._flusher.cancel()
         await self.run(self.storage.close)
         self._thread.shutdown()

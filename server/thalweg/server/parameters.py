@@ -54,7 +54,9 @@ class Parameters:
         """Adds the right child's chunk to the left child's."""
         left, right = (child.leaves(self.plan.microbatches).start for child in parent.children)
         where = self.plan.chunk_range(chunk)
-        self._gradients[left][where] += self._gradients[right][where]
+        # A sum that is not finite shows in the update.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._gradients[left][where] += self._gradients[right][where]
 
     def measure(self) -> None:
         """Computes by how much the whole gradient is scaled to clip it."""
@@ -66,7 +68,8 @@ class Parameters:
         where = self.plan.chunk_range(chunk)
         gradient = self._gradients[ROOT_SLAB][where]
         if self._clip != 1.0:
-            gradient *= gradient.dtype.type(self._clip)
+            with np.errstate(invalid="ignore"):
+                gradient *= gradient.dtype.type(self._clip)
         out = self._buffers[(version + 1) % 2][where]
         optimizers.apply(
             self._optimizer,

@@ -34,6 +34,10 @@ class Plan:
         """The elements of the slab that a chunk holds."""
         return slice(chunk * self.chunk_elements, min((chunk + 1) * self.chunk_elements, self.elements))
 
+    def samples_of(self, step: int) -> int:
+        """The number of samples of a step; the last step of an epoch takes what is left."""
+        return min(self.batch_size, self.samples - step % self.steps_per_epoch * self.batch_size)
+
     def epoch_of(self, step: int) -> int:
         """The number of epochs that have ended when `step` updates are applied."""
         return step // self.steps_per_epoch

@@ -24,6 +24,11 @@ from thalweg.server.trajectory import Trajectory
 from thalweg.v1 import job_pb2, parameter_service_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
+# What no honest worker comes near, and a broken one may not fill the server's memory with.
+_MOST_SAMPLES = 1 << 28
+_MOST_TENSORS = 4096
+_MOST_AXES = 8
+_MOST_CHARACTERS = 2000
 
 
 class Connection(Protocol):
@@ -49,7 +54,7 @@ class Ending:
         self.slab: Slab | None = None
         self.trajectory: Trajectory | None = None
         self.result: job_pb2.Result | None = None
-        if run.parameters is None or run.coordinator.plan is None:
+        if run.parameters is None or run.coordinator.plan is None or run.coordinator.policy is None:
             return
         self.slab = run.parameters.current
         self.header = run.header(self.slab)
@@ -133,13 +138,12 @@ class JobRun:
                 chunk = message.initial.chunk
                 self.handle(messages.InitialReceived(worker, chunk, self._values(chunk, message.initial.data)))
             case "failure":
-                self.handle(messages.WorkerFailed(worker, message.failure.problem))
+                self.handle(messages.WorkerFailed(worker, message.failure.problem[:_MOST_CHARACTERS]))
             case kind:
                 raise _violation(f"{kind or 'an empty message'} was not expected")
 
     def _receive_prepared(self, worker: WorkerId, prepared: parameter_service_pb2.Prepared) -> None:
-        if prepared.train_samples == 0 or prepared.layout.dtype != self.job.spec.model.dtype:
-            raise _violation("no training samples, or a layout of another dtype")
+        _check_prepared(prepared, self.job.spec.model.dtype)
         elements = layouts.elements(prepared.layout)
         facts = Facts(elements, prepared.train_samples, prepared.validation_samples, prepared.classifier)
         if self._prepared is None:
@@ -148,7 +152,12 @@ class JobRun:
             raise _violation("another layout than the first worker's")
         self.handle(messages.WorkerPrepared(worker, facts))
         if self.parameters is None and self.coordinator.plan:
-            self.parameters = Parameters(self.coordinator.plan)
+            try:
+                self.parameters = Parameters(self.coordinator.plan)
+            except (MemoryError, ValueError):
+                problem = f"model.layers: {elements:,} parameters do not fit the server's memory"
+                self.handle(messages.WorkerFailed(worker, problem))
+                return
             self.trajectory = Trajectory(self.coordinator.plan)
             self.telemetry.planned(self.coordinator.plan, prepared.loss_seconds)
 
@@ -260,10 +269,23 @@ class JobRun:
 
     def _finish(self, finish: messages.Finish) -> None:
         self.telemetry.flush()
-        goodbye = parameter_service_pb2.Goodbye(reason=f"the job ended: {job_pb2.JobState.Name(finish.state)}")
+        self._ended(Ending(self, finish))
+
+    def dismiss(self) -> None:
+        """Tells the workers that the job has ended. To be called when that is durable."""
+        goodbye = parameter_service_pb2.Goodbye(reason=f"the job ended: {job_pb2.JobState.Name(self.job.state)}")
         for connection in self._connections.values():
             connection.send(parameter_service_pb2.WorkResponse(goodbye=goodbye))
-        self._ended(Ending(self, finish))
+
+
+def _check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None:
+    if not 0 < prepared.train_samples <= _MOST_SAMPLES or prepared.validation_samples > _MOST_SAMPLES:
+        raise _violation("no training samples, or too many samples")
+    tensors = prepared.layout.tensors
+    if len(tensors) > _MOST_TENSORS or any(len(tensor.shape) > _MOST_AXES for tensor in tensors):
+        raise _violation("a layout of too many tensors or axes")
+    if prepared.layout.dtype != dtype or len({tensor.name for tensor in tensors}) < len(tensors):
+        raise _violation("a layout of another dtype, or with two tensors of one name")
 
 
 def _violation(problem: str) -> ThalwegError:

@@ -5,6 +5,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,16 +87,24 @@ class Server:
             self._thread.join()
             self._unlock_folder()
             raise self._failure
-        (config.data / "address").write_text(f"{self.address}\n")
+        try:
+            (config.data / "address").write_text(f"{self.address}\n")
+        except OSError as error:
+            self._end()
+            raise ServerStartError(f"cannot write to the data folder {config.data}: {error.strerror}") from error
         return self.address
 
     def stop(self) -> None:
         """Stops the server. Jobs that have not ended stay unfinished."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join()
-            (self.config.data / "address").unlink(missing_ok=True)
-            self._unlock_folder()
+            with suppress(OSError):
+                (self.config.data / "address").unlink()
+            self._end()
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._unlock_folder()
 
     def _lock_folder(self) -> None:
         data = self.config.data
@@ -133,20 +142,27 @@ class Server:
         jobs = Jobs(storage)
         server = self._build(jobs)
         try:
+            self.address = self._listen(server)
+            try:
+                await jobs.start(self.config.resume_unfinished)
+            except Exception as error:
+                raise ServerStartError(f"cannot read the data folder {self.config.data}: {error}") from error
+            await server.start()
+            self._started.set()
+            await self._stop.wait()
+            await server.stop(_STOP_GRACE_SECONDS)
+        finally:
+            await jobs.stop()
+
+    def _listen(self, server: grpc.aio.Server) -> Address:
+        try:
             port = server.add_insecure_port(str(self.config.address))
         except RuntimeError as error:
-            storage.close()
             raise ServerStartError(
                 f"cannot listen at {self.config.address}: the address is not this machine's, or the port is in use. "
                 "Choose another with --address HOST:PORT, port 0 for any free one."
             ) from error
-        self.address = Address(self.config.address.host, port)
-        await jobs.start(self.config.resume_unfinished)
-        await server.start()
-        self._started.set()
-        await self._stop.wait()
-        await server.stop(_STOP_GRACE_SECONDS)
-        await jobs.stop()
+        return Address(self.config.address.host, port)
 
     def _build(self, jobs: Jobs) -> grpc.aio.Server:
         interceptors = [TokenCheck(self.config.token)] if self.config.token else []

@@ -14,7 +14,7 @@ from io import BufferedRandom
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from thalweg.contract import layout as layouts
@@ -39,6 +39,8 @@ CREATE TABLE IF NOT EXISTS events (
 PARAMETERS_FILE = "parameters.safetensors"
 TRAJECTORY_FILE = "trajectory.safetensors"
 _HEADER = "thalweg.header"
+# SQLite's integers end here; the contract's go on.
+_MOST_INTEGER = (1 << 63) - 1
 
 
 class Storage:
@@ -60,10 +62,12 @@ class Storage:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield self._database
+            self._database.execute("COMMIT")
         except BaseException:
-            self._database.execute("ROLLBACK")
+            # Some failures, a full disk's among them, SQLite rolls back by itself.
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
             raise
-        self._database.execute("COMMIT")
 
     def insert_job(self, job: job_pb2.Job, request_id: str, name: str) -> job_pb2.Job | None:
         """Adds a job, with an id made from `name` if it has none. Gives the job of an equal request id, if there is one.
@@ -121,7 +125,8 @@ class Storage:
     def events(self, job_id: str, after: int, limit: int) -> list[training_service_pb2.Event]:
         """Events of a job behind a sequence number, in order."""
         rows = self._database.execute(
-            "SELECT event FROM events WHERE job_id = ? AND sequence > ? ORDER BY sequence LIMIT ?", (job_id, after, limit)
+            "SELECT event FROM events WHERE job_id = ? AND sequence > ? ORDER BY sequence LIMIT ?",
+            (job_id, min(after, _MOST_INTEGER), limit),
         )
         return [training_service_pb2.Event.FromString(blob) for (blob,) in rows]
 
@@ -167,7 +172,10 @@ class Storage:
     def _save(self, path: Path, tensors: dict[str, Slab], header: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".part")
-        save_file(tensors, aside, metadata={_HEADER: base64.b64encode(header).decode()})
+        try:
+            save_file(tensors, aside, metadata={_HEADER: base64.b64encode(header).decode()})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         _publish(aside, path)
@@ -177,8 +185,15 @@ class Storage:
         return self.folder / "uploads" / sha256
 
     def begin_upload(self, name: str) -> BufferedRandom:
-        """A file, aside, to receive an upload. `finish_upload` makes it one; whoever does not, removes it."""
-        return (self.folder / "uploads" / f"{name}.part").open("w+b")
+        """A file, aside, to receive an upload. `finish_upload` makes it one; then, or else, `discard_upload` clears up."""
+        return self._part(name).open("w+b")
+
+    def discard_upload(self, name: str) -> None:
+        """Removes what was received and did not become an upload."""
+        self._part(name).unlink(missing_ok=True)
+
+    def _part(self, name: str) -> Path:
+        return self.folder / "uploads" / f"{name}.part"
 
     def finish_upload(self, file: BufferedRandom, sha256: str) -> bool:
         """Makes what was received an upload. False if it has another SHA-256."""

@@ -25,6 +25,8 @@ _MOST_DEPTH = 24
 # A status travels in gRPC's trailers, three times over, and those may be refused beyond 8 KiB.
 _MOST_CHARACTERS = 1400
 _MOST_SHOWN = 60
+# A thousand layers take a quarter of it. A job travels as a part of other messages, and those have gRPC's limit.
+_MOST_BYTES = 1 << 17
 
 
 def complete(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
@@ -34,6 +36,8 @@ def complete(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     """
     completed = job_pb2.JobSpec()
     completed.CopyFrom(spec)
+    if completed.ByteSize() > _MOST_BYTES:
+        raise invalid(Violation("spec", f"has {completed.ByteSize():,} bytes; at most {_MOST_BYTES:,} are allowed"))
     violations = list(_complete(completed, "", 0))
     wrong = {violation.field for violation in violations}
     violations += [violation for violation in _across_fields(completed) if violation.field not in wrong]

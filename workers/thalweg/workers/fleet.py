@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import queue
+import select
 import threading
 import time
 from collections import defaultdict
@@ -213,7 +214,18 @@ class _WorkerActor:
         """Works until the server says goodbye."""
         from thalweg.workers.worker import work  # noqa: PLC0415 - imported where the actor runs
 
+        threading.Thread(target=_end_with, args=(os.getppid(),), name="thalweg-parent", daemon=True).start()
         return work(server, token, job_id, f"{fleet}/{platform.node()}/{os.getpid()}")
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process as soon as its parent, the Ray node that started it, is gone.
+
+    Ray looks for that too, but takes a node that has died and was not waited for, as in a container without an init, for alive.
+    """
+    with suppress(ProcessLookupError):
+        select.select([os.pidfd_open(parent)], [], [])
+    os._exit(1)
 
 
 def _import_ray() -> Any:

@@ -8,22 +8,23 @@ import numpy as np
 from thalweg.v1 import job_pb2
 from thalweg.workers.data import Dataset
 from thalweg.workers.model import Model
-from thalweg.workers.numerical import NumericalDifferentiator
+from thalweg.workers.numerical import CENTRAL_STEP, NumericalDifferentiator
 
 TOLERANCE = 1e-6
 # Coordinates of one tensor that are checked; of a larger one, so many, evenly spread.
 MOST_COORDINATES = 2000
 # Samples that the loss is taken over.
 SAMPLES = 8
-# A gradient below this share of the loss is all rounding.
-_NOISE = 1e-9
+# Rounding a loss changes its difference by so much, several times over. Of a gradient so small that this is more than the
+# tolerance, the difference tells no better.
+_NOISE = 8 * float(np.finfo(np.float64).eps) / (2 * CENTRAL_STEP)
 
 
 class Row(NamedTuple):
     """What was found for one tensor.
 
     `relative_error` is the greatest difference between the two gradients, divided by the greatest absolute value of either in the
-    tensor.
+    tensor, or by what rounding alone would be the tolerance's share of, whichever is greater.
     """
 
     tensor: str
@@ -55,6 +56,7 @@ def gradcheck(spec: job_pb2.JobSpec, dataset: Dataset) -> list[Row]:
     backpropagated = np.empty(model.size, np.float64)
     loss = model.loss_and_gradient(x, y, len(x), (0, 0), backpropagated).loss / len(x)
     numerical = NumericalDifferentiator(model, "numerical")
+    noise = _NOISE * max(1.0, abs(loss)) / TOLERANCE
 
     rows, start = [], 0
     for tensor in model.layout.tensors:
@@ -66,7 +68,7 @@ def gradcheck(spec: job_pb2.JobSpec, dataset: Dataset) -> list[Row]:
             numerical.differentiate(parameters, x, y, len(x), (0, 0), slice(int(position), int(position) + 1), found)
             differences[i] = found[0]
         error = float(np.max(np.abs(differences - backpropagated[positions])))
-        scale = max(float(np.max(np.abs(differences))), float(np.max(np.abs(backpropagated[positions]))), _NOISE * abs(loss))
+        scale = max(float(np.max(np.abs(differences))), float(np.max(np.abs(backpropagated[positions]))), noise)
         rows.append(Row(tensor.name, tuple(tensor.shape), len(positions), error, error / scale if error else 0.0))
         start += size
     return rows

@@ -14,7 +14,7 @@ from thalweg.contract.sums import Sums
 from thalweg.workers.model import Model, Task
 
 # Steps that balance truncation and rounding (Press et al., Numerical Recipes, 5.7).
-_CENTRAL_STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
+CENTRAL_STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
 _FORWARD_STEP = float(np.finfo(np.float64).eps) ** (1 / 2)
 
 
@@ -61,7 +61,7 @@ class NumericalDifferentiator:
     def _central(self, position: int, layer: int, x: Slab, y: NDArray[Any], task: Task | None, _: float) -> float:
         """(L(w + h) - L(w - h)) / 2h, with an error of order h²."""
         value = float(self._parameters[position])
-        step = _CENTRAL_STEP * max(1.0, abs(value))
+        step = CENTRAL_STEP * max(1.0, abs(value))
         # The difference of what the sums really are, not 2h: they were rounded.
         above, below = value + step, value - step
         rise = self._loss(position, above, layer, x, y, task) - self._loss(position, below, layer, x, y, task)

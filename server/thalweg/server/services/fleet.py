@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from thalweg.server import validation
 from thalweg.server.fleets import AttendingFleet
 from thalweg.server.jobs import Jobs
 from thalweg.server.services.guard import errors
@@ -14,6 +15,7 @@ from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1 import fleet_service_pb2_grpc
 
 _log = logging.getLogger(__name__)
+_SLOTS = pb.Capacity.DESCRIPTOR.fields_by_name["slots"]
 
 
 class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
@@ -46,6 +48,7 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
     async def _listen(self, fleet: AttendingFleet, requests: AsyncIterator[pb.AttendRequest]) -> None:
         async for request in requests:
             if request.HasField("capacity"):
+                validation.check_value(_SLOTS, request.capacity.slots, "capacity.slots")
                 fleet.name, fleet.slots = request.capacity.name[:100], request.capacity.slots
                 fleet.changed.set()
                 self._jobs.allot()

@@ -1,10 +1,9 @@
 """TrainingService: what clients ask for."""
 
-import os
+import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -94,25 +93,24 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
         return self._jobs.storage.upload(sha256)
 
     async def _receive(self, header: pb.UploadHeader, requests: AsyncIterator[pb.UploadDataRequest]) -> None:
-        run, storage = self._jobs.journal.run, self._jobs.storage
+        run, storage, name = self._jobs.journal.run, self._jobs.storage, str(uuid.uuid4())
         try:
-            with await run(storage.begin_upload, str(uuid.uuid4())) as file:
-                try:
-                    received = 0
-                    async for request in requests:
-                        received += len(request.data)
-                        if received > header.size:
-                            raise invalid(Violation("data", f"is more than the {header.size} bytes that the header told"))
-                        await run(file.write, request.data)
-                    if received < header.size:
-                        raise invalid(Violation("data", f"ended after {received} of {header.size} bytes"))
-                    if not await run(storage.finish_upload, file, header.sha256):
-                        raise invalid(Violation("header.sha256", "is not the SHA-256 of the bytes that came"))
-                finally:
-                    with suppress(FileNotFoundError):
-                        os.unlink(file.name)  # noqa: PTH108 - a finished upload has another name by now
+            with await run(storage.begin_upload, name) as file:
+                received = 0
+                async for request in requests:
+                    received += len(request.data)
+                    if received > header.size:
+                        raise invalid(Violation("data", f"is more than the {header.size} bytes that the header told"))
+                    await run(file.write, request.data)
+                if received < header.size:
+                    raise invalid(Violation("data", f"ended after {received} of {header.size} bytes"))
+                if not await run(storage.finish_upload, file, header.sha256):
+                    raise invalid(Violation("header.sha256", "is not the SHA-256 of the bytes that came"))
         except OSError as error:
             raise ThalwegError("STORAGE_FAILED", {"problem": str(error)}) from error
+        finally:
+            # In the storage's thread, behind whatever a call that was cancelled left there to be done.
+            await asyncio.shield(run(storage.discard_upload, name))
 
     async def DownloadData(self, request: pb.DownloadDataRequest, context: Context) -> AsyncIterator[pb.DownloadDataResponse]:
         async with errors(context):

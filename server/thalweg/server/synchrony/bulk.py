@@ -168,11 +168,11 @@ class Bulk:
             decisions.append(ApplyRange(self.version, each, factor))
             decisions.append(SendRange(workers, self.version + 1, each))
         if len(self._applied) == self.plan.chunks:
-            sums = self._sums[self._root]
+            loss, samples = self._sums[self._root].loss, self.plan.samples_of(self.version)
             self._open = False
             self.version += 1
             decisions.append(Promote(self.version))
-            decisions.append(ReportStep(self.version - 1, sums.loss / sums.samples, sums.samples, factor))
+            decisions.append(ReportStep(self.version - 1, loss / samples, samples, factor))
         return decisions
 
     def applied_chunks(self) -> list[int]:

@@ -1,0 +1,203 @@
+"""The journal: events are numbered without a gap, durable before they are told, and lost to no full disk."""
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thalweg.server import journal as journal_module
+from thalweg.server.journal import Journal
+from thalweg.server.storage import Storage
+from thalweg.v1 import job_pb2, training_service_pb2
+
+
+class FailingStorage(Storage):
+    """A storage that records nothing while `failures` are left."""
+
+    failures = 0
+    attempts = 0
+
+    def record(self, events: Iterable[tuple[str, training_service_pb2.Event]]) -> None:
+        self.attempts += 1
+        if self.failures:
+            self.failures -= 1
+            raise sqlite3.OperationalError("database or disk is full")
+        super().record(events)
+
+
+@asynccontextmanager
+async def running_journal(folder: Path, *jobs: str) -> AsyncIterator[tuple[Journal, FailingStorage]]:
+    storage = FailingStorage(folder)
+    journal = Journal(storage)
+    journal.start()
+    for job in jobs:
+        await journal.run(storage.insert_job, job_pb2.Job(id=job), "", "")
+        journal.open(job, 0)
+    try:
+        yield journal, storage
+    finally:
+        storage.failures = 0
+        await journal.stop()
+
+
+def note(journal: Journal, *texts: str, job: str = "a") -> None:
+    for text in texts:
+        journal.record(job, training_service_pb2.Event(notice=training_service_pb2.Notice(text=text)))
+
+
+def end(journal: Journal, job: str = "a") -> None:
+    ended = job_pb2.Job(id=job, state=job_pb2.JOB_STATE_SUCCEEDED)
+    journal.record(job, training_service_pb2.Event(state_changed=training_service_pb2.StateChanged(job=ended)))
+
+
+async def told(journal: Journal, after: int = 0, job: str = "a") -> list[int]:
+    return [event.sequence async for event in journal.watch(job, after)]
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    async def within() -> None:
+        async with asyncio.timeout(30):
+            await test
+
+    asyncio.run(within())
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_RETRY_SECONDS", 0.001)
+
+
+def test_events_are_numbered_from_1_without_a_gap(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_journal(tmp_path, "a", "b") as (journal, storage):
+            for round_ in range(20):
+                note(journal, *"xyz")
+                note(journal, "other", job="b")
+                if round_ % 3:
+                    await journal.settled()
+            await journal.settled()
+            assert [event.sequence for event in storage.events("a", 0, 100)] == list(range(1, 61))
+            assert [event.sequence for event in storage.events("b", 0, 100)] == list(range(1, 21))
+
+    run(test())
+
+
+def test_a_job_that_is_opened_again_goes_on_counting(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_journal(tmp_path, "a") as (journal, storage):
+            note(journal, "one", "two")
+            await journal.settled()
+            journal.close("a")
+            journal.open("a", storage.last_sequence("a"))
+            note(journal, "three")
+            await journal.settled()
+            assert [(event.sequence, event.notice.text) for event in storage.events("a", 1, 9)] == [(2, "two"), (3, "three")]
+
+    run(test())
+
+
+@pytest.mark.parametrize("after", [0, 1, 299, 300, 301, 302])
+def test_watching_goes_on_behind_any_number(tmp_path: Path, after: int) -> None:
+    async def test() -> None:
+        async with running_journal(tmp_path, "a") as (journal, _):
+            note(journal, *map(str, range(300)))
+            watching = asyncio.create_task(told(journal, after))
+            await journal.settled()
+            end(journal)
+            assert await watching == list(range(after + 1, 302))
+            assert await told(journal, after) == list(range(after + 1, 302))
+
+    run(test())
+
+
+def test_whoever_watches_a_job_that_does_not_exist_is_told_nothing(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_journal(tmp_path) as (journal, _):
+            assert await told(journal) == []
+
+    run(test())
+
+
+def test_whoever_watches_hears_of_no_other_job(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_journal(tmp_path, "a", "b") as (journal, _):
+            watching = asyncio.create_task(told(journal))
+            note(journal, "other", job="b")
+            await journal.settled()
+            end(journal, "b")
+            note(journal, "one")
+            end(journal)
+            assert await watching == [1, 2]
+
+    run(test())
+
+
+def test_an_event_is_durable_before_it_is_told(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_journal(tmp_path, "a") as (journal, storage):
+            heard: deque[training_service_pb2.Event] = deque()
+
+            async def listen() -> None:
+                async for event in journal.watch("a", 0):
+                    heard.append(event)
+
+            listening = asyncio.create_task(listen())
+            storage.failures = 10**9
+            note(journal, "one", "two")
+            settled = asyncio.create_task(journal.settled())
+            while storage.attempts < 5:
+                await asyncio.sleep(0)
+            note(journal, "three")
+            assert not heard
+            assert not settled.done()
+            assert storage.events("a", 0, 9) == []
+
+            storage.failures = 0
+            end(journal)
+            await listening
+            await settled
+            assert [event.notice.text for event in heard] == ["one", "two", "three", ""]
+            assert [event.sequence for event in heard] == [1, 2, 3, 4]
+            assert list(heard) == storage.events("a", 0, 9)
+
+    run(test())
+
+
+def test_settled_waits_for_nothing_where_nothing_was_recorded(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_journal(tmp_path, "a") as (journal, _):
+            await journal.settled()
+
+    run(test())
+
+
+def test_stopping_writes_what_was_recorded(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_journal(tmp_path, "a") as (journal, _):
+            note(journal, "one", "two")
+
+    run(test())
+    again = Storage(tmp_path)
+    assert again.last_sequence("a") == 2
+    again.close()
+
+
+def test_stopping_ends_though_the_disk_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "STOP_SECONDS", 0.05)
+
+    async def test() -> None:
+        storage = FailingStorage(tmp_path)
+        journal = Journal(storage)
+        journal.start()
+        await journal.run(storage.insert_job, job_pb2.Job(id="a"), "", "")
+        journal.open("a", 0)
+        storage.failures = 10**9
+        note(journal, "one")
+        await journal.stop()
+
+    run(test())

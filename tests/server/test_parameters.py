@@ -1,0 +1,145 @@
+"""The arrays of a running job: sums along the tree, clipping, updates that are checked, two versions at once."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import json_format
+
+from tests.server.simulation import make_spec
+from thalweg.contract import tree
+from thalweg.contract.layout import Slab
+from thalweg.contract.tree import Node
+from thalweg.server import clipping, plan, validation
+from thalweg.server.messages import Facts
+from thalweg.server.parameters import Parameters
+from thalweg.server.plan import Plan
+from thalweg.v1 import job_pb2
+
+ELEMENTS = 5
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 8)
+
+
+SGD: dict[str, Any] = {"sgd": {"learning_rate": 1}}
+
+
+def make(optimizer: dict[str, Any] | None = None, microbatches: int = 1, dtype: str = "float32") -> Parameters:
+    spec = make_spec(microbatches=microbatches)
+    spec.model.dtype = dtype
+    spec.optimizer.CopyFrom(json_format.ParseDict(optimizer or SGD, job_pb2.Optimizer()))
+    return Parameters(Plan(validation.complete(spec), Facts(ELEMENTS, 20, 0, classifier=False)))
+
+
+def keep(parameters: Parameters, node: Node, gradient: Slab) -> None:
+    for chunk in range(parameters.plan.chunks):
+        parameters.keep(node, chunk, gradient[parameters.plan.chunk_range(chunk)])
+
+
+def apply(parameters: Parameters) -> bool:
+    finite = [parameters.apply(parameters.version, chunk, 1.0) for chunk in range(parameters.plan.chunks)]
+    return all(finite)
+
+
+def test_gradients_are_added_along_the_tree() -> None:
+    microbatches = 5
+    parameters = make(microbatches=microbatches)
+    gradients = np.random.default_rng(0).normal(size=(microbatches, ELEMENTS)).astype(np.float32)
+    for leaf in reversed(range(microbatches)):
+        keep(parameters, Node(0, leaf), gradients[leaf])
+    for level in (1, 2, 3):
+        for index in range(microbatches):
+            parent = Node(level, index)
+            if parent.exists(microbatches) and parent.children[1].exists(microbatches):
+                for chunk in range(parameters.plan.chunks):
+                    parameters.merge(parent, chunk)
+    assert apply(parameters)
+    parameters.promote(1)
+    expected = tree.fold(tree.root(microbatches), microbatches, lambda leaf: gradients[leaf], np.add)
+    assert parameters.current.tobytes() == (-expected).tobytes()
+
+
+def test_a_version_stays_whole_while_the_next_is_made() -> None:
+    parameters = make()
+    before = np.arange(ELEMENTS, dtype=np.float32)
+    for chunk in range(parameters.plan.chunks):
+        parameters.keep_initial(chunk, before[parameters.plan.chunk_range(chunk)])
+    keep(parameters, Node(0, 0), np.ones(ELEMENTS, np.float32))
+    assert apply(parameters)
+    assert parameters.current.tolist() == before.tolist()
+    assert np.frombuffer(parameters.chunk(0, 1), np.float32).tolist() == [2, 3]
+    assert np.frombuffer(parameters.chunk(1, 1), np.float32).tolist() == [1, 2]
+    parameters.promote(1)
+    assert parameters.current.tolist() == (before - 1).tolist()
+
+
+@pytest.mark.parametrize(("norm", "most", "factor"), [(10, 1, 0.1), (1, 10, 1), (0, 1, 1)])
+def test_a_gradient_is_scaled_down_to_the_norm(norm: float, most: float, factor: float) -> None:
+    assert clipping.scale(norm, most) == pytest.approx(factor, rel=1e-5)
+
+
+def test_a_norm_does_not_overflow_in_single_precision() -> None:
+    assert clipping.squared_norm(np.full(4, 1e30, np.float32)) ** 0.5 == pytest.approx(2e30)
+
+
+def test_a_gradient_is_clipped_and_the_next_one_is_measured_anew() -> None:
+    parameters = make({**SGD, "clip_global_norm": 1.0})
+    keep(parameters, Node(0, 0), np.array([3, 0, 0, 0, 4], np.float32))
+    parameters.measure()
+    assert apply(parameters)
+    parameters.promote(1)
+    assert parameters.current == pytest.approx([-0.6, 0, 0, 0, -0.8])
+    keep(parameters, Node(0, 0), np.array([0.1, 0, 0, 0, 0], np.float32))
+    parameters.measure()
+    assert apply(parameters)
+    parameters.promote(2)
+    assert parameters.current == pytest.approx([-0.7, 0, 0, 0, -0.8])
+
+
+KINDS = ["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gradient_that_is_not_finite_never_becomes_a_version(kind: str, clip: float | None, value: float) -> None:
+    parameters = make({kind: {}, **({"clip_global_norm": clip} if clip else {})})
+    keep(parameters, Node(0, 0), np.array([1, 1, value, 1, 1], np.float32))
+    if clip:
+        parameters.measure()
+    assert not apply(parameters)
+    assert parameters.current.tolist() == [0] * ELEMENTS
+
+
+def test_a_norm_that_is_too_great_for_double_precision_is_not_taken_for_a_small_step() -> None:
+    parameters = make({**SGD, "clip_global_norm": 1.0}, dtype="float64")
+    keep(parameters, Node(0, 0), np.full(ELEMENTS, 1e200))
+    parameters.measure()
+    assert not apply(parameters)
+
+
+@pytest.mark.filterwarnings("error")
+def test_great_values_are_finite_though_their_sum_is_not() -> None:
+    parameters = make(microbatches=2)
+    great = np.full(ELEMENTS, 2e38, np.float32)
+    keep(parameters, Node(0, 0), great)
+    keep(parameters, Node(0, 1), np.zeros(ELEMENTS, np.float32))
+    for chunk in range(parameters.plan.chunks):
+        parameters.merge(Node(1, 0), chunk)
+    assert apply(parameters)
+    parameters.promote(1)
+    assert parameters.current.tolist() == (-great).tolist()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_sum_of_gradients_that_overflows_is_found() -> None:
+    parameters = make({**SGD, "clip_global_norm": 1.0}, microbatches=2)
+    for leaf in (0, 1):
+        keep(parameters, Node(0, leaf), np.full(ELEMENTS, 3e38, np.float32))
+    for chunk in range(parameters.plan.chunks):
+        parameters.merge(Node(1, 0), chunk)
+    parameters.measure()
+    assert not apply(parameters)

@@ -1,0 +1,168 @@
+"""Starting and stopping: a server that cannot start says why in clear words, and leaves nothing behind."""
+
+import os
+import socket
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.cluster import running_server, stub_of
+from tests.end_to_end.peer import DEADLINE
+from tests.server.test_training_service import make_spec
+from thalweg.contract.channel import Address
+from thalweg.server import jobs as jobs_module
+from thalweg.server import journal as journal_module
+from thalweg.server.service import FolderInUseError, Server, ServerConfig, ServerStartError
+from thalweg.server.storage import Storage
+from thalweg.v1 import job_pb2, training_service_pb2
+
+FREE = Address("127.0.0.1", 0)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    left = [thread.name for thread in set(threading.enumerate()) - before if thread.name.startswith("thalweg")]
+    assert left == []
+
+
+def refuses(folder: Path, address: Address = FREE, **settings: Any) -> str:
+    with pytest.raises(ServerStartError) as caught:
+        Server(ServerConfig(address, folder, **settings)).start()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "a-name"])
+def test_any_address_but_loopback_needs_a_token(tmp_path: Path, host: str) -> None:
+    told = refuses(tmp_path / "data", Address(host, 0))
+    assert all(words in told for words in ("needs a token", "THALWEG_TOKEN", "--trust-network"))
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("settings", [{"token": "t"}, {"trust_network": True}])
+def test_any_address_will_do_with_a_token_or_a_trusted_network(tmp_path: Path, settings: dict[str, Any]) -> None:
+    server = Server(ServerConfig(Address("0.0.0.0", 0), tmp_path, **settings))
+    assert server.start().port > 0
+    server.stop()
+
+
+def test_an_empty_token_is_none(tmp_path: Path) -> None:
+    assert "needs a token" in refuses(tmp_path, Address("0.0.0.0", 0), token="")
+
+
+def test_a_port_in_use_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        told = refuses(tmp_path, Address("127.0.0.1", listening.getsockname()[1]))
+    assert "the port is in use" in told
+    assert "--address" in told
+    with running_server(tmp_path) as server:
+        assert server.address.port > 0
+
+
+def test_an_address_of_another_machine_is_told(tmp_path: Path) -> None:
+    assert "cannot listen at 192.0.2.1:0" in refuses(tmp_path, Address("192.0.2.1", 0), token="t")
+
+
+def test_a_folder_in_use_is_told(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server:
+        with pytest.raises(FolderInUseError, match="in use by another server; choose another with --data"):
+            Server(ServerConfig(FREE, tmp_path)).start()
+        with stub_of(server) as stub:
+            assert stub.GetServerInfo(training_service_pb2.GetServerInfoRequest()).version
+    with running_server(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot use the data folder" in refuses(tmp_path / "file" / "data")
+    assert "cannot use the data folder" in refuses(tmp_path / "file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert "Permission denied" in refuses(tmp_path)
+    tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["jobs.sqlite", "uploads"])
+def test_a_damaged_folder_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("this is no database and no folder " * 100)
+    assert "cannot use the data folder" in refuses(tmp_path)
+
+
+def test_a_record_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with running_server(tmp_path), sqlite3.connect(tmp_path / "jobs.sqlite") as database:
+        database.execute("INSERT INTO jobs (id, job) VALUES ('a', x'ff')")
+    database.close()
+    assert "cannot read the data folder" in refuses(tmp_path)
+
+
+def test_a_folder_that_takes_no_address_is_told(tmp_path: Path) -> None:
+    (tmp_path / "address").mkdir()
+    assert "cannot write to the data folder" in refuses(tmp_path)
+    (tmp_path / "address").rmdir()
+    with running_server(tmp_path):
+        pass
+
+
+def test_only_its_user_may_look_into_the_folder(tmp_path: Path) -> None:
+    with running_server(tmp_path / "data"):
+        assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
+
+
+def test_the_address_is_written_down_while_the_server_runs(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server:
+        assert (tmp_path / "address").read_text() == f"{server.address}\n"
+    assert not (tmp_path / "address").exists()
+
+
+def test_a_server_that_never_ran_can_be_stopped(tmp_path: Path) -> None:
+    server = Server(ServerConfig(FREE, tmp_path))
+    server.stop()
+    server.start()
+    server.stop()
+    server.stop()
+
+
+def test_jobs_that_have_not_ended_stay_unfinished_when_the_server_stops(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server, stub_of(server) as stub:
+        stub.CreateJob(training_service_pb2.CreateJobRequest(spec=make_spec()))
+    storage = Storage(tmp_path)
+    job = storage.job("job-1")
+    storage.close()
+    assert job
+    assert job.state == job_pb2.JOB_STATE_QUEUED
+
+
+def test_a_server_stops_though_its_disk_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "STOP_SECONDS", 0.05)
+    monkeypatch.setattr(jobs_module, "STOP_SECONDS", 0.05)
+    failed = threading.Event()
+
+    def fail(_: Storage, events: Iterable[Any]) -> None:
+        failed.set()
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with running_server(tmp_path) as server, stub_of(server) as stub:
+        stub.CreateJob(training_service_pb2.CreateJobRequest(spec=make_spec()))
+        with monkeypatch.context() as patch:
+            patch.setattr(Storage, "record", fail)
+            cancelling = stub.CancelJob.future(training_service_pb2.CancelJobRequest(job_id="job-1"))
+            assert failed.wait(DEADLINE)
+            stopping = threading.Thread(target=server.stop)
+            stopping.start()
+            stopping.join(DEADLINE)
+            assert not stopping.is_alive()
+        assert cancelling.exception()
+    with running_server(tmp_path) as server, stub_of(server) as stub:
+        job = stub.GetJob(training_service_pb2.GetJobRequest(job_id="job-1")).job
+        assert job.state == job_pb2.JOB_STATE_QUEUED
+        assert "restarted" in job.status

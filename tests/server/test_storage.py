@@ -1,0 +1,254 @@
+"""The data folder: jobs and events in SQLite, parameters and uploads in files."""
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thalweg.contract import layout as layouts
+from thalweg.server import storage as storage_module
+from thalweg.server.storage import Storage
+from thalweg.v1 import job_pb2, training_service_pb2
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Storage]:
+    storage = Storage(tmp_path)
+    yield storage
+    storage.close()
+
+
+def insert(storage: Storage, job_id: str = "", request_id: str = "", name: str = "job") -> str | None:
+    job = storage.insert_job(job_pb2.Job(id=job_id), request_id, name)
+    return job.id if job else None
+
+
+def notice(sequence: int, text: str = "") -> training_service_pb2.Event:
+    return training_service_pb2.Event(sequence=sequence, notice=training_service_pb2.Notice(text=text))
+
+
+def state(sequence: int, job: job_pb2.Job) -> training_service_pb2.Event:
+    return training_service_pb2.Event(sequence=sequence, state_changed=training_service_pb2.StateChanged(job=job))
+
+
+def header(dtype: str) -> training_service_pb2.ParametersHeader:
+    tensors = [job_pb2.Tensor(name="2.weight", shape=[2, 3]), job_pb2.Tensor(name="2.bias", shape=[2])]
+    layout = job_pb2.Layout(tensors=tensors, dtype=dtype)
+    return training_service_pb2.ParametersHeader(
+        layout=layout, version=9, sha256="ab", preprocessing=job_pb2.Preprocessing(mean=[1.5], scale=[2.5])
+    )
+
+
+def test_ids_are_made_from_the_name(storage: Storage) -> None:
+    assert [insert(storage, name="digits"), insert(storage), insert(storage, name="digits")] == ["digits-1", "job-2", "digits-3"]
+
+
+def test_a_made_id_passes_over_a_chosen_one(storage: Storage) -> None:
+    insert(storage, "job-2")
+    assert insert(storage) == "job-3"
+
+
+def test_the_id_of_a_deleted_job_does_not_come_back(storage: Storage) -> None:
+    insert(storage)
+    storage.delete_job("job-1")
+    assert insert(storage) == "job-2"
+
+
+def test_a_taken_id_is_refused(storage: Storage) -> None:
+    assert insert(storage, "a") == "a"
+    assert insert(storage, "a") is None
+    assert len(storage.jobs(10)) == 1
+
+
+def test_request_id_makes_an_insertion_safe_to_repeat(storage: Storage) -> None:
+    first = insert(storage, request_id="r")
+    assert insert(storage, request_id="r") == first
+    assert insert(storage, "another", request_id="r") == first
+    assert insert(storage, request_id="s") != first
+
+
+def test_jobs_without_a_request_id_are_different_jobs(storage: Storage) -> None:
+    assert insert(storage, request_id="") != insert(storage, request_id="")
+
+
+def test_jobs_are_paged_the_newest_first(storage: Storage) -> None:
+    for number in range(5):
+        insert(storage, f"job{number}")
+    first = storage.jobs(2)
+    assert [job.id for _, job in first] == ["job4", "job3"]
+    assert [job.id for _, job in storage.jobs(10, first[-1][0])] == ["job2", "job1", "job0"]
+    assert storage.jobs(10, 1) == []
+
+
+def test_events_are_given_behind_a_number_and_in_order(storage: Storage) -> None:
+    for job_id in ("a", "b"):
+        insert(storage, job_id)
+    storage.record([("a", notice(1)), ("b", notice(1, "b")), ("a", notice(2)), ("a", notice(3))])
+    assert [event.sequence for event in storage.events("a", 0, 10)] == [1, 2, 3]
+    assert [event.sequence for event in storage.events("a", 1, 1)] == [2]
+    assert [event.notice.text for event in storage.events("b", 0, 10)] == ["b"]
+    assert (storage.last_sequence("a"), storage.last_sequence("b"), storage.last_sequence("c")) == (3, 1, 0)
+
+
+def test_there_are_no_events_behind_the_greatest_number(storage: Storage) -> None:
+    insert(storage, "a")
+    storage.record([("a", notice(1))])
+    assert storage.events("a", (1 << 64) - 1, 10) == []
+
+
+def test_a_change_of_state_becomes_the_jobs_record(storage: Storage) -> None:
+    insert(storage, "a")
+    storage.record([("a", state(1, job_pb2.Job(id="a", error="e"))), ("a", notice(2))])
+    job = storage.job("a")
+    assert job
+    assert job.error == "e"
+
+
+def test_events_are_recorded_all_or_none(storage: Storage) -> None:
+    insert(storage, "a")
+    storage.record([("a", notice(1))])
+    with pytest.raises(sqlite3.IntegrityError):
+        storage.record([("a", notice(2)), ("a", state(3, job_pb2.Job(id="a", error="e"))), ("a", notice(1))])
+    assert storage.last_sequence("a") == 1
+    assert storage.job("a") == job_pb2.Job(id="a")
+
+
+def test_a_full_disk_leaves_nothing_half_and_room_lets_it_go_on(storage: Storage) -> None:
+    insert(storage, "a")
+    (pages,) = storage._database.execute("PRAGMA page_count").fetchone()
+    storage._database.execute(f"PRAGMA max_page_count = {pages}")
+    for _ in range(2):
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            storage.record([("a", notice(1)), ("a", notice(2, "x" * 100_000))])
+    assert storage.events("a", 0, 10) == []
+    storage._database.execute(f"PRAGMA max_page_count = {pages + 1000}")
+    storage.record([("a", notice(1)), ("a", notice(2, "x" * 100_000))])
+    assert storage.last_sequence("a") == 2
+
+
+def test_a_commit_that_fails_can_be_repeated(storage: Storage) -> None:
+    insert(storage, "a")
+
+    def fail_at_the_commit() -> None:
+        with storage._transaction() as database:
+            database.execute("PRAGMA defer_foreign_keys = ON")
+            database.execute("INSERT INTO events VALUES ('nobody', 1, x'')")
+
+    with pytest.raises(sqlite3.IntegrityError):
+        fail_at_the_commit()
+    storage.record([("a", notice(1))])
+    assert storage.last_sequence("a") == 1
+
+
+def test_what_was_written_is_there_when_the_folder_is_opened_again(storage: Storage, tmp_path: Path) -> None:
+    insert(storage, "a", request_id="r")
+    storage.record([("a", state(1, job_pb2.Job(id="a", error="e")))])
+    again = Storage(tmp_path)
+    assert again.job("a") == job_pb2.Job(id="a", error="e")
+    assert again.last_sequence("a") == 1
+    assert insert(again, request_id="r") == "a"
+    again.close()
+
+
+def test_writes_are_synchronised(storage: Storage) -> None:
+    assert storage._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert storage._database.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_a_deleted_job_leaves_nothing(storage: Storage) -> None:
+    for job_id in ("a", "b"):
+        insert(storage, job_id)
+        storage.record([(job_id, notice(1))])
+        storage.save_parameters(job_id, header("float32"), np.zeros(8, np.float32))
+    storage.delete_job("a")
+    assert storage.job("a") is None
+    assert storage.events("a", 0, 10) == []
+    assert storage.parameters("a") is None
+    assert not storage.job_folder("a").exists()
+    assert storage.last_sequence("b") == 1
+    assert storage.parameters("b")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_parameters_come_back_as_they_were(storage: Storage, dtype: str) -> None:
+    slab = np.random.default_rng(0).normal(size=8).astype(dtype)
+    slab[0] = -0.0
+    storage.save_parameters("a", header(dtype), slab)
+    kept = storage.parameters("a")
+    assert kept
+    assert kept[0] == header(dtype)
+    assert kept[1].dtype == layouts.dtype_of(header(dtype).layout)
+    assert kept[1].tobytes() == slab.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_trajectory_comes_back_as_it_was(storage: Storage, dtype: str) -> None:
+    slabs = np.random.default_rng(0).normal(size=(3, 8)).astype(dtype)
+    described = training_service_pb2.TrajectoryHeader(layout=header(dtype).layout, versions=[0, 5, 7])
+    storage.save_trajectory("a", described, slabs)
+    kept = storage.trajectory("a")
+    assert kept
+    assert kept[0] == described
+    assert kept[1].dtype == slabs.dtype
+    assert kept[1].tolist() == slabs.tolist()
+
+
+def test_what_was_not_kept_is_not_there(storage: Storage) -> None:
+    assert storage.parameters("a") is None
+    assert storage.trajectory("a") is None
+
+
+def test_a_slab_of_another_size_is_not_kept(storage: Storage) -> None:
+    with pytest.raises(ValueError, match="8 elements"):
+        storage.save_parameters("a", header("float32"), np.zeros(9, np.float32))
+    assert storage.parameters("a") is None
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_file_is_whole_or_not_there(storage: Storage, monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
+    if before:
+        storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
+
+    def crash(aside: Path, path: Path) -> None:
+        assert aside.stat().st_size
+        raise OSError("the machine stops between write and rename")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage_module, "_publish", crash)
+        with pytest.raises(OSError, match="between write and rename"):
+            storage.save_parameters("a", header("float32"), np.ones(8, np.float32))
+    kept = storage.parameters("a")
+    assert (kept is not None) is before
+    assert kept is None or not kept[1].any()
+    storage.save_parameters("a", header("float32"), np.ones(8, np.float32))
+    kept = storage.parameters("a")
+    assert kept
+    assert kept[1].all()
+
+
+def test_a_file_that_cannot_be_written_is_an_os_error(storage: Storage) -> None:
+    (storage.folder / "jobs").write_text("in the way")
+    with pytest.raises(OSError, match="jobs"):
+        storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
+    (storage.folder / "jobs").unlink()
+    (storage.job_folder("a") / "parameters.part").mkdir(parents=True)
+    with pytest.raises(OSError, match="serializing"):
+        storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
+
+
+def test_an_upload_appears_only_when_it_is_verified(storage: Storage) -> None:
+    content = b"content"
+    sha256 = hashlib.sha256(content).hexdigest()
+    with storage.begin_upload("one") as file:
+        file.write(content[:-1])
+        assert not storage.finish_upload(file, sha256)
+        assert not storage.upload(sha256).exists()
+        file.seek(0, 2)
+        file.write(content[-1:])
+        assert not storage.upload(sha256).exists()
+        assert storage.finish_upload(file, sha256)
+    assert storage.upload(sha256).read_bytes() == content
+    assert [path.name for path in (storage.folder / "uploads").iterdir()] == [sha256]

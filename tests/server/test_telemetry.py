@@ -1,0 +1,150 @@
+"""What a running job tells about itself."""
+
+from typing import Any
+
+import pytest
+
+from tests.server.simulation import make_spec
+from thalweg.server import telemetry as telemetry_module
+from thalweg.server.messages import Facts
+from thalweg.server.plan import Plan
+from thalweg.server.telemetry import Telemetry, duration
+from thalweg.v1 import job_pb2, training_service_pb2
+
+
+class Recorder:
+    """Stands in for the journal."""
+
+    def __init__(self) -> None:
+        self.events: list[training_service_pb2.Event] = []
+
+    def record(self, job_id: str, event: training_service_pb2.Event) -> None:
+        copy = training_service_pb2.Event()
+        copy.CopyFrom(event)
+        self.events.append(copy)
+
+
+class Clock:
+    """Stands in for `time`."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(telemetry_module, "time", clock)
+    return clock
+
+
+def make(**training: Any) -> tuple[Telemetry, Recorder, Plan]:
+    spec = make_spec(**{"epochs": 2, "batch_size": 10, **training})
+    recorder: Any = Recorder()
+    telemetry = Telemetry(job_pb2.Job(id="a", spec=spec, state=job_pb2.JOB_STATE_QUEUED), recorder)
+    return telemetry, recorder, Plan(spec, Facts(1000, 20, 0, classifier=False))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 ms"),
+        (0.0000123, "0.0123 ms"),
+        (0.5, "500 ms"),
+        (1, "1 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (7199, "120 min"),
+        (7200, "2 h"),
+        (3600 * 5000, "5,000 h"),
+    ],
+)
+def test_time_spans_are_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_numerical_differentiation_tells_its_cost() -> None:
+    for gradient, evaluations in (("numerical", 2), ("numerical_forward", 1)):
+        telemetry, recorder, plan = make(gradient=gradient, workers=4)
+        telemetry.planned(plan, loss_seconds=0.01)
+        (event,) = recorder.events
+        assert event.notice.text == (
+            f"numerical differentiation: 1,000 parameters × {evaluations} evaluations of the loss = {evaluations},000 a step, "
+            f"about {2.5 * evaluations:.3g} s with 4 workers; 4 steps, about {10 * evaluations} s"
+        )
+
+
+@pytest.mark.parametrize("training", [{}, {"gradient": "numerical", "epochs": 0}])
+def test_what_costs_nothing_tells_no_cost(training: dict[str, Any]) -> None:
+    telemetry, recorder, plan = make(**training)
+    telemetry.planned(plan, loss_seconds=0.01)
+    assert recorder.events == []
+    assert telemetry.job.progress.total_epochs == plan.epochs
+
+
+def test_the_first_worker_starts_the_job_once(clock: Clock) -> None:
+    telemetry, recorder, _ = make()
+    telemetry.workers_changed(["one"])
+    started = telemetry.job.start_time.ToNanoseconds()
+    telemetry.workers_changed([])
+    assert telemetry.job.status == "waiting for workers"
+    telemetry.workers_changed(["one", "two"])
+    assert [event.WhichOneof("kind") for event in recorder.events] == ["state_changed", *["workers_changed"] * 3]
+    assert recorder.events[0].state_changed.job.state == job_pb2.JOB_STATE_RUNNING
+    assert [list(event.workers_changed.names) for event in recorder.events[1:]] == [["one"], [], ["one", "two"]]
+    assert telemetry.job.start_time.ToNanoseconds() == started
+    assert telemetry.job.progress.workers == 2
+
+
+def test_steps_are_told_together_and_without_a_gap(clock: Clock) -> None:
+    telemetry, recorder, _ = make()
+    telemetry.ready()
+    for step in range(10):
+        clock.now += 0.06
+        telemetry.step(step, float(step), 10, 0.5)
+    telemetry.flush()
+    telemetry.flush()
+    told = [event.steps_taken for event in recorder.events]
+    assert 1 < len(told) < 10
+    assert [loss for steps in told for loss in steps.losses] == list(range(10))
+    assert [steps.first_step for steps in told] == [int(steps.losses[0]) for steps in told]
+    assert told[-1].progress.step == 10
+    assert told[-1].progress.learning_rate == pytest.approx(0.05)
+    assert told[-1].progress.samples_per_second == pytest.approx(10 / 0.06)
+
+
+def test_the_rate_of_samples_is_that_of_the_last_seconds(clock: Clock) -> None:
+    telemetry, recorder, _ = make()
+    telemetry.ready()
+    for step in range(200):
+        clock.now += 1.0 if step < 100 else 0.5
+        telemetry.step(step, 1.0, 10, 1.0)
+    assert recorder.events[50].steps_taken.progress.samples_per_second == pytest.approx(10)
+    assert recorder.events[-1].steps_taken.progress.samples_per_second == pytest.approx(20)
+
+
+def test_epochs_are_told_with_their_metrics() -> None:
+    telemetry, recorder, _ = make()
+    telemetry.epoch(1, 2, 0.5, job_pb2.Metrics(loss=0.25, accuracy=0.75))
+    telemetry.epoch(2, 4, 0.4, None)
+    first, second = (event.epoch_ended for event in recorder.events)
+    assert (first.epoch, first.step, first.train_loss, first.validation.accuracy) == (1, 2, 0.5, 0.75)
+    assert not second.HasField("validation")
+    assert telemetry.job.progress.epoch == 2
+
+
+def test_a_result_counts_from_the_first_worker(clock: Clock) -> None:
+    telemetry, _, plan = make()
+    clock.now = 2000.0
+    telemetry.workers_changed(["one"])
+    clock.now = 2003.0
+    telemetry.ready()
+    for step in range(4):
+        clock.now += 0.5
+        telemetry.step(step, 1.0, 10, 1.0)
+    result = telemetry.result(plan, 4, "ab")
+    assert (result.steps, result.epochs, result.weights_sha256) == (4, 2, "ab")
+    assert result.seconds == 5.0
+    assert result.samples_per_second == 20.0

@@ -1,0 +1,505 @@
+"""TrainingService, and the jobs behind it, as a client in any language sees them."""
+
+import functools
+import hashlib
+import io
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf import json_format
+
+from tests.end_to_end.cluster import running_server, stub_of, train
+from tests.end_to_end.peer import DEADLINE, Peer
+from tests.end_to_end.refusals import refusal
+from thalweg.server import journal as journal_module
+from thalweg.server.service import Server
+from thalweg.server.storage import Storage
+from thalweg.v1 import job_pb2, parameter_service_pb2
+from thalweg.v1 import training_service_pb2 as pb
+from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
+
+LAYOUT = job_pb2.Layout(tensors=[job_pb2.Tensor(name="0.weight", shape=[1, 2]), job_pb2.Tensor(name="0.bias", shape=[1])])
+LAYOUT.dtype = "float32"
+PREPARED = parameter_service_pb2.Prepared(layout=LAYOUT, train_samples=4)
+
+
+def make_spec(**changes: Any) -> job_pb2.JobSpec:
+    given: dict[str, Any] = {
+        "model": {"layers": [{"dense": {"units": 1}}], "loss": "mean_squared_error"},
+        "data": {"builtin": "xor"},
+        "training": {"epochs": 2, "batch_size": 4, "microbatches": 1},
+        "optimizer": {"sgd": {}},
+    }
+    return json_format.ParseDict({**given, **changes}, job_pb2.JobSpec())
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running_server(tmp_path, max_upload_bytes=3 << 20) as server:
+        yield server
+
+
+@pytest.fixture
+def stub(server: Server) -> Iterator[TrainingServiceStub]:
+    with stub_of(server) as stub:
+        yield stub
+
+
+def create(stub: TrainingServiceStub, job_id: str = "", request_id: str = "", **changes: Any) -> job_pb2.Job:
+    return stub.CreateJob(pb.CreateJobRequest(spec=make_spec(**changes), job_id=job_id, request_id=request_id)).job
+
+
+def events_of(stub: TrainingServiceStub, job_id: str, after: int = 0) -> list[pb.Event]:
+    watching = stub.WatchJob(pb.WatchJobRequest(job_id=job_id, after_sequence=after), timeout=DEADLINE)
+    return [response.event for response in watching]
+
+
+def test_an_accepted_job_waits_and_says_so(stub: TrainingServiceStub) -> None:
+    job = create(stub)
+    assert job.id == "job-1"
+    assert job.state == job_pb2.JOB_STATE_QUEUED
+    assert "no fleet attends" in job.status
+    assert job.spec.training.workers == 2
+    assert job.HasField("create_time")
+    assert not job.HasField("start_time")
+    found = stub.GetJob(pb.GetJobRequest(job_id=job.id)).job
+    assert (found.id, found.spec, found.state, found.status) == (job.id, job.spec, job.state, job.status)
+
+
+def test_an_accepted_job_is_on_disk(stub: TrainingServiceStub, tmp_path: Path) -> None:
+    job = create(stub)
+    storage = Storage(tmp_path)
+    assert storage.job(job.id) == job
+    assert storage.last_sequence(job.id) == 1
+    storage.close()
+
+
+def test_request_id_makes_create_job_safe_to_repeat(stub: TrainingServiceStub) -> None:
+    job = create(stub, request_id="7f")
+    assert create(stub, request_id="7f").id == job.id
+    assert len(stub.ListJobs(pb.ListJobsRequest()).jobs) == 1
+    assert len(events_of_so_far(stub, job.id)) == 1
+
+
+def events_of_so_far(stub: TrainingServiceStub, job_id: str) -> list[pb.Event]:
+    stub.CancelJob(pb.CancelJobRequest(job_id=job_id))
+    return events_of(stub, job_id)[:-1]
+
+
+def test_request_id_finds_a_job_that_has_ended(stub: TrainingServiceStub) -> None:
+    job = create(stub, request_id="7f")
+    stub.CancelJob(pb.CancelJobRequest(job_id=job.id))
+    assert create(stub, request_id="7f").state == job_pb2.JOB_STATE_CANCELLED
+
+
+def test_simultaneous_calls_with_one_request_id_create_one_job(stub: TrainingServiceStub) -> None:
+    calls = [stub.CreateJob.future(pb.CreateJobRequest(spec=make_spec(), request_id="7f")) for _ in range(20)]
+    assert {call.result().job.id for call in calls} == {"job-1"}
+
+
+def test_jobs_are_listed_in_pages_the_newest_first(stub: TrainingServiceStub) -> None:
+    for _ in range(7):
+        create(stub)
+    found, token, pages = [], "", 0
+    while pages == 0 or token:
+        page = stub.ListJobs(pb.ListJobsRequest(page_size=3, page_token=token))
+        found += [job.id for job in page.jobs]
+        token, pages = page.next_page_token, pages + 1
+    assert found == [f"job-{number}" for number in range(7, 0, -1)]
+    assert pages == 3
+
+
+def test_the_last_page_says_that_it_is_the_last(stub: TrainingServiceStub) -> None:
+    assert stub.ListJobs(pb.ListJobsRequest()) == pb.ListJobsResponse()
+    for _ in range(4):
+        create(stub)
+    page = stub.ListJobs(pb.ListJobsRequest(page_size=2))
+    page = stub.ListJobs(pb.ListJobsRequest(page_size=2, page_token=page.next_page_token))
+    assert [job.id for job in page.jobs] == ["job-2", "job-1"]
+    assert page.next_page_token == ""
+
+
+def test_a_page_of_great_jobs_fits_a_message(stub: TrainingServiceStub) -> None:
+    for _ in range(50):
+        create(stub, data={"builtin": "x" * 100_000})
+    found, token = [], "first"
+    while token:
+        page = stub.ListJobs(pb.ListJobsRequest(page_size=1000, page_token="" if token == "first" else token))
+        assert page.ByteSize() < 4 << 20
+        found += [job.id for job in page.jobs]
+        token = page.next_page_token
+    assert found == [f"job-{number}" for number in range(50, 0, -1)]
+
+
+def test_a_cancelled_job_has_ended_and_stays_so(stub: TrainingServiceStub) -> None:
+    job = create(stub)
+    cancelled = stub.CancelJob(pb.CancelJobRequest(job_id=job.id)).job
+    assert cancelled.state == job_pb2.JOB_STATE_CANCELLED
+    assert cancelled.HasField("end_time")
+    assert not cancelled.HasField("result")
+    assert stub.CancelJob(pb.CancelJobRequest(job_id=job.id)).job == cancelled
+    assert events_of(stub, job.id)[-1].state_changed.job == cancelled
+
+
+def test_simultaneous_cancels_end_a_job_once(stub: TrainingServiceStub) -> None:
+    job = create(stub)
+    calls = [stub.CancelJob.future(pb.CancelJobRequest(job_id=job.id)) for _ in range(20)]
+    assert {call.result().job.state for call in calls} == {job_pb2.JOB_STATE_CANCELLED}
+    assert [event.state_changed.job.state for event in events_of(stub, job.id)] == [
+        job_pb2.JOB_STATE_QUEUED,
+        job_pb2.JOB_STATE_CANCELLED,
+    ]
+
+
+def test_a_deleted_job_is_gone(server: Server, stub: TrainingServiceStub, tmp_path: Path) -> None:
+    job = train(server, make_spec())
+    assert (tmp_path / "jobs" / job.id).exists()
+    stub.DeleteJob(pb.DeleteJobRequest(job_id=job.id))
+    assert refusal(lambda: stub.GetJob(pb.GetJobRequest(job_id=job.id))).reason == "JOB_NOT_FOUND"
+    assert not stub.ListJobs(pb.ListJobsRequest()).jobs
+    assert not (tmp_path / "jobs" / job.id).exists()
+    assert create(stub).id == "job-2"
+
+
+def test_scaling_is_durable_and_told(server: Server, stub: TrainingServiceStub) -> None:
+    job = create(stub)
+    scaled = stub.ScaleJob(pb.ScaleJobRequest(job_id=job.id, workers=5)).job
+    assert scaled.spec.training.workers == 5
+    assert stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.spec.training.workers == 5
+    assert events_of_so_far(stub, job.id)[-1].state_changed.job.spec.training.workers == 5
+
+
+def test_a_finished_job_has_a_result_parameters_and_a_trajectory(server: Server, stub: TrainingServiceStub) -> None:
+    job = train(server, make_spec())
+    assert job.result.steps == 2
+    assert job.result.HasField("train")
+    messages = list(stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job.id)))
+    data = b"".join(message.data for message in messages[1:])
+    header = messages[0].header
+    assert header.version == 2
+    assert header.sha256 == job.result.weights_sha256 == hashlib.sha256(data).hexdigest()
+    way = list(stub.DownloadTrajectory(pb.DownloadTrajectoryRequest(job_id=job.id)))
+    slabs = b"".join(message.data for message in way[1:])
+    assert list(way[0].header.versions) == [0, 1, 2]
+    assert slabs.endswith(data)
+    assert len(slabs) == 3 * len(data)
+
+
+def test_a_running_job_gives_the_parameters_of_its_last_step(server: Server, stub: TrainingServiceStub) -> None:
+    job = create(stub)
+    with Peer(server.address) as peer:
+        peer.hello(job.id)
+        peer.prepare(PREPARED)
+        values = np.array([1, 2, 3], np.float32)
+        peer.initialize(values)
+        messages = list(stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job.id)))
+        assert messages[0].header.layout == LAYOUT
+        assert messages[1].data == values.tobytes()
+        call = refusal(lambda: stub.DownloadTrajectory(pb.DownloadTrajectoryRequest(job_id=job.id)))
+        assert call.reason == "JOB_NOT_ENDED"
+
+
+def test_a_job_that_ends_before_its_parameters_exist_has_none(server: Server, stub: TrainingServiceStub) -> None:
+    job = create(stub)
+    with Peer(server.address) as peer:
+        peer.hello(job.id)
+        peer.prepare(PREPARED)
+        peer.receive("initialize")
+        cancelled = stub.CancelJob(pb.CancelJobRequest(job_id=job.id)).job
+        assert "CANCELLED" in peer.receive("goodbye").reason
+    assert not cancelled.HasField("result")
+    call = refusal(lambda: stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job.id)))
+    assert (call.code, call.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_PARAMETERS")
+    call = refusal(lambda: stub.DownloadTrajectory(pb.DownloadTrajectoryRequest(job_id=job.id)))
+    assert (call.code, call.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_TRAJECTORY")
+
+
+def test_a_job_whose_parameters_cannot_be_kept_fails(server: Server, stub: TrainingServiceStub, tmp_path: Path) -> None:
+    (tmp_path / "jobs" / "job-1" / "parameters.part").mkdir(parents=True)
+    job = train(server, make_spec())
+    assert job.state == job_pb2.JOB_STATE_FAILED
+    assert "could not write to its data folder" in job.error
+    assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+def test_a_job_that_is_ending_takes_no_more_workers_and_tells_no_more(
+    server: Server, stub: TrainingServiceStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = create(stub)
+    failed, room = threading.Event(), threading.Event()
+    record = Storage.record
+
+    def full_at_first(storage: Storage, events: Any) -> None:
+        failed.set()
+        if not room.is_set():
+            raise sqlite3.OperationalError("database or disk is full")
+        record(storage, events)
+
+    monkeypatch.setattr(journal_module, "_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(Storage, "record", full_at_first)
+    cancelling = stub.CancelJob.future(pb.CancelJobRequest(job_id=job.id))
+    assert failed.wait(DEADLINE)
+    with Peer(server.address) as peer:
+        assert "there is no job" in peer.turned_away(job.id)
+    scaling = stub.ScaleJob.future(pb.ScaleJobRequest(job_id=job.id, workers=3))
+    assert stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.state == job_pb2.JOB_STATE_QUEUED
+    assert not cancelling.done()
+    room.set()
+    assert cancelling.result().job.state == job_pb2.JOB_STATE_CANCELLED
+    assert refusal(scaling.result).reason == "JOB_ENDED"
+    assert [event.WhichOneof("kind") for event in events_of(stub, job.id)] == ["state_changed"] * 2
+    stub.DeleteJob(pb.DeleteJobRequest(job_id=job.id))
+    assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+NOT_FOUND = {
+    "GetJob": pb.GetJobRequest,
+    "CancelJob": pb.CancelJobRequest,
+    "DeleteJob": pb.DeleteJobRequest,
+    "WatchJob": pb.WatchJobRequest,
+    "DownloadParameters": pb.DownloadParametersRequest,
+    "DownloadTrajectory": pb.DownloadTrajectoryRequest,
+}
+
+
+@pytest.mark.parametrize("job_id", ["", "nobody", "../jobs", "'; DROP TABLE jobs"])
+def test_a_job_that_does_not_exist_is_not_found(stub: TrainingServiceStub, job_id: str) -> None:
+    calls: list[Any] = [lambda name=name, make=make: getattr(stub, name)(make(job_id=job_id)) for name, make in NOT_FOUND.items()]
+    calls.append(lambda: stub.ScaleJob(pb.ScaleJobRequest(job_id=job_id, workers=1)))
+    for call in calls:
+        refused = refusal(call)
+        assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
+        assert refused.metadata == {"job": job_id}
+
+
+@pytest.mark.parametrize("job_id", ["a" * 100_000, "ä" * 100_000, "\U0001f4a5" * 100_000])
+def test_a_status_fits_a_trailer_however_much_was_asked(stub: TrainingServiceStub, job_id: str) -> None:
+    refused = refusal(lambda: stub.GetJob(pb.GetJobRequest(job_id=job_id)))
+    assert refused.reason == "JOB_NOT_FOUND"
+    assert refused.metadata["job"].endswith("...")
+
+
+def test_a_taken_id_is_refused(stub: TrainingServiceStub) -> None:
+    create(stub, job_id="mine")
+    refused = refusal(lambda: create(stub, job_id="mine"))
+    assert refused.code is grpc.StatusCode.ALREADY_EXISTS
+    assert (refused.reason, refused.metadata) == ("JOB_EXISTS", {"job": "mine"})
+
+
+def test_a_job_that_has_ended_is_not_scaled(stub: TrainingServiceStub) -> None:
+    job = create(stub)
+    stub.CancelJob(pb.CancelJobRequest(job_id=job.id))
+    refused = refusal(lambda: stub.ScaleJob(pb.ScaleJobRequest(job_id=job.id, workers=1)))
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert (refused.reason, refused.metadata) == ("JOB_ENDED", {"job": job.id, "state": "JOB_STATE_CANCELLED"})
+
+
+def test_a_job_that_has_not_ended_is_not_deleted(stub: TrainingServiceStub) -> None:
+    job = create(stub)
+    refused = refusal(lambda: stub.DeleteJob(pb.DeleteJobRequest(job_id=job.id)))
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert (refused.reason, refused.metadata) == ("JOB_NOT_ENDED", {"job": job.id})
+
+
+def test_a_job_without_workers_has_no_parameters(stub: TrainingServiceStub) -> None:
+    job = create(stub)
+    refused = refusal(lambda: stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job.id)))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_PARAMETERS")
+
+
+def wrong(**changes: Any) -> pb.CreateJobRequest:
+    return pb.CreateJobRequest(spec=make_spec(**changes))
+
+
+INVALID: list[tuple[str, Any, list[str]]] = [
+    ("CreateJob", pb.CreateJobRequest(), ["model", "data", "optimizer"]),
+    ("CreateJob", wrong(seed=-1, training={"batch_size": 0}), ["seed", "training.batch_size"]),
+    ("CreateJob", wrong(model={"layers": [{"dense": {}}], "loss": "x"}), ["model.layers[0].dense.units", "model.loss"]),
+    ("CreateJob", wrong(data={"builtin": "x" * 200_000}), ["spec"]),
+    ("CreateJob", pb.CreateJobRequest(spec=make_spec(), job_id="../a"), ["job_id"]),
+    ("CreateJob", pb.CreateJobRequest(spec=make_spec(), request_id="a b"), ["request_id"]),
+    ("CreateJob", pb.CreateJobRequest(spec=make_spec(), request_id="x" * 129), ["request_id"]),
+    ("ScaleJob", pb.ScaleJobRequest(job_id="job-1", workers=0), ["workers"]),
+    ("ScaleJob", pb.ScaleJobRequest(job_id="job-1", workers=4_000_000_000), ["workers"]),
+    ("ListJobs", pb.ListJobsRequest(page_token="x"), ["page_token"]),
+    ("ListJobs", pb.ListJobsRequest(page_token="9" * 30), ["page_token"]),
+    ("UploadData", iter([]), ["header.sha256"]),
+    ("UploadData", iter([pb.UploadDataRequest(data=b"x")]), ["header.sha256"]),
+    ("UploadData", iter([pb.UploadDataRequest(header=pb.UploadHeader(sha256="../x"))]), ["header.sha256"]),
+]
+
+
+def test_an_invalid_argument_is_named(stub: TrainingServiceStub) -> None:
+    create(stub)
+    for method, request, fields in INVALID:
+        refused = refusal(lambda method=method, request=request: getattr(stub, method)(request))  # type: ignore[misc]
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT, method
+        assert (refused.reason, refused.fields) == ("INVALID_ARGUMENT", fields), method
+        assert all(field in refused.message for field in fields)
+    assert len(stub.ListJobs(pb.ListJobsRequest()).jobs) == 1
+
+
+def test_many_mistakes_still_fit_a_status(stub: TrainingServiceStub) -> None:
+    spec = make_spec(model={"layers": [{"dense": {"units": 2_000_000}}] * 1000, "loss": "mean_squared_error"})
+    refused = refusal(lambda: stub.CreateJob(pb.CreateJobRequest(spec=spec)))
+    assert refused.reason == "INVALID_ARGUMENT"
+    assert refused.fields[0] == "model.layers[0].dense.units"
+    assert "more mistakes" in refused.message
+
+
+def test_watching_goes_on_behind_any_number(server: Server, stub: TrainingServiceStub) -> None:
+    job = train(server, make_spec())
+    events = events_of(stub, job.id)
+    last = len(events)
+    assert [event.sequence for event in events] == list(range(1, last + 1))
+    assert events[-1].state_changed.job == job
+    assert events_of(stub, job.id, after=3) == events[3:]
+    for after in (last, last + 1, (1 << 64) - 1):
+        assert events_of(stub, job.id, after) == []
+
+
+def test_many_watch_one_job_and_hear_the_same(server: Server, stub: TrainingServiceStub) -> None:
+    job = create(stub, job_id="watched")
+    heard: dict[int, list[pb.Event]] = {}
+    listening = [threading.Thread(target=lambda i=i: heard.update({i: events_of(stub, job.id)})) for i in range(5)]
+    for thread in listening:
+        thread.start()
+    stub.CancelJob(pb.CancelJobRequest(job_id=job.id))
+    for thread in listening:
+        thread.join()
+    assert len(heard) == 5
+    assert all(events == heard[0] for events in heard.values())
+
+
+def upload(stub: TrainingServiceStub, content: bytes, sha256: str = "", size: int | None = None, part: int = 1 << 20) -> str:
+    sha256 = sha256 or hashlib.sha256(content).hexdigest()
+    header = pb.UploadHeader(sha256=sha256, size=len(content) if size is None else size)
+    parts = [pb.UploadDataRequest(data=content[i : i + part]) for i in range(0, len(content), part)]
+    return stub.UploadData(iter([pb.UploadDataRequest(header=header), *parts])).sha256
+
+
+def download(stub: TrainingServiceStub, sha256: str) -> bytes:
+    return b"".join(message.data for message in stub.DownloadData(pb.DownloadDataRequest(sha256=sha256)))
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) + 1, 3 << 20])
+def test_an_upload_comes_back_as_it_was(stub: TrainingServiceStub, size: int) -> None:
+    content = np.random.default_rng(size).bytes(size)
+    sha256 = upload(stub, content)
+    assert download(stub, sha256) == content
+    assert upload(stub, content) == sha256
+
+
+def left_behind(folder: Path) -> list[str]:
+    return [path.name for path in (folder / "uploads").iterdir()]
+
+
+def test_an_upload_that_is_there_ends_at_once(stub: TrainingServiceStub) -> None:
+    sha256 = upload(stub, b"content")
+    header = pb.UploadHeader(sha256=sha256, size=7)
+    assert stub.UploadData(iter([pb.UploadDataRequest(header=header)])).sha256 == sha256
+
+
+@pytest.mark.parametrize(
+    ("content", "sha256", "size", "field"),
+    [(b"abc", "0" * 64, 3, "header.sha256"), (b"abc", "", 4, "data"), (b"abc", "", 2, "data")],
+)
+def test_an_upload_that_is_not_what_it_says_is_not_kept(
+    stub: TrainingServiceStub, tmp_path: Path, content: bytes, sha256: str, size: int, field: str
+) -> None:
+    refused = refusal(lambda: upload(stub, content, sha256, size, part=1))
+    assert (refused.reason, refused.fields) == ("INVALID_ARGUMENT", [field])
+    assert left_behind(tmp_path) == []
+
+
+def test_an_upload_that_is_too_large_is_refused(stub: TrainingServiceStub, tmp_path: Path) -> None:
+    refused = refusal(lambda: upload(stub, bytes((3 << 20) + 1)))
+    assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (refused.reason, refused.metadata["limit"]) == ("TOO_LARGE", "3,145,728 bytes")
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("at", ["its beginning", "its first bytes"])
+def test_an_upload_that_breaks_off_leaves_nothing(
+    stub: TrainingServiceStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    begun, go_on, finish = threading.Event(), threading.Event(), threading.Event()
+    begin = Storage.begin_upload
+
+    def begin_slowly(storage: Storage, name: str) -> io.BufferedRandom:
+        begun.set()
+        go_on.wait(DEADLINE)
+        return begin(storage, name)
+
+    def requests() -> Iterator[pb.UploadDataRequest]:
+        yield pb.UploadDataRequest(header=pb.UploadHeader(sha256="0" * 64, size=10))
+        yield pb.UploadDataRequest(data=b"x")
+        finish.wait(DEADLINE)
+
+    if at == "its first bytes":
+        go_on.set()
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "begin_upload", begin_slowly)
+        call = stub.UploadData.future(requests())
+        assert begun.wait(DEADLINE)
+        call.cancel()
+        # One connection, one order: when this is answered, the server has heard of the cancellation.
+        stub.GetServerInfo(pb.GetServerInfoRequest())
+    go_on.set()
+    finish.set()
+    # Storage has one thread: a later upload is behind what the earlier one left to be done.
+    for attempt in range(100):
+        upload(stub, str(attempt).encode())
+        if not [name for name in left_behind(tmp_path) if name.endswith(".part")]:
+            return
+    raise AssertionError("a part of the upload stays for ever")
+
+
+def test_an_upload_to_a_full_disk_is_refused(stub: TrainingServiceStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullDisk(io.FileIO):
+        def write(self, data: Any) -> int:
+            raise OSError(28, "No space left on device")
+
+    def begin_upload(storage: Storage, name: str) -> io.BufferedRandom:
+        return io.BufferedRandom(FullDisk(storage.folder / "uploads" / f"{name}.part", "w+b"))
+
+    monkeypatch.setattr(Storage, "begin_upload", begin_upload)
+    for size in (10, 2 << 20):
+        refused = refusal(functools.partial(upload, stub, bytes(size)))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FAILED")
+        assert "No space left" in refused.message
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("sha256", ["", "0" * 64, "../jobs.sqlite", "0" * 63 + "/"])
+def test_data_that_was_never_uploaded_is_not_found(stub: TrainingServiceStub, sha256: str) -> None:
+    refused = refusal(lambda: download(stub, sha256))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "DATA_NOT_FOUND")
+    assert refused.metadata == {"sha256": sha256}
+
+
+def test_a_job_whose_data_was_never_uploaded_is_refused(stub: TrainingServiceStub) -> None:
+    refused = refusal(lambda: create(stub, data={"npz": "a.npz", "sha256": "0" * 64}))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "DATA_NOT_FOUND")
+    assert not stub.ListJobs(pb.ListJobsRequest()).jobs
+
+
+def test_a_job_learns_from_uploaded_data(server: Server, stub: TrainingServiceStub) -> None:
+    file = io.BytesIO()
+    np.savez(file, x=np.arange(8, dtype=np.float32).reshape(4, 2), y=np.arange(4, dtype=np.float32))
+    sha256 = upload(stub, file.getvalue())
+    job = train(server, make_spec(data={"npz": "a.npz", "sha256": sha256}))
+    assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error
+
+
+def test_the_server_says_what_it_is(stub: TrainingServiceStub) -> None:
+    info = stub.GetServerInfo(pb.GetServerInfoRequest())
+    assert info.version
+    assert info.max_upload_bytes == 3 << 20
+    assert not info.fleets

@@ -1,0 +1,117 @@
+"""The table `folder | may import` of docs/architecture.md, and what else the house forbids."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+HOUSE = Path(__file__).parents[1]
+TABLE = (HOUSE / "docs" / "architecture.md").read_text()
+GENERATED = re.compile(r"_pb2(_grpc)?\.pyi?$")
+# The composition root: it alone may import the others, late.
+ROOTS = {"client/thalweg/client/local.py", "client/thalweg/client/local_models.py"}
+
+
+class Import(NamedTuple):
+    """An import of one of the house's packages. `late` within a function, `typed` only for the type checker."""
+
+    package: str
+    line: int
+    late: bool
+    typed: bool
+
+
+def packages() -> dict[str, set[str]]:
+    """Each package's folder, and the packages that it may import besides itself, as the table says."""
+    rows = re.findall(r"^\| `([a-z0-9/]+)` \|.*\|(.*)\|$", TABLE, re.MULTILINE)
+    return {folder: set(re.findall(r"`([a-z0-9]+)`", allowed.split(";")[0])) for folder, allowed in rows}
+
+
+def name_of(folder: str) -> str:
+    return folder.rsplit("/", 1)[1]
+
+
+def modules(folder: str) -> list[Path]:
+    return [path for path in sorted((HOUSE / folder).rglob("*.py")) if not GENERATED.search(path.name)]
+
+
+def imports(tree: ast.AST, late: bool = False, typed: bool = False) -> Iterator[Import]:
+    for node in ast.iter_child_nodes(tree):
+        within = late or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        checked = typed or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "thalweg":
+                yield Import(parts[1], getattr(node, "lineno", 0), late, typed)
+        yield from imports(node, within, checked)
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call | ast.Raise):
+            what = node.func if isinstance(node, ast.Call) else node.exc
+            if what is not None:
+                yield ast.unparse(what), node.lineno
+
+
+def test_the_table_is_read() -> None:
+    assert packages() == {
+        "proto/thalweg/v1": set(),
+        "proto/thalweg/contract": {"v1"},
+        "server/thalweg/server": {"v1", "contract"},
+        "workers/thalweg/workers": {"v1", "contract", "server"},
+        "client/thalweg/client": {"v1", "contract"},
+    }
+    assert "the others only in `local`, late" in TABLE
+
+
+@pytest.mark.parametrize("folder", packages())
+def test_imports_obey_the_table(folder: str) -> None:
+    allowed = packages()[folder] | {name_of(folder)}
+    for path in modules(folder):
+        relative = path.relative_to(HOUSE).as_posix()
+        for found in imports(ast.parse(path.read_text())):
+            late_root = relative in ROOTS and (found.late or found.typed)
+            assert found.package in allowed or late_root, f"{relative}:{found.line} imports {found.package}"
+
+
+def test_the_composition_root_imports_the_others_and_so_the_table_says_something() -> None:
+    found = {each.package for root in ROOTS for each in imports(ast.parse((HOUSE / root).read_text()))}
+    assert {"server", "workers"} <= found
+
+
+@pytest.mark.parametrize("folder", ["server/thalweg/server", "proto/thalweg/contract", "client/thalweg/client"])
+def test_only_workers_know_ray(folder: str) -> None:
+    for path in modules(folder):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "ray" for name in names), path
+
+
+def test_nothing_waits_for_time_to_pass_in_the_server() -> None:
+    for path in modules("server/thalweg/server"):
+        text = path.read_text()
+        assert not [line for what, line in calls(ast.parse(text)) if what in ("time.sleep", "sleep")], path
+        assert "from time import" not in text, path
+
+
+@pytest.mark.parametrize("folder", packages())
+def test_nothing_is_left_to_be_done(folder: str) -> None:
+    for path in modules(folder):
+        assert not [line for what, line in calls(ast.parse(path.read_text())) if what.startswith("NotImplemented")], path
+
+
+@pytest.mark.parametrize("folder", packages())
+def test_every_module_says_what_it_is_for(folder: str) -> None:
+    for path in modules(folder):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
