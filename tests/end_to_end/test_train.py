@@ -166,6 +166,11 @@ WRONG = {
         ["model.layers=[{dense={units=10}}, {flatten={}}, {dense={units=3}}]", "model.loss=mean_squared_error"],
         "model.layers: the model's output has the shape (3,)",
     ),
+    "a model that fits no memory": (
+        npz,
+        ["model.layers=[{dense={units=1000000}}, {dense={units=1000000}}, {dense={units=10}}]"],
+        "model.layers: 1,000,016,000,010 parameters do not fit in this worker's memory",
+    ),
     "a loss that becomes infinite": (
         npz,
         ["model.layers=[{dense={units=1}}]", "model.loss=mean_squared_error", "optimizer={sgd={learning_rate=1e30}}"],

@@ -188,7 +188,7 @@ def test_stopping_writes_what_was_recorded(tmp_path: Path) -> None:
 
 
 def test_stopping_ends_though_the_disk_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "STOP_SECONDS", 0.05)
+    monkeypatch.setattr(journal_module, "DISK_SECONDS", 0.05)
 
     async def test() -> None:
         storage = FailingStorage(tmp_path)

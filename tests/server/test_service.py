@@ -102,7 +102,7 @@ def test_a_record_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     with running_server(tmp_path), sqlite3.connect(tmp_path / "jobs.sqlite") as database:
         database.execute("INSERT INTO jobs (id, job) VALUES ('a', x'ff')")
     database.close()
-    assert "cannot read the data folder" in refuses(tmp_path)
+    assert "cannot use the data folder" in refuses(tmp_path)
 
 
 def test_a_folder_that_takes_no_address_is_told(tmp_path: Path) -> None:
@@ -143,8 +143,8 @@ def test_jobs_that_have_not_ended_stay_unfinished_when_the_server_stops(tmp_path
 
 
 def test_a_server_stops_though_its_disk_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "STOP_SECONDS", 0.05)
-    monkeypatch.setattr(jobs_module, "STOP_SECONDS", 0.05)
+    monkeypatch.setattr(journal_module, "DISK_SECONDS", 0.05)
+    monkeypatch.setattr(jobs_module, "DISK_SECONDS", 0.05)
     failed = threading.Event()
 
     def fail(_: Storage, events: Iterable[Any]) -> None:
@@ -166,3 +166,21 @@ def test_a_server_stops_though_its_disk_takes_nothing(tmp_path: Path, monkeypatc
         job = stub.GetJob(training_service_pb2.GetJobRequest(job_id="job-1")).job
         assert job.state == job_pb2.JOB_STATE_QUEUED
         assert "restarted" in job.status
+
+
+def test_a_server_does_not_start_though_unfinished_jobs_cannot_be_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_server(tmp_path) as server, stub_of(server) as stub:
+        stub.CreateJob(training_service_pb2.CreateJobRequest(spec=make_spec()))
+
+    def fail(_: Storage, events: Iterable[Any]) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(journal_module, "DISK_SECONDS", 0.05)
+    monkeypatch.setattr(jobs_module, "DISK_SECONDS", 0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "record", fail)
+        assert "is the disk full?" in refuses(tmp_path)
+    with running_server(tmp_path) as server, stub_of(server) as stub:
+        assert "restarted" in stub.GetJob(training_service_pb2.GetJobRequest(job_id="job-1")).job.status

@@ -172,6 +172,29 @@ def test_a_deleted_job_leaves_nothing(storage: Storage) -> None:
     assert storage.parameters("b")
 
 
+def test_a_removal_that_is_cut_off_leaves_a_job_that_can_be_removed(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    insert(storage, "a")
+    storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "_transaction", lambda _: pytest.fail("the crash"))
+        with pytest.raises(pytest.fail.Exception, match="the crash"):
+            storage.delete_job("a")
+    assert storage.job("a")
+    assert storage.parameters("a") is None
+    storage.delete_job("a")
+    assert storage.job("a") is None
+
+
+def test_what_a_crash_left_of_an_upload_is_cleared_away(tmp_path: Path) -> None:
+    first = Storage(tmp_path)
+    with first.begin_upload("cut-off") as file:
+        file.write(b"half of it")
+    first.close()
+    assert list((tmp_path / "uploads").iterdir())
+    Storage(tmp_path).close()
+    assert not list((tmp_path / "uploads").iterdir())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_parameters_come_back_as_they_were(storage: Storage, dtype: str) -> None:
     slab = np.random.default_rng(0).normal(size=8).astype(dtype)

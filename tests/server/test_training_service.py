@@ -297,7 +297,7 @@ def test_a_job_that_has_ended_is_not_scaled(stub: TrainingServiceStub) -> None:
     stub.CancelJob(pb.CancelJobRequest(job_id=job.id))
     refused = refusal(lambda: stub.ScaleJob(pb.ScaleJobRequest(job_id=job.id, workers=1)))
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
-    assert (refused.reason, refused.metadata) == ("JOB_ENDED", {"job": job.id, "state": "JOB_STATE_CANCELLED"})
+    assert (refused.reason, refused.metadata) == ("JOB_ENDED", {"job": job.id, "state": "CANCELLED"})
 
 
 def test_a_job_that_has_not_ended_is_not_deleted(stub: TrainingServiceStub) -> None:

@@ -63,6 +63,13 @@ def test_standardization_is_that_of_the_training_samples(tmp_path: Path) -> None
     assert len(dataset.preprocessing.mean) == 6
 
 
+def test_more_features_than_a_message_holds_are_not_standardized(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((2, 400, 400), np.uint8), y=np.zeros(2))
+    assert load(tmp_path / "a.npz", npz="a.npz").train_x.shape == (2, 400, 400)
+    with pytest.raises(DataError, match=r"^data\.standardize: a sample has 160,000 features; at most 131,072"):
+        load(tmp_path / "a.npz", npz="a.npz", standardize=True)
+
+
 def test_one_hot() -> None:
     assert load(builtin="xor", one_hot=True).train_y.tolist() == [[1, 0], [0, 1], [0, 1], [1, 0]]
 

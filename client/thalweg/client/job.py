@@ -17,6 +17,7 @@ from thalweg.client.transfer import download_data, download_parameters, download
 from thalweg.client.weights import save_weights
 from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
+from thalweg.contract.states import state_name
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -44,7 +45,7 @@ class Job:
         self.message = message
 
     def __repr__(self) -> str:
-        return f"Job({self.id!r}, {records.state_name(self.message.state)})"
+        return f"Job({self.id!r}, {state_name(self.message.state)})"
 
     @property
     def id(self) -> str:
@@ -59,7 +60,7 @@ class Job:
     @property
     def state(self) -> str:
         """QUEUED, RUNNING, SUCCEEDED, FAILED or CANCELLED, as of now."""
-        return records.state_name(self.refresh().state)
+        return state_name(self.refresh().state)
 
     @property
     def progress(self) -> Progress:
@@ -68,7 +69,7 @@ class Job:
 
     def refresh(self) -> job_pb2.Job:
         """The job's record as the server has it now, `message` from then on. One that has ended does not change."""
-        if records.state_name(self.message.state) not in ENDED:
+        if state_name(self.message.state) not in ENDED:
             answer = self._connection.call(self._connection.stub.GetJob, pb.GetJobRequest(job_id=self.id))
             self.message = answer.job
         return self.message
@@ -109,7 +110,7 @@ class Job:
 
     def wait(self) -> Result:
         """Waits until the job has ended, and gives what came of it. Raises JobFailedError if it failed."""
-        while records.state_name(self.refresh().state) not in ENDED:
+        while state_name(self.refresh().state) not in ENDED:
             for event in self.watch(self._seen):
                 if isinstance(event, StateChanged) and event.state in ENDED:
                     break
@@ -129,7 +130,7 @@ class Job:
         """Ends the job, if it has not ended, and gives its state. What was learnt so far stays."""
         answer = self._connection.call(self._connection.stub.CancelJob, pb.CancelJobRequest(job_id=self.id))
         self.message = answer.job
-        return records.state_name(self.message.state)
+        return state_name(self.message.state)
 
     def delete(self) -> None:
         """Removes the job, which must have ended, with all that the server kept of it."""
@@ -180,7 +181,7 @@ class Job:
 
     def history(self) -> list[Event]:
         """The events up to now, without waiting for further ones."""
-        if records.state_name(self.refresh().state) in ENDED:
+        if state_name(self.refresh().state) in ENDED:
             return list(self.watch())
         began = datetime.now(UTC)
         events: list[Event] = []

@@ -5,12 +5,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from thalweg.contract import layout as layouts
+from thalweg.contract import states
 from thalweg.contract.layout import Slab
+from thalweg.contract.states import state_name
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
-# The states that a job does not leave.
-ENDED = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
+# The names of the states that a job does not leave.
+ENDED = frozenset(map(state_name, states.ENDED))
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,6 @@ class Trajectory:
     def parameters(self, index: int) -> dict[str, Slab]:
         """The tensors at `versions[index]` by name: views, not copies."""
         return layouts.views(self.layout, self.slabs[index])
-
-
-def state_name(state: job_pb2.JobState.ValueType) -> str:
-    """The name of a state, without the prefix that the contract gives it."""
-    return job_pb2.JobState.Name(state).removeprefix("JOB_STATE_")
 
 
 def metrics(message: Any, field: str) -> Metrics | None:

@@ -447,7 +447,7 @@ Global___StateChanged: _TypeAlias = StateChanged  # noqa: Y015
 
 @_typing.final
 class StepsTaken(_message.Message):
-    """Steps were taken."""
+    """Steps were taken. Told a few times a second, so it may come behind the end of their epoch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -8,9 +8,10 @@ from contextlib import suppress
 
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.layout import Slab
+from thalweg.contract.states import ENDED, state_name
 from thalweg.server import validation
 from thalweg.server.fleets import Fleets
-from thalweg.server.journal import ENDED, STOP_SECONDS, Journal
+from thalweg.server.journal import DISK_SECONDS, Journal
 from thalweg.server.run import Ending, JobRun
 from thalweg.server.storage import Storage
 from thalweg.server.trajectory import MOST_BYTES
@@ -34,7 +35,10 @@ class Jobs:
         self._endings: dict[str, asyncio.Task[None]] = {}
 
     async def start(self, resume_unfinished: bool) -> None:
-        """Takes up the jobs that have not ended, or, if that is not wanted, records that they were interrupted."""
+        """Takes up the jobs that have not ended, or, if that is not wanted, records that they were interrupted.
+
+        Raises OSError if that cannot be recorded.
+        """
         self.journal.start()
         before: int | None = None
         unfinished: list[job_pb2.Job] = []
@@ -54,12 +58,15 @@ class Jobs:
                 job.end_time.GetCurrentTime()
                 run.telemetry.enter(job_pb2.JOB_STATE_FAILED, "")
                 self.journal.close(job.id)
-        await self.journal.settled()
+        try:
+            await asyncio.wait_for(self.journal.settled(), DISK_SECONDS)
+        except TimeoutError:
+            raise OSError("nothing can be written there; is the disk full?") from None
 
     async def stop(self) -> None:
         """Waits for what is being written, but not for ever. Jobs that have not ended stay unfinished."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*self._endings.values(), return_exceptions=True), STOP_SECONDS)
+            await asyncio.wait_for(asyncio.gather(*self._endings.values(), return_exceptions=True), DISK_SECONDS)
         await self.journal.stop()
 
     async def create(self, request: training_service_pb2.CreateJobRequest) -> job_pb2.Job:
@@ -150,7 +157,7 @@ class Jobs:
         run = self._runs.get(job_id)
         if run is None:
             job = await self.get(job_id)
-            raise ThalwegError("JOB_ENDED", {"job": job_id, "state": job_pb2.JobState.Name(job.state)})
+            raise ThalwegError("JOB_ENDED", {"job": job_id, "state": state_name(job.state)})
         run.job.spec.training.workers = workers
         run.telemetry.enter(run.job.state, run.job.status)
         self.allot()

@@ -10,19 +10,18 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from thalweg.contract.states import ENDED
 from thalweg.server.storage import Storage
-from thalweg.v1 import job_pb2, training_service_pb2
+from thalweg.v1 import training_service_pb2
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _PAGE = 256
 _RETRY_SECONDS = 1.0
-# How long a server that stops waits for a disk that takes nothing.
-STOP_SECONDS = 5.0
+# How long a server that starts or stops waits for a disk that takes nothing.
+DISK_SECONDS = 5.0
 _log = logging.getLogger(__name__)
-
-ENDED = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED})
 
 
 class Journal:
@@ -47,7 +46,7 @@ class Journal:
         """Waits until all recorded events are durable, but not for ever, and closes the storage."""
         if self._flusher:
             try:
-                await asyncio.wait_for(self.settled(), STOP_SECONDS)
+                await asyncio.wait_for(self.settled(), DISK_SECONDS)
             except TimeoutError:
                 _log.error("%d events could not be written", self._recorded - self._durable)
             self._flusher.cancel()

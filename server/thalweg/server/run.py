@@ -12,6 +12,7 @@ import numpy as np
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
+from thalweg.contract.states import state_name
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server import messages
@@ -273,7 +274,7 @@ class JobRun:
 
     def dismiss(self) -> None:
         """Tells the workers that the job has ended. To be called when that is durable."""
-        goodbye = parameter_service_pb2.Goodbye(reason=f"the job ended: {job_pb2.JobState.Name(self.job.state)}")
+        goodbye = parameter_service_pb2.Goodbye(reason=f"the job ended: {state_name(self.job.state)}")
         for connection in self._connections.values():
             connection.send(parameter_service_pb2.WorkResponse(goodbye=goodbye))
 

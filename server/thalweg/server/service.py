@@ -146,7 +146,7 @@ class Server:
             try:
                 await jobs.start(self.config.resume_unfinished)
             except Exception as error:
-                raise ServerStartError(f"cannot read the data folder {self.config.data}: {error}") from error
+                raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
             await server.start()
             self._started.set()
             await self._stop.wait()

@@ -9,7 +9,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
 
@@ -50,6 +50,9 @@ class Storage:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "uploads").mkdir(exist_ok=True)
+        # What a crash left of uploads.
+        for part in (folder / "uploads").glob("*.part"):
+            part.unlink()
         self._database = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False, isolation_level=None)
         self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;" + _SCHEMA)
 
@@ -109,9 +112,11 @@ class Storage:
 
     def delete_job(self, job_id: str) -> None:
         """Removes a job, its events and its files."""
+        # The files first: what is left of a removal that a crash cut off is a job, and can be removed again.
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.job_folder(job_id))
         with self._transaction() as database:
             database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
-        shutil.rmtree(self.job_folder(job_id), ignore_errors=True)
 
     def record(self, events: Iterable[tuple[str, training_service_pb2.Event]]) -> None:
         """Appends events to their jobs; a change of state also becomes the job's record. All or none."""

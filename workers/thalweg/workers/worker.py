@@ -81,7 +81,10 @@ class _Worker:
             dataset = data.load(spec, fetch)
         self._differentiator = Differentiator(spec, dataset)
         model = self._differentiator.model
-        self._buffers = (np.empty(model.size, model.dtype), np.empty(model.size, model.dtype))
+        try:
+            self._buffers = (np.empty(model.size, model.dtype), np.empty(model.size, model.dtype))
+        except MemoryError:
+            raise ModelError(f"model.layers: {model.size:,} parameters do not fit in this worker's memory") from None
         prepared = pb.Prepared(
             layout=model.layout,
             train_samples=len(dataset.train_x),

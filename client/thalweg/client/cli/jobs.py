@@ -18,6 +18,7 @@ from thalweg.client.client import Client
 from thalweg.client.jobfile import load_job
 from thalweg.client.records import Event
 from thalweg.contract.errors import Violation, invalid
+from thalweg.contract.states import state_name
 from thalweg.v1 import job_pb2
 
 _COLOURS = {"QUEUED": "yellow", "RUNNING": "cyan", "SUCCEEDED": "green", "FAILED": "red", "CANCELLED": "dim"}
@@ -92,7 +93,7 @@ def _table(messages: list[job_pb2.Job]) -> Table:
         table.add_column(name, justify="right" if name in {"epochs", "loss", "workers"} else "left", no_wrap=name != "state")
     now = datetime.now(UTC)
     for message in messages:
-        state, progress, result = records.state_name(message.state), records.progress(message.progress), records.result(message)
+        state, progress, result = state_name(message.state), records.progress(message.progress), records.result(message)
         running = state not in records.ENDED
         loss = result.train.loss if result.train else progress.loss
         words = f"{state}: {message.status}" if running and message.status else state
@@ -135,7 +136,7 @@ def watch(
                 screen.say(watched.message.status)
                 follow(watched, inbox, screen.show, after)
         message = watched.refresh()
-    state = records.state_name(message.state)
+    state = state_name(message.state)
     if state != "SUCCEEDED":
         complain(f"job {job} failed: {message.error}" if state == "FAILED" else f"job {job} was cancelled")
     elif not json:

@@ -12,6 +12,7 @@ from rich.console import Console
 from thalweg.client import records
 from thalweg.client.records import Metrics, Result
 from thalweg.contract.errors import ThalwegError
+from thalweg.contract.states import state_name
 from thalweg.v1 import job_pb2
 
 # A file or a pipe has no width: what is printed there should not be cut.
@@ -80,7 +81,7 @@ def job_json(job: job_pb2.Job) -> dict[str, Any]:
     progress = records.progress(job.progress)
     answer: dict[str, Any] = {
         "job": job.id,
-        "state": records.state_name(job.state),
+        "state": state_name(job.state),
         "status": job.status,
         "create_time": job.create_time.ToJsonString(),
     }

@@ -13,6 +13,8 @@ from thalweg.workers.randomness import Purpose, generator
 
 # Labels for more classes than this would be a mistake: a column of amounts taken for labels.
 _MOST_CLASSES = 100_000
+# Features whose mean and deviation are kept: with room to spare in a message of 4 MiB.
+_MOST_STANDARDIZED = 1 << 17
 # Samples that are converted to double precision at once.
 _BLOCK = 1024
 
@@ -72,7 +74,12 @@ def split(seed: int, samples: int, validation_fraction: float) -> tuple[NDArray[
 
 
 def standardization(x: NDArray[Any]) -> job_pb2.Preprocessing:
-    """Mean and standard deviation of each feature over samples, in double precision; 1 for a deviation of 0."""
+    """Mean and standard deviation of each feature over samples, in double precision; 1 for a deviation of 0.
+
+    Raises DataError if there are more features than a message holds.
+    """
+    if x[0].size > _MOST_STANDARDIZED:
+        raise DataError(f"data.standardize: a sample has {x[0].size:,} features; at most {_MOST_STANDARDIZED:,} are standardized")
     mean = np.asarray(np.mean(x, axis=0, dtype=np.float64))
     squares = np.zeros(mean.shape)
     for block in ranges(len(x), _BLOCK):

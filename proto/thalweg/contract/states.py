@@ -1,0 +1,14 @@
+"""The life of a job: what its states are called, and which of them it does not leave."""
+
+from typing import TypeAlias
+
+from thalweg.v1 import job_pb2
+
+State: TypeAlias = job_pb2.JobState.ValueType
+
+ENDED: frozenset[State] = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED})
+
+
+def state_name(state: State) -> str:
+    """A state as people read it: the enum's name without its prefix."""
+    return job_pb2.JobState.Name(state).removeprefix("JOB_STATE_")
