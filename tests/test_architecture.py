@@ -71,7 +71,7 @@ def test_the_table_is_read() -> None:
         "workers/thalweg/workers": {"v1", "contract", "server"},
         "client/thalweg/client": {"v1", "contract"},
     }
-    assert "the others only in `local`, late" in TABLE
+    assert "the others only in `local` and `local_models`, late" in TABLE
 
 
 @pytest.mark.parametrize("folder", packages())
