@@ -11,6 +11,7 @@ from thalweg.v1 import job_pb2
 from thalweg.workers import data
 from thalweg.workers.data.sampling import Sampler
 from thalweg.workers.model import Model
+from thalweg.workers.numerical import NumericalDifferentiator
 
 
 def reference(spec: job_pb2.JobSpec, upload: Path | None = None) -> tuple[Slab, list[float]]:
@@ -27,6 +28,8 @@ def reference(spec: job_pb2.JobSpec, upload: Path | None = None) -> tuple[Slab, 
     model.initial(parameters)
     optimizer = optimizers.make(spec.optimizer)
     state = optimizer.init(model.size, model.dtype)
+    scheme = spec.training.gradient
+    numerical = None if scheme == "backpropagation" else NumericalDifferentiator(model, scheme)
     losses = []
     for step in range(total):
         model.bind(parameters)
@@ -35,7 +38,13 @@ def reference(spec: job_pb2.JobSpec, upload: Path | None = None) -> tuple[Slab, 
             indices, denominator = sampler.microbatch(step, microbatch)
             gradient = np.empty(model.size, model.dtype)
             x, y = dataset.train_x[indices], dataset.train_y[indices]
-            sums = model.loss_and_gradient(x, y, denominator, (step, microbatch), gradient)
+            task = (step, microbatch)
+            if numerical:
+                batch = numerical.at(parameters, x, y, task)
+                numerical.differentiate(batch, denominator, slice(0, model.size), gradient)
+                sums = batch.sums
+            else:
+                sums = model.loss_and_gradient(x, y, denominator, task, gradient)
             return gradient, sums.loss, sums.samples
 
         def add(a: tuple[Slab, float, int], b: tuple[Slab, float, int]) -> tuple[Slab, float, int]:

@@ -47,7 +47,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks a gradient, so that a stream can be cut in the midst of one."""
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1024)
-    monkeypatch.setattr(plan, "NUMERICAL_CHUNKS", 8)
 
 
 class Run:

@@ -42,6 +42,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         },
         "training": {"epochs": 1, "batch_size": 300, "microbatches": 3},
     },
+    "numerical": {
+        "model": {
+            "layers": [{"dense": {"units": 3}}, {"tanh": {}}, {"dropout": {"p": 0.2}}, {"dense": {"units": 10}}],
+            "loss": "softmax_cross_entropy",
+        },
+        "training": {"epochs": 1, "batch_size": 300, "microbatches": 3, "gradient": "numerical"},
+    },
     "fewer samples than microbatches": {
         "model": {
             "layers": [{"dense": {"units": 4}}, {"tanh": {}}, {"dense": {"units": 1}}, {"sigmoid": {}}],

@@ -23,7 +23,7 @@ SPECS: dict[str, dict[str, Any]] = {
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, the last one shorter, from a slab of few elements."""
     monkeypatch.setattr(plan, "CHUNK_BYTES", 8)
-    monkeypatch.setattr(plan, "NUMERICAL_CHUNKS", 4)
+    monkeypatch.setattr(plan, "NUMERICAL_CHUNKS", 2)
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -43,10 +43,11 @@ def test_agrees_with_backpropagation(scheme: str, tolerance: float, dtype: str) 
     expected, found = np.empty_like(parameters), np.empty_like(parameters)
     sums = model.loss_and_gradient(dataset.train_x, dataset.train_y, 4, (3, 1), expected)
     numerical = NumericalDifferentiator(model, scheme)
-    others = numerical.differentiate(parameters, dataset.train_x, dataset.train_y, 4, (3, 1), slice(0, model.size), found)
+    batch = numerical.at(parameters, dataset.train_x, dataset.train_y, (3, 1))
+    numerical.differentiate(batch, 4, slice(0, model.size), found)
     np.testing.assert_allclose(found, expected, atol=tolerance if dtype == "float64" else 1e-6)
-    assert others.loss == pytest.approx(sums.loss, rel=1e-6)
-    assert others.samples == sums.samples == 4
+    assert batch.sums.loss == pytest.approx(sums.loss, rel=1e-6)
+    assert batch.sums.samples == sums.samples == 4
 
 
 def test_a_coordinate_does_not_depend_on_the_range_it_is_computed_in() -> None:
@@ -55,7 +56,7 @@ def test_a_coordinate_does_not_depend_on_the_range_it_is_computed_in() -> None:
 
     def differentiate(where: slice) -> Slab:
         out = np.empty(where.stop - where.start, np.float32)
-        numerical.differentiate(parameters, dataset.train_x, dataset.train_y, 4, (0, 0), where, out)
+        numerical.differentiate(numerical.at(parameters, dataset.train_x, dataset.train_y, (0, 0)), 4, where, out)
         return out
 
     whole = differentiate(slice(0, model.size))
@@ -67,9 +68,8 @@ def test_a_coordinate_does_not_depend_on_the_range_it_is_computed_in() -> None:
 def test_the_parameters_are_left_alone() -> None:
     model, parameters, dataset = prepare("float64")
     before = parameters.tobytes()
-    NumericalDifferentiator(model, "numerical").differentiate(
-        parameters, dataset.train_x, dataset.train_y, 4, None, slice(0, 5), np.empty(5)
-    )
+    numerical = NumericalDifferentiator(model, "numerical")
+    numerical.differentiate(numerical.at(parameters, dataset.train_x, dataset.train_y, None), 4, slice(0, 5), np.empty(5))
     assert parameters.tobytes() == before
 
 

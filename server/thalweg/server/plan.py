@@ -5,8 +5,10 @@ from thalweg.server import schedules
 from thalweg.server.messages import Facts
 from thalweg.v1 import job_pb2
 
-# Numerical differentiation shares out coordinates in whole chunks: so many, that many workers get even shares.
-NUMERICAL_CHUNKS = 256
+# Numerical differentiation shares out coordinates in whole chunks: so many for each worker wished for, that shares are even
+# though coordinates of different layers take different times, and so few, that messages take little of the time.
+NUMERICAL_CHUNKS = 8
+_MOST_NUMERICAL_CHUNKS = 256
 
 
 class Plan:
@@ -27,7 +29,8 @@ class Plan:
         self.numerical = training.gradient != "backpropagation"
         self.chunk_elements = CHUNK_BYTES // (8 if spec.model.dtype == "float64" else 4)
         if self.numerical:
-            self.chunk_elements = min(self.chunk_elements, -(-self.elements // NUMERICAL_CHUNKS))
+            chunks = min(NUMERICAL_CHUNKS * training.workers, _MOST_NUMERICAL_CHUNKS)
+            self.chunk_elements = min(self.chunk_elements, -(-self.elements // chunks))
         self.chunks = -(-self.elements // self.chunk_elements)
 
     def chunk_range(self, chunk: int) -> slice:

@@ -1,5 +1,6 @@
 """A task's answer: gradients and metrics, as pure functions of the parameters and the task."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from thalweg.v1 import job_pb2
 from thalweg.workers.data import Dataset
 from thalweg.workers.data.sampling import Sampler
 from thalweg.workers.model import Model
-from thalweg.workers.numerical import NumericalDifferentiator
+from thalweg.workers.numerical import Batch, NumericalDifferentiator
 
 # Samples that are evaluated at once: few enough to stay in the cache, more would not be faster.
 _EVALUATION_BATCH = 256
@@ -32,6 +33,8 @@ class Differentiator:
         self._microbatches = spec.training.microbatches
         self._sampler = Sampler(len(dataset.train_x), spec.training.batch_size, self._microbatches, spec.seed)
         self._free: dict[int, list[Slab]] = {}
+        self._batches: dict[int, Batch] = {}
+        self._step = -1
 
     @property
     def numerical(self) -> bool:
@@ -47,15 +50,13 @@ class Differentiator:
 
         def leaf(microbatch: int) -> tuple[Slab, Sums]:
             out = self._take(size)
-            indices, denominator = self._sampler.microbatch(step, microbatch)
-            x, y = self.dataset.train_x[indices], self.dataset.train_y[indices]
-            task = (step, microbatch)
+            x, y, denominator = self._samples(step, microbatch)
             if self._numerical:
-                sums = self._numerical.differentiate(parameters, x, y, denominator, task, coordinates, out)
-            else:
-                self.model.bind(parameters)
-                sums = self.model.loss_and_gradient(x, y, denominator, task, out)
-            return out, sums
+                batch = self._batch(self._numerical, parameters, step, microbatch)
+                self._numerical.differentiate(batch, denominator, coordinates, out)
+                return out, batch.sums
+            self.model.bind(parameters)
+            return out, self.model.loss_and_gradient(x, y, denominator, (step, microbatch), out)
 
         def add(left: tuple[Slab, Sums], right: tuple[Slab, Sums]) -> tuple[Slab, Sums]:
             np.add(left[0], right[0], out=left[0])
@@ -63,6 +64,42 @@ class Differentiator:
             return left[0], left[1] + right[1]
 
         return tree.fold(node, self._microbatches, leaf, add)
+
+    def _samples(self, step: int, microbatch: int) -> tuple[Slab, NDArray[Any], int]:
+        """A microbatch's samples and targets, and the number of samples in the whole minibatch."""
+        indices, denominator = self._sampler.microbatch(step, microbatch)
+        return self.dataset.train_x[indices], self.dataset.train_y[indices], denominator
+
+    def _batch(self, numerical: NumericalDifferentiator, parameters: Slab, step: int, microbatch: int) -> Batch:
+        """A microbatch at a step's parameters: kept for the step, of which a worker may do many ranges of coordinates."""
+        if step != self._step:
+            self._step = step
+            self._batches.clear()
+        if microbatch not in self._batches:
+            x, y, _ = self._samples(step, microbatch)
+            self._batches[microbatch] = numerical.at(parameters, x, y, (step, microbatch))
+        return self._batches[microbatch]
+
+    def cost(self, parameters: Slab, seconds: float) -> float:
+        """Seconds that one evaluation of a minibatch's loss takes as a part of numerical differentiation.
+
+        Measured for about `seconds` on coordinates here and there. 0 where gradients are not computed by differences.
+        """
+        if self._numerical is None or not self.model.size:
+            return 0.0
+        task = [(0, microbatch) for microbatch in range(self._microbatches)]
+        samples = [self._samples(*each)[:2] for each in task]
+        batches = [self._numerical.at(parameters, x, y, each) for (x, y), each in zip(samples, task, strict=True)]
+        one = np.empty(1)
+        coordinates = 0
+        start = time.perf_counter()
+        for position in np.random.default_rng(0).integers(0, self.model.size, 1000).tolist():
+            for batch in batches:
+                self._numerical.differentiate(batch, 1, slice(position, position + 1), one)
+            coordinates += 1
+            if time.perf_counter() - start > seconds:
+                break
+        return (time.perf_counter() - start) / coordinates / self._numerical.evaluations
 
     def _take(self, size: int) -> Slab:
         free = self._free.setdefault(size, [])

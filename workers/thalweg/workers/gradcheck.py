@@ -56,6 +56,7 @@ def gradcheck(spec: job_pb2.JobSpec, dataset: Dataset) -> list[Row]:
     backpropagated = np.empty(model.size, np.float64)
     loss = model.loss_and_gradient(x, y, len(x), (0, 0), backpropagated).loss / len(x)
     numerical = NumericalDifferentiator(model, "numerical")
+    batch = numerical.at(parameters, x, y, (0, 0))
     noise = _NOISE * max(1.0, abs(loss)) / TOLERANCE
 
     rows, start = [], 0
@@ -65,7 +66,7 @@ def gradcheck(spec: job_pb2.JobSpec, dataset: Dataset) -> list[Row]:
         found = np.empty(1)
         differences = np.empty(len(positions))
         for i, position in enumerate(positions):
-            numerical.differentiate(parameters, x, y, len(x), (0, 0), slice(int(position), int(position) + 1), found)
+            numerical.differentiate(batch, len(x), slice(int(position), int(position) + 1), found)
             differences[i] = found[0]
         error = float(np.max(np.abs(differences - backpropagated[positions])))
         scale = max(float(np.max(np.abs(differences))), float(np.max(np.abs(backpropagated[positions]))), noise)

@@ -1,7 +1,6 @@
 """A worker: one stream to the parameter server, on which it takes tasks and answers them."""
 
 import queue
-import time
 from collections.abc import Iterator
 
 import grpc
@@ -22,7 +21,7 @@ from thalweg.workers.fetch import fetcher
 from thalweg.workers.model import ModelError
 
 # How long the cost of numerical differentiation is measured.
-_MEASURE_SECONDS = 0.1
+_MEASURE_SECONDS = 0.25
 
 
 def work(server: Address, token: str | None, job_id: str, name: str) -> str:
@@ -92,27 +91,10 @@ class _Worker:
             preprocessing=dataset.preprocessing,
             classifier=model.classifier,
         )
-        if self._differentiator.numerical and spec.training.epochs and model.size:
-            prepared.loss_seconds = self._measure(spec)
+        if self._differentiator.numerical and spec.training.epochs:
+            model.initial(self._buffers[0])
+            prepared.loss_seconds = self._differentiator.cost(self._buffers[0], _MEASURE_SECONDS)
         self._send(pb.WorkRequest(prepared=prepared))
-
-    def _measure(self, spec: job_pb2.JobSpec) -> float:
-        """Seconds that one evaluation of a minibatch's loss takes, as a part of numerical differentiation."""
-        parameters = self._buffers[0]
-        self._differentiator.model.initial(parameters)
-        evaluations = 0
-        start = time.perf_counter()
-        rounds = np.random.default_rng(0).permutation(min(parameters.size, 1000))
-        for position in rounds:
-            for microbatch in range(spec.training.microbatches):
-                gradient, _ = self._differentiator.gradient(
-                    parameters, 0, Node(0, microbatch), slice(int(position), int(position) + 1)
-                )
-                self._differentiator.release(gradient)
-            evaluations += 1 if spec.training.gradient == "numerical_forward" else 2
-            if time.perf_counter() - start > _MEASURE_SECONDS:
-                break
-        return (time.perf_counter() - start) / evaluations
 
     def _serve(self, inbox: Iterator[pb.WorkResponse]) -> str:
         for message in inbox:

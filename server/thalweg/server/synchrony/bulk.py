@@ -69,11 +69,10 @@ class Bulk:
         return decisions
 
     def _share(self, share: int, shares: int) -> list[Task]:
-        """One worker's tasks: a run of microbatches, or, where differentiation is numerical, a run of coordinates."""
+        """One worker's tasks: a run of microbatches, or, where differentiation is numerical, chunks from all over the slab."""
         plan = self.plan
         if plan.numerical:
-            chunks = _run(plan.chunks, share, shares)
-            return [Task(self.version, self._root, chunks.start, chunks.stop)] if chunks else []
+            return [Task(self.version, self._root, chunk, chunk + 1) for chunk in range(share, plan.chunks, shares)]
         nodes = tree.cover(_run(plan.microbatches, share, shares), plan.microbatches)
         return [Task(self.version, node, 0, plan.chunks) for node in nodes]
 
