@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, local(workers=max(WORKERS), data=Path(name) / "jobs") as client:
         for case in options.cases or CASES:
-            contenders: dict[str, Callable[[], float]] = {"plain loop": lambda case=case: plain_loop(job_of(case, Path(name)))}
+            contenders: dict[str, partial[float]] = {"plain loop": partial(plain_loop, job_of(case, Path(name)))}
             for workers in WORKERS:
                 title = f"{workers} worker{'s' if workers > 1 else ''}"
-                contenders[title] = lambda case=case, n=workers: trained(client, job_of(case, Path(name)), n)
+                contenders[title] = partial(trained, client, job_of(case, Path(name)), workers)
             measured: dict[str, list[float]] = {title: [] for title in contenders}
             for _ in range(options.repeats):
                 for title, run in contenders.items():
