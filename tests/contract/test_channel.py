@@ -20,7 +20,7 @@ def test_addresses_are_read(text: str, address: Address) -> None:
     assert parse_address(str(address)) == address
 
 
-@pytest.mark.parametrize("text", ["host:x", "host:99999", "http://host:1", "a b:1", "host:-1"])
+@pytest.mark.parametrize("text", ["host:x", "host:99999", "http://host:1", "a b:1", "host:-1", "::1", "fe80::1", "fe80::1:70"])
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="HOST:PORT"):
         parse_address(text)

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import queue
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.end_to_end.refusals import refusal
 from thalweg.server import journal as journal_module
+from thalweg.server.parameters import Parameters
 from thalweg.server.service import Server
 from thalweg.server.storage import Storage
-from thalweg.v1 import job_pb2, parameter_service_pb2
+from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc, job_pb2, parameter_service_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
 
@@ -226,6 +228,67 @@ def test_a_job_whose_parameters_cannot_be_kept_fails(server: Server, stub: Train
     assert job.state == job_pb2.JOB_STATE_FAILED
     assert "could not write to its data folder" in job.error
     assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+def test_a_trajectory_that_cannot_be_kept_costs_no_weights(server: Server, stub: TrainingServiceStub, tmp_path: Path) -> None:
+    (tmp_path / "jobs" / "job-1" / "trajectory.part").mkdir(parents=True)
+    job = train(server, make_spec())
+    assert job.state == job_pb2.JOB_STATE_SUCCEEDED
+    assert list(stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job.id)))
+    notices = [event.notice.text for event in events_of(stub, job.id) if event.HasField("notice")]
+    assert [text.partition(":")[0] for text in notices] == ["the trajectory could not be kept"]
+
+
+@pytest.mark.parametrize("work", ["keep", "apply", "promote", "chunk"])
+def test_decisions_that_cannot_be_carried_out_fail_the_job(server: Server, monkeypatch: pytest.MonkeyPatch, work: str) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Parameters, work, lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+        job = train(server, make_spec(), workers=2)
+    assert job.state == job_pb2.JOB_STATE_FAILED
+    assert job.error == "internal error: MemoryError: no room"
+    assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+def test_a_schedule_that_overflows_fails_the_job(server: Server) -> None:
+    optimizer = {"sgd": {"learning_rate": 1e-300}, "schedule": {"exponential": {"gamma": 1e200}}}
+    job = train(server, make_spec(optimizer=optimizer, training={"epochs": 5, "batch_size": 4}))
+    assert job.state == job_pb2.JOB_STATE_FAILED
+    assert "OverflowError" in job.error
+
+
+def test_a_call_that_is_given_up_leaves_no_job_that_never_begins(
+    stub: TrainingServiceStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inserting, go_on, insert = threading.Event(), threading.Event(), Storage.insert_job
+
+    def slow(*arguments: Any) -> Any:
+        inserted = insert(*arguments)
+        inserting.set()
+        assert go_on.wait(DEADLINE)
+        return inserted
+
+    monkeypatch.setattr(Storage, "insert_job", slow)
+    call = stub.CreateJob.future(pb.CreateJobRequest(spec=make_spec(), request_id="once"))
+    assert inserting.wait(DEADLINE)
+    call.cancel()
+    go_on.set()
+    job = create(stub, request_id="once")
+    assert job.id == "job-1"
+    assert stub.CancelJob(pb.CancelJobRequest(job_id=job.id)).job.state == job_pb2.JOB_STATE_CANCELLED
+
+
+def test_why_a_job_waits_follows_the_fleets(server: Server, stub: TrainingServiceStub) -> None:
+    job = create(stub, training={"threads_per_worker": 3})
+    capacities: queue.SimpleQueue[fleet_service_pb2.AttendRequest | None] = queue.SimpleQueue()
+    with grpc.insecure_channel(str(server.address)) as channel:
+        told = fleet_service_pb2_grpc.FleetServiceStub(channel).Attend(iter(capacities.get, None))
+        capacities.put(fleet_service_pb2.AttendRequest(capacity=fleet_service_pb2.Capacity(name="small", slots=2)))
+        next(told)
+        status = stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.status
+        assert status == "waiting for workers: no fleet has the 3 CPU slots that each of them takes"
+        capacities.put(None)
+        assert list(told) == []
+    assert "no fleet attends" in stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.status
 
 
 def test_a_job_that_is_ending_takes_no_more_workers_and_tells_no_more(

@@ -123,3 +123,17 @@ def test_outputs_that_are_no_probabilities_are_refused() -> None:
     model.bind(slab)
     with pytest.raises(ModelError, match="end the model with a sigmoid"):
         model.sums(np.ones((2, 2), np.float32), np.ones(2, np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_sigmoid_keeps_its_lower_tail(dtype: str) -> None:
+    """A sample that is badly wrong goes on being learnt from."""
+    spec = complete({"layers": [{"dense": {"units": 1}}, {"sigmoid": {}}], "loss": "binary_cross_entropy", "dtype": dtype})
+    model = Model(spec, (1,), 0)
+    slab, gradient = np.array([1, 0], dtype), np.empty(2, dtype)
+    model.bind(slab)
+    for x in (-1.0, -10.0, -20.0, -25.0):
+        sums = model.loss_and_gradient(np.array([[x]], dtype), np.array([1], dtype), 1, None, gradient)
+        assert sums.loss == pytest.approx(np.log1p(np.exp(x)) - x, rel=1e-5)
+        assert gradient[1] == pytest.approx(1 / (1 + np.exp(-x)) - 1, rel=1e-4)
+    assert model.predict(np.array([[-1000.0], [1000.0]], dtype)).tolist() == [[0], [1]]

@@ -46,8 +46,16 @@ def parse_address(text: str) -> Address:
     host, separator, port = text.rpartition(":")
     if text.endswith("]") or not separator:
         host, port = text, str(DEFAULT_PORT)
+    bracketed = host.startswith("[") and host.endswith("]")
     host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
-    if not port.isascii() or not port.isdigit() or int(port) > 65535 or "/" in host or " " in host:
+    if (
+        not port.isascii()
+        or not port.isdigit()
+        or int(port) > 65535
+        or "/" in host
+        or " " in host
+        or (":" in host and not bracketed)
+    ):
         raise ValueError(f"{text!r} is not an address; write HOST:PORT, as in 127.0.0.1:{DEFAULT_PORT}")
     return Address(host, int(port))
 

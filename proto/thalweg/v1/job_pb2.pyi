@@ -1099,7 +1099,7 @@ Global___ExponentialSchedule: _TypeAlias = ExponentialSchedule  # noqa: Y015
 
 @_typing.final
 class CosineSchedule(_message.Message):
-    """From 1 at the first step down to `final_factor` at the last along half a cosine (Loshchilov and Hutter 2017)."""
+    """From 1 at the first step down along half a cosine, which reaches `final_factor` behind the last (Loshchilov and Hutter 2017)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1299,7 +1299,9 @@ class Metrics(_message.Message):
     loss: _builtins.float
     """The mean loss."""
     accuracy: _builtins.float
-    """The share of samples classified rightly; only for classifiers."""
+    """The share of samples classified rightly; only for classifiers. With several outputs of `binary_cross_entropy`, the share of
+    outputs on the right side of one half.
+    """
     def __init__(
         self,
         *,

@@ -20,6 +20,7 @@ from thalweg.server.messages import (
     CancelRequested,
     ContributionReceived,
     Decision,
+    DriverFailed,
     Dropped,
     EvaluationReceived,
     EvaluationTask,
@@ -107,6 +108,8 @@ class Coordinator:
                 return self._evaluation_received(event)
             case RangeNotFinite(version):
                 return [Finish(job_pb2.JOB_STATE_FAILED, not_finite("the update made NaN or infinite parameters", version))]
+            case DriverFailed(problem):
+                return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
             case CancelRequested():
                 return [Finish(job_pb2.JOB_STATE_CANCELLED)]
 
@@ -245,8 +248,8 @@ class _Evaluation:
         self.split = split
         self.samples = samples
         self.validation = validation
-        self.open: dict[EvaluationTask, None] = {
-            EvaluationTask(version, split, first, min(first + EVALUATION_BLOCK, samples)): None
+        self.open: dict[int, EvaluationTask] = {
+            first: EvaluationTask(version, split, first, min(first + EVALUATION_BLOCK, samples))
             for first in range(0, samples, EVALUATION_BLOCK)
         }
         self._owners: dict[EvaluationTask, WorkerId] = {}
@@ -256,10 +259,10 @@ class _Evaluation:
         """Gives the blocks that nobody has to the workers that have the fewest."""
         load = dict.fromkeys(workers, 0)
         for task, owner in self._owners.items():
-            if task in self.open and owner in load:
+            if task.first in self.open and owner in load:
                 load[owner] += 1
         decisions: list[Decision] = []
-        for task in self.open:
+        for task in self.open.values():
             if load and task not in self._owners:
                 least = min(load, key=load.__getitem__)
                 load[least] += 1
@@ -273,12 +276,12 @@ class _Evaluation:
 
     def received(self, event: EvaluationReceived) -> bool:
         """Takes an answer. False if it is none that is waited for."""
-        for task in self.open:
-            if (task.version, task.split, task.first) == (event.version, event.split, event.first):
-                self._sums[event.first] = event.sums
-                del self.open[task]
-                return True
-        return False
+        task = self.open.get(event.first)
+        if task is None or (task.version, task.split) != (event.version, event.split):
+            return False
+        self._sums[event.first] = event.sums
+        del self.open[event.first]
+        return True
 
     def total(self) -> Sums:
         """The sums over all blocks, added in their order."""

@@ -18,8 +18,7 @@ from thalweg.server.trajectory import MOST_BYTES
 from thalweg.v1 import job_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
-_NO_FLEET = "waiting for workers: no fleet attends on this server; start one with `thalweg fleet`"
-_NO_ROOM = "waiting for workers"
+_NO_WORKERS = "waiting for workers"
 # A page of jobs stays well within gRPC's limit for a message.
 _PAGE_BYTES = 1 << 20
 
@@ -33,6 +32,7 @@ class Jobs:
         self.fleets = Fleets()
         self._runs: dict[str, JobRun] = {}
         self._endings: dict[str, asyncio.Task[None]] = {}
+        self._accepting: set[asyncio.Task[job_pb2.Job]] = set()
 
     async def start(self, resume_unfinished: bool) -> None:
         """Takes up the jobs that have not ended, or, if that is not wanted, records that they were interrupted.
@@ -66,7 +66,9 @@ class Jobs:
     async def stop(self) -> None:
         """Waits for what is being written, but not for ever. Jobs that have not ended stay unfinished."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*self._endings.values(), return_exceptions=True), DISK_SECONDS)
+            await asyncio.wait_for(
+                asyncio.gather(*self._accepting, *self._endings.values(), return_exceptions=True), DISK_SECONDS
+            )
         await self.journal.stop()
 
     async def create(self, request: training_service_pb2.CreateJobRequest) -> job_pb2.Job:
@@ -79,14 +81,22 @@ class Jobs:
         if spec.data.sha256 and not self.storage.upload(spec.data.sha256).exists():
             raise ThalwegError("DATA_NOT_FOUND", {"sha256": spec.data.sha256})
         job = job_pb2.Job(id=request.job_id, spec=spec, state=job_pb2.JOB_STATE_QUEUED)
-        job.status = _NO_ROOM if self.fleets.attending else _NO_FLEET
+        job.status = self._waiting(job)
         job.create_time.GetCurrentTime()
+        # A call that is cancelled here must not leave a job that is recorded and never begins.
+        accepting = asyncio.create_task(self._accept(job, request.request_id))
+        self._accepting.add(accepting)
+        accepting.add_done_callback(self._accepting.discard)
+        return await asyncio.shield(accepting)
+
+    async def _accept(self, job: job_pb2.Job, request_id: str) -> job_pb2.Job:
+        wanted_id = job.id
         try:
-            inserted = await self.journal.run(self.storage.insert_job, job, request.request_id, spec.name)
+            inserted = await self.journal.run(self.storage.insert_job, job, request_id, job.spec.name)
         except sqlite3.Error as error:
             raise ThalwegError("STORAGE_FAILED", {"problem": str(error)}) from error
         if inserted is None:
-            raise ThalwegError("JOB_EXISTS", {"job": request.job_id})
+            raise ThalwegError("JOB_EXISTS", {"job": wanted_id})
         if inserted is job:
             self.journal.open(job.id, 0)
             run = self._begin(job)
@@ -115,8 +125,17 @@ class Jobs:
         run = self._runs.get(job.id)
         if run and job.state not in ENDED:
             job.progress.CopyFrom(run.job.progress)
-            job.status = run.job.status
+            job.status = self._waiting(job) if run.job.status.startswith(_NO_WORKERS) else run.job.status
         return job
+
+    def _waiting(self, job: job_pb2.Job) -> str:
+        """Why a job without workers has none, as far as the fleets tell."""
+        slots = job.spec.training.threads_per_worker
+        if not self.fleets.attending:
+            return f"{_NO_WORKERS}: no fleet attends on this server; start one with `thalweg fleet`"
+        if all(fleet.slots < slots for fleet in self.fleets.attending):
+            return f"{_NO_WORKERS}: no fleet has the {slots} CPU slots that each of them takes"
+        return _NO_WORKERS
 
     async def list(self, page_size: int, page_token: str) -> tuple[list[job_pb2.Job], str]:
         """A page of jobs, the newest first, and the next page's token."""
@@ -234,8 +253,11 @@ class Jobs:
     async def _keep(self, ending: Ending) -> None:
         if ending.header is None or ending.slab is None:
             return
+        await self.journal.run(self.storage.save_parameters, ending.job_id, ending.header, ending.slab)
         if ending.trajectory and ending.trajectory.wanted:
             header = training_service_pb2.TrajectoryHeader(layout=ending.header.layout, versions=ending.trajectory.versions)
-            slabs = ending.trajectory.slabs()
-            await self.journal.run(self.storage.save_trajectory, ending.job_id, header, slabs)
-        await self.journal.run(self.storage.save_parameters, ending.job_id, ending.header, ending.slab)
+            try:
+                await self.journal.run(self.storage.save_trajectory, ending.job_id, header, ending.trajectory.slabs())
+            except OSError as error:
+                # The weights are there; a picture less is no failure.
+                self._runs[ending.job_id].telemetry.notice(f"the trajectory could not be kept: {error}")

@@ -112,6 +112,13 @@ class RangeNotFinite:
 
 
 @dataclass(frozen=True, slots=True)
+class DriverFailed:
+    """Decisions could not be carried out: nothing that would follow from them can be trusted."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequested:
     """Somebody asked for the job's end."""
 
@@ -125,6 +132,7 @@ Event = (
     | ContributionReceived
     | EvaluationReceived
     | RangeNotFinite
+    | DriverFailed
     | CancelRequested
 )
 

@@ -46,15 +46,17 @@ class Connection(Protocol):
 class Ending:
     """What a run leaves when it ends."""
 
-    def __init__(self, run: "JobRun", finish: messages.Finish) -> None:
-        job = run.telemetry.job
-        self.job_id = job.id
+    def __init__(self, job_id: str, finish: messages.Finish) -> None:
+        self.job_id = job_id
         self.state = finish.state
         self.error = finish.error
         self.header: training_service_pb2.ParametersHeader | None = None
         self.slab: Slab | None = None
         self.trajectory: Trajectory | None = None
         self.result: job_pb2.Result | None = None
+
+    def collect(self, run: "JobRun", finish: messages.Finish) -> None:
+        """Takes what a run has, if it has parameters."""
         if run.parameters is None or run.coordinator.plan is None or run.coordinator.policy is None:
             return
         self.slab = run.parameters.current
@@ -181,12 +183,19 @@ class JobRun:
         return np.frombuffer(data, self.parameters.dtype)
 
     def handle(self, event: messages.Event) -> None:
-        """Lets the coordinator decide about an event, and carries its decisions out."""
+        """Lets the coordinator decide about an event, and carries its decisions out. If that fails, so does the job."""
+        try:
+            self._handle(event)
+        except Exception as error:  # noqa: BLE001 - half carried out, whatever it was
+            _log.exception("job %s: decisions could not be carried out", self.job.id)
+            self._handle(messages.DriverFailed(f"internal error: {type(error).__name__}: {error}"))
+
+    def _handle(self, event: messages.Event) -> None:
         for decision in self.coordinator.handle(event):
             if isinstance(decision, messages.ApplyRange) and self.parameters:
                 if not self.parameters.apply(decision.version, decision.chunk, decision.schedule_factor):
                     # What else was decided takes this update for granted.
-                    self.handle(messages.RangeNotFinite(decision.version))
+                    self._handle(messages.RangeNotFinite(decision.version))
                     return
             else:
                 self._carry_out(decision)
@@ -270,7 +279,13 @@ class JobRun:
 
     def _finish(self, finish: messages.Finish) -> None:
         self.telemetry.flush()
-        self._ended(Ending(self, finish))
+        ending = Ending(self.job.id, finish)
+        try:
+            ending.collect(self, finish)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
+            _log.exception("job %s: what came of it cannot be kept", self.job.id)
+            ending = Ending(self.job.id, messages.Finish(job_pb2.JOB_STATE_FAILED, f"{type(error).__name__}: {error}"))
+        self._ended(ending)
 
     def dismiss(self) -> None:
         """Tells the workers that the job has ended. To be called when that is durable."""

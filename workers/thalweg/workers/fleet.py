@@ -67,7 +67,7 @@ class Fleet:
         self._actors: dict[str, dict[Any, _Actor]] = defaultdict(dict)
         self._wanted: dict[str, pb.Allotment] = {}
         self._slots = -1
-        self._failures: dict[str, int] = defaultdict(int)
+        self._backoff: dict[str, float] = {}
         self._not_before: dict[str, float] = defaultdict(float)
         self._threads = [
             threading.Thread(target=self._attend, name="thalweg-attend", daemon=True),
@@ -158,19 +158,21 @@ class Fleet:
         """Looks which actors have ended."""
         for job_id, actors in self._actors.items():
             done, _ = self._ray.wait(list(actors), num_returns=len(actors), timeout=0) if actors else ([], [])
+            young = False
             for reference in done:
                 actor = actors.pop(reference)
                 problem = self._outcome(reference)
                 self._ray.kill(actor.handle)
                 if problem is None or job_id not in self._wanted:
                     continue
-                healthy = time.monotonic() - actor.started > _HEALTHY_SECONDS
-                self._failures[job_id] = 0 if healthy else self._failures[job_id] + 1
-                backoff = min(_FIRST_BACKOFF * 2 ** self._failures[job_id], _LONGEST_BACKOFF)
-                self._not_before[job_id] = time.monotonic() + backoff
+                young |= time.monotonic() - actor.started <= _HEALTHY_SECONDS
                 _log.warning("a worker of job %s ended: %s", job_id, problem)
                 exited = pb.WorkerExited(job_id=job_id, problem=problem)
                 self._outbox.put(pb.AttendRequest(worker_exited=exited))
+            if done:
+                backoff = 2 * self._backoff.get(job_id, _FIRST_BACKOFF / 2) if young else _FIRST_BACKOFF
+                self._backoff[job_id] = min(backoff, _LONGEST_BACKOFF)
+                self._not_before[job_id] = time.monotonic() + self._backoff[job_id]
 
     def _outcome(self, reference: Any) -> str | None:
         """Why an actor ended; None if the server let it go."""
@@ -195,7 +197,7 @@ class Fleet:
                 self._ray.kill(actor.handle)
             if not allotment:
                 del self._actors[job_id]
-                self._failures.pop(job_id, None)
+                self._backoff.pop(job_id, None)
                 self._not_before.pop(job_id, None)
         for job_id, allotment in self._wanted.items():
             actors = self._actors[job_id]

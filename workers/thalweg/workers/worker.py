@@ -36,10 +36,11 @@ def work(server: Address, token: str | None, job_id: str, name: str) -> str:
         stub = parameter_service_pb2_grpc.ParameterServiceStub(channel)
         inbox = stub.Work(iter(outbox.get, None), metadata=authorization(token))
         try:
-            return _Worker(channel, token, outbox).run(inbox)
-        except (ModelError, DataError) as error:
-            outbox.put(pb.WorkRequest(failure=pb.Failure(problem=str(error))))
-            return _goodbye(inbox)
+            try:
+                return _Worker(channel, token, outbox).run(inbox)
+            except (ModelError, DataError) as error:
+                outbox.put(pb.WorkRequest(failure=pb.Failure(problem=str(error))))
+                return _goodbye(inbox)
         except grpc.RpcError as error:
             raise from_rpc_error(error, str(server)) from error
         finally:

@@ -7,15 +7,16 @@ from thalweg.workers.layers.base import Layer, Randomness
 
 
 class Sigmoid(Layer):
-    """1 / (1 + exp(-x)), computed as (1 + tanh(x / 2)) / 2, which cannot overflow."""
+    """1 / (1 + exp(-x)). Where exp overflows, far below zero, its infinity gives the right 0."""
 
     def forward(self, x: Slab, randomness: Randomness | None) -> Slab:
         out: Slab = self.buffer("out", x.shape)
         self._out = out
-        np.multiply(x, 0.5, out=out)
-        np.tanh(out, out=out)
-        out *= 0.5
-        out += 0.5
+        np.negative(x, out=out)
+        with np.errstate(over="ignore"):
+            np.exp(out, out=out)
+        out += 1
+        np.divide(1, out, out=out)
         return out
 
     def backward(self, gradient: Slab, gradients: dict[str, Slab], wanted: bool) -> Slab:
