@@ -3,14 +3,11 @@
 import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import grpc
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.peer import DEADLINE
 from tests.server.test_training_service import make_spec
 from thalweg.server.fleets import allot
@@ -63,18 +60,6 @@ def test_an_example() -> None:
     assert allot([4, 3], [(2, 1), (3, 2), (5, 1)]) == [[2, 1, 0], [0, 1, 1]]
     assert allot([], [(1, 1)]) == []
     assert allot([3], []) == [[]]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running_server(tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
-def stub(server: Server) -> Iterator[TrainingServiceStub]:
-    with stub_of(server) as stub:
-        yield stub
 
 
 class AttendingFleet:

@@ -1,7 +1,6 @@
 """Peers that are broken or hostile: their stream ends, and nothing else does."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -21,18 +20,6 @@ from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
 MOST = (1 << 64) - 1
 INITIAL = np.array([1, 2, 3], np.float32)
 SUMS = pb.Sums(loss=1, samples=4)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running_server(tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
-def stub(server: Server) -> Iterator[TrainingServiceStub]:
-    with stub_of(server) as stub:
-        yield stub
 
 
 @pytest.fixture(scope="module")

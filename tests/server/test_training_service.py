@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from google.protobuf import json_format
 
-from tests.end_to_end.cluster import running_server, stub_of, train
+from tests.end_to_end.cluster import running_server, train
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.end_to_end.refusals import refusal
 from thalweg.server import journal as journal_module
@@ -45,12 +45,6 @@ def make_spec(**changes: Any) -> job_pb2.JobSpec:
 def server(tmp_path: Path) -> Iterator[Server]:
     with running_server(tmp_path, max_upload_bytes=3 << 20) as server:
         yield server
-
-
-@pytest.fixture
-def stub(server: Server) -> Iterator[TrainingServiceStub]:
-    with stub_of(server) as stub:
-        yield stub
 
 
 def create(stub: TrainingServiceStub, job_id: str = "", request_id: str = "", **changes: Any) -> job_pb2.Job:

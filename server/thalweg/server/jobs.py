@@ -14,11 +14,11 @@ from thalweg.server.fleets import Fleets
 from thalweg.server.journal import DISK_SECONDS, Journal
 from thalweg.server.run import Ending, JobRun
 from thalweg.server.storage import Storage
+from thalweg.server.telemetry import NO_WORKERS
 from thalweg.server.trajectory import MOST_BYTES
 from thalweg.v1 import job_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
-_NO_WORKERS = "waiting for workers"
 # A page of jobs stays well within gRPC's limit for a message.
 _PAGE_BYTES = 1 << 20
 
@@ -125,17 +125,17 @@ class Jobs:
         run = self._runs.get(job.id)
         if run and job.state not in ENDED:
             job.progress.CopyFrom(run.job.progress)
-            job.status = self._waiting(job) if run.job.status.startswith(_NO_WORKERS) else run.job.status
+            job.status = self._waiting(job) if run.job.status.startswith(NO_WORKERS) else run.job.status
         return job
 
     def _waiting(self, job: job_pb2.Job) -> str:
         """Why a job without workers has none, as far as the fleets tell."""
         slots = job.spec.training.threads_per_worker
         if not self.fleets.attending:
-            return f"{_NO_WORKERS}: no fleet attends on this server; start one with `thalweg fleet`"
+            return f"{NO_WORKERS}: no fleet attends on this server; start one with `thalweg fleet`"
         if all(fleet.slots < slots for fleet in self.fleets.attending):
-            return f"{_NO_WORKERS}: no fleet has the {slots} CPU slots that each of them takes"
-        return _NO_WORKERS
+            return f"{NO_WORKERS}: no fleet has the {slots} CPU slots that each of them takes"
+        return NO_WORKERS
 
     async def list(self, page_size: int, page_token: str) -> tuple[list[job_pb2.Job], str]:
         """A page of jobs, the newest first, and the next page's token."""

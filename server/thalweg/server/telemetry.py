@@ -7,6 +7,8 @@ from thalweg.server.journal import Journal
 from thalweg.server.plan import Plan
 from thalweg.v1 import job_pb2, training_service_pb2
 
+# The status of a job without workers, by which it is known.
+NO_WORKERS = "waiting for workers"
 # How often steps are told: often enough for a progress bar, seldom enough to cost nothing.
 _TELL_SECONDS = 0.2
 # Over how many seconds the rate of samples is measured.
@@ -49,7 +51,7 @@ class Telemetry:
         if names and self.job.state == job_pb2.JOB_STATE_QUEUED:
             self.enter(job_pb2.JOB_STATE_RUNNING, "preparing the data and the model")
         elif not names:
-            self.job.status = "waiting for workers"
+            self.job.status = NO_WORKERS
         elif self.job.progress.total_steps:
             self.job.status = "training"
         change = training_service_pb2.WorkersChanged(workers=len(names), names=names)

@@ -33,7 +33,7 @@ class Differentiator:
         self._microbatches = spec.training.microbatches
         self._sampler = Sampler(len(dataset.train_x), spec.training.batch_size, self._microbatches, spec.seed)
         self._free: dict[int, list[Slab]] = {}
-        self._batches: dict[int, Batch] = {}
+        self._batches: dict[int, tuple[Batch, int]] = {}
         self._step = -1
 
     @property
@@ -50,11 +50,11 @@ class Differentiator:
 
         def leaf(microbatch: int) -> tuple[Slab, Sums]:
             out = self._take(size)
-            x, y, denominator = self._samples(step, microbatch)
             if self._numerical:
-                batch = self._batch(self._numerical, parameters, step, microbatch)
+                batch, denominator = self._batch(self._numerical, parameters, step, microbatch)
                 self._numerical.differentiate(batch, denominator, coordinates, out)
                 return out, batch.sums
+            x, y, denominator = self._samples(step, microbatch)
             self.model.bind(parameters)
             return out, self.model.loss_and_gradient(x, y, denominator, (step, microbatch), out)
 
@@ -70,14 +70,17 @@ class Differentiator:
         indices, denominator = self._sampler.microbatch(step, microbatch)
         return self.dataset.train_x[indices], self.dataset.train_y[indices], denominator
 
-    def _batch(self, numerical: NumericalDifferentiator, parameters: Slab, step: int, microbatch: int) -> Batch:
-        """A microbatch at a step's parameters: kept for the step, of which a worker may do many ranges of coordinates."""
+    def _batch(self, numerical: NumericalDifferentiator, parameters: Slab, step: int, microbatch: int) -> tuple[Batch, int]:
+        """A microbatch at a step's parameters, and the number of samples in the whole minibatch.
+
+        Kept for the step, of which a worker may do many ranges of coordinates.
+        """
         if step != self._step:
             self._step = step
             self._batches.clear()
         if microbatch not in self._batches:
-            x, y, _ = self._samples(step, microbatch)
-            self._batches[microbatch] = numerical.at(parameters, x, y, (step, microbatch))
+            x, y, denominator = self._samples(step, microbatch)
+            self._batches[microbatch] = numerical.at(parameters, x, y, (step, microbatch)), denominator
         return self._batches[microbatch]
 
     def cost(self, parameters: Slab, seconds: float) -> float:

@@ -97,7 +97,7 @@ class Model:
             gradient[...] = 0
             return Sums()
         output = self._forward(x, task)
-        sums = self._sums(output, y)
+        sums = self.sums_of(output, y)
         backward = self.loss.gradient(output, y)
         backward *= 1 / denominator
         if self._gradients is None or self._gradients[0] is not gradient:
@@ -109,7 +109,7 @@ class Model:
 
     def sums(self, x: Slab, y: NDArray[Any], task: Task | None = None) -> Sums:
         """The sums over samples, without dropout, or with that of a training task."""
-        return self._sums(self._forward(x, task), y) if len(x) else Sums()
+        return self.sums_of(self._forward(x, task), y) if len(x) else Sums()
 
     def predict(self, x: Slab) -> Slab:
         """The outputs for samples of shape (samples, *input_shape): logits, if the loss takes them."""
@@ -135,7 +135,8 @@ class Model:
     def _randomness(self, task: Task | None) -> Randomness | None:
         return Randomness(self.seed, *task) if task else None
 
-    def _sums(self, output: Slab, y: NDArray[Any]) -> Sums:
+    def sums_of(self, output: Slab, y: NDArray[Any]) -> Sums:
+        """The sums over samples, from the model's output for them."""
         correct = self.loss.correct(output, y) if self.classifier else 0.0
         return Sums(_total(self.loss.losses(output, y)), correct, len(output))
 

@@ -51,7 +51,8 @@ class NumericalDifferentiator:
         if len(x) == 0:
             return Batch([], y, task, Sums())
         x, y = x.astype(np.float64), _double(y)
-        return Batch(self._model.inputs(x, task), y, task, self._model.sums(x, y, task))
+        *inputs, output = self._model.inputs(x, task)
+        return Batch(inputs, y, task, self._model.sums_of(output, y))
 
     def differentiate(self, batch: Batch, denominator: int, where: slice, out: Slab) -> None:
         """Writes the gradient at the coordinates `where` of the sum of a batch's losses, divided by `denominator`.
