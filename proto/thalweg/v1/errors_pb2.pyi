@@ -53,6 +53,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A worker or a fleet said something that makes no sense at this point."""
     ERROR_REASON_UNREACHABLE: _ErrorReason.ValueType  # 13
     """The server cannot be reached. Made by clients."""
+    ERROR_REASON_NOT_RESUMABLE: _ErrorReason.ValueType  # 15
+    """The job cannot be taken up again."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 14
     """Something that the catalogue does not know."""
 
@@ -87,6 +89,8 @@ ERROR_REASON_PROTOCOL_VIOLATION: ErrorReason.ValueType  # 12
 """A worker or a fleet said something that makes no sense at this point."""
 ERROR_REASON_UNREACHABLE: ErrorReason.ValueType  # 13
 """The server cannot be reached. Made by clients."""
+ERROR_REASON_NOT_RESUMABLE: ErrorReason.ValueType  # 15
+"""The job cannot be taken up again."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 14
 """Something that the catalogue does not know."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -86,19 +86,25 @@ class WorkerExited(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    CRASHED_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job it worked for."""
     problem: _builtins.str
     """What is known of why."""
+    crashed: _builtins.bool
+    """Whether it ended by itself, by an exception or with its process, and not because it lost the server. A job whose workers crash
+    at every start fails.
+    """
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         problem: _builtins.str = ...,
+        crashed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "problem", b"problem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crashed", b"crashed", "job_id", b"job_id", "problem", b"problem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -58,8 +58,8 @@ Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
 @_typing.final
 class JobSpec(_message.Message):
-    """Everything that determines the result of a training run. Two jobs with equal specifications (`training.workers` aside)
-    end with the same parameters, bit for bit, on the same type of CPU.
+    """Everything that determines the result of a training run. Two jobs with equal specifications (`training.workers` and `priority`
+    aside) end with the same parameters, bit for bit, on the same type of CPU, where synchrony is `bulk` or `local`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -70,10 +70,13 @@ class JobSpec(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
     OPTIMIZER_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people; the server makes the job's id from it. Defaults to "job"."""
     seed: _builtins.int
     """The seed of everything random: initial parameters, validation split, order of samples, dropout."""
+    priority: _builtins.int
+    """Jobs of higher priority begin, and get workers, before others. The result does not depend on it."""
     @_builtins.property
     def model(self) -> Global___Model:
         """The function whose parameters are learnt, and its loss."""
@@ -99,17 +102,22 @@ class JobSpec(_message.Message):
         data: Global___Data | None = ...,
         training: Global___Training | None = ...,
         optimizer: Global___Optimizer | None = ...,
+        priority: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "_seed", b"_seed", "data", b"data", "model", b"model", "name", b"name", "optimizer", b"optimizer", "seed", b"seed", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "_priority", b"_priority", "_seed", b"_seed", "data", b"data", "model", b"model", "name", b"name", "optimizer", b"optimizer", "priority", b"priority", "seed", b"seed", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "_seed", b"_seed", "data", b"data", "model", b"model", "name", b"name", "optimizer", b"optimizer", "seed", b"seed", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "_priority", b"_priority", "_seed", b"_seed", "data", b"data", "model", b"model", "name", b"name", "optimizer", b"optimizer", "priority", b"priority", "seed", b"seed", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
 
@@ -124,6 +132,7 @@ class Model(_message.Message):
     LAYERS_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
+    INITIAL_FIELD_NUMBER: _builtins.int
     loss: _builtins.str
     """The loss that training minimises, averaged over the minibatch. `mean_squared_error`, for numbers, is torch.nn.MSELoss.
     `softmax_cross_entropy`, for classes, is torch.nn.CrossEntropyLoss: the model's outputs are logits, one for each class, so
@@ -136,16 +145,21 @@ class Model(_message.Message):
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Layer]:
         """The layers, from the input to the output."""
 
+    @_builtins.property
+    def initial(self) -> Global___Initial:
+        """Parameters to start from, in place of random ones."""
+
     def __init__(
         self,
         *,
         layers: _abc.Iterable[Global___Layer] | None = ...,
         loss: _builtins.str | None = ...,
         dtype: _builtins.str | None = ...,
+        initial: Global___Initial | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "dtype", b"dtype", "loss", b"loss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "dtype", b"dtype", "initial", b"initial", "loss", b"loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "dtype", b"dtype", "layers", b"layers", "loss", b"loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "dtype", b"dtype", "initial", b"initial", "layers", b"layers", "loss", b"loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dtype: _TypeAlias = _typing.Literal["dtype"]  # noqa: Y015
     _WhichOneofArgType__dtype: _TypeAlias = _typing.Literal["_dtype", b"_dtype"]  # noqa: Y015
@@ -157,6 +171,40 @@ class Model(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Initial(_message.Message):
+    """Parameters that were learnt before. They must have the model's names, shapes and dtype."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """The id of a job on the same server that has ended."""
+    file: _builtins.str
+    """The path of a safetensors file."""
+    sha256: _builtins.str
+    """The SHA-256, in hexadecimal, under which the file was uploaded (UploadData). Clients fill it in for a file, the server for
+    a job.
+    """
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        file: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "job", b"job", "source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "job", b"job", "sha256", b"sha256", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["job", "file"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___Initial: _TypeAlias = Initial  # noqa: Y015
 
 @_typing.final
 class Layer(_message.Message):
@@ -547,20 +595,38 @@ class Synchrony(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BULK_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    ASYNCHRONOUS_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def bulk(self) -> Global___Bulk:
         """Bulk-synchronous: a step is applied when all its contributions are there (Valiant 1990)."""
+
+    @_builtins.property
+    def stale(self) -> Global___Stale:
+        """Stale-synchronous: workers may be some steps ahead of the slowest (Ho et al. 2013)."""
+
+    @_builtins.property
+    def asynchronous(self) -> Global___Asynchronous:
+        """Each worker's gradient is applied as it comes (Dean et al. 2012)."""
+
+    @_builtins.property
+    def local(self) -> Global___Local:
+        """Microbatches are trained on apart from each other for some steps, then averaged (Stich 2019; Douillard et al. 2023)."""
 
     def __init__(
         self,
         *,
         bulk: Global___Bulk | None = ...,
+        stale: Global___Stale | None = ...,
+        asynchronous: Global___Asynchronous | None = ...,
+        local: Global___Local | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bulk", b"bulk", "policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["asynchronous", b"asynchronous", "bulk", b"bulk", "local", b"local", "policy", b"policy", "stale", b"stale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bulk", b"bulk", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asynchronous", b"asynchronous", "bulk", b"bulk", "local", b"local", "policy", b"policy", "stale", b"stale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_policy: _TypeAlias = _typing.Literal["bulk"]  # noqa: Y015
+    _WhichOneofReturnType_policy: _TypeAlias = _typing.Literal["bulk", "stale", "asynchronous", "local"]  # noqa: Y015
     _WhichOneofArgType_policy: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_policy) -> _WhichOneofReturnType_policy | None: ...
 
@@ -582,6 +648,89 @@ class Bulk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Bulk: _TypeAlias = Bulk  # noqa: Y015
+
+@_typing.final
+class Stale(_message.Message):
+    """Stale-synchronous training: a gradient of step s is computed at version s - bound or later."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOUND_FIELD_NUMBER: _builtins.int
+    bound: _builtins.int
+    """How many steps a worker may be ahead of the slowest. 0 is the same as `bulk`."""
+    def __init__(
+        self,
+        *,
+        bound: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bound", b"_bound", "bound", b"bound"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bound", b"_bound", "bound", b"bound"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bound: _TypeAlias = _typing.Literal["bound"]  # noqa: Y015
+    _WhichOneofArgType__bound: _TypeAlias = _typing.Literal["_bound", b"_bound"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bound) -> _WhichOneofReturnType__bound | None: ...
+
+Global___Stale: _TypeAlias = Stale  # noqa: Y015
+
+@_typing.final
+class Asynchronous(_message.Message):
+    """Asynchronous training: a step's gradient is computed by one worker, and applied whatever was applied meanwhile. All steps of an
+    epoch are applied before the next epoch begins.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCALE_BY_STALENESS_FIELD_NUMBER: _builtins.int
+    scale_by_staleness: _builtins.bool
+    """Whether the learning rate is divided by the number of updates that were applied meanwhile (Zhang et al. 2016)."""
+    def __init__(
+        self,
+        *,
+        scale_by_staleness: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_scale_by_staleness", b"_scale_by_staleness", "scale_by_staleness", b"scale_by_staleness"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scale_by_staleness", b"_scale_by_staleness", "scale_by_staleness", b"scale_by_staleness"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__scale_by_staleness: _TypeAlias = _typing.Literal["scale_by_staleness"]  # noqa: Y015
+    _WhichOneofArgType__scale_by_staleness: _TypeAlias = _typing.Literal["_scale_by_staleness", b"_scale_by_staleness"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scale_by_staleness) -> _WhichOneofReturnType__scale_by_staleness | None: ...
+
+Global___Asynchronous: _TypeAlias = Asynchronous  # noqa: Y015
+
+@_typing.final
+class Local(_message.Message):
+    """Training with local steps: from the same parameters, each of the minibatch's microbatches is a lane that takes `steps` steps of
+    its own with the job's optimizer, whose state starts anew; the mean of what the lanes moved is the gradient of the outer
+    optimizer.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    OUTER_FIELD_NUMBER: _builtins.int
+    steps: _builtins.int
+    """How many steps a lane takes by itself."""
+    @_builtins.property
+    def outer(self) -> Global___Optimizer:
+        """The optimizer of the server. The default is DiLoCo's; sgd with a learning rate of 1 is plain averaging."""
+
+    def __init__(
+        self,
+        *,
+        steps: _builtins.int | None = ...,
+        outer: Global___Optimizer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_steps", b"_steps", "outer", b"outer", "steps", b"steps"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_steps", b"_steps", "outer", b"outer", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
+    _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__steps) -> _WhichOneofReturnType__steps | None: ...
+
+Global___Local: _TypeAlias = Local  # noqa: Y015
 
 @_typing.final
 class Optimizer(_message.Message):
@@ -1240,6 +1389,8 @@ class Progress(_message.Message):
     VALIDATION_FIELD_NUMBER: _builtins.int
     SAMPLES_PER_SECOND_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Updates applied so far."""
     total_steps: _builtins.int
@@ -1260,6 +1411,14 @@ class Progress(_message.Message):
     def validation(self) -> Global___Metrics:
         """The metrics of the last evaluation on the validation set."""
 
+    @_builtins.property
+    def contributions(self) -> Global___Contributions:
+        """What became of the messages that contributions came in, so far."""
+
+    @_builtins.property
+    def checkpoints(self) -> Global___Checkpoints:
+        """What became of checkpoints, so far."""
+
     def __init__(
         self,
         *,
@@ -1272,10 +1431,12 @@ class Progress(_message.Message):
         validation: Global___Metrics | None = ...,
         samples_per_second: _builtins.float = ...,
         workers: _builtins.int = ...,
+        contributions: Global___Contributions | None = ...,
+        checkpoints: Global___Checkpoints | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_loss", b"_loss", "learning_rate", b"learning_rate", "loss", b"loss", "validation", b"validation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_loss", b"_loss", "checkpoints", b"checkpoints", "contributions", b"contributions", "learning_rate", b"learning_rate", "loss", b"loss", "validation", b"validation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_loss", b"_loss", "epoch", b"epoch", "learning_rate", b"learning_rate", "loss", b"loss", "samples_per_second", b"samples_per_second", "step", b"step", "total_epochs", b"total_epochs", "total_steps", b"total_steps", "validation", b"validation", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_loss", b"_loss", "checkpoints", b"checkpoints", "contributions", b"contributions", "epoch", b"epoch", "learning_rate", b"learning_rate", "loss", b"loss", "samples_per_second", b"samples_per_second", "step", b"step", "total_epochs", b"total_epochs", "total_steps", b"total_steps", "validation", b"validation", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
@@ -1287,6 +1448,86 @@ class Progress(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
+
+@_typing.final
+class Contributions(_message.Message):
+    """What became of contributions, counted in chunks as they came, since the job began or was last taken up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPLIED_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
+    STALE_INCARNATION_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELD_NUMBER: _builtins.int
+    REISSUED_TASKS_FIELD_NUMBER: _builtins.int
+    LOST_WORKERS_FIELD_NUMBER: _builtins.int
+    GREATEST_STALENESS_FIELD_NUMBER: _builtins.int
+    applied: _builtins.int
+    """Became part of a step, each exactly once."""
+    duplicate: _builtins.int
+    """Had come before, from the same worker or from one that was given the same task."""
+    late: _builtins.int
+    """Were for a step that had been taken."""
+    stale_incarnation: _builtins.int
+    """Came from a worker that had been given up."""
+    unknown: _builtins.int
+    """Answered no task."""
+    reissued_tasks: _builtins.int
+    """Tasks that were given to a second worker because the first one took too long."""
+    lost_workers: _builtins.int
+    """Workers that were lost."""
+    greatest_staleness: _builtins.int
+    """The greatest number of steps that a contribution was behind when it was applied."""
+    def __init__(
+        self,
+        *,
+        applied: _builtins.int = ...,
+        duplicate: _builtins.int = ...,
+        late: _builtins.int = ...,
+        stale_incarnation: _builtins.int = ...,
+        unknown: _builtins.int = ...,
+        reissued_tasks: _builtins.int = ...,
+        lost_workers: _builtins.int = ...,
+        greatest_staleness: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "duplicate", b"duplicate", "greatest_staleness", b"greatest_staleness", "late", b"late", "lost_workers", b"lost_workers", "reissued_tasks", b"reissued_tasks", "stale_incarnation", b"stale_incarnation", "unknown", b"unknown"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Contributions: _TypeAlias = Contributions  # noqa: Y015
+
+@_typing.final
+class Checkpoints(_message.Message):
+    """What became of checkpoints, since the job began or was last taken up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRITTEN_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    written: _builtins.int
+    """How many were written."""
+    failed: _builtins.int
+    """How many could not be written."""
+    step: _builtins.int
+    """The step that the last one holds."""
+    def __init__(
+        self,
+        *,
+        written: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "step", b"step", "written", b"written"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Checkpoints: _TypeAlias = Checkpoints  # noqa: Y015
 
 @_typing.final
 class Metrics(_message.Message):

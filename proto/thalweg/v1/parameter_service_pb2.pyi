@@ -63,6 +63,7 @@ class WorkRequest(_message.Message):
     GRADIENT_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """Comes once, first."""
@@ -87,6 +88,10 @@ class WorkRequest(_message.Message):
     def failure(self) -> Global___Failure:
         """The job cannot go on because of its model or data. The worker ends."""
 
+    @_builtins.property
+    def heartbeat(self) -> Global___Heartbeat:
+        """The worker is alive."""
+
     def __init__(
         self,
         *,
@@ -96,12 +101,13 @@ class WorkRequest(_message.Message):
         gradient: Global___GradientChunk | None = ...,
         evaluation: Global___Evaluation | None = ...,
         failure: Global___Failure | None = ...,
+        heartbeat: Global___Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "failure", b"failure", "gradient", b"gradient", "hello", b"hello", "initial", b"initial", "message", b"message", "prepared", b"prepared"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "failure", b"failure", "gradient", b"gradient", "heartbeat", b"heartbeat", "hello", b"hello", "initial", b"initial", "message", b"message", "prepared", b"prepared"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "failure", b"failure", "gradient", b"gradient", "hello", b"hello", "initial", b"initial", "message", b"message", "prepared", b"prepared"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "failure", b"failure", "gradient", b"gradient", "heartbeat", b"heartbeat", "hello", b"hello", "initial", b"initial", "message", b"message", "prepared", b"prepared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "prepared", "initial", "gradient", "evaluation", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "prepared", "initial", "gradient", "evaluation", "failure", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -202,6 +208,12 @@ class Welcome(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEC_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
+    SILENCE_SECONDS_FIELD_NUMBER: _builtins.int
+    heartbeat_seconds: _builtins.float
+    """How often the worker sends a heartbeat, in seconds, whatever else it sends or does."""
+    silence_seconds: _builtins.float
+    """A worker that is silent for so many seconds is taken for lost: its stream ends, and its tasks go to others."""
     @_builtins.property
     def spec(self) -> _job_pb2.JobSpec:
         """The job, with every default filled in."""
@@ -210,14 +222,33 @@ class Welcome(_message.Message):
         self,
         *,
         spec: _job_pb2.JobSpec | None = ...,
+        heartbeat_seconds: _builtins.float = ...,
+        silence_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_seconds", b"heartbeat_seconds", "silence_seconds", b"silence_seconds", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
+
+@_typing.final
+class Heartbeat(_message.Message):
+    """The worker is alive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class Prepared(_message.Message):
@@ -338,6 +369,10 @@ Global___InitializeTask: _TypeAlias = InitializeTask  # noqa: Y015
 class DifferentiateTask(_message.Message):
     """Compute the gradient of the loss, averaged over the minibatch, that comes from a run of its microbatches.
 
+    Where synchrony is `local`, each microbatch is a lane: from the parameters at the version, take `steps` steps with the job's
+    optimizer, each on the microbatch of its own step, with the loss averaged over that; what the lane contributes is the parameters
+    before less the parameters after, divided by the number of microbatches, and the sums of all its steps.
+
     The microbatches are the leaves of a binary tree: node (level, index) joins the nodes (level - 1, 2 · index) and
     (level - 1, 2 · index + 1), the latter where it exists, and covers the microbatches from index · 2^level up to, not
     including, (index + 1) · 2^level, as far as there are any. Gradients are added along this tree, by workers and server alike,
@@ -351,8 +386,10 @@ class DifferentiateTask(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     FIRST_CHUNK_FIELD_NUMBER: _builtins.int
     END_CHUNK_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """The version of the parameters, which is the step that the task is a part of."""
+    """The version of the parameters."""
     level: _builtins.int
     """The node's level; 0 for a single microbatch."""
     index: _builtins.int
@@ -361,6 +398,10 @@ class DifferentiateTask(_message.Message):
     """The first chunk wanted."""
     end_chunk: _builtins.int
     """The chunk behind the last one wanted."""
+    step: _builtins.int
+    """The step that the task is a part of; where synchrony is `local`, the first of its steps."""
+    steps: _builtins.int
+    """How many steps: 1, except where synchrony is `local`."""
     def __init__(
         self,
         *,
@@ -369,10 +410,12 @@ class DifferentiateTask(_message.Message):
         index: _builtins.int = ...,
         first_chunk: _builtins.int = ...,
         end_chunk: _builtins.int = ...,
+        step: _builtins.int = ...,
+        steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_chunk", b"end_chunk", "first_chunk", b"first_chunk", "index", b"index", "level", b"level", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_chunk", b"end_chunk", "first_chunk", b"first_chunk", "index", b"index", "level", b"level", "step", b"step", "steps", b"steps", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -390,6 +433,7 @@ class GradientChunk(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     SUMS_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """As in the task."""
     level: _builtins.int
@@ -400,6 +444,8 @@ class GradientChunk(_message.Message):
     """Which chunk."""
     data: _builtins.bytes
     """The values, little-endian."""
+    step: _builtins.int
+    """As in the task."""
     @_builtins.property
     def sums(self) -> Global___Sums:
         """What the node's microbatches add to the metrics. Comes with chunk 0, and only with it."""
@@ -413,10 +459,11 @@ class GradientChunk(_message.Message):
         chunk: _builtins.int = ...,
         data: _builtins.bytes = ...,
         sums: Global___Sums | None = ...,
+        step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sums", b"sums"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "data", b"data", "index", b"index", "level", b"level", "sums", b"sums", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "data", b"data", "index", b"index", "level", b"level", "step", b"step", "sums", b"sums", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

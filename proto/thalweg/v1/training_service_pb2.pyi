@@ -223,6 +223,52 @@ class CancelJobResponse(_message.Message):
 Global___CancelJobResponse: _TypeAlias = CancelJobResponse  # noqa: Y015
 
 @_typing.final
+class ResumeJobRequest(_message.Message):
+    """Asks to take up a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job's id."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeJobRequest: _TypeAlias = ResumeJobRequest  # noqa: Y015
+
+@_typing.final
+class ResumeJobResponse(_message.Message):
+    """The job, queued again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> _job_pb2.Job:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: _job_pb2.Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeJobResponse: _TypeAlias = ResumeJobResponse  # noqa: Y015
+
+@_typing.final
 class DeleteJobRequest(_message.Message):
     """Asks to remove a job."""
 
@@ -374,6 +420,8 @@ class Event(_message.Message):
     EPOCH_ENDED_FIELD_NUMBER: _builtins.int
     WORKERS_CHANGED_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_WRITTEN_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FAILED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Counts the job's events from 1, without a gap."""
     @_builtins.property
@@ -400,6 +448,14 @@ class Event(_message.Message):
     def notice(self) -> Global___Notice:
         """Something worth knowing, in words for people."""
 
+    @_builtins.property
+    def checkpoint_written(self) -> Global___CheckpointWritten:
+        """A checkpoint is on disk."""
+
+    @_builtins.property
+    def checkpoint_failed(self) -> Global___CheckpointFailed:
+        """A checkpoint could not be written; training goes on."""
+
     def __init__(
         self,
         *,
@@ -410,12 +466,14 @@ class Event(_message.Message):
         epoch_ended: Global___EpochEnded | None = ...,
         workers_changed: Global___WorkersChanged | None = ...,
         notice: Global___Notice | None = ...,
+        checkpoint_written: Global___CheckpointWritten | None = ...,
+        checkpoint_failed: Global___CheckpointFailed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch_ended", b"epoch_ended", "kind", b"kind", "notice", b"notice", "state_changed", b"state_changed", "steps_taken", b"steps_taken", "time", b"time", "workers_changed", b"workers_changed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_failed", b"checkpoint_failed", "checkpoint_written", b"checkpoint_written", "epoch_ended", b"epoch_ended", "kind", b"kind", "notice", b"notice", "state_changed", b"state_changed", "steps_taken", b"steps_taken", "time", b"time", "workers_changed", b"workers_changed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch_ended", b"epoch_ended", "kind", b"kind", "notice", b"notice", "sequence", b"sequence", "state_changed", b"state_changed", "steps_taken", b"steps_taken", "time", b"time", "workers_changed", b"workers_changed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_failed", b"checkpoint_failed", "checkpoint_written", b"checkpoint_written", "epoch_ended", b"epoch_ended", "kind", b"kind", "notice", b"notice", "sequence", b"sequence", "state_changed", b"state_changed", "steps_taken", b"steps_taken", "time", b"time", "workers_changed", b"workers_changed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state_changed", "steps_taken", "epoch_ended", "workers_changed", "notice"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state_changed", "steps_taken", "epoch_ended", "workers_changed", "notice", "checkpoint_written", "checkpoint_failed"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -542,6 +600,62 @@ class WorkersChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkersChanged: _TypeAlias = WorkersChanged  # noqa: Y015
+
+@_typing.final
+class CheckpointWritten(_message.Message):
+    """A checkpoint is on disk: the job survives the server from here on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The number of updates behind it."""
+    bytes: _builtins.int
+    """Its size."""
+    seconds: _builtins.float
+    """How long writing it took, beside training."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "seconds", b"seconds", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointWritten: _TypeAlias = CheckpointWritten  # noqa: Y015
+
+@_typing.final
+class CheckpointFailed(_message.Message):
+    """A checkpoint could not be written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The number of updates behind it."""
+    problem: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointFailed: _TypeAlias = CheckpointFailed  # noqa: Y015
 
 @_typing.final
 class Notice(_message.Message):
@@ -885,10 +999,13 @@ class GetServerInfoResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     FLEETS_FIELD_NUMBER: _builtins.int
     MAX_UPLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_RUNNING_JOBS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Its version."""
     max_upload_bytes: _builtins.int
     """The greatest upload that it takes, in bytes."""
+    max_running_jobs: _builtins.int
+    """How many jobs it runs at a time; 0 for no limit."""
     @_builtins.property
     def fleets(self) -> _containers.RepeatedCompositeFieldContainer[Global___FleetInfo]:
         """The fleets that attend."""
@@ -899,10 +1016,11 @@ class GetServerInfoResponse(_message.Message):
         version: _builtins.str = ...,
         fleets: _abc.Iterable[Global___FleetInfo] | None = ...,
         max_upload_bytes: _builtins.int = ...,
+        max_running_jobs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleets", b"fleets", "max_upload_bytes", b"max_upload_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleets", b"fleets", "max_running_jobs", b"max_running_jobs", "max_upload_bytes", b"max_upload_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -56,6 +56,11 @@ class TrainingServiceStub:
                 request_serializer=thalweg_dot_v1_dot_training__service__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=thalweg_dot_v1_dot_training__service__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/thalweg.v1.TrainingService/ResumeJob',
+                request_serializer=thalweg_dot_v1_dot_training__service__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=thalweg_dot_v1_dot_training__service__pb2.ResumeJobResponse.FromString,
+                _registered_method=True)
         self.DeleteJob = channel.unary_unary(
                 '/thalweg.v1.TrainingService/DeleteJob',
                 request_serializer=thalweg_dot_v1_dot_training__service__pb2.DeleteJobRequest.SerializeToString,
@@ -131,8 +136,15 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResumeJob(self, request, context):
+        """Takes up a job that was cancelled or has failed, at its last checkpoint. A job that has not ended is left as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteJob(self, request, context):
-        """Removes a job that has ended, with all that it kept.
+        """Removes a job that has ended, with all that it kept, and with uploads that no other job uses.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,6 +221,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=thalweg_dot_v1_dot_training__service__pb2.CancelJobRequest.FromString,
                     response_serializer=thalweg_dot_v1_dot_training__service__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=thalweg_dot_v1_dot_training__service__pb2.ResumeJobRequest.FromString,
+                    response_serializer=thalweg_dot_v1_dot_training__service__pb2.ResumeJobResponse.SerializeToString,
             ),
             'DeleteJob': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteJob,
@@ -361,6 +378,33 @@ class TrainingService:
             '/thalweg.v1.TrainingService/CancelJob',
             thalweg_dot_v1_dot_training__service__pb2.CancelJobRequest.SerializeToString,
             thalweg_dot_v1_dot_training__service__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thalweg.v1.TrainingService/ResumeJob',
+            thalweg_dot_v1_dot_training__service__pb2.ResumeJobRequest.SerializeToString,
+            thalweg_dot_v1_dot_training__service__pb2.ResumeJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

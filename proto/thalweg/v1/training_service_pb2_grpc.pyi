@@ -43,8 +43,10 @@ class TrainingServiceStub:
     """The jobs, the newest first, in pages."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.CancelJobRequest, _training_service_pb2.CancelJobResponse]
     """Ends a job; what was learnt so far stays. A job that has ended is left as it is."""
+    ResumeJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ResumeJobRequest, _training_service_pb2.ResumeJobResponse]
+    """Takes up a job that was cancelled or has failed, at its last checkpoint. A job that has not ended is left as it is."""
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.DeleteJobRequest, _training_service_pb2.DeleteJobResponse]
-    """Removes a job that has ended, with all that it kept."""
+    """Removes a job that has ended, with all that it kept, and with uploads that no other job uses."""
     ScaleJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ScaleJobRequest, _training_service_pb2.ScaleJobResponse]
     """Changes how many workers a job wants. The result of the job does not depend on it."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_training_service_pb2.WatchJobRequest, _training_service_pb2.WatchJobResponse]
@@ -75,8 +77,10 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """The jobs, the newest first, in pages."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CancelJobRequest, _training_service_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Ends a job; what was learnt so far stays. A job that has ended is left as it is."""
+    ResumeJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ResumeJobRequest, _training_service_pb2.ResumeJobResponse]  # type: ignore[assignment]
+    """Takes up a job that was cancelled or has failed, at its last checkpoint. A job that has not ended is left as it is."""
     DeleteJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.DeleteJobRequest, _training_service_pb2.DeleteJobResponse]  # type: ignore[assignment]
-    """Removes a job that has ended, with all that it kept."""
+    """Removes a job that has ended, with all that it kept, and with uploads that no other job uses."""
     ScaleJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ScaleJobRequest, _training_service_pb2.ScaleJobResponse]  # type: ignore[assignment]
     """Changes how many workers a job wants. The result of the job does not depend on it."""
     WatchJob: _aio.UnaryStreamMultiCallable[_training_service_pb2.WatchJobRequest, _training_service_pb2.WatchJobResponse]  # type: ignore[assignment]
@@ -130,12 +134,20 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ends a job; what was learnt so far stays. A job that has ended is left as it is."""
 
     @_abc_1.abstractmethod
+    def ResumeJob(
+        self,
+        request: _training_service_pb2.ResumeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.ResumeJobResponse, _abc.Awaitable[_training_service_pb2.ResumeJobResponse]]:
+        """Takes up a job that was cancelled or has failed, at its last checkpoint. A job that has not ended is left as it is."""
+
+    @_abc_1.abstractmethod
     def DeleteJob(
         self,
         request: _training_service_pb2.DeleteJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_service_pb2.DeleteJobResponse, _abc.Awaitable[_training_service_pb2.DeleteJobResponse]]:
-        """Removes a job that has ended, with all that it kept."""
+        """Removes a job that has ended, with all that it kept, and with uploads that no other job uses."""
 
     @_abc_1.abstractmethod
     def ScaleJob(
