@@ -55,6 +55,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The server cannot be reached. Made by clients."""
     ERROR_REASON_NOT_RESUMABLE: _ErrorReason.ValueType  # 15
     """The job cannot be taken up again."""
+    ERROR_REASON_EVICTED: _ErrorReason.ValueType  # 16
+    """A worker was silent for too long. Its tasks were given to others."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 14
     """Something that the catalogue does not know."""
 
@@ -91,6 +93,8 @@ ERROR_REASON_UNREACHABLE: ErrorReason.ValueType  # 13
 """The server cannot be reached. Made by clients."""
 ERROR_REASON_NOT_RESUMABLE: ErrorReason.ValueType  # 15
 """The job cannot be taken up again."""
+ERROR_REASON_EVICTED: ErrorReason.ValueType  # 16
+"""A worker was silent for too long. Its tasks were given to others."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 14
 """Something that the catalogue does not know."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

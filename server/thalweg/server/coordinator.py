@@ -1,9 +1,9 @@
 """The state machine of one running job: events in, decisions out.
 
-It is pure: no I/O, no threads, no clock, no randomness. The same events give the same decisions. A thin driver carries them
-out (`run.py`). A job goes through three phases:
+It is pure: no I/O, no threads, no clock, no randomness; time comes in with events. The same events at the same times give the
+same decisions. A thin driver carries them out (`run.py`). A job goes through three phases:
 
-- *preparing*: the first worker that has the model makes the initial parameters;
+- *preparing*: the first worker that has the model makes the initial parameters, unless they are given;
 - *training*: the synchrony policy decides about steps;
 - *evaluating*: at the end of an epoch on the validation set, at the end of the job on the training set too.
 """
@@ -11,43 +11,54 @@ out (`run.py`). A job goes through three phases:
 import math
 from enum import Enum, auto
 
-from thalweg.contract.sums import Sums
 from thalweg.server import synchrony
+from thalweg.server.assignments import no_paces
+from thalweg.server.evaluation import Evaluation
 from thalweg.server.messages import (
     Accept,
-    AssignEvaluate,
+    Allocate,
     AssignInitialize,
     CancelRequested,
+    CheckpointDone,
     ContributionReceived,
     Decision,
     DriverFailed,
+    Drop,
     Dropped,
     EvaluationReceived,
-    EvaluationTask,
     Event,
+    Evict,
     Facts,
     Finish,
+    HeartbeatReceived,
     InitialReceived,
     KeepInitial,
+    LoadGiven,
+    Position,
     RangeNotFinite,
     ReportEpoch,
     ReportReady,
     ReportStep,
-    SendRange,
     Split,
+    Tick,
+    WorkerCrashed,
     WorkerFailed,
     WorkerId,
     WorkerJoined,
     WorkerLost,
     WorkerPrepared,
+    WriteCheckpoint,
 )
 from thalweg.server.plan import Plan
+from thalweg.server.settings import RunSettings
 from thalweg.server.synchrony.base import Policy
-from thalweg.server.synchrony.bulk import not_finite
+from thalweg.server.synchrony.diverged import diverged
 from thalweg.v1 import job_pb2, parameter_service_pb2
 
-# Evaluation is shared out, and summed up, in blocks of so many samples: a constant, so that metrics are a property of the job.
-EVALUATION_BLOCK = 1024
+# So many workers in a row that crash before any of them contributes anything: the next would crash too.
+MOST_CRASHES = 5
+# Writing checkpoints takes at most this share of the time.
+_CHECKPOINT_SHARE = 0.1
 
 
 class Phase(Enum):
@@ -60,30 +71,49 @@ class Phase(Enum):
 
 
 class Coordinator:
-    """Decides for one job."""
+    """Decides for one job.
 
-    def __init__(self, spec: job_pb2.JobSpec) -> None:
+    `position` is where an earlier run of it was, if its parameters are given by a checkpoint; `given` says that those of version
+    0 are.
+    """
+
+    def __init__(
+        self, spec: job_pb2.JobSpec, settings: RunSettings, position: Position | None = None, given: bool = False
+    ) -> None:
         self.spec = spec
         self.phase = Phase.PREPARING
         self.plan: Plan | None = None
         self.policy: Policy | None = None
-        self.workers: dict[WorkerId, bool] = {}  # whether each has the current parameters
+        self._settings = settings
+        self._position = position or (Position(0, 0.0, 0) if given else None)
+        self._now = 0.0
+        self._heard: dict[WorkerId, float] = {}
         self._prepared: dict[WorkerId, None] = {}
         self._facts: Facts | None = None
         self._initializer: WorkerId | None = None
         self._initial: set[int] = set()
-        self._evaluation: _Evaluation | None = None
+        self._evaluation: Evaluation | None = None
+        self._evaluation_paces = no_paces()
         self._epoch_loss = (0.0, 0)
+        self._crashes = 0
+        self._checkpoint_due = math.inf
+        self._writing = False
 
     @property
     def version(self) -> int:
         """The number of updates applied."""
         return self.policy.version if self.policy else 0
 
-    def handle(self, event: Event) -> list[Decision]:
-        """The decisions that follow from an event."""
+    def handle(self, event: Event, now: float) -> list[Decision]:
+        """The decisions that follow from an event at a time, in seconds, which never runs backwards."""
         if self.phase is Phase.FINISHED:
             return []
+        self._now = now
+        if self.policy:
+            self.policy.at(now)
+        worker = getattr(event, "worker", None)
+        if worker in self._heard:
+            self._heard[worker] = now
         decisions = self._decide(event)
         if any(isinstance(decision, Finish) for decision in decisions):
             self.phase = Phase.FINISHED
@@ -92,13 +122,15 @@ class Coordinator:
     def _decide(self, event: Event) -> list[Decision]:
         match event:
             case WorkerJoined(worker):
-                self.workers[worker] = False
+                self._heard[worker] = self._now
                 return []
             case WorkerPrepared(worker, facts):
                 return self._worker_prepared(worker, facts)
             case WorkerLost(worker):
                 return self._worker_lost(worker)
-            case WorkerFailed(_, problem):
+            case WorkerCrashed(problem):
+                return self._worker_crashed(problem)
+            case WorkerFailed(_, problem) | DriverFailed(problem):
                 return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
             case InitialReceived():
                 return self._initial_received(event)
@@ -107,90 +139,141 @@ class Coordinator:
             case EvaluationReceived():
                 return self._evaluation_received(event)
             case RangeNotFinite(version):
-                return [Finish(job_pb2.JOB_STATE_FAILED, not_finite("the update made NaN or infinite parameters", version))]
-            case DriverFailed(problem):
-                return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
+                return diverged("the update made NaN or infinite parameters", version)
+            case HeartbeatReceived():
+                return []
+            case CheckpointDone(seconds):
+                self._writing = False
+                self._checkpoint_due = self._now + max(self._settings.checkpoint_seconds, seconds / _CHECKPOINT_SHARE)
+                return []
+            case Tick():
+                return self._tick()
             case CancelRequested():
-                return [Finish(job_pb2.JOB_STATE_CANCELLED)]
-
-    @property
-    def _ready(self) -> list[WorkerId]:
-        return [worker for worker, has_parameters in self.workers.items() if has_parameters]
+                whole = self.policy is not None and self.policy.whole()
+                return [Finish(job_pb2.JOB_STATE_CANCELLED, position=self._here() if whole else None)]
 
     def _worker_prepared(self, worker: WorkerId, facts: Facts) -> list[Decision]:
-        if worker not in self.workers:
+        if worker not in self._heard:
             return []
+        decisions: list[Decision] = []
         if self._facts is None:
             if facts.elements == 0:
                 problem = "model.layers: the model has no parameters to train; give it a dense layer"
                 return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
             self._facts = facts
             self.plan = Plan(self.spec, facts)
+            decisions.append(Allocate())
         elif facts != self._facts:
             problem = f"workers disagree about the model or the data: {self._facts} and {facts}. Do all run the same release?"
             return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
         self._prepared[worker] = None
-        accept: list[Decision] = [Accept(worker)]
-        return accept + (self._assign_initialize() if self.phase is Phase.PREPARING else self._give_parameters(worker))
+        decisions.append(Accept(worker))
+        if self.phase is not Phase.PREPARING:
+            return decisions + self._worker_ready(worker)
+        if self._position:
+            return [*decisions, LoadGiven(), *self._start(self._position)]
+        return decisions + self._assign_initialize()
 
     def _assign_initialize(self) -> list[Decision]:
-        if self.plan is None or self._initializer is not None or not self._prepared:
+        if self._initializer is not None or not self._prepared:
             return []
         self._initializer = next(iter(self._prepared))
         return [AssignInitialize(self._initializer)]
 
-    def _give_parameters(self, worker: WorkerId) -> list[Decision]:
-        if self.plan is None or self.policy is None:
-            return []
-        to = (worker,)
-        decisions: list[Decision] = [SendRange(to, self.version, chunk) for chunk in range(self.plan.chunks)]
-        decisions += [SendRange(to, self.version + 1, chunk) for chunk in self.policy.applied_chunks()]
-        self.workers[worker] = True
-        decisions += self.policy.joined(worker)
-        if self._evaluation:
-            decisions += self._evaluation.assign(self._ready)
-        return decisions
-
-    def _worker_lost(self, worker: WorkerId) -> list[Decision]:
-        self.workers.pop(worker, None)
-        self._prepared.pop(worker, None)
-        if self.phase is Phase.PREPARING:
-            if self._initializer == worker:
-                self._initializer = None
-                return self._assign_initialize()
-            return []
-        decisions: list[Decision] = self.policy.lost(worker) if self.policy else []
-        if self._evaluation:
-            self._evaluation.lost(worker)
-            decisions += self._evaluation.assign(self._ready)
-        return decisions
-
     def _initial_received(self, event: InitialReceived) -> list[Decision]:
-        if self.plan is None or self.phase is not Phase.PREPARING or event.chunk in self._initial:
-            return [Dropped(event.worker, "duplicate")]
+        if self.plan is None or self.phase is not Phase.PREPARING or self._position or event.worker not in self._prepared:
+            return []
+        if event.chunk in self._initial:
+            return []
         self._initial.add(event.chunk)
         decisions: list[Decision] = [KeepInitial(event.chunk, event.payload)]
         if len(self._initial) < self.plan.chunks:
             return decisions
-        self.policy = synchrony.make(self.spec.training.synchrony, self.plan)
+        return decisions + self._start(Position(0, 0.0, 0))
+
+    def _start(self, position: Position) -> list[Decision]:
+        """The parameters are there: training begins, or goes on, where it is."""
+        if self.plan is None:
+            return []
+        self.policy = synchrony.make(self.spec.training.synchrony, self.plan, position.version, position.applied)
+        self.policy.at(self._now)
         self.phase = Phase.TRAINING
-        decisions.append(ReportReady())
+        self._epoch_loss = (position.epoch_loss, position.epoch_samples)
+        self._checkpoint_due = self._now + self._settings.checkpoint_seconds
+        decisions: list[Decision] = [ReportReady()]
         for worker in self._prepared:
-            decisions += self._give_parameters(worker)
+            decisions += self.policy.joined(worker)
         return decisions + self._advance()
 
+    def _worker_ready(self, worker: WorkerId) -> list[Decision]:
+        if self.policy is None:
+            return []
+        return self.policy.joined(worker) + self._assign_evaluation()
+
+    def _worker_lost(self, worker: WorkerId) -> list[Decision]:
+        if self._heard.pop(worker, None) is None:
+            return []
+        prepared = worker in self._prepared
+        self._prepared.pop(worker, None)
+        if self._initializer == worker:
+            self._initializer = None
+            if self.phase is Phase.PREPARING:
+                return self._assign_initialize()
+        if self.policy is None or not prepared:
+            return []
+        decisions = self.policy.lost(worker)
+        if self._evaluation:
+            self._evaluation.remove(worker)
+        return decisions + self._assign_evaluation()
+
+    def _worker_crashed(self, problem: str) -> list[Decision]:
+        self._crashes += 1
+        if self._crashes < MOST_CRASHES:
+            return []
+        error = f"{self._crashes} workers in a row ended before they contributed anything; the last one said: {problem}"
+        return [Finish(job_pb2.JOB_STATE_FAILED, error)]
+
+    def _tick(self) -> list[Decision]:
+        decisions: list[Decision] = []
+        for worker, heard in list(self._heard.items()):
+            if self._now - heard > self._settings.silence_seconds:
+                decisions += [Evict(worker), *self._worker_lost(worker)]
+        if self.policy and self.phase is Phase.TRAINING:
+            decisions += self.policy.assign()
+        return decisions + self._assign_evaluation()
+
     def _contribution_received(self, event: ContributionReceived) -> list[Decision]:
-        if self.policy is None or self.plan is None:
-            return [Dropped(event.worker, "unknown task")]
+        if event.worker not in self._heard:
+            return [Dropped(event.worker, Drop.STALE_INCARNATION)]
+        if self.policy is None or event.worker not in self._prepared:
+            return [Dropped(event.worker, Drop.UNKNOWN)]
+        self._crashes = 0
         version = self.policy.version
         decisions = self.policy.received(event)
+        self._add_losses(decisions)
+        while self.policy.version > version and not any(isinstance(decision, Finish) for decision in decisions):
+            version = self.policy.version
+            following = self._checkpoint() + self._advance()
+            self._add_losses(following)
+            decisions += following
+        return decisions + self._assign_evaluation()
+
+    def _add_losses(self, decisions: list[Decision]) -> None:
         for decision in decisions:
-            if isinstance(decision, ReportStep):
-                total, samples = self._epoch_loss
+            if isinstance(decision, ReportStep) and self.plan:
+                begins = decision.step == self.plan.start_of_epoch(decision.step)
+                total, samples = (0.0, 0) if begins else self._epoch_loss
                 self._epoch_loss = (total + decision.loss * decision.samples, samples + decision.samples)
-        if self.policy.version > version:
-            decisions += self._advance()
-        return decisions
+
+    def _checkpoint(self) -> list[Decision]:
+        if self._writing or self._now < self._checkpoint_due:
+            return []
+        self._writing = True
+        return [WriteCheckpoint(self._here())]
+
+    def _here(self) -> Position:
+        applied = tuple(self.policy.steps_out_of_order) if self.policy else ()
+        return Position(self.version, *self._epoch_loss, applied)
 
     def _advance(self) -> list[Decision]:
         """What comes after a version is whole: evaluation at the end of an epoch, else the next step."""
@@ -209,83 +292,38 @@ class Coordinator:
         decisions: list[Decision] = []
         if plan.ends_epoch(version):
             total, samples = self._epoch_loss
-            self._epoch_loss = (0.0, 0)
             decisions.append(ReportEpoch(plan.epoch_of(version), version, total / samples, validation))
         if version == plan.total_steps:
             return decisions + self._evaluate(parameter_service_pb2.SPLIT_TRAIN, plan.samples, validation)
         self.phase = Phase.TRAINING
-        return decisions + self.policy.begin(self._ready)
+        return decisions + self.policy.begin()
 
     def _evaluate(self, split: Split, samples: int, validation: job_pb2.Metrics | None = None) -> list[Decision]:
         self.phase = Phase.EVALUATING
-        self._evaluation = _Evaluation(self.version, split, samples, validation)
-        return self._evaluation.assign(self._ready)
+        self._evaluation = Evaluation(self.version, split, samples, self._evaluation_paces, validation)
+        return self._assign_evaluation()
+
+    def _assign_evaluation(self) -> list[Decision]:
+        """Gives blocks to evaluate to the workers that are free for them."""
+        if self._evaluation is None or self.policy is None:
+            return []
+        return self.policy.refresh() + self._evaluation.assign(self.policy.current(), self._now)
 
     def _evaluation_received(self, event: EvaluationReceived) -> list[Decision]:
         evaluation = self._evaluation
-        if evaluation is None or self.plan is None or not evaluation.received(event):
-            return [Dropped(event.worker, "duplicate")]
-        if evaluation.open:
+        if evaluation is None or self.plan is None or not evaluation.received(event, self._now):
             return []
+        self._crashes = 0
+        if evaluation.open:
+            return self._assign_evaluation()
         self._evaluation = None
         sums = evaluation.total()
         if not math.isfinite(sums.loss):
             what = "training" if evaluation.split == parameter_service_pb2.SPLIT_TRAIN else "validation"
-            problem = not_finite(f"the {what} loss became {sums.loss}", self.version)
-            return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
+            return diverged(f"the {what} loss became {sums.loss}", self.version)
         metrics = job_pb2.Metrics(loss=sums.loss / evaluation.samples)
         if self.plan.classifier:
             metrics.accuracy = sums.correct / evaluation.samples
         if evaluation.split == parameter_service_pb2.SPLIT_VALIDATION:
             return self._after_validation(metrics)
         return [Finish(job_pb2.JOB_STATE_SUCCEEDED, "", metrics, evaluation.validation)]
-
-
-class _Evaluation:
-    """The metrics over one set of samples at one version, block by block."""
-
-    def __init__(self, version: int, split: Split, samples: int, validation: job_pb2.Metrics | None) -> None:
-        self.split = split
-        self.samples = samples
-        self.validation = validation
-        self.open: dict[int, EvaluationTask] = {
-            first: EvaluationTask(version, split, first, min(first + EVALUATION_BLOCK, samples))
-            for first in range(0, samples, EVALUATION_BLOCK)
-        }
-        self._owners: dict[EvaluationTask, WorkerId] = {}
-        self._sums: dict[int, Sums] = {}
-
-    def assign(self, workers: list[WorkerId]) -> list[Decision]:
-        """Gives the blocks that nobody has to the workers that have the fewest."""
-        load = dict.fromkeys(workers, 0)
-        for task, owner in self._owners.items():
-            if task.first in self.open and owner in load:
-                load[owner] += 1
-        decisions: list[Decision] = []
-        for task in self.open.values():
-            if load and task not in self._owners:
-                least = min(load, key=load.__getitem__)
-                load[least] += 1
-                self._owners[task] = least
-                decisions.append(AssignEvaluate(least, task))
-        return decisions
-
-    def lost(self, worker: WorkerId) -> None:
-        """Nobody has the worker's blocks any more."""
-        self._owners = {task: owner for task, owner in self._owners.items() if owner != worker}
-
-    def received(self, event: EvaluationReceived) -> bool:
-        """Takes an answer. False if it is none that is waited for."""
-        task = self.open.get(event.first)
-        if task is None or (task.version, task.split) != (event.version, event.split):
-            return False
-        self._sums[event.first] = event.sums
-        del self.open[event.first]
-        return True
-
-    def total(self) -> Sums:
-        """The sums over all blocks, added in their order."""
-        total = Sums()
-        for first in sorted(self._sums):
-            total += self._sums[first]
-        return total

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -10,29 +11,37 @@ from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.layout import Slab
 from thalweg.contract.states import ENDED, state_name
 from thalweg.server import validation
+from thalweg.server.checkpoints import Checkpoint
 from thalweg.server.fleets import Fleets
 from thalweg.server.journal import DISK_SECONDS, Journal
 from thalweg.server.run import Ending, JobRun
+from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.storage import Storage
-from thalweg.server.telemetry import NO_WORKERS
+from thalweg.server.telemetry import NO_WORKERS, NOTHING_RECORDED, Recorded
 from thalweg.server.trajectory import MOST_BYTES
 from thalweg.v1 import job_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
 # A page of jobs stays well within gRPC's limit for a message.
 _PAGE_BYTES = 1 << 20
+# How soon it is noticed that a worker takes too long.
+_TICK_SECONDS = 0.025
 
 
 class Jobs:
     """The jobs of one server. Belongs to its event loop."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, settings: RunSettings = DEFAULT_SETTINGS) -> None:
         self.storage = storage
+        self.settings = settings
         self.journal = Journal(storage)
         self.fleets = Fleets()
         self._runs: dict[str, JobRun] = {}
         self._endings: dict[str, asyncio.Task[None]] = {}
         self._accepting: set[asyncio.Task[job_pb2.Job]] = set()
+        self._saving: set[asyncio.Task[None]] = set()
+        self._taking_up = asyncio.Lock()
+        self._ticker: asyncio.Task[None] | None = None
 
     async def start(self, resume_unfinished: bool) -> None:
         """Takes up the jobs that have not ended, or, if that is not wanted, records that they were interrupted.
@@ -46,18 +55,17 @@ class Jobs:
             unfinished += [job for _, job in page if job.state not in ENDED]
             before = page[-1][0]
         for job in reversed(unfinished):
-            self.journal.open(job.id, await self.journal.run(self.storage.last_sequence, job.id))
-            job.ClearField("progress")
             if resume_unfinished:
-                job.ClearField("start_time")
-                run = self._begin(job)
-                run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, "the server was restarted; the job begins again")
+                await self._take_up(job, "the server was restarted; the job")
             else:
-                run = JobRun(job, self.journal, lambda _: None)
+                self.journal.open(job.id, await self.journal.run(self.storage.last_sequence, job.id))
                 job.error = "interrupted: the process that ran it ended before it did"
                 job.end_time.GetCurrentTime()
-                run.telemetry.enter(job_pb2.JOB_STATE_FAILED, "")
+                job.state, job.status = job_pb2.JOB_STATE_FAILED, ""
+                changed = training_service_pb2.StateChanged(job=job)
+                self.journal.record(job.id, training_service_pb2.Event(state_changed=changed))
                 self.journal.close(job.id)
+        self._ticker = asyncio.create_task(self._tick())
         try:
             await asyncio.wait_for(self.journal.settled(), DISK_SECONDS)
         except TimeoutError:
@@ -65,11 +73,73 @@ class Jobs:
 
     async def stop(self) -> None:
         """Waits for what is being written, but not for ever. Jobs that have not ended stay unfinished."""
+        if self._ticker:
+            self._ticker.cancel()
         with suppress(TimeoutError):
             await asyncio.wait_for(
-                asyncio.gather(*self._accepting, *self._endings.values(), return_exceptions=True), DISK_SECONDS
+                asyncio.gather(*self._accepting, *self._endings.values(), *self._saving, return_exceptions=True), DISK_SECONDS
             )
         await self.journal.stop()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            for run in list(self._runs.values()):
+                run.tick()
+
+    async def _take_up(self, job: job_pb2.Job, what: str) -> None:
+        """Queues a job that earlier runs have not brought to its end, at its last checkpoint."""
+        self.journal.open(job.id, await self.journal.run(self.storage.last_sequence, job.id))
+        checkpoint, problems = await self.journal.run_aside(self.storage.checkpoints(job.id).latest)
+        steps, epochs = await self.journal.run(self.storage.told, job.id)
+        for field in ("progress", "result", "error", "end_time"):
+            job.ClearField(field)
+        where = "begins again"
+        recorded = Recorded(steps, epochs)
+        if checkpoint:
+            where = f"goes on from step {checkpoint.position.version:,}"
+            recorded = Recorded(steps, epochs, checkpoint.samples, checkpoint.seconds)
+            job.progress.step = checkpoint.position.version
+        else:
+            job.ClearField("start_time")
+        run = self._begin(job, checkpoint, recorded)
+        for problem in problems:
+            run.telemetry.notice(problem)
+        run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, f"{what} {where}")
+
+    async def resume(self, job_id: str) -> job_pb2.Job:
+        """Takes up a job that was cancelled or has failed. Raises ThalwegError if it has succeeded."""
+        async with self._taking_up:
+            await self.ended(job_id)
+            if job_id not in self._runs:
+                job = await self.get(job_id)
+                if job.state == job_pb2.JOB_STATE_SUCCEEDED:
+                    raise ThalwegError("NOT_RESUMABLE", {"job": job_id, "problem": "it has succeeded"})
+                await self._take_up(job, "taken up again; the job")
+                await self.journal.settled()
+                self.allot()
+        return await self.get(job_id)
+
+    def _save(self, run: JobRun, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint while the run goes on."""
+        saving = asyncio.create_task(self._write(run, checkpoint))
+        self._saving.add(saving)
+        saving.add_done_callback(self._saving.discard)
+
+    async def _write(self, run: JobRun, checkpoint: Checkpoint) -> None:
+        began, size, problem = time.monotonic(), 0, ""
+        try:
+            # A checkpoint may not be ahead of the events that are on disk: the steps behind it are never taken again.
+            await asyncio.wait_for(self.journal.settled(), DISK_SECONDS)
+            size = await self.journal.run_aside(self.storage.checkpoints(run.job.id).write, checkpoint)
+        except TimeoutError:
+            problem = "the events before it cannot be written"
+        except OSError as error:
+            problem = str(error)
+        if problem:
+            _log.error("job %s: cannot write a checkpoint: %s", run.job.id, problem)
+        if self.run(run.job.id) is run:
+            run.checkpoint_done(checkpoint.position.version, size, time.monotonic() - began, problem)
 
     async def create(self, request: training_service_pb2.CreateJobRequest) -> job_pb2.Job:
         """Accepts a job. Raises ThalwegError if it is not right."""
@@ -105,8 +175,17 @@ class Jobs:
             self.allot()
         return inserted
 
-    def _begin(self, job: job_pb2.Job) -> JobRun:
-        run = self._runs[job.id] = JobRun(job, self.journal, self._run_ended)
+    def _begin(self, job: job_pb2.Job, checkpoint: Checkpoint | None = None, recorded: Recorded = NOTHING_RECORDED) -> JobRun:
+        run = JobRun(
+            job,
+            self.journal,
+            self._run_ended,
+            lambda made: self._save(run, made),
+            settings=self.settings,
+            checkpoint=checkpoint,
+            recorded=recorded,
+        )
+        self._runs[job.id] = run
         return run
 
     def run(self, job_id: str) -> JobRun | None:
@@ -185,11 +264,12 @@ class Jobs:
 
     async def delete(self, job_id: str) -> None:
         """Removes a job that has ended. Raises ThalwegError if it has not."""
-        await self.ended(job_id)
-        await self.get(job_id)
-        if job_id in self._runs:
-            raise ThalwegError("JOB_NOT_ENDED", {"job": job_id})
-        await self.journal.run(self.storage.delete_job, job_id)
+        async with self._taking_up:
+            await self.ended(job_id)
+            await self.get(job_id)
+            if job_id in self._runs:
+                raise ThalwegError("JOB_NOT_ENDED", {"job": job_id})
+            await self.journal.run(self.storage.delete_job, job_id)
 
     async def watch(self, job_id: str, after: int) -> AsyncIterator[training_service_pb2.Event]:
         """The events of a job. Raises ThalwegError if there is none."""
@@ -238,26 +318,41 @@ class Jobs:
             _log.error("job %s: cannot keep its parameters: %s", job.id, error)
             ending.state = job_pb2.JOB_STATE_FAILED
             ending.error = ending.error or str(ThalwegError("STORAGE_FAILED", {"problem": str(error)}))
+        await self._keep_checkpoint(ending)
         if ending.result:
             job.result.CopyFrom(ending.result)
         job.error = ending.error
         job.end_time.GetCurrentTime()
         run.telemetry.enter(ending.state, "")
         await self.journal.settled()
+        if ending.state == job_pb2.JOB_STATE_SUCCEEDED:
+            await self.journal.run_aside(self.storage.checkpoints(job.id).remove)
         self.journal.close(job.id)
         run.dismiss()
         del self._runs[job.id]
         self.allot()
         del self._endings[job.id]
 
+    async def _keep_checkpoint(self, ending: Ending) -> None:
+        """Keeps where a job is that ended before its time."""
+        # What is on its way would otherwise come behind.
+        await asyncio.gather(*self._saving, return_exceptions=True)
+        if ending.checkpoint is None:
+            return
+        try:
+            await self.journal.run_aside(self.storage.checkpoints(ending.job_id).write, ending.checkpoint)
+        except OSError as error:
+            self._runs[ending.job_id].telemetry.notice(f"no checkpoint of the last step could be kept: {error}")
+
     async def _keep(self, ending: Ending) -> None:
         if ending.header is None or ending.slab is None:
             return
         await self.journal.run(self.storage.save_parameters, ending.job_id, ending.header, ending.slab)
-        if ending.trajectory and ending.trajectory.wanted:
+        slabs = ending.trajectory.slabs() if ending.trajectory else None
+        if ending.trajectory and slabs is not None:
             header = training_service_pb2.TrajectoryHeader(layout=ending.header.layout, versions=ending.trajectory.versions)
             try:
-                await self.journal.run(self.storage.save_trajectory, ending.job_id, header, ending.trajectory.slabs())
+                await self.journal.run(self.storage.save_trajectory, ending.job_id, header, slabs)
             except OSError as error:
                 # The weights are there; a picture less is no failure.
                 self._runs[ending.job_id].telemetry.notice(f"the trajectory could not be kept: {error}")

@@ -1,6 +1,6 @@
 """The journal: numbers events, makes them durable in groups, and only then tells them to those who watch.
 
-It also owns the one thread in which storage is used.
+It also owns the two threads in which the disk is used: one for the storage, one for checkpoints, which may take long.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ class Journal:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self._thread = ThreadPoolExecutor(1, "thalweg-storage")
+        self._background = ThreadPoolExecutor(1, "thalweg-checkpoints")
         self._pending: list[tuple[str, training_service_pb2.Event]] = []
         self._sequences: dict[str, int] = {}
         self._wake = asyncio.Event()
@@ -52,10 +53,15 @@ class Journal:
             self._flusher.cancel()
         await self.run(self.storage.close)
         self._thread.shutdown()
+        self._background.shutdown(wait=False)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls a function of the storage in its thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))
+
+    async def run_aside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls a function that reads or writes much and does not use the database, beside what the storage does."""
+        return await asyncio.get_running_loop().run_in_executor(self._background, lambda: function(*args, **kwargs))
 
     def open(self, job_id: str, last_sequence: int) -> None:
         """Begins to record a job's events behind a sequence number."""

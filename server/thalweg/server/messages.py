@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, NamedTuple, TypeAlias
 
 from thalweg.contract.sums import Sums
@@ -25,12 +26,37 @@ class Facts(NamedTuple):
 
 
 class Task(NamedTuple):
-    """The gradient at a version, of the microbatches of a node, for the chunks from `first_chunk` up to `end_chunk`."""
+    """A part of a step: the gradient of a node's microbatches, for the chunks from `first_chunk` up to `end_chunk`.
 
-    version: int
+    `steps` is 1, except with local steps: there each microbatch takes so many steps of its own from `step` on.
+    """
+
+    step: int
+    steps: int
     node: Node
     first_chunk: int
     end_chunk: int
+
+
+class Position(NamedTuple):
+    """Where training is when `version` updates are applied, as far as the parameters do not tell.
+
+    `epoch_loss` and `epoch_samples` are the sums over the epoch so far; `applied` the steps that were applied out of order.
+    """
+
+    version: int
+    epoch_loss: float
+    epoch_samples: int
+    applied: tuple[int, ...] = ()
+
+
+class Drop(Enum):
+    """Why a message was not used."""
+
+    DUPLICATE = auto()  # it had come before
+    LATE = auto()  # its step had been taken
+    STALE_INCARNATION = auto()  # its worker had been given up
+    UNKNOWN = auto()  # it answers no task
 
 
 class EvaluationTask(NamedTuple):
@@ -65,6 +91,20 @@ class WorkerLost:
 
 
 @dataclass(frozen=True, slots=True)
+class HeartbeatReceived:
+    """A worker is alive, as any message of it tells."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCrashed:
+    """A fleet says that a worker ended by itself, by an exception or with its process."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerFailed:
     """A worker found a mistake in the model or the data."""
 
@@ -83,10 +123,11 @@ class InitialReceived:
 
 @dataclass(frozen=True, slots=True)
 class ContributionReceived:
-    """A chunk of a gradient arrived; with chunk 0, the node's sums."""
+    """A chunk of a gradient arrived, computed at a version; with chunk 0, the node's sums."""
 
     worker: WorkerId
     version: int
+    step: int
     node: Node
     chunk: int
     sums: Sums | None
@@ -119,6 +160,18 @@ class DriverFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointDone:
+    """The writing of a checkpoint has ended, well or not, after so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequested:
     """Somebody asked for the job's end."""
 
@@ -127,14 +180,35 @@ Event = (
     WorkerJoined
     | WorkerPrepared
     | WorkerLost
+    | HeartbeatReceived
+    | WorkerCrashed
     | WorkerFailed
     | InitialReceived
     | ContributionReceived
     | EvaluationReceived
     | RangeNotFinite
     | DriverFailed
+    | CheckpointDone
+    | Tick
     | CancelRequested
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Allocate:
+    """The job's course is known: make its arrays."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadGiven:
+    """Put the parameters that were given, with those of a checkpoint the optimizer's state, where they belong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """A worker is taken for lost: end its stream."""
+
+    worker: WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +244,12 @@ class SendRange:
 
 @dataclass(frozen=True, slots=True)
 class AssignDifferentiate:
-    """Let a worker compute a gradient."""
+    """Let a worker compute a gradient at a version. `again` says that another one has the task too."""
 
     worker: WorkerId
+    version: int
     task: Task
+    again: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +264,7 @@ class AssignEvaluate:
 class Keep:
     """Keep a chunk of a node's gradient."""
 
+    step: int
     node: Node
     chunk: int
     payload: Payload
@@ -197,39 +274,52 @@ class Keep:
 class Merge:
     """Add the right child's chunk to the left child's; the sum is their parent's."""
 
+    step: int
     parent: Node
     chunk: int
 
 
 @dataclass(frozen=True, slots=True)
 class MeasureGradient:
-    """Compute the whole gradient's norm, by which the following updates are clipped."""
+    """Compute the norm of a step's whole gradient, by which the following updates are clipped."""
+
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
 class ApplyRange:
-    """Update a chunk: from the current version and the root's gradient to the next version."""
+    """Update a chunk: from the current version and the gradient of a step to the next version."""
 
     version: int
+    step: int
     chunk: int
     schedule_factor: float
 
 
 @dataclass(frozen=True, slots=True)
 class Promote:
-    """The next version is whole: it becomes the current one."""
+    """The next version is whole: it becomes the current one, and a step's gradient is done with."""
 
     version: int
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReportStep:
-    """A step was taken."""
+    """A step was taken, with contributions that were up to `staleness` versions behind."""
 
     step: int
     loss: float
     samples: int
     schedule_factor: float
+    staleness: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteCheckpoint:
+    """Write the state at a position, in the background."""
+
+    position: Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,24 +339,28 @@ class ReportReady:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A message was not used: it came twice or too late."""
+    """A contribution was not used."""
 
     worker: WorkerId
-    reason: str
+    reason: Drop
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The job has ended."""
+    """The job has ended. `position` is where it can be taken up again, if parameters and state are at one version."""
 
     state: job_pb2.JobState.ValueType
     error: str = ""
     train: job_pb2.Metrics | None = None
     validation: job_pb2.Metrics | None = None
+    position: Position | None = None
 
 
 Decision = (
-    Accept
+    Allocate
+    | LoadGiven
+    | Evict
+    | Accept
     | AssignInitialize
     | KeepInitial
     | SendRange
@@ -280,6 +374,7 @@ Decision = (
     | ReportStep
     | ReportEpoch
     | ReportReady
+    | WriteCheckpoint
     | Dropped
     | Finish
 )

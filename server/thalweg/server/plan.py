@@ -25,7 +25,12 @@ class Plan:
         self.batch_size = min(training.batch_size, self.samples)
         self.steps_per_epoch = -(-self.samples // self.batch_size)
         self.epochs = training.epochs
-        self.total_steps = self.epochs * self.steps_per_epoch
+        local = training.synchrony.HasField("local")
+        # With local steps a step, as the server counts them, is a round of so many minibatches.
+        self.local_steps = training.synchrony.local.steps if local else 1
+        self.optimizer = training.synchrony.local.outer if local else spec.optimizer
+        self._minibatches = self.epochs * self.steps_per_epoch
+        self.total_steps = -(-self._minibatches // self.local_steps)
         self.numerical = training.gradient != "backpropagation"
         self.chunk_elements = CHUNK_BYTES // (8 if spec.model.dtype == "float64" else 4)
         if self.numerical:
@@ -37,18 +42,38 @@ class Plan:
         """The elements of the slab that a chunk holds."""
         return slice(chunk * self.chunk_elements, min((chunk + 1) * self.chunk_elements, self.elements))
 
-    def samples_of(self, step: int) -> int:
-        """The number of samples of a step; the last step of an epoch takes what is left."""
-        return min(self.batch_size, self.samples - step % self.steps_per_epoch * self.batch_size)
+    def minibatch(self, version: int) -> int:
+        """The first minibatch that the step behind `version` takes; each step takes one, except with local steps."""
+        return min(version * self.local_steps, self._minibatches)
 
-    def epoch_of(self, step: int) -> int:
-        """The number of epochs that have ended when `step` updates are applied."""
-        return step // self.steps_per_epoch
+    def version_of(self, minibatch: int) -> int:
+        """The version whose step begins with a minibatch."""
+        return minibatch // self.local_steps
 
-    def ends_epoch(self, step: int) -> bool:
-        """Whether an epoch has just ended when `step` updates are applied."""
-        return step > 0 and step % self.steps_per_epoch == 0
+    def samples_of(self, version: int) -> int:
+        """The number of samples of the step behind `version`; the last minibatch of an epoch takes what is left."""
+        return sum(
+            min(self.batch_size, self.samples - minibatch % self.steps_per_epoch * self.batch_size)
+            for minibatch in range(self.minibatch(version), self.minibatch(version + 1))
+        )
 
-    def schedule_factor(self, step: int) -> float:
-        """The factor of the learning rate at a step."""
-        return schedules.factor(self.spec.optimizer.schedule, step, self.steps_per_epoch, self.total_steps)
+    def epoch_of(self, version: int) -> int:
+        """The number of epochs that have ended when `version` updates are applied."""
+        return self.minibatch(version) // self.steps_per_epoch
+
+    def ends_epoch(self, version: int) -> bool:
+        """Whether the last update of `version` ended an epoch, or several."""
+        return version > 0 and self.epoch_of(version) > self.epoch_of(version - 1)
+
+    def start_of_epoch(self, version: int) -> int:
+        """The version at which the epoch began that is under way at `version`."""
+        return -(-self.epoch_of(version) * self.steps_per_epoch // self.local_steps)
+
+    def end_of_epoch(self, version: int) -> int:
+        """The version that ends the epoch that is under way at `version`."""
+        return min(-(-(self.epoch_of(version) + 1) * self.steps_per_epoch // self.local_steps), self.total_steps)
+
+    def schedule_factor(self, version: int) -> float:
+        """The factor of the learning rate of the step behind `version`."""
+        steps_per_epoch = max(1, self.steps_per_epoch // self.local_steps)
+        return schedules.factor(self.optimizer.schedule, version, steps_per_epoch, self.total_steps)

@@ -4,6 +4,7 @@ It owns the job's arrays and its workers' connections. All of it happens in the 
 """
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -16,11 +17,12 @@ from thalweg.contract.states import state_name
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server import messages
+from thalweg.server.checkpoints import Checkpoint
 from thalweg.server.coordinator import Coordinator, Phase
-from thalweg.server.journal import Journal
 from thalweg.server.messages import Facts, WorkerId
 from thalweg.server.parameters import Parameters
-from thalweg.server.telemetry import Telemetry
+from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
+from thalweg.server.telemetry import NOTHING_RECORDED, Clock, Recorded, Recorder, Telemetry
 from thalweg.server.trajectory import Trajectory
 from thalweg.v1 import job_pb2, parameter_service_pb2, training_service_pb2
 
@@ -42,6 +44,10 @@ class Connection(Protocol):
         """Queues a message."""
         ...
 
+    def evict(self) -> None:
+        """Ends the stream of a worker that is taken for lost."""
+        ...
+
 
 class Ending:
     """What a run leaves when it ends."""
@@ -54,17 +60,22 @@ class Ending:
         self.slab: Slab | None = None
         self.trajectory: Trajectory | None = None
         self.result: job_pb2.Result | None = None
+        self.checkpoint: Checkpoint | None = None
 
     def collect(self, run: "JobRun", finish: messages.Finish) -> None:
         """Takes what a run has, if it has parameters."""
-        if run.parameters is None or run.coordinator.plan is None or run.coordinator.policy is None:
+        now = run.parameters_now()
+        if now is None:
             return
-        self.slab = run.parameters.current
-        self.header = run.header(self.slab)
+        self.header, self.slab = now
+        if finish.position:
+            self.checkpoint = run.checkpoint(finish.position)
+        plan = run.coordinator.plan
         if run.trajectory:
-            run.trajectory.add(run.parameters.version, self.slab)
+            run.trajectory.add(self.header.version, self.slab)
             self.trajectory = run.trajectory
-        self.result = run.telemetry.result(run.coordinator.plan, run.parameters.version, self.header.sha256)
+        epochs = plan.epoch_of(self.header.version) if plan else run.job.progress.epoch
+        self.result = run.telemetry.result(self.header.version, epochs, self.header.sha256)
         if finish.train:
             self.result.train.CopyFrom(finish.train)
         if finish.validation:
@@ -72,15 +83,38 @@ class Ending:
 
 
 class JobRun:
-    """One job while it is queued or running. `ended` is called once, when it ends."""
+    """One job while it is queued or running. `ended` is called once, when it ends.
 
-    def __init__(self, job: job_pb2.Job, journal: Journal, ended: Callable[[Ending], None]) -> None:
-        self.telemetry = Telemetry(job, journal)
-        self.coordinator = Coordinator(job.spec)
+    `save` is handed checkpoints to be written in the background, behind the events recorded so far; it is answered by
+    `checkpoint_done`. `checkpoint` and `recorded` are what earlier runs have left; `initial`, if the job is to start from given
+    parameters, gives them as a slab of a layout, or raises ValueError.
+    """
+
+    def __init__(
+        self,
+        job: job_pb2.Job,
+        journal: Recorder,
+        ended: Callable[[Ending], None],
+        save: Callable[[Checkpoint], None],
+        *,
+        settings: RunSettings = DEFAULT_SETTINGS,
+        clock: Clock = time.monotonic,
+        checkpoint: Checkpoint | None = None,
+        recorded: Recorded = NOTHING_RECORDED,
+        initial: Callable[[job_pb2.Layout], Slab] | None = None,
+    ) -> None:
+        self.telemetry = Telemetry(job, journal, clock, recorded)
+        self.settings = settings
+        position = checkpoint.position if checkpoint else None
+        self.coordinator = Coordinator(job.spec, settings, position, given=initial is not None)
         self.parameters: Parameters | None = None
         self.trajectory: Trajectory | None = None
-        self._prepared: parameter_service_pb2.Prepared | None = None
+        self._prepared = checkpoint.prepared if checkpoint else None
+        self._checkpoint = checkpoint
+        self._initial = initial
+        self._clock = clock
         self._ended = ended
+        self._save = save
         self._connections: dict[WorkerId, Connection] = {}
 
     @property
@@ -88,36 +122,69 @@ class JobRun:
         """The job as it is now. Its state may be ahead of what is durable."""
         return self.telemetry.job
 
-    def header(self, slab: Slab) -> training_service_pb2.ParametersHeader:
-        """What a slab of this job's parameters is. Raises ThalwegError if there are none yet."""
-        if self._prepared is None or self.parameters is None:
-            raise ThalwegError("NO_PARAMETERS", {"job": self.job.id})
-        return training_service_pb2.ParametersHeader(
+    def parameters_now(self) -> tuple[training_service_pb2.ParametersHeader, Slab] | None:
+        """The parameters at the current version, not copied, with their header; None if there are none yet."""
+        if self._prepared is None:
+            return None
+        if self._checkpoint:
+            version, slab = self._checkpoint.position.version, self._checkpoint.parameters
+        elif self.parameters and self.coordinator.phase is not Phase.PREPARING:
+            version, slab = self.parameters.version, self.parameters.current
+        else:
+            return None
+        header = training_service_pb2.ParametersHeader(
             layout=self._prepared.layout,
-            version=self.parameters.version,
+            version=version,
             sha256=layouts.digest(slab),
             preprocessing=self._prepared.preprocessing,
         )
+        return header, slab
 
     def snapshot(self) -> tuple[training_service_pb2.ParametersHeader, Slab]:
         """A copy of the parameters as they are now. Raises ThalwegError if there are none yet."""
-        if self.parameters is None or self.coordinator.phase is Phase.PREPARING:
+        now = self.parameters_now()
+        if now is None:
             raise ThalwegError("NO_PARAMETERS", {"job": self.job.id})
-        slab = self.parameters.current.copy()
-        return self.header(slab), slab
+        return now[0], now[1].copy()
 
     def join(self, connection: Connection) -> None:
         """A worker opened its stream."""
         self._connections[connection.worker] = connection
-        connection.send(parameter_service_pb2.WorkResponse(welcome=parameter_service_pb2.Welcome(spec=self.job.spec)))
+        welcome = parameter_service_pb2.Welcome(
+            spec=self.job.spec,
+            heartbeat_seconds=self.settings.heartbeat_seconds,
+            silence_seconds=self.settings.silence_seconds,
+        )
+        connection.send(parameter_service_pb2.WorkResponse(welcome=welcome))
         self._workers_changed()
         self.handle(messages.WorkerJoined(connection.worker))
 
     def leave(self, worker: WorkerId) -> None:
         """A worker's stream ended."""
         if self._connections.pop(worker, None) and self.coordinator.phase is not Phase.FINISHED:
-            self._workers_changed()
+            self._lost()
             self.handle(messages.WorkerLost(worker))
+
+    def worker_crashed(self, problem: str) -> None:
+        """A fleet tells that a worker of this job ended by itself."""
+        self.handle(messages.WorkerCrashed(problem[:_MOST_CHARACTERS]))
+
+    def tick(self) -> None:
+        """Some time has passed."""
+        if self._connections:
+            self.handle(messages.Tick())
+
+    def checkpoint_done(self, version: int, size: int, seconds: float, problem: str = "") -> None:
+        """A checkpoint that was to be saved is on disk, or, if there was a problem, is not."""
+        if problem:
+            self.telemetry.checkpoint_failed(version, problem)
+        else:
+            self.telemetry.checkpoint_written(version, size, seconds)
+        self.handle(messages.CheckpointDone(seconds))
+
+    def _lost(self) -> None:
+        self.telemetry.contributions.lost_workers += 1
+        self._workers_changed()
 
     def _workers_changed(self) -> None:
         self.telemetry.workers_changed([connection.name for connection in self._connections.values()])
@@ -140,6 +207,8 @@ class JobRun:
             case "initial":
                 chunk = message.initial.chunk
                 self.handle(messages.InitialReceived(worker, chunk, self._values(chunk, message.initial.data)))
+            case "heartbeat":
+                self.handle(messages.HeartbeatReceived(worker))
             case "failure":
                 self.handle(messages.WorkerFailed(worker, message.failure.problem[:_MOST_CHARACTERS]))
             case kind:
@@ -154,15 +223,32 @@ class JobRun:
         elif self._prepared.layout != prepared.layout:
             raise _violation("another layout than the first worker's")
         self.handle(messages.WorkerPrepared(worker, facts))
-        if self.parameters is None and self.coordinator.plan:
-            try:
-                self.parameters = Parameters(self.coordinator.plan)
-            except (MemoryError, ValueError):
-                problem = f"model.layers: {elements:,} parameters do not fit the server's memory"
-                self.handle(messages.WorkerFailed(worker, problem))
-                return
-            self.trajectory = Trajectory(self.coordinator.plan)
-            self.telemetry.planned(self.coordinator.plan, prepared.loss_seconds)
+
+    def _allocate(self) -> None:
+        """Makes the job's arrays."""
+        if self.coordinator.plan is None or self._prepared is None:
+            return
+        try:
+            self.parameters = Parameters(self.coordinator.plan)
+        except (MemoryError, ValueError):
+            elements = layouts.elements(self._prepared.layout)
+            raise _JobError(f"model.layers: {elements:,} parameters do not fit the server's memory") from None
+        self.trajectory = Trajectory(self.coordinator.plan)
+        self.telemetry.planned(self.coordinator.plan, self._prepared.loss_seconds)
+
+    def _load_given(self) -> None:
+        """Puts given parameters in place of random ones."""
+        if self.parameters is None or self.trajectory is None or self._prepared is None:
+            return
+        checkpoint, self._checkpoint = self._checkpoint, None
+        try:
+            if checkpoint:
+                self.parameters.restore(checkpoint.position.version, checkpoint.parameters, checkpoint.state)
+                self.trajectory.restore(checkpoint.versions, checkpoint.trajectory)
+            elif self._initial:
+                self.parameters.restore(0, self._initial(self._prepared.layout), self.parameters.snapshot()[1])
+        except ValueError as error:
+            raise _JobError(str(error)) from error
 
     def _receive_gradient(self, worker: WorkerId, gradient: parameter_service_pb2.GradientChunk) -> None:
         if gradient.HasField("sums") != (gradient.chunk == 0):
@@ -170,7 +256,8 @@ class JobRun:
         sums = Sums(gradient.sums.loss, gradient.sums.correct, gradient.sums.samples) if gradient.chunk == 0 else None
         values = self._values(gradient.chunk, gradient.data)
         node = Node(gradient.level, gradient.index)
-        self.handle(messages.ContributionReceived(worker, gradient.version, node, gradient.chunk, sums, values))
+        event = messages.ContributionReceived(worker, gradient.version, gradient.step, node, gradient.chunk, sums, values)
+        self.handle(event)
 
     def _values(self, chunk: int, data: bytes) -> Slab:
         """The numbers of a chunk, not copied. Raises ThalwegError if there are too many or too few."""
@@ -186,14 +273,16 @@ class JobRun:
         """Lets the coordinator decide about an event, and carries its decisions out. If that fails, so does the job."""
         try:
             self._handle(event)
+        except _JobError as error:
+            self._handle(messages.DriverFailed(str(error)))
         except Exception as error:  # noqa: BLE001 - half carried out, whatever it was
             _log.exception("job %s: decisions could not be carried out", self.job.id)
             self._handle(messages.DriverFailed(f"internal error: {type(error).__name__}: {error}"))
 
     def _handle(self, event: messages.Event) -> None:
-        for decision in self.coordinator.handle(event):
+        for decision in self.coordinator.handle(event, self._clock()):
             if isinstance(decision, messages.ApplyRange) and self.parameters:
-                if not self.parameters.apply(decision.version, decision.chunk, decision.schedule_factor):
+                if not self.parameters.apply(decision.version, decision.step, decision.chunk, decision.schedule_factor):
                     # What else was decided takes this update for granted.
                     self._handle(messages.RangeNotFinite(decision.version))
                     return
@@ -204,8 +293,8 @@ class JobRun:
         match decision:
             case messages.SendRange(workers, version, chunk):
                 self._send_range(workers, version, chunk)
-            case messages.AssignDifferentiate(worker, task):
-                self._assign_differentiate(worker, task)
+            case messages.AssignDifferentiate():
+                self._assign_differentiate(decision)
             case messages.AssignEvaluate(worker, task):
                 message = parameter_service_pb2.EvaluateTask(
                     version=task.version, split=task.split, first=task.first, end=task.end
@@ -216,12 +305,20 @@ class JobRun:
                 self._send(worker, parameter_service_pb2.WorkResponse(initialize=initialize))
             case messages.Accept(worker):
                 self._accept(worker)
-            case messages.ReportStep(step, loss, samples, factor):
-                self.telemetry.step(step, loss, samples, factor)
+            case messages.ReportStep(step, loss, samples, factor, staleness):
+                self.telemetry.step(step, loss, samples, factor, staleness)
             case messages.ReportEpoch(epoch, step, train_loss, validation):
                 self.telemetry.epoch(epoch, step, train_loss, validation)
-            case messages.Dropped(worker, reason):
-                _log.debug("job %s: dropped a message of worker %d: %s", self.job.id, worker, reason)
+            case messages.Dropped(_, reason):
+                self._count(reason)
+            case messages.Evict(worker):
+                self._evict(worker)
+            case messages.WriteCheckpoint(position):
+                self._write_checkpoint(position)
+            case messages.Allocate():
+                self._allocate()
+            case messages.LoadGiven():
+                self._load_given()
             case messages.Finish():
                 self._finish(decision)
             case _:
@@ -231,14 +328,15 @@ class JobRun:
         if self.parameters is None:
             return
         match decision:
-            case messages.Keep(node, chunk, payload):
-                self.parameters.keep(node, chunk, payload)
-            case messages.Merge(parent, chunk):
-                self.parameters.merge(parent, chunk)
-            case messages.MeasureGradient():
-                self.parameters.measure()
-            case messages.Promote(version):
-                self.parameters.promote(version)
+            case messages.Keep(step, node, chunk, payload):
+                self.telemetry.contributions.applied += 1
+                self.parameters.keep(step, node, chunk, payload)
+            case messages.Merge(step, parent, chunk):
+                self.parameters.merge(step, parent, chunk)
+            case messages.MeasureGradient(step):
+                self.parameters.measure(step)
+            case messages.Promote(version, step):
+                self.parameters.promote(version, step)
                 if self.trajectory:
                     self.trajectory.offer(version, self.parameters.current)
             case messages.KeepInitial(chunk, payload):
@@ -246,7 +344,7 @@ class JobRun:
             case messages.ReportReady():
                 self.telemetry.ready()
                 if self.trajectory:
-                    self.trajectory.offer(0, self.parameters.current)
+                    self.trajectory.offer(self.parameters.version, self.parameters.current)
 
     def _accept(self, worker: WorkerId) -> None:
         if self.coordinator.plan:
@@ -262,15 +360,62 @@ class JobRun:
         for worker in workers:
             self._send(worker, message)
 
-    def _assign_differentiate(self, worker: WorkerId, task: messages.Task) -> None:
+    def _assign_differentiate(self, decision: messages.AssignDifferentiate) -> None:
+        task = decision.task
+        self.telemetry.contributions.reissued_tasks += decision.again
         message = parameter_service_pb2.DifferentiateTask(
-            version=task.version,
+            version=decision.version,
+            step=task.step,
+            steps=task.steps,
             level=task.node.level,
             index=task.node.index,
             first_chunk=task.first_chunk,
             end_chunk=task.end_chunk,
         )
-        self._send(worker, parameter_service_pb2.WorkResponse(differentiate=message))
+        self._send(decision.worker, parameter_service_pb2.WorkResponse(differentiate=message))
+
+    def _count(self, reason: messages.Drop) -> None:
+        counts = self.telemetry.contributions
+        match reason:
+            case messages.Drop.DUPLICATE:
+                counts.duplicate += 1
+            case messages.Drop.LATE:
+                counts.late += 1
+            case messages.Drop.STALE_INCARNATION:
+                counts.stale_incarnation += 1
+            case messages.Drop.UNKNOWN:
+                counts.unknown += 1
+
+    def _evict(self, worker: WorkerId) -> None:
+        connection = self._connections.pop(worker, None)
+        if connection:
+            silent = f"{self.settings.silence_seconds:g} s"
+            self.telemetry.notice(f"worker {connection.name} said nothing for {silent}; its tasks go to others")
+            connection.evict()
+            self._lost()
+
+    def _write_checkpoint(self, position: messages.Position) -> None:
+        # What is durable may not be ahead of what is told: steps behind a checkpoint are never taken again.
+        self.telemetry.flush()
+        checkpoint = self.checkpoint(position)
+        if checkpoint:
+            self._save(checkpoint)
+
+    def checkpoint(self, position: messages.Position) -> Checkpoint | None:
+        """The state at a position, copied; None as long as there is none."""
+        if self.parameters is None or self._prepared is None or self.trajectory is None:
+            return None
+        parameters, state = self.parameters.snapshot()
+        return Checkpoint(
+            position=position,
+            prepared=self._prepared,
+            parameters=parameters,
+            state=state,
+            versions=tuple(self.trajectory.versions),
+            trajectory=self.trajectory.slabs(),
+            samples=self.telemetry.samples,
+            seconds=self.telemetry.seconds,
+        )
 
     def _send(self, worker: WorkerId, message: parameter_service_pb2.WorkResponse) -> None:
         connection = self._connections.get(worker)
@@ -292,6 +437,10 @@ class JobRun:
         goodbye = parameter_service_pb2.Goodbye(reason=f"the job ended: {state_name(self.job.state)}")
         for connection in self._connections.values():
             connection.send(parameter_service_pb2.WorkResponse(goodbye=goodbye))
+
+
+class _JobError(Exception):
+    """A decision cannot be carried out, for a reason that is the job's."""
 
 
 def _check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None:

@@ -20,6 +20,7 @@ from thalweg.server.services.fleet import FleetService
 from thalweg.server.services.guard import TokenCheck
 from thalweg.server.services.parameter import ParameterService
 from thalweg.server.services.training import TrainingService
+from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.storage import Storage
 from thalweg.v1 import (
     fleet_service_pb2,
@@ -57,6 +58,7 @@ class ServerConfig:
     trust_network: bool = False
     resume_unfinished: bool = True
     max_upload_bytes: int = MAX_UPLOAD_BYTES
+    runs: RunSettings = DEFAULT_SETTINGS
 
 
 class Server:
@@ -139,7 +141,7 @@ class Server:
             storage = Storage(self.config.data)
         except Exception as error:
             raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
-        jobs = Jobs(storage)
+        jobs = Jobs(storage, self.config.runs)
         server = self._build(jobs)
         try:
             self.address = self._listen(server)

@@ -5,7 +5,6 @@ Everything here blocks and belongs to one thread (see `journal.py`). A write tha
 
 import base64
 import hashlib
-import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,8 @@ from safetensors.numpy import save_file
 
 from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
+from thalweg.server.checkpoints import Checkpoints
+from thalweg.server.disk import RealDisk, publish
 from thalweg.v1 import job_pb2, training_service_pb2
 
 _SCHEMA = """
@@ -140,9 +141,27 @@ class Storage:
         query = "SELECT coalesce(max(sequence), 0) FROM events WHERE job_id = ?"
         return int(self._database.execute(query, (job_id,)).fetchone()[0])
 
+    def told(self, job_id: str) -> tuple[int, int]:
+        """How many steps, and how many epochs, a job's events tell of."""
+        steps = epochs = 0
+        query = "SELECT event FROM events WHERE job_id = ? ORDER BY sequence DESC"
+        for (blob,) in self._database.execute(query, (job_id,)):
+            event = training_service_pb2.Event.FromString(blob)
+            if event.HasField("steps_taken") and not steps:
+                steps = event.steps_taken.first_step + len(event.steps_taken.losses)
+            elif event.HasField("epoch_ended") and not epochs:
+                epochs = event.epoch_ended.epoch
+            if steps and epochs:
+                break
+        return steps, epochs
+
     def job_folder(self, job_id: str) -> Path:
         """Where a job's files lie."""
         return self.folder / "jobs" / job_id
+
+    def checkpoints(self, job_id: str) -> Checkpoints:
+        """The checkpoints of a job."""
+        return Checkpoints(self.job_folder(job_id) / "checkpoints", RealDisk())
 
     def save_parameters(self, job_id: str, header: training_service_pb2.ParametersHeader, slab: Slab) -> None:
         """Keeps a job's parameters as a safetensors file."""
@@ -175,15 +194,13 @@ class Storage:
             return header, file.get_tensor("slabs")
 
     def _save(self, path: Path, tensors: dict[str, Slab], header: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        RealDisk().make_folder(path.parent)
         aside = path.with_suffix(".part")
         try:
             save_file(tensors, aside, metadata={_HEADER: base64.b64encode(header).decode()})
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        _publish(aside, path)
+        publish(RealDisk(), aside, path)
 
     def upload(self, sha256: str) -> Path:
         """Where an uploaded file lies, or would lie."""
@@ -206,16 +223,5 @@ class Storage:
         file.seek(0)
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             return False
-        os.fsync(file.fileno())
-        _publish(Path(file.name), self.upload(sha256))
+        publish(RealDisk(), Path(file.name), self.upload(sha256))
         return True
-
-
-def _publish(aside: Path, path: Path) -> None:
-    """Gives a finished file its name, durably."""
-    aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

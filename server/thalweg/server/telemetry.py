@@ -1,12 +1,15 @@
 """What a running job tells about itself: its state, its progress, its events."""
 
-import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
-from thalweg.server.journal import Journal
 from thalweg.server.plan import Plan
 from thalweg.v1 import job_pb2, training_service_pb2
 
+# Seconds from any time on.
+Clock: TypeAlias = Callable[[], float]
 # The status of a job without workers, by which it is known.
 NO_WORKERS = "waiting for workers"
 # How often steps are told: often enough for a progress bar, seldom enough to cost nothing.
@@ -15,17 +18,43 @@ _TELL_SECONDS = 0.2
 _RATE_SECONDS = 10.0
 
 
+class Recorder(Protocol):
+    """What takes events down."""
+
+    def record(self, job_id: str, event: training_service_pb2.Event) -> None:
+        """Takes an event, numbers it and dates it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What earlier runs of a job have told of: steps and epochs, each of which is told once. `samples` and `seconds` are those of
+    the steps that this run does not repeat.
+    """
+
+    steps: int = 0
+    epochs: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+
+
+NOTHING_RECORDED = Recorded()
+
+
 class Telemetry:
     """Keeps a job's public face and records its events."""
 
-    def __init__(self, job: job_pb2.Job, journal: Journal) -> None:
+    def __init__(self, job: job_pb2.Job, journal: Recorder, clock: Clock, recorded: Recorded) -> None:
         self.job = job
+        self.contributions = job.progress.contributions
         self._journal = journal
+        self._clock = clock
+        self._recorded = recorded
         self._losses: list[float] = []
         self._first_step = 0
         self._told = 0.0
-        self._began = 0.0
-        self._training_began = 0.0
+        self._began: float | None = None
+        self._training_began: float | None = None
         self._samples = 0
         self._marks: deque[tuple[float, int]] = deque()
         self._base_rate = _base_learning_rate(job.spec.optimizer)
@@ -34,9 +63,10 @@ class Telemetry:
         """Records that the job enters a state."""
         self.job.state = state
         self.job.status = status
-        if state == job_pb2.JOB_STATE_RUNNING and not self.job.HasField("start_time"):
-            self.job.start_time.GetCurrentTime()
-            self._began = time.monotonic()
+        if state == job_pb2.JOB_STATE_RUNNING:
+            self._began = self._clock()
+            if not self.job.HasField("start_time"):
+                self.job.start_time.GetCurrentTime()
         event = training_service_pb2.Event()
         event.state_changed.job.CopyFrom(self.job)
         self._journal.record(self.job.id, event)
@@ -61,33 +91,35 @@ class Telemetry:
         """Takes note of the job's course, and tells what numerical differentiation will cost."""
         self.job.progress.total_steps = plan.total_steps
         self.job.progress.total_epochs = plan.epochs
-        if plan.numerical and plan.total_steps:
+        if plan.numerical and plan.total_steps and not self._recorded.steps:
             self.notice(_cost(plan, loss_seconds))
 
     def ready(self) -> None:
-        """Steps begin."""
+        """Steps begin, or go on."""
         self.job.status = "training"
-        self._training_began = time.monotonic()
+        self._training_began = self._clock()
         self._marks.append((self._training_began, 0))
 
-    def step(self, step: int, loss: float, samples: int, schedule_factor: float) -> None:
-        """Takes note of a step, and tells of it now or with the next ones."""
-        if not self._losses:
-            self._first_step = step
-        self._losses.append(loss)
+    def step(self, step: int, loss: float, samples: int, schedule_factor: float, staleness: int) -> None:
+        """Takes note of a step, and tells of it now or with the next ones, unless an earlier run has told of it."""
         self._samples += samples
         progress = self.job.progress
         progress.step = step + 1
+        self.contributions.greatest_staleness = max(self.contributions.greatest_staleness, staleness)
+        if step >= self._recorded.steps:
+            if not self._losses:
+                self._first_step = step
+            self._losses.append(loss)
         progress.loss = loss
         progress.learning_rate = self._base_rate * schedule_factor
-        if time.monotonic() - self._told >= _TELL_SECONDS:
+        if self._clock() - self._told >= _TELL_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Tells of the steps taken since the last time."""
         if not self._losses:
             return
-        now = self._told = time.monotonic()
+        now = self._told = self._clock()
         self._marks.append((now, self._samples))
         while len(self._marks) > 2 and now - self._marks[0][0] > _RATE_SECONDS:
             self._marks.popleft()
@@ -102,20 +134,47 @@ class Telemetry:
         self.job.progress.epoch = epoch
         if validation:
             self.job.progress.validation.CopyFrom(validation)
+        if epoch <= self._recorded.epochs:
+            return
         ended = training_service_pb2.EpochEnded(epoch=epoch, step=step, train_loss=train_loss, validation=validation)
         self._journal.record(self.job.id, training_service_pb2.Event(epoch_ended=ended))
 
-    def result(self, plan: Plan, version: int, sha256: str) -> job_pb2.Result:
+    def result(self, version: int, epochs: int, sha256: str) -> job_pb2.Result:
         """What comes of the job, without its metrics."""
-        now = time.monotonic()
-        training = now - self._training_began
+        training = self._since(self._training_began)
         return job_pb2.Result(
             steps=version,
-            epochs=plan.epoch_of(version),
+            epochs=epochs,
             weights_sha256=sha256,
             samples_per_second=self._samples / training if training > 0 else 0.0,
-            seconds=now - self._began,
+            seconds=self.seconds,
         )
+
+    @property
+    def samples(self) -> int:
+        """How many samples were differentiated for the steps so far."""
+        return self._recorded.samples + self._samples
+
+    @property
+    def seconds(self) -> float:
+        """How long the job has run, without the times between its runs."""
+        return self._recorded.seconds + self._since(self._began)
+
+    def _since(self, time: float | None) -> float:
+        return 0.0 if time is None else self._clock() - time
+
+    def checkpoint_written(self, version: int, size: int, seconds: float) -> None:
+        """Records that a checkpoint is on disk."""
+        self.job.progress.checkpoints.written += 1
+        self.job.progress.checkpoints.step = version
+        written = training_service_pb2.CheckpointWritten(version=version, bytes=size, seconds=seconds)
+        self._journal.record(self.job.id, training_service_pb2.Event(checkpoint_written=written))
+
+    def checkpoint_failed(self, version: int, problem: str) -> None:
+        """Records that a checkpoint could not be written."""
+        self.job.progress.checkpoints.failed += 1
+        failed = training_service_pb2.CheckpointFailed(version=version, problem=problem)
+        self._journal.record(self.job.id, training_service_pb2.Event(checkpoint_failed=failed))
 
 
 def _base_learning_rate(optimizer: job_pb2.Optimizer) -> float:

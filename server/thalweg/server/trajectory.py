@@ -1,5 +1,7 @@
 """The way that training took: a copy of the parameters at some versions, evenly spread over the job."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from thalweg.contract.layout import Slab
@@ -33,6 +35,11 @@ class Trajectory:
             self.versions.append(version)
             self._slabs.append(parameters.copy())
 
-    def slabs(self) -> Slab:
-        """All snapshots, shape (versions, elements)."""
-        return np.stack(self._slabs)
+    def slabs(self) -> Slab | None:
+        """All snapshots, shape (versions, elements); None if there are none."""
+        return np.stack(self._slabs) if self._slabs else None
+
+    def restore(self, versions: Iterable[int], slabs: Slab | None) -> None:
+        """Takes up the snapshots of an earlier run."""
+        self.versions = list(versions)
+        self._slabs = [] if slabs is None else list(slabs)

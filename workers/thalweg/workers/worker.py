@@ -147,7 +147,9 @@ class _Worker:
         self._differentiator.release(gradient)
 
     def _send_gradient(self, task: pb.DifferentiateTask, chunk: int, values: bytes, sums: Sums) -> None:
-        part = pb.GradientChunk(version=task.version, level=task.level, index=task.index, chunk=chunk, data=values)
+        part = pb.GradientChunk(
+            version=task.version, step=task.step, level=task.level, index=task.index, chunk=chunk, data=values
+        )
         if chunk == 0:
             part.sums.CopyFrom(_message(sums))
         self._send(pb.WorkRequest(gradient=part))

@@ -12,6 +12,7 @@ import grpc
 
 from thalweg.contract.errors import ThalwegError
 from thalweg.server.jobs import Jobs
+from thalweg.server.run import JobRun
 from thalweg.server.services.guard import errors
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.v1 import parameter_service_pb2_grpc
@@ -27,11 +28,21 @@ class WorkerStream:
         self.name = name
         self._queue: deque[pb.WorkResponse] = deque()
         self._filled = asyncio.Event()
+        self._evicted = asyncio.Event()
 
     def send(self, message: pb.WorkResponse) -> None:
         """Queues a message."""
         self._queue.append(message)
         self._filled.set()
+
+    def evict(self) -> None:
+        """Ends the stream."""
+        self._evicted.set()
+
+    async def evicted(self) -> None:
+        """Waits until the worker is taken for lost. Raises ThalwegError then."""
+        await self._evicted.wait()
+        raise ThalwegError("EVICTED")
 
     async def write(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Writes what is queued, until cancelled or told goodbye."""
@@ -67,12 +78,22 @@ class ParameterService(parameter_service_pb2_grpc.ParameterServiceServicer):
                 return
             stream = WorkerStream(next(self._ids), first.hello.worker[:200])
             writer = asyncio.create_task(stream.write(context))
+            reader = asyncio.create_task(_read(requests, run, stream))
+            eviction = asyncio.create_task(stream.evicted())
             try:
-                run.join(stream)
-                async for request in requests:
-                    run.receive(stream.worker, request)
+                done, _ = await asyncio.wait({reader, eviction}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    await task
             finally:
                 run.leave(stream.worker)
-                writer.cancel()
-                with suppress(asyncio.CancelledError, grpc.aio.UsageError, grpc.aio.InternalError):
-                    await writer
+                for task in (reader, eviction, writer):
+                    task.cancel()
+                    with suppress(asyncio.CancelledError, grpc.aio.UsageError, grpc.aio.InternalError, ThalwegError):
+                        await task
+
+
+async def _read(requests: AsyncIterator[pb.WorkRequest], run: JobRun, stream: WorkerStream) -> None:
+    """Hands what a worker says to its job, until it says no more."""
+    run.join(stream)
+    async for request in requests:
+        run.receive(stream.worker, request)

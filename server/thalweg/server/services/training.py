@@ -50,6 +50,10 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             await self._jobs.delete(request.job_id)
             return pb.DeleteJobResponse()
 
+    async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> pb.ResumeJobResponse:
+        async with errors(context):
+            return pb.ResumeJobResponse(job=await self._jobs.resume(request.job_id))
+
     async def ScaleJob(self, request: pb.ScaleJobRequest, context: Context) -> pb.ScaleJobResponse:
         async with errors(context):
             return pb.ScaleJobResponse(job=await self._jobs.scale(request.job_id, request.workers))

@@ -1,39 +1,83 @@
-"""What a coordinator asks of a synchrony policy."""
+"""What a coordinator asks of a synchrony policy, and what policies have in common: workers, their tasks, their parameters."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Protocol
 
-from thalweg.server.messages import ContributionReceived, Decision, WorkerId
+from thalweg.server.assignments import Assignments
+from thalweg.server.messages import AssignDifferentiate, ContributionReceived, Decision, Drop, Dropped, SendRange, Task, WorkerId
 from thalweg.server.plan import Plan
+from thalweg.server.synchrony.shares import size
 
 
-class Policy(Protocol):
+class Policy(ABC):
     """Decides, while steps are taken, who computes what and when it is applied.
 
-    `version` counts the updates applied. After each call the coordinator looks at it: at the end of an epoch it evaluates,
-    and it calls `begin` for the next step.
+    `version` counts the updates applied, `applied` holds steps that were applied though ones before them were not: a policy takes
+    up where an earlier one was. After each call the coordinator looks at the version: at the end of an epoch it evaluates, and it
+    calls `begin` for what follows.
     """
 
-    version: int
+    def __init__(self, plan: Plan, version: int = 0, applied: Iterable[int] = ()) -> None:
+        self.plan = plan
+        self.version = version
+        self.applied = set(applied)
+        self._clipped = plan.optimizer.HasField("clip_global_norm")
+        self._tasks: Assignments[Task] = Assignments()
 
-    def __init__(self, plan: Plan) -> None: ...
+    def at(self, now: float) -> None:
+        """What follows happens at this time, in seconds."""
+        self._tasks.now = now
 
-    def begin(self, workers: Iterable[WorkerId]) -> list[Decision]:
-        """Starts the next step with the workers that have the parameters."""
-        ...
+    @property
+    def steps_out_of_order(self) -> list[int]:
+        """The steps that were applied though ones before them were not: with the version, where training is."""
+        return sorted(self.applied)
 
+    @abstractmethod
+    def current(self) -> list[WorkerId]:
+        """The workers that have the parameters at `version`."""
+
+    @abstractmethod
+    def begin(self) -> list[Decision]:
+        """Goes on behind `version`: up to the end of the epoch, not beyond."""
+
+    @abstractmethod
     def joined(self, worker: WorkerId) -> list[Decision]:
-        """A worker got the parameters at `version`. Called during a step or between two."""
-        ...
+        """A worker came. It gets the parameters."""
 
+    @abstractmethod
     def lost(self, worker: WorkerId) -> list[Decision]:
-        """A worker is gone. Called during a step or between two."""
-        ...
+        """A worker is gone."""
 
+    @abstractmethod
     def received(self, event: ContributionReceived) -> list[Decision]:
         """A chunk of a gradient arrived."""
-        ...
 
-    def applied_chunks(self) -> list[int]:
-        """The chunks of the version after `version` that exist already."""
-        ...
+    @abstractmethod
+    def assign(self) -> list[Decision]:
+        """Gives work to those who have none: what nobody has, then what takes too long."""
+
+    def refresh(self) -> list[Decision]:
+        """Brings the workers that are idle to the current version."""
+        return []
+
+    @abstractmethod
+    def whole(self) -> bool:
+        """Whether parameters and optimizer state are at `version` in all parts, and not in the midst of an update."""
+
+    def _send_all(self, worker: WorkerId) -> list[Decision]:
+        return [SendRange((worker,), self.version, chunk) for chunk in range(self.plan.chunks)]
+
+    def _give(self, worker: WorkerId, task: Task, again: bool = False) -> AssignDifferentiate:
+        self._tasks.give(worker, task, size(self.plan, task))
+        return AssignDifferentiate(worker, self.version, task, again)
+
+    def _note_answer(self, event: ContributionReceived) -> None:
+        """A worker sends a task's chunks in order: the last one means that it is free again, whatever becomes of the answer."""
+        for task in self._tasks.tasks(event.worker):
+            if (task.step, task.node, task.end_chunk - 1) == (event.step, event.node, event.chunk):
+                self._tasks.answered(event.worker, task)
+
+    @staticmethod
+    def _drop(event: ContributionReceived, reason: Drop) -> list[Decision]:
+        return [Dropped(event.worker, reason)]

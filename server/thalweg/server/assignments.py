@@ -1,0 +1,129 @@
+"""Who has which tasks, since when, and how fast they are. Knows nothing of a task but its size."""
+
+import statistics
+from collections import deque
+from collections.abc import Hashable, Iterable
+from typing import Generic, TypeVar
+
+from thalweg.server.messages import WorkerId
+
+T = TypeVar("T", bound=Hashable)
+
+# A worker that takes so many times as long as is usual is a straggler: an idle one gets its tasks too.
+STRAGGLER_MULTIPLE = 4.0
+# Below that, waiting costs less than a second answer.
+_LEAST_PATIENCE_SECONDS = 0.05
+# How long a task may take as long as nothing is known of how long tasks take.
+_FIRST_PATIENCE_SECONDS = 5.0
+_REMEMBERED = 64
+# Workers whose speeds differ by less than this factor get equal shares: differences as small are noise.
+_ALIKE = 1.6
+_SMOOTHING = 0.3
+# By how much a worker is taken for faster whenever it got nothing to do: so that it is tried again.
+_FORGIVENESS = 1.05
+
+
+class _Hand(Generic[T]):
+    """One worker's tasks, in the order in which it carries them out."""
+
+    def __init__(self, now: float) -> None:
+        self.tasks: dict[T, float] = {}
+        self.since = now
+        self.rate: float | None = None
+
+
+def no_paces() -> deque[float]:
+    """Where the latest tasks' seconds per unit of size are remembered."""
+    return deque(maxlen=_REMEMBERED)
+
+
+class Assignments(Generic[T]):
+    """The tasks that workers have. `now`, in seconds, is to be set before anything else happens at that time.
+
+    `paces` may be shared with assignments of the same kind that follow these.
+    """
+
+    def __init__(self, paces: deque[float] | None = None) -> None:
+        self.now = 0.0
+        self._hands: dict[WorkerId, _Hand[T]] = {}
+        self._holders: dict[T, list[WorkerId]] = {}
+        self._paces = no_paces() if paces is None else paces
+
+    def add(self, worker: WorkerId) -> None:
+        """A worker came."""
+        self._hands[worker] = _Hand(self.now)
+
+    def remove(self, worker: WorkerId) -> list[T]:
+        """A worker is gone. Gives the tasks that nobody has any more."""
+        hand = self._hands.pop(worker, None)
+        orphans = []
+        for task in hand.tasks if hand else ():
+            self._holders[task].remove(worker)
+            if not self._holders[task]:
+                del self._holders[task]
+                orphans.append(task)
+        return orphans
+
+    def give(self, worker: WorkerId, task: T, size: float) -> None:
+        """A worker gets a task. Sizes are in any unit."""
+        hand = self._hands[worker]
+        if not hand.tasks:
+            hand.since = self.now
+        hand.tasks[task] = size
+        self._holders.setdefault(task, []).append(worker)
+
+    def answered(self, worker: WorkerId, task: T) -> None:
+        """A worker has carried out a task, whatever becomes of the answer."""
+        hand = self._hands.get(worker)
+        if hand is None or task not in hand.tasks:
+            return
+        size, seconds = hand.tasks.pop(task), max(self.now - hand.since, 1e-6)
+        self._paces.append(seconds / size)
+        rate = size / seconds
+        hand.rate = rate if hand.rate is None else hand.rate + _SMOOTHING * (rate - hand.rate)
+        hand.since = self.now
+        self._holders[task].remove(worker)
+        if not self._holders[task]:
+            del self._holders[task]
+
+    def tasks(self, worker: WorkerId) -> Iterable[T]:
+        """What a worker has not answered yet."""
+        hand = self._hands.get(worker)
+        return list(hand.tasks) if hand else ()
+
+    def held(self, task: T) -> bool:
+        """Whether anybody has a task."""
+        return task in self._holders
+
+    def idle(self, worker: WorkerId) -> bool:
+        """Whether a worker has nothing to do."""
+        return not self._hands[worker].tasks
+
+    def _stuck(self, hand: _Hand[T]) -> bool:
+        if not hand.tasks:
+            return False
+        size = next(iter(hand.tasks.values()))
+        patience = _FIRST_PATIENCE_SECONDS
+        if self._paces:
+            patience = max(_LEAST_PATIENCE_SECONDS, STRAGGLER_MULTIPLE * statistics.median(self._paces) * size)
+        return self.now - hand.since > patience
+
+    def overdue(self) -> list[T]:
+        """The tasks of workers that take too long and that nobody else has."""
+        stuck = [hand for hand in self._hands.values() if self._stuck(hand)]
+        return [task for hand in stuck for task in hand.tasks if len(self._holders[task]) == 1]
+
+    def weights(self, workers: Iterable[WorkerId]) -> dict[WorkerId, float]:
+        """How much of the work each worker should get: in proportion to its speed, as far as that is known."""
+        rates = {worker: self._hands[worker].rate for worker in workers}
+        known = [rate for rate in rates.values() if rate is not None]
+        if not known or max(known) < _ALIKE * min(known):
+            return dict.fromkeys(rates, 1.0)
+        usual = statistics.median(known)
+        return {worker: usual if rate is None else rate for worker, rate in rates.items()}
+
+    def passed_over(self, worker: WorkerId) -> None:
+        """A worker got no share of the work."""
+        hand = self._hands[worker]
+        if hand.rate is not None:
+            hand.rate *= _FORGIVENESS

@@ -1,0 +1,77 @@
+"""What is asked of a disk, step by step, so that the order of the steps can be tried out on a disk that fails between them."""
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+
+class Disk(Protocol):
+    """A file system. Only what was synchronised is sure to survive a crash; all methods raise OSError if they fail."""
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Makes a file, or overwrites it."""
+        ...
+
+    def synchronize(self, path: Path) -> None:
+        """Makes a file's content, or a folder's names, durable."""
+        ...
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Gives a file another name in the same folder, in place of whatever had it."""
+        ...
+
+    def remove(self, path: Path) -> None:
+        """Removes a file, if it is there."""
+        ...
+
+    def read(self, path: Path) -> bytes:
+        """A file's content."""
+        ...
+
+    def names(self, folder: Path) -> list[str]:
+        """The names in a folder, in any order; none if it is not there."""
+        ...
+
+    def make_folder(self, folder: Path) -> None:
+        """Makes a folder, with those above it, durably, if it is not there."""
+        ...
+
+
+class RealDisk:
+    """The machine's own."""
+
+    def write(self, path: Path, data: bytes) -> None:
+        path.write_bytes(data)
+
+    def synchronize(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        source.replace(target)
+
+    def remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def read(self, path: Path) -> bytes:
+        return path.read_bytes()
+
+    def names(self, folder: Path) -> list[str]:
+        return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+    def make_folder(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        self.make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        self.synchronize(folder.parent)
+
+
+def publish(disk: Disk, aside: Path, path: Path) -> None:
+    """Gives a finished file its name: first its content is made durable, then the name."""
+    disk.synchronize(aside)
+    disk.rename(aside, path)
+    disk.synchronize(path.parent)

@@ -1,0 +1,157 @@
+"""Steps in order: each is applied when all its contributions are there, and some may be begun before it is.
+
+Each chunk is added along the tree and applied for itself, as soon as its contributions are complete, while others are still
+on their way. Only clipping by the global norm has to wait for the whole gradient.
+"""
+
+import math
+from collections.abc import Iterable
+
+from thalweg.server.messages import (
+    ApplyRange,
+    ContributionReceived,
+    Decision,
+    Drop,
+    MeasureGradient,
+    Promote,
+    ReportStep,
+    SendRange,
+    Task,
+    WorkerId,
+)
+from thalweg.server.plan import Plan
+from thalweg.server.synchrony.base import Policy
+from thalweg.server.synchrony.diverged import diverged
+from thalweg.server.synchrony.gathering import Gathering
+from thalweg.server.synchrony.shares import divide
+
+
+class Rounds(Policy):
+    """The decisions of one job's steps. A step's contributions may be computed up to `bound` versions before the step's own."""
+
+    def __init__(self, plan: Plan, version: int = 0, applied: Iterable[int] = (), bound: int = 0) -> None:
+        super().__init__(plan, version, applied)
+        self._bound = bound
+        self._began = version
+        self._workers: dict[WorkerId, bool] = {}  # whether each has the current parameters
+        self._open: dict[int, Gathering] = {}
+        self._waiting: dict[Task, WorkerId | None] = {}  # tasks that nobody has yet, and whose turn each is
+        self._applied: set[int] = set()
+
+    def current(self) -> list[WorkerId]:
+        return [worker for worker, has in self._workers.items() if has]
+
+    def whole(self) -> bool:
+        return not self._applied
+
+    def begin(self) -> list[Decision]:
+        plan = self.plan
+        while self._began <= self.version + self._bound and self._began < plan.end_of_epoch(self.version):
+            weights = self._tasks.weights(self.current())
+            shared = divide(plan, self._began, weights)
+            step = plan.minibatch(self._began)
+            self._open[step] = Gathering(plan, step, [task for _, task in shared])
+            self._waiting |= {task: worker for worker, task in shared}
+            for worker in weights.keys() - {worker for worker, _ in shared}:
+                self._tasks.passed_over(worker)
+            self._began += 1
+        return self._apply() + self.assign()
+
+    def assign(self) -> list[Decision]:
+        decisions: list[Decision] = []
+        for worker in self.current():
+            if self._tasks.idle(worker):
+                decisions += [self._give(worker, task) for task in self._next(worker)]
+        idle = [worker for worker in self.current() if self._tasks.idle(worker)]
+        if idle:
+            overdue = [task for task in self._tasks.overdue() if self._is_open(task)]
+            decisions += [self._give(worker, task, again=True) for worker, task in zip(idle, overdue, strict=False)]
+        return decisions
+
+    def _next(self, worker: WorkerId) -> list[Task]:
+        """What a worker does next, of the first step that has anything: its own share, or one task that is nobody's."""
+        for step in self._open:
+            waiting = [task for task in self._waiting if task.step == step]
+            own = [task for task in waiting if self._waiting[task] == worker]
+            mine = own or [task for task in waiting if self._waiting[task] not in self.current()][:1]
+            for task in mine:
+                del self._waiting[task]
+            if mine:
+                return mine
+        return []
+
+    def _is_open(self, task: Task) -> bool:
+        return task.step in self._open and self._open[task.step].open(task)
+
+    def joined(self, worker: WorkerId) -> list[Decision]:
+        self._tasks.add(worker)
+        return self._catch_up(worker) + self.assign()
+
+    def _catch_up(self, worker: WorkerId) -> list[Decision]:
+        self._workers[worker] = True
+        return self._send_all(worker) + [SendRange((worker,), self.version + 1, chunk) for chunk in sorted(self._applied)]
+
+    def lost(self, worker: WorkerId) -> list[Decision]:
+        self._workers.pop(worker, None)
+        orphans = self._tasks.remove(worker)
+        self._waiting |= {task: None for task in orphans if self._is_open(task)}
+        return self.assign()
+
+    def received(self, event: ContributionReceived) -> list[Decision]:
+        self._note_answer(event)
+        decisions = self._take(event)
+        if not self._workers[event.worker] and self._tasks.idle(event.worker):
+            decisions += self._catch_up(event.worker)
+        return decisions + self.assign()
+
+    def _take(self, event: ContributionReceived) -> list[Decision]:
+        if event.step < self.plan.minibatch(self.version):
+            return self._drop(event, Drop.LATE)
+        gathering = self._open.get(event.step)
+        task = gathering.task_of(event.node, event.chunk) if gathering else None
+        if gathering is None or task is None or not self._may_be_at(event.version, event.step):
+            return self._drop(event, Drop.UNKNOWN)
+        taken = gathering.take(event, task)
+        return self._drop(event, Drop.DUPLICATE) if taken is None else taken + self._apply()
+
+    def _may_be_at(self, version: int, step: int) -> bool:
+        """Whether a contribution to a step may be computed at a version."""
+        own = self.plan.version_of(step)
+        return own - self._bound <= version <= min(own, self.version)
+
+    def _apply(self) -> list[Decision]:
+        """Applies what is complete of the next step, and, if that makes a version, of none behind it."""
+        gathering = self._open.get(self.plan.minibatch(self.version))
+        if gathering is None:
+            return []
+        sums = gathering.sums
+        if sums is not None and not math.isfinite(sums.loss):
+            return diverged(f"the loss became {sums.loss}", self.version)
+        ready = sorted(gathering.complete - self._applied)
+        if not ready or (self._clipped and len(ready) < self.plan.chunks):
+            return []
+        decisions: list[Decision] = [MeasureGradient(gathering.step)] if self._clipped else []
+        workers, factor = tuple(self.current()), self.plan.schedule_factor(self.version)
+        for chunk in ready:
+            self._applied.add(chunk)
+            decisions.append(ApplyRange(self.version, gathering.step, chunk, factor))
+            decisions.append(SendRange(workers, self.version + 1, chunk))
+        if len(self._applied) == self.plan.chunks:
+            decisions += self._promote(gathering, factor)
+        return decisions
+
+    def _promote(self, gathering: Gathering, factor: float) -> list[Decision]:
+        if gathering.sums is None or gathering.oldest_version is None:
+            raise AssertionError("a step is complete without its sums")
+        samples, staleness = self.plan.samples_of(self.version), self.version - gathering.oldest_version
+        del self._open[gathering.step]
+        self._applied.clear()
+        self.version += 1
+        # Whoever still works on what is done gets no parameters that would only wait, but the newest when it is through.
+        for worker in self._workers:
+            if any(not self._is_open(task) for task in self._tasks.tasks(worker)):
+                self._workers[worker] = False
+        return [
+            Promote(self.version, gathering.step),
+            ReportStep(self.version - 1, gathering.sums.loss / samples, samples, factor, staleness),
+        ]
