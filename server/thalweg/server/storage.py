@@ -20,6 +20,7 @@ from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
 from thalweg.server.checkpoints import Checkpoints
 from thalweg.server.disk import RealDisk, publish
+from thalweg.server.telemetry import told
 from thalweg.v1 import job_pb2, training_service_pb2
 
 _SCHEMA = """
@@ -143,17 +144,8 @@ class Storage:
 
     def told(self, job_id: str) -> tuple[int, int]:
         """How many steps, and how many epochs, a job's events tell of."""
-        steps = epochs = 0
-        query = "SELECT event FROM events WHERE job_id = ? ORDER BY sequence DESC"
-        for (blob,) in self._database.execute(query, (job_id,)):
-            event = training_service_pb2.Event.FromString(blob)
-            if event.HasField("steps_taken") and not steps:
-                steps = event.steps_taken.first_step + len(event.steps_taken.losses)
-            elif event.HasField("epoch_ended") and not epochs:
-                epochs = event.epoch_ended.epoch
-            if steps and epochs:
-                break
-        return steps, epochs
+        rows = self._database.execute("SELECT event FROM events WHERE job_id = ? ORDER BY sequence DESC", (job_id,))
+        return told(training_service_pb2.Event.FromString(blob) for (blob,) in rows)
 
     def job_folder(self, job_id: str) -> Path:
         """Where a job's files lie."""

@@ -1,7 +1,7 @@
 """What a running job tells about itself: its state, its progress, its events."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -39,6 +39,19 @@ class Recorded:
 
 
 NOTHING_RECORDED = Recorded()
+
+
+def told(events: Iterable[training_service_pb2.Event]) -> tuple[int, int]:
+    """How many steps, and how many epochs, events tell of, which come in falling order."""
+    steps = epochs = 0
+    for event in events:
+        if event.HasField("steps_taken") and not steps:
+            steps = event.steps_taken.first_step + len(event.steps_taken.losses)
+        elif event.HasField("epoch_ended") and not epochs:
+            epochs = event.epoch_ended.epoch
+        if steps and epochs:
+            break
+    return steps, epochs
 
 
 class Telemetry:

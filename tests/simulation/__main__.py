@@ -1,0 +1,64 @@
+"""Runs schedules of faults, and prints those that break a guarantee."""
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterable
+from multiprocessing import Pool
+
+from tests.simulation.schedules import check, disturbed
+
+
+def _run(seed: int) -> tuple[int, str, dict[str, int]]:
+    try:
+        cluster = check(seed)
+    except AssertionError as error:
+        return seed, str(error) or "an assertion failed", {}
+    counts = {field.name: value for field, value in cluster.counts.ListFields() if field.name != "greatest_staleness"}
+    counts |= {"server starts": cluster.incarnations, "checkpoints": cluster.checkpoints, "damaged": len(cluster.problems)}
+    return seed, "", counts
+
+
+def main() -> int:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--schedules", type=int, default=1000, metavar="N", help="how many schedules (1000)")
+    parser.add_argument("--first", type=int, default=1, metavar="SEED", help="the first one's seed (1)")
+    parser.add_argument("--seed", type=int, metavar="SEED", help="runs one schedule alone, and shows where it fails")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), metavar="N", help="how many at a time (one a core)")
+    options = parser.parse_args()
+    if options.seed is not None:
+        name, _, cluster = disturbed(options.seed)
+        sys.stdout.write(f"seed {options.seed}: {name}, {cluster.wanted} workers, faults {cluster.faults}\n")
+        try:
+            check(options.seed)
+        except AssertionError:
+            traceback.print_exc()
+            return 1
+        sys.stdout.write("no guarantee is broken\n")
+        return 0
+    return _many(range(options.first, options.first + options.schedules), options.processes)
+
+
+def _many(seeds: Iterable[int], processes: int) -> int:
+    began, failed, total = time.monotonic(), 0, Counter[str]()
+    count = 0
+    with Pool(processes) as pool:
+        for seed, problem, counts in pool.imap_unordered(_run, seeds, chunksize=8):
+            count += 1
+            total.update(counts)
+            if problem:
+                failed += 1
+                sys.stdout.write(f"seed {seed}: {problem}; again alone: python -m tests.simulation --seed {seed}\n")
+    seconds = time.monotonic() - began
+    rate = f"{count / seconds * 60:,.0f} a minute"
+    sys.stdout.write(f"{count:,} schedules in {seconds:.0f} s, {rate}: {failed} broke a guarantee\n")
+    sys.stdout.write(", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in sorted(total.items())) + "\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

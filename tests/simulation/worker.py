@@ -1,0 +1,117 @@
+"""An imaginary worker: it computes imaginary gradients, takes its time, and may stand still."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from thalweg.contract import tree
+from thalweg.contract.layout import Slab, ranges
+from thalweg.contract.sums import Sums
+from thalweg.contract.tree import Node
+from thalweg.v1 import job_pb2
+from thalweg.v1 import parameter_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from tests.simulation.cluster import Cluster
+
+ELEMENTS = 7
+TRAIN_SAMPLES = 20
+LAYOUT = job_pb2.Layout(tensors=[job_pb2.Tensor(name="0.weight", shape=[ELEMENTS])], dtype="float32")
+_GRADIENT_SECONDS = 0.01
+Leaf = Callable[[Slab, int, int, int], Slab]
+
+
+def noise(parameters: Slab, step: int, steps: int, microbatch: int) -> Slab:
+    """A gradient, or the movement of a lane, that depends on all parameters, the task, and the order of additions."""
+    total = np.full(ELEMENTS, np.float32(0.01) * parameters.sum(), np.float32)
+    for each in range(step, step + steps):
+        drawn = np.random.default_rng([each, microbatch]).normal(size=ELEMENTS).astype(np.float32)
+        total += parameters * np.float32(0.01) + drawn * np.float32(10.0 ** (microbatch % 5 - 4))
+    return total
+
+
+def ledger(_: Slab, step: int, steps: int, microbatch: int) -> Slab:
+    """A gradient of small whole numbers, whose sum tells whether each was added once, in whatever order."""
+    return np.full(ELEMENTS, sum(range(step, step + steps)) + 1 + 100 * microbatch, np.float32)
+
+
+class ImaginaryWorker:
+    """One process with one stream to the server."""
+
+    def __init__(self, cluster: "Cluster", number: int) -> None:
+        self.worker = number
+        self.name = f"imaginary/{number}"
+        self.alive = True  # the process
+        self.heard = True  # the network in between
+        self.slowness = 1.0
+        self.heartbeat_seconds = 0.0
+        self.stopped_until = 0.0
+        self.inbox: deque[pb.WorkResponse] = deque()
+        self._cluster = cluster
+        self._spec = job_pb2.JobSpec()
+        self._chunk_elements = 0
+        self._buffers = (np.zeros(ELEMENTS, np.float32), np.zeros(ELEMENTS, np.float32))
+
+    def send(self, message: pb.WorkResponse) -> None:
+        """The server's end of the stream: a message to the worker."""
+        self._cluster.to_worker(self, message)
+
+    def evict(self) -> None:
+        """The server's end of the stream: the worker is taken for lost, and hears of it if it can."""
+        self._cluster.evicted(self)
+
+    def seconds(self, message: pb.WorkResponse) -> float:
+        """How long a message keeps the worker busy."""
+        if message.HasField("differentiate"):
+            task = message.differentiate
+            leaves = len(Node(task.level, task.index).leaves(self._spec.training.microbatches))
+            return _GRADIENT_SECONDS * leaves * self.slowness
+        return _GRADIENT_SECONDS * self.slowness if message.HasField("evaluate") else 0.0
+
+    def handle(self, message: pb.WorkResponse) -> None:
+        """Answers a message."""
+        match message.WhichOneof("message"):
+            case "welcome":
+                self._spec = message.welcome.spec
+                self.heartbeat_seconds = message.welcome.heartbeat_seconds
+                self._cluster.beat(self)
+                self._say(prepared=self._cluster.prepared)
+            case "accepted":
+                self._chunk_elements = message.accepted.chunk_elements
+            case "parameters":
+                part = message.parameters
+                start, values = part.chunk * self._chunk_elements, np.frombuffer(part.data, np.float32)
+                self._buffers[part.version % 2][start : start + values.size] = values
+            case "initialize":
+                initial = np.linspace(-1, 1, ELEMENTS, dtype=np.float32)
+                for chunk, where in enumerate(ranges(ELEMENTS, self._chunk_elements)):
+                    self._say(initial=pb.ParametersChunk(chunk=chunk, data=initial[where].tobytes()))
+            case "differentiate":
+                self._differentiate(message.differentiate)
+            case "evaluate":
+                task = message.evaluate
+                loss = float(np.abs(self._buffers[task.version % 2]).sum())
+                sums = pb.Sums(loss=loss, correct=1, samples=task.end - task.first)
+                answer = pb.Evaluation(version=task.version, split=task.split, first=task.first, sums=sums)
+                self._say(evaluation=answer)
+            case "goodbye":
+                self.alive = False
+
+    def _differentiate(self, task: pb.DifferentiateTask) -> None:
+        parameters, node, leaf = self._buffers[task.version % 2], Node(task.level, task.index), self._cluster.leaf
+        m = self._spec.training.microbatches
+        gradient = tree.fold(node, m, lambda each: leaf(parameters, task.step, task.steps, each), np.add)
+        sums = tree.fold(node, m, lambda each: Sums(0.1 * each + float(parameters[0]), 1.0, 1), lambda a, b: a + b)
+        for chunk in range(task.first_chunk, task.end_chunk):
+            values = gradient[chunk * self._chunk_elements : (chunk + 1) * self._chunk_elements]
+            part = pb.GradientChunk(
+                version=task.version, step=task.step, level=task.level, index=task.index, chunk=chunk, data=values.tobytes()
+            )
+            if chunk == 0:
+                part.sums.CopyFrom(pb.Sums(loss=sums.loss, correct=sums.correct, samples=sums.samples))
+            self._say(gradient=part)
+
+    def _say(self, **message: object) -> None:
+        self._cluster.to_server(self, pb.WorkRequest(**message))  # type: ignore[arg-type]
