@@ -82,21 +82,6 @@ def disturbed(seed: int) -> tuple[str, int, Cluster]:
     seconds, latency = drawn.choice([0.01, 0.03, 0.1]), drawn.choice([0.001, 0.001, 0.02])
     faults = Faults(kinds, drawn.randint(1, 25), seconds, latency)
     spec = spec_of(name)
-    cluster = Cluster(spec, 0, _leaf(spec), validation_samples=validation_samples, checkpoint_seconds=1e9)
-    parameters = cluster.run().tobytes()
-    return parameters, losses(cluster.journal.durable), epochs(cluster.journal.durable)
-
-
-def disturbed(seed: int) -> tuple[str, int, Cluster]:
-    """The cluster that a seed stands for, before it runs; its job, and the number of validation samples."""
-    drawn = random.Random(seed)
-    name, validation_samples = drawn.choice(list(JOBS)), drawn.choice([0, 30, 3000])
-    kinds = {kind: drawn.random() for kind in drawn.sample(_KINDS, drawn.randint(1, len(_KINDS)))}
-    kinds["duplicate"] = drawn.choice([0.0, 0.1, 0.5])
-    faults = Faults(
-        kinds, most=drawn.randint(1, 25), seconds=drawn.choice([0.01, 0.03, 0.1]), latency=drawn.choice([0.001, 0.03])
-    )
-    spec = spec_of(name)
     cluster = Cluster(
         spec,
         seed,
