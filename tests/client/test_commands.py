@@ -343,11 +343,13 @@ def test_serve(number: signal.Signals, command: Command, tmp_path: Path, monkeyp
         announce(facts, words, json)
         with Client(facts["address"], "secret") as client:
             assert client.submit("xor").id == "xor-1"
+            assert client.server_info().max_running_jobs == 3
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(serving, "_announce", announced)
     Path("token").write_text("secret")
-    printed = command("serve", "--address", "127.0.0.1:0", "--data", "kept", "--token-file", "token", "--json")
+    arguments = ("--address", "127.0.0.1:0", "--data", "kept", "--token-file", "token", "--max-running", "3")
+    printed = command("serve", *arguments, "--json")
     assert printed.code == 0
     assert set(printed.json) == {"address", "data"}
     assert printed.json["data"] == f"{tmp_path}/kept"

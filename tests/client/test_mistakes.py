@@ -248,6 +248,7 @@ def test_what_was_given_is_wrong(arguments: list[str], message: str, cluster: Cl
             "--address: 0.0.0.0:0 can be reached from other machines, so the server needs a token",
         ),
         (["serve", "--max-upload", "0"], "Invalid value for '--max-upload'"),
+        (["serve", "--max-running", "0"], "Invalid value for '--max-running'"),
         (["fleet", "--server", "a:b"], "--server: 'a:b' is not an address"),
         (["fleet", "--ray-address", "auto", "--slots", "2"], "--slots: has no meaning together with --ray-address"),
         (["jobs", "--data", "nowhere"], "--data: there is no folder nowhere"),

@@ -1,15 +1,25 @@
 """A server and workers in this process, without Ray: the protocol and the arithmetic, nothing else."""
 
+import itertools
+import queue
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
 
 from thalweg.contract.channel import Address
+from thalweg.contract.errors import ThalwegError
 from thalweg.server.service import Server, ServerConfig
-from thalweg.v1 import job_pb2, training_service_pb2, training_service_pb2_grpc
+from thalweg.v1 import (
+    fleet_service_pb2,
+    fleet_service_pb2_grpc,
+    job_pb2,
+    training_service_pb2,
+    training_service_pb2_grpc,
+)
 from thalweg.workers.worker import work
 
 
@@ -44,3 +54,68 @@ def train(server: Server, spec: job_pb2.JobSpec, workers: int = 1) -> job_pb2.Jo
         for thread in threads:
             thread.join()
     return job
+
+
+class ThreadFleet:
+    """A fleet whose workers are threads of this process. It starts as many as it is allotted.
+
+    A worker that ends while it is wanted is started again, as a fleet on Ray does. None is ended: each works until its job, or
+    the server, ends.
+    """
+
+    def __init__(self, server: Address, slots: int, name: str = "threads") -> None:
+        self._server = server
+        self._wanted: dict[str, int] = {}
+        self._workers: dict[str, set[threading.Thread]] = defaultdict(set)
+        self._ids = itertools.count(1)
+        self._stopping = False
+        # Allotments, and the workers that ended.
+        self._inbox: queue.SimpleQueue[fleet_service_pb2.AttendResponse | tuple[str, threading.Thread]] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[fleet_service_pb2.AttendRequest | None] = queue.SimpleQueue()
+        self._channel = grpc.insecure_channel(str(server))
+        capacity = fleet_service_pb2.Capacity(name=name, slots=slots)
+        self._outbox.put(fleet_service_pb2.AttendRequest(capacity=capacity))
+        self._call = fleet_service_pb2_grpc.FleetServiceStub(self._channel).Attend(iter(self._outbox.get, None))
+        self._threads = [threading.Thread(target=self._attend), threading.Thread(target=self._keep)]
+
+    def __enter__(self) -> "ThreadFleet":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping = True
+        self._outbox.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._channel.close()
+
+    def _attend(self) -> None:
+        with suppress(grpc.RpcError):
+            for response in self._call:
+                self._inbox.put(response)
+        self._inbox.put(fleet_service_pb2.AttendResponse())
+
+    def _keep(self) -> None:
+        while not self._stopping:
+            event = self._inbox.get()
+            if isinstance(event, tuple):
+                job_id, ended = event
+                self._workers[job_id].discard(ended)
+            else:
+                self._wanted = {allotment.job_id: allotment.workers for allotment in event.allotments}
+            for job_id, wanted in self._wanted.items():
+                while len(self._workers[job_id]) < wanted:
+                    self._start(job_id)
+
+    def _start(self, job_id: str) -> None:
+        def run() -> None:
+            try:
+                with suppress(ThalwegError):
+                    work(self._server, None, job_id, f"worker-{next(self._ids)}")
+            finally:
+                self._inbox.put((job_id, threading.current_thread()))
+
+        worker = threading.Thread(target=run)
+        self._workers[job_id].add(worker)
+        worker.start()

@@ -12,6 +12,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from tests.end_to_end.cluster import running_server, stub_of
+from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE, HoldAfter, Peer, proxy
 from tests.end_to_end.reference import reference
 from tests.end_to_end.test_lost_workers import make_spec
@@ -21,6 +22,7 @@ from thalweg.contract import layout as layouts
 from thalweg.contract.channel import Address
 from thalweg.contract.errors import ThalwegError
 from thalweg.server import validation
+from thalweg.server.settings import CHECKPOINT_SECONDS
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -32,7 +34,10 @@ from pathlib import Path
 from thalweg.contract.channel import Address
 from thalweg.server.service import Server, ServerConfig
 
-print(Server(ServerConfig(Address("127.0.0.1", 0), Path(sys.argv[1]))).start().port, flush=True)
+from thalweg.server.settings import RunSettings
+
+runs = RunSettings(checkpoint_seconds=float(sys.argv[2]))
+print(Server(ServerConfig(Address("127.0.0.1", 0), Path(sys.argv[1]), runs=runs)).start().port, flush=True)
 signal.pause()
 """
 
@@ -40,8 +45,8 @@ signal.pause()
 class ServerProcess:
     """A server in a process of its own."""
 
-    def __init__(self, data: Path) -> None:
-        command = [sys.executable, "-c", _SERVE, str(data)]
+    def __init__(self, data: Path, checkpoint_seconds: float) -> None:
+        command = [sys.executable, "-c", _SERVE, str(data), str(checkpoint_seconds)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout
         self.address = Address("127.0.0.1", int(self._process.stdout.readline()))
@@ -56,8 +61,8 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(data: Path) -> Iterator[ServerProcess]:
-    server = ServerProcess(data)
+def serving(data: Path, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> Iterator[ServerProcess]:
+    server = ServerProcess(data, checkpoint_seconds)
     try:
         yield server
     finally:
@@ -105,17 +110,23 @@ def held_in_midst(server: Address, job_id: str, gradients: int) -> Iterator[None
         worker.join()
 
 
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1000.0])
 @pytest.mark.parametrize("gradients", [1, 9])
-def test_a_killed_server_takes_up_its_jobs_and_ends_with_the_same_bits(tmp_path: Path, gradients: int) -> None:
+def test_a_killed_server_takes_up_its_jobs_and_ends_with_the_same_bits(
+    tmp_path: Path, gradients: int, checkpoint_seconds: float
+) -> None:
     spec = make_spec("unclipped")
     with threadpool_limits(1, "blas"):
         expected, losses = reference(validation.complete(spec))
+    checkpoint = 0
 
-    with serving(tmp_path) as server:
+    with serving(tmp_path, checkpoint_seconds) as server:
         create(server.stub, "midst", spec)
         with held_in_midst(server.address, "midst", gradients):
             before = events_so_far(server.stub, "midst")
             assert get(server.stub, "midst").progress.step == gradients
+            if not checkpoint_seconds:
+                checkpoint = wait_for(lambda: get(server.stub, "midst").progress.checkpoints.step)
             server.kill()
 
     with serving(tmp_path) as server:
@@ -124,8 +135,8 @@ def test_a_killed_server_takes_up_its_jobs_and_ends_with_the_same_bits(tmp_path:
         taken_up = get(server.stub, "midst")
         assert taken_up.state == job_pb2.JOB_STATE_QUEUED
         assert "restarted" in taken_up.status
-        assert not taken_up.HasField("start_time")
-        assert taken_up.progress.step == 0
+        assert taken_up.HasField("start_time") == (checkpoint > 0)
+        assert taken_up.progress.step >= checkpoint
         work(server.address, None, "midst", "worker")
         events = events_of(server.stub, "midst")
         job = get(server.stub, "midst")
@@ -135,9 +146,10 @@ def test_a_killed_server_takes_up_its_jobs_and_ends_with_the_same_bits(tmp_path:
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     assert events[: len(before)] == before
     again = next(i for i, event in enumerate(events) if "restarted" in event.state_changed.job.status)
-    assert [loss for event in events[again:] for loss in event.steps_taken.losses] == losses
-    # The time before the restart is no part of the run.
-    assert job.start_time.ToNanoseconds() > events[again].time.ToNanoseconds()
+    assert [loss for event in events for loss in event.steps_taken.losses] == losses
+    if not checkpoint:
+        # The time before the restart is no part of the run.
+        assert job.start_time.ToNanoseconds() > events[again].time.ToNanoseconds()
     assert job.result.seconds <= (job.end_time.ToNanoseconds() - job.create_time.ToNanoseconds()) / 1e9
 
 

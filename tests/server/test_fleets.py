@@ -10,56 +10,139 @@ from hypothesis import strategies as st
 
 from tests.end_to_end.peer import DEADLINE
 from tests.server.test_training_service import make_spec
-from thalweg.server.fleets import allot
+from thalweg.server.fleets import Shares, Wish, allot
 from thalweg.server.service import Server
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
 
-CAPACITIES = st.lists(st.integers(0, 40), max_size=6)
-WISHES = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9)), max_size=8)
+MOST = 40
+CAPACITIES = st.lists(st.integers(0, MOST), max_size=6)
+WISH = st.builds(Wish, st.integers(1, 30), st.integers(1, 9), st.integers(-1, 1))
+WISHES = st.lists(WISH, max_size=8)
+# Workers of one width, as nearly all are.
+NARROW = st.lists(st.builds(Wish, st.integers(1, 30), st.just(1), st.integers(-1, 1)), min_size=1, max_size=8)
 
 
-@given(CAPACITIES, WISHES)
-def test_no_fleet_gives_more_than_it_has(capacities: list[int], wishes: list[tuple[int, int]]) -> None:
-    for capacity, share in zip(capacities, allot(capacities, wishes), strict=True):
+def afresh(capacities: list[int], wishes: list[Wish]) -> Shares:
+    return allot(capacities, wishes, [[0] * len(wishes) for _ in capacities])
+
+
+def used(share: list[int], wishes: list[Wish]) -> int:
+    return sum(workers * wish.slots for workers, wish in zip(share, wishes, strict=True))
+
+
+def totals(shares: Shares, wishes: list[Wish]) -> list[int]:
+    return [sum(share[job] for share in shares) for job in range(len(wishes))]
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[list[int], list[Wish], Shares]:
+    """Capacities, wishes, and what the fleets give now, which may be more than they have."""
+    capacities, wishes = draw(CAPACITIES), draw(WISHES)
+    row = st.lists(st.integers(0, 9), min_size=len(wishes), max_size=len(wishes))
+    return capacities, wishes, draw(st.lists(row, min_size=len(capacities), max_size=len(capacities)))
+
+
+@given(histories())
+def test_no_fleet_gives_more_than_it_has(history: tuple[list[int], list[Wish], Shares]) -> None:
+    capacities, wishes, _ = history
+    for capacity, share in zip(capacities, allot(*history), strict=True):
         assert all(workers >= 0 for workers in share)
-        assert sum(workers * slots for workers, (_, slots) in zip(share, wishes, strict=True)) <= capacity
+        assert used(share, wishes) <= capacity
+
+
+@given(histories())
+def test_no_job_gets_more_than_it_wishes(history: tuple[list[int], list[Wish], Shares]) -> None:
+    _, wishes, _ = history
+    for workers, wish in zip(totals(allot(*history), wishes), wishes, strict=True):
+        assert workers <= wish.workers
+
+
+@given(histories())
+def test_no_room_is_left_while_a_wish_is_open(history: tuple[list[int], list[Wish], Shares]) -> None:
+    capacities, wishes, _ = history
+    shares = allot(*history)
+    for workers, wish in zip(totals(shares, wishes), wishes, strict=True):
+        if workers < wish.workers:
+            assert all(room - used(share, wishes) < wish.slots for room, share in zip(capacities, shares, strict=True))
 
 
 @given(CAPACITIES, WISHES)
-def test_no_job_gets_more_than_it_wishes(capacities: list[int], wishes: list[tuple[int, int]]) -> None:
-    shares = allot(capacities, wishes)
-    for job, (workers, _) in enumerate(wishes):
-        assert sum(share[job] for share in shares) <= workers
+def test_what_a_job_gets_does_not_depend_on_those_of_lower_priority(capacities: list[int], wishes: list[Wish]) -> None:
+    got = totals(afresh(capacities, wishes), wishes)
+    above = [wish for wish in wishes if wish.priority > -1]
+    assert totals(afresh(capacities, above), above) == [n for n, wish in zip(got, wishes, strict=True) if wish.priority > -1]
 
 
-@given(CAPACITIES, WISHES)
-def test_no_room_is_left_while_a_wish_is_open(capacities: list[int], wishes: list[tuple[int, int]]) -> None:
-    shares = allot(capacities, wishes)
-    used = [sum(w * slots for w, (_, slots) in zip(share, wishes, strict=True)) for share in shares]
-    for job, (workers, slots) in enumerate(wishes):
-        if sum(share[job] for share in shares) < workers:
-            assert all(capacity - taken < slots for capacity, taken in zip(capacities, used, strict=True))
+@given(CAPACITIES, NARROW)
+def test_equals_get_as_many_as_they_wish_or_as_nobody_gets_more_of(capacities: list[int], wishes: list[Wish]) -> None:
+    got = totals(afresh(capacities, wishes), wishes)
+    for poor, wish in enumerate(wishes):
+        for rich, other in enumerate(wishes):
+            if other.priority == wish.priority and got[poor] < wish.workers:
+                assert got[rich] <= got[poor] + (rich < poor)
 
 
-@given(CAPACITIES, WISHES, st.tuples(st.integers(1, 30), st.integers(1, 9)))
-def test_who_comes_first_is_served_first(capacities: list[int], wishes: list[tuple[int, int]], late: tuple[int, int]) -> None:
-    before = allot(capacities, wishes)
-    assert [share[:-1] for share in allot(capacities, [*wishes, late])] == before
+@given(st.integers(0, MOST), WISHES)
+def test_taking_a_worker_from_a_richer_equal_makes_nothing_fairer(capacity: int, wishes: list[Wish]) -> None:
+    (share,) = afresh([capacity], wishes)
+    room = capacity - used(share, wishes)
+    for poor, wish in enumerate(wishes):
+        for rich, other in enumerate(wishes):
+            open_and_equal = share[poor] < wish.workers and share[rich] and other.priority == wish.priority
+            if open_and_equal and room + other.slots >= wish.slots:
+                assert (share[rich] - 1) * other.slots <= share[poor] * wish.slots
 
 
-@given(CAPACITIES, WISHES)
-def test_shares_follow_from_capacities_and_wishes_alone(capacities: list[int], wishes: list[tuple[int, int]]) -> None:
-    given = (list(capacities), list(wishes))
-    assert allot(capacities, wishes) == allot(capacities, wishes)
-    assert (capacities, wishes) == given
+@given(histories())
+def test_how_many_a_job_gets_depends_on_capacities_and_wishes_alone(history: tuple[list[int], list[Wish], Shares]) -> None:
+    capacities, wishes, now = history
+    before = (list(capacities), list(wishes), [list(share) for share in now])
+    shares = allot(capacities, wishes, now)
+    assert allot(capacities, wishes, now) == shares
+    assert (capacities, wishes, now) == before
+    assert totals(shares, wishes) == totals(afresh(capacities, wishes), wishes)
 
 
-def test_an_example() -> None:
-    assert allot([4, 3], [(2, 1), (3, 2), (5, 1)]) == [[2, 1, 0], [0, 1, 1]]
-    assert allot([], [(1, 1)]) == []
-    assert allot([3], []) == [[]]
+@given(histories())
+def test_nothing_moves_while_nothing_changes(history: tuple[list[int], list[Wish], Shares]) -> None:
+    capacities, wishes, _ = history
+    shares = allot(*history)
+    assert allot(capacities, wishes, shares) == shares
+
+
+@given(CAPACITIES, NARROW, NARROW)
+def test_workers_stay_where_they_are_when_jobs_come(capacities: list[int], wishes: list[Wish], more: list[Wish]) -> None:
+    now = [[*share, *[0] * len(more)] for share in afresh(capacities, wishes)]
+    check_that_nothing_moves(capacities, [*wishes, *more], now)
+
+
+@given(CAPACITIES, NARROW)
+def test_workers_stay_where_they_are_when_a_fleet_comes_or_leaves(capacities: list[int], wishes: list[Wish]) -> None:
+    now = afresh(capacities, wishes)
+    check_that_nothing_moves([*capacities, 5], wishes, [*now, [0] * len(wishes)])
+    check_that_nothing_moves(capacities[1:], wishes, now[1:])
+
+
+def check_that_nothing_moves(capacities: list[int], wishes: list[Wish], now: Shares) -> None:
+    """Each job keeps as many of its workers as it may."""
+    shares = allot(capacities, wishes, now)
+    stays = [[min(pair) for pair in zip(*rows, strict=True)] for rows in zip(now, shares, strict=True)]
+    running, wanted = totals(now, wishes), totals(shares, wishes)
+    assert totals(stays, wishes) == [min(pair) for pair in zip(running, wanted, strict=True)]
+
+
+def test_examples() -> None:
+    assert afresh([4, 3], [Wish(2, 1), Wish(3, 2), Wish(5, 1)]) == [[2, 1, 0], [0, 0, 3]]
+    assert afresh([6], [Wish(9, 1), Wish(9, 1, 5), Wish(4, 1, 5)]) == [[0, 3, 3]]
+    assert afresh([5], [Wish(9, 1), Wish(9, 1), Wish(1, 1)]) == [[2, 2, 1]]
+    assert afresh([], [Wish(1, 1)]) == []
+    assert afresh([3], []) == [[]]
+    # A fleet got smaller; the job that may keep all its workers does.
+    assert allot([1, 1], [Wish(1, 1), Wish(1, 1)], [[1, 1], [1, 0]]) == [[0, 1], [1, 0]]
+    # Where each worker stays, the wide one finds no room.
+    assert allot([2, 2], [Wish(2, 1), Wish(1, 2, 1)], [[1, 0], [1, 0]]) == [[0, 1], [2, 0]]
 
 
 class AttendingFleet:
@@ -98,8 +181,8 @@ def attending(server: Server, slots: int | None, name: str = "fleet") -> Iterato
         fleet.outbox.put(None)
 
 
-def create(stub: TrainingServiceStub, job_id: str, workers: int, threads: int = 1) -> None:
-    spec = make_spec(training={"workers": workers, "threads_per_worker": threads})
+def create(stub: TrainingServiceStub, job_id: str, workers: int, threads: int = 1, priority: int = 0) -> None:
+    spec = make_spec(training={"workers": workers, "threads_per_worker": threads}, priority=priority)
     stub.CreateJob(pb.CreateJobRequest(spec=spec, job_id=job_id))
 
 
@@ -122,7 +205,7 @@ def test_a_fleet_is_told_when_jobs_come_scale_and_end(server: Server, stub: Trai
         create(stub, "a", 3)
         assert fleet.told() == {"a": (3, 1)}
         create(stub, "b", 3)
-        assert fleet.told() == {"a": (3, 1), "b": (1, 1)}
+        assert fleet.told() == {"a": (2, 1), "b": (2, 1)}
         stub.ScaleJob(pb.ScaleJobRequest(job_id="a", workers=1))
         assert fleet.told() == {"a": (1, 1), "b": (3, 1)}
         assert fleets_of(stub) == [("fleet", 4, 4)]
@@ -130,6 +213,20 @@ def test_a_fleet_is_told_when_jobs_come_scale_and_end(server: Server, stub: Trai
         assert fleet.told() == {"b": (3, 1)}
         stub.CancelJob(pb.CancelJobRequest(job_id="b"))
         assert fleet.told() == {}
+
+
+def test_a_job_of_higher_priority_is_served_first(server: Server, stub: TrainingServiceStub) -> None:
+    with attending(server, 4) as fleet:
+        assert fleet.told() == {}
+        create(stub, "a", 3)
+        assert fleet.told() == {"a": (3, 1)}
+        create(stub, "b", 3, priority=1)
+        assert fleet.told() == {"a": (1, 1), "b": (3, 1)}
+        create(stub, "c", 9, priority=2)
+        assert fleet.told() == {"c": (4, 1)}
+        stub.CancelJob(pb.CancelJobRequest(job_id="b"))
+        stub.CancelJob(pb.CancelJobRequest(job_id="c"))
+        assert fleet.told() == {"a": (3, 1)}
 
 
 def test_a_fleet_is_told_when_its_capacity_changes(server: Server, stub: TrainingServiceStub) -> None:

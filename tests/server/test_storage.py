@@ -1,7 +1,9 @@
 """The data folder: jobs and events in SQLite, parameters and uploads in files."""
 
 import hashlib
+import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,6 +172,126 @@ def test_a_deleted_job_leaves_nothing(storage: Storage) -> None:
     assert not storage.job_folder("a").exists()
     assert storage.last_sequence("b") == 1
     assert storage.parameters("b")
+
+
+def put_upload(storage: Storage, content: bytes) -> str:
+    sha256 = hashlib.sha256(content).hexdigest()
+    with storage.begin_upload("one") as file:
+        file.write(content)
+        assert storage.finish_upload(file, sha256)
+    return sha256
+
+
+def insert_using(storage: Storage, job_id: str, data: str = "", initial: str = "") -> None:
+    spec = job_pb2.JobSpec(data=job_pb2.Data(npz="a.npz", sha256=data))
+    spec.model.initial.sha256 = initial
+    assert storage.insert_job(job_pb2.Job(id=job_id, spec=spec), "", "job")
+
+
+def uploads(storage: Storage) -> set[str]:
+    return {path.name for path in (storage.folder / "uploads").iterdir()}
+
+
+def test_a_deleted_job_takes_the_uploads_with_it_that_no_other_job_uses(storage: Storage) -> None:
+    shared, mine, initial, unused = (put_upload(storage, content) for content in (b"shared", b"mine", b"initial", b"unused"))
+    insert_using(storage, "a", shared, initial)
+    insert_using(storage, "b", mine, shared)
+    insert_using(storage, "c", initial, initial)
+    storage.delete_job("b")
+    assert uploads(storage) == {shared, initial, unused}
+    storage.delete_job("a")
+    assert uploads(storage) == {initial, unused}
+    storage.delete_job("c")
+    storage.delete_job("c")
+    assert uploads(storage) == {unused}
+
+
+def test_an_upload_that_cannot_be_removed_is_removed_at_a_later_start(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sha256 = put_upload(storage, b"content")
+    insert_using(storage, "a", sha256)
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        storage.delete_job("a")
+    assert storage.job("a") is None
+    assert "cannot remove an upload that no job uses" in caplog.text
+    grow_old(storage, sha256)
+    Storage(storage.folder).close()
+    assert uploads(storage) == set()
+
+
+def grow_old(storage: Storage, sha256: str) -> None:
+    yesterday = time.time() - 2 * 24 * 3600
+    os.utime(storage.upload(sha256), (yesterday, yesterday))
+
+
+def test_old_uploads_that_no_job_uses_are_removed_at_the_start(storage: Storage) -> None:
+    used, new, old = (put_upload(storage, content) for content in (b"used", b"new", b"old"))
+    insert_using(storage, "a", used)
+    (storage.folder / "uploads" / "notes").mkdir()
+    for sha256 in (used, old, "notes"):
+        grow_old(storage, sha256)
+    Storage(storage.folder).close()
+    assert uploads(storage) == {used, new, "notes"}
+
+
+def test_what_jobs_of_an_earlier_release_use_is_known(storage: Storage) -> None:
+    sha256 = put_upload(storage, b"content")
+    for job_id in ("a", "b"):
+        insert_using(storage, job_id, sha256)
+    storage._database.execute("DROP TABLE uploads_used")
+    again = Storage(storage.folder)
+    again.delete_job("a")
+    assert uploads(storage) == {sha256}
+    again.delete_job("b")
+    assert uploads(storage) == set()
+    again.close()
+
+
+def test_exported_parameters_are_an_upload_named_by_what_they_are(storage: Storage) -> None:
+    slab = np.arange(8, dtype=np.float32)
+    for job_id in ("a", "b"):
+        storage.save_parameters(job_id, header("float32"), slab)
+    sha256 = storage.export_parameters("a")
+    assert sha256
+    assert storage.export_parameters("b") == sha256
+    assert uploads(storage) == {sha256}
+    tensors = storage.initial(sha256)
+    assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
+        "2.weight": [[0, 1, 2], [3, 4, 5]],
+        "2.bias": [6, 7],
+    }
+    assert storage.export_parameters("c") is None
+
+
+def test_an_export_that_fails_leaves_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
+
+    def crash(aside: Path, path: Path) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(storage_module, "_publish", crash)
+    with pytest.raises(OSError, match="full"):
+        storage.export_parameters("a")
+    assert uploads(storage) == set()
+
+
+def test_a_damaged_upload_is_nothing_to_start_from(storage: Storage) -> None:
+    storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
+    sha256 = storage.export_parameters("a")
+    assert sha256
+    with storage.upload(sha256).open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    with pytest.raises(ValueError, match="is damaged"):
+        storage.initial(sha256)
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        storage.initial(put_upload(storage, b"no parameters"))
 
 
 def test_a_removal_that_is_cut_off_leaves_a_job_that_can_be_removed(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

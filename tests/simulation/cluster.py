@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.simulation.disk import Crash, ImaginaryDisk
 from tests.simulation.worker import LAYOUT, TRAIN_SAMPLES, ImaginaryWorker, Leaf
 from thalweg.contract.errors import ThalwegError
@@ -29,12 +31,10 @@ _LONGEST_SECONDS = 1000.0
 @contextmanager
 def small_chunks() -> Iterator[None]:
     """Several chunks, the last one shorter, from a slab of few elements."""
-    before = plan.CHUNK_BYTES, plan.NUMERICAL_CHUNKS
-    plan.CHUNK_BYTES, plan.NUMERICAL_CHUNKS = 8, 2
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "CHUNK_BYTES", 8)
+        patch.setattr(plan, "NUMERICAL_CHUNKS", 2)
         yield
-    finally:
-        plan.CHUNK_BYTES, plan.NUMERICAL_CHUNKS = before
 
 
 class ImaginaryJournal:

@@ -6,14 +6,17 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.layout import Slab
 from thalweg.contract.states import ENDED, state_name
-from thalweg.server import validation
+from thalweg.server import acceptance, validation
 from thalweg.server.checkpoints import Checkpoint
 from thalweg.server.fleets import Fleets
+from thalweg.server.initial import initial_slab
 from thalweg.server.journal import DISK_SECONDS, Journal
+from thalweg.server.places import Candidate, Queue, choose
 from thalweg.server.run import Ending, JobRun
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.storage import Storage
@@ -29,14 +32,17 @@ _TICK_SECONDS = 0.025
 
 
 class Jobs:
-    """The jobs of one server. Belongs to its event loop."""
+    """The jobs of one server, which runs so many of them at a time; 0 for no limit. Belongs to its event loop."""
 
-    def __init__(self, storage: Storage, settings: RunSettings = DEFAULT_SETTINGS) -> None:
+    def __init__(self, storage: Storage, settings: RunSettings = DEFAULT_SETTINGS, max_running: int = 0) -> None:
         self.storage = storage
         self.settings = settings
+        self.max_running = max_running
         self.journal = Journal(storage)
         self.fleets = Fleets()
-        self._runs: dict[str, JobRun] = {}
+        self._runs: dict[str, JobRun] = {}  # in the order in which they were accepted
+        self._begun_before: set[str] = set()  # jobs that had begun when the server stopped
+        self._queue = Queue({}, {})
         self._endings: dict[str, asyncio.Task[None]] = {}
         self._accepting: set[asyncio.Task[job_pb2.Job]] = set()
         self._saving: set[asyncio.Task[None]] = set()
@@ -56,7 +62,10 @@ class Jobs:
             before = page[-1][0]
         for job in reversed(unfinished):
             if resume_unfinished:
+                running = job.state == job_pb2.JOB_STATE_RUNNING
                 await self._take_up(job, "the server was restarted; the job")
+                if running or job.progress.step:
+                    self._begun_before.add(job.id)
             else:
                 self.journal.open(job.id, await self.journal.run(self.storage.last_sequence, job.id))
                 job.error = "interrupted: the process that ran it ended before it did"
@@ -65,6 +74,7 @@ class Jobs:
                 changed = training_service_pb2.StateChanged(job=job)
                 self.journal.record(job.id, training_service_pb2.Event(state_changed=changed))
                 self.journal.close(job.id)
+        self.allot()
         self._ticker = asyncio.create_task(self._tick())
         try:
             await asyncio.wait_for(self.journal.settled(), DISK_SECONDS)
@@ -148,10 +158,7 @@ class Jobs:
             validation.check_job_id(request.job_id)
         if request.request_id:
             validation.check_request_id(request.request_id)
-        if spec.data.sha256 and not self.storage.upload(spec.data.sha256).exists():
-            raise ThalwegError("DATA_NOT_FOUND", {"sha256": spec.data.sha256})
         job = job_pb2.Job(id=request.job_id, spec=spec, state=job_pb2.JOB_STATE_QUEUED)
-        job.status = self._waiting(job)
         job.create_time.GetCurrentTime()
         # A call that is cancelled here must not leave a job that is recorded and never begins.
         accepting = asyncio.create_task(self._accept(job, request.request_id))
@@ -162,15 +169,16 @@ class Jobs:
     async def _accept(self, job: job_pb2.Job, request_id: str) -> job_pb2.Job:
         wanted_id = job.id
         try:
-            inserted = await self.journal.run(self.storage.insert_job, job, request_id, job.spec.name)
-        except sqlite3.Error as error:
+            inserted = await self.journal.run(acceptance.accept, self.storage, job, request_id)
+        except (sqlite3.Error, OSError) as error:
             raise ThalwegError("STORAGE_FAILED", {"problem": str(error)}) from error
         if inserted is None:
             raise ThalwegError("JOB_EXISTS", {"job": wanted_id})
         if inserted is job:
             self.journal.open(job.id, 0)
             run = self._begin(job)
-            run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, job.status)
+            self._choose()
+            run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, self._waiting(job))
             await self.journal.settled()
             self.allot()
         return inserted
@@ -184,13 +192,25 @@ class Jobs:
             settings=self.settings,
             checkpoint=checkpoint,
             recorded=recorded,
+            initial=partial(self._initial, job.spec.model.initial) if job.spec.model.HasField("initial") else None,
         )
         self._runs[job.id] = run
         return run
 
+    def _initial(self, given: job_pb2.Initial, layout: job_pb2.Layout) -> Slab:
+        """The parameters that a job starts from. Raises ValueError if they are not its model's."""
+        try:
+            return initial_slab(layout, self.storage.initial(given.sha256))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"model.initial.{given.WhichOneof('source')}: {error}") from error
+
     def run(self, job_id: str) -> JobRun | None:
         """The run of a job that has not ended and is not ending."""
         return None if job_id in self._endings else self._runs.get(job_id)
+
+    def has_place(self, job_id: str) -> bool:
+        """Whether a job may have workers now."""
+        return job_id in self._queue.places
 
     async def get(self, job_id: str) -> job_pb2.Job:
         """One job. Raises ThalwegError if there is none."""
@@ -204,15 +224,20 @@ class Jobs:
         run = self._runs.get(job.id)
         if run and job.state not in ENDED:
             job.progress.CopyFrom(run.job.progress)
-            job.status = self._waiting(job) if run.job.status.startswith(NO_WORKERS) else run.job.status
+            waits = run.job.status.startswith(NO_WORKERS) or not self.has_place(job.id)
+            job.status = self._waiting(job) if waits else run.job.status
         return job
 
     def _waiting(self, job: job_pb2.Job) -> str:
-        """Why a job without workers has none, as far as the fleets tell."""
+        """Why a job without workers has none, as far as the queue and the fleets tell."""
         slots = job.spec.training.threads_per_worker
+        if job.id in self._queue.before:
+            before = self._queue.before[job.id]
+            places = f"{self.max_running} job{'' if self.max_running == 1 else 's'}"
+            return f"waiting for a place: the server runs {places} at a time, {before} {'is' if before == 1 else 'are'} before it"
         if not self.fleets.attending:
             return f"{NO_WORKERS}: no fleet attends on this server; start one with `thalweg fleet`"
-        if all(fleet.slots < slots for fleet in self.fleets.attending):
+        if not self.fleets.have_room(slots):
             return f"{NO_WORKERS}: no fleet has the {slots} CPU slots that each of them takes"
         return NO_WORKERS
 
@@ -302,8 +327,18 @@ class Jobs:
         return kept
 
     def allot(self) -> None:
-        """Shares the workers out anew. To be called whenever jobs or fleets have changed."""
-        self.fleets.allot([run.job for run in self._runs.values()])
+        """Gives places and shares the workers out anew. To be called whenever jobs or fleets have changed."""
+        self._choose()
+        self.fleets.allot([self._runs[job_id].job for job_id in self._queue.places])
+
+    def _choose(self) -> None:
+        """Gives the places anew."""
+        self._queue = choose(self.max_running, [self._candidate(run.job) for run in self._runs.values()])
+
+    def _candidate(self, job: job_pb2.Job) -> Candidate:
+        begun = job.state == job_pb2.JOB_STATE_RUNNING or job.id in self._begun_before
+        servable = not self.fleets.attending or self.fleets.have_room(job.spec.training.threads_per_worker)
+        return Candidate(job.id, job.spec.priority, begun, servable)
 
     def _run_ended(self, ending: Ending) -> None:
         self._endings[ending.job_id] = asyncio.create_task(self._end(ending))
@@ -330,6 +365,7 @@ class Jobs:
         self.journal.close(job.id)
         run.dismiss()
         del self._runs[job.id]
+        self._begun_before.discard(job.id)
         self.allot()
         del self._endings[job.id]
 

@@ -50,7 +50,7 @@ class FolderInUseError(ServerStartError):
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How a server runs. `data` is the folder in which it keeps all its state."""
+    """How a server runs. `data` is the folder in which it keeps all its state; `max_running_jobs` is 0 for no limit."""
 
     address: Address
     data: Path
@@ -59,6 +59,7 @@ class ServerConfig:
     resume_unfinished: bool = True
     max_upload_bytes: int = MAX_UPLOAD_BYTES
     runs: RunSettings = DEFAULT_SETTINGS
+    max_running_jobs: int = 0
 
 
 class Server:
@@ -141,7 +142,7 @@ class Server:
             storage = Storage(self.config.data)
         except Exception as error:
             raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
-        jobs = Jobs(storage, self.config.runs)
+        jobs = Jobs(storage, self.config.runs, self.config.max_running_jobs)
         server = self._build(jobs)
         try:
             self.address = self._listen(server)

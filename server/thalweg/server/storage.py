@@ -5,8 +5,12 @@ Everything here blocks and belongs to one thread (see `journal.py`). A write tha
 
 import base64
 import hashlib
+import logging
+import re
 import shutil
 import sqlite3
+import time
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
@@ -18,11 +22,13 @@ from safetensors.numpy import save_file
 
 from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
+from thalweg.server import initial
 from thalweg.server.checkpoints import Checkpoints
 from thalweg.server.disk import RealDisk, publish
 from thalweg.server.telemetry import told
 from thalweg.v1 import job_pb2, training_service_pb2
 
+_log = logging.getLogger(__name__)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -37,12 +43,24 @@ CREATE TABLE IF NOT EXISTS events (
     PRIMARY KEY (job_id, sequence)
 ) WITHOUT ROWID;
 """
+_UPLOADS_SCHEMA = (
+    """
+CREATE TABLE uploads_used (
+    job_id TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    sha256 TEXT NOT NULL,
+    PRIMARY KEY (job_id, sha256)
+) WITHOUT ROWID
+""",
+    "CREATE INDEX uploads_used_by_sha256 ON uploads_used (sha256)",
+)
 
 PARAMETERS_FILE = "parameters.safetensors"
 TRAJECTORY_FILE = "trajectory.safetensors"
 _HEADER = "thalweg.header"
 # SQLite's integers end here; the contract's go on.
 _MOST_INTEGER = (1 << 63) - 1
+# Whoever uploads a file has so long to create a job that uses it.
+_UNUSED_SECONDS = 24 * 3600.0
 
 
 class Storage:
@@ -57,6 +75,8 @@ class Storage:
             part.unlink()
         self._database = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False, isolation_level=None)
         self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;" + _SCHEMA)
+        self._know_used_uploads()
+        self._remove_old_uploads()
 
     def close(self) -> None:
         """Closes the database."""
@@ -80,17 +100,44 @@ class Storage:
         None if the id is taken.
         """
         with self._transaction() as database:
-            if request_id:
-                row = database.execute("SELECT job FROM jobs WHERE request_id = ?", (request_id,)).fetchone()
-                if row:
-                    return job_pb2.Job.FromString(row[0])
+            known = self.job_of_request(request_id)
+            if known:
+                return known
             if not job.id:
                 job.id = self._free_id(name)
             elif database.execute("SELECT 1 FROM jobs WHERE id = ?", (job.id,)).fetchone():
                 return None
             values = (job.id, request_id or None, job.SerializeToString())
             database.execute("INSERT INTO jobs (id, request_id, job) VALUES (?, ?, ?)", values)
+            self._use_uploads(job)
         return job
+
+    def _use_uploads(self, job: job_pb2.Job) -> None:
+        rows = [(job.id, sha256) for sha256 in uploads_of(job.spec)]
+        self._database.executemany("INSERT INTO uploads_used VALUES (?, ?)", rows)
+
+    def _know_used_uploads(self) -> None:
+        """Makes the table of the uploads that jobs use, if an earlier release kept none."""
+        with self._transaction() as database:
+            if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'uploads_used'").fetchone():
+                return
+            for statement in _UPLOADS_SCHEMA:
+                database.execute(statement)
+            for (blob,) in database.execute("SELECT job FROM jobs"):
+                self._use_uploads(job_pb2.Job.FromString(blob))
+
+    def _remove_old_uploads(self) -> None:
+        """Removes the uploads that came long ago and that no job uses."""
+        used = {sha256 for (sha256,) in self._database.execute("SELECT DISTINCT sha256 FROM uploads_used")}
+        for path in (self.folder / "uploads").iterdir():
+            known = re.fullmatch("[0-9a-f]{64}", path.name) and path.name not in used
+            if known and time.time() - path.stat().st_mtime > _UNUSED_SECONDS:
+                path.unlink()
+
+    def job_of_request(self, request_id: str) -> job_pb2.Job | None:
+        """The job that a request made, if it had an id and made one."""
+        row = self._database.execute("SELECT job FROM jobs WHERE request_id = ?", (request_id or None,)).fetchone()
+        return job_pb2.Job.FromString(row[0]) if row else None
 
     def _free_id(self, name: str) -> str:
         # Counts jobs ever added, so that the id of a deleted job does not come back.
@@ -113,12 +160,21 @@ class Storage:
         return [(number, job_pb2.Job.FromString(blob)) for number, blob in rows]
 
     def delete_job(self, job_id: str) -> None:
-        """Removes a job, its events and its files."""
+        """Removes a job, its events, its files, and the uploads that no other job uses."""
         # The files first: what is left of a removal that a crash cut off is a job, and can be removed again.
         with suppress(FileNotFoundError):
             shutil.rmtree(self.job_folder(job_id))
         with self._transaction() as database:
+            others = "SELECT 1 FROM uploads_used AS other WHERE other.sha256 = mine.sha256 AND other.job_id != mine.job_id"
+            query = f"SELECT sha256 FROM uploads_used AS mine WHERE job_id = ? AND NOT EXISTS ({others})"  # noqa: S608 - constants
+            unused = database.execute(query, (job_id,)).fetchall()
             database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+        # Uploads last: as long as there is the job, so is what it can be taken up with.
+        for (sha256,) in unused:
+            try:
+                self.upload(sha256).unlink(missing_ok=True)
+            except OSError as error:
+                _log.warning("cannot remove an upload that no job uses, a later start will: %s", error)
 
     def record(self, events: Iterable[tuple[str, training_service_pb2.Event]]) -> None:
         """Appends events to their jobs; a change of state also becomes the job's record. All or none."""
@@ -157,8 +213,8 @@ class Storage:
 
     def save_parameters(self, job_id: str, header: training_service_pb2.ParametersHeader, slab: Slab) -> None:
         """Keeps a job's parameters as a safetensors file."""
-        tensors = {name: np.ascontiguousarray(view) for name, view in layouts.views(header.layout, slab).items()}
-        self._save(self.job_folder(job_id) / PARAMETERS_FILE, tensors, header.SerializeToString())
+        path = self.job_folder(job_id) / PARAMETERS_FILE
+        self._save(path, layouts.views(header.layout, slab), header.SerializeToString())
 
     def parameters(self, job_id: str) -> tuple[training_service_pb2.ParametersHeader, Slab] | None:
         """The parameters that a job kept."""
@@ -171,6 +227,32 @@ class Storage:
             for name, view in layouts.views(header.layout, slab).items():
                 view[...] = file.get_tensor(name)
         return header, slab
+
+    def export_parameters(self, job_id: str) -> str | None:
+        """Copies the parameters that a job kept into an upload, and gives its SHA-256. None if it kept none."""
+        kept = self.parameters(job_id)
+        if kept is None:
+            return None
+        header, slab = kept
+        name = str(uuid.uuid4())
+        try:
+            _write(self._part(name), layouts.views(header.layout, slab))
+            with self._part(name).open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            publish(RealDisk(), self._part(name), self.upload(sha256))
+        finally:
+            self.discard_upload(name)
+        return sha256
+
+    def initial(self, sha256: str) -> dict[str, Slab]:
+        """The tensors of an upload that a job starts from.
+
+        Raises ValueError if it is not what was uploaded, or not a whole safetensors file, and OSError if it cannot be read.
+        """
+        with self.upload(sha256).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise ValueError("is damaged: its SHA-256 is no longer that of the upload")
+        return initial.read(self.upload(sha256))
 
     def save_trajectory(self, job_id: str, header: training_service_pb2.TrajectoryHeader, slabs: Slab) -> None:
         """Keeps the slabs of a job's trajectory, shape (versions, elements)."""
@@ -188,10 +270,7 @@ class Storage:
     def _save(self, path: Path, tensors: dict[str, Slab], header: bytes) -> None:
         RealDisk().make_folder(path.parent)
         aside = path.with_suffix(".part")
-        try:
-            save_file(tensors, aside, metadata={_HEADER: base64.b64encode(header).decode()})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        _write(aside, tensors, {_HEADER: base64.b64encode(header).decode()})
         publish(RealDisk(), aside, path)
 
     def upload(self, sha256: str) -> Path:
@@ -217,3 +296,16 @@ class Storage:
             return False
         publish(RealDisk(), Path(file.name), self.upload(sha256))
         return True
+
+
+def uploads_of(spec: job_pb2.JobSpec) -> list[str]:
+    """The SHA-256s of the uploads that a job uses."""
+    return sorted({sha256 for sha256 in (spec.data.sha256, spec.model.initial.sha256) if sha256})
+
+
+def _write(path: Path, tensors: dict[str, Slab], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file. Raises OSError if that fails."""
+    try:
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error

@@ -57,14 +57,14 @@ def check_job_id(job_id: str) -> None:
     """Raises ThalwegError (INVALID_ARGUMENT) if a chosen id will not do."""
     if not _JOB_ID.fullmatch(job_id):
         what = "an id has 1 to 63 lower-case letters, digits and hyphens, begins with a letter and does not end with a hyphen"
-        raise invalid(Violation("job_id", f"{_shown(job_id)} will not do; {what}"))
+        raise invalid(Violation("job_id", f"{shown(job_id)} will not do; {what}"))
 
 
 def check_request_id(request_id: str) -> None:
     """Raises ThalwegError (INVALID_ARGUMENT) if a request's id, where there is one, will not do."""
     if not _REQUEST_ID.fullmatch(request_id):
         what = "a request id has 1 to 128 printable ASCII characters and no spaces; a UUID is best"
-        raise invalid(Violation("request_id", f"{_shown(request_id)} will not do; {what}"))
+        raise invalid(Violation("request_id", f"{shown(request_id)} will not do; {what}"))
 
 
 def _as_many_as_travel(violations: list[Violation]) -> list[Violation]:
@@ -148,7 +148,7 @@ def _check(value: Any, rules: options_pb2.FieldRules, path: str) -> Iterator[Vio
     elif isinstance(value, float) and not math.isfinite(value):
         yield Violation(path, f"{value} is no finite number{_allowed(rules)}")
     elif not isinstance(value, bool) and not _within(value, rules):
-        yield Violation(path, f"{_shown(value)} is not allowed{_allowed(rules)}")
+        yield Violation(path, f"{shown(value)} is not allowed{_allowed(rules)}")
 
 
 def _within(value: float, rules: options_pb2.FieldRules) -> bool:
@@ -167,7 +167,7 @@ def _allowed(rules: options_pb2.FieldRules) -> str:
         ("at most", rules.at_most, rules.HasField("at_most")),
         ("below", rules.below, rules.HasField("below")),
     ]
-    told = [f"{words} {_shown(bound)}" for words, bound, stated in bounds if stated]
+    told = [f"{words} {shown(bound)}" for words, bound, stated in bounds if stated]
     return f"; it must be {' and '.join(told)}" if told else ""
 
 
@@ -175,7 +175,7 @@ def _check_text(value: str, rules: options_pb2.FieldRules, path: str) -> Iterato
     if rules.one_of and value not in rules.one_of:
         yield Violation(path, none_of(value, list(rules.one_of)))
     if rules.pattern and not re.fullmatch(rules.pattern, value):
-        yield Violation(path, f"{_shown(value)} will not do; it must match {rules.pattern}")
+        yield Violation(path, f"{shown(value)} will not do; it must match {rules.pattern}")
     if rules.max_length and len(value) > rules.max_length:
         yield Violation(path, f"has {len(value)} characters; at most {rules.max_length} are allowed")
 
@@ -193,10 +193,10 @@ def none_of(value: str, known: list[str]) -> str:
     initials = [name for name in known if "".join(word[0] for word in name.split("_")) == value.lower()]
     meant = initials or named or difflib.get_close_matches(value.lower(), known, 1)
     hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ""
-    return f"{_shown(value)} is none of {', '.join(known)}{hint}"
+    return f"{shown(value)} is none of {', '.join(known)}{hint}"
 
 
-def _shown(value: str | float) -> str:
+def shown(value: str | float) -> str:
     """A value in an error message: numbers as users write them, long texts cut."""
     if isinstance(value, str):
         return repr(value if len(value) <= _MOST_SHOWN else value[: _MOST_SHOWN - 3] + "...")
@@ -218,12 +218,13 @@ def _across_fields(spec: job_pb2.JobSpec) -> Iterator[Violation]:
     """What no field can be told by itself."""
     yield from _across_momentum(spec.optimizer.momentum)
     yield from _across_data(spec.data)
+    yield from _across_initial(spec.model.initial)
 
 
 def _across_momentum(momentum: job_pb2.Momentum) -> Iterator[Violation]:
     if momentum.dampening and (momentum.nesterov or not momentum.momentum):
         where = "with Nesterov's momentum" if momentum.nesterov else "without momentum"
-        yield Violation("optimizer.momentum.dampening", f"{_shown(momentum.dampening)} is not allowed {where}; it must be 0")
+        yield Violation("optimizer.momentum.dampening", f"{shown(momentum.dampening)} is not allowed {where}; it must be 0")
     if momentum.nesterov and not momentum.momentum:
         yield Violation("optimizer.momentum.momentum", "0 is not allowed with Nesterov's momentum; it must be above 0")
 
@@ -238,3 +239,13 @@ def _across_data(data: job_pb2.Data) -> Iterator[Violation]:
         yield Violation("data.sha256", "is that of an uploaded file, and the data is built in; leave it out")
     if data.target and source != "csv":
         yield Violation("data.target", "names a column of a CSV file, and the data is none")
+
+
+def _across_initial(initial: job_pb2.Initial) -> Iterator[Violation]:
+    source = initial.WhichOneof("source")
+    if source and not getattr(initial, source):
+        yield Violation(f"model.initial.{source}", "must not be empty")
+    elif source == "file" and not initial.sha256:
+        yield Violation("model.initial.file", "upload the file first (UploadData) and give its SHA-256 in model.initial.sha256")
+    elif source == "job" and initial.sha256:
+        yield Violation("model.initial.sha256", "is that of an uploaded file, and the parameters are a job's; leave it out")

@@ -35,6 +35,15 @@ def serve(
     max_upload: Annotated[
         int | None, typer.Option(metavar="MIB", min=1, help="The greatest file of data to take, in MiB.", show_default=False)
     ] = None,
+    max_running: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="How many jobs to run at a time; others wait. As many as there are, if not given.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Runs a parameter server until Ctrl-C or SIGTERM.
@@ -56,10 +65,12 @@ def serve(
         )
         raise invalid(Violation("--address", problem))
     folder = expanded(data or served_folder()).absolute()
-    limit = {"max_upload_bytes": max_upload * _MEBIBYTE} if max_upload else {}
+    limits = {"max_running_jobs": max_running or 0}
+    if max_upload:
+        limits["max_upload_bytes"] = max_upload * _MEBIBYTE
     _log_to_stderr()
     with Inbox() as inbox:
-        server = start_server(where, folder, token, trust_network=trust_network, **limit)
+        server = start_server(where, folder, token, trust_network=trust_network, **limits)
         try:
             _announce(
                 {"address": str(server.address), "data": str(folder)}, f"serving at {server.address}, data in {folder}", json

@@ -72,8 +72,9 @@ class ParameterService(parameter_service_pb2_grpc.ParameterServiceServicer):
             if not first.HasField("hello"):
                 raise ThalwegError("PROTOCOL_VIOLATION", {"problem": "a stream begins with hello"})
             run = self._jobs.run(first.hello.job_id)
-            if run is None:
-                goodbye = pb.Goodbye(reason=f"there is no job {first.hello.job_id} to work for")
+            if run is None or not self._jobs.has_place(first.hello.job_id):
+                absent = f"there is no job {first.hello.job_id} to work for"
+                goodbye = pb.Goodbye(reason=f"job {first.hello.job_id} has no place yet" if run else absent)
                 await context.write(pb.WorkResponse(goodbye=goodbye))
                 return
             stream = WorkerStream(next(self._ids), first.hello.worker[:200])

@@ -131,7 +131,12 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
                 pb.FleetInfo(name=fleet.name, capacity=fleet.slots, allotted=fleet.allotted)
                 for fleet in self._jobs.fleets.attending
             ]
-            return pb.GetServerInfoResponse(version=version("thalweg"), fleets=fleets, max_upload_bytes=self._max_upload_bytes)
+            return pb.GetServerInfoResponse(
+                version=version("thalweg"),
+                fleets=fleets,
+                max_upload_bytes=self._max_upload_bytes,
+                max_running_jobs=self._jobs.max_running,
+            )
 
 
 def _parts(slab: Slab) -> list[bytes]:
