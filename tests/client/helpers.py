@@ -78,6 +78,10 @@ def fleet_of_threads(server: Server, slots: int = 2) -> Iterator[None]:
             started: Counter[str] = Counter()
             with suppress(grpc.RpcError):
                 for response in call:
+                    allotted = {allotment.job_id for allotment in response.allotments}
+                    for ended in started.keys() - allotted:
+                        # Its workers have gone; if it is taken up again, it gets others.
+                        del started[ended]
                     for allotment in response.allotments:
                         while started[allotment.job_id] < allotment.workers:
                             started[allotment.job_id] += 1

@@ -24,6 +24,7 @@ from thalweg.server.service import Server
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 JOB_KEYS = {
     "job", "state", "status", "create_time", "steps", "total_steps", "epochs", "total_epochs", "workers", "wanted_workers",
+    "priority", "contributions", "checkpoints",
 }  # fmt: skip
 RESULT_KEYS = {"train_loss", "train_accuracy", "weights_sha256", "samples_per_second", "seconds", "start_time", "end_time"}
 
@@ -91,6 +92,18 @@ def test_jobs(server: Server, client: Client, command: Command) -> None:
     assert first.startswith("first   CANCELLED")
     listed = command("jobs", "--server", server.address, "--json").json["jobs"]
     assert [job["job"] for job in listed] == ["second", "first"]
+
+
+def test_priorities_are_listed_where_there_are_any(server: Server, client: Client, command: Command) -> None:
+    client.submit("xor", id="usual")
+    assert "priority" not in command("jobs", "--server", server.address).out
+    client.submit("or", {"priority": -3}, id="later")
+    header, later, usual = command("jobs", "--server", server.address).out.splitlines()
+    assert header.split()[-2:] == ["priority", "began"]
+    assert "-3" in later.split()
+    assert "0" in usual.split()
+    listed = command("jobs", "--server", server.address, "--json").json["jobs"]
+    assert [job["priority"] for job in listed] == [-3, 0]
 
 
 def test_a_job_that_ended_is_listed_with_its_result(cluster: Cluster, command: Command) -> None:
@@ -304,6 +317,7 @@ def test_train_ends_the_job_on_ctrl_c_and_keeps_what_was_learnt(
     assert len(load_file("xor-1.safetensors")) == 4
     assert "thalweg: job xor-1 was interrupted after " in printed.err
     assert "thalweg: what was learnt so far is in " in printed.err
+    assert printed.err.splitlines()[-1] == f"thalweg: to go on: thalweg train --resume xor-1 --server {server.address}"
 
 
 def test_train_does_not_wait_after_a_second_ctrl_c(
@@ -320,7 +334,10 @@ def test_train_does_not_wait_after_a_second_ctrl_c(
     printed = command("train", "xor", "--server", server.address)
     done.set()
     assert printed.code == 130
-    assert printed.err.splitlines()[-1] == "thalweg: interrupted again; what was learnt so far was not written"
+    assert printed.err.splitlines()[-2:] == [
+        "thalweg: interrupted again; what was learnt so far was not written",
+        f"thalweg: to go on: thalweg train --resume xor-1 --server {server.address}",
+    ]
     assert client.job("xor-1").state == "QUEUED"
 
 

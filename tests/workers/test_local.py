@@ -1,5 +1,6 @@
 """Lanes: local steps of one microbatch of each step, held against plain loops."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -61,11 +62,12 @@ def rule(name: str, w: Slab, g: Slab, memory: dict[str, Slab], t: int, step: int
             return w - 0.1 * g
         case "scheduled":
             # Six steps make an epoch.
-            return w - 0.2 * float(0.5 ** (step // 6)) * g
+            return w - 0.2 * math.pow(0.5, step // 6) * g
         case "adam":
             memory["m"] = 0.9 * memory.get("m", np.zeros_like(w)) + 0.1 * g
             memory["v"] = 0.999 * memory.get("v", np.zeros_like(w)) + 0.001 * g * g
-            return w - 0.01 * memory["m"] / (1 - 0.9**t) / (np.sqrt(memory["v"] / (1 - 0.999**t)) + 1e-8)
+            deviation: Slab = np.sqrt(memory["v"] / (1 - math.pow(0.999, t)))
+            return w - 0.01 * memory["m"] / (1 - math.pow(0.9, t)) / (deviation + 1e-8)
         case _:
             g = g * min(1.0, 0.3 / (float(np.linalg.norm(g)) + 1e-6))
             memory["v"] = g if t == 1 else 0.8 * memory["v"] + g
