@@ -20,6 +20,7 @@ from thalweg.client.cli import serving
 from thalweg.client.cli.app import app
 from thalweg.client.cli.display import Log
 from thalweg.server.service import Server
+from thalweg.v1 import job_pb2
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 JOB_KEYS = {
@@ -114,6 +115,8 @@ def test_a_job_that_ended_is_listed_with_its_result(cluster: Cluster, command: C
     assert job["validation"] == {"loss": result.validation.loss, "accuracy": result.validation.accuracy}
     assert job["weights_sha256"] == result.weights_sha256
     assert (job["steps"], job["total_steps"], job["epochs"]) == (69, 69, 3)
+    assert job["contributions"].keys() == set(job_pb2.Contributions.DESCRIPTOR.fields_by_name)
+    assert job["checkpoints"].keys() == set(job_pb2.Checkpoints.DESCRIPTOR.fields_by_name)
     words = command("jobs", "digits", "--server", cluster.address).out
     assert "SUCCEEDED" in words
     assert f"{result.validation.accuracy:.1%}".replace("%", " %") in words
@@ -128,6 +131,8 @@ def test_watch(cluster: Cluster, command: Command) -> None:
     assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
     assert {event["event"] for event in events} == {"state_changed", "workers_changed", "steps_taken", "epoch_ended"}
     assert events[-1]["state"] == "SUCCEEDED"
+    (steps,) = {tuple(event["progress"]) for event in events if event["event"] == "steps_taken"}
+    assert {"contributions", "checkpoints"} <= set(steps)
     last = [event for event in events if event["event"] == "epoch_ended"][-1]
     assert last["validation"]["accuracy"] == cluster.digits.result().validation.accuracy  # type: ignore[union-attr]
     behind = command("watch", "digits", "--server", cluster.address, "--json", "--after", len(events) - 1).json

@@ -143,7 +143,7 @@ class Notice(_Recorded):
 
 @dataclass(frozen=True)
 class CheckpointWritten(_Recorded):
-    """A checkpoint is on disk. `version` is the number of updates behind it; it has so many `bytes` and took `seconds` to write."""
+    """A checkpoint is on disk. `version` is the number of updates behind it; it has `bytes`, and took `seconds` to write."""
 
     version: int
     bytes: int

@@ -16,7 +16,7 @@ from thalweg.client.cli.training import Outcome, Training
 from thalweg.client.client import Client
 from thalweg.client.folders import embedded_folder
 from thalweg.client.jobfile import load_job
-from thalweg.client.local import embed, require_ray
+from thalweg.client.local import embed, folder_of_jobs, require_ray
 from thalweg.contract.errors import Violation, invalid
 
 Weights = Annotated[
@@ -77,8 +77,8 @@ def train(
             place = f" --server {shlex.quote(meant)}" if server else ""
         else:
             require_ray()
-            # A job that is there is in no other folder.
-            embedded = embed(data or (embedded_folder() if resume else None), complain)
+            # A job that is there lies in no folder beside.
+            embedded = embed(folder_of_jobs(data) if resume else data, complain)
             stack.callback(embedded.close)
             training = Training(embedded.client, inbox, weights, embedded)
             place = "" if embedded.folder == embedded_folder() else f" --data {shlex.quote(str(embedded.folder))}"
