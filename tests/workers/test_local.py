@@ -169,6 +169,16 @@ def test_rounds_of_lanes_are_the_plain_loop(kind: str, dtype: str) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_a_round_of_one_step_is_a_step() -> None:
+    """Of plain gradient descent, up to rounding, where microbatches are equally large."""
+    spec = make(OPTIMIZERS["sgd"], steps=1)
+    local, losses = reference(spec)
+    spec.training.synchrony.bulk.SetInParent()
+    bulk, same = reference(spec)
+    np.testing.assert_allclose(local, bulk, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(losses, same, rtol=1e-9)
+
+
 def test_the_mean_of_lanes_is_plain_averaging() -> None:
     """With sgd at a learning rate of 1 outside, the parameters become the mean of where the lanes end."""
     spec = make(OPTIMIZERS["sgd"], epochs=1, steps=6)
