@@ -244,6 +244,10 @@ def test_gradcheck_of_a_wrong_gradient_fails(command: Command, monkeypatch: pyte
     assert printed.err == "thalweg: backpropagation differs from numerical differentiation in 2 tensors\n"
 
 
+def test_gradcheck_needs_no_server_to_start_from_its_parameters(command: Command) -> None:
+    assert command("gradcheck", "xor", "--set", "model.initial.job=xor-1", "--json").json["passed"] is True
+
+
 def test_gradcheck_reads_the_jobs_own_file(command: Command) -> None:
     np.savez("a.npz", x=np.random.default_rng(0).normal(size=(20, 3)), y=np.arange(20) % 2)
     assert command("gradcheck", "xor", "--set", "data.npz=a.npz", "--json").json["tensors"][2]["shape"] == [8, 3]
