@@ -216,6 +216,8 @@ def test_parameters_of_a_job_need_no_file() -> None:
     assert loaded.spec.model.initial.job == "xor-1"
     assert loaded.initial is None
     assert list(loaded.uploads()) == []
+    loaded.spec.model.initial.sha256 = "0" * 64
+    assert load_job(loaded.spec).spec.model.initial == job_pb2.Initial(job="xor-1")
 
 
 def test_parameters_that_were_uploaded_before_need_no_file() -> None:

@@ -82,6 +82,9 @@ def load_job(job: JobSource, settings: Settings = ()) -> JobFile:
                 # nor has the job file's folder.
                 folders[path] = Path()
     spec = json_format.ParseDict(values, job_pb2.JobSpec())
+    if spec.model.initial.job:
+        # The server's to fill in.
+        spec.model.initial.ClearField("sha256")
     initial = _file(spec.model.initial, "model.initial", folders)
     if initial:
         check_weights(initial, "model.initial.file")

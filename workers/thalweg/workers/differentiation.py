@@ -35,7 +35,7 @@ class Differentiator:
         self._sampler = Sampler(len(dataset.train_x), spec.training.batch_size, self._microbatches, spec.seed)
         self._free: dict[int, list[Slab]] = {}
         self._batches: dict[int, tuple[Batch, int]] = {}
-        self._batches_of = (-1, -1)
+        self._at = (-1, -1)
         local = spec.training.synchrony.WhichOneof("policy") == "local"
         self._lanes = Lanes(spec, self.model, self._samples, self._sampler.steps_per_epoch) if local else None
 
@@ -49,7 +49,8 @@ class Differentiator:
     ) -> tuple[Slab, Sums]:
         """What a node's microbatches add to a step's gradient, at some coordinates, and their sums.
 
-        `version` is that of the parameters. Where synchrony is local, what the node's lanes do in `steps` steps from `step` on.
+        `parameters` are those of `version`: by (version, step) it is known what can be used again for other coordinates. Where
+        synchrony is local, it is what the node's lanes moved in `steps` steps from `step` on that is given.
         The array is used again once it is given back with `release`.
         """
         size = coordinates.stop - coordinates.start if self.numerical else self.model.size
@@ -57,7 +58,7 @@ class Differentiator:
         def leaf(microbatch: int) -> tuple[Slab, Sums]:
             out = self._take(size)
             if self._numerical:
-                batch, denominator = self._batch(self._numerical, parameters, version, step, microbatch)
+                batch, denominator = self._batch(self._numerical, parameters, (version, step), microbatch)
                 self._numerical.differentiate(batch, denominator, coordinates, out)
                 return out, batch.sums
             if self._lanes:
@@ -79,16 +80,17 @@ class Differentiator:
         return self.dataset.train_x[indices], self.dataset.train_y[indices], denominator
 
     def _batch(
-        self, numerical: NumericalDifferentiator, parameters: Slab, version: int, step: int, microbatch: int
+        self, numerical: NumericalDifferentiator, parameters: Slab, at: tuple[int, int], microbatch: int
     ) -> tuple[Batch, int]:
-        """A microbatch at some parameters, and the number of samples in the whole minibatch.
+        """A microbatch of a step at the parameters of a version, and the number of samples in the whole minibatch.
 
-        Kept for the version and the step, of which a worker may do many ranges of coordinates.
+        Kept for the (version, step), of which a worker may do many ranges of coordinates.
         """
-        if (version, step) != self._batches_of:
-            self._batches_of = (version, step)
+        if at != self._at:
+            self._at = at
             self._batches.clear()
         if microbatch not in self._batches:
+            _, step = at
             x, y, denominator = self._samples(step, microbatch)
             self._batches[microbatch] = numerical.at(parameters, x, y, (step, microbatch)), denominator
         return self._batches[microbatch]
