@@ -9,7 +9,9 @@ from types import ModuleType
 import pytest
 
 from thalweg.client.jobfile import load_job
+from thalweg.contract import rules
 from thalweg.server import validation
+from thalweg.v1 import job_pb2
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("workers/**/README.md"))]
@@ -54,6 +56,15 @@ def test_the_readmes_job_is_a_job(tmp_path: Path) -> None:
     spec = load_job(tmp_path / "job.toml").spec
     spec.data.sha256 = "0" * 64
     assert validation.complete(spec).optimizer.adam.learning_rate == 0.001
+
+
+def test_the_jobs_of_the_page_on_synchrony_are_jobs() -> None:
+    policies = []
+    for block in blocks(ROOT / "docs" / "synchrony.md", "toml"):
+        settings = {f"{table}.{key}": value for table, values in tomllib.loads(block).items() for key, value in values.items()}
+        spec = validation.complete(load_job("digits", settings).spec)
+        policies.append(spec.training.synchrony.WhichOneof("policy"))
+    assert policies == rules.alternatives(job_pb2.Synchrony, "policy")
 
 
 @pytest.mark.ray

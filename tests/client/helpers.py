@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from thalweg.client import Client, Job
-from thalweg.contract.channel import Address
+from thalweg.contract.channel import Address, authorization
 from thalweg.contract.errors import ThalwegError
 from thalweg.server.service import Server
 from thalweg.v1 import fleet_service_pb2 as pb
@@ -54,12 +54,12 @@ class Printed(NamedTuple):
         return json.loads(self.out)
 
 
-def start_worker(server: Address, job_id: str) -> threading.Thread:
+def start_worker(server: Address, job_id: str, token: str | None = None) -> threading.Thread:
     """A worker that is a thread, until the job ends or the server goes away."""
 
     def run() -> None:
         with suppress(ThalwegError):
-            work(server, None, job_id, "a-thread")
+            work(server, token, job_id, "a-thread")
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -67,21 +67,26 @@ def start_worker(server: Address, job_id: str) -> threading.Thread:
 
 
 @contextmanager
-def fleet_of_threads(server: Server, slots: int = 2) -> Iterator[None]:
+def fleet_of_threads(server: Server | Client, token: str | None = None, slots: int = 2) -> Iterator[None]:
     """A fleet that gives each job the workers that the server allots."""
     outbox: queue.SimpleQueue[pb.AttendRequest | None] = queue.SimpleQueue()
     outbox.put(pb.AttendRequest(capacity=pb.Capacity(name="threads", slots=slots)))
     with grpc.insecure_channel(str(server.address)) as channel:
-        call = fleet_service_pb2_grpc.FleetServiceStub(channel).Attend(iter(outbox.get, None))
+        attending = fleet_service_pb2_grpc.FleetServiceStub(channel).Attend
+        call = attending(iter(outbox.get, None), metadata=authorization(token))
 
         def attend() -> None:
             started: Counter[str] = Counter()
             with suppress(grpc.RpcError):
                 for response in call:
+                    allotted = {allotment.job_id for allotment in response.allotments}
+                    for ended in started.keys() - allotted:
+                        # Its workers have gone; if it is taken up again, it gets others.
+                        del started[ended]
                     for allotment in response.allotments:
                         while started[allotment.job_id] < allotment.workers:
                             started[allotment.job_id] += 1
-                            start_worker(server.address, allotment.job_id)
+                            start_worker(server.address, allotment.job_id, token)
 
         thread = threading.Thread(target=attend)
         thread.start()

@@ -20,10 +20,12 @@ from thalweg.client.cli import serving
 from thalweg.client.cli.app import app
 from thalweg.client.cli.display import Log
 from thalweg.server.service import Server
+from thalweg.v1 import job_pb2
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 JOB_KEYS = {
     "job", "state", "status", "create_time", "steps", "total_steps", "epochs", "total_epochs", "workers", "wanted_workers",
+    "priority", "contributions", "checkpoints",
 }  # fmt: skip
 RESULT_KEYS = {"train_loss", "train_accuracy", "weights_sha256", "samples_per_second", "seconds", "start_time", "end_time"}
 
@@ -93,6 +95,18 @@ def test_jobs(server: Server, client: Client, command: Command) -> None:
     assert [job["job"] for job in listed] == ["second", "first"]
 
 
+def test_priorities_are_listed_where_there_are_any(server: Server, client: Client, command: Command) -> None:
+    client.submit("xor", id="usual")
+    assert "priority" not in command("jobs", "--server", server.address).out
+    client.submit("or", {"priority": -3}, id="later")
+    header, later, usual = command("jobs", "--server", server.address).out.splitlines()
+    assert header.split()[-2:] == ["priority", "began"]
+    assert "-3" in later.split()
+    assert "0" in usual.split()
+    listed = command("jobs", "--server", server.address, "--json").json["jobs"]
+    assert [job["priority"] for job in listed] == [-3, 0]
+
+
 def test_a_job_that_ended_is_listed_with_its_result(cluster: Cluster, command: Command) -> None:
     (job,) = command("jobs", "digits", "--server", cluster.address, "--json").json["jobs"]
     assert set(job) == JOB_KEYS | RESULT_KEYS | {"validation"}
@@ -101,6 +115,8 @@ def test_a_job_that_ended_is_listed_with_its_result(cluster: Cluster, command: C
     assert job["validation"] == {"loss": result.validation.loss, "accuracy": result.validation.accuracy}
     assert job["weights_sha256"] == result.weights_sha256
     assert (job["steps"], job["total_steps"], job["epochs"]) == (69, 69, 3)
+    assert job["contributions"].keys() == set(job_pb2.Contributions.DESCRIPTOR.fields_by_name)
+    assert job["checkpoints"].keys() == set(job_pb2.Checkpoints.DESCRIPTOR.fields_by_name)
     words = command("jobs", "digits", "--server", cluster.address).out
     assert "SUCCEEDED" in words
     assert f"{result.validation.accuracy:.1%}".replace("%", " %") in words
@@ -115,6 +131,8 @@ def test_watch(cluster: Cluster, command: Command) -> None:
     assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
     assert {event["event"] for event in events} == {"state_changed", "workers_changed", "steps_taken", "epoch_ended"}
     assert events[-1]["state"] == "SUCCEEDED"
+    (steps,) = {tuple(event["progress"]) for event in events if event["event"] == "steps_taken"}
+    assert {"contributions", "checkpoints"} <= set(steps)
     last = [event for event in events if event["event"] == "epoch_ended"][-1]
     assert last["validation"]["accuracy"] == cluster.digits.result().validation.accuracy  # type: ignore[union-attr]
     behind = command("watch", "digits", "--server", cluster.address, "--json", "--after", len(events) - 1).json
@@ -226,6 +244,10 @@ def test_gradcheck_of_a_wrong_gradient_fails(command: Command, monkeypatch: pyte
     assert printed.err == "thalweg: backpropagation differs from numerical differentiation in 2 tensors\n"
 
 
+def test_gradcheck_needs_no_server_to_start_from_its_parameters(command: Command) -> None:
+    assert command("gradcheck", "xor", "--set", "model.initial.job=xor-1", "--json").json["passed"] is True
+
+
 def test_gradcheck_reads_the_jobs_own_file(command: Command) -> None:
     np.savez("a.npz", x=np.random.default_rng(0).normal(size=(20, 3)), y=np.arange(20) % 2)
     assert command("gradcheck", "xor", "--set", "data.npz=a.npz", "--json").json["tensors"][2]["shape"] == [8, 3]
@@ -304,6 +326,7 @@ def test_train_ends_the_job_on_ctrl_c_and_keeps_what_was_learnt(
     assert len(load_file("xor-1.safetensors")) == 4
     assert "thalweg: job xor-1 was interrupted after " in printed.err
     assert "thalweg: what was learnt so far is in " in printed.err
+    assert printed.err.splitlines()[-1] == f"thalweg: to go on: thalweg train --resume xor-1 --server {server.address}"
 
 
 def test_train_does_not_wait_after_a_second_ctrl_c(
@@ -320,7 +343,10 @@ def test_train_does_not_wait_after_a_second_ctrl_c(
     printed = command("train", "xor", "--server", server.address)
     done.set()
     assert printed.code == 130
-    assert printed.err.splitlines()[-1] == "thalweg: interrupted again; what was learnt so far was not written"
+    assert printed.err.splitlines()[-2:] == [
+        "thalweg: interrupted again; what was learnt so far was not written",
+        f"thalweg: to go on: thalweg train --resume xor-1 --server {server.address}",
+    ]
     assert client.job("xor-1").state == "QUEUED"
 
 

@@ -7,7 +7,17 @@ import pytest
 from rich.console import Console
 
 from tests.client.helpers import Cluster
-from thalweg.client import EpochEnded, Metrics, Notice, Progress, StateChanged, StepsTaken, WorkersChanged
+from thalweg.client import (
+    CheckpointFailed,
+    CheckpointWritten,
+    EpochEnded,
+    Metrics,
+    Notice,
+    Progress,
+    StateChanged,
+    StepsTaken,
+    WorkersChanged,
+)
 from thalweg.client.cli import display as displays
 from thalweg.client.cli.display import Log, Picture, Screen, count_workers, display
 from thalweg.client.records import Event
@@ -66,6 +76,25 @@ def test_a_log_has_a_line_for_what_is_new(capsys: pytest.CaptureFixture[str]) ->
         "digits-1: 0 workers",
         "digits-1: waiting for workers",
     ]
+
+
+def test_a_checkpoint_is_worth_a_word_if_it_could_not_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "the checkpoint after 1,200 updates could not be written: No space left on device; training goes on"
+    written, failed = CheckpointWritten(5, NOW, 600, 4096, 0.01), CheckpointFailed(6, NOW, 1200, "No space left on device")
+    log, (shown, stream) = Log("a"), screen(200)
+    for event in (written, failed):
+        log.show(event)
+        shown.show(event)
+    assert capsys.readouterr().err.splitlines() == [f"a: {words}"]
+    assert f"note {words}" in stream.getvalue()
+    assert "600" not in stream.getvalue()
+
+
+def test_epochs_that_are_gone_through_again_are_those_of_the_last_time() -> None:
+    picture = Picture()
+    for number, loss in ((1, 0.4), (2, 0.3), (3, 0.2), (2, 0.35), (3, 0.25)):
+        picture.take(EpochEnded(0, NOW, number, number, loss, None))
+    assert [(epoch.epoch, epoch.train_loss) for epoch in picture.epochs] == [(1, 0.4), (2, 0.35), (3, 0.25)]
 
 
 def test_a_log_has_about_ten_lines_of_epochs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from thalweg.client import ThalwegError, load_job, packaged_jobs
 from thalweg.client.problems import JobFileError
@@ -187,3 +189,50 @@ def test_a_specification_that_is_not_finite_is_told() -> None:
 
 def test_an_empty_specification_is_the_servers_to_refuse() -> None:
     assert load_job(job_pb2.JobSpec()).spec == load_job({}).spec == job_pb2.JobSpec()
+
+
+def weights(path: Path) -> Path:
+    save_file({"0.weight": np.zeros((1, 2), np.float32)}, path)
+    return path
+
+
+def test_parameters_to_start_from_lie_beside_the_job_file(tmp_path: Path) -> None:
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    (folder / "points.npz").touch()
+    weights(folder / "x.safetensors")
+    (folder / "mine.toml").write_text(TOML.replace("[model]", '[model]\ninitial = { file = "x.safetensors" }'))
+    loaded = load_job(folder / "mine.toml")
+    assert loaded.initial == folder / "x.safetensors"
+    assert [path.name for _, path in loaded.uploads()] == ["points.npz", "x.safetensors"]
+    weights(tmp_path / "x.safetensors")
+    for setting in ("model.initial.file=x.safetensors", 'model.initial={ file = "x.safetensors" }'):
+        loaded = load_job(folder / "mine.toml", [setting])
+        assert (loaded.data, loaded.initial) == (folder / "points.npz", Path("x.safetensors"))
+
+
+def test_parameters_of_a_job_need_no_file() -> None:
+    loaded = load_job("xor", {"model.initial.job": "xor-1"})
+    assert loaded.spec.model.initial.job == "xor-1"
+    assert loaded.initial is None
+    assert list(loaded.uploads()) == []
+    loaded.spec.model.initial.sha256 = "0" * 64
+    assert load_job(loaded.spec).spec.model.initial == job_pb2.Initial(job="xor-1")
+
+
+def test_parameters_that_were_uploaded_before_need_no_file() -> None:
+    model = {**GOOD["model"], "initial": {"file": "gone.safetensors", "sha256": "0" * 64}}
+    loaded = load_job({**GOOD, "model": model})
+    assert loaded.initial is None
+    weights(Path("new.safetensors"))
+    again = load_job(loaded.spec, {"model.initial.file": "new.safetensors"})
+    assert (again.initial, again.spec.model.initial.sha256) == (Path("new.safetensors"), "")
+    assert load_job(loaded.spec, {"model.initial.job": "xor-1"}).spec.model.initial == job_pb2.Initial(job="xor-1")
+
+
+def test_parameters_that_cannot_be_read_are_told() -> None:
+    setting = {"model.initial.file": "x.safetensors"}
+    assert told("xor", setting) == "model.initial.file: there is no file x.safetensors"
+    Path("x.safetensors").write_bytes(b"a picture")
+    assert told("xor", setting).startswith("model.initial.file: x.safetensors is not a safetensors file: ")
+    assert told("xor", {"model.initial": {"job": "a", "file": "b"}}).startswith("model.initial: job and file are alternatives")

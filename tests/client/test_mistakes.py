@@ -36,6 +36,7 @@ SETTINGS = [
     ("training.epochs=many", "training.epochs: 'many' is not a whole number"),
     ("training.workers=-1", "training.workers: -1 is not allowed; it must be at least 1"),
     ("data.npz=nowhere.npz", "data.npz: there is no file nowhere.npz"),
+    ("model.initial.file=nowhere.safetensors", "model.initial.file: there is no file nowhere.safetensors"),
     ("data.csv=nowhere.csv", "data.csv: there is no file nowhere.csv"),
     ("training.epochs", "'training.epochs' is not a setting; write KEY=VALUE, as in training.epochs=5"),
 ]

@@ -104,9 +104,16 @@ def test_a_cancelled_job_tells_what_is_left(capsys: pytest.CaptureFixture[str]) 
     assert reported(Outcome(cancelled, "", Path("/w")), capsys) == (
         1,
         [],
-        ["thalweg: job digits-1 was cancelled after 1 step", "thalweg: what was learnt so far is in /w"],
+        [
+            "thalweg: job digits-1 was cancelled after 1 step",
+            "thalweg: what was learnt so far is in /w",
+            "thalweg: to go on: thalweg train --resume digits-1",
+        ],
     )
-    assert reported(Outcome(NOTHING, ""), capsys)[2][-1] == "thalweg: nothing was learnt yet"
+    assert reported(Outcome(NOTHING, ""), capsys, " --data kept")[2][1:] == [
+        "thalweg: nothing was learnt yet",
+        "thalweg: to go on: thalweg train --resume digits-1 --data kept",
+    ]
 
 
 def test_an_interruption_gives_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,8 +122,20 @@ def test_an_interruption_gives_its_exit_code(capsys: pytest.CaptureFixture[str])
         assert reported(outcome, capsys) == (
             code,
             [],
-            ["thalweg: job digits-1 was interrupted after 0 steps", "thalweg: nothing was learnt yet"],
+            [
+                "thalweg: job digits-1 was interrupted after 0 steps",
+                "thalweg: nothing was learnt yet",
+                "thalweg: to go on: thalweg train --resume digits-1",
+            ],
         )
+
+
+def test_a_job_that_went_on_or_ended_well_in_spite_of_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    interruption = InterruptedBySignalError(2)
+    lines = reported(Outcome(replace(NOTHING, state="RUNNING"), "", interruption=interruption), capsys)[2]
+    assert lines[-1] == "thalweg: to go on: thalweg train --resume digits-1"
+    lines = reported(Outcome(RESULT, "", Path("/w"), interruption=interruption), capsys)[2]
+    assert not any("--resume" in line for line in lines)
 
 
 def test_weights_that_could_not_be_written_are_still_to_be_had(capsys: pytest.CaptureFixture[str]) -> None:

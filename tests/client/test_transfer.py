@@ -130,6 +130,16 @@ def test_a_job_learns_from_an_uploaded_file(kind: str, cluster: Cluster, tmp_pat
     assert job.download_data(sha256, tmp_path).read_bytes() == path.read_bytes()
 
 
+def test_parameters_to_start_from_are_uploaded(cluster: Cluster, tmp_path: Path) -> None:
+    path = tmp_path / "gate.safetensors"
+    cluster.gate.save(path)
+    job = cluster.client.submit("xor", {"model.initial.file": str(path), "training.epochs": 0})
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert job.spec.model.initial.sha256 == sha256
+    assert job.download_data(sha256, tmp_path).read_bytes() == path.read_bytes()
+    assert job.wait().weights_sha256 == cluster.gate.result().weights_sha256
+
+
 def test_a_file_larger_than_one_message_arrives_whole(cluster: Cluster, tmp_path: Path) -> None:
     x = np.random.default_rng(1).normal(size=(700_000, 1))
     np.savez(tmp_path / "large.npz", x=x, y=np.zeros(len(x)))

@@ -1,4 +1,4 @@
-"""Training as a plain loop: no server, no workers, no gRPC. What bulk-synchronous training must equal, bit for bit."""
+"""Training as a plain loop: no server, no workers, no gRPC. What bulk and local training must equal, bit for bit."""
 
 from pathlib import Path
 
@@ -13,49 +13,102 @@ from thalweg.workers.data.sampling import Sampler
 from thalweg.workers.model import Model
 from thalweg.workers.numerical import NumericalDifferentiator
 
+# What a microbatch adds to a step: a gradient, the sum of losses, the number of samples.
+Part = tuple[Slab, float, int]
+
 
 def reference(spec: job_pb2.JobSpec, upload: Path | None = None) -> tuple[Slab, list[float]]:
-    """The final parameters and the loss of each step."""
-    dataset = data.load(spec, lambda _: upload or Path())
-    model = Model(spec.model, dataset.input_shape, spec.seed, one_hot=spec.data.one_hot)
-    microbatches = spec.training.microbatches
-    batch_size = min(spec.training.batch_size, len(dataset.train_x))
-    sampler = Sampler(len(dataset.train_x), spec.training.batch_size, microbatches, spec.seed)
-    steps_per_epoch = -(-len(dataset.train_x) // batch_size)
-    total = steps_per_epoch * spec.training.epochs
+    """The final parameters and the loss of each step; where synchrony is local, of each round of steps."""
+    course = _Course(spec, data.load(spec, lambda _: upload or Path()))
+    return course.local() if spec.training.synchrony.HasField("local") else course.bulk()
 
-    parameters = np.empty(model.size, model.dtype)
-    model.initial(parameters)
-    optimizer = optimizers.make(spec.optimizer)
-    state = optimizer.init(model.size, model.dtype)
-    scheme = spec.training.gradient
-    numerical = None if scheme == "backpropagation" else NumericalDifferentiator(model, scheme)
-    losses = []
-    for step in range(total):
-        model.bind(parameters)
 
-        def leaf(microbatch: int, step: int = step) -> tuple[Slab, float, int]:
-            indices, denominator = sampler.microbatch(step, microbatch)
-            gradient = np.empty(model.size, model.dtype)
-            x, y = dataset.train_x[indices], dataset.train_y[indices]
+class _Course:
+    def __init__(self, spec: job_pb2.JobSpec, dataset: data.Dataset) -> None:
+        self.spec = spec
+        self.dataset = dataset
+        self.model = Model(spec.model, dataset.input_shape, spec.seed, one_hot=spec.data.one_hot)
+        self.microbatches = spec.training.microbatches
+        self.sampler = Sampler(len(dataset.train_x), spec.training.batch_size, self.microbatches, spec.seed)
+        self.steps_per_epoch = -(-len(dataset.train_x) // min(spec.training.batch_size, len(dataset.train_x)))
+        self.total_steps = self.steps_per_epoch * spec.training.epochs
+        self.parameters = np.empty(self.model.size, self.model.dtype)
+        self.model.initial(self.parameters)
+        self.losses: list[float] = []
+
+    def bulk(self) -> tuple[Slab, list[float]]:
+        update = _Update(self.spec.optimizer, self.model, self.steps_per_epoch, self.total_steps)
+        scheme = self.spec.training.gradient
+        numerical = None if scheme == "backpropagation" else NumericalDifferentiator(self.model, scheme)
+
+        def leaf(step: int, microbatch: int) -> Part:
+            indices, denominator = self.sampler.microbatch(step, microbatch)
+            gradient = np.empty(self.model.size, self.model.dtype)
+            x, y = self.dataset.train_x[indices], self.dataset.train_y[indices]
             task = (step, microbatch)
             if numerical:
-                batch = numerical.at(parameters, x, y, task)
-                numerical.differentiate(batch, denominator, slice(0, model.size), gradient)
+                batch = numerical.at(self.parameters, x, y, task)
+                numerical.differentiate(batch, denominator, slice(0, self.model.size), gradient)
                 sums = batch.sums
             else:
-                sums = model.loss_and_gradient(x, y, denominator, task, gradient)
+                sums = self.model.loss_and_gradient(x, y, denominator, task, gradient)
             return gradient, sums.loss, sums.samples
 
-        def add(a: tuple[Slab, float, int], b: tuple[Slab, float, int]) -> tuple[Slab, float, int]:
+        for step in range(self.total_steps):
+            self.model.bind(self.parameters)
+            update(self.parameters, self._added([leaf(step, microbatch) for microbatch in range(self.microbatches)]), step)
+        return self.parameters, self.losses
+
+    def local(self) -> tuple[Slab, list[float]]:
+        policy = self.spec.training.synchrony.local
+        starts = range(0, self.total_steps, policy.steps)
+        outer = _Update(policy.outer, self.model, max(1, self.steps_per_epoch // policy.steps), len(starts))
+
+        def lane(first: int, microbatch: int) -> Part:
+            parameters = self.parameters.copy()
+            self.model.bind(parameters)
+            update = _Update(self.spec.optimizer, self.model, self.steps_per_epoch, self.total_steps)
+            loss, samples = 0.0, 0
+            for step in range(first, min(first + policy.steps, self.total_steps)):
+                indices, _ = self.sampler.microbatch(step, microbatch)
+                if len(indices):
+                    gradient = np.empty(self.model.size, self.model.dtype)
+                    x, y = self.dataset.train_x[indices], self.dataset.train_y[indices]
+                    loss += self.model.loss_and_gradient(x, y, len(indices), (step, microbatch), gradient).loss
+                    samples += len(indices)
+                    update(parameters, gradient, step, step - first)
+            return (self.parameters - parameters) / self.microbatches, loss, samples
+
+        for number, first in enumerate(starts):
+            moved = self._added([lane(first, microbatch) for microbatch in range(self.microbatches)])
+            outer(self.parameters, moved, number)
+        return self.parameters, self.losses
+
+    def _added(self, parts: list[Part]) -> Slab:
+        """The sum of all microbatches' gradients, along the tree. Takes note of the mean loss."""
+
+        def add(a: Part, b: Part) -> Part:
             return a[0] + b[0], a[1] + b[1], a[2] + b[2]
 
-        gradient, loss, samples = tree.fold(tree.root(microbatches), microbatches, leaf, add)
-        losses.append(loss / samples)
-        if spec.optimizer.HasField("clip_global_norm"):
-            scale = clipping.scale(clipping.squared_norm(gradient) ** 0.5, spec.optimizer.clip_global_norm)
+        gradient, loss, samples = tree.fold(tree.root(self.microbatches), self.microbatches, parts.__getitem__, add)
+        self.losses.append(loss / samples)
+        return gradient
+
+
+class _Update:
+    """An optimizer with its state, in place."""
+
+    def __init__(self, spec: job_pb2.Optimizer, model: Model, steps_per_epoch: int, total_steps: int) -> None:
+        self._spec = spec
+        self._course = (steps_per_epoch, total_steps)
+        self._optimizer = optimizers.make(spec)
+        self._state = self._optimizer.init(model.size, model.dtype)
+
+    def __call__(self, parameters: Slab, gradient: Slab, step: int, taken: int | None = None) -> None:
+        """Takes a step. `taken` is how many the state has seen, if not `step`."""
+        if self._spec.HasField("clip_global_norm"):
+            scale = clipping.scale(clipping.squared_norm(gradient) ** 0.5, self._spec.clip_global_norm)
             if scale != 1.0:
                 gradient *= gradient.dtype.type(scale)
-        rate = optimizer.learning_rate * schedules.factor(spec.optimizer.schedule, step, steps_per_epoch, total)
-        optimizers.apply(optimizer, parameters, gradient, state, parameters, rate, step)
-    return parameters, losses
+        rate = self._optimizer.learning_rate * schedules.factor(self._spec.schedule, step, *self._course)
+        optimizers.apply(self._optimizer, parameters, gradient, self._state, parameters, rate, step if taken is None else taken)

@@ -1,4 +1,4 @@
-"""Bulk-synchronous training equals a plain loop, bit for bit, whatever the number of workers."""
+"""Bulk-synchronous training and training with local steps equal a plain loop, bit for bit, whatever the number of workers."""
 
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "data": {"builtin": "xor"},
         "training": {"epochs": 20, "batch_size": 3, "microbatches": 4},
     },
+    "local steps": {"training": {**BASE["training"], "synchrony": {"local": {"steps": 4}}}},
+    "local steps, one at a time": {"training": {**BASE["training"], "synchrony": {"local": {"steps": 1}}}},
+    "local steps, clipped, scheduled": {
+        "training": {
+            **BASE["training"],
+            "synchrony": {
+                "local": {"steps": 5, "outer": {"adam": {}, "clip_global_norm": 0.1, "schedule": {"step": {"step_size": 1}}}}
+            },
+        },
+        "optimizer": {"adam": {}, "clip_global_norm": 1.0, "schedule": {"cosine": {}}},
+    },
+    "more local steps than there are": {
+        "training": {**BASE["training"], "synchrony": {"local": {"steps": 1000, "outer": {"sgd": {"learning_rate": 1}}}}},
+    },
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_bulk_training_equals_a_plain_loop(variant: str, tmp_path: Path) -> None:
+def test_training_equals_a_plain_loop(variant: str, tmp_path: Path) -> None:
     spec = json_format.ParseDict({**BASE, **VARIANTS[variant]}, job_pb2.JobSpec())
     with threadpool_limits(1, "blas"):
         expected, losses = reference(validation.complete(spec))

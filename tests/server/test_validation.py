@@ -39,6 +39,14 @@ def test_a_completed_specification_is_complete() -> None:
     assert validation.complete(spec) == spec
 
 
+def test_local_steps_have_an_outer_optimizer() -> None:
+    outer = complete(training={"synchrony": {"local": {}}}).training.synchrony.local.outer
+    assert (outer.momentum.learning_rate, outer.momentum.momentum, outer.momentum.nesterov) == (0.7, 0.9, True)
+    assert outer.schedule.WhichOneof("kind") == "constant"
+    outer = complete(training={"synchrony": {"local": {"outer": {"sgd": {"learning_rate": 1}}}}}).training.synchrony.local.outer
+    assert outer.WhichOneof("kind") == "sgd"
+
+
 def test_what_is_given_is_kept() -> None:
     spec = complete(seed=0, training={"epochs": 0}, optimizer={"adam": {"betas": [0.5, 0.6]}})
     assert spec.training.epochs == 0
@@ -65,6 +73,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"name": "My job"}, "name: 'My job' will not do; it must match [a-z]([a-z0-9-]{0,48}[a-z0-9])?"),
     ({"seed": -1}, "seed: -1 is not allowed; it must be at least 0"),
     ({"optimizer": {"momentum": {"nesterov": True, "dampening": 0.5}}}, "optimizer.momentum.dampening: 0.5 is not allowed with Nesterov's momentum; it must be 0"),
+    ({"training": {"gradient": "numerical", "synchrony": {"local": {}}}}, "training.gradient: numerical is not possible with local steps; use backpropagation"),
+    ({"training": {"synchrony": {"local": {"steps": 0}}}}, "training.synchrony.local.steps: 0 is not allowed; it must be at least 1 and at most 1000000"),
+    ({"training": {"synchrony": {"local": {"outer": {"momentum": {"nesterov": True, "momentum": 0}}}}}}, "training.synchrony.local.outer.momentum.momentum: 0 is not allowed with Nesterov's momentum; it must be above 0"),
 ]  # fmt: skip
 
 

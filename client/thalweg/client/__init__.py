@@ -17,6 +17,10 @@ from thalweg.client.jobfile import load_job, packaged_jobs
 from thalweg.client.local import local
 from thalweg.client.problems import JobFailedError, LocalError
 from thalweg.client.records import (
+    CheckpointFailed,
+    Checkpoints,
+    CheckpointWritten,
+    Contributions,
     EpochEnded,
     Event,
     Metrics,
@@ -31,7 +35,11 @@ from thalweg.client.records import (
 from thalweg.contract.errors import ThalwegError
 
 __all__ = [
+    "CheckpointFailed",
+    "CheckpointWritten",
+    "Checkpoints",
     "Client",
+    "Contributions",
     "EpochEnded",
     "Event",
     "Job",

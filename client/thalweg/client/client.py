@@ -45,7 +45,7 @@ class Client:
         id: str | None = None,  # noqa: A002 - what it is called everywhere else
         request_id: str | None = None,
     ) -> Job:
-        """Hands a job to the server, with the file that it learns from, and gives it. It runs from then on by itself.
+        """Hands a job to the server, with the files that it needs, and gives it. It runs from then on by itself.
 
         `job` is the name of a packaged job, the path of a TOML file, a dictionary of the same shape, or a JobSpec. `settings` are
         laid over it: `{"training.epochs": 5}`, or texts `training.epochs=5`. `name` replaces the job's name; `id` chooses its id.
@@ -55,8 +55,8 @@ class Client:
         spec = loaded.spec
         if name is not None:
             spec.name = name
-        if loaded.data:
-            spec.data.sha256 = upload(self._connection, loaded.data)
+        for message, path in loaded.uploads():
+            message.sha256 = upload(self._connection, path)
         request = pb.CreateJobRequest(spec=spec, job_id=id or "", request_id=request_id or str(uuid.uuid4()))
         answer = self._connection.call(self._connection.stub.CreateJob, request, seconds=_CREATE_SECONDS)
         return Job(self._connection, answer.job)

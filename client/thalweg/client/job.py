@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from thalweg.client import records
 from thalweg.client.connection import Connection, code_of
 from thalweg.client.problems import JobFailedError
-from thalweg.client.records import ENDED, Event, Progress, Result, StateChanged, Trajectory
+from thalweg.client.records import ENDED, Event, Progress, Result, Trajectory
 from thalweg.client.transfer import download_data, download_parameters, download_trajectory
 from thalweg.client.weights import save_weights
 from thalweg.contract import layout as layouts
@@ -68,8 +68,8 @@ class Job:
         return records.progress(self.refresh().progress)
 
     def refresh(self) -> job_pb2.Job:
-        """The job's record as the server has it now, `message` from then on. One that has ended does not change."""
-        if state_name(self.message.state) not in ENDED:
+        """The job's record as the server has it now, `message` from then on. One that has succeeded does not change."""
+        if self.message.state != job_pb2.JOB_STATE_SUCCEEDED:
             answer = self._connection.call(self._connection.stub.GetJob, pb.GetJobRequest(job_id=self.id))
             self.message = answer.job
         return self.message
@@ -77,6 +77,7 @@ class Job:
     def watch(self, after: int = 0) -> Iterator[Event]:
         """The job's events behind the sequence number `after`, those recorded first, then new ones, until the job has ended.
 
+        Of a job that was taken up again, they tell of an end in the midst.
         A stream that breaks is taken up where it broke; if that does not succeed within a minute, raises ThalwegError.
         """
         backoff, broken_since = _FIRST_BACKOFF, None
@@ -111,9 +112,8 @@ class Job:
     def wait(self) -> Result:
         """Waits until the job has ended, and gives what came of it. Raises JobFailedError if it failed."""
         while state_name(self.refresh().state) not in ENDED:
-            for event in self.watch(self._seen):
-                if isinstance(event, StateChanged) and event.state in ENDED:
-                    break
+            for _ in self.watch(self._seen):
+                pass
         if self.message.state == job_pb2.JOB_STATE_FAILED:
             raise JobFailedError(self.id, self.message.error)
         return self.last_result()
@@ -131,6 +131,14 @@ class Job:
         answer = self._connection.call(self._connection.stub.CancelJob, pb.CancelJobRequest(job_id=self.id))
         self.message = answer.job
         return state_name(self.message.state)
+
+    def resume(self) -> None:
+        """Takes up the job at its last checkpoint, if it was cancelled or has failed. One that has not ended is left as it is.
+
+        Raises ThalwegError (NOT_RESUMABLE) if it has succeeded, or there is nothing to take up.
+        """
+        answer = self._connection.call(self._connection.stub.ResumeJob, pb.ResumeJobRequest(job_id=self.id))
+        self.message = answer.job
 
     def delete(self) -> None:
         """Removes the job, which must have ended, with all that the server kept of it."""

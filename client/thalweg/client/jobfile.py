@@ -6,7 +6,7 @@ are the server's to fill in and to check.
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import resources
@@ -19,22 +19,39 @@ from thalweg.client.folders import expanded
 from thalweg.client.mapping import Walk, values_of
 from thalweg.client.problems import JobFileError
 from thalweg.client.settings import lay_over, read_settings
+from thalweg.client.weights import check_weights
 from thalweg.contract.errors import Violation, invalid
+from thalweg.contract.rules import alternatives
 from thalweg.v1 import job_pb2
 
 Settings = Mapping[str, Any] | Iterable[str]
 JobSource = str | Path | Mapping[str, Any] | job_pb2.JobSpec
 
-_FILES = ("npz", "csv")
-_SOURCES = [f"data.{field.name}" for field in job_pb2.Data.DESCRIPTOR.oneofs_by_name["source"].fields]
+# The alternatives `source` of a specification that may be files, by their paths in it; and which of each are.
+_FILES = {"data": ("npz", "csv"), "model.initial": ("file",)}
+_SOURCES = {
+    path: [f"{path}.{name}" for name in alternatives(message, "source")]
+    for path, message in {"data": job_pb2.Data, "model.initial": job_pb2.Initial}.items()
+}
 
 
 @dataclass(frozen=True)
 class JobFile:
-    """A specification, and the file on this machine that its data lies in, None for built-in data."""
+    """A specification, and the files on this machine that it needs.
+
+    `data` is the one that its data lies in, None for built-in data; `initial` the one that its parameters start from, if any.
+    """
 
     spec: job_pb2.JobSpec
     data: Path | None
+    initial: Path | None
+
+    def uploads(self) -> Iterator[tuple[job_pb2.Data | job_pb2.Initial, Path]]:
+        """The files that the server needs, and the message that each one's SHA-256 belongs in."""
+        if self.data:
+            yield self.spec.data, self.data
+        if self.initial:
+            yield self.spec.model.initial, self.initial
 
 
 def packaged_jobs() -> list[str]:
@@ -47,23 +64,38 @@ def load_job(job: JobSource, settings: Settings = ()) -> JobFile:
     """The specification of a job, with settings laid over it.
 
     `job` is the name of a packaged job, the path of a TOML file, a mapping of the same shape, or a specification as such.
-    `settings` are texts `PATH=VALUE` or a mapping of paths to values. Relative paths of data are relative to the job file's
+    `settings` are texts `PATH=VALUE` or a mapping of paths to values. Relative paths of files are relative to the job file's
     folder, in settings and mappings to the current one. Raises ThalwegError with every fault that can be seen without a server.
     """
     source, document, folder = _document(job)
+    folders = dict.fromkeys(_FILES, folder)
     values = _walked(document, source)
     for setting in read_settings(settings):
         lay_over(values, job_pb2.JobSpec.DESCRIPTOR, setting)
         # The next one finds tables where it looks for them.
         values = _walked(values, "")
-        if setting.path in _SOURCES:
-            # Other data: what was uploaded before has nothing to do with it,
-            values["data"].pop("sha256", None)
-        if setting.path in {"data", *_SOURCES}:
-            # nor has the job file's folder.
-            folder = Path()
+        for path, sources in _SOURCES.items():
+            if setting.path in sources:
+                # Another file: what was uploaded before has nothing to do with it,
+                _below(values, path).pop("sha256", None)
+            if setting.path in sources or f"{path}.".startswith(f"{setting.path}."):
+                # nor has the job file's folder.
+                folders[path] = Path()
     spec = json_format.ParseDict(values, job_pb2.JobSpec())
-    return JobFile(spec, _data_file(spec.data, folder))
+    if spec.model.initial.job:
+        # The server's to fill in.
+        spec.model.initial.ClearField("sha256")
+    initial = _file(spec.model.initial, "model.initial", folders)
+    if initial:
+        check_weights(initial, "model.initial.file")
+    return JobFile(spec, _file(spec.data, "data", folders), initial)
+
+
+def _below(values: dict[str, Any], path: str) -> dict[str, Any]:
+    """The values of a message by its path."""
+    for name in path.split("."):
+        values = values[name]
+    return values
 
 
 def _walked(document: Any, source: str) -> dict[str, Any]:
@@ -109,13 +141,13 @@ def _not_found(name: str) -> str:
     return f"there is no such file, and no packaged job of this name{hint} (packaged jobs: {', '.join(names)})"
 
 
-def _data_file(data: job_pb2.Data, folder: Path) -> Path | None:
-    """The file that a job learns from. Raises ThalwegError if it is not there."""
-    kind = data.WhichOneof("source")
-    # Data that was uploaded before needs no file here.
-    if kind not in _FILES or data.sha256:
+def _file(message: job_pb2.Data | job_pb2.Initial, path: str, folders: Mapping[str, Path]) -> Path | None:
+    """The file that a message names, if any. Raises ThalwegError if it is not there."""
+    kind = message.WhichOneof("source")
+    # What was uploaded before needs no file here.
+    if kind not in _FILES[path] or message.sha256:
         return None
-    path = folder / expanded(getattr(data, kind))
-    if not path.is_file():
-        raise invalid(Violation(f"data.{kind}", f"there is no file {path}"))
-    return path
+    file = folders[path] / expanded(getattr(message, kind))
+    if not file.is_file():
+        raise invalid(Violation(f"{path}.{kind}", f"there is no file {file}"))
+    return file

@@ -129,16 +129,21 @@ def embed(folder: Path | None, notify: Callable[[str], None] = _log.warning) -> 
     return embedded
 
 
+def folder_of_jobs(folder: Path | None) -> Path:
+    """The folder in which jobs are kept: the given one, or that of the embedded jobs. Raises ThalwegError if it is not there."""
+    if folder and not folder.is_dir():
+        raise invalid(Violation("--data", f"there is no folder {folder}"))
+    return folder or embedded_folder()
+
+
 @contextmanager
 def attached(folder: Path | None, token: str | None = None) -> Iterator[Client]:
     """A client of the server that runs on a folder, or, if none does, of one that runs there for as long as the context.
 
     The folder is the embedded jobs' by default. Raises ThalwegError if there is no such folder, or none of both can be had.
     """
-    if folder and not folder.is_dir():
-        raise invalid(Violation("--data", f"there is no folder {folder}"))
     own = folder is None or has_token(folder)
-    folder = folder or embedded_folder()
+    folder = folder_of_jobs(folder)
     try:
         embedded = Embedded(folder, own)
     except FolderInUseError:

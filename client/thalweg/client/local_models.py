@@ -93,6 +93,8 @@ def gradcheck(spec: job_pb2.JobSpec, file: Path | None) -> "list[Row]":
     if file:
         with file.open("rb") as opened:
             spec.data.sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    # What is checked holds anywhere, and training may start from parameters that only a server has.
+    spec.model.ClearField("initial")
     spec = validation.complete(spec)
     try:
         return gradcheck.gradcheck(spec, data.load(spec, lambda _: file or Path()))

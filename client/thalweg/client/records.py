@@ -1,8 +1,8 @@
 """What a server tells about a job, as plain typed values: its events, its progress, its result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from thalweg.contract import layout as layouts
 from thalweg.contract import states
@@ -24,6 +24,38 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Contributions:
+    """What became of the messages that contributions came in, counted in chunks, since the job began or was last taken up.
+
+    `applied` became part of a step, each exactly once. The others were dropped: `duplicate` had come before, `late` were for a
+    step that had been taken, `stale_incarnation` came from a worker that had been given up, `unknown` answered no task.
+    `reissued_tasks` were given to a second worker because the first one took too long; `greatest_staleness` is the greatest
+    number of steps that a contribution was behind when it was applied.
+    """
+
+    applied: int = 0
+    duplicate: int = 0
+    late: int = 0
+    stale_incarnation: int = 0
+    unknown: int = 0
+    reissued_tasks: int = 0
+    lost_workers: int = 0
+    greatest_staleness: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """How many checkpoints were written, and how many could not be, since the job began or was last taken up.
+
+    `step` is the one that the last of them holds.
+    """
+
+    written: int = 0
+    failed: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far a job is. `total_steps` is 0 until the data is known, `loss` None before the first step."""
 
@@ -36,6 +68,8 @@ class Progress:
     validation: Metrics | None
     samples_per_second: float
     workers: int
+    contributions: Contributions = Contributions()
+    checkpoints: Checkpoints = Checkpoints()
 
 
 @dataclass(frozen=True)
@@ -107,7 +141,26 @@ class Notice(_Recorded):
     text: str
 
 
-Event = StateChanged | StepsTaken | EpochEnded | WorkersChanged | Notice
+@dataclass(frozen=True)
+class CheckpointWritten(_Recorded):
+    """A checkpoint is on disk. `version` is the number of updates behind it; it has `bytes`, and took `seconds` to write."""
+
+    version: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CheckpointFailed(_Recorded):
+    """A checkpoint could not be written, and training goes on. `version` is the number of updates behind it."""
+
+    version: int
+    problem: str
+
+
+Event = StateChanged | StepsTaken | EpochEnded | WorkersChanged | Notice | CheckpointWritten | CheckpointFailed
+# Of counters.
+_C = TypeVar("_C", Contributions, Checkpoints)
 
 
 @dataclass(frozen=True)
@@ -134,6 +187,11 @@ def metrics(message: Any, field: str) -> Metrics | None:
     return Metrics(found.loss, found.accuracy if found.HasField("accuracy") else None)
 
 
+def _counted(kind: type[_C], message: Any) -> _C:
+    """Counters from the message that has them under the same names."""
+    return kind(**{field.name: getattr(message, field.name) for field in fields(kind)})
+
+
 def progress(message: job_pb2.Progress) -> Progress:
     """A job's progress from its message."""
     return Progress(
@@ -146,6 +204,8 @@ def progress(message: job_pb2.Progress) -> Progress:
         validation=metrics(message, "validation"),
         samples_per_second=message.samples_per_second,
         workers=message.workers,
+        contributions=_counted(Contributions, message.contributions),
+        checkpoints=_counted(Checkpoints, message.checkpoints),
     )
 
 
@@ -182,5 +242,11 @@ def event(message: pb.Event) -> Event | None:
             return WorkersChanged(sequence, time, change.workers, tuple(change.names))
         case "notice":
             return Notice(sequence, time, message.notice.text)
+        case "checkpoint_written":
+            written = message.checkpoint_written
+            return CheckpointWritten(sequence, time, written.version, written.bytes, written.seconds)
+        case "checkpoint_failed":
+            failed = message.checkpoint_failed
+            return CheckpointFailed(sequence, time, failed.version, failed.problem)
         case _:
             return None

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from google.protobuf import json_format
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from thalweg.client.problems import LocalError
 from thalweg.contract import layout as layouts
+from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.layout import Slab
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
@@ -34,6 +35,17 @@ def save_weights(path: Path, job: job_pb2.Job, header: pb.ParametersHeader, slab
     }
     tensors = {name: np.ascontiguousarray(view) for name, view in layouts.views(header.layout, slab).items()}
     write_whole(path, lambda aside: save_file(tensors, aside, metadata))
+
+
+def check_weights(path: Path, field: str) -> None:
+    """Raises ThalwegError, which names the field of a job, if a file cannot be read or is no safetensors file."""
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise invalid(Violation(field, f"{path} is not a safetensors file: {error}")) from error
+    except OSError as error:
+        raise invalid(Violation(field, f"cannot read {path}: {_reason(path, error)}")) from error
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:

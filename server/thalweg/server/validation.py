@@ -216,17 +216,24 @@ def _names(fields: Sequence[FieldDescriptor]) -> str:
 
 def _across_fields(spec: job_pb2.JobSpec) -> Iterator[Violation]:
     """What no field can be told by itself."""
-    yield from _across_momentum(spec.optimizer.momentum)
+    yield from _across_momentum(spec.optimizer.momentum, "optimizer")
+    yield from _across_momentum(spec.training.synchrony.local.outer.momentum, "training.synchrony.local.outer")
+    yield from _across_training(spec.training)
     yield from _across_data(spec.data)
     yield from _across_initial(spec.model.initial)
 
 
-def _across_momentum(momentum: job_pb2.Momentum) -> Iterator[Violation]:
+def _across_momentum(momentum: job_pb2.Momentum, path: str) -> Iterator[Violation]:
     if momentum.dampening and (momentum.nesterov or not momentum.momentum):
         where = "with Nesterov's momentum" if momentum.nesterov else "without momentum"
-        yield Violation("optimizer.momentum.dampening", f"{shown(momentum.dampening)} is not allowed {where}; it must be 0")
+        yield Violation(f"{path}.momentum.dampening", f"{shown(momentum.dampening)} is not allowed {where}; it must be 0")
     if momentum.nesterov and not momentum.momentum:
-        yield Violation("optimizer.momentum.momentum", "0 is not allowed with Nesterov's momentum; it must be above 0")
+        yield Violation(f"{path}.momentum.momentum", "0 is not allowed with Nesterov's momentum; it must be above 0")
+
+
+def _across_training(training: job_pb2.Training) -> Iterator[Violation]:
+    if training.synchrony.WhichOneof("policy") == "local" and training.gradient.startswith("numerical"):
+        yield Violation("training.gradient", f"{training.gradient} is not possible with local steps; use backpropagation")
 
 
 def _across_data(data: job_pb2.Data) -> Iterator[Violation]:

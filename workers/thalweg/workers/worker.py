@@ -137,11 +137,11 @@ class _Worker:
         chunks = [slice(c * width, min((c + 1) * width, size)) for c in range(task.first_chunk, task.end_chunk)]
         if self._differentiator.numerical:
             for chunk, where in enumerate(chunks, task.first_chunk):
-                gradient, sums = self._differentiator.gradient(parameters, task.version, node, where)
+                gradient, sums = self._differentiator.gradient(parameters, task.version, task.step, node, where)
                 self._send_gradient(task, chunk, gradient.tobytes(), sums)
                 self._differentiator.release(gradient)
             return
-        gradient, sums = self._differentiator.gradient(parameters, task.version, node, slice(0, size))
+        gradient, sums = self._differentiator.gradient(parameters, task.version, task.step, node, slice(0, size), task.steps)
         for chunk, where in enumerate(chunks, task.first_chunk):
             self._send_gradient(task, chunk, gradient[where].tobytes(), sums)
         self._differentiator.release(gradient)

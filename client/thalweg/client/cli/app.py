@@ -31,6 +31,7 @@ _CHOICES = "\n\n".join(
         "model.loss": rules_of(job_pb2.Model.DESCRIPTOR.fields_by_name["loss"]).one_of,
         "data": alternatives(job_pb2.Data, "source"),
         "training.gradient": rules_of(job_pb2.Training.DESCRIPTOR.fields_by_name["gradient"]).one_of,
+        "training.synchrony": alternatives(job_pb2.Synchrony, "policy"),
         "optimizer": alternatives(job_pb2.Optimizer, "kind"),
         "optimizer.schedule": alternatives(job_pb2.Schedule, "kind"),
     }.items()

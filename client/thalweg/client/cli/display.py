@@ -13,7 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from thalweg.client.cli.output import accuracy_of, console
-from thalweg.client.records import EpochEnded, Event, Notice, StateChanged, StepsTaken, WorkersChanged
+from thalweg.client.records import (
+    CheckpointFailed,
+    CheckpointWritten,
+    EpochEnded,
+    Event,
+    Notice,
+    StateChanged,
+    StepsTaken,
+    WorkersChanged,
+)
 from thalweg.client.records import Progress as JobProgress
 
 # How many lines a log gets of the epochs of a job, and how often one of steps if epochs take long.
@@ -45,8 +54,11 @@ class Picture:
                 self.status = ""
                 self.progress = event.progress
             case EpochEnded():
+                # A job that was taken up at a checkpoint goes through what followed it again.
+                while self.epochs and self.epochs[-1].epoch >= event.epoch:
+                    self.epochs.pop()
                 self.epochs.append(event)
-            case Notice():
+            case Notice() | CheckpointWritten() | CheckpointFailed():
                 pass
 
     def numbers(self) -> list[str]:
@@ -60,6 +72,11 @@ class Picture:
         if self.progress.samples_per_second:
             parts.append(f"{self.progress.samples_per_second:,.0f} samples/s")
         return [*parts, count_workers(self.workers)]
+
+
+def words_of(failure: CheckpointFailed) -> str:
+    """That a checkpoint could not be written, in words."""
+    return f"the checkpoint after {failure.version:,} updates could not be written: {failure.problem}; training goes on"
 
 
 def count_workers(workers: int) -> str:
@@ -127,6 +144,8 @@ class Log:
         match event:
             case Notice():
                 self.note(event.text)
+            case CheckpointFailed():
+                self.note(words_of(event))
             case WorkersChanged():
                 self.say(count_workers(event.workers))
                 self.say(self.picture.status if not event.workers else "")
@@ -196,6 +215,8 @@ class Screen:
         match event:
             case Notice():
                 self.note(event.text)
+            case CheckpointFailed():
+                self.note(words_of(event))
             case StepsTaken(progress=progress):
                 epoch = min(progress.epoch + 1, progress.total_epochs)
                 self._bar.update(

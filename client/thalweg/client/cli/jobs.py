@@ -89,8 +89,11 @@ def jobs(
 
 def _table(messages: list[job_pb2.Job]) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for name in ("job", "state", "epochs", "loss", "validation", "workers", "began"):
-        table.add_column(name, justify="right" if name in {"epochs", "loss", "workers"} else "left", no_wrap=name != "state")
+    # Few jobs have one.
+    priority = ["priority"] if any(message.spec.priority for message in messages) else []
+    for name in ("job", "state", "epochs", "loss", "validation", "workers", *priority, "began"):
+        left = name in {"job", "state", "validation", "began"}
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "state")
     now = datetime.now(UTC)
     for message in messages:
         state, progress, result = state_name(message.state), records.progress(message.progress), records.result(message)
@@ -104,6 +107,7 @@ def _table(messages: list[job_pb2.Job]) -> Table:
             "" if loss is None else f"{loss:.4g}",
             accuracy_of(result.validation or progress.validation),
             f"{progress.workers}/{message.spec.training.workers}" if running else "",
+            *(str(message.spec.priority) for _ in priority),
             ago(message.create_time.ToDatetime(tzinfo=UTC), now),
         )
     return table

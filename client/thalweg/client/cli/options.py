@@ -16,12 +16,8 @@ from thalweg.contract.errors import Violation, invalid
 JobId = Annotated[
     str, typer.Argument(metavar="JOB", help="The id of a job, as [bold]thalweg jobs[/] lists it.", show_default=False)
 ]
-JobSource = Annotated[
-    str,
-    typer.Argument(
-        metavar="JOB", help="A packaged job (and, digits, nand, or, xor), or the path of a job file (TOML).", show_default=False
-    ),
-]
+JOB_SOURCE = "A packaged job (and, digits, nand, or, xor), or the path of a job file (TOML)."
+JobSource = Annotated[str, typer.Argument(metavar="JOB", help=JOB_SOURCE, show_default=False)]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

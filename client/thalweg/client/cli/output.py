@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -97,6 +98,9 @@ def job_json(job: job_pb2.Job) -> dict[str, Any]:
         "total_epochs": progress.total_epochs or job.spec.training.epochs,
         "workers": progress.workers,
         "wanted_workers": job.spec.training.workers,
+        "priority": job.spec.priority,
+        "contributions": asdict(progress.contributions),
+        "checkpoints": asdict(progress.checkpoints),
     }
     if job.HasField("result"):
         answer |= result_json(records.result(job))

@@ -2,7 +2,7 @@
 
 from thalweg.client.cli.output import accuracy_of, complain, console, print_json, result_json, seconds_of, sparkline
 from thalweg.client.cli.training import Outcome
-from thalweg.client.records import Metrics
+from thalweg.client.records import ENDED, Metrics
 
 
 def report(outcome: Outcome, place: str, json: bool) -> int:
@@ -47,6 +47,8 @@ def _complaints(outcome: Outcome, place: str) -> list[str]:
         lines.append(f"what was learnt so far is in {outcome.weights}")
     elif result.state == "CANCELLED" and not result.weights_sha256:
         lines.append("nothing was learnt yet")
+    if result.state == "CANCELLED" or (outcome.interruption and result.state not in ENDED):
+        lines.append(f"to go on: thalweg train --resume {result.job}{place}")
     return lines
 
 

@@ -1,21 +1,22 @@
 """`thalweg train`: a job from its submission to its weights, embedded or on a server."""
 
 import shlex
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from thalweg.client.cli.options import JobSource, Json, Server, Settings, TokenFile, read_token, server_of
+from thalweg.client.cli.options import JOB_SOURCE, Json, Server, Settings, TokenFile, read_token, server_of
 from thalweg.client.cli.output import complain
 from thalweg.client.cli.signals import Inbox
 from thalweg.client.cli.summary import report
-from thalweg.client.cli.training import Training
+from thalweg.client.cli.training import Outcome, Training
 from thalweg.client.client import Client
 from thalweg.client.folders import embedded_folder
 from thalweg.client.jobfile import load_job
-from thalweg.client.local import embed, require_ray
+from thalweg.client.local import embed, folder_of_jobs, require_ray
 from thalweg.contract.errors import Violation, invalid
 
 Weights = Annotated[
@@ -32,9 +33,21 @@ Folder = Annotated[
 ]
 
 
+Source = Annotated[str | None, typer.Argument(metavar="[JOB]", help=JOB_SOURCE, show_default=False)]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JOB",
+        help="Instead of a job file, the id of a job that was cancelled, interrupted or failed: goes on at its last checkpoint.",
+        show_default=False,
+    ),
+]
+
+
 def train(
-    job: JobSource,
+    job: Source = None,
     settings: Settings = None,
+    resume: Resume = None,
     server: Server = None,
     token_file: TokenFile = None,
     weights: Weights = None,
@@ -45,7 +58,7 @@ def train(
 
     Without a server everything runs on this machine: a server, Ray, and
     as many workers as the job wants. Ctrl-C ends the job; what was learnt
-    so far is kept.
+    so far is kept, and --resume goes on with it.
 
     [bold]Examples[/]
 
@@ -53,8 +66,9 @@ def train(
     [cyan]thalweg train xor --set training.gradient=numerical[/]
     [cyan]thalweg train job.toml --set training.workers=4 --server host:7070[/]
     [cyan]thalweg train digits --json | jq .validation.accuracy[/]
+    [cyan]thalweg train --resume digits-1[/]
     """
-    loaded = load_job(job, settings or [])
+    begin = _begin(job, settings or [], resume)
     _check_weights(weights)
     meant, token = server_of(server, data), read_token(token_file)
     with Inbox() as inbox, ExitStack() as stack:
@@ -63,13 +77,28 @@ def train(
             place = f" --server {shlex.quote(meant)}" if server else ""
         else:
             require_ray()
-            embedded = embed(data, complain)
+            # A job that is there lies in no folder beside.
+            embedded = embed(folder_of_jobs(data) if resume else data, complain)
             stack.callback(embedded.close)
             training = Training(embedded.client, inbox, weights, embedded)
             place = "" if embedded.folder == embedded_folder() else f" --data {shlex.quote(str(embedded.folder))}"
-        outcome = training.run(loaded)
+        outcome = begin(training)
         code = report(outcome, place, json)
     raise typer.Exit(code)
+
+
+def _begin(job: str | None, settings: list[str], resume: str | None) -> Callable[[Training], Outcome]:
+    """What is to be done, from how a job is named. Raises ThalwegError if it is not one job."""
+    if resume is None:
+        if job is None:
+            raise invalid(Violation("JOB", "must be given: a packaged job or the path of a job file; or --resume and a job's id"))
+        loaded = load_job(job, settings)
+        return lambda training: training.run(loaded)
+    if job is not None:
+        raise invalid(Violation("--resume", f"takes up {resume}, which is a job already; leave out {job}"))
+    if settings:
+        raise invalid(Violation("--set", "has no meaning together with --resume: a job that is taken up stays what it was"))
+    return lambda training: training.resume(resume)
 
 
 def _check_weights(weights: Path | None) -> None:

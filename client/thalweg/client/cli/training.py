@@ -33,7 +33,7 @@ class Outcome:
 
 
 class Training:
-    """One job, from its submission to its weights. Signals come through `inbox`."""
+    """One job, from its submission or its taking up to its weights. Signals come through `inbox`."""
 
     def __init__(self, client: Client, inbox: Inbox, weights: Path | None, embedded: Embedded | None = None) -> None:
         self._client = client
@@ -43,11 +43,28 @@ class Training:
 
     def run(self, loaded: JobFile) -> Outcome:
         """Trains. Raises ThalwegError if the job is not accepted, or the server is lost."""
-        job = attend(lambda: self._client.submit(loaded), self._inbox)
+        return self._attended(attend(lambda: self._client.submit(loaded), self._inbox), [])
+
+    def resume(self, job_id: str) -> Outcome:
+        """Takes up a job that did not succeed, and trains on. Raises ThalwegError if that cannot be, or the server is lost."""
+        return self._attended(*attend(lambda: self._taken_up(job_id), self._inbox))
+
+    def _taken_up(self, job_id: str) -> tuple[Job, list[Event]]:
+        """A job that goes on, and what it told before."""
+        job = self._client.job(job_id)
+        past = job.history()
+        job.resume()
+        return job, past
+
+    def _attended(self, job: Job, past: list[Event]) -> Outcome:
+        """Shows a job from what it told before on, and takes what comes of it."""
         with display(job.id) as screen:
+            for event in past:
+                screen.picture.take(event)
             try:
                 self._start_fleet(job, screen)
-                follow(job, self._inbox, lambda event: screen.show(self._in_place(event)))
+                after = past[-1].sequence if past else 0
+                follow(job, self._inbox, lambda event: screen.show(self._in_place(event)), after)
                 outcome = self._ended(job)
             except InterruptedBySignalError as interruption:
                 screen.say("ending the job")

@@ -1,0 +1,61 @@
+"""Local steps: what a lane, which is one microbatch of each step, does by itself before lanes are averaged (Stich 2019)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thalweg.contract.layout import Slab
+from thalweg.contract.sums import Sums
+from thalweg.server import clipping, optimizers, schedules
+from thalweg.v1 import job_pb2
+from thalweg.workers.model import Model
+
+# From a step and a microbatch: samples, targets, and the number of samples in the whole minibatch.
+Samples = Callable[[int, int], tuple[Slab, NDArray[Any], int]]
+
+
+class Lanes:
+    """Trains the lanes of one job. Belongs to one thread.
+
+    `spec` has its defaults filled in. What a lane gives follows from its arguments alone: no state is kept from one to the next.
+    """
+
+    def __init__(self, spec: job_pb2.JobSpec, model: Model, samples: Samples, steps_per_epoch: int) -> None:
+        self._spec = spec.optimizer
+        self._optimizer = optimizers.make(spec.optimizer)
+        self._model = model
+        self._samples = samples
+        self._steps_per_epoch = steps_per_epoch
+        self._total_steps = spec.training.epochs * steps_per_epoch
+        self._microbatches = spec.training.microbatches
+        self._parameters: Slab = np.empty(model.size, model.dtype)
+        self._gradient: Slab = np.empty(model.size, model.dtype)
+
+    def train(self, start: Slab, steps: range, lane: int, out: Slab) -> Sums:
+        """Trains from the parameters `start` on for some steps, with a fresh state of the job's optimizer.
+
+        Writes to `out` by how much the parameters fell, divided by the number of lanes; gives the sums of all steps, each taken
+        before its update. A step of which the lane has no samples is none.
+        """
+        model, parameters, gradient = self._model, self._parameters, self._gradient
+        parameters[...] = start
+        model.bind(parameters)
+        state = self._optimizer.init(model.size, model.dtype)
+        sums = Sums()
+        # What is not finite shows in the server's update.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for step in steps:
+                x, y, _ = self._samples(step, lane)
+                if len(x) == 0:
+                    continue
+                sums += model.loss_and_gradient(x, y, len(x), (step, lane), gradient)
+                if self._spec.HasField("clip_global_norm"):
+                    clipping.clip(gradient, self._spec.clip_global_norm)
+                factor = schedules.factor(self._spec.schedule, step, self._steps_per_epoch, self._total_steps)
+                rate = self._optimizer.learning_rate * factor
+                optimizers.apply(self._optimizer, parameters, gradient, state, parameters, rate, step - steps.start)
+            np.subtract(start, parameters, out=out)
+            out /= self._microbatches
+        return sums
