@@ -91,7 +91,7 @@ def test_training_follows_the_same_loss_curve_for_200_steps() -> None:
         state = optimizer.init(parameters.size, parameters.dtype)
         losses = []
         for step in range(200):
-            slab, sums = differentiator.gradient(parameters, step, root(3), slice(0, parameters.size))
+            slab, sums = differentiator.gradient(parameters, step, step, root(3), slice(0, parameters.size))
             losses.append(sums.loss / sums.samples)
             optimizers.apply(optimizer, parameters, slab, state, parameters, 0.5, step)
             differentiator.release(slab)

@@ -265,6 +265,8 @@ class JobRun:
     def _assign_differentiate(self, worker: WorkerId, task: messages.Task) -> None:
         message = parameter_service_pb2.DifferentiateTask(
             version=task.version,
+            step=task.version,
+            steps=1,
             level=task.node.level,
             index=task.node.index,
             first_chunk=task.first_chunk,

@@ -34,24 +34,24 @@ class Differentiator:
         self._sampler = Sampler(len(dataset.train_x), spec.training.batch_size, self._microbatches, spec.seed)
         self._free: dict[int, list[Slab]] = {}
         self._batches: dict[int, tuple[Batch, int]] = {}
-        self._step = -1
+        self._at = (-1, -1)
 
     @property
     def numerical(self) -> bool:
         """Whether gradients are computed by differences."""
         return self._numerical is not None
 
-    def gradient(self, parameters: Slab, step: int, node: Node, coordinates: slice) -> tuple[Slab, Sums]:
+    def gradient(self, parameters: Slab, version: int, step: int, node: Node, coordinates: slice) -> tuple[Slab, Sums]:
         """What a node's microbatches add to a step's gradient, at some coordinates, and their sums.
 
-        The array is used again once it is given back with `release`.
+        `parameters` are those of `version`: what is equal in both is not computed twice for other coordinates of the step. The array is used again once it is given back with `release`.
         """
         size = coordinates.stop - coordinates.start if self.numerical else self.model.size
 
         def leaf(microbatch: int) -> tuple[Slab, Sums]:
             out = self._take(size)
             if self._numerical:
-                batch, denominator = self._batch(self._numerical, parameters, step, microbatch)
+                batch, denominator = self._batch(self._numerical, parameters, (version, step), microbatch)
                 self._numerical.differentiate(batch, denominator, coordinates, out)
                 return out, batch.sums
             x, y, denominator = self._samples(step, microbatch)
@@ -70,15 +70,18 @@ class Differentiator:
         indices, denominator = self._sampler.microbatch(step, microbatch)
         return self.dataset.train_x[indices], self.dataset.train_y[indices], denominator
 
-    def _batch(self, numerical: NumericalDifferentiator, parameters: Slab, step: int, microbatch: int) -> tuple[Batch, int]:
-        """A microbatch at a step's parameters, and the number of samples in the whole minibatch.
+    def _batch(
+        self, numerical: NumericalDifferentiator, parameters: Slab, at: tuple[int, int], microbatch: int
+    ) -> tuple[Batch, int]:
+        """A microbatch of a step at the parameters of a version, and the number of samples in the whole minibatch.
 
-        Kept for the step, of which a worker may do many ranges of coordinates.
+        Kept for the (version, step), of which a worker may do many ranges of coordinates.
         """
-        if step != self._step:
-            self._step = step
+        if at != self._at:
+            self._at = at
             self._batches.clear()
         if microbatch not in self._batches:
+            _, step = at
             x, y, denominator = self._samples(step, microbatch)
             self._batches[microbatch] = numerical.at(parameters, x, y, (step, microbatch)), denominator
         return self._batches[microbatch]
