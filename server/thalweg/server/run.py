@@ -122,6 +122,10 @@ class JobRun:
     def _workers_changed(self) -> None:
         self.telemetry.workers_changed([connection.name for connection in self._connections.values()])
 
+    def worker_crashed(self, problem: str) -> None:
+        """A worker of this job ended by itself."""
+        _log.debug("job %s: a worker crashed: %s", self.job.id, problem)
+
     def cancel(self) -> None:
         """Somebody asked for the end."""
         self.handle(messages.CancelRequested())

@@ -44,7 +44,8 @@ class Differentiator:
     def gradient(self, parameters: Slab, version: int, step: int, node: Node, coordinates: slice) -> tuple[Slab, Sums]:
         """What a node's microbatches add to a step's gradient, at some coordinates, and their sums.
 
-        `parameters` are those of `version`: what is equal in both is not computed twice for other coordinates of the step. The array is used again once it is given back with `release`.
+        `parameters` are those of `version`: by (version, step) it is known what can be used again for other coordinates.
+        The array is used again once it is given back with `release`.
         """
         size = coordinates.stop - coordinates.start if self.numerical else self.model.size
 
