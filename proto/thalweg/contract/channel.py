@@ -9,15 +9,30 @@ CHUNK_BYTES = 1 << 20
 
 DEFAULT_PORT = 7070
 
-# gRPC's own limit of 4 MiB stays: a greater message is a mistake, for everything large travels in chunks.
-OPTIONS: Sequence[tuple[str, int]] = (
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.so_reuseport", 0),
-)
+# A connection on which nothing arrives for so long is asked for a sign of life, and given up if that takes as long again.
+_KEEPALIVE_MS = 10_000
+
+
+def connection_options(keepalive_ms: int = _KEEPALIVE_MS) -> tuple[tuple[str, int], ...]:
+    """gRPC's options for both ends of a connection: either notices within twice `keepalive_ms` that the other is gone.
+
+    A server takes pings that come oftener than every five minutes for an attack and hangs up, unless it is told otherwise.
+    gRPC's own limit of 4 MiB stays: a greater message is a mistake, for everything large travels in chunks.
+    """
+    return (
+        ("grpc.keepalive_time_ms", keepalive_ms),
+        ("grpc.keepalive_timeout_ms", keepalive_ms),
+        # Of gRPC's other pings, with which it measures the bandwidth; no keepalive is sent while one is under way.
+        ("grpc.http2.ping_timeout_ms", 2 * keepalive_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", keepalive_ms // 2),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.so_reuseport", 0),
+    )
+
+
+OPTIONS: Sequence[tuple[str, int]] = connection_options()
 
 
 class Address(NamedTuple):

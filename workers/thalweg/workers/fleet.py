@@ -1,38 +1,36 @@
-"""A Ray fleet: attends on a server, and keeps as many worker actors per job as the server allots and the cluster can hold."""
+"""A Ray fleet: attends on a server, and passes on what it is allotted to the process that drives Ray (`keeper.py`)."""
 
 import logging
 import os
 import platform
 import queue
-import select
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
-import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from typing import Any
 
 import grpc
 
 from thalweg.contract.channel import OPTIONS, Address, authorization
-from thalweg.contract.errors import ThalwegError, from_rpc_error
+from thalweg.contract.errors import from_rpc_error
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1 import fleet_service_pb2_grpc
-
-# Ray reads these when it is imported.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+from thalweg.workers.keeper import FIRST_BACKOFF, LONGEST_BACKOFF, Alive, Failed, Orders
 
 _log = logging.getLogger(__name__)
-# How often the fleet looks whether actors ended or nodes came: Ray tells neither by itself.
-_LOOK_SECONDS = 0.25
-_FIRST_BACKOFF = 0.5
-_LONGEST_BACKOFF = 15.0
-# An actor that lived so long was started well.
-_HEALTHY_SECONDS = 30.0
-# The fleet keeps nothing in Ray's object store; this is the least that Ray allows.
-_OBJECT_STORE_BYTES = 80 << 20
+# Ray takes some seconds to start, and many on a busy machine.
+_START_SECONDS = 120.0
+# A keeper that says nothing for so long hangs in a call of Ray's.
+_SILENCE_SECONDS = 15.0
+_STOP_SECONDS = 10.0
+_MOST_CHARACTERS = 500
 
 
 class FleetError(Exception):
@@ -50,74 +48,60 @@ class FleetConfig:
     name: str = field(default_factory=platform.node)
 
 
-@dataclass
-class _Actor:
-    handle: Any
-    started: float
-
-
 class Fleet:
-    """A fleet in threads of its own. Start it in the main thread: a Ray of its own ends with the thread that started it."""
+    """A fleet in threads of its own, and a process. It outlives Ray, and gets it again."""
 
     def __init__(self, config: FleetConfig) -> None:
         self.config = config
         self._stop = threading.Event()
-        self._inbox: queue.SimpleQueue[pb.AttendResponse | None] = queue.SimpleQueue()
+        # Guards what both threads use: the streams to the server and to the keeper, and what goes first on new ones.
+        self._lock = threading.Lock()
         self._outbox: queue.SimpleQueue[pb.AttendRequest | None] = queue.SimpleQueue()
-        self._actors: dict[str, dict[Any, _Actor]] = defaultdict(dict)
-        self._wanted: dict[str, pb.Allotment] = {}
-        self._slots = -1
-        self._backoff: dict[str, float] = {}
-        self._not_before: dict[str, float] = defaultdict(float)
+        self._slots = 0
+        self._allotment = pb.AttendResponse()
+        self._keeper: _Keeper | None = None
+        self._call: Any = None
         self._threads = [
             threading.Thread(target=self._attend, name="thalweg-attend", daemon=True),
-            threading.Thread(target=self._keep, name="thalweg-fleet", daemon=True),
+            threading.Thread(target=self._supervise, name="thalweg-fleet", daemon=True),
         ]
-        self._call: Any = None
 
     def start(self) -> None:
         """Starts or joins Ray, then attends. Raises FleetError if Ray cannot be had."""
-        self._ray = _import_ray()
-        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "thalweg"}
-        if self.config.ray_address:
-            options["address"] = self.config.ray_address
-        else:
-            slots = self.config.slots or os.cpu_count() or 1
-            options |= {"num_cpus": slots, "num_gpus": 0, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        if find_spec("ray") is None:
+            raise FleetError("Ray is not installed; install it with: pip install 'thalweg[workers]'")
+        self._keeper = _Keeper(self.config)
         try:
-            self._ray.init(**options)
-        except Exception as error:
+            self._slots = self._keeper.listen(_START_SECONDS).slots
+        except _KeeperLostError as error:
+            self._drop_keeper()
             where = f"join the Ray cluster at {self.config.ray_address}" if self.config.ray_address else "start Ray"
             raise FleetError(f"cannot {where}: {error}") from error
-        self._actor_class = self._ray.remote(_WorkerActor)
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
         """Ends the workers and leaves Ray; a Ray of its own ends."""
         self._stop.set()
-        self._inbox.put(None)
-        self._outbox.put(None)
-        if self._call:
-            self._call.cancel()
+        with self._lock:
+            self._outbox.put(None)
+            if self._call:
+                self._call.cancel()
+            if self._keeper:
+                self._keeper.hang_up()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
-        self._ray.shutdown()
 
     def _attend(self) -> None:
         """Keeps a stream to the server, with a backoff between attempts."""
-        backoff = _FIRST_BACKOFF
+        backoff = FIRST_BACKOFF
         while not self._stop.is_set():
-            self._outbox = queue.SimpleQueue()
             try:
                 with grpc.insecure_channel(str(self.config.server), options=list(OPTIONS)) as channel:
-                    self._slots = -1
-                    stub = fleet_service_pb2_grpc.FleetServiceStub(channel)
-                    self._call = stub.Attend(self._requests(), metadata=authorization(self.config.token))
-                    for response in self._call:
-                        backoff = _FIRST_BACKOFF
-                        self._inbox.put(response)
+                    for response in self._open(channel):
+                        backoff = FIRST_BACKOFF
+                        self._pass_on(response)
                 problem = "the server ended the stream"
             except grpc.RpcError as error:
                 problem = str(from_rpc_error(error, str(self.config.server)))
@@ -125,114 +109,141 @@ class Fleet:
                 self._outbox.put(None)
             if not self._stop.is_set():
                 _log.warning("%s; trying again in %.1f s", problem, backoff)
-                self._inbox.put(pb.AttendResponse())
+                self._pass_on(pb.AttendResponse())
             self._stop.wait(backoff)
-            backoff = min(2 * backoff, _LONGEST_BACKOFF)
+            backoff = min(2 * backoff, LONGEST_BACKOFF)
 
-    def _requests(self) -> Iterator[pb.AttendRequest]:
-        yield from iter(self._outbox.get, None)
-
-    def _keep(self) -> None:
-        """Owns the actors: starts, ends and replaces them."""
-        while not self._stop.is_set():
-            with suppress(queue.Empty):
-                response = self._inbox.get(timeout=_LOOK_SECONDS)
-                while response is not None:
-                    self._wanted = {allotment.job_id: allotment for allotment in response.allotments}
-                    response = self._inbox.get_nowait()
-            if self._stop.is_set():
-                break
+    def _open(self, channel: grpc.Channel) -> Iterator[pb.AttendResponse]:
+        """A stream to the server, whose first message is the capacity."""
+        with self._lock:
+            outbox = self._outbox = queue.SimpleQueue()
             self._tell_capacity()
-            self._collect()
-            self._reconcile()
-        self._wanted = {}
-        self._reconcile()
+            stub = fleet_service_pb2_grpc.FleetServiceStub(channel)
+            self._call = stub.Attend(iter(outbox.get, None), metadata=authorization(self.config.token))
+            if self._stop.is_set():
+                self._call.cancel()
+            call: Iterator[pb.AttendResponse] = self._call
+            return call
+
+    def _pass_on(self, allotment: pb.AttendResponse) -> None:
+        """Tells the keeper its allotment, and the next one, should this one be lost."""
+        with self._lock:
+            self._allotment = allotment
+            if self._keeper:
+                self._keeper.tell(allotment)
 
     def _tell_capacity(self) -> None:
-        slots = int(self._ray.cluster_resources().get("CPU", 0))
-        if slots != self._slots:
-            self._slots = slots
-            self._outbox.put(pb.AttendRequest(capacity=pb.Capacity(name=self.config.name, slots=slots)))
+        self._outbox.put(pb.AttendRequest(capacity=pb.Capacity(name=self.config.name, slots=self._slots)))
 
-    def _collect(self) -> None:
-        """Looks which actors have ended."""
-        for job_id, actors in self._actors.items():
-            done, _ = self._ray.wait(list(actors), num_returns=len(actors), timeout=0) if actors else ([], [])
-            young = False
-            for reference in done:
-                actor = actors.pop(reference)
-                problem = self._outcome(reference)
-                self._ray.kill(actor.handle)
-                if problem is None or job_id not in self._wanted:
-                    continue
-                young |= time.monotonic() - actor.started <= _HEALTHY_SECONDS
-                _log.warning("a worker of job %s ended: %s", job_id, problem)
-                exited = pb.WorkerExited(job_id=job_id, problem=problem)
-                self._outbox.put(pb.AttendRequest(worker_exited=exited))
-            if done:
-                backoff = 2 * self._backoff.get(job_id, _FIRST_BACKOFF / 2) if young else _FIRST_BACKOFF
-                self._backoff[job_id] = min(backoff, _LONGEST_BACKOFF)
-                self._not_before[job_id] = time.monotonic() + self._backoff[job_id]
+    def _supervise(self) -> None:
+        """Listens to the keeper, and starts another one when it is lost, with a backoff between attempts."""
+        backoff = FIRST_BACKOFF
+        while not self._stop.is_set():
+            try:
+                keeper = self._keeper or self._replace_keeper()
+                self._set_slots(keeper.listen(_START_SECONDS).slots)
+                backoff = FIRST_BACKOFF
+                while True:
+                    self._heard(keeper.listen(_SILENCE_SECONDS))
+            except (_KeeperLostError, OSError) as error:
+                problem = str(error)
+            self._drop_keeper()
+            self._set_slots(0)
+            if not self._stop.is_set():
+                _log.warning("Ray is lost: %s; trying again in %.1f s", problem, backoff)
+            self._stop.wait(backoff)
+            backoff = min(2 * backoff, LONGEST_BACKOFF)
+        self._drop_keeper()
 
-    def _outcome(self, reference: Any) -> str | None:
-        """Why an actor ended; None if the server let it go."""
+    def _replace_keeper(self) -> "_Keeper":
+        with self._lock:
+            self._keeper = keeper = _Keeper(self.config)
+            keeper.tell(self._allotment)
+            if self._stop.is_set():
+                keeper.hang_up()
+            return keeper
+
+    def _drop_keeper(self) -> None:
+        with self._lock:
+            keeper, self._keeper = self._keeper, None
+        if keeper:
+            keeper.end(_STOP_SECONDS if self._stop.is_set() else 0)
+
+    def _heard(self, message: "Alive | pb.WorkerExited") -> None:
+        if isinstance(message, Alive):
+            self._set_slots(message.slots)
+        else:
+            _log.warning("a worker of job %s ended: %s", message.job_id, message.problem)
+            with self._lock:
+                self._outbox.put(pb.AttendRequest(worker_exited=message))
+
+    def _set_slots(self, slots: int) -> None:
+        with self._lock:
+            if slots != self._slots:
+                self._slots = slots
+                self._tell_capacity()
+
+
+class _KeeperLostError(Exception):
+    """The keeper ended, or hangs. The message says what is known of why."""
+
+
+class _Keeper:
+    """The fleet's end of a keeper: its process, and the connection to it."""
+
+    def __init__(self, config: FleetConfig) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
+        with theirs:
+            command = f"from thalweg.workers.keeper import main; main({theirs.fileno()})"
+            # In a session of its own, so that Ctrl-C, which a terminal sends to all of a group, leaves it to the fleet to end it.
+            self._process = subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
+                [sys.executable, "-P", "-c", command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._connection = Connection(os.dup(self._socket.fileno()))
+        slots = config.slots or os.cpu_count() or 1
+        self.tell(Orders(config.name, config.server, config.token, config.ray_address, slots, os.getpid()))
+
+    def tell(self, message: Orders | pb.AttendResponse) -> None:
+        """Sends a message. If the keeper is gone, `listen` will say so."""
+        with suppress(OSError):
+            self._connection.send(message)
+
+    def listen(self, seconds: float) -> Any:
+        """The keeper's next message. Raises _KeeperLostError if it is gone, or says nothing for so long."""
         try:
-            self._ray.get(reference)
-        except ThalwegError as error:
-            return str(error)
-        except self._ray.exceptions.RayTaskError as error:
-            return str(error.cause) if isinstance(error.cause, ThalwegError) else str(error).strip().rpartition("\n")[2]
-        except self._ray.exceptions.RayError as error:
-            return f"its process died: {str(error).strip().partition(chr(10))[0]}"
-        return None
+            if not self._connection.poll(seconds):
+                raise _KeeperLostError(f"it has not answered for {seconds:.0f} s")
+            message = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise _KeeperLostError(self._last_words()) from error
+        if isinstance(message, Failed):
+            raise _KeeperLostError(message.problem)
+        return message
 
-    def _reconcile(self) -> None:
-        """Makes the actors as many as are wanted."""
-        for job_id in list(self._actors):
-            allotment = self._wanted.get(job_id)
-            wanted = allotment.workers if allotment else 0
-            actors = self._actors[job_id]
-            while len(actors) > wanted:
-                _, actor = actors.popitem()
-                self._ray.kill(actor.handle)
-            if not allotment:
-                del self._actors[job_id]
-                self._backoff.pop(job_id, None)
-                self._not_before.pop(job_id, None)
-        for job_id, allotment in self._wanted.items():
-            actors = self._actors[job_id]
-            while len(actors) < allotment.workers and time.monotonic() >= self._not_before[job_id]:
-                handle = self._actor_class.options(
-                    num_cpus=allotment.slots_per_worker, scheduling_strategy="SPREAD", max_restarts=0
-                ).remote()
-                reference = handle.work.remote(self.config.server, self.config.token, job_id, self.config.name)
-                actors[reference] = _Actor(handle, time.monotonic())
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][:_MOST_CHARACTERS] if lines else "its driver ended without a word"
 
+    def hang_up(self) -> None:
+        """Tells the keeper to end in its own time."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
 
-class _WorkerActor:
-    """The Ray actor around a worker."""
-
-    def work(self, server: Address, token: str | None, job_id: str, fleet: str) -> str:
-        """Works until the server says goodbye."""
-        from thalweg.workers.worker import work  # noqa: PLC0415 - imported where the actor runs
-
-        threading.Thread(target=_end_with, args=(os.getppid(),), name="thalweg-parent", daemon=True).start()
-        return work(server, token, job_id, f"{fleet}/{platform.node()}/{os.getpid()}")
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process as soon as its parent, the Ray node that started it, is gone.
-
-    Ray looks for that too, but takes a node that has died and was not waited for, as in a container without an init, for alive.
-    """
-    with suppress(ProcessLookupError):
-        select.select([os.pidfd_open(parent)], [], [])
-    os._exit(1)
-
-
-def _import_ray() -> Any:
-    try:
-        import ray  # noqa: PLC0415 - takes a second, and may be missing
-    except ImportError as error:
-        raise FleetError("Ray is not installed; install it with: pip install 'thalweg[workers]'") from error
-    return ray
+    def end(self, patience: float) -> None:
+        """Waits so many seconds for the process to end, and kills it if it does not; the Ray that it started ends with it."""
+        self.hang_up()
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._connection.close()
+        self._socket.close()
+        self._errors.close()

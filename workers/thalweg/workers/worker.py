@@ -1,7 +1,9 @@
 """A worker: one stream to the parameter server, on which it takes tasks and answers them."""
 
 import queue
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import grpc
 import numpy as np
@@ -24,8 +26,8 @@ from thalweg.workers.model import ModelError
 _MEASURE_SECONDS = 0.25
 
 
-def work(server: Address, token: str | None, job_id: str, name: str) -> str:
-    """Works for a job until the server says goodbye, and gives the reason that it says.
+def work(server: Address, token: str | None, job_id: str, name: str, answered: Callable[[], object] = lambda: None) -> str:
+    """Works for a job until the server says goodbye, and gives the reason that it says. Calls `answered` behind each task.
 
     Raises ThalwegError if the server is lost, and whatever the computation raises. A mistake in the job's model or data is told
     to the server, which fails the job.
@@ -37,7 +39,7 @@ def work(server: Address, token: str | None, job_id: str, name: str) -> str:
         inbox = stub.Work(iter(outbox.get, None), metadata=authorization(token))
         try:
             try:
-                return _Worker(channel, token, outbox).run(inbox)
+                return _Worker(channel, token, outbox, answered).run(inbox)
             except (ModelError, DataError) as error:
                 outbox.put(pb.WorkRequest(failure=pb.Failure(problem=str(error))))
                 return _goodbye(inbox)
@@ -55,13 +57,40 @@ def _goodbye(inbox: Iterator[pb.WorkResponse]) -> str:
     return "the server ended the stream"
 
 
+@contextmanager
+def _heartbeats(outbox: "queue.SimpleQueue[pb.WorkRequest | None]", seconds: float) -> Iterator[None]:
+    """A thread sends a heartbeat every so many seconds, whatever else the worker does, as long as the context. None for 0."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(seconds):
+            outbox.put(pb.WorkRequest(heartbeat=pb.Heartbeat()))
+
+    thread = threading.Thread(target=beat, name="thalweg-heart", daemon=True)
+    if seconds > 0:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if thread.is_alive():
+            thread.join()
+
+
 class _Worker:
     """The state of one stream."""
 
-    def __init__(self, channel: grpc.Channel, token: str | None, outbox: "queue.SimpleQueue[pb.WorkRequest | None]") -> None:
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        token: str | None,
+        outbox: "queue.SimpleQueue[pb.WorkRequest | None]",
+        answered: Callable[[], object],
+    ) -> None:
         self._channel = channel
         self._token = token
         self._outbox = outbox
+        self._answered = answered
 
     def run(self, inbox: Iterator[pb.WorkResponse]) -> str:
         """Answers messages until goodbye."""
@@ -69,7 +98,8 @@ class _Worker:
             match message.WhichOneof("message"):
                 case "welcome":
                     spec = message.welcome.spec
-                    with threadpool_limits(spec.training.threads_per_worker, "blas"):
+                    heartbeats = _heartbeats(self._outbox, message.welcome.heartbeat_seconds)
+                    with heartbeats, threadpool_limits(spec.training.threads_per_worker, "blas"):
                         self._prepare(spec)
                         return self._serve(inbox)
                 case "goodbye":
@@ -102,10 +132,12 @@ class _Worker:
             match message.WhichOneof("message"):
                 case "differentiate":
                     self._differentiate(message.differentiate)
+                    self._answered()
                 case "parameters":
                     self._keep(message.parameters)
                 case "evaluate":
                     self._evaluate(message.evaluate)
+                    self._answered()
                 case "initialize":
                     self._initialize()
                 case "accepted":

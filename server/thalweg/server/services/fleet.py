@@ -56,4 +56,7 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
                 exited = request.worker_exited
                 run = self._jobs.run(exited.job_id)
                 if run:
-                    run.telemetry.notice(f"a worker of fleet {fleet.name} ended and is replaced: {exited.problem[:1000]}")
+                    problem = f"a worker of fleet {fleet.name} ended and is replaced: {exited.problem[:1000]}"
+                    run.telemetry.notice(problem)
+                    if exited.crashed:
+                        run.worker_crashed(exited.problem[:1000])

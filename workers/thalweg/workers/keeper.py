@@ -1,0 +1,223 @@
+"""A fleet's second process: drives Ray, and keeps as many worker actors per job as it is told to and the cluster can hold.
+
+Apart from the fleet because Ray ends the process that drives it once the head of its cluster is gone, or lets its calls hang.
+The fleet ends this one then and starts another.
+"""
+
+import logging
+import os
+import platform
+import select
+import threading
+import time
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from thalweg.contract.channel import Address
+from thalweg.contract.errors import ThalwegError
+from thalweg.v1 import fleet_service_pb2 as pb
+
+# Ray reads these when it is imported. The last: after how many seconds without the head a driver ends.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "3")
+
+# How often it looks whether actors ended or nodes came: Ray tells neither by itself.
+_LOOK_SECONDS = 0.25
+FIRST_BACKOFF = 0.5
+LONGEST_BACKOFF = 5.0
+# Nothing is kept in Ray's object store; this is the least that Ray allows.
+_OBJECT_STORE_BYTES = 80 << 20
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a keeper is told first."""
+
+    fleet: str
+    server: Address
+    token: str | None
+    ray_address: str | None
+    slots: int
+    parent: int
+
+
+@dataclass(frozen=True)
+class Alive:
+    """What a keeper says several times a second: the CPU slots that its cluster has now."""
+
+    slots: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A keeper's last words, if it has any: why it cannot go on."""
+
+    problem: str
+
+
+class RayLostError(Exception):
+    """The Ray cluster, or this machine's part in it, is gone."""
+
+
+@dataclass
+class _Actor:
+    handle: Any
+    answered: Any
+
+
+class Keeper:
+    """The actors on a Ray cluster. `tell` takes what the fleet should know."""
+
+    def __init__(self, ray: Any, orders: Orders, connection: Connection) -> None:
+        self._ray = ray
+        self._orders = orders
+        self._connection = connection
+        self._node = ray.get_runtime_context().get_node_id()
+        self._class = ray.remote(_WorkerActor)
+        self._actors: dict[str, dict[Any, _Actor]] = defaultdict(dict)
+        self._wanted: dict[str, pb.Allotment] = {}
+        self._backoff: dict[str, float] = {}
+        self._not_before: dict[str, float] = defaultdict(float)
+
+    def run(self) -> None:
+        """Starts, ends and replaces actors until the fleet hangs up. Raises RayLostError, or what Ray raises."""
+        with suppress(EOFError):
+            while True:
+                self._connection.send(Alive(self._slots()))
+                if self._connection.poll(_LOOK_SECONDS):
+                    response: pb.AttendResponse = self._connection.recv()
+                    self._wanted = {allotment.job_id: allotment for allotment in response.allotments}
+                self._collect()
+                self._reconcile()
+        self._wanted = {}
+        self._reconcile()
+
+    def _slots(self) -> int:
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        if all(node["NodeID"] != self._node for node in nodes):
+            raise RayLostError("this machine's Ray node has died")
+        return int(sum(node["Resources"].get("CPU", 0) for node in nodes))
+
+    def _collect(self) -> None:
+        """Looks which actors have ended."""
+        for job_id, actors in self._actors.items():
+            done, _ = self._ray.wait(list(actors), num_returns=len(actors), timeout=0) if actors else ([], [])
+            if not done:
+                continue
+            # A job some of whose workers work has no fault that a worker's start would run into.
+            works = any(self._has_answered(actor) for actor in actors.values())
+            for reference in done:
+                actor = actors.pop(reference)
+                exited = self._exited(job_id, reference, self._has_answered(actor))
+                self._ray.kill(actor.handle)
+                if exited and job_id in self._wanted:
+                    self._connection.send(exited)
+            backoff = FIRST_BACKOFF if works else 2 * self._backoff.get(job_id, FIRST_BACKOFF / 2)
+            self._backoff[job_id] = min(backoff, LONGEST_BACKOFF)
+            self._not_before[job_id] = time.monotonic() + self._backoff[job_id]
+
+    def _has_answered(self, actor: _Actor) -> bool:
+        """Whether a worker has done a task, if it ended since or not."""
+        done, _ = self._ray.wait([actor.answered], timeout=0)
+        try:
+            return bool(done and self._ray.get(done[0]))
+        except self._ray.exceptions.RayError:
+            return False
+
+    def _exited(self, job_id: str, reference: Any, answered: bool) -> pb.WorkerExited | None:
+        """How an actor ended; None if the server let it go."""
+        try:
+            self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ThalwegError):
+                # All others mean that the server is gone.
+                crashed = error.cause.reason == "PROTOCOL_VIOLATION"
+                return pb.WorkerExited(job_id=job_id, problem=str(error.cause), crashed=crashed)
+            return pb.WorkerExited(job_id=job_id, problem=str(error).strip().rpartition("\n")[2], crashed=True)
+        except self._ray.exceptions.RayError as error:
+            problem = f"its process died: {str(error).strip().partition(chr(10))[0]}"
+            return pb.WorkerExited(job_id=job_id, problem=problem, crashed=not answered)
+        return None
+
+    def _reconcile(self) -> None:
+        """Makes the actors as many as are wanted."""
+        for job_id in list(self._actors):
+            allotment = self._wanted.get(job_id)
+            wanted = allotment.workers if allotment else 0
+            actors = self._actors[job_id]
+            while len(actors) > wanted:
+                _, actor = actors.popitem()
+                self._ray.kill(actor.handle)
+            if not allotment:
+                del self._actors[job_id]
+                self._backoff.pop(job_id, None)
+                self._not_before.pop(job_id, None)
+        for job_id, allotment in self._wanted.items():
+            actors = self._actors[job_id]
+            while len(actors) < allotment.workers and time.monotonic() >= self._not_before[job_id]:
+                self._start(actors, job_id, allotment.slots_per_worker)
+
+    def _start(self, actors: dict[Any, _Actor], job_id: str, slots: int) -> None:
+        options = {"num_cpus": slots, "scheduling_strategy": "SPREAD", "max_restarts": 0, "max_concurrency": 2}
+        handle = self._class.options(**options).remote()
+        reference = handle.work.remote(self._orders.server, self._orders.token, job_id, self._orders.fleet)
+        actors[reference] = _Actor(handle, handle.answered.remote())
+
+
+class _WorkerActor:
+    """The Ray actor around a worker."""
+
+    def __init__(self) -> None:
+        self._answered = threading.Event()
+
+    def work(self, server: Address, token: str | None, job_id: str, fleet: str) -> str:
+        """Works until the server says goodbye."""
+        from thalweg.workers.worker import work  # noqa: PLC0415 - imported where the actor runs
+
+        threading.Thread(target=end_with, args=(os.getppid(),), name="thalweg-parent", daemon=True).start()
+        return work(server, token, job_id, f"{fleet}/{platform.node()}/{os.getpid()}", self._answered.set)
+
+    def answered(self) -> bool:
+        """Waits for the first task to be done."""
+        return self._answered.wait()
+
+
+def end_with(parent: int) -> None:
+    """Ends this process as soon as the one that started it is gone.
+
+    Ray looks for that too, but takes a node that has died and was not waited for, as in a container without an init, for alive.
+    """
+    with suppress(ProcessLookupError):
+        select.select([os.pidfd_open(parent)], [], [])
+    os._exit(1)
+
+
+def _init(ray: Any, orders: Orders) -> None:
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "thalweg"}
+    if orders.ray_address:
+        options["address"] = orders.ray_address
+    else:
+        options |= {"address": "local", "num_cpus": orders.slots, "num_gpus": 0}
+        options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+    ray.init(**options)
+
+
+def main(descriptor: int) -> None:
+    """Runs a keeper for the fleet at the other end of a connection. A Ray of its own ends with this process."""
+    connection = Connection(descriptor)
+    orders: Orders = connection.recv()
+    threading.Thread(target=end_with, args=(orders.parent,), name="thalweg-parent", daemon=True).start()
+    try:
+        import ray  # noqa: PLC0415 - takes a second
+
+        _init(ray, orders)
+        Keeper(ray, orders, connection).run()
+    except Exception as error:  # noqa: BLE001 - told to the fleet, whatever it is; Ray can no longer be asked to shut down
+        with suppress(OSError):
+            connection.send(Failed(str(error).strip() or type(error).__name__))
+        os._exit(1)
+    ray.shutdown()
