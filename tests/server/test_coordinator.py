@@ -1,152 +1,407 @@
-"""The coordinator's guarantees, on imaginary clusters. The names are those of docs/guarantees.md."""
+"""What the coordinator decides, event by event. That no order of events breaks a guarantee is shown in tests/simulation."""
 
 from typing import Any
 
-import numpy as np
 import pytest
 
-from tests.server.simulation import ELEMENTS, Simulation, make_spec
+from tests.server.specs import make_spec
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server import messages, plan
-from thalweg.server.messages import Facts
+from thalweg.server.coordinator import MOST_CRASHES, Coordinator, Phase
+from thalweg.server.messages import Drop, Facts, Position, Task
+from thalweg.server.settings import RunSettings
 from thalweg.v1 import job_pb2
 
-SPECS: dict[str, dict[str, Any]] = {
-    "bulk": {"microbatches": 5, "batch_size": 10, "epochs": 3},
-    "one microbatch": {"microbatches": 1, "batch_size": 20, "epochs": 3},
-    "numerical": {"microbatches": 3, "batch_size": 10, "epochs": 3, "gradient": "numerical"},
-}
+ELEMENTS = 7
+CHUNKS = 4
+SETTINGS = RunSettings(silence_seconds=10.0, checkpoint_seconds=5.0)
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks, the last one shorter, from a slab of few elements."""
     monkeypatch.setattr(plan, "CHUNK_BYTES", 8)
-    monkeypatch.setattr(plan, "NUMERICAL_CHUNKS", 2)
 
 
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("clip", [None, 0.5])
-def test_bulk_results_depend_on_the_job_alone(name: str, clip: float | None) -> None:
-    spec = make_spec(**SPECS[name])
-    if clip:
-        spec.optimizer.clip_global_norm = clip
-    undisturbed = Simulation(spec, seed=0)
-    expected = undisturbed.run().tobytes()
-    assert undisturbed.finish
-    assert undisturbed.finish.state == job_pb2.JOB_STATE_SUCCEEDED
-    for seed in range(1, 300):
-        disturbed = Simulation(spec, seed)
-        assert disturbed.run(faults=0.15).tobytes() == expected, f"seed {seed}"
-        assert disturbed.losses == undisturbed.losses, f"seed {seed}"
+class Desk:
+    """A coordinator, the time, and what it has decided so far."""
+
+    def __init__(self, spec: job_pb2.JobSpec | None = None, validation_samples: int = 0, **training: Any) -> None:
+        given = {"microbatches": 4, "batch_size": 10, "epochs": 2, **training}
+        self.spec = spec or make_spec(**given)
+        self.facts = Facts(ELEMENTS, 20, validation_samples, classifier=True)
+        self.coordinator = Coordinator(self.spec, SETTINGS)
+        self.now = 100.0
+        self.decisions: list[messages.Decision] = []
+
+    def handle(self, event: messages.Event) -> list[messages.Decision]:
+        """The decisions about an event now."""
+        decisions = self.coordinator.handle(event, self.now)
+        self.decisions += decisions
+        return decisions
+
+    def join(self, *workers: int) -> None:
+        """Workers come, prepared; the first of all makes the initial parameters."""
+        for worker in workers:
+            self.handle(messages.WorkerJoined(worker))
+            self.handle(messages.WorkerPrepared(worker, self.facts))
+        if self.coordinator.phase is Phase.PREPARING:
+            for chunk in range(CHUNKS):
+                self.handle(messages.InitialReceived(workers[0], chunk, "initial"))
+
+    def tasks(self, decisions: list[messages.Decision] | None = None) -> list[tuple[int, int, Node]]:
+        """Who was given which step and node."""
+        given = self.decisions if decisions is None else decisions
+        return [(each.worker, each.task.step, each.task.node) for each in given if isinstance(each, messages.AssignDifferentiate)]
+
+    def answer(
+        self, worker: int, step: int, node: Node, version: int | None = None, chunks: Any = range(CHUNKS), loss: float = 1.0
+    ) -> list[messages.Decision]:
+        """A worker's answer to a task arrives."""
+        decisions: list[messages.Decision] = []
+        at = step if version is None else version
+        for chunk in chunks:
+            sums = Sums(loss, 0, 1) if chunk == 0 else None
+            decisions += self.handle(messages.ContributionReceived(worker, at, step, node, chunk, sums, "payload"))
+        return decisions
 
 
-def test_versions_only_grow_and_each_step_is_taken_once() -> None:
-    for seed in range(20):
-        simulation = Simulation(make_spec(**SPECS["bulk"]), seed)
-        simulation.run(faults=0.2)
-        assert simulation.versions == list(range(1, 7)), f"seed {seed}"
+def of(kind: type, decisions: list[messages.Decision]) -> list[Any]:
+    return [decision for decision in decisions if isinstance(decision, kind)]
 
 
-def test_a_contribution_is_applied_exactly_once() -> None:
-    dropped = set()
-    for seed in range(40):
-        simulation = Simulation(make_spec(**SPECS["bulk"]), seed)
-        simulation.run(faults=0.3)
-        dropped |= set(simulation.dropped)
-    assert {"duplicate", "late"} <= dropped
+LEFT, RIGHT, ROOT = Node(1, 0), Node(1, 1), Node(2, 0)
 
 
-def test_epochs_are_evaluated() -> None:
-    simulation = Simulation(make_spec(**SPECS["bulk"]), seed=3, validation_samples=3000)
-    simulation.run(faults=0.1)
-    assert [(report.epoch, report.step) for report in simulation.epochs] == [(1, 2), (2, 4), (3, 6)]
-    assert all(report.validation and report.validation.HasField("accuracy") for report in simulation.epochs)
-    assert simulation.finish
-    assert simulation.finish.validation == simulation.epochs[-1].validation
-    assert simulation.finish.train
+def test_work_is_shared_out_in_as_few_nodes_as_cover_it() -> None:
+    desk = Desk()
+    desk.join(1)
+    assert desk.tasks() == [(1, 0, ROOT)]
+    desk.join(2)
+    assert desk.tasks(desk.answer(1, 0, ROOT)) == [(1, 1, LEFT), (2, 1, RIGHT)]
 
 
-def test_no_epochs_yield_the_initial_parameters() -> None:
-    simulation = Simulation(make_spec(microbatches=2, batch_size=10, epochs=0), seed=1)
-    assert simulation.run().tolist() == np.linspace(-1, 1, ELEMENTS, dtype=np.float32).tolist()
-    assert simulation.versions == []
+def test_a_lost_workers_tasks_go_to_another() -> None:
+    desk = Desk()
+    desk.join(1)
+    desk.join(2)
+    desk.answer(1, 0, ROOT)
+    desk.answer(1, 1, LEFT)
+    assert desk.tasks(desk.handle(messages.WorkerLost(2))) == [(1, 1, RIGHT)]
+    desk.answer(1, 1, RIGHT)
+    assert desk.coordinator.version == 2
 
 
-def test_a_job_without_workers_waits() -> None:
-    simulation = Simulation(make_spec(**SPECS["bulk"]), seed=1)
-    worker = simulation.join()
-    for _ in range(40):
-        simulation.advance()
-    simulation.lose(worker)
-    before = simulation.coordinator.version
-    assert simulation.finish is None
-    simulation.run()
-    assert simulation.coordinator.version == 6 > before
+def test_without_workers_a_step_waits_for_the_next_one() -> None:
+    desk = Desk()
+    desk.join(1)
+    desk.answer(1, 0, ROOT, chunks=[0, 1])
+    assert desk.handle(messages.WorkerLost(1)) == []
+    desk.handle(messages.WorkerJoined(2))
+    decisions = desk.handle(messages.WorkerPrepared(2, desk.facts))
+    assert desk.tasks(decisions) == [(2, 0, ROOT)]
+    # Chunks of the next version that are there already come behind the whole of this one.
+    sent = [(each.version, each.chunk) for each in of(messages.SendRange, decisions)]
+    assert sent == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
+    desk.answer(2, 0, ROOT, chunks=[2, 3])
+    assert desk.coordinator.version == 1
 
 
-def start(**training: Any) -> tuple[Simulation, int]:
-    """A simulation whose first step has begun, and its only worker."""
-    simulation = Simulation(make_spec(**{"microbatches": 1, "batch_size": 20, "epochs": 2, **training}), seed=1)
-    worker = simulation.join()
-    while simulation.coordinator.policy is None:
-        simulation.advance()
-    return simulation, worker
+def test_a_stragglers_task_is_also_given_to_an_idle_worker_and_the_first_answer_wins() -> None:
+    desk = Desk()
+    desk.join(1)
+    desk.join(2)
+    desk.now += 0.1
+    desk.answer(1, 0, ROOT)
+    desk.now += 0.1
+    desk.answer(1, 1, LEFT)
+    assert desk.handle(messages.Tick()) == []
+    desk.now += 10.0 * 0.05
+    desk.handle(messages.HeartbeatReceived(2))
+    (again,) = of(messages.AssignDifferentiate, desk.handle(messages.Tick()))
+    assert (again.worker, again.task.node, again.again) == (1, RIGHT, True)
+    assert desk.handle(messages.Tick()) == [], "given twice"
+    desk.answer(2, 1, RIGHT, chunks=[0, 1])
+    decisions = desk.answer(1, 1, RIGHT)
+    assert [each.reason for each in of(messages.Dropped, decisions)] == [Drop.DUPLICATE] * 2
+    assert desk.coordinator.version == 2
+
+    # Until it is through with what is done already, the straggler gets nothing that would only wait.
+    assert {worker for worker, _, _ in desk.tasks(decisions)} == {1}
+    decisions = desk.answer(1, 2, ROOT)
+    assert all(2 not in each.workers for each in of(messages.SendRange, decisions))
+    late = desk.answer(2, 1, RIGHT, chunks=[2, 3])
+    assert [each.reason for each in of(messages.Dropped, late)] == [Drop.LATE] * 2
+    assert [(each.workers, each.version) for each in of(messages.SendRange, late)] == [((2,), 3)] * CHUNKS
 
 
-def contribution(worker: int, chunk: int, loss: float = 1.0, value: float = 1.0) -> messages.ContributionReceived:
-    values = np.full(1 if chunk == 3 else 2, value, np.float32)
-    return messages.ContributionReceived(worker, 0, Node(0, 0), chunk, Sums(loss, 0, 1) if chunk == 0 else None, values)
+def test_faster_workers_get_more_microbatches() -> None:
+    desk = Desk(microbatches=8, epochs=10)
+    desk.join(1, 2)
+    for step in range(4):
+        if step == 0:
+            assert desk.tasks() == [(1, 0, Node(2, 0)), (2, 0, Node(2, 1))]
+        for worker, seconds in ((1, 0.01), (2, 0.04)):
+            desk.now += seconds
+            for _, _, node in [task for task in desk.tasks() if task[:2] == (worker, step)]:
+                desk.answer(worker, step, node)
+    sizes = {1: 0, 2: 0}
+    for worker, step, node in desk.tasks():
+        if step == 4:
+            sizes[worker] += len(node.leaves(8))
+    assert sum(sizes.values()) == 8
+    assert sizes[1] > sizes[2] > 0
+
+
+def test_a_silent_worker_is_taken_for_lost() -> None:
+    desk = Desk()
+    desk.join(1)
+    desk.join(2)
+    desk.answer(1, 0, ROOT)
+    desk.answer(1, 1, LEFT)
+    for _ in range(4):
+        desk.now += 3.0
+        desk.handle(messages.HeartbeatReceived(1))
+    decisions = desk.handle(messages.Tick())
+    assert of(messages.Evict, decisions) == [messages.Evict(2)]
+    assert (1, 1, RIGHT) in desk.tasks()
+    late = desk.answer(2, 1, RIGHT)
+    assert [each.reason for each in of(messages.Dropped, late)] == [Drop.STALE_INCARNATION] * CHUNKS
+    assert desk.handle(messages.WorkerLost(2)) == []
+    desk.answer(1, 1, RIGHT)
+    assert desk.coordinator.version == 2
+
+
+def test_an_initializer_that_falls_silent_is_replaced() -> None:
+    desk = Desk()
+    desk.handle(messages.WorkerJoined(1))
+    assert of(messages.AssignInitialize, desk.handle(messages.WorkerPrepared(1, desk.facts)))
+    desk.now += 9.0
+    desk.handle(messages.WorkerJoined(2))
+    assert not of(messages.AssignInitialize, desk.handle(messages.WorkerPrepared(2, desk.facts)))
+    desk.now += 2.0
+    assert desk.handle(messages.Tick()) == [messages.Evict(1), messages.AssignInitialize(2)]
+
+
+def test_a_job_whose_workers_crash_at_every_start_fails() -> None:
+    desk = Desk()
+    desk.join(1)
+    for _ in range(MOST_CRASHES - 1):
+        assert desk.handle(messages.WorkerCrashed("out of memory")) == []
+    desk.answer(1, 0, ROOT)
+    for _ in range(MOST_CRASHES - 1):
+        assert desk.handle(messages.WorkerCrashed("out of memory")) == []
+    (finish,) = desk.handle(messages.WorkerCrashed("out of memory"))
+    assert isinstance(finish, messages.Finish)
+    assert finish.state == job_pb2.JOB_STATE_FAILED
+    assert finish.error.endswith("out of memory")
+
+
+def test_checkpoints_are_due_after_some_time_and_one_at_a_time() -> None:
+    desk = Desk(epochs=100)
+    desk.join(1)
+
+    def step() -> list[Position]:
+        version = desk.coordinator.version
+        return [each.position for each in of(messages.WriteCheckpoint, desk.answer(1, version, ROOT, loss=float(version)))]
+
+    assert step() == []
+    desk.now += 5.0
+    assert step() == [Position(2, 10.0 * (0 / 10 + 1 / 10), 20)]
+    desk.now += 5.0
+    assert step() == []
+    desk.handle(messages.CheckpointDone(seconds=0.1))
+    assert step() == []
+    desk.now += 5.0
+    assert step() == [Position(5, 4.0, 10)]
+    desk.handle(messages.CheckpointDone(seconds=2.0))
+    desk.now += 6.0
+    assert step() == [], "writing takes at most a tenth of the time"
+    desk.now += 14.1
+    assert [position.version for position in step()] == [7]
+
+
+def test_training_goes_on_where_a_checkpoint_is() -> None:
+    desk = Desk(epochs=2)
+    desk.coordinator = Coordinator(desk.spec, SETTINGS, Position(3, 10.0, 10))
+    desk.handle(messages.WorkerJoined(1))
+    decisions = desk.handle(messages.WorkerPrepared(1, desk.facts))
+    assert [type(each).__name__ for each in decisions[:4]] == ["Allocate", "Accept", "LoadGiven", "ReportReady"]
+    assert desk.tasks(decisions) == [(1, 3, ROOT)]
+    (epoch,) = of(messages.ReportEpoch, desk.answer(1, 3, ROOT, loss=30.0))
+    assert (epoch.epoch, epoch.train_loss) == (2, (10.0 + 30.0) / 20)
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_evaluates_again() -> None:
+    desk = Desk(validation_samples=30)
+    desk.coordinator = Coordinator(desk.spec, SETTINGS, Position(2, 10.0, 20))
+    desk.handle(messages.WorkerJoined(1))
+    decisions = desk.handle(messages.WorkerPrepared(1, desk.facts))
+    (evaluate,) = of(messages.AssignEvaluate, decisions)
+    task = evaluate.task
+    decisions = desk.handle(messages.EvaluationReceived(1, task.version, task.split, task.first, Sums(3.0, 15, 30)))
+    (epoch,) = of(messages.ReportEpoch, decisions)
+    assert (epoch.epoch, epoch.train_loss, epoch.validation.loss) == (1, 0.5, 0.1)
+    assert desk.tasks(decisions) == [(1, 2, ROOT)]
+
+
+def test_a_cancelled_job_can_be_taken_up_unless_it_is_in_the_midst_of_an_update() -> None:
+    desk = Desk()
+    desk.join(1)
+    desk.answer(1, 0, ROOT)
+    (finish,) = desk.handle(messages.CancelRequested())
+    assert finish == messages.Finish(job_pb2.JOB_STATE_CANCELLED, position=Position(1, 1.0, 10))
+
+    desk = Desk()
+    desk.join(1)
+    desk.answer(1, 0, ROOT, chunks=[0])
+    assert desk.handle(messages.CancelRequested()) == [messages.Finish(job_pb2.JOB_STATE_CANCELLED)]
+    assert desk.coordinator.phase is Phase.FINISHED
+    assert desk.answer(1, 0, ROOT, chunks=[1]) == []
+
+
+@pytest.mark.parametrize("bound", [0, 1, 2])
+def test_stale_workers_are_ahead_by_no_more_than_the_bound(bound: int) -> None:
+    desk = Desk(epochs=10, batch_size=2, synchrony={"stale": {"bound": bound}})
+    desk.join(1, 2)
+    assert desk.tasks() == [(1, 0, LEFT), (2, 0, RIGHT)]
+    for step in range(bound):
+        assert desk.tasks(desk.answer(1, step, LEFT, version=0)) == [(1, step + 1, LEFT)]
+    # It is ahead as far as it may be: what is left for it is the slower one's share.
+    stolen = desk.tasks(desk.answer(1, bound, LEFT, version=0))
+    assert stolen == ([(1, 1, RIGHT)] if bound else [])
+    (report,) = of(messages.ReportStep, desk.answer(2, 0, RIGHT))
+    assert (report.step, report.staleness) == (0, 0)
+    if bound:
+        assert max(step for _, step, _ in desk.tasks()) <= 1 + bound
+        (report,) = of(messages.ReportStep, desk.answer(1, 1, RIGHT, version=0))
+        assert (report.step, report.staleness) == (1, 1)
+        old = desk.answer(2, bound + 1, RIGHT, version=0)
+        assert {each.reason for each in of(messages.Dropped, old)} == {Drop.UNKNOWN}
+
+
+def test_no_step_of_the_next_epoch_begins_before_an_epoch_is_whole() -> None:
+    desk = Desk(epochs=2, batch_size=10, synchrony={"stale": {"bound": 5}})
+    desk.join(1, 2)
+    desk.answer(1, 0, LEFT)
+    assert desk.tasks(desk.answer(1, 1, LEFT, version=0)) == [(1, 1, RIGHT)]
+    desk.answer(1, 1, RIGHT, version=0)
+    assert {step for _, step, _ in desk.tasks()} == {0, 1}
+    assert {step for _, step, _ in desk.tasks(desk.answer(2, 0, RIGHT))} == {2}
+
+
+def test_asynchronous_gradients_are_applied_as_they_come() -> None:
+    desk = Desk(epochs=1, batch_size=4, synchrony={"asynchronous": {"scale_by_staleness": True}})
+    desk.join(1, 2, 3)
+    assert desk.tasks() == [(1, 0, ROOT), (2, 1, ROOT), (3, 2, ROOT)]
+    reports = []
+    for worker, step in ((2, 1), (3, 2), (1, 0)):
+        decisions = desk.answer(worker, step, ROOT, version=0)
+        (report,) = of(messages.ReportStep, decisions)
+        reports.append((report.step, report.staleness, report.schedule_factor))
+        assert {each.step for each in of(messages.ApplyRange, decisions)} == {step}
+    assert reports == [(0, 0, 1.0), (1, 1, 1.0), (2, 2, 0.5)]
+    assert [task[:2] for task in desk.tasks()[3:]] == [(2, 3), (3, 4)]
+    again = desk.answer(1, 0, ROOT, version=0)
+    assert {each.reason for each in of(messages.Dropped, again)} == {Drop.LATE}
+    assert not of(messages.AssignEvaluate, desk.answer(3, 4, ROOT, version=2))
+    decisions = desk.answer(2, 3, ROOT, version=1)
+    assert of(messages.AssignEvaluate, decisions), "the epoch is whole"
+
+
+def test_asynchronous_training_goes_on_with_the_steps_that_are_left() -> None:
+    desk = Desk(epochs=2, batch_size=4, synchrony={"asynchronous": {}})
+    desk.coordinator = Coordinator(desk.spec, SETTINGS, Position(7, 1.0, 8, (6, 8)))
+    for worker in range(4):
+        desk.handle(messages.WorkerJoined(worker))
+        desk.handle(messages.WorkerPrepared(worker, desk.facts))
+    assert sorted(step for _, step, _ in desk.tasks()) == [5, 7, 9]
+
+
+def test_a_round_of_local_steps_is_one_update() -> None:
+    desk = Desk(epochs=2, batch_size=4, synchrony={"local": {"steps": 4}})
+    desk.join(1)
+    tasks = []
+    for version in range(3):
+        (given,) = of(messages.AssignDifferentiate, desk.decisions)[-1:]
+        tasks.append((given.version, given.task.step, given.task.steps))
+        desk.answer(1, given.task.step, ROOT, version=version)
+    assert tasks == [(0, 0, 4), (1, 4, 4), (2, 8, 2)]
+    assert [each.samples for each in of(messages.ReportStep, desk.decisions)] == [16, 16, 8]
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_fails_the_job_and_keeps_the_parameters(loss: float) -> None:
-    simulation, worker = start()
-    for chunk in (3, 0):
-        simulation.handle(contribution(worker, chunk, loss=loss))
-    assert simulation.finish
-    assert simulation.finish.state == job_pb2.JOB_STATE_FAILED
-    assert "step 0" in simulation.finish.error
-    assert "learning_rate" in simulation.finish.error
-    assert simulation.parameters
-    assert simulation.parameters.current.tolist() == np.linspace(-1, 1, ELEMENTS, dtype=np.float32).tolist()
+def test_a_loss_that_is_not_finite_fails_the_job(loss: float) -> None:
+    kinds: list[dict[str, Any]] = [{"bulk": {}}, {"asynchronous": {}}]
+    for synchrony in kinds:
+        desk = Desk(synchrony=synchrony)
+        desk.join(1)
+        (finish,) = of(messages.Finish, desk.answer(1, 0, ROOT, loss=loss))
+        assert finish.state == job_pb2.JOB_STATE_FAILED
+        assert "step 0" in finish.error
+        assert "learning_rate" in finish.error
+        assert not of(messages.Promote, desk.decisions)
 
 
-def test_an_update_that_is_not_finite_fails_the_job_and_keeps_the_parameters() -> None:
-    simulation, worker = start()
-    for chunk in range(3):
-        simulation.handle(contribution(worker, chunk))
-    simulation.handle(contribution(worker, 3, value=float("inf")))
-    assert simulation.finish
-    assert simulation.finish.state == job_pb2.JOB_STATE_FAILED
-    assert simulation.parameters
-    assert simulation.parameters.current.tolist() == np.linspace(-1, 1, ELEMENTS, dtype=np.float32).tolist()
-
-
-def test_nothing_is_decided_after_the_end() -> None:
-    simulation, worker = start()
-    simulation.handle(messages.CancelRequested())
-    assert simulation.finish == messages.Finish(job_pb2.JOB_STATE_CANCELLED)
-    assert simulation.coordinator.handle(contribution(worker, 0)) == []
+def test_an_update_that_is_not_finite_fails_the_job() -> None:
+    desk = Desk()
+    desk.join(1)
+    (finish,) = desk.handle(messages.RangeNotFinite(0))
+    assert isinstance(finish, messages.Finish)
+    assert finish.position is None
 
 
 def test_a_mistake_in_the_model_fails_the_job() -> None:
-    simulation, worker = start()
-    simulation.handle(messages.WorkerFailed(worker, "model.layers[0]: is wrong"))
-    assert simulation.finish == messages.Finish(job_pb2.JOB_STATE_FAILED, "model.layers[0]: is wrong")
+    desk = Desk()
+    desk.join(1)
+    wrong = messages.WorkerFailed(1, "model.layers[0]: is wrong")
+    assert desk.handle(wrong) == [messages.Finish(job_pb2.JOB_STATE_FAILED, "model.layers[0]: is wrong")]
 
 
 def test_workers_that_disagree_fail_the_job() -> None:
-    simulation, _ = start()
-    other = simulation.join()
-    simulation.handle(messages.WorkerPrepared(other, Facts(ELEMENTS + 1, 20, 0, True)))
-    assert simulation.finish
-    assert "disagree" in simulation.finish.error
+    desk = Desk()
+    desk.join(1)
+    desk.handle(messages.WorkerJoined(2))
+    (finish,) = desk.handle(messages.WorkerPrepared(2, Facts(ELEMENTS + 1, 20, 0, True)))
+    assert isinstance(finish, messages.Finish)
+    assert "disagree" in finish.error
 
 
-def test_contributions_for_nobody_are_dropped() -> None:
-    simulation, worker = start()
-    event = messages.ContributionReceived(worker, 0, Node(9, 9), 0, Sums(), np.zeros(2, np.float32))
-    simulation.handle(event)
-    assert simulation.dropped == ["unknown task"]
+def test_contributions_for_no_task_and_from_nobody_are_dropped() -> None:
+    desk = Desk()
+    desk.join(1)
+    desk.handle(messages.WorkerJoined(2))
+    for worker, step, node, reason in (
+        (1, 0, Node(9, 9), Drop.UNKNOWN),
+        (1, 1, ROOT, Drop.UNKNOWN),
+        (2, 0, ROOT, Drop.UNKNOWN),
+        (3, 0, ROOT, Drop.STALE_INCARNATION),
+    ):
+        assert desk.answer(worker, step, node, chunks=[0]) == [messages.Dropped(worker, reason)]
+
+
+def test_evaluation_is_shared_out_in_blocks_and_stragglers_are_not_waited_for() -> None:
+    desk = Desk(epochs=1, batch_size=20, validation_samples=2000)
+    desk.join(1)
+    desk.join(2)
+    first = of(messages.AssignEvaluate, desk.answer(1, 0, ROOT))
+    assert [(each.worker, each.task.first, each.task.end) for each in first] == [(1, 0, 1024), (2, 1024, 2000)]
+    desk.now += 0.01
+    desk.handle(messages.EvaluationReceived(1, 1, first[0].task.split, 0, Sums(1.0, 1, 1024)))
+    desk.now += 1.0
+    (again,) = of(messages.AssignEvaluate, desk.handle(messages.Tick()))
+    assert (again.worker, again.task) == (1, first[1].task)
+    decisions = desk.handle(messages.EvaluationReceived(1, 1, again.task.split, 1024, Sums(1.0, 1, 976)))
+    (epoch,) = of(messages.ReportEpoch, decisions)
+    assert epoch.validation.loss == 2.0 / 2000
+    assert desk.handle(messages.EvaluationReceived(2, 1, again.task.split, 1024, Sums(1.0, 1, 976))) == []
+
+
+def test_a_task_says_which_chunks_it_is_about() -> None:
+    desk = Desk(gradient="numerical", workers=2)
+    desk.handle(messages.WorkerJoined(1))
+    desk.handle(messages.WorkerPrepared(1, desk.facts))
+    for chunk in range(ELEMENTS):
+        desk.handle(messages.InitialReceived(1, chunk, "initial"))
+    chunks = [each.task for each in of(messages.AssignDifferentiate, desk.decisions)]
+    assert chunks == [Task(0, 1, ROOT, chunk, chunk + 1) for chunk in range(ELEMENTS)]

@@ -91,6 +91,9 @@ PREPARED_ALREADY = {
 DROPPED = {
     "a version to come": gradient(version=1),
     "the greatest version": gradient(version=MOST),
+    "a step to come": gradient(step=1),
+    "a step to come at its version": gradient(version=1, step=1),
+    "the greatest step": gradient(version=MOST, step=MOST),
     "a node that does not exist": gradient(index=1),
     "the greatest node": gradient(level=(1 << 32) - 1, index=(1 << 32) - 1),
     "an evaluation that nobody asked for": pb.WorkRequest(evaluation=pb.Evaluation(version=MOST, first=MOST)),
@@ -180,7 +183,7 @@ def test_a_contribution_that_nobody_waits_for_is_dropped(server: Server, stub: T
     def disturb(peer: Peer) -> None:
         peer.send(DROPPED[what])
         for version in (0, 1):
-            peer.send(gradient(version=version, data=bytes(12)))
+            peer.send(gradient(version=version, step=version, data=bytes(12)))
         evaluate: pb.EvaluateTask = peer.receive("evaluate")
         assert (evaluate.version, evaluate.first, evaluate.end) == (2, 0, 4)
         answer = pb.Evaluation(version=2, split=evaluate.split, sums=SUMS)
@@ -210,7 +213,7 @@ def test_sums_without_samples_end_no_job(server: Server, stub: TrainingServiceSt
 
     def disturb(peer: Peer) -> None:
         for version in (0, 1):
-            peer.send(gradient(version=version, data=bytes(12), sums=pb.Sums(loss=6)))
+            peer.send(gradient(version=version, step=version, data=bytes(12), sums=pb.Sums(loss=6)))
         evaluate: pb.EvaluateTask = peer.receive("evaluate")
         peer.send(pb.WorkRequest(evaluation=pb.Evaluation(version=2, split=evaluate.split)))
         peer.receive("goodbye")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from google.protobuf import json_format
 
-from tests.server.simulation import make_spec
+from tests.server.specs import make_spec
 from thalweg.contract import tree
 from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
@@ -36,11 +36,11 @@ def make(optimizer: dict[str, Any] | None = None, microbatches: int = 1, dtype: 
 
 def keep(parameters: Parameters, node: Node, gradient: Slab) -> None:
     for chunk in range(parameters.plan.chunks):
-        parameters.keep(node, chunk, gradient[parameters.plan.chunk_range(chunk)])
+        parameters.keep(parameters.version, node, chunk, gradient[parameters.plan.chunk_range(chunk)])
 
 
 def apply(parameters: Parameters) -> bool:
-    finite = [parameters.apply(parameters.version, chunk, 1.0) for chunk in range(parameters.plan.chunks)]
+    finite = [parameters.apply(parameters.version, parameters.version, chunk, 1.0) for chunk in range(parameters.plan.chunks)]
     return all(finite)
 
 
@@ -55,9 +55,9 @@ def test_gradients_are_added_along_the_tree() -> None:
             parent = Node(level, index)
             if parent.exists(microbatches) and parent.children[1].exists(microbatches):
                 for chunk in range(parameters.plan.chunks):
-                    parameters.merge(parent, chunk)
+                    parameters.merge(0, parent, chunk)
     assert apply(parameters)
-    parameters.promote(1)
+    parameters.promote(1, 0)
     expected = tree.fold(tree.root(microbatches), microbatches, lambda leaf: gradients[leaf], np.add)
     assert parameters.current.tobytes() == (-expected).tobytes()
 
@@ -72,7 +72,7 @@ def test_a_version_stays_whole_while_the_next_is_made() -> None:
     assert parameters.current.tolist() == before.tolist()
     assert np.frombuffer(parameters.chunk(0, 1), np.float32).tolist() == [2, 3]
     assert np.frombuffer(parameters.chunk(1, 1), np.float32).tolist() == [1, 2]
-    parameters.promote(1)
+    parameters.promote(1, 0)
     assert parameters.current.tolist() == (before - 1).tolist()
 
 
@@ -88,14 +88,14 @@ def test_a_norm_does_not_overflow_in_single_precision() -> None:
 def test_a_gradient_is_clipped_and_the_next_one_is_measured_anew() -> None:
     parameters = make({**SGD, "clip_global_norm": 1.0})
     keep(parameters, Node(0, 0), np.array([3, 0, 0, 0, 4], np.float32))
-    parameters.measure()
+    parameters.measure(parameters.version)
     assert apply(parameters)
-    parameters.promote(1)
+    parameters.promote(1, 0)
     assert parameters.current == pytest.approx([-0.6, 0, 0, 0, -0.8])
     keep(parameters, Node(0, 0), np.array([0.1, 0, 0, 0, 0], np.float32))
-    parameters.measure()
+    parameters.measure(parameters.version)
     assert apply(parameters)
-    parameters.promote(2)
+    parameters.promote(2, 1)
     assert parameters.current == pytest.approx([-0.7, 0, 0, 0, -0.8])
 
 
@@ -109,7 +109,7 @@ def test_a_gradient_that_is_not_finite_never_becomes_a_version(kind: str, clip: 
     parameters = make({kind: {}, **({"clip_global_norm": clip} if clip else {})})
     keep(parameters, Node(0, 0), np.array([1, 1, value, 1, 1], np.float32))
     if clip:
-        parameters.measure()
+        parameters.measure(parameters.version)
     assert not apply(parameters)
     assert parameters.current.tolist() == [0] * ELEMENTS
 
@@ -117,7 +117,7 @@ def test_a_gradient_that_is_not_finite_never_becomes_a_version(kind: str, clip: 
 def test_a_norm_that_is_too_great_for_double_precision_is_not_taken_for_a_small_step() -> None:
     parameters = make({**SGD, "clip_global_norm": 1.0}, dtype="float64")
     keep(parameters, Node(0, 0), np.full(ELEMENTS, 1e200))
-    parameters.measure()
+    parameters.measure(parameters.version)
     assert not apply(parameters)
 
 
@@ -128,9 +128,9 @@ def test_great_values_are_finite_though_their_sum_is_not() -> None:
     keep(parameters, Node(0, 0), great)
     keep(parameters, Node(0, 1), np.zeros(ELEMENTS, np.float32))
     for chunk in range(parameters.plan.chunks):
-        parameters.merge(Node(1, 0), chunk)
+        parameters.merge(0, Node(1, 0), chunk)
     assert apply(parameters)
-    parameters.promote(1)
+    parameters.promote(1, 0)
     assert parameters.current.tolist() == (-great).tolist()
 
 
@@ -140,6 +140,48 @@ def test_a_sum_of_gradients_that_overflows_is_found() -> None:
     for leaf in (0, 1):
         keep(parameters, Node(0, leaf), np.full(ELEMENTS, 3e38, np.float32))
     for chunk in range(parameters.plan.chunks):
-        parameters.merge(Node(1, 0), chunk)
-    parameters.measure()
+        parameters.merge(0, Node(1, 0), chunk)
+    parameters.measure(parameters.version)
     assert not apply(parameters)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_snapshot_is_a_copy_from_which_training_goes_on_alike(kind: str) -> None:
+    gradients = np.random.default_rng(0).normal(size=(4, ELEMENTS)).astype(np.float32)
+    whole, first, second = make({kind: {}}), make({kind: {}}), make({kind: {}})
+
+    def step(parameters: Parameters) -> None:
+        keep(parameters, Node(0, 0), gradients[parameters.version])
+        assert apply(parameters)
+        parameters.promote(parameters.version + 1, parameters.version)
+
+    for parameters in (whole, whole, whole, whole, first, first):
+        step(parameters)
+    snapshot = first.snapshot()
+    step(first)
+    second.restore(2, *snapshot)
+    step(second)
+    assert second.current.tobytes() == first.current.tobytes()
+    step(second)
+    assert second.current.tobytes() == whole.current.tobytes()
+
+
+def test_a_snapshot_of_another_model_or_optimizer_is_refused() -> None:
+    parameters = make({"adam": {}})
+    for other in (make(SGD), make({"adam": {}}, dtype="float64")):
+        with pytest.raises(ValueError, match="another model or optimizer"):
+            parameters.restore(1, *other.snapshot())
+
+
+def test_steps_that_are_open_at_once_are_kept_apart() -> None:
+    parameters = make(microbatches=1)
+    for step, value in ((1, 5.0), (0, 3.0)):
+        for chunk in range(parameters.plan.chunks):
+            values = np.full(ELEMENTS, value, np.float32)[parameters.plan.chunk_range(chunk)]
+            parameters.keep(step, Node(0, 0), chunk, values)
+    assert apply(parameters)
+    parameters.promote(1, 0)
+    assert parameters.current.tolist() == [-3.0] * ELEMENTS
+    assert apply(parameters)
+    parameters.promote(2, 1)
+    assert parameters.current.tolist() == [-8.0] * ELEMENTS

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.server.simulation import make_spec
+from tests.server.specs import make_spec
 from thalweg.server import trajectory as trajectory_module
 from thalweg.server.messages import Facts
 from thalweg.server.plan import Plan
@@ -66,8 +66,10 @@ def kept(plan: Plan) -> list[int]:
     trajectory = Trajectory(plan)
     for version in range(plan.total_steps + 1):
         trajectory.offer(version, np.full(plan.elements, version, np.float32))
-    if trajectory.wanted:
-        assert [int(slab[0]) for slab in trajectory.slabs()] == trajectory.versions
+    slabs = trajectory.slabs()
+    assert (slabs is not None) == trajectory.wanted
+    if slabs is not None:
+        assert [int(slab[0]) for slab in slabs] == trajectory.versions
     return trajectory.versions
 
 
@@ -108,4 +110,34 @@ def test_snapshots_are_copies_and_a_version_is_kept_once() -> None:
     trajectory.add(7, parameters)
     trajectory.add(7, parameters)
     assert trajectory.versions == [0, 7]
-    assert trajectory.slabs()[:, 0].tolist() == [0, 1]
+    slabs = trajectory.slabs()
+    assert slabs is not None
+    assert slabs[:, 0].tolist() == [0, 1]
+    again = Trajectory(make_plan(epochs=1))
+    again.restore(trajectory.versions, slabs)
+    again.add(8, parameters)
+    assert again.versions == [0, 7, 8]
+
+
+@given(st.integers(1, 100), st.integers(1, 30), st.integers(1, 4), st.integers(1, 40))
+def test_rounds_of_local_steps_use_each_sample_once(samples: int, batch_size: int, epochs: int, steps: int) -> None:
+    plan = make_plan(samples=samples, batch_size=batch_size, epochs=epochs, synchrony={"local": {"steps": steps}})
+    assert sum(plan.samples_of(version) for version in range(plan.total_steps)) == samples * epochs
+    assert plan.minibatch(plan.total_steps) == epochs * plan.steps_per_epoch
+    assert all(plan.version_of(plan.minibatch(version)) == version for version in range(plan.total_steps))
+    ends = [version for version in range(plan.total_steps + 1) if plan.ends_epoch(version)]
+    assert ends[-1] == plan.total_steps
+    assert plan.epoch_of(plan.total_steps) == epochs
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4), st.integers(1, 10))
+def test_epochs_have_a_start_and_an_end(samples: int, batch_size: int, epochs: int, steps: int) -> None:
+    kinds: list[dict[str, Any]] = [{"bulk": {}}, {"local": {"steps": steps}}]
+    for synchrony in kinds:
+        plan = make_plan(samples=samples, batch_size=batch_size, epochs=epochs, synchrony=synchrony)
+        for version in range(plan.total_steps):
+            start, end = plan.start_of_epoch(version), plan.end_of_epoch(version)
+            assert start <= version < end
+            assert plan.ends_epoch(end)
+            assert not any(plan.ends_epoch(each) for each in range(version + 1, end))
+            assert start == 0 or plan.ends_epoch(start)

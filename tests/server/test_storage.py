@@ -272,10 +272,10 @@ def test_exported_parameters_are_an_upload_named_by_what_they_are(storage: Stora
 def test_an_export_that_fails_leaves_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
 
-    def crash(aside: Path, path: Path) -> None:
+    def crash(_: object, aside: Path, path: Path) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(storage_module, "_publish", crash)
+    monkeypatch.setattr(storage_module, "publish", crash)
     with pytest.raises(OSError, match="full"):
         storage.export_parameters("a")
     assert uploads(storage) == set()
@@ -357,12 +357,12 @@ def test_a_file_is_whole_or_not_there(storage: Storage, monkeypatch: pytest.Monk
     if before:
         storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
 
-    def crash(aside: Path, path: Path) -> None:
+    def crash(_: object, aside: Path, path: Path) -> None:
         assert aside.stat().st_size
         raise OSError("the machine stops between write and rename")
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage_module, "_publish", crash)
+        patch.setattr(storage_module, "publish", crash)
         with pytest.raises(OSError, match="between write and rename"):
             storage.save_parameters("a", header("float32"), np.ones(8, np.float32))
     kept = storage.parameters("a")

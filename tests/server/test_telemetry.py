@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 
-from tests.server.simulation import make_spec
-from thalweg.server import telemetry as telemetry_module
+from tests.server.specs import make_spec
 from thalweg.server.messages import Facts
 from thalweg.server.plan import Plan
-from thalweg.server.telemetry import Telemetry, duration
+from thalweg.server.telemetry import NOTHING_RECORDED, Recorded, Telemetry, duration, told
 from thalweg.v1 import job_pb2, training_service_pb2
 
 
@@ -25,25 +24,27 @@ class Recorder:
 
 
 class Clock:
-    """Stands in for `time`."""
+    """Stands in for the machine's."""
 
     now = 1000.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
+CLOCK = Clock()
+
+
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(telemetry_module, "time", clock)
-    return clock
+def clock() -> Clock:
+    CLOCK.now = 1000.0
+    return CLOCK
 
 
-def make(**training: Any) -> tuple[Telemetry, Recorder, Plan]:
+def make(recorded: Recorded = NOTHING_RECORDED, **training: Any) -> tuple[Telemetry, Recorder, Plan]:
     spec = make_spec(**{"epochs": 2, "batch_size": 10, **training})
-    recorder: Any = Recorder()
-    telemetry = Telemetry(job_pb2.Job(id="a", spec=spec, state=job_pb2.JOB_STATE_QUEUED), recorder)
+    recorder = Recorder()
+    telemetry = Telemetry(job_pb2.Job(id="a", spec=spec, state=job_pb2.JOB_STATE_QUEUED), recorder, CLOCK, recorded)
     return telemetry, recorder, Plan(spec, Facts(1000, 20, 0, classifier=False))
 
 
@@ -103,7 +104,7 @@ def test_steps_are_told_together_and_without_a_gap(clock: Clock) -> None:
     telemetry.ready()
     for step in range(10):
         clock.now += 0.06
-        telemetry.step(step, float(step), 10, 0.5)
+        telemetry.step(step, float(step), 10, 0.5, 0)
     telemetry.flush()
     telemetry.flush()
     told = [event.steps_taken for event in recorder.events]
@@ -120,7 +121,7 @@ def test_the_rate_of_samples_is_that_of_the_last_seconds(clock: Clock) -> None:
     telemetry.ready()
     for step in range(200):
         clock.now += 1.0 if step < 100 else 0.5
-        telemetry.step(step, 1.0, 10, 1.0)
+        telemetry.step(step, 1.0, 10, 1.0, 0)
     assert recorder.events[50].steps_taken.progress.samples_per_second == pytest.approx(10)
     assert recorder.events[-1].steps_taken.progress.samples_per_second == pytest.approx(20)
 
@@ -136,15 +137,43 @@ def test_epochs_are_told_with_their_metrics() -> None:
 
 
 def test_a_result_counts_from_the_first_worker(clock: Clock) -> None:
-    telemetry, _, plan = make()
+    telemetry, _, _ = make()
     clock.now = 2000.0
     telemetry.workers_changed(["one"])
     clock.now = 2003.0
     telemetry.ready()
     for step in range(4):
         clock.now += 0.5
-        telemetry.step(step, 1.0, 10, 1.0)
-    result = telemetry.result(plan, 4, "ab")
+        telemetry.step(step, 1.0, 10, 1.0, 0)
+    result = telemetry.result(4, 2, "ab")
     assert (result.steps, result.epochs, result.weights_sha256) == (4, 2, "ab")
     assert result.seconds == 5.0
     assert result.samples_per_second == 20.0
+
+
+def test_what_an_earlier_run_told_is_not_told_again(clock: Clock) -> None:
+    telemetry, recorder, _ = make(Recorded(steps=2, epochs=1, samples=10, seconds=7.0))
+    telemetry.workers_changed(["one"])
+    telemetry.ready()
+    for step in range(1, 4):
+        telemetry.step(step, float(step), 10, 1.0, staleness=step)
+        telemetry.epoch(step // 2 + 1, step, 0.5, None)
+    telemetry.flush()
+    steps = [event.steps_taken for event in recorder.events if event.HasField("steps_taken")]
+    assert [(each.first_step, list(each.losses)) for each in steps] == [(2, [2.0]), (3, [3.0])]
+    assert [event.epoch_ended.epoch for event in recorder.events if event.HasField("epoch_ended")] == [2, 2]
+    assert telemetry.samples == 40
+    assert telemetry.seconds == 7.0
+    assert telemetry.contributions.greatest_staleness == 3
+    assert told(reversed(recorder.events)) == (4, 2)
+
+
+def test_checkpoints_are_counted_and_told() -> None:
+    telemetry, recorder, _ = make()
+    telemetry.checkpoint_written(3, 1000, 0.5)
+    telemetry.checkpoint_failed(4, "no space left on device")
+    written, failed = recorder.events
+    assert (written.checkpoint_written.version, written.checkpoint_written.bytes) == (3, 1000)
+    assert failed.checkpoint_failed.problem == "no space left on device"
+    checkpoints = telemetry.job.progress.checkpoints
+    assert (checkpoints.written, checkpoints.failed, checkpoints.step) == (1, 1, 3)

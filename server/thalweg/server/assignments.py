@@ -24,11 +24,13 @@ _FORGIVENESS = 1.05
 
 
 class _Hand(Generic[T]):
-    """One worker's tasks, in the order in which it carries them out."""
+    """One worker's tasks, in the order in which it carries them out, and what it did since it was idle."""
 
     def __init__(self, now: float) -> None:
         self.tasks: dict[T, float] = {}
         self.since = now
+        self.busy_since = now
+        self.done = 0.0
         self.rate: float | None = None
 
 
@@ -68,7 +70,8 @@ class Assignments(Generic[T]):
         """A worker gets a task. Sizes are in any unit."""
         hand = self._hands[worker]
         if not hand.tasks:
-            hand.since = self.now
+            hand.since = hand.busy_since = self.now
+            hand.done = 0.0
         hand.tasks[task] = size
         self._holders.setdefault(task, []).append(worker)
 
@@ -77,11 +80,14 @@ class Assignments(Generic[T]):
         hand = self._hands.get(worker)
         if hand is None or task not in hand.tasks:
             return
-        size, seconds = hand.tasks.pop(task), max(self.now - hand.since, 1e-6)
-        self._paces.append(seconds / size)
-        rate = size / seconds
-        hand.rate = rate if hand.rate is None else hand.rate + _SMOOTHING * (rate - hand.rate)
+        hand.done += hand.tasks.pop(task)
         hand.since = self.now
+        if not hand.tasks:
+            # Several answers may come at once, though they took their time: all of them together tell how fast the worker is.
+            seconds = max(self.now - hand.busy_since, 1e-6)
+            self._paces.append(seconds / hand.done)
+            rate = hand.done / seconds
+            hand.rate = rate if hand.rate is None else hand.rate + _SMOOTHING * (rate - hand.rate)
         self._holders[task].remove(worker)
         if not self._holders[task]:
             del self._holders[task]

@@ -153,7 +153,7 @@ class Coordinator:
                 return [Finish(job_pb2.JOB_STATE_CANCELLED, position=self._here() if whole else None)]
 
     def _worker_prepared(self, worker: WorkerId, facts: Facts) -> list[Decision]:
-        if worker not in self._heard:
+        if worker not in self._heard or worker in self._prepared:
             return []
         decisions: list[Decision] = []
         if self._facts is None:

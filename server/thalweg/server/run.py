@@ -128,7 +128,7 @@ class JobRun:
             return None
         if self._checkpoint:
             version, slab = self._checkpoint.position.version, self._checkpoint.parameters
-        elif self.parameters and self.coordinator.phase is not Phase.PREPARING:
+        elif self.parameters and self.coordinator.policy:
             version, slab = self.parameters.version, self.parameters.current
         else:
             return None

@@ -59,26 +59,31 @@ class Rounds(Policy):
 
     def assign(self) -> list[Decision]:
         decisions: list[Decision] = []
-        for worker in self.current():
-            if self._tasks.idle(worker):
-                decisions += [self._give(worker, task) for task in self._next(worker)]
+        for find in (self._own_share, self._any_share):
+            for worker in self.current():
+                if self._waiting and self._tasks.idle(worker):
+                    decisions += [self._give(worker, task) for task in find(worker)]
         idle = [worker for worker in self.current() if self._tasks.idle(worker)]
         if idle:
             overdue = [task for task in self._tasks.overdue() if self._is_open(task)]
             decisions += [self._give(worker, task, again=True) for worker, task in zip(idle, overdue, strict=False)]
         return decisions
 
-    def _next(self, worker: WorkerId) -> list[Task]:
-        """What a worker does next, of the first step that has anything: its own share, or one task that is nobody's."""
+    def _own_share(self, worker: WorkerId) -> list[Task]:
+        """A worker's share of the first step of which it has one that is not handed out."""
         for step in self._open:
-            waiting = [task for task in self._waiting if task.step == step]
-            own = [task for task in waiting if self._waiting[task] == worker]
-            mine = own or [task for task in waiting if self._waiting[task] not in self.current()][:1]
-            for task in mine:
-                del self._waiting[task]
-            if mine:
-                return mine
+            share = [task for task, owner in self._waiting.items() if owner == worker and task.step == step]
+            if share:
+                for task in share:
+                    del self._waiting[task]
+                return share
         return []
+
+    def _any_share(self, _: WorkerId) -> list[Task]:
+        """One task that waits: for nobody, as its worker is lost, or for a worker that is slower."""
+        task = min(self._waiting, key=lambda each: each.step)
+        del self._waiting[task]
+        return [task]
 
     def _is_open(self, task: Task) -> bool:
         return task.step in self._open and self._open[task.step].open(task)
