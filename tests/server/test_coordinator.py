@@ -141,7 +141,7 @@ def test_faster_workers_get_more_microbatches() -> None:
     for step in range(4):
         if step == 0:
             assert desk.tasks() == [(1, 0, Node(2, 0)), (2, 0, Node(2, 1))]
-        for worker, seconds in ((1, 0.01), (2, 0.04)):
+        for worker, seconds in ((1, 0.001), (2, 0.004)):
             desk.now += seconds
             for _, _, node in [task for task in desk.tasks() if task[:2] == (worker, step)]:
                 desk.answer(worker, step, node)
