@@ -78,10 +78,13 @@ class Running:
         stdout, _ = self.process.communicate(timeout=_PATIENCE)
         return Ended(self.process.returncode, stdout, self.stderr)
 
+    def processes(self) -> list[psutil.Process]:
+        """The processes that it started, and that still run."""
+        return [process for process in psutil.process_iter() if _has(process, self.mark)]
+
     def left_behind(self) -> list[str]:
-        """The processes that it started, and that still run. Gives those that are ending the time to end."""
-        found = [process for process in psutil.process_iter() if _has(process, self.mark)]
-        _, alive = psutil.wait_procs(found, timeout=5)
+        """As `processes`. Gives those that are ending the time to end."""
+        _, alive = psutil.wait_procs(self.processes(), timeout=5)
         return [" ".join(process.cmdline()) for process in alive]
 
 

@@ -30,7 +30,7 @@ _START_SECONDS = 120.0
 # A keeper that says nothing for so long hangs in a call of Ray's.
 _SILENCE_SECONDS = 15.0
 _STOP_SECONDS = 10.0
-_MOST_CHARACTERS = 500
+_MOST_CHARACTERS = 200
 
 
 class FleetError(Exception):
@@ -229,7 +229,8 @@ class _Keeper:
     def _last_words(self) -> str:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1][:_MOST_CHARACTERS] if lines else "its driver ended without a word"
+        # Ray puts the time, the process and the thread in brackets before it.
+        return lines[-1].rpartition("] ")[2][:_MOST_CHARACTERS] if lines else "its driver ended without a word"
 
     def hang_up(self) -> None:
         """Tells the keeper to end in its own time."""
