@@ -87,6 +87,11 @@ class Running:
         _, alive = psutil.wait_procs(self.processes(), timeout=5)
         return [" ".join(process.cmdline()) for process in alive]
 
+    def assert_nothing_left(self) -> None:
+        """Fails if it left a process behind, and says which."""
+        left = self.left_behind()
+        assert left == [], left
+
 
 def _environment(home: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("THALWEG_", "RAY_"))}
@@ -114,7 +119,7 @@ def thalweg(home: Path, *arguments: str, program: Path = THALWEG, **environment:
     running = Running(home, *arguments, program=program, **environment)
     ended = running.end()
     assert "Traceback" not in ended.stderr + ended.stdout, ended.stderr
-    assert running.left_behind() == []
+    running.assert_nothing_left()
     return ended
 
 
@@ -128,4 +133,4 @@ def service(home: Path, *arguments: str, **environment: str) -> Iterator[tuple[R
         running.process.terminate()
         ended = running.end()
         assert ended.code in (0, -signal.SIGKILL), ended.stderr
-        assert running.left_behind() == []
+        running.assert_nothing_left()

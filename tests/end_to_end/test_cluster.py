@@ -58,8 +58,16 @@ class Cluster:
     def submit(self) -> str:
         """A job that has taken some steps."""
         job = str(self("submit", *JOB)["job"])
-        wait_for(lambda: self("jobs", job)["jobs"][0]["steps"] > 50)
+        self.await_steps(job, 50)
         return job
+
+    def steps(self, job: str) -> int:
+        """How many steps a job has taken."""
+        return int(self("jobs", job)["jobs"][0]["steps"])
+
+    def await_steps(self, job: str, steps: int) -> None:
+        """Waits until a job has taken more than so many."""
+        wait_for(lambda: self.steps(job) > steps)
 
     def events(self, job: str) -> list[dict[str, Any]]:
         """All events of a job, which is waited for."""
@@ -83,6 +91,11 @@ class Cluster:
             watching.process.kill()
             watching.end()
         return [int(name.rpartition("/")[2]) for name in event["names"]]
+
+
+def below(running: Running, *names: str) -> list[psutil.Process]:
+    """The processes under a command that have one of these names."""
+    return [process for process in psutil.Process(running.process.pid).children(recursive=True) if process.name() in names]
 
 
 class RayCluster:
@@ -128,6 +141,16 @@ def test_a_worker_is_killed(cluster: Cluster, expected: str) -> None:
     assert notices[0].startswith("a worker of fleet spare ended and is replaced: ")
 
 
+def test_all_workers_are_killed_again_and_again(cluster: Cluster, expected: str) -> None:
+    job = cluster.submit()
+    for _ in range(3):
+        cluster.await_steps(job, cluster.steps(job))
+        for process in below(cluster.fleet, "ray::_WorkerActor"):
+            process.kill()
+    assert cluster.digest(job) == expected
+    assert all("its process died" in event["text"] for event in cluster.events(job) if event["event"] == "notice")
+
+
 def test_workers_come_and_go(cluster: Cluster, expected: str) -> None:
     job = cluster.submit()
     for workers in (3, 1, 2):
@@ -168,23 +191,18 @@ def test_the_fleet_is_killed_and_another_takes_its_place(tmp_path: Path, expecte
         assert thalweg(tmp_path, "jobs", job, "--server", address, "--json").answer["jobs"][0]["weights_sha256"] == expected
 
 
-def heads(fleet: Running) -> dict[str, psutil.Process]:
-    """The processes of a fleet's own Ray that all others depend on, by name."""
-    found = {process.name(): process for process in psutil.Process(fleet.process.pid).children(recursive=True)}
-    return {name: process for name, process in found.items() if name in ("gcs_server", "raylet")}
-
-
 @pytest.mark.parametrize("killed", [["gcs_server"], ["raylet"], ["gcs_server", "raylet"]], ids="+".join)
 def test_the_head_of_a_fleets_own_ray_is_killed(cluster: Cluster, expected: str, killed: list[str]) -> None:
     job = cluster.submit()
-    before = heads(cluster.fleet)
-    for name in killed:
-        before[name].kill()
+    before = below(cluster.fleet, "gcs_server", "raylet")
+    for process in before:
+        if process.name() in killed:
+            process.kill()
     assert cluster.digest(job) == expected
     assert cluster.fleet.process.poll() is None
     assert "Ray is lost" in cluster.fleet.stderr
     assert "Traceback" not in cluster.fleet.stderr
-    assert not [process for process in before.values() if process.is_running()]
+    assert not [process for process in before if process.is_running()]
 
 
 def test_the_process_that_drives_ray_is_killed(cluster: Cluster, expected: str) -> None:

@@ -4,6 +4,8 @@ import logging
 import os
 import platform
 import queue
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -238,13 +240,14 @@ class _Keeper:
             self._socket.shutdown(socket.SHUT_WR)
 
     def end(self, patience: float) -> None:
-        """Waits so many seconds for the process to end, and kills it if it does not; the Ray that it started ends with it."""
+        """Waits so many seconds for the process to end, then ends it and whatever is left of the Ray that it started."""
         self.hang_up()
-        try:
-            self._process.wait(patience)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        descriptor = os.pidfd_open(self._process.pid)
+        select.select([descriptor], [], [], patience)
+        os.close(descriptor)
+        # The process leads a group of its own. Its number is not given to another before the process was waited for.
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         self._connection.close()
         self._socket.close()
         self._errors.close()

@@ -8,8 +8,10 @@ import logging
 import os
 import platform
 import select
+import signal
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -186,7 +188,7 @@ class _WorkerActor:
         """Works until the server says goodbye."""
         from thalweg.workers.worker import work  # noqa: PLC0415 - imported where the actor runs
 
-        threading.Thread(target=end_with, args=(os.getppid(),), name="thalweg-parent", daemon=True).start()
+        _end_with(os.getppid(), lambda: os._exit(1))
         return work(server, token, job_id, f"{fleet}/{platform.node()}/{os.getpid()}", self._answered.set)
 
     def answered(self) -> bool:
@@ -194,14 +196,18 @@ class _WorkerActor:
         return self._answered.wait()
 
 
-def end_with(parent: int) -> None:
-    """Ends this process as soon as the one that started it is gone.
+def _end_with(parent: int, end: Callable[[], object]) -> None:
+    """Calls `end` as soon as the process that started this one is gone.
 
     Ray looks for that too, but takes a node that has died and was not waited for, as in a container without an init, for alive.
     """
-    with suppress(ProcessLookupError):
-        select.select([os.pidfd_open(parent)], [], [])
-    os._exit(1)
+
+    def watch() -> None:
+        with suppress(ProcessLookupError):
+            select.select([os.pidfd_open(parent)], [], [])
+        end()
+
+    threading.Thread(target=watch, name="thalweg-parent", daemon=True).start()
 
 
 def _own_head() -> list[int]:
@@ -227,10 +233,13 @@ def _init(ray: Any, orders: Orders) -> None:
 
 
 def main(descriptor: int) -> None:
-    """Runs a keeper for the fleet at the other end of a connection. A Ray of its own ends with this process."""
+    """Runs a keeper for the fleet at the other end of a connection.
+
+    The fleet starts it as the leader of a process group, in which a Ray of its own is too, and ends the group with it.
+    """
     connection = Connection(descriptor)
     orders: Orders = connection.recv()
-    threading.Thread(target=end_with, args=(orders.parent,), name="thalweg-parent", daemon=True).start()
+    _end_with(orders.parent, lambda: os.killpg(os.getpid(), signal.SIGKILL))
     try:
         import ray  # noqa: PLC0415 - takes a second
 
