@@ -78,11 +78,19 @@ class Running:
         stdout, _ = self.process.communicate(timeout=_PATIENCE)
         return Ended(self.process.returncode, stdout, self.stderr)
 
+    def processes(self) -> list[psutil.Process]:
+        """The processes that it started, and that still run."""
+        return [process for process in psutil.process_iter() if _has(process, self.mark)]
+
     def left_behind(self) -> list[str]:
-        """The processes that it started, and that still run. Gives those that are ending the time to end."""
-        found = [process for process in psutil.process_iter() if _has(process, self.mark)]
-        _, alive = psutil.wait_procs(found, timeout=5)
+        """As `processes`. Gives those that are ending the time to end."""
+        _, alive = psutil.wait_procs(self.processes(), timeout=5)
         return [" ".join(process.cmdline()) for process in alive]
+
+    def assert_nothing_left(self) -> None:
+        """Fails if it left a process behind, and says which."""
+        left = self.left_behind()
+        assert left == [], left
 
 
 def _environment(home: Path) -> dict[str, str]:
@@ -111,7 +119,7 @@ def thalweg(home: Path, *arguments: str, program: Path = THALWEG, **environment:
     running = Running(home, *arguments, program=program, **environment)
     ended = running.end()
     assert "Traceback" not in ended.stderr + ended.stdout, ended.stderr
-    assert running.left_behind() == []
+    running.assert_nothing_left()
     return ended
 
 
@@ -125,4 +133,4 @@ def service(home: Path, *arguments: str, **environment: str) -> Iterator[tuple[R
         running.process.terminate()
         ended = running.end()
         assert ended.code in (0, -signal.SIGKILL), ended.stderr
-        assert running.left_behind() == []
+        running.assert_nothing_left()

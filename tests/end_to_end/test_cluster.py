@@ -3,13 +3,15 @@
 import json
 import os
 import signal
-from contextlib import ExitStack
+import socket
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from tests.end_to_end.command import Running, service, thalweg, wait_for
+from tests.end_to_end.command import THALWEG, Running, service, thalweg, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -26,14 +28,14 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 class Cluster:
-    """A server at a port that stays the same, and a fleet of three slots."""
+    """A server at a port that stays the same, and a fleet, of three slots unless said otherwise."""
 
-    def __init__(self, home: Path, stack: ExitStack) -> None:
+    def __init__(self, home: Path, stack: ExitStack, *fleet: str) -> None:
         self._home = home
         self._stack = stack
         self.address = "127.0.0.1:0"
         self.server = self.start_server()
-        self.start_fleet()
+        self.fleet = self.start_fleet(*(fleet or ("--slots", "3")))
 
     def start_server(self) -> Running:
         """Starts the server, again if it ran before."""
@@ -42,9 +44,9 @@ class Cluster:
         self.address = facts["address"]
         return running
 
-    def start_fleet(self) -> Running:
+    def start_fleet(self, *options: str) -> Running:
         """Starts a fleet."""
-        arguments = ("fleet", "--server", self.address, "--slots", "3", "--name", "spare")
+        arguments = ("fleet", "--server", self.address, "--name", "spare", *options)
         return self._stack.enter_context(service(self._home, *arguments))[0]
 
     def __call__(self, *arguments: str) -> Any:
@@ -56,8 +58,16 @@ class Cluster:
     def submit(self) -> str:
         """A job that has taken some steps."""
         job = str(self("submit", *JOB)["job"])
-        wait_for(lambda: self("jobs", job)["jobs"][0]["steps"] > 50)
+        self.await_steps(job, 50)
         return job
+
+    def steps(self, job: str) -> int:
+        """How many steps a job has taken."""
+        return int(self("jobs", job)["jobs"][0]["steps"])
+
+    def await_steps(self, job: str, steps: int) -> None:
+        """Waits until a job has taken more than so many."""
+        wait_for(lambda: self.steps(job) > steps)
 
     def events(self, job: str) -> list[dict[str, Any]]:
         """All events of a job, which is waited for."""
@@ -83,6 +93,39 @@ class Cluster:
         return [int(name.rpartition("/")[2]) for name in event["names"]]
 
 
+def below(running: Running, *names: str) -> list[psutil.Process]:
+    """The processes under a command that have one of these names."""
+    return [process for process in psutil.Process(running.process.pid).children(recursive=True) if process.name() in names]
+
+
+class RayCluster:
+    """A Ray cluster of this machine alone, at a port that stays the same."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self._port = server.getsockname()[1]
+        self.address = f"127.0.0.1:{self._port}"
+        self._command: Running | None = None
+
+    def start(self) -> None:
+        """Starts its head, as its user does."""
+        size = ("--num-cpus", "2", "--object-store-memory", str(80 << 20))
+        quiet = ("--include-dashboard=false", "--disable-usage-stats")
+        where = ("--port", str(self._port), "--node-ip-address", "127.0.0.1")
+        program = THALWEG.with_name("ray")
+        self._command = Running(self._home, "start", "--head", *where, *size, *quiet, program=program)
+        assert self._command.process.wait() == 0, self._command.stderr
+
+    def kill(self) -> None:
+        """Kills all its processes."""
+        if self._command:
+            for process in self._command.processes():
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            assert self._command.left_behind() == []
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Any:
     with ExitStack() as stack:
@@ -96,6 +139,16 @@ def test_a_worker_is_killed(cluster: Cluster, expected: str) -> None:
     notices = [event["text"] for event in cluster.events(job) if event["event"] == "notice"]
     assert len(notices) == 1
     assert notices[0].startswith("a worker of fleet spare ended and is replaced: ")
+
+
+def test_all_workers_are_killed_again_and_again(cluster: Cluster, expected: str) -> None:
+    job = cluster.submit()
+    for _ in range(3):
+        cluster.await_steps(job, cluster.steps(job))
+        for process in below(cluster.fleet, "ray::_WorkerActor"):
+            process.kill()
+    assert cluster.digest(job) == expected
+    assert all("its process died" in event["text"] for event in cluster.events(job) if event["event"] == "notice")
 
 
 def test_workers_come_and_go(cluster: Cluster, expected: str) -> None:
@@ -136,6 +189,40 @@ def test_the_fleet_is_killed_and_another_takes_its_place(tmp_path: Path, expecte
         ended = thalweg(tmp_path, "watch", job, "--server", address, "--json")
         assert ended.code == 0, ended.stderr
         assert thalweg(tmp_path, "jobs", job, "--server", address, "--json").answer["jobs"][0]["weights_sha256"] == expected
+
+
+@pytest.mark.parametrize("killed", [["gcs_server"], ["raylet"], ["gcs_server", "raylet"]], ids="+".join)
+def test_the_head_of_a_fleets_own_ray_is_killed(cluster: Cluster, expected: str, killed: list[str]) -> None:
+    job = cluster.submit()
+    before = below(cluster.fleet, "gcs_server", "raylet")
+    for process in before:
+        if process.name() in killed:
+            process.kill()
+    assert cluster.digest(job) == expected
+    assert cluster.fleet.process.poll() is None
+    assert "Ray is lost" in cluster.fleet.stderr
+    assert "Traceback" not in cluster.fleet.stderr
+    assert not [process for process in before if process.is_running()]
+
+
+def test_the_process_that_drives_ray_is_killed(cluster: Cluster, expected: str) -> None:
+    job = cluster.submit()
+    (driver,) = psutil.Process(cluster.fleet.process.pid).children()
+    driver.kill()
+    assert cluster.digest(job) == expected
+
+
+def test_a_ray_cluster_dies_and_is_started_again(tmp_path: Path, expected: str) -> None:
+    ray = RayCluster(tmp_path)
+    with ExitStack() as stack:
+        stack.callback(ray.kill)
+        ray.start()
+        cluster = Cluster(tmp_path, stack, "--ray-address", ray.address)
+        job = cluster.submit()
+        ray.kill()
+        cluster.fleet.until("Ray is lost")
+        ray.start()
+        assert cluster.digest(job) == expected
 
 
 def _waits(home: Path, job: str, address: str) -> dict[str, Any] | None:

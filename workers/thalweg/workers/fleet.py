@@ -4,6 +4,8 @@ import logging
 import os
 import platform
 import queue
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -30,7 +32,7 @@ _START_SECONDS = 120.0
 # A keeper that says nothing for so long hangs in a call of Ray's.
 _SILENCE_SECONDS = 15.0
 _STOP_SECONDS = 10.0
-_MOST_CHARACTERS = 500
+_MOST_CHARACTERS = 200
 
 
 class FleetError(Exception):
@@ -229,7 +231,8 @@ class _Keeper:
     def _last_words(self) -> str:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1][:_MOST_CHARACTERS] if lines else "its driver ended without a word"
+        # Ray puts the time, the process and the thread in brackets before it.
+        return lines[-1].rpartition("] ")[2][:_MOST_CHARACTERS] if lines else "its driver ended without a word"
 
     def hang_up(self) -> None:
         """Tells the keeper to end in its own time."""
@@ -237,13 +240,14 @@ class _Keeper:
             self._socket.shutdown(socket.SHUT_WR)
 
     def end(self, patience: float) -> None:
-        """Waits so many seconds for the process to end, and kills it if it does not; the Ray that it started ends with it."""
+        """Waits so many seconds for the process to end, then ends it and whatever is left of the Ray that it started."""
         self.hang_up()
-        try:
-            self._process.wait(patience)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        descriptor = os.pidfd_open(self._process.pid)
+        select.select([descriptor], [], [], patience)
+        os.close(descriptor)
+        # The process leads a group of its own. Its number is not given to another before the process was waited for.
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         self._connection.close()
         self._socket.close()
         self._errors.close()

@@ -8,12 +8,15 @@ import logging
 import os
 import platform
 import select
+import signal
 import threading
-import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from thalweg.contract.channel import Address
@@ -29,6 +32,8 @@ os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "3")
 _LOOK_SECONDS = 0.25
 FIRST_BACKOFF = 0.5
 LONGEST_BACKOFF = 5.0
+# What Ray says of an actor that could not help it.
+_NODE_DEATH = "its node has died"
 # Nothing is kept in Ray's object store; this is the least that Ray allows.
 _OBJECT_STORE_BYTES = 80 << 20
 
@@ -77,6 +82,7 @@ class Keeper:
         self._orders = orders
         self._connection = connection
         self._node = ray.get_runtime_context().get_node_id()
+        self._head = _own_head()
         self._class = ray.remote(_WorkerActor)
         self._actors: dict[str, dict[Any, _Actor]] = defaultdict(dict)
         self._wanted: dict[str, pb.Allotment] = {}
@@ -97,6 +103,8 @@ class Keeper:
         self._reconcile()
 
     def _slots(self) -> int:
+        if select.select(self._head, [], [], 0)[0]:
+            raise RayLostError("a process of its head has died")
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
         if all(node["NodeID"] != self._node for node in nodes):
             raise RayLostError("this machine's Ray node has died")
@@ -118,7 +126,7 @@ class Keeper:
                     self._connection.send(exited)
             backoff = FIRST_BACKOFF if works else 2 * self._backoff.get(job_id, FIRST_BACKOFF / 2)
             self._backoff[job_id] = min(backoff, LONGEST_BACKOFF)
-            self._not_before[job_id] = time.monotonic() + self._backoff[job_id]
+            self._not_before[job_id] = monotonic() + self._backoff[job_id]
 
     def _has_answered(self, actor: _Actor) -> bool:
         """Whether a worker has done a task, if it ended since or not."""
@@ -139,6 +147,8 @@ class Keeper:
                 return pb.WorkerExited(job_id=job_id, problem=str(error.cause), crashed=crashed)
             return pb.WorkerExited(job_id=job_id, problem=str(error).strip().rpartition("\n")[2], crashed=True)
         except self._ray.exceptions.RayError as error:
+            if _NODE_DEATH in str(error):
+                return pb.WorkerExited(job_id=job_id, problem="its Ray node has died")
             problem = f"its process died: {str(error).strip().partition(chr(10))[0]}"
             return pb.WorkerExited(job_id=job_id, problem=problem, crashed=not answered)
         return None
@@ -158,7 +168,7 @@ class Keeper:
                 self._not_before.pop(job_id, None)
         for job_id, allotment in self._wanted.items():
             actors = self._actors[job_id]
-            while len(actors) < allotment.workers and time.monotonic() >= self._not_before[job_id]:
+            while len(actors) < allotment.workers and monotonic() >= self._not_before[job_id]:
                 self._start(actors, job_id, allotment.slots_per_worker)
 
     def _start(self, actors: dict[Any, _Actor], job_id: str, slots: int) -> None:
@@ -178,7 +188,7 @@ class _WorkerActor:
         """Works until the server says goodbye."""
         from thalweg.workers.worker import work  # noqa: PLC0415 - imported where the actor runs
 
-        threading.Thread(target=end_with, args=(os.getppid(),), name="thalweg-parent", daemon=True).start()
+        _end_with(os.getppid(), lambda: os._exit(1))
         return work(server, token, job_id, f"{fleet}/{platform.node()}/{os.getpid()}", self._answered.set)
 
     def answered(self) -> bool:
@@ -186,14 +196,30 @@ class _WorkerActor:
         return self._answered.wait()
 
 
-def end_with(parent: int) -> None:
-    """Ends this process as soon as the one that started it is gone.
+def _end_with(parent: int, end: Callable[[], object]) -> None:
+    """Calls `end` as soon as the process that started this one is gone.
 
     Ray looks for that too, but takes a node that has died and was not waited for, as in a container without an init, for alive.
     """
-    with suppress(ProcessLookupError):
-        select.select([os.pidfd_open(parent)], [], [])
-    os._exit(1)
+
+    def watch() -> None:
+        with suppress(ProcessLookupError):
+            select.select([os.pidfd_open(parent)], [], [])
+        end()
+
+    threading.Thread(target=watch, name="thalweg-parent", daemon=True).start()
+
+
+def _own_head() -> list[int]:
+    """File descriptors, readable when they die, of the processes of a Ray head that this process has started, if any.
+
+    Ray notices by itself, but, in the case of a raylet, only after a quarter of a minute.
+    """
+    with suppress(OSError):
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        names = {int(child): Path(f"/proc/{child}/comm").read_text().strip() for child in children}
+        return [os.pidfd_open(child) for child, name in names.items() if name in ("gcs_server", "raylet")]
+    return []
 
 
 def _init(ray: Any, orders: Orders) -> None:
@@ -207,10 +233,13 @@ def _init(ray: Any, orders: Orders) -> None:
 
 
 def main(descriptor: int) -> None:
-    """Runs a keeper for the fleet at the other end of a connection. A Ray of its own ends with this process."""
+    """Runs a keeper for the fleet at the other end of a connection.
+
+    The fleet starts it as the leader of a process group, in which a Ray of its own is too, and ends the group with it.
+    """
     connection = Connection(descriptor)
     orders: Orders = connection.recv()
-    threading.Thread(target=end_with, args=(orders.parent,), name="thalweg-parent", daemon=True).start()
+    _end_with(orders.parent, lambda: os.killpg(os.getpid(), signal.SIGKILL))
     try:
         import ray  # noqa: PLC0415 - takes a second
 
