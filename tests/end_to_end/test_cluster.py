@@ -26,24 +26,26 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 class Cluster:
-    """A server at a port that stays the same, and a fleet of three slots."""
+    """A server at a port that stays the same, and a fleet of three slots. `serve` are further arguments for the server."""
 
-    def __init__(self, home: Path, stack: ExitStack) -> None:
+    def __init__(self, home: Path, stack: ExitStack, *serve: str, data: Path | None = None) -> None:
         self._home = home
         self._stack = stack
+        self._serve = serve
+        self.data = data or home / "server"
         self.address = "127.0.0.1:0"
         self.server = self.start_server()
-        self.start_fleet()
+        self.fleet = self.start_fleet()
 
     def start_server(self) -> Running:
         """Starts the server, again if it ran before."""
-        arguments = ("serve", "--address", self.address, "--data", str(self._home / "server"))
+        arguments = ("serve", "--address", self.address, "--data", str(self.data), *self._serve)
         running, facts = self._stack.enter_context(service(self._home, *arguments))
         self.address = facts["address"]
         return running
 
     def start_fleet(self) -> Running:
-        """Starts a fleet."""
+        """Starts a fleet of the same name as others."""
         arguments = ("fleet", "--server", self.address, "--slots", "3", "--name", "spare")
         return self._stack.enter_context(service(self._home, *arguments))[0]
 

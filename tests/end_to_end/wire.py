@@ -3,8 +3,8 @@
     python wire.py NEAR FAR --delay-ms 50 --jitter-ms 5 --loss-percent 5 --seed 1
 
 Not every kernel has a queue that does this (`tc netem`). Each frame is delayed by itself, none overtakes another, and which are
-lost follows from the seed. Says `ready` on stdout when both devices are there; on SIGTERM says what became of the frames, as
-JSON, and ends, and the devices with it. Runs in the network namespace of the switch, and imports nothing but the standard library.
+lost follows from the seed. Says `ready` on stdout when both devices are there. On SIGTERM it says what became of the frames, as
+JSON, and ends, and the devices with it. Runs in the switch's network namespace, and imports nothing but the standard library.
 """
 
 import argparse
