@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +144,9 @@ def test_a_checkpoint_is_damaged(tmp_path: Path, stack: ExitStack, damaged: str)
     assert cluster.digest(watching) == undisturbed("digits", **JOB)
     notices = [event["text"] for event in watching.of("notice") if "damaged" in event["text"]]
     assert len(notices) == (len(checkpoints) if damaged == "all" else 1)
-    first_steps = [event["first_step"] for event in watching.of("steps_taken")]
-    assert any(later == 0 for _, later in pairwise(first_steps)) == (damaged == "all")
+    again = [event["status"] for event in watching.of("state_changed") if "restarted" in event["status"]]
+    assert len(again) == 1
+    assert again[0].endswith("begins again") == (damaged == "all")
 
 
 @pytest.mark.skipif(disk_problem() is not None, reason=str(disk_problem()))
