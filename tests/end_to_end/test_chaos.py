@@ -4,30 +4,29 @@ import random
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.end_to_end.command import wait_for
 from tests.end_to_end.faults import SmallDisk, disk_problem, flip_a_byte, kill, slowed
 from tests.end_to_end.test_cluster import Cluster as Processes
-from tests.end_to_end.watching import Watching, settings_of, undisturbed
+from tests.end_to_end.watching import Watching, undisturbed
 from thalweg.client import Client
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
-# Some ten seconds of work for three workers.
-JOB: dict[str, Any] = {"training__epochs": 240}
-STEPS = 23 * JOB["training__epochs"]
+# Some seconds of work for three workers.
+EPOCHS = 180
+STEPS = 23 * EPOCHS
+JOB = (f"training.epochs={EPOCHS}",)
 
 
 class Cluster(Processes):
     """A server and a fleet of three slots, and jobs that are watched from their first event on."""
 
-    def run(self, workers: int, **settings: Any) -> Watching:
+    def run(self, workers: int, *settings: str) -> Watching:
         """A job, which is `JOB` unless settings are given, with so many workers."""
-        wanted = settings_of((settings or JOB) | {"training__workers": workers})
-        arguments = [part for name, value in wanted.items() for part in ("--set", f"{name}={value}")]
+        arguments = [part for setting in (*(settings or JOB), f"training.workers={workers}") for part in ("--set", setting)]
         self.job = str(self("submit", "digits", *arguments)["job"])
         watching = Watching(self._home, self.job, self.address)
         self._stack.callback(watching.stop)
@@ -65,7 +64,7 @@ def test_workers_are_killed_at_random_until_the_job_ends(shared: Cluster, seed: 
     for number in range(1, kills + 1):
         watching.until_steps(number * STEPS // (kills + 1))
         kill(generator.choice(wait_for(lambda: watching.workers)))
-    assert shared.digest(watching) == undisturbed("digits", **JOB)
+    assert shared.digest(watching) == undisturbed("digits", *JOB)
 
 
 def test_a_job_grows_and_shrinks(shared: Cluster) -> None:
@@ -74,11 +73,11 @@ def test_a_job_grows_and_shrinks(shared: Cluster) -> None:
     for workers in (3, 1):
         shared("scale", shared.job, str(workers))
         watching.until_workers(workers)
-    assert shared.digest(watching) == undisturbed("digits", **JOB)
+    assert shared.digest(watching) == undisturbed("digits", *JOB)
 
 
 def test_one_worker_is_ten_times_slower_than_the_others(shared: Cluster) -> None:
-    expected = undisturbed("digits", **JOB)
+    expected = undisturbed("digits", *JOB)
     watching = shared.run(3)
     assert shared.digest(watching) == expected
     alone = shared("jobs", shared.job)["jobs"][0]["seconds"]
@@ -99,7 +98,7 @@ def test_another_fleet_joins_and_the_first_is_killed(tmp_path: Path, stack: Exit
     second = cluster.start_fleet()
     cluster.fleet.process.kill()
     wait_for(lambda: (watching.workers and not first & set(watching.workers)) or watching.ended)
-    assert cluster.digest(watching) == undisturbed("digits", **JOB)
+    assert cluster.digest(watching) == undisturbed("digits", *JOB)
     assert not first & set(watching.of("workers_changed")[-1]["names"])
     assert second.process.poll() is None
 
@@ -121,7 +120,7 @@ def test_the_server_is_killed_five_times(tmp_path: Path, stack: ExitStack) -> No
         cluster.kill_server()
         cluster.server = cluster.start_server()
     # It was not started again, and has missed nothing: `digest` looks at the numbers of the events.
-    assert cluster.digest(watching) == undisturbed("digits", **JOB)
+    assert cluster.digest(watching) == undisturbed("digits", *JOB)
     assert [step for step, _ in losses_of(watching)] == list(range(STEPS))
     again = Watching(tmp_path, cluster.job, cluster.address)
     again.end()
@@ -141,7 +140,7 @@ def test_a_checkpoint_is_damaged(tmp_path: Path, stack: ExitStack, damaged: str)
     for checkpoint in checkpoints if damaged == "all" else checkpoints[-1:]:
         flip_a_byte(checkpoint)
     cluster.server = cluster.start_server()
-    assert cluster.digest(watching) == undisturbed("digits", **JOB)
+    assert cluster.digest(watching) == undisturbed("digits", *JOB)
     notices = [event["text"] for event in watching.of("notice") if "damaged" in event["text"]]
     assert len(notices) == (len(checkpoints) if damaged == "all" else 1)
     again = [event["status"] for event in watching.of("state_changed") if "restarted" in event["status"]]
@@ -152,13 +151,10 @@ def test_a_checkpoint_is_damaged(tmp_path: Path, stack: ExitStack, damaged: str)
 @pytest.mark.skipif(disk_problem() is not None, reason=str(disk_problem()))
 def test_the_disk_is_full_when_a_checkpoint_is_due(tmp_path: Path, stack: ExitStack) -> None:
     # A checkpoint takes 3.7 MB; less than that, but more than events need, is left free.
-    settings: dict[str, Any] = {
-        "model__layers": "[{dense={units=4096}}, {relu={}}, {dense={units=10}}]",
-        "training__epochs": 60,
-    }
+    settings = ("model.layers=[{dense={units=4096}}, {relu={}}, {dense={units=10}}]", "training.epochs=60")
     disk = stack.enter_context(SmallDisk(tmp_path / "disk", mebibytes=64))
     cluster = Cluster(tmp_path, stack, *CHECKPOINTS, data=disk.folder / "server")
-    watching = cluster.run(2, **settings)
+    watching = cluster.run(2, *settings)
     wait_for(lambda: watching.of("checkpoint_written"))
 
     def failed() -> bool:
@@ -175,6 +171,6 @@ def test_the_disk_is_full_when_a_checkpoint_is_due(tmp_path: Path, stack: ExitSt
     written = [event["sequence"] for event in watching.of("checkpoint_written")]
     wait_for(lambda: len(watching.of("checkpoint_written")) > len(written) or watching.ended)
     assert watching.of("checkpoint_written")[-1]["sequence"] > told["sequence"]
-    assert cluster.digest(watching) == undisturbed("digits", **settings)
+    assert cluster.digest(watching) == undisturbed("digits", *settings)
     with Client(cluster.address) as client:
         assert client.job(cluster.job).message.progress.checkpoints.failed == len(watching.of("checkpoint_failed"))

@@ -100,7 +100,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def expected() -> str:
-    return undisturbed("digits", training__epochs=EPOCHS)
+    return undisturbed("digits", f"training.epochs={EPOCHS}")
 
 
 def test_a_node_is_cut_off_in_the_midst_of_a_step_and_returns(cluster: Cluster, expected: str) -> None:

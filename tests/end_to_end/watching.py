@@ -16,16 +16,11 @@ from thalweg.server import validation
 
 
 @cache
-def undisturbed(job: str, **settings: Any) -> str:
-    """The digest that a bulk-synchronous job ends with: that of a plain loop. Settings as in `training__epochs=3`."""
-    spec = load_job(job, settings_of(settings)).spec
+def undisturbed(job: str, *settings: str) -> str:
+    """The digest that a bulk-synchronous job ends with: that of a plain loop. Settings as in `training.epochs=3`."""
+    spec = load_job(job, settings).spec
     with threadpool_limits(1, "blas"):
         return layouts.digest(reference(validation.complete(spec))[0])
-
-
-def settings_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a job, from keywords."""
-    return {name.replace("__", "."): value for name, value in settings.items()}
 
 
 class Watching:
