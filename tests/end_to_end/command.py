@@ -124,9 +124,9 @@ def thalweg(home: Path, *arguments: str, program: Path = THALWEG, **environment:
 
 
 @contextmanager
-def service(home: Path, *arguments: str, **environment: str) -> Iterator[tuple[Running, dict[str, Any]]]:
+def service(home: Path, *arguments: str, program: Path = THALWEG, **environment: str) -> Iterator[tuple[Running, dict[str, Any]]]:
     """A `serve` or `fleet` that runs for as long as the context, with what it announces."""
-    running = Running(home, *arguments, "--json", program=THALWEG, **environment)
+    running = Running(home, *arguments, "--json", program=program, **environment)
     try:
         yield running, json.loads(running.line())
     finally:

@@ -28,25 +28,29 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 class Cluster:
-    """A server at a port that stays the same, and a fleet, of three slots unless said otherwise."""
+    """A server at a port that stays the same, and a fleet of three slots. `serve` and `fleet` are further arguments for the two."""
 
-    def __init__(self, home: Path, stack: ExitStack, *fleet: str) -> None:
+    def __init__(
+        self, home: Path, stack: ExitStack, *serve: str, data: Path | None = None, fleet: tuple[str, ...] = ("--slots", "3")
+    ) -> None:
         self._home = home
         self._stack = stack
+        self._serve = serve
+        self.data = data or home / "server"
         self.address = "127.0.0.1:0"
         self.server = self.start_server()
-        self.fleet = self.start_fleet(*(fleet or ("--slots", "3")))
+        self.fleet = self.start_fleet(*fleet)
 
     def start_server(self) -> Running:
         """Starts the server, again if it ran before."""
-        arguments = ("serve", "--address", self.address, "--data", str(self._home / "server"))
+        arguments = ("serve", "--address", self.address, "--data", str(self.data), *self._serve)
         running, facts = self._stack.enter_context(service(self._home, *arguments))
         self.address = facts["address"]
         return running
 
     def start_fleet(self, *options: str) -> Running:
-        """Starts a fleet."""
-        arguments = ("fleet", "--server", self.address, "--name", "spare", *options)
+        """Starts a fleet of the same name as others, of three slots unless said otherwise."""
+        arguments = ("fleet", "--server", self.address, "--name", "spare", *(options or ("--slots", "3")))
         return self._stack.enter_context(service(self._home, *arguments))[0]
 
     def __call__(self, *arguments: str) -> Any:
@@ -217,7 +221,7 @@ def test_a_ray_cluster_dies_and_is_started_again(tmp_path: Path, expected: str) 
     with ExitStack() as stack:
         stack.callback(ray.kill)
         ray.start()
-        cluster = Cluster(tmp_path, stack, "--ray-address", ray.address)
+        cluster = Cluster(tmp_path, stack, fleet=("--ray-address", ray.address))
         job = cluster.submit()
         ray.kill()
         cluster.fleet.until("Ray is lost")

@@ -72,6 +72,10 @@ class Compose:
         found: dict[str, Any] = self.thalweg("jobs", job)[0]["jobs"][0]
         return found
 
+    def serves(self) -> bool:
+        """Whether the server answers."""
+        return thalweg(self._home, "jobs", "--server", f"127.0.0.1:{self.port}").code == 0
+
     def left(self) -> dict[str, list[str]]:
         """What the engine has of this cluster."""
         label = f"label=com.docker.compose.project={self.name}"
@@ -122,6 +126,19 @@ def test_the_server_is_killed_and_comes_back_by_itself(cluster: Compose, expecte
     subprocess.run(["docker", "exec", *cluster("ps", "-q", "server").split(), "sh", "-c", "kill -9 -1"], check=False)
     events = cluster.thalweg("watch", job)
     assert any(event.get("status", "").startswith("the server was restarted") for event in events)
+    assert cluster.job(job)["weights_sha256"] == expected
+
+
+def test_the_server_is_killed_and_started_again(cluster: Compose, expected: str) -> None:
+    job = cluster.thalweg("submit", *JOB)[0]["job"]
+    wait_for(lambda: cluster.job(job)["steps"] > 50)
+    cluster("kill", "server")
+    cluster("up", "-d", "server")
+    wait_for(cluster.serves)
+    # It finishes by itself, and those who watch are told all of it.
+    events = cluster.thalweg("watch", job)
+    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+    assert cluster.job(job)["state"] == "SUCCEEDED"
     assert cluster.job(job)["weights_sha256"] == expected
 
 

@@ -34,10 +34,9 @@ from pathlib import Path
 from thalweg.contract.channel import Address
 from thalweg.server.service import Server, ServerConfig
 
-from thalweg.server.settings import RunSettings
 
-runs = RunSettings(checkpoint_seconds=float(sys.argv[2]))
-print(Server(ServerConfig(Address("127.0.0.1", 0), Path(sys.argv[1]), runs=runs)).start().port, flush=True)
+config = ServerConfig(Address("127.0.0.1", 0), Path(sys.argv[1]), checkpoint_seconds=float(sys.argv[2]))
+print(Server(config).start().port, flush=True)
 signal.pause()
 """
 

@@ -20,7 +20,7 @@ from thalweg.server.services.fleet import FleetService
 from thalweg.server.services.guard import TokenCheck
 from thalweg.server.services.parameter import ParameterService
 from thalweg.server.services.training import TrainingService
-from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
+from thalweg.server.settings import CHECKPOINT_SECONDS, SILENCE_SECONDS, RunSettings
 from thalweg.server.storage import Storage
 from thalweg.v1 import (
     fleet_service_pb2,
@@ -58,7 +58,8 @@ class ServerConfig:
     trust_network: bool = False
     resume_unfinished: bool = True
     max_upload_bytes: int = MAX_UPLOAD_BYTES
-    runs: RunSettings = DEFAULT_SETTINGS
+    silence_seconds: float = SILENCE_SECONDS
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     max_running_jobs: int = 0
 
 
@@ -142,7 +143,8 @@ class Server:
             storage = Storage(self.config.data)
         except Exception as error:
             raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
-        jobs = Jobs(storage, self.config.runs, self.config.max_running_jobs)
+        runs = RunSettings(self.config.silence_seconds, self.config.checkpoint_seconds)
+        jobs = Jobs(storage, runs, self.config.max_running_jobs)
         server = self._build(jobs)
         try:
             self.address = self._listen(server)

@@ -15,6 +15,7 @@ from thalweg.contract.channel import DEFAULT_PORT, Address, parse_address
 from thalweg.contract.errors import Violation, invalid
 
 _MEBIBYTE = 1 << 20
+_LONGEST_SECONDS = 1e6
 
 
 def serve(
@@ -44,6 +45,26 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    checkpoint_seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            min=0,
+            max=_LONGEST_SECONDS,
+            help="About how often to write a job's checkpoint; 0 for every step. 10, if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    silence_seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            min=0.1,
+            max=_LONGEST_SECONDS,
+            help="A worker that says nothing for so long is taken for lost. 10, if not given.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Runs a parameter server until Ctrl-C or SIGTERM.
@@ -65,12 +86,16 @@ def serve(
         )
         raise invalid(Violation("--address", problem))
     folder = expanded(data or served_folder()).absolute()
-    limits = {"max_running_jobs": max_running or 0}
-    if max_upload:
-        limits["max_upload_bytes"] = max_upload * _MEBIBYTE
+    given = {
+        "max_upload_bytes": max_upload and max_upload * _MEBIBYTE,
+        "max_running_jobs": max_running,
+        "checkpoint_seconds": checkpoint_seconds,
+        "silence_seconds": silence_seconds,
+    }
+    settings = {name: value for name, value in given.items() if value is not None}
     _log_to_stderr()
     with Inbox() as inbox:
-        server = start_server(where, folder, token, trust_network=trust_network, **limits)
+        server = start_server(where, folder, token, trust_network=trust_network, **settings)
         try:
             _announce(
                 {"address": str(server.address), "data": str(folder)}, f"serving at {server.address}, data in {folder}", json

@@ -1,0 +1,139 @@
+"""A server, a Ray head and two Ray nodes as hosts of their own, and a network that fails: the same bits all the same."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.end_to_end import hosts
+from tests.end_to_end.command import THALWEG, Running, service, thalweg, wait_for
+from tests.end_to_end.hosts import Host, Network
+from tests.end_to_end.watching import Watching, undisturbed
+
+_PROBLEM = hosts.problem()
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.chaos,
+    pytest.mark.netns,
+    pytest.mark.skipif(_PROBLEM is not None, reason=str(_PROBLEM)),
+]
+
+TOKEN = {"THALWEG_TOKEN": "a-secret"}
+RAY = THALWEG.with_name("ray")
+# As in docker-compose.yml. Ray alone would take a third of the memory for each host's object store.
+RAY_OPTIONS = ("--object-store-memory=80000000", "--disable-usage-stats", "--block")
+# About ten seconds of work for two workers.
+EPOCHS = 240
+
+
+class Cluster:
+    """The hosts, and what runs on them."""
+
+    def __init__(self, network: Network, stack: ExitStack) -> None:
+        self.network = network
+        self._stack = stack
+        self.server = network.host("server")
+        self.head = network.host("head")
+        self.nodes = [network.host(f"node{number}") for number in (1, 2)]
+        self.address = f"{self.server.address}:7070"
+        serve = ("serve", "--address", self.address, "--data", str(self.server.home / "data"))
+        stack.enter_context(service(self.server.home, *serve, program=self.server.thalweg, **TOKEN))
+        self._ray(self.head, "--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false")
+        self._ray_address = f"{self.head.address}:6379"
+        fleet = ("fleet", "--server", self.address, "--ray-address", self._ray_address, "--name", "hosts")
+        self.fleet, _ = stack.enter_context(service(self.head.home, *fleet, program=self.head.thalweg, **TOKEN))
+        self._running = {node: self._join(node) for node in self.nodes}
+
+    def _ray(self, host: Host, *arguments: str) -> Running:
+        """A Ray node on a host."""
+        options = (f"--node-ip-address={host.address}", *RAY_OPTIONS)
+        running = Running(host.home, "start", *arguments, *options, program=host.program(RAY))
+        self._stack.callback(running.end)
+        self._stack.callback(host.kill)
+        while "Ray runtime started" not in running.line():
+            pass
+        return running
+
+    def _join(self, node: Host) -> Running:
+        return self._ray(node, f"--address={self._ray_address}", "--num-cpus=1")
+
+    def _mend(self) -> None:
+        """Starts Ray again where it has ended, as a service manager would: a node that its head took for dead ends."""
+        for node, running in self._running.items():
+            if running.process.poll() is not None:
+                node.kill()
+                self._running[node] = self._join(node)
+
+    def _thalweg(self, *arguments: str) -> Any:
+        """What a command on the server's host answers."""
+        command = (*arguments, "--server", self.address, "--json")
+        ended = thalweg(self.server.home, *command, program=self.server.thalweg, **TOKEN)
+        assert ended.code == 0, ended.stderr
+        return ended.answer
+
+    def submit(self, epochs: int = EPOCHS) -> Watching:
+        """A job of two workers, one on each node, that has taken some steps."""
+        self._mend()
+        self.job = str(self._thalweg("submit", "digits", "--set", f"training.epochs={epochs}")["job"])
+        watching = Watching(self.server.home, self.job, self.address, self.server.thalweg, **TOKEN)
+        self._stack.callback(watching.stop)
+        watching.until_workers(2)
+        assert {name.split("/")[1] for name in watching.workers} == {node.name for node in self.nodes}
+        # By now both take part.
+        watching.until_steps(min(500, 23 * epochs // 2))
+        return watching
+
+    def digest(self, watching: Watching) -> str:
+        """The digest of what comes of a job, which is waited for."""
+        assert watching.end() == "SUCCEEDED"
+        return str(self._thalweg("jobs", self.job)["jobs"][0]["weights_sha256"])
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        network = stack.enter_context(Network(tmp_path_factory.mktemp("hosts")))
+        yield Cluster(network, stack)
+
+
+@pytest.fixture(scope="module")
+def expected() -> str:
+    return undisturbed("digits", f"training.epochs={EPOCHS}")
+
+
+def test_a_node_is_cut_off_in_the_midst_of_a_step_and_returns(cluster: Cluster, expected: str) -> None:
+    watching = cluster.submit()
+    with cluster.network.is_cut(cluster.nodes[0]):
+        watching.until_workers(1)
+        # It goes on without that node.
+        watching.until_steps(watching.steps + 100)
+    assert cluster.digest(watching) == expected
+
+
+def test_the_servers_host_is_cut_off_and_returns(cluster: Cluster, expected: str) -> None:
+    watching = cluster.submit()
+    said = cluster.fleet.stderr.count("trying again")
+    with cluster.network.is_cut(cluster.server):
+        # Both sides notice.
+        watching.until_workers(0)
+        wait_for(lambda: cluster.fleet.stderr.count("trying again") > said)
+    assert cluster.digest(watching) == expected
+
+
+@pytest.mark.skipif(hosts.wire_problem() is not None, reason=str(hosts.wire_problem()))
+def test_a_node_behind_a_line_that_delays_and_loses(cluster: Cluster, expected: str) -> None:
+    watching = cluster.submit()
+    with cluster.network.impaired(cluster.nodes[0], delay_ms=50, jitter_ms=5, loss_percent=5) as frames:
+        watching.until_steps(watching.steps + 50)
+    assert frames["lost"] > 0
+    assert cluster.digest(watching) == expected
+
+
+@pytest.mark.skipif(not shutil.which("tc"), reason="needs tc (Debian: iproute2)")
+def test_a_node_behind_a_narrow_line(cluster: Cluster, expected: str) -> None:
+    watching = cluster.submit()
+    with cluster.network.limited(cluster.nodes[0], megabits=10):
+        watching.until_steps(watching.steps + 50)
+    assert cluster.digest(watching) == expected
