@@ -1,0 +1,111 @@
+"""Checkpoints: whole or not there, on a real disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thalweg.server.checkpoints import Checkpoint, CheckpointError, Checkpoints, decode, encode
+from thalweg.server.disk import RealDisk
+from thalweg.server.messages import Position
+from thalweg.server.settings import KEPT_CHECKPOINTS
+from thalweg.v1 import job_pb2
+from thalweg.v1 import parameter_service_pb2 as pb
+
+LAYOUT = job_pb2.Layout(tensors=[job_pb2.Tensor(name="a", shape=[3])], dtype="float32")
+
+
+def make(version: int, trajectory: bool = True) -> Checkpoint:
+    return Checkpoint(
+        position=Position(version, 1 / 3, 17, (version + 1, version + 3)),
+        prepared=pb.Prepared(layout=LAYOUT, train_samples=4, preprocessing=job_pb2.Preprocessing(mean=[0.1])),
+        parameters=np.array([1, 2, version], np.float32),
+        state={"mean": np.array([3, 4, 5], np.float32), "square": np.array([6, 7, 8], np.float32)},
+        versions=(0, version) if trajectory else (),
+        trajectory=np.ones((2, 3), np.float32) if trajectory else None,
+        samples=123,
+        seconds=4.5,
+    )
+
+
+def same(left: Checkpoint | None, right: Checkpoint) -> bool:
+    return left is not None and encode(left) == encode(right)
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path / "jobs" / "a" / "checkpoints", RealDisk())
+
+
+@pytest.mark.parametrize("trajectory", [True, False])
+def test_a_checkpoint_is_read_as_it_was_written(checkpoints: Checkpoints, trajectory: bool) -> None:
+    assert checkpoints.latest() == (None, [])
+    written = make(7, trajectory)
+    assert checkpoints.write(written) == len(encode(written))
+    read, problems = checkpoints.latest()
+    assert read
+    assert not problems
+    assert (read.position, read.prepared, read.versions) == (written.position, written.prepared, written.versions)
+    assert (read.samples, read.seconds) == (123, 4.5)
+    assert same(read, written)
+
+
+def test_the_last_ones_are_kept(checkpoints: Checkpoints) -> None:
+    for version in (1, 2, 9, 10, 11):
+        checkpoints.write(make(version))
+    kept = sorted(path.name[:12] for path in checkpoints.folder.iterdir())
+    assert kept == [f"{version:012d}" for version in (10, 11)]
+    assert len(kept) == KEPT_CHECKPOINTS
+    checkpoints.remove()
+    assert list(checkpoints.folder.iterdir()) == []
+
+
+def flip(data: bytes) -> bytes:
+    return data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
+
+
+@pytest.mark.parametrize(
+    "damage", [flip, lambda data: data[:-1], lambda data: data + b"x", lambda _: b"", lambda data: bytes(len(data))]
+)
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(
+    checkpoints: Checkpoints, damage: Callable[[bytes], bytes]
+) -> None:
+    checkpoints.write(make(5))
+    checkpoints.write(make(1234))
+    newest = max(checkpoints.folder.iterdir())
+    newest.write_bytes(damage(newest.read_bytes()))
+    read, problems = checkpoints.latest()
+    assert same(read, make(5))
+    (problem,) = problems
+    assert problem.startswith("the checkpoint of step 1,234 cannot be used: it is damaged")
+
+
+def test_what_is_no_checkpoint_is_told_from_one() -> None:
+    for data in (b"", b"x" * 100, encode(make(1))[:40], encode(make(1)).replace(b"position", b"petition")):
+        with pytest.raises(CheckpointError):
+            decode(data)
+
+
+def test_other_files_are_left_alone(checkpoints: Checkpoints) -> None:
+    checkpoints.write(make(5))
+    (checkpoints.folder / "notes.txt").write_text("mine")
+    assert same(checkpoints.latest()[0], make(5))
+    checkpoints.remove()
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["notes.txt"]
+
+
+class FullDisk(RealDisk):
+    """Takes half of a file."""
+
+    def write(self, path: Path, data: bytes) -> None:
+        super().write(path, data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(checkpoints: Checkpoints) -> None:
+    checkpoints.write(make(5))
+    with pytest.raises(OSError, match="No space"):
+        Checkpoints(checkpoints.folder, FullDisk()).write(make(6))
+    assert len(list(checkpoints.folder.iterdir())) == 1
+    assert same(checkpoints.latest()[0], make(5))
