@@ -28,7 +28,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 class Cluster:
-    """A server at a port that stays the same, and a fleet of three slots. `serve` and `fleet` are further arguments for the two."""
+    """A server at a port that stays the same, and a fleet of three slots. `serve` and `fleet` are arguments for the two."""
 
     def __init__(
         self, home: Path, stack: ExitStack, *serve: str, data: Path | None = None, fleet: tuple[str, ...] = ("--slots", "3")
