@@ -17,7 +17,8 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
 from thalweg.server import plan
 from thalweg.server.checkpoints import Checkpoint, Checkpoints
-from thalweg.server.run import Ending, JobRun
+from thalweg.server.ending import Ending
+from thalweg.server.run import JobRun
 from thalweg.server.settings import RunSettings
 from thalweg.server.telemetry import Recorded, told
 from thalweg.v1 import job_pb2, training_service_pb2

@@ -13,11 +13,12 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.states import ENDED, state_name
 from thalweg.server import acceptance, validation
 from thalweg.server.checkpoints import Checkpoint
+from thalweg.server.ending import Ending
 from thalweg.server.fleets import Fleets
 from thalweg.server.initial import initial_slab
 from thalweg.server.journal import DISK_SECONDS, Journal
 from thalweg.server.places import Candidate, Queue, choose
-from thalweg.server.run import Ending, JobRun
+from thalweg.server.run import JobRun
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.storage import Storage
 from thalweg.server.telemetry import NO_WORKERS, NOTHING_RECORDED, Recorded

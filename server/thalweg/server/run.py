@@ -8,17 +8,14 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
-
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
 from thalweg.contract.states import state_name
-from thalweg.contract.sums import Sums
-from thalweg.contract.tree import Node
-from thalweg.server import messages
+from thalweg.server import messages, wire
 from thalweg.server.checkpoints import Checkpoint
 from thalweg.server.coordinator import Coordinator, Phase
+from thalweg.server.ending import Ending
 from thalweg.server.messages import Facts, WorkerId
 from thalweg.server.parameters import Parameters
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
@@ -27,11 +24,6 @@ from thalweg.server.trajectory import Trajectory
 from thalweg.v1 import job_pb2, parameter_service_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
-# What no honest worker comes near, and a broken one may not fill the server's memory with.
-_MOST_SAMPLES = 1 << 28
-_MOST_TENSORS = 4096
-_MOST_AXES = 8
-_MOST_CHARACTERS = 2000
 
 
 class Connection(Protocol):
@@ -47,39 +39,6 @@ class Connection(Protocol):
     def evict(self) -> None:
         """Ends the stream of a worker that is taken for lost."""
         ...
-
-
-class Ending:
-    """What a run leaves when it ends."""
-
-    def __init__(self, job_id: str, finish: messages.Finish) -> None:
-        self.job_id = job_id
-        self.state = finish.state
-        self.error = finish.error
-        self.header: training_service_pb2.ParametersHeader | None = None
-        self.slab: Slab | None = None
-        self.trajectory: Trajectory | None = None
-        self.result: job_pb2.Result | None = None
-        self.checkpoint: Checkpoint | None = None
-
-    def collect(self, run: "JobRun", finish: messages.Finish) -> None:
-        """Takes what a run has, if it has parameters."""
-        now = run.parameters_now()
-        if now is None:
-            return
-        self.header, self.slab = now
-        if finish.position:
-            self.checkpoint = run.checkpoint(finish.position)
-        plan = run.coordinator.plan
-        if run.trajectory:
-            run.trajectory.add(self.header.version, self.slab)
-            self.trajectory = run.trajectory
-        epochs = plan.epoch_of(self.header.version) if plan else run.job.progress.epoch
-        self.result = run.telemetry.result(self.header.version, epochs, self.header.sha256)
-        if finish.train:
-            self.result.train.CopyFrom(finish.train)
-        if finish.validation:
-            self.result.validation.CopyFrom(finish.validation)
 
 
 class JobRun:
@@ -167,7 +126,7 @@ class JobRun:
 
     def worker_crashed(self, problem: str) -> None:
         """A fleet tells that a worker of this job ended by itself."""
-        self.handle(messages.WorkerCrashed(problem[:_MOST_CHARACTERS]))
+        self.handle(messages.WorkerCrashed(problem[: wire.MOST_CHARACTERS]))
 
     def tick(self) -> None:
         """Some time has passed."""
@@ -195,33 +154,19 @@ class JobRun:
 
     def receive(self, worker: WorkerId, message: parameter_service_pb2.WorkRequest) -> None:
         """Takes a worker's message. Raises ThalwegError if it makes no sense."""
-        match message.WhichOneof("message"):
-            case "gradient":
-                self._receive_gradient(worker, message.gradient)
-            case "evaluation":
-                answer = message.evaluation
-                sums = Sums(answer.sums.loss, answer.sums.correct, answer.sums.samples)
-                self.handle(messages.EvaluationReceived(worker, answer.version, answer.split, answer.first, sums))
-            case "prepared":
-                self._receive_prepared(worker, message.prepared)
-            case "initial":
-                chunk = message.initial.chunk
-                self.handle(messages.InitialReceived(worker, chunk, self._values(chunk, message.initial.data)))
-            case "heartbeat":
-                self.handle(messages.HeartbeatReceived(worker))
-            case "failure":
-                self.handle(messages.WorkerFailed(worker, message.failure.problem[:_MOST_CHARACTERS]))
-            case kind:
-                raise _violation(f"{kind or 'an empty message'} was not expected")
+        if message.HasField("prepared"):
+            self._receive_prepared(worker, message.prepared)
+        else:
+            self.handle(wire.event_of(worker, message, self.parameters))
 
     def _receive_prepared(self, worker: WorkerId, prepared: parameter_service_pb2.Prepared) -> None:
-        _check_prepared(prepared, self.job.spec.model.dtype)
+        wire.check_prepared(prepared, self.job.spec.model.dtype)
         elements = layouts.elements(prepared.layout)
         facts = Facts(elements, prepared.train_samples, prepared.validation_samples, prepared.classifier)
         if self._prepared is None:
             self._prepared = prepared
         elif self._prepared.layout != prepared.layout:
-            raise _violation("another layout than the first worker's")
+            raise wire.violation("another layout than the first worker's")
         self.handle(messages.WorkerPrepared(worker, facts))
 
     def _allocate(self) -> None:
@@ -250,25 +195,6 @@ class JobRun:
         except ValueError as error:
             raise _JobError(str(error)) from error
 
-    def _receive_gradient(self, worker: WorkerId, gradient: parameter_service_pb2.GradientChunk) -> None:
-        if gradient.HasField("sums") != (gradient.chunk == 0):
-            raise _violation("sums come with chunk 0 and only with it")
-        sums = Sums(gradient.sums.loss, gradient.sums.correct, gradient.sums.samples) if gradient.chunk == 0 else None
-        values = self._values(gradient.chunk, gradient.data)
-        node = Node(gradient.level, gradient.index)
-        event = messages.ContributionReceived(worker, gradient.version, gradient.step, node, gradient.chunk, sums, values)
-        self.handle(event)
-
-    def _values(self, chunk: int, data: bytes) -> Slab:
-        """The numbers of a chunk, not copied. Raises ThalwegError if there are too many or too few."""
-        if self.parameters is None or chunk >= self.parameters.plan.chunks:
-            raise _violation(f"there is no chunk {chunk}")
-        where = self.parameters.plan.chunk_range(chunk)
-        wanted = (where.stop - where.start) * self.parameters.dtype.itemsize
-        if len(data) != wanted:
-            raise _violation(f"chunk {chunk} has {len(data)} bytes, not {wanted}")
-        return np.frombuffer(data, self.parameters.dtype)
-
     def handle(self, event: messages.Event) -> None:
         """Lets the coordinator decide about an event, and carries its decisions out. If that fails, so does the job."""
         try:
@@ -293,13 +219,11 @@ class JobRun:
         match decision:
             case messages.SendRange(workers, version, chunk):
                 self._send_range(workers, version, chunk)
-            case messages.AssignDifferentiate():
-                self._assign_differentiate(decision)
+            case messages.AssignDifferentiate(worker, _, _, again):
+                self.telemetry.contributions.reissued_tasks += again
+                self._send(worker, wire.differentiate(decision))
             case messages.AssignEvaluate(worker, task):
-                message = parameter_service_pb2.EvaluateTask(
-                    version=task.version, split=task.split, first=task.first, end=task.end
-                )
-                self._send(worker, parameter_service_pb2.WorkResponse(evaluate=message))
+                self._send(worker, wire.evaluate(task))
             case messages.AssignInitialize(worker):
                 initialize = parameter_service_pb2.InitializeTask()
                 self._send(worker, parameter_service_pb2.WorkResponse(initialize=initialize))
@@ -359,20 +283,6 @@ class JobRun:
         message = parameter_service_pb2.WorkResponse(parameters=part)
         for worker in workers:
             self._send(worker, message)
-
-    def _assign_differentiate(self, decision: messages.AssignDifferentiate) -> None:
-        task = decision.task
-        self.telemetry.contributions.reissued_tasks += decision.again
-        message = parameter_service_pb2.DifferentiateTask(
-            version=decision.version,
-            step=task.step,
-            steps=task.steps,
-            level=task.node.level,
-            index=task.node.index,
-            first_chunk=task.first_chunk,
-            end_chunk=task.end_chunk,
-        )
-        self._send(decision.worker, parameter_service_pb2.WorkResponse(differentiate=message))
 
     def _count(self, reason: messages.Drop) -> None:
         counts = self.telemetry.contributions
@@ -441,17 +351,3 @@ class JobRun:
 
 class _JobError(Exception):
     """A decision cannot be carried out, for a reason that is the job's."""
-
-
-def _check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None:
-    if not 0 < prepared.train_samples <= _MOST_SAMPLES or prepared.validation_samples > _MOST_SAMPLES:
-        raise _violation("no training samples, or too many samples")
-    tensors = prepared.layout.tensors
-    if len(tensors) > _MOST_TENSORS or any(len(tensor.shape) > _MOST_AXES for tensor in tensors):
-        raise _violation("a layout of too many tensors or axes")
-    if prepared.layout.dtype != dtype or len({tensor.name for tensor in tensors}) < len(tensors):
-        raise _violation("a layout of another dtype, or with two tensors of one name")
-
-
-def _violation(problem: str) -> ThalwegError:
-    return ThalwegError("PROTOCOL_VIOLATION", {"problem": problem})

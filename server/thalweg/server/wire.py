@@ -1,0 +1,95 @@
+"""What workers say, as events; what is decided for them, as messages. What no honest worker says is refused here."""
+
+import numpy as np
+
+from thalweg.contract.errors import ThalwegError
+from thalweg.contract.layout import Slab
+from thalweg.contract.sums import Sums
+from thalweg.contract.tree import Node
+from thalweg.server import messages
+from thalweg.server.messages import WorkerId
+from thalweg.server.parameters import Parameters
+from thalweg.v1 import parameter_service_pb2
+
+# What no honest worker comes near, and a broken one may not fill the server's memory with.
+MOST_CHARACTERS = 2000
+_MOST_SAMPLES = 1 << 28
+_MOST_TENSORS = 4096
+_MOST_AXES = 8
+
+
+def event_of(worker: WorkerId, message: parameter_service_pb2.WorkRequest, parameters: Parameters | None) -> messages.Event:
+    """The event that a worker's message is, unless it says `prepared`. Raises ThalwegError if it makes no sense."""
+    match message.WhichOneof("message"):
+        case "gradient":
+            gradient = message.gradient
+            if gradient.HasField("sums") != (gradient.chunk == 0):
+                raise violation("sums come with chunk 0 and only with it")
+            sums = _sums(gradient.sums) if gradient.chunk == 0 else None
+            values = _values(parameters, gradient.chunk, gradient.data)
+            node = Node(gradient.level, gradient.index)
+            return messages.ContributionReceived(worker, gradient.version, gradient.step, node, gradient.chunk, sums, values)
+        case "evaluation":
+            answer = message.evaluation
+            return messages.EvaluationReceived(worker, answer.version, answer.split, answer.first, _sums(answer.sums))
+        case "initial":
+            chunk = message.initial.chunk
+            return messages.InitialReceived(worker, chunk, _values(parameters, chunk, message.initial.data))
+        case "heartbeat":
+            return messages.HeartbeatReceived(worker)
+        case "failure":
+            return messages.WorkerFailed(worker, message.failure.problem[:MOST_CHARACTERS])
+        case kind:
+            raise violation(f"{kind or 'an empty message'} was not expected")
+
+
+def _sums(sums: parameter_service_pb2.Sums) -> Sums:
+    return Sums(sums.loss, sums.correct, sums.samples)
+
+
+def _values(parameters: Parameters | None, chunk: int, data: bytes) -> Slab:
+    """The numbers of a chunk, not copied. Raises ThalwegError if there are too many or too few."""
+    if parameters is None or chunk >= parameters.plan.chunks:
+        raise violation(f"there is no chunk {chunk}")
+    where = parameters.plan.chunk_range(chunk)
+    wanted = (where.stop - where.start) * parameters.dtype.itemsize
+    if len(data) != wanted:
+        raise violation(f"chunk {chunk} has {len(data)} bytes, not {wanted}")
+    return np.frombuffer(data, parameters.dtype)
+
+
+def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None:
+    """Raises ThalwegError if what a worker says of its model and data makes no sense."""
+    if not 0 < prepared.train_samples <= _MOST_SAMPLES or prepared.validation_samples > _MOST_SAMPLES:
+        raise violation("no training samples, or too many samples")
+    tensors = prepared.layout.tensors
+    if len(tensors) > _MOST_TENSORS or any(len(tensor.shape) > _MOST_AXES for tensor in tensors):
+        raise violation("a layout of too many tensors or axes")
+    if prepared.layout.dtype != dtype or len({tensor.name for tensor in tensors}) < len(tensors):
+        raise violation("a layout of another dtype, or with two tensors of one name")
+
+
+def violation(problem: str) -> ThalwegError:
+    """The error of a peer that breaks the protocol."""
+    return ThalwegError("PROTOCOL_VIOLATION", {"problem": problem})
+
+
+def differentiate(decision: messages.AssignDifferentiate) -> parameter_service_pb2.WorkResponse:
+    """The message that gives a worker a gradient to compute."""
+    task = decision.task
+    message = parameter_service_pb2.DifferentiateTask(
+        version=decision.version,
+        step=task.step,
+        steps=task.steps,
+        level=task.node.level,
+        index=task.node.index,
+        first_chunk=task.first_chunk,
+        end_chunk=task.end_chunk,
+    )
+    return parameter_service_pb2.WorkResponse(differentiate=message)
+
+
+def evaluate(task: messages.EvaluationTask) -> parameter_service_pb2.WorkResponse:
+    """The message that gives a worker metrics to compute."""
+    message = parameter_service_pb2.EvaluateTask(version=task.version, split=task.split, first=task.first, end=task.end)
+    return parameter_service_pb2.WorkResponse(evaluate=message)
