@@ -9,6 +9,7 @@ import pytest
 
 from tests.end_to_end import hosts
 from tests.end_to_end.command import THALWEG, Running, service, thalweg, wait_for
+from tests.end_to_end.faults import slowed
 from tests.end_to_end.hosts import Host, Network
 from tests.end_to_end.watching import Watching, undisturbed
 
@@ -24,8 +25,8 @@ TOKEN = {"THALWEG_TOKEN": "a-secret"}
 RAY = THALWEG.with_name("ray")
 # As in docker-compose.yml. Ray alone would take a third of the memory for each host's object store.
 RAY_OPTIONS = ("--object-store-memory=80000000", "--disable-usage-stats", "--block")
-# About ten seconds of work for two workers.
-EPOCHS = 240
+# Some seconds of work for two workers.
+EPOCHS = 200
 
 
 class Cluster:
@@ -59,7 +60,7 @@ class Cluster:
     def _join(self, node: Host) -> Running:
         return self._ray(node, f"--address={self._ray_address}", "--num-cpus=1")
 
-    def _mend(self) -> None:
+    def mend(self) -> None:
         """Starts Ray again where it has ended, as a service manager would: a node that its head took for dead ends."""
         for node, running in self._running.items():
             if running.process.poll() is not None:
@@ -73,16 +74,16 @@ class Cluster:
         assert ended.code == 0, ended.stderr
         return ended.answer
 
-    def submit(self, epochs: int = EPOCHS) -> Watching:
+    def submit(self) -> Watching:
         """A job of two workers, one on each node, that has taken some steps."""
-        self._mend()
-        self.job = str(self._thalweg("submit", "digits", "--set", f"training.epochs={epochs}")["job"])
+        self.mend()
+        self.job = str(self._thalweg("submit", "digits", "--set", f"training.epochs={EPOCHS}")["job"])
         watching = Watching(self.server.home, self.job, self.address, self.server.thalweg, **TOKEN)
         self._stack.callback(watching.stop)
         watching.until_workers(2)
         assert {name.split("/")[1] for name in watching.workers} == {node.name for node in self.nodes}
         # By now both take part.
-        watching.until_steps(min(500, 23 * epochs // 2))
+        watching.until_steps(500)
         return watching
 
     def digest(self, watching: Watching) -> str:
@@ -105,10 +106,22 @@ def expected() -> str:
 
 def test_a_node_is_cut_off_in_the_midst_of_a_step_and_returns(cluster: Cluster, expected: str) -> None:
     watching = cluster.submit()
-    with cluster.network.is_cut(cluster.nodes[0]):
-        watching.until_workers(1)
-        # It goes on without that node.
-        watching.until_steps(watching.steps + 100)
+    cut = next(name for name in watching.workers if cluster.nodes[0].name in name)
+    (other,) = set(watching.workers) - {cut}
+
+    def is_back() -> bool:
+        cluster.mend()
+        return len(watching.workers) == 2 or watching.ended
+
+    # The other is slowed, so that the job is still there when the node returns.
+    with slowed(other):
+        with cluster.network.is_cut(cluster.nodes[0]):
+            # It goes on without that node, which then is taken for lost.
+            watching.until_steps(watching.steps + 20)
+            watching.until_workers(1)
+            assert watching.workers == [other]
+        wait_for(is_back)
+        assert cut not in watching.workers
     assert cluster.digest(watching) == expected
 
 
