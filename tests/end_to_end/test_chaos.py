@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 EPOCHS = 180
 STEPS = 23 * EPOCHS
 JOB = (f"training.epochs={EPOCHS}",)
+# How often something is killed in the course of a job.
+KILLS = 5
 
 
 class Cluster(Processes):
@@ -60,28 +62,30 @@ def stack() -> Iterator[ExitStack]:
 def test_workers_are_killed_at_random_until_the_job_ends(shared: Cluster, seed: int) -> None:
     generator = random.Random(seed)
     watching = shared.run(3)
-    kills = 5
-    for number in range(1, kills + 1):
-        watching.until_steps(number * STEPS // (kills + 1))
+    for number in range(1, KILLS + 1):
+        watching.until_steps(number * STEPS // (KILLS + 3))
         kill(generator.choice(wait_for(lambda: watching.workers)))
     assert shared.digest(watching) == undisturbed("digits", *JOB)
 
 
 def test_a_job_grows_and_shrinks(shared: Cluster) -> None:
     watching = shared.run(1)
-    watching.until_steps(STEPS // 20)
-    for workers in (3, 1):
-        shared("scale", shared.job, str(workers))
-        watching.until_workers(workers)
+    watching.until_workers(1)
+    # It is slowed, so that the job is still there when the others come.
+    with slowed(watching.workers[0]):
+        for workers in (3, 1):
+            shared("scale", shared.job, str(workers))
+            watching.until_workers(workers)
     assert shared.digest(watching) == undisturbed("digits", *JOB)
 
 
 def test_one_worker_is_ten_times_slower_than_the_others(shared: Cluster) -> None:
-    expected = undisturbed("digits", *JOB)
-    watching = shared.run(3)
+    short = ("training.epochs=60",)
+    expected = undisturbed("digits", *short)
+    watching = shared.run(3, *short)
     assert shared.digest(watching) == expected
     alone = shared("jobs", shared.job)["jobs"][0]["seconds"]
-    watching = shared.run(3)
+    watching = shared.run(3, *short)
     watching.until_workers(3)
     with slowed(watching.workers[0]):
         assert shared.digest(watching) == expected
@@ -93,8 +97,11 @@ def test_another_fleet_joins_and_the_first_is_killed(tmp_path: Path, stack: Exit
     cluster = Cluster(tmp_path, stack)
     watching = cluster.run(2)
     watching.until_workers(2)
-    watching.until_steps(STEPS // 10)
     first = set(watching.workers)
+    # They are slowed, so that the job is still there when the other fleet is.
+    for worker in first:
+        stack.enter_context(slowed(worker))
+    watching.until_steps(STEPS // 20)
     second = cluster.start_fleet()
     cluster.fleet.process.kill()
     wait_for(lambda: (watching.workers and not first & set(watching.workers)) or watching.ended)
@@ -103,7 +110,7 @@ def test_another_fleet_joins_and_the_first_is_killed(tmp_path: Path, stack: Exit
     assert second.process.poll() is None
 
 
-CHECKPOINTS = ("--checkpoint-seconds", "1")
+CHECKPOINTS = ("--checkpoint-seconds", "0.2")
 
 
 def losses_of(watching: Watching) -> list[tuple[int, float]]:
@@ -114,9 +121,8 @@ def losses_of(watching: Watching) -> list[tuple[int, float]]:
 def test_the_server_is_killed_five_times(tmp_path: Path, stack: ExitStack) -> None:
     cluster = Cluster(tmp_path, stack, *CHECKPOINTS)
     watching = cluster.run(2)
-    kills = 5
-    for number in range(1, kills + 1):
-        watching.until_steps(number * STEPS // (kills + 1))
+    for number in range(1, KILLS + 1):
+        watching.until_steps(number * STEPS // (KILLS + 3))
         cluster.kill_server()
         cluster.server = cluster.start_server()
     # It was not started again, and has missed nothing: `digest` looks at the numbers of the events.
@@ -151,7 +157,7 @@ def test_a_checkpoint_is_damaged(tmp_path: Path, stack: ExitStack, damaged: str)
 @pytest.mark.skipif(disk_problem() is not None, reason=str(disk_problem()))
 def test_the_disk_is_full_when_a_checkpoint_is_due(tmp_path: Path, stack: ExitStack) -> None:
     # A checkpoint takes 3.7 MB; less than that, but more than events need, is left free.
-    settings = ("model.layers=[{dense={units=4096}}, {relu={}}, {dense={units=10}}]", "training.epochs=60")
+    settings = ("model.layers=[{dense={units=4096}}, {relu={}}, {dense={units=10}}]", "training.epochs=30")
     disk = stack.enter_context(SmallDisk(tmp_path / "disk", mebibytes=64))
     cluster = Cluster(tmp_path, stack, *CHECKPOINTS, data=disk.folder / "server")
     watching = cluster.run(2, *settings)
