@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.end_to_end.peer import DEADLINE
 from tests.server.test_training_service import make_spec
 from thalweg.server.fleets import Shares, Wish, allot
+from thalweg.server.run import JobRun
 from thalweg.server.service import Server
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc
 from thalweg.v1 import training_service_pb2 as pb
@@ -291,3 +293,19 @@ def test_a_worker_that_ended_is_noticed(server: Server, stub: TrainingServiceStu
                 break
     assert response.event.notice.text.startswith("a worker of fleet mill ended and is replaced: killed xxx")
     assert len(response.event.notice.text) < 1100
+
+
+def test_a_job_is_told_of_workers_that_crash(server: Server, stub: TrainingServiceStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    crashes: list[str] = []
+    monkeypatch.setattr(JobRun, "worker_crashed", lambda _, problem: crashes.append(problem))
+    create(stub, "a", 1)
+    with attending(server, 1, "far") as fleet:
+        for problem, crashed in (("no server", False), ("no luck", True)):
+            exited = fleet_service_pb2.WorkerExited(job_id="a", problem=problem, crashed=crashed)
+            fleet.outbox.put(fleet_service_pb2.AttendRequest(worker_exited=exited))
+        events = stub.WatchJob(pb.WatchJobRequest(job_id="a"), timeout=DEADLINE)
+        notices = (event.event.notice.text for event in events if event.event.HasField("notice"))
+        assert next(notices) == "a worker of fleet far ended and is replaced: no server"
+        assert next(notices) == "a worker of fleet far ended and is replaced: no luck"
+        stub.CancelJob(pb.CancelJobRequest(job_id="a"))
+    assert crashes == ["no luck"]

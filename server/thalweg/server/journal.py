@@ -53,7 +53,7 @@ class Journal:
             self._flusher.cancel()
         await self.run(self.storage.close)
         self._thread.shutdown()
-        self._background.shutdown(wait=False)
+        self._background.shutdown()
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls a function of the storage in its thread."""

@@ -24,10 +24,11 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2 as pb
 
 # Ray reads these when it is imported. The last: after how many seconds without the head a driver ends.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "3")
-
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "3",
+}
 # How often it looks whether actors ended or nodes came: Ray tells neither by itself.
 _LOOK_SECONDS = 0.25
 FIRST_BACKOFF = 0.5
@@ -240,6 +241,7 @@ def main(descriptor: int) -> None:
     connection = Connection(descriptor)
     orders: Orders = connection.recv()
     _end_with(orders.parent, lambda: os.killpg(os.getpid(), signal.SIGKILL))
+    os.environ.update(_ENVIRONMENT | os.environ)
     try:
         import ray  # noqa: PLC0415 - takes a second
 

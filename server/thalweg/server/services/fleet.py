@@ -16,6 +16,7 @@ from thalweg.v1 import fleet_service_pb2_grpc
 
 _log = logging.getLogger(__name__)
 _SLOTS = pb.Capacity.DESCRIPTOR.fields_by_name["slots"]
+_MOST_CHARACTERS = 1000
 
 
 class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
@@ -56,7 +57,7 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
                 exited = request.worker_exited
                 run = self._jobs.run(exited.job_id)
                 if run:
-                    problem = f"a worker of fleet {fleet.name} ended and is replaced: {exited.problem[:1000]}"
-                    run.telemetry.notice(problem)
+                    problem = exited.problem[:_MOST_CHARACTERS]
+                    run.telemetry.notice(f"a worker of fleet {fleet.name} ended and is replaced: {problem}")
                     if exited.crashed:
-                        run.worker_crashed(exited.problem[:1000])
+                        run.worker_crashed(problem)
