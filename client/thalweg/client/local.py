@@ -71,7 +71,7 @@ def start_fleet(
     slots: int | None = None,
     name: str | None = None,
 ) -> "Fleet":
-    """A running fleet that attends on a server. To be called in the main thread. Raises ThalwegError if Ray cannot be had."""
+    """A running fleet that attends on a server. Raises ThalwegError if Ray cannot be had."""
     require_ray()
     with needs("workers", "the workers are"):
         from thalweg.workers.fleet import Fleet, FleetConfig, FleetError  # noqa: PLC0415 - an extra
@@ -101,7 +101,7 @@ class Embedded:
         self.client = self._stack.enter_context(Client(self._address, self._token))
 
     def start_fleet(self, slots: int) -> None:
-        """Starts Ray with so many CPU slots, and workers on it as jobs want them. To be called in the main thread."""
+        """Starts Ray with so many CPU slots, and workers on it as jobs want them."""
         fleet = start_fleet(self._address, self._token, slots=slots, name="embedded")
         self._stack.callback(fleet.stop)
 
@@ -160,7 +160,7 @@ def attached(folder: Path | None, token: str | None = None) -> Iterator[Client]:
 def local(workers: int = 2, data: str | Path | None = None) -> Iterator[Client]:
     """A client of a server of its own, with Ray and `workers` CPU slots on this machine, all for as long as the context.
 
-    `data` is the folder in which jobs are kept. To be called in the main thread. Raises ThalwegError if an extra that it needs,
+    `data` is the folder in which jobs are kept. Raises ThalwegError if an extra that it needs,
     `server` or `workers`, is not installed, or if the folder is in use.
     """
     require_ray()
