@@ -124,6 +124,7 @@ def test_the_server_is_killed_and_comes_back_by_itself(cluster: Compose, expecte
     wait_for(lambda: cluster.job(job)["steps"] > 50)
     # All processes of the container but this one and the first.
     subprocess.run(["docker", "exec", *cluster("ps", "-q", "server").split(), "sh", "-c", "kill -9 -1"], check=False)
+    wait_for(cluster.serves)
     events = cluster.thalweg("watch", job)
     assert any(event.get("status", "").startswith("the server was restarted") for event in events)
     assert cluster.job(job)["weights_sha256"] == expected

@@ -115,6 +115,24 @@ def test_watching_goes_on_behind_any_number(tmp_path: Path, after: int) -> None:
     run(test())
 
 
+def test_watching_goes_on_behind_an_end_that_was_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_PAGE", 2)
+
+    async def test() -> None:
+        async with running_journal(tmp_path, "a") as (journal, _):
+            note(journal, "one")
+            end(journal)
+            resumed = job_pb2.Job(id="a", state=job_pb2.JOB_STATE_QUEUED)
+            journal.record("a", training_service_pb2.Event(state_changed=training_service_pb2.StateChanged(job=resumed)))
+            await journal.settled()
+            watching = asyncio.create_task(told(journal))
+            note(journal, "two")
+            end(journal)
+            assert await watching == [1, 2, 3, 4, 5]
+
+    run(test())
+
+
 def test_whoever_watches_a_job_that_does_not_exist_is_told_nothing(tmp_path: Path) -> None:
     async def test() -> None:
         async with running_journal(tmp_path) as (journal, _):

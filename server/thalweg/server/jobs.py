@@ -140,13 +140,9 @@ class Jobs:
     async def _write(self, run: JobRun, checkpoint: Checkpoint) -> None:
         began, size, problem = time.monotonic(), 0, ""
         try:
-            # A checkpoint may not be ahead of the events that are on disk: the steps behind it are never taken again.
-            await asyncio.wait_for(self.journal.settled(), DISK_SECONDS)
-            size = await self.journal.run_aside(self.storage.checkpoints(run.job.id).write, checkpoint)
-        except TimeoutError:
-            problem = "the events before it cannot be written"
-        except OSError as error:
-            problem = str(error)
+            size = await self._write_behind_events(run.job.id, checkpoint)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next one is tried
+            problem = str(error) or type(error).__name__
         if problem:
             _log.error("job %s: cannot write a checkpoint: %s", run.job.id, problem)
         if self.run(run.job.id) is run:
@@ -362,13 +358,20 @@ class Jobs:
         run.telemetry.enter(ending.state, "")
         await self.journal.settled()
         if ending.state == job_pb2.JOB_STATE_SUCCEEDED:
-            await self.journal.run_aside(self.storage.checkpoints(job.id).remove)
+            await self._remove_checkpoints(job.id)
         self.journal.close(job.id)
         run.dismiss()
         del self._runs[job.id]
         self._begun_before.discard(job.id)
         self.allot()
         del self._endings[job.id]
+
+    async def _remove_checkpoints(self, job_id: str) -> None:
+        try:
+            await self.journal.run_aside(self.storage.checkpoints(job_id).remove)
+        except OSError as error:
+            # They take room until the job is deleted, and do no other harm.
+            _log.error("job %s: cannot remove its checkpoints: %s", job_id, error)
 
     async def _keep_checkpoint(self, ending: Ending) -> None:
         """Keeps where a job is that ended before its time."""
@@ -377,9 +380,19 @@ class Jobs:
         if ending.checkpoint is None:
             return
         try:
-            await self.journal.run_aside(self.storage.checkpoints(ending.job_id).write, ending.checkpoint)
+            await self._write_behind_events(ending.job_id, ending.checkpoint)
         except OSError as error:
             self._runs[ending.job_id].telemetry.notice(f"no checkpoint of the last step could be kept: {error}")
+
+    async def _write_behind_events(self, job_id: str, checkpoint: Checkpoint) -> int:
+        """Makes a checkpoint durable and gives its size. It may not be ahead of the events on disk: the steps behind it are never
+        taken again. Raises OSError.
+        """
+        try:
+            await asyncio.wait_for(self.journal.settled(), DISK_SECONDS)
+        except TimeoutError:
+            raise OSError("the events before it cannot be written") from None
+        return await self.journal.run_aside(self.storage.checkpoints(job_id).write, checkpoint)
 
     async def _keep(self, ending: Ending) -> None:
         if ending.header is None or ending.slab is None:

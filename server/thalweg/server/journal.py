@@ -115,8 +115,6 @@ class Journal:
                 yield event
                 after = event.sequence
             if events:
-                if events[-1].HasField("state_changed") and events[-1].state_changed.job.state in ENDED:
-                    return
                 continue
             if job is None or job.state in ENDED:
                 return
