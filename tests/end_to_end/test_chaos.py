@@ -156,15 +156,15 @@ def test_a_checkpoint_is_damaged(tmp_path: Path, stack: ExitStack, damaged: str)
 
 @pytest.mark.skipif(disk_problem() is not None, reason=str(disk_problem()))
 def test_the_disk_is_full_when_a_checkpoint_is_due(tmp_path: Path, stack: ExitStack) -> None:
-    # A checkpoint takes 3.7 MB; less than that, but more than events need, is left free.
-    settings = ("model.layers=[{dense={units=4096}}, {relu={}}, {dense={units=10}}]", "training.epochs=30")
-    disk = stack.enter_context(SmallDisk(tmp_path / "disk", mebibytes=64))
+    # A checkpoint takes some 9 MB, SQLite's log of events 4 MB at most.
+    settings = ("model.layers=[{dense={units=10240}}, {relu={}}, {dense={units=10}}]", "training.epochs=20")
+    disk = stack.enter_context(SmallDisk(tmp_path / "disk", mebibytes=256))
     cluster = Cluster(tmp_path, stack, *CHECKPOINTS, data=disk.folder / "server")
     watching = cluster.run(2, *settings)
-    wait_for(lambda: watching.of("checkpoint_written"))
+    size = int(wait_for(lambda: watching.of("checkpoint_written"))[0]["bytes"])
 
     def failed() -> bool:
-        disk.fill(free=2 << 20)
+        disk.fill(free=size * 2 // 3)
         return bool(watching.of("checkpoint_failed")) or watching.ended
 
     wait_for(failed)
