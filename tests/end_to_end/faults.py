@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
+from tests.end_to_end.command import wait_for
+
 # How long a slowed process runs and rests by turns: a tenth of the time, in turns no longer than a few steps of a small model.
 _RUNS_SECONDS = 0.002
 _RESTS_SECONDS = 0.018
@@ -23,6 +27,17 @@ def kill(worker: str) -> None:
     """Kills a worker by its name, if it still runs."""
     with suppress(ProcessLookupError):
         os.kill(pid_of(worker), signal.SIGKILL)
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Stops a process for as long as the context."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_for(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @contextmanager
@@ -86,8 +101,8 @@ class SmallDisk:
         state = os.statvfs(self.folder)
         excess = state.f_bavail * state.f_frsize - free
         if excess > 0:
-            with self._filler.open("ab") as filler, suppress(OSError):
-                filler.write(bytes(excess))
+            with self._filler.open("ab") as filler:
+                os.posix_fallocate(filler.fileno(), filler.tell(), excess)
 
     def clear(self) -> None:
         """Removes what filled the disk."""

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.command import wait_for
-from tests.end_to_end.faults import SmallDisk, disk_problem, flip_a_byte, kill, slowed
+from tests.end_to_end.faults import SmallDisk, disk_problem, flip_a_byte, kill, slowed, stopped
 from tests.end_to_end.test_cluster import Cluster as Processes
 from tests.end_to_end.watching import Watching, undisturbed
 from thalweg.client import Client
+from thalweg.server.settings import KEPT_CHECKPOINTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
@@ -156,18 +157,25 @@ def test_a_checkpoint_is_damaged(tmp_path: Path, stack: ExitStack, damaged: str)
 
 @pytest.mark.skipif(disk_problem() is not None, reason=str(disk_problem()))
 def test_the_disk_is_full_when_a_checkpoint_is_due(tmp_path: Path, stack: ExitStack) -> None:
-    # A checkpoint takes 3.7 MB; less than that, but more than events need, is left free.
-    settings = ("model.layers=[{dense={units=4096}}, {relu={}}, {dense={units=10}}]", "training.epochs=30")
-    disk = stack.enter_context(SmallDisk(tmp_path / "disk", mebibytes=64))
+    # A checkpoint takes some 9 MB, SQLite's log of events 4 MB at most.
+    settings = ("model.layers=[{dense={units=10240}}, {relu={}}, {dense={units=10}}]", "training.epochs=20")
+    disk = stack.enter_context(SmallDisk(tmp_path / "disk", mebibytes=256))
     cluster = Cluster(tmp_path, stack, *CHECKPOINTS, data=disk.folder / "server")
     watching = cluster.run(2, *settings)
-    wait_for(lambda: watching.of("checkpoint_written"))
+    size = int(wait_for(lambda: watching.of("checkpoint_written"))[0]["bytes"])
+    folder = cluster.data / "jobs" / cluster.job / "checkpoints"
 
-    def failed() -> bool:
-        disk.fill(free=2 << 20)
-        return bool(watching.of("checkpoint_failed")) or watching.ended
+    def filled() -> bool:
+        """Fills the disk, unless a checkpoint is just being written, or takes the place of an older one."""
+        with stopped(cluster.server.process.pid):
+            files = list(folder.iterdir())
+            idle = len(files) <= KEPT_CHECKPOINTS and all(path.suffix == ".safetensors" for path in files)
+            if idle:
+                disk.fill(free=size * 2 // 3)
+        return idle
 
-    wait_for(failed)
+    wait_for(filled)
+    wait_for(lambda: watching.of("checkpoint_failed") or watching.ended)
     assert not watching.ended
     told = watching.of("checkpoint_failed")[0]
     assert "No space left on device" in told["problem"]
