@@ -12,7 +12,7 @@ T = TypeVar("T", bound=Hashable)
 # A worker that takes so many times as long as is usual is a straggler: an idle one gets its tasks too.
 STRAGGLER_MULTIPLE = 4.0
 # Below that, waiting costs less than a second answer.
-_LEAST_PATIENCE_SECONDS = 0.05
+_LEAST_PATIENCE_SECONDS = 0.03
 # How long a task may take as long as nothing is known of how long tasks take.
 _FIRST_PATIENCE_SECONDS = 5.0
 _REMEMBERED = 64
@@ -20,7 +20,7 @@ _REMEMBERED = 64
 _ALIKE = 1.6
 _SMOOTHING = 0.3
 # By how much a worker is taken for faster whenever it got nothing to do: so that it is tried again.
-_FORGIVENESS = 1.05
+_FORGIVENESS = 1.02
 
 
 class _Hand(Generic[T]):
