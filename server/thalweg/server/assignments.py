@@ -97,26 +97,22 @@ class Assignments(Generic[T]):
         hand = self._hands.get(worker)
         return list(hand.tasks) if hand else ()
 
-    def held(self, task: T) -> bool:
-        """Whether anybody has a task."""
-        return task in self._holders
-
     def idle(self, worker: WorkerId) -> bool:
         """Whether a worker has nothing to do."""
         return not self._hands[worker].tasks
 
-    def _stuck(self, hand: _Hand[T]) -> bool:
-        if not hand.tasks:
-            return False
-        size = next(iter(hand.tasks.values()))
-        patience = _FIRST_PATIENCE_SECONDS
-        if self._paces:
-            patience = max(_LEAST_PATIENCE_SECONDS, STRAGGLER_MULTIPLE * statistics.median(self._paces) * size)
-        return self.now - hand.since > patience
-
     def overdue(self) -> list[T]:
         """The tasks of workers that take too long and that nobody else has."""
-        stuck = [hand for hand in self._hands.values() if self._stuck(hand)]
+        # This is asked at every message, so the median is taken only where somebody has been at work for long enough.
+        slow = [hand for hand in self._hands.values() if hand.tasks and self.now - hand.since > _LEAST_PATIENCE_SECONDS]
+        if not slow:
+            return []
+        pace = statistics.median(self._paces) if self._paces else None
+
+        def patience(size: float) -> float:
+            return _FIRST_PATIENCE_SECONDS if pace is None else STRAGGLER_MULTIPLE * pace * size
+
+        stuck = [hand for hand in slow if self.now - hand.since > patience(next(iter(hand.tasks.values())))]
         return [task for hand in stuck for task in hand.tasks if len(self._holders[task]) == 1]
 
     def weights(self, workers: Iterable[WorkerId]) -> dict[WorkerId, float]:

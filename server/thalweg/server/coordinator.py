@@ -272,7 +272,7 @@ class Coordinator:
         return [WriteCheckpoint(self._here())]
 
     def _here(self) -> Position:
-        applied = tuple(self.policy.steps_out_of_order) if self.policy else ()
+        applied = tuple(sorted(self.policy.applied)) if self.policy else ()
         return Position(self.version, *self._epoch_loss, applied)
 
     def _advance(self) -> list[Decision]:

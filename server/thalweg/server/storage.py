@@ -68,6 +68,7 @@ class Storage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._disk = RealDisk()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "uploads").mkdir(exist_ok=True)
         # What a crash left of uploads.
@@ -209,7 +210,7 @@ class Storage:
 
     def checkpoints(self, job_id: str) -> Checkpoints:
         """The checkpoints of a job."""
-        return Checkpoints(self.job_folder(job_id) / "checkpoints", RealDisk())
+        return Checkpoints(self.job_folder(job_id) / "checkpoints", self._disk)
 
     def save_parameters(self, job_id: str, header: training_service_pb2.ParametersHeader, slab: Slab) -> None:
         """Keeps a job's parameters as a safetensors file."""
@@ -239,7 +240,7 @@ class Storage:
             _write(self._part(name), layouts.views(header.layout, slab))
             with self._part(name).open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            publish(RealDisk(), self._part(name), self.upload(sha256))
+            publish(self._disk, self._part(name), self.upload(sha256))
         finally:
             self.discard_upload(name)
         return sha256
@@ -268,10 +269,10 @@ class Storage:
             return header, file.get_tensor("slabs")
 
     def _save(self, path: Path, tensors: dict[str, Slab], header: bytes) -> None:
-        RealDisk().make_folder(path.parent)
+        self._disk.make_folder(path.parent)
         aside = path.with_suffix(".part")
         _write(aside, tensors, {_HEADER: base64.b64encode(header).decode()})
-        publish(RealDisk(), aside, path)
+        publish(self._disk, aside, path)
 
     def upload(self, sha256: str) -> Path:
         """Where an uploaded file lies, or would lie."""
@@ -294,7 +295,7 @@ class Storage:
         file.seek(0)
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             return False
-        publish(RealDisk(), Path(file.name), self.upload(sha256))
+        publish(self._disk, Path(file.name), self.upload(sha256))
         return True
 
 

@@ -28,11 +28,6 @@ class Policy(ABC):
         """What follows happens at this time, in seconds."""
         self._tasks.now = now
 
-    @property
-    def steps_out_of_order(self) -> list[int]:
-        """The steps that were applied though ones before them were not: with the version, where training is."""
-        return sorted(self.applied)
-
     @abstractmethod
     def current(self) -> list[WorkerId]:
         """The workers that have the parameters at `version`."""
