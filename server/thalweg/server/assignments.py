@@ -20,7 +20,7 @@ _REMEMBERED = 64
 _ALIKE = 1.6
 _SMOOTHING = 0.3
 # By how much a worker is taken for faster whenever it got nothing to do: so that it is tried again.
-_FORGIVENESS = 1.02
+_FORGIVENESS = 1.005
 
 
 class _Hand(Generic[T]):
