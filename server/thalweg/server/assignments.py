@@ -19,8 +19,8 @@ _REMEMBERED = 64
 # Workers whose speeds differ by less than this factor get equal shares: differences as small are noise.
 _ALIKE = 1.6
 _SMOOTHING = 0.3
-# By how much a worker is taken for faster whenever it got nothing to do: so that it is tried again.
-_FORGIVENESS = 1.005
+# A worker that gets nothing to do, as it was slow, is taken for twice as fast after so long: so that it is tried again.
+_FORGIVENESS_SECONDS = 2.0
 
 
 class _Hand(Generic[T]):
@@ -32,6 +32,7 @@ class _Hand(Generic[T]):
         self.busy_since = now
         self.done = 0.0
         self.rate: float | None = None
+        self.rated = now
 
 
 def no_paces() -> deque[float]:
@@ -88,6 +89,7 @@ class Assignments(Generic[T]):
             self._paces.append(seconds / hand.done)
             rate = hand.done / seconds
             hand.rate = rate if hand.rate is None else hand.rate + _SMOOTHING * (rate - hand.rate)
+            hand.rated = self.now
         self._holders[task].remove(worker)
         if not self._holders[task]:
             del self._holders[task]
@@ -124,8 +126,15 @@ class Assignments(Generic[T]):
         usual = statistics.median(known)
         return {worker: usual if rate is None else rate for worker, rate in rates.items()}
 
+    def quick(self, workers: Iterable[WorkerId]) -> list[WorkerId]:
+        """Those of the workers that are not known for stragglers, the fastest first."""
+        weights = self.weights(workers)
+        least = max(weights.values(), default=0.0) / STRAGGLER_MULTIPLE
+        return sorted((worker for worker, weight in weights.items() if weight >= least), key=lambda worker: -weights[worker])
+
     def passed_over(self, worker: WorkerId) -> None:
         """A worker got no share of the work."""
         hand = self._hands[worker]
         if hand.rate is not None:
-            hand.rate *= _FORGIVENESS
+            hand.rate *= 2 ** ((self.now - hand.rated) / _FORGIVENESS_SECONDS)
+            hand.rated = self.now

@@ -307,7 +307,8 @@ class Coordinator:
         """Gives blocks to evaluate to the workers that are free for them."""
         if self._evaluation is None or self.policy is None:
             return []
-        return self.policy.refresh() + self._evaluation.assign(self.policy.current(), self._now)
+        refreshed, workers = self.policy.refresh(), self.policy.current()
+        return refreshed + self._evaluation.assign(workers, self.policy.quick(workers), self._now)
 
     def _evaluation_received(self, event: EvaluationReceived) -> list[Decision]:
         evaluation = self._evaluation

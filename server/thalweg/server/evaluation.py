@@ -27,27 +27,23 @@ class Evaluation:
         self._workers: dict[WorkerId, None] = {}
         self._sums: dict[int, Sums] = {}
 
-    def assign(self, workers: list[WorkerId], now: float) -> list[Decision]:
-        """Gives each worker that has no block one that nobody has, or one that takes another worker too long."""
+    def assign(self, workers: list[WorkerId], quick: list[WorkerId], now: float) -> list[Decision]:
+        """Gives `quick` workers that are idle blocks that nobody has, and any that are idle those that take another too long."""
         self._tasks.now = now
         for worker in workers:
             if worker not in self._workers:
                 self._workers[worker] = None
                 self._tasks.add(worker)
-        decisions: list[Decision] = []
-        for worker in workers:
-            if self._tasks.idle(worker):
-                task = self._next()
-                if task is None:
-                    break
-                self._tasks.give(worker, task, task.end - task.first)
-                decisions.append(AssignEvaluate(worker, task))
-        return decisions
+        free = [worker for worker in quick if self._tasks.idle(worker)]
+        decisions: list[Decision] = [self._give(worker, task) for worker, task in zip(free, self._waiting, strict=False)]
+        del self._waiting[: len(decisions)]
+        idle = [worker for worker in workers if self._tasks.idle(worker)]
+        overdue = [task for task in self._tasks.overdue() if task.first in self.open] if idle else []
+        return decisions + [self._give(worker, task) for worker, task in zip(idle, overdue, strict=False)]
 
-    def _next(self) -> EvaluationTask | None:
-        if self._waiting:
-            return self._waiting.pop(0)
-        return next((task for task in self._tasks.overdue() if task.first in self.open), None)
+    def _give(self, worker: WorkerId, task: EvaluationTask) -> AssignEvaluate:
+        self._tasks.give(worker, task, task.end - task.first)
+        return AssignEvaluate(worker, task)
 
     def remove(self, worker: WorkerId) -> None:
         """Nobody has the blocks any more that only this worker had."""

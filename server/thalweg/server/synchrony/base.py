@@ -32,6 +32,10 @@ class Policy(ABC):
     def current(self) -> list[WorkerId]:
         """The workers that have the parameters at `version`."""
 
+    def quick(self, workers: Iterable[WorkerId]) -> list[WorkerId]:
+        """Those of the workers that are not known for stragglers, the fastest first."""
+        return self._tasks.quick(workers)
+
     @abstractmethod
     def begin(self) -> list[Decision]:
         """Goes on behind `version`: up to the end of the epoch, not beyond."""
