@@ -206,9 +206,11 @@ class JobRun:
             self._handle(messages.DriverFailed(f"internal error: {type(error).__name__}: {error}"))
 
     def _handle(self, event: messages.Event) -> None:
-        for decision in self.coordinator.handle(event, self._clock()):
+        decisions = self.coordinator.handle(event, self._clock())
+        self.telemetry.contributions.applied += any(isinstance(decision, messages.Keep) for decision in decisions)
+        for decision in decisions:
             if isinstance(decision, messages.ApplyRange) and self.parameters:
-                if not self.parameters.apply(decision.version, decision.step, decision.chunk, decision.schedule_factor):
+                if not self.parameters.apply(decision.version, decision.step, decision.chunks, decision.schedule_factor):
                     # What else was decided takes this update for granted.
                     self._handle(messages.RangeNotFinite(decision.version))
                     return
@@ -217,8 +219,9 @@ class JobRun:
 
     def _carry_out(self, decision: messages.Decision) -> None:
         match decision:
-            case messages.SendRange(workers, version, chunk):
-                self._send_range(workers, version, chunk)
+            case messages.SendRange(workers, version, chunks):
+                for chunk in chunks:
+                    self._send_chunk(workers, version, chunk)
             case messages.AssignDifferentiate(worker, _, _, again):
                 self.telemetry.contributions.reissued_tasks += again
                 self._send(worker, wire.differentiate(decision))
@@ -252,11 +255,12 @@ class JobRun:
         if self.parameters is None:
             return
         match decision:
-            case messages.Keep(step, node, chunk, payload):
-                self.telemetry.contributions.applied += 1
-                self.parameters.keep(step, node, chunk, payload)
-            case messages.Merge(step, parent, chunk):
-                self.parameters.merge(step, parent, chunk)
+            case messages.Keep(step, node, chunks, payload):
+                for chunk in chunks:
+                    self.parameters.keep(step, node, chunk, payload.chunk(self.parameters.plan, chunk))
+            case messages.Merge(step, parent, chunks):
+                for chunk in chunks:
+                    self.parameters.merge(step, parent, chunk)
             case messages.MeasureGradient(step):
                 self.parameters.measure(step)
             case messages.Promote(version, step):
@@ -275,10 +279,10 @@ class JobRun:
             accepted = parameter_service_pb2.Accepted(chunk_elements=self.coordinator.plan.chunk_elements)
             self._send(worker, parameter_service_pb2.WorkResponse(accepted=accepted))
 
-    def _send_range(self, workers: tuple[WorkerId, ...], version: int, chunk: int) -> None:
+    def _send_chunk(self, workers: tuple[WorkerId, ...], version: int, chunk: int) -> None:
         if self.parameters is None or not workers:
             return
-        data = self.parameters.chunk(version, chunk)
+        data = self.parameters.chunk(version, chunk).tobytes()
         part = parameter_service_pb2.ParametersChunk(version=version, chunk=chunk, data=data)
         message = parameter_service_pb2.WorkResponse(parameters=part)
         for worker in workers:

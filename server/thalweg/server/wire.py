@@ -1,5 +1,7 @@
 """What workers say, as events; what is decided for them, as messages. What no honest worker says is refused here."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from thalweg.contract.errors import ThalwegError
@@ -9,6 +11,7 @@ from thalweg.contract.tree import Node
 from thalweg.server import messages
 from thalweg.server.messages import WorkerId
 from thalweg.server.parameters import Parameters
+from thalweg.server.plan import Plan
 from thalweg.v1 import parameter_service_pb2
 
 # What no honest worker comes near, and a broken one may not fill the server's memory with.
@@ -16,6 +19,19 @@ MOST_CHARACTERS = 2000
 _MOST_SAMPLES = 1 << 28
 _MOST_TENSORS = 4096
 _MOST_AXES = 8
+
+
+class Received(NamedTuple):
+    """Chunks of a gradient as they came: values end to end, and which chunk the first ones are."""
+
+    values: Slab
+    first_chunk: int
+
+    def chunk(self, plan: Plan, chunk: int) -> Slab:
+        """The values of one of the chunks."""
+        start = plan.chunk_range(self.first_chunk).start
+        where = plan.chunk_range(chunk)
+        return self.values[where.start - start : where.stop - start]
 
 
 def event_of(worker: WorkerId, message: parameter_service_pb2.WorkRequest, parameters: Parameters | None) -> messages.Event:
@@ -27,8 +43,9 @@ def event_of(worker: WorkerId, message: parameter_service_pb2.WorkRequest, param
                 raise violation("sums come with chunk 0 and only with it")
             sums = _sums(gradient.sums) if gradient.chunk == 0 else None
             values = _values(parameters, gradient.chunk, gradient.data)
-            node = Node(gradient.level, gradient.index)
-            return messages.ContributionReceived(worker, gradient.version, gradient.step, node, gradient.chunk, sums, values)
+            node, chunks = Node(gradient.level, gradient.index), range(gradient.chunk, gradient.chunk + 1)
+            payload = Received(values, gradient.chunk)
+            return messages.ContributionReceived(worker, gradient.version, gradient.step, node, chunks, sums, payload)
         case "evaluation":
             answer = message.evaluation
             return messages.EvaluationReceived(worker, answer.version, answer.split, answer.first, _sums(answer.sums))
