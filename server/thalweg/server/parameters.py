@@ -7,7 +7,6 @@ to slabs of the server's own; the last addition, which makes the whole step's gr
 by block in the cache. So with two contributions, as with one, a gradient is read once and never written.
 """
 
-from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -21,18 +20,17 @@ from thalweg.server.plan import Plan
 
 # A chunk of a gradient: an array, or two whose sum it is.
 Terms: TypeAlias = tuple[Slab, ...]
-Allocate: TypeAlias = Callable[[int, np.dtype[np.floating]], Slab]
 
 
 class Parameters:
-    """Carries out a coordinator's arithmetic. `allocate` makes a slab of zeros of a size and a dtype."""
+    """Carries out a coordinator's arithmetic. `buffers` are two slabs of zeros for the parameters, if they are to lie there."""
 
-    def __init__(self, plan: Plan, allocate: Allocate = np.zeros) -> None:
+    def __init__(self, plan: Plan, buffers: tuple[Slab, Slab] | None = None) -> None:
         self.plan = plan
         self.version = 0
         self.dtype = np.dtype(plan.spec.model.dtype)
         self._root = tree.root(plan.microbatches)
-        self._buffers = (allocate(plan.elements, self.dtype), allocate(plan.elements, self.dtype))
+        self._buffers = buffers or (np.zeros(plan.elements, self.dtype), np.zeros(plan.elements, self.dtype))
         self._optimizer = optimizers.make(plan.optimizer)
         self._state = self._optimizer.init(plan.elements, self.dtype)
         # For each step, by the leftmost microbatch of a node and the chunk, what the node adds. A parent takes its left child's place.

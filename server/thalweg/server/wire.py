@@ -6,12 +6,14 @@ import numpy as np
 
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
+from thalweg.contract.memory import SharingError
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server import messages
 from thalweg.server.messages import WorkerId
 from thalweg.server.parameters import Parameters
 from thalweg.server.plan import Plan
+from thalweg.server.sharing import JobSharing
 from thalweg.v1 import parameter_service_pb2
 
 # What no honest worker comes near, and a broken one may not fill the server's memory with.
@@ -34,7 +36,9 @@ class Received(NamedTuple):
         return self.values[where.start - start : where.stop - start]
 
 
-def event_of(worker: WorkerId, message: parameter_service_pb2.WorkRequest, parameters: Parameters | None) -> messages.Event:
+def event_of(
+    worker: WorkerId, message: parameter_service_pb2.WorkRequest, parameters: Parameters | None, shared: JobSharing
+) -> messages.Event:
     """The event that a worker's message is, unless it says `prepared`. Raises ThalwegError if it makes no sense."""
     match message.WhichOneof("message"):
         case "gradient":
@@ -46,6 +50,8 @@ def event_of(worker: WorkerId, message: parameter_service_pb2.WorkRequest, param
             node, chunks = Node(gradient.level, gradient.index), range(gradient.chunk, gradient.chunk + 1)
             payload = Received(values, gradient.chunk)
             return messages.ContributionReceived(worker, gradient.version, gradient.step, node, chunks, sums, payload)
+        case "shared_gradient":
+            return _shared(worker, message.shared_gradient, parameters, shared)
         case "evaluation":
             answer = message.evaluation
             return messages.EvaluationReceived(worker, answer.version, answer.split, answer.first, _sums(answer.sums))
@@ -58,6 +64,23 @@ def event_of(worker: WorkerId, message: parameter_service_pb2.WorkRequest, param
             return messages.WorkerFailed(worker, message.failure.problem[:MOST_CHARACTERS])
         case kind:
             raise violation(f"{kind or 'an empty message'} was not expected")
+
+
+def _shared(
+    worker: WorkerId, gradient: parameter_service_pb2.SharedGradient, parameters: Parameters | None, shared: JobSharing
+) -> messages.ContributionReceived:
+    chunks = range(gradient.first_chunk, gradient.end_chunk)
+    if parameters is None or not chunks or chunks.stop > parameters.plan.chunks:
+        raise violation(f"there are no chunks from {chunks.start} up to {chunks.stop}")
+    if gradient.HasField("sums") != (chunks.start == 0):
+        raise violation("sums come with chunk 0 and only with it")
+    try:
+        slab = shared.slab(worker, gradient.slab, parameters.plan.elements, parameters.dtype)
+    except SharingError as error:
+        raise violation(str(error)) from error
+    sums = _sums(gradient.sums) if chunks.start == 0 else None
+    node = Node(gradient.level, gradient.index)
+    return messages.ContributionReceived(worker, gradient.version, gradient.step, node, chunks, sums, Received(slab, 0))
 
 
 def _sums(sums: parameter_service_pb2.Sums) -> Sums:
