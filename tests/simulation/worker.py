@@ -109,7 +109,7 @@ class ImaginaryWorker:
             part = pb.GradientChunk(
                 version=task.version, step=task.step, level=task.level, index=task.index, chunk=chunk, data=values.tobytes()
             )
-            if chunk == 0:
+            if (chunk + 1) * self._chunk_elements >= ELEMENTS:
                 part.sums.CopyFrom(pb.Sums(loss=sums.loss, correct=sums.correct, samples=sums.samples))
             self._say(gradient=part)
 
