@@ -4,6 +4,8 @@ import logging
 import os
 import socket
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -19,15 +21,23 @@ _SECONDS = 10.0
 _LEAST_SHARED = 4
 
 
-def attach(offer: pb.SharedMemory) -> socket.socket | None:
-    """Takes an offer of shared memory. None if that cannot be: the server may run on another machine, or as another user."""
+@contextmanager
+def attach(offer: pb.SharedMemory) -> Iterator[socket.socket | None]:
+    """A connection over which memory is shared, for as long as the context.
+
+    None if there is no offer, or if it cannot be taken: the server may run on another machine, or as another user.
+    """
     if not offer.address or not memory.AVAILABLE:
-        return None
+        yield None
+        return
     try:
-        return memory.connect(offer.address, offer.token, _SECONDS)
+        peer = memory.connect(offer.address, offer.token, _SECONDS)
     except memory.SharingError as error:
         _log.debug("no shared memory: %s", error)
-        return None
+        yield None
+        return
+    with peer:
+        yield peer
 
 
 class Exchange(ABC):
@@ -59,7 +69,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def slab(self, version: int) -> Slab:
-        """Where to write a gradient that is computed at a version. Raises MemoryError."""
+        """Where to write a gradient that is computed at a version. Raises MemoryError, or SharingError if the server is lost."""
 
     @abstractmethod
     def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[pb.WorkRequest]:
@@ -102,13 +112,16 @@ class Shared(Exchange):
     least_chunks = _LEAST_SHARED
 
     def __init__(self, peer: socket.socket, elements: int, dtype: np.dtype[np.floating], chunk_elements: int) -> None:
-        """Raises SharingError or OSError if the server does not hand over what it said."""
+        """Raises SharingError if the server does not hand over what it said."""
         self._peer = peer
-        files = memory.take(peer, 2)
+        files: list[int] = []
         try:
+            files = memory.take(peer, 2)
             if len(files) != 2:
                 raise memory.SharingError("the server handed over no parameters")
             even, odd = (memory.slab(file, elements, dtype, writable=False) for file in files)
+        except OSError as error:
+            raise memory.SharingError(f"the server's socket broke: {error}") from error
         finally:
             for file in files:
                 os.close(file)
@@ -137,6 +150,8 @@ class Shared(Exchange):
             if self._peer.recv(len(memory.OK)) != memory.OK:
                 raise memory.SharingError("the server takes no more memory")
             return memory.slab(file, size, dtype, writable=True)
+        except OSError as error:
+            raise memory.SharingError(f"the server's socket broke: {error}") from error
         finally:
             os.close(file)
 

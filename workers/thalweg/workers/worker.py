@@ -10,8 +10,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from thalweg.contract.channel import OPTIONS, Address, authorization
-from thalweg.contract.errors import from_rpc_error
+from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.layout import Slab
+from thalweg.contract.memory import SharingError
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2, parameter_service_pb2_grpc
@@ -46,6 +47,8 @@ def work(server: Address, token: str | None, job_id: str, name: str, answered: C
                 return _goodbye(inbox)
         except grpc.RpcError as error:
             raise from_rpc_error(error, str(server)) from error
+        except SharingError as error:
+            raise ThalwegError("UNREACHABLE", {"address": str(server), "problem": str(error)}) from error
         finally:
             outbox.put(None)
 
@@ -100,9 +103,9 @@ class _Worker:
             match message.WhichOneof("message"):
                 case "welcome":
                     spec = message.welcome.spec
-                    self._peer = exchange.attach(message.welcome.shared_memory)
                     heartbeats = _heartbeats(self._outbox, message.welcome.heartbeat_seconds)
-                    with heartbeats, threadpool_limits(spec.training.threads_per_worker, "blas"):
+                    peer = exchange.attach(message.welcome.shared_memory)
+                    with heartbeats, peer as self._peer, threadpool_limits(spec.training.threads_per_worker, "blas"):
                         self._prepare(spec)
                         return self._serve(inbox)
                 case "goodbye":
