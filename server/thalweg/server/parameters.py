@@ -39,9 +39,9 @@ class Parameters:
         """Puts a chunk of the initial parameters where it belongs."""
         self._buffers[0][self.plan.chunk_range(chunk)] = values
 
-    def chunk(self, version: int, chunk: int) -> bytes:
-        """The bytes of a chunk at the current or the next version."""
-        return self._buffers[version % 2][self.plan.chunk_range(chunk)].tobytes()
+    def chunk(self, version: int, chunk: int) -> Slab:
+        """A chunk at the current or the next version, not copied."""
+        return self._buffers[version % 2][self.plan.chunk_range(chunk)]
 
     def keep(self, step: int, node: Node, chunk: int, values: Slab) -> None:
         """Keeps a chunk of a node's gradient."""

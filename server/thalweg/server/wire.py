@@ -4,6 +4,7 @@ import numpy as np
 
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
+from thalweg.contract.payload import Parcel
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server import messages
@@ -18,15 +19,18 @@ _MOST_TENSORS = 4096
 _MOST_AXES = 8
 
 
-def event_of(worker: WorkerId, message: parameter_service_pb2.WorkRequest, parameters: Parameters | None) -> messages.Event:
+def event_of(
+    worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest], parameters: Parameters | None
+) -> messages.Event:
     """The event that a worker's message is, unless it says `prepared`. Raises ThalwegError if it makes no sense."""
+    message, data = request
     match message.WhichOneof("message"):
         case "gradient":
             gradient = message.gradient
             if gradient.HasField("sums") != (gradient.chunk == 0):
                 raise violation("sums come with chunk 0 and only with it")
             sums = _sums(gradient.sums) if gradient.chunk == 0 else None
-            values = _values(parameters, gradient.chunk, gradient.data)
+            values = _values(parameters, gradient.chunk, data)
             node = Node(gradient.level, gradient.index)
             return messages.ContributionReceived(worker, gradient.version, gradient.step, node, gradient.chunk, sums, values)
         case "evaluation":
@@ -34,7 +38,7 @@ def event_of(worker: WorkerId, message: parameter_service_pb2.WorkRequest, param
             return messages.EvaluationReceived(worker, answer.version, answer.split, answer.first, _sums(answer.sums))
         case "initial":
             chunk = message.initial.chunk
-            return messages.InitialReceived(worker, chunk, _values(parameters, chunk, message.initial.data))
+            return messages.InitialReceived(worker, chunk, _values(parameters, chunk, data))
         case "heartbeat":
             return messages.HeartbeatReceived(worker)
         case "failure":
@@ -47,7 +51,7 @@ def _sums(sums: parameter_service_pb2.Sums) -> Sums:
     return Sums(sums.loss, sums.correct, sums.samples)
 
 
-def _values(parameters: Parameters | None, chunk: int, data: bytes) -> Slab:
+def _values(parameters: Parameters | None, chunk: int, data: memoryview) -> Slab:
     """The numbers of a chunk, not copied. Raises ThalwegError if there are too many or too few."""
     if parameters is None or chunk >= parameters.plan.chunks:
         raise violation(f"there is no chunk {chunk}")

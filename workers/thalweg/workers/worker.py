@@ -4,17 +4,20 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from thalweg.contract import payload
 from thalweg.contract.channel import OPTIONS, Address, authorization
 from thalweg.contract.errors import from_rpc_error
-from thalweg.contract.layout import ranges
+from thalweg.contract.layout import Slab, ranges
+from thalweg.contract.payload import METHOD, Parcel
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
-from thalweg.v1 import job_pb2, parameter_service_pb2_grpc
+from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers import data
 from thalweg.workers.data import DataError
@@ -22,6 +25,9 @@ from thalweg.workers.differentiation import Differentiator
 from thalweg.workers.fetch import fetcher
 from thalweg.workers.model import ModelError
 
+# A message to the server, serialized or not yet, and those from it.
+_Said: TypeAlias = pb.WorkRequest | bytes
+_Inbox: TypeAlias = Iterator[Parcel[pb.WorkResponse]]
 # How long the cost of numerical differentiation is measured.
 _MEASURE_SECONDS = 0.25
 
@@ -33,10 +39,9 @@ def work(server: Address, token: str | None, job_id: str, name: str, answered: C
     to the server, which fails the job.
     """
     with grpc.insecure_channel(str(server), options=list(OPTIONS)) as channel:
-        outbox: queue.SimpleQueue[pb.WorkRequest | None] = queue.SimpleQueue()
+        outbox: queue.SimpleQueue[_Said | None] = queue.SimpleQueue()
         outbox.put(pb.WorkRequest(hello=pb.Hello(job_id=job_id, worker=name)))
-        stub = parameter_service_pb2_grpc.ParameterServiceStub(channel)
-        inbox = stub.Work(iter(outbox.get, None), metadata=authorization(token))
+        inbox = _open(channel, iter(outbox.get, None), token)
         try:
             try:
                 return _Worker(channel, token, outbox, answered).run(inbox)
@@ -49,16 +54,23 @@ def work(server: Address, token: str | None, job_id: str, name: str, answered: C
             outbox.put(None)
 
 
-def _goodbye(inbox: Iterator[pb.WorkResponse]) -> str:
+def _open(channel: grpc.Channel, outbox: Iterator[_Said], token: str | None) -> _Inbox:
+    """Opens the stream. The generated stub would copy the large part of every message, several times."""
+    method: Any = channel.stream_stream(METHOD, payload.serialize, payload.response_of)
+    inbox: _Inbox = method(outbox, metadata=authorization(token))
+    return inbox
+
+
+def _goodbye(inbox: _Inbox) -> str:
     """Waits for the server's last word."""
-    for message in inbox:
+    for message, _ in inbox:
         if message.HasField("goodbye"):
             return message.goodbye.reason
     return "the server ended the stream"
 
 
 @contextmanager
-def _heartbeats(outbox: "queue.SimpleQueue[pb.WorkRequest | None]", seconds: float) -> Iterator[None]:
+def _heartbeats(outbox: "queue.SimpleQueue[_Said | None]", seconds: float) -> Iterator[None]:
     """A thread sends a heartbeat every so many seconds, whatever else the worker does, as long as the context. None for 0."""
     stop = threading.Event()
 
@@ -84,7 +96,7 @@ class _Worker:
         self,
         channel: grpc.Channel,
         token: str | None,
-        outbox: "queue.SimpleQueue[pb.WorkRequest | None]",
+        outbox: "queue.SimpleQueue[_Said | None]",
         answered: Callable[[], object],
     ) -> None:
         self._channel = channel
@@ -92,9 +104,9 @@ class _Worker:
         self._outbox = outbox
         self._answered = answered
 
-    def run(self, inbox: Iterator[pb.WorkResponse]) -> str:
+    def run(self, inbox: _Inbox) -> str:
         """Answers messages until goodbye."""
-        for message in inbox:
+        for message, _ in inbox:
             match message.WhichOneof("message"):
                 case "welcome":
                     spec = message.welcome.spec
@@ -127,14 +139,14 @@ class _Worker:
             prepared.loss_seconds = self._differentiator.cost(self._buffers[0], _MEASURE_SECONDS)
         self._send(pb.WorkRequest(prepared=prepared))
 
-    def _serve(self, inbox: Iterator[pb.WorkResponse]) -> str:
-        for message in inbox:
+    def _serve(self, inbox: _Inbox) -> str:
+        for message, values in inbox:
             match message.WhichOneof("message"):
                 case "differentiate":
                     self._differentiate(message.differentiate)
                     self._answered()
                 case "parameters":
-                    self._keep(message.parameters)
+                    self._keep(message.parameters, values)
                 case "evaluate":
                     self._evaluate(message.evaluate)
                     self._answered()
@@ -146,12 +158,13 @@ class _Worker:
                     return message.goodbye.reason
         return "the server ended the stream"
 
-    def _send(self, message: pb.WorkRequest) -> None:
-        self._outbox.put(message)
+    def _send(self, message: pb.WorkRequest, values: Slab | None = None) -> None:
+        # Values are copied here and now: their array has other uses before they are on their way.
+        self._outbox.put(message if values is None else payload.serialize(Parcel(message, values)))
 
-    def _keep(self, part: pb.ParametersChunk) -> None:
+    def _keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
         """Puts a chunk of the parameters in the buffer of its version; so version v stays whole while v + 1 arrives."""
-        values = np.frombuffer(part.data, self._buffers[0].dtype)
+        values = np.frombuffer(data, self._buffers[0].dtype)
         start = part.chunk * self._chunk_elements
         self._buffers[part.version % 2][start : start + values.size] = values
 
@@ -159,8 +172,7 @@ class _Worker:
         initial = self._buffers[0]
         self._differentiator.model.initial(initial)
         for chunk, where in enumerate(ranges(initial.size, self._chunk_elements)):
-            part = pb.ParametersChunk(version=0, chunk=chunk, data=initial[where].tobytes())
-            self._send(pb.WorkRequest(initial=part))
+            self._send(pb.WorkRequest(initial=pb.ParametersChunk(version=0, chunk=chunk)), initial[where])
 
     def _differentiate(self, task: pb.DifferentiateTask) -> None:
         node = Node(task.level, task.index)
@@ -170,21 +182,19 @@ class _Worker:
         if self._differentiator.numerical:
             for chunk, where in enumerate(chunks, task.first_chunk):
                 gradient, sums = self._differentiator.gradient(parameters, task.version, task.step, node, where)
-                self._send_gradient(task, chunk, gradient.tobytes(), sums)
+                self._send_gradient(task, chunk, gradient, sums)
                 self._differentiator.release(gradient)
             return
         gradient, sums = self._differentiator.gradient(parameters, task.version, task.step, node, slice(0, size), task.steps)
         for chunk, where in enumerate(chunks, task.first_chunk):
-            self._send_gradient(task, chunk, gradient[where].tobytes(), sums)
+            self._send_gradient(task, chunk, gradient[where], sums)
         self._differentiator.release(gradient)
 
-    def _send_gradient(self, task: pb.DifferentiateTask, chunk: int, values: bytes, sums: Sums) -> None:
-        part = pb.GradientChunk(
-            version=task.version, step=task.step, level=task.level, index=task.index, chunk=chunk, data=values
-        )
+    def _send_gradient(self, task: pb.DifferentiateTask, chunk: int, values: Slab, sums: Sums) -> None:
+        part = pb.GradientChunk(version=task.version, step=task.step, level=task.level, index=task.index, chunk=chunk)
         if chunk == 0:
             part.sums.CopyFrom(_message(sums))
-        self._send(pb.WorkRequest(gradient=part))
+        self._send(pb.WorkRequest(gradient=part), values)
 
     def _evaluate(self, task: pb.EvaluateTask) -> None:
         dataset = self._differentiator.dataset
