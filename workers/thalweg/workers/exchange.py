@@ -6,13 +6,18 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import numpy as np
 
 from thalweg.contract import memory
 from thalweg.contract.layout import Slab, ranges
+from thalweg.contract.payload import Parcel, serialize
 from thalweg.contract.sums import Sums
 from thalweg.v1 import parameter_service_pb2 as pb
+
+# A message as it is, or serialized already.
+Message: TypeAlias = pb.WorkRequest | bytes
 
 _log = logging.getLogger(__name__)
 # The server answers at once; but it may be busy.
@@ -55,15 +60,15 @@ class Exchange(ABC):
         start = number * self.chunk_elements
         return slice(start, min(start + self.chunk_elements, self.parameters[0].size))
 
-    def keep(self, part: pb.ParametersChunk) -> None:
+    def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
         """Puts a chunk of the parameters in the buffer of its version; so version v stays whole while v + 1 arrives."""
-        values = np.frombuffer(part.data, self.parameters[0].dtype)
+        values = np.frombuffer(data, self.parameters[0].dtype)
         self.parameters[part.version % 2][self.chunk(part.chunk)] = values
 
-    def initial(self, values: Slab) -> list[pb.WorkRequest]:
+    def initial(self, values: Slab) -> list[bytes]:
         """The messages that tell the server the initial parameters."""
         return [
-            pb.WorkRequest(initial=pb.ParametersChunk(version=0, chunk=chunk, data=values[where].tobytes()))
+            serialize(Parcel(pb.WorkRequest(initial=pb.ParametersChunk(version=0, chunk=chunk)), values[where]))
             for chunk, where in enumerate(ranges(values.size, self.chunk_elements))
         ]
 
@@ -72,18 +77,16 @@ class Exchange(ABC):
         """Where to write a gradient that is computed at a version. Raises MemoryError, or SharingError if the server is lost."""
 
     @abstractmethod
-    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[pb.WorkRequest]:
+    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[Message]:
         """The messages that tell the server some chunks of a gradient; `sums` go with the last chunk of the slab."""
 
 
-def gradient_chunk(task: pb.DifferentiateTask, chunk: int, values: Slab, sums: Sums | None) -> pb.WorkRequest:
-    """The message that brings a chunk of a gradient."""
-    part = pb.GradientChunk(
-        version=task.version, step=task.step, level=task.level, index=task.index, chunk=chunk, data=values.tobytes()
-    )
+def gradient_chunk(task: pb.DifferentiateTask, chunk: int, values: Slab, sums: Sums | None) -> bytes:
+    """The message that brings a chunk of a gradient. Values are copied here and now: their array has other uses behind it."""
+    part = pb.GradientChunk(version=task.version, step=task.step, level=task.level, index=task.index, chunk=chunk)
     if sums:
         part.sums.CopyFrom(sums_message(sums))
-    return pb.WorkRequest(gradient=part)
+    return serialize(Parcel(pb.WorkRequest(gradient=part), values))
 
 
 def sums_message(sums: Sums) -> pb.Sums:
@@ -101,7 +104,7 @@ class Streamed(Exchange):
     def slab(self, version: int) -> Slab:  # noqa: ARG002 - what was sent before is copied
         return self._slab
 
-    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[pb.WorkRequest]:
+    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[Message]:
         last = range(0, slab.size, self.chunk_elements)[-1] // self.chunk_elements
         return [gradient_chunk(task, chunk, slab[self.chunk(chunk)], sums if chunk == last else None) for chunk in chunks]
 
@@ -155,7 +158,7 @@ class Shared(Exchange):
         finally:
             os.close(file)
 
-    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[pb.WorkRequest]:
+    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[Message]:
         number = next(number for number, each in enumerate(self._slabs) if each is slab)
         part = pb.SharedGradient(
             version=task.version,
