@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from thalweg.contract.channel import OPTIONS, Address
+from thalweg.contract.memory import keep_freed
 from thalweg.server.jobs import Jobs
 from thalweg.server.services.fleet import FleetService
 from thalweg.server.services.guard import TokenCheck
@@ -84,6 +85,7 @@ class Server:
                 "On a network that only trusted machines can reach, --trust-network does without."
             )
         self._lock_folder()
+        keep_freed()
         self._thread.start()
         self._started.wait()
         if self._failure:
