@@ -11,7 +11,7 @@ from thalweg.workers.randomness import Purpose, generator
 
 # Rows of a weight's gradient that are computed, and so can be sent, at once: so many that cutting the product makes it no slower.
 # A constant, for a row's bits may depend on the rows that are computed with it.
-_ROWS = 1024
+_ROWS = 2048
 
 
 class Dense(Layer):
