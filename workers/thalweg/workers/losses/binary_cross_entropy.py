@@ -24,7 +24,9 @@ class BinaryCrossEntropy(Loss):
 
     def make_room(self, samples: int) -> None:
         super().make_room(samples)
-        self._one: Slab = self.buffer("one", (samples, *self.output_shape))
+        shape = (samples, *self.output_shape)
+        self._one: Slab = self.buffer("one", shape)
+        self._above, self._target_above = (self.buffer(name, shape, bool) for name in ("above", "target above"))
 
     def losses(self, output: Slab, targets: Targets) -> Slab:
         target = self._target = self.fit(targets)
@@ -57,5 +59,9 @@ class BinaryCrossEntropy(Loss):
         """The share of outputs on the right side of one half, summed over samples."""
         if self.one_hot:
             return super().correct(output, targets)
-        right = (output >= 0.5) == (self.fit(targets) >= 0.5)
+        right = np.equal(
+            np.greater_equal(output, 0.5, out=self._above),
+            np.greater_equal(self.fit(targets), 0.5, out=self._target_above),
+            out=self._above,
+        )
         return float(np.count_nonzero(right)) / self.width
