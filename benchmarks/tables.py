@@ -1,6 +1,6 @@
 """Results as tables: for a terminal, and for the documentation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,32 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _cell(value: str | float) -> str:
+    """A part's value: three digits are more than the noise leaves."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else _number(value)
+
+
+def _part_rows(part: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [tuple(map(_cell, row)) for row in part["rows"]]
+
+
 def show(results: Mapping[str, Any], console: Console) -> None:
-    """Prints a table for each workload."""
-    for name, workload in results["workloads"].items():
-        table = Table(title=f"{name}: {workload['title']}", title_justify="left")
-        for head in _HEADS:
-            table.add_column(head, justify="left" if head == "system" else "right")
-        for row in rows(workload):
+    """Prints a table for each workload and each part."""
+
+    def print_table(title: str, heads: Sequence[str], cells: list[tuple[str, ...]]) -> None:
+        table = Table(title=title, title_justify="left")
+        for place, head in enumerate(heads):
+            table.add_column(head, justify="right" if place else "left")
+        for row in cells:
             table.add_row(*row)
         console.print(table)
+
+    for name, part in results["parts"].items():
+        print_table(f"{name}: {part['title']}", part["columns"], _part_rows(part))
+    for name, workload in results["workloads"].items():
+        print_table(f"{name}: {workload['title']}", _HEADS, rows(workload))
         for system, why in workload["unavailable"].items():
             console.print(f"{SYSTEMS[system].title}: {why}", style="yellow", markup=False)
 
@@ -50,15 +67,20 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines = [f"Measured on {machine['usable_cores']} cores of {machine['cpu']}, with {versions}, Python {machine['python']}; "]
     lines[0] += f"medians of {results['repeats']}, {results['seconds']:g} s each."
     for name, workload in results["workloads"].items():
-        lines += ["", f"**{name}**: {workload['title']}", "", _line(_HEADS), "|---|" + "---:|" * (len(_HEADS) - 1)]
-        lines += [_line(row) for row in rows(workload)]
+        lines += _table(f"**{name}**: {workload['title']}", _HEADS, rows(workload))
         missing = [f"{SYSTEMS[system].title}: {why.splitlines()[-1]}" for system, why in workload["unavailable"].items()]
         if missing:
             lines += ["", f"Not measured. {'; '.join(missing)}."]
+    for name, part in results["parts"].items():
+        lines += _table(f"**{name}**: {part['title']}", part["columns"], _part_rows(part))
     return "\n".join(lines)
 
 
-def _line(cells: tuple[str, ...]) -> str:
+def _table(title: str, heads: Sequence[str], cells: list[tuple[str, ...]]) -> list[str]:
+    return ["", title, "", _line(heads), "|---|" + "---:|" * (len(heads) - 1), *map(_line, cells)]
+
+
+def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 

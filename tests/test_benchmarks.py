@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import chart, regressions, results, suite, tables
+from benchmarks import chart, cluster, parts, regressions, results, suite, tables
+from benchmarks.parts import optimizers
 from benchmarks.program import WARM_UP_SECONDS, WARM_UP_STEPS, Rate, Unavailable, Window
 from benchmarks.systems import SYSTEMS, ProgramError, System
 from benchmarks.systems.limit import specification
@@ -23,8 +24,9 @@ def found(scale: float = 1.0) -> dict[str, Any]:
     rates = RATES | {"thalweg": [scale * rate for rate in RATES["thalweg"]]}
     measured = results.Measured(rates, {"tensorflow": "not installed"})
     machine = {"cpu": "a processor", "usable_cores": 2, "python": "3", "versions": {"numpy": "2"}, "peers": {"torch": "2.13.0"}}
+    part = {"title": "processor time", "columns": ["workload", "steps", "ms a step"], "rows": [["tiny", 1200, 0.123456]]}
     small = results.of_workload(WORKLOADS["small"].title, measured)
-    return {"machine": machine, "repeats": 3, "seconds": 1.0, "workloads": {"small": small}}
+    return {"machine": machine, "repeats": 3, "seconds": 1.0, "workloads": {"small": small}, "parts": {"cpu": part}}
 
 
 def test_ratios_are_those_of_medians() -> None:
@@ -87,6 +89,7 @@ def test_the_command_reports_and_ends_as_the_check_does(tmp_path: Path, capsys: 
     assert text.endswith("after\n")
     assert "old" not in text
     assert "| Thalweg | 100 | 90 to 110 | 10 | 2.00 | 4.00 | 0.33 |" in text
+    assert "| tiny | 1,200 | 0.123 |" in text
     assert command.main(["--load", str(tmp_path / "good.json"), "--check", str(ratios)]) == 0
     assert command.main(["--load", str(tmp_path / "bad.json"), "--check", str(ratios)]) == 1
     assert "small.ratio_to_ddp.thalweg: stored 2.000, measured 1.000" in capsys.readouterr().out
@@ -149,6 +152,22 @@ def test_names_and_bases_are_systems() -> None:
     assert set(results.BASES.values()) <= set(SYSTEMS)
     for system in SYSTEMS.values():
         assert set(system.only) <= set(WORKLOADS)
+
+
+def test_every_part_has_its_program_and_every_program_is_a_part() -> None:
+    programs = {file.stem for file in Path(parts.__file__).parent.glob("*.py")} - {"__init__"}
+    assert programs == set(parts.PARTS)
+    assert not set(parts.PARTS) & {*WORKLOADS, "all"}
+
+
+def test_an_update_moves_what_it_reads_and_writes() -> None:
+    assert optimizers.bytes_of(0, 10) == 10 * 4 * 3
+    assert optimizers.bytes_of(2, 10) == 10 * 4 * (1 + 1 + 1 + 2 * 2)
+
+
+@pytest.mark.parametrize("parameters", [10**3, 10**5, 10**8])
+def test_a_model_of_a_size_is_near_it(parameters: int) -> None:
+    assert cluster.idle_workload(parameters).parameters == pytest.approx(parameters, rel=0.05)
 
 
 def test_a_chart_of_nothing_is_drawn(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class System:
             _require(self.needs)
         python = str(environment.python()) if self.needs else sys.executable
         command = [python, "-m", *self.program, workload.name, "--seconds", str(seconds)]
-        answer = json.loads(_output(command, variables(self.needs is None), seconds + _PATIENCE_SECONDS).splitlines()[-1])
+        answer = json.loads(output(command, variables(self.needs is None), seconds + _PATIENCE_SECONDS).splitlines()[-1])
         if "unavailable" in answer:
             raise Unavailable(answer["unavailable"])
         return Rate(**answer)
@@ -60,7 +60,7 @@ def variables(own: bool) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
-def _output(command: list[str], environ: dict[str, str], patience: float) -> str:
+def output(command: list[str], environ: dict[str, str], patience: float) -> str:
     """What a program prints. It ends with all that it started. Raises ProgramError if it fails, or takes too long."""
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, env=environ, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as program:
