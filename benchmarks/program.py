@@ -50,15 +50,15 @@ class Window:
         return Rate(steps - before, now - began) if now - began >= self._seconds and steps > before else None
 
 
-def timed(step: Callable[[], object], seconds: float) -> Rate:
-    """The rate of a function that takes one step."""
+def timed(step: Callable[[], object], seconds: float, at_once: int = 1) -> Rate:
+    """The rate of a function that takes so many steps at once."""
     window, steps = Window(seconds), 0
     while True:
         rate = window.at(time.perf_counter(), steps)
         if rate:
             return rate
         step()
-        steps += 1
+        steps += at_once
 
 
 def run(measure: Callable[[Workload, argparse.Namespace], Rate], *options: str, argv: Sequence[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """What the benchmarks make of measurements, and when they call a ratio a regression. Nothing is measured here."""
 
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import chart, cluster, parts, regressions, results, suite, tables
 from benchmarks.parts import optimizers
-from benchmarks.program import WARM_UP_SECONDS, WARM_UP_STEPS, Rate, Unavailable, Window
+from benchmarks.program import WARM_UP_SECONDS, WARM_UP_STEPS, Rate, Unavailable, Window, timed
 from benchmarks.systems import SYSTEMS, ProgramError, System
 from benchmarks.systems.limit import specification
 from benchmarks.workloads import WORKLOADS, Workload
@@ -138,6 +139,14 @@ def test_steps_count_behind_the_warm_up() -> None:
     assert window.at(110.0, 5 + WARM_UP_STEPS) is None
     assert window.at(111.9, 40) is None
     assert window.at(112.5, 40) == Rate(40 - 5 - WARM_UP_STEPS, 2.5)
+
+
+def test_steps_taken_at_once_count_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0.0, 1.0)
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    calls: list[None] = []
+    assert timed(lambda: calls.append(None), 3.0, at_once=5) == Rate(15, 3.0)
+    assert len(calls) == 5
 
 
 @pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)

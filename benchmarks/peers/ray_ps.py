@@ -71,9 +71,9 @@ def measure(workload: Workload, options: argparse.Namespace) -> Rate:
             weights = server.apply_gradients.remote(*[worker.compute_gradients.remote(weights) for worker in workers])
         ray.wait([weights], fetch_local=False)
 
-    rate = timed(steps, options.seconds)
+    rate = timed(steps, options.seconds, _WAIT_EVERY)
     ray.shutdown()
-    return Rate(rate.steps * _WAIT_EVERY, rate.seconds)
+    return rate
 
 
 if __name__ == "__main__":

@@ -94,8 +94,7 @@ def _train(workload: Workload, cluster: Cluster, seconds: float) -> Rate:
             coordinator.schedule(compiled, args=(iterator,))
         coordinator.join()
 
-    rate = timed(steps, seconds)
-    return Rate(rate.steps * _WAIT_EVERY, rate.seconds)
+    return timed(steps, seconds, _WAIT_EVERY)
 
 
 def _layer(inputs: int, outputs: int) -> tuple[Any, Any]:
