@@ -528,6 +528,7 @@ class Training(_message.Message):
     THREADS_PER_WORKER_FIELD_NUMBER: _builtins.int
     GRADIENT_FIELD_NUMBER: _builtins.int
     SYNCHRONY_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """How often each training sample is used. 0 yields the initial parameters."""
     batch_size: _builtins.int
@@ -546,6 +547,10 @@ class Training(_message.Message):
     def synchrony(self) -> Global___Synchrony:
         """When contributions are applied."""
 
+    @_builtins.property
+    def codec(self) -> Global___Codec:
+        """As what gradients travel from the workers to the server. All but `float32` round, so that the result depends on it."""
+
     def __init__(
         self,
         *,
@@ -556,10 +561,11 @@ class Training(_message.Message):
         threads_per_worker: _builtins.int | None = ...,
         gradient: _builtins.str | None = ...,
         synchrony: Global___Synchrony | None = ...,
+        codec: Global___Codec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "synchrony", b"synchrony", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "synchrony", b"synchrony", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "synchrony", b"synchrony", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "synchrony", b"synchrony", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -731,6 +737,166 @@ class Local(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__steps) -> _WhichOneofReturnType__steps | None: ...
 
 Global___Local: _TypeAlias = Local  # noqa: Y015
+
+@_typing.final
+class Codec(_message.Message):
+    """As what the numbers of a gradient travel. A codec encodes each chunk of the slab for itself, to a number of bytes that follows from
+    the number of its elements alone; all numbers are little-endian. With any codec but `float32`, each microbatch's gradient travels
+    for itself, so that who computes what changes no rounding; `model.dtype` must be "float32", and `gradient` "backpropagation".
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOAT32_FIELD_NUMBER: _builtins.int
+    BFLOAT16_FIELD_NUMBER: _builtins.int
+    FLOAT16_FIELD_NUMBER: _builtins.int
+    INT8_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def float32(self) -> Global___Float32:
+        """As they are, in the model's dtype."""
+
+    @_builtins.property
+    def bfloat16(self) -> Global___Bfloat16:
+        """In half the bytes, with a float32's range and 8 bits of precision. So do the parameters on their way to the workers."""
+
+    @_builtins.property
+    def float16(self) -> Global___Float16:
+        """In half the bytes, with 11 bits of precision and a small range. So do the parameters on their way to the workers."""
+
+    @_builtins.property
+    def int8(self) -> Global___Int8:
+        """In about a quarter of the bytes, with error feedback."""
+
+    @_builtins.property
+    def top_k(self) -> Global___TopK:
+        """Only the greatest, with error feedback."""
+
+    def __init__(
+        self,
+        *,
+        float32: Global___Float32 | None = ...,
+        bfloat16: Global___Bfloat16 | None = ...,
+        float16: Global___Float16 | None = ...,
+        int8: Global___Int8 | None = ...,
+        top_k: Global___TopK | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bfloat16", b"bfloat16", "float16", b"float16", "float32", b"float32", "int8", b"int8", "kind", b"kind", "top_k", b"top_k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bfloat16", b"bfloat16", "float16", b"float16", "float32", b"float32", "int8", b"int8", "kind", b"kind", "top_k", b"top_k"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["float32", "bfloat16", "float16", "int8", "top_k"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Codec: _TypeAlias = Codec  # noqa: Y015
+
+@_typing.final
+class Float32(_message.Message):
+    """The numbers as they are, in the model's dtype."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Float32: _TypeAlias = Float32  # noqa: Y015
+
+@_typing.final
+class Bfloat16(_message.Message):
+    """The upper 16 bits of each float32, rounded to the nearest, ties to even."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Bfloat16: _TypeAlias = Bfloat16  # noqa: Y015
+
+@_typing.final
+class Float16(_message.Message):
+    """IEEE 754's binary16, rounded to the nearest, ties to even. Beyond 65,504 a number becomes infinite, and the job fails; below 6e-8 it
+    becomes 0.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Float16: _TypeAlias = Float16  # noqa: Y015
+
+@_typing.final
+class Int8(_message.Message):
+    """Whole numbers from -127 to 127, one byte each, times a scale for each block, which is the block's greatest magnitude divided by 127.
+    First come the scales, as float32, then the bytes. A block that is not finite has NaN for its scale. What rounding leaves is added
+    to the next gradient of the same microbatch (error feedback: Seide et al. 2014; Karimireddy et al. 2019).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    block: _builtins.int
+    """The number of elements that share a scale."""
+    def __init__(
+        self,
+        *,
+        block: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_block", b"_block", "block", b"block"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_block", b"_block", "block", b"block"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__block: _TypeAlias = _typing.Literal["block"]  # noqa: Y015
+    _WhichOneofArgType__block: _TypeAlias = _typing.Literal["_block", b"_block"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__block) -> _WhichOneofReturnType__block | None: ...
+
+Global___Int8: _TypeAlias = Int8  # noqa: Y015
+
+@_typing.final
+class TopK(_message.Message):
+    """Of each chunk's elements the share of the greatest magnitude, rounded up, as float32; the others stand for 0. First come their
+    positions in the chunk, as uint32, rising, then their values. What is left out is added to the next gradient of the same microbatch
+    (error feedback: Stich et al. 2018; Karimireddy et al. 2019).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRACTION_FIELD_NUMBER: _builtins.int
+    fraction: _builtins.float
+    """The share of the elements that is sent. From a half on, it would be no less than all of them."""
+    def __init__(
+        self,
+        *,
+        fraction: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "fraction", b"fraction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "fraction", b"fraction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fraction: _TypeAlias = _typing.Literal["fraction"]  # noqa: Y015
+    _WhichOneofArgType__fraction: _TypeAlias = _typing.Literal["_fraction", b"_fraction"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fraction) -> _WhichOneofReturnType__fraction | None: ...
+
+Global___TopK: _TypeAlias = TopK  # noqa: Y015
 
 @_typing.final
 class Optimizer(_message.Message):
@@ -1391,6 +1557,7 @@ class Progress(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    EXCHANGE_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Updates applied so far."""
     total_steps: _builtins.int
@@ -1419,6 +1586,10 @@ class Progress(_message.Message):
     def checkpoints(self) -> Global___Checkpoints:
         """What became of checkpoints, so far."""
 
+    @_builtins.property
+    def exchange(self) -> Global___Exchange:
+        """How much travelled between server and workers, so far."""
+
     def __init__(
         self,
         *,
@@ -1433,10 +1604,11 @@ class Progress(_message.Message):
         workers: _builtins.int = ...,
         contributions: Global___Contributions | None = ...,
         checkpoints: Global___Checkpoints | None = ...,
+        exchange: Global___Exchange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_loss", b"_loss", "checkpoints", b"checkpoints", "contributions", b"contributions", "learning_rate", b"learning_rate", "loss", b"loss", "validation", b"validation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_loss", b"_loss", "checkpoints", b"checkpoints", "contributions", b"contributions", "exchange", b"exchange", "learning_rate", b"learning_rate", "loss", b"loss", "validation", b"validation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_loss", b"_loss", "checkpoints", b"checkpoints", "contributions", b"contributions", "epoch", b"epoch", "learning_rate", b"learning_rate", "loss", b"loss", "samples_per_second", b"samples_per_second", "step", b"step", "total_epochs", b"total_epochs", "total_steps", b"total_steps", "validation", b"validation", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_loss", b"_loss", "checkpoints", b"checkpoints", "contributions", b"contributions", "epoch", b"epoch", "exchange", b"exchange", "learning_rate", b"learning_rate", "loss", b"loss", "samples_per_second", b"samples_per_second", "step", b"step", "total_epochs", b"total_epochs", "total_steps", b"total_steps", "validation", b"validation", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
@@ -1463,6 +1635,7 @@ class Contributions(_message.Message):
     REISSUED_TASKS_FIELD_NUMBER: _builtins.int
     LOST_WORKERS_FIELD_NUMBER: _builtins.int
     GREATEST_STALENESS_FIELD_NUMBER: _builtins.int
+    LOST_RESIDUALS_FIELD_NUMBER: _builtins.int
     applied: _builtins.int
     """Became part of a step, each exactly once."""
     duplicate: _builtins.int
@@ -1479,6 +1652,10 @@ class Contributions(_message.Message):
     """Workers that were lost."""
     greatest_staleness: _builtins.int
     """The greatest number of steps that a contribution was behind when it was applied."""
+    lost_residuals: _builtins.int
+    """Became part of a step without all that rounding had left of the gradients before, as their microbatch had been another worker's
+    (error feedback, see `Codec`). Always 0 where synchrony is `asynchronous`: there each worker keeps what its own gradients left.
+    """
     def __init__(
         self,
         *,
@@ -1490,14 +1667,41 @@ class Contributions(_message.Message):
         reissued_tasks: _builtins.int = ...,
         lost_workers: _builtins.int = ...,
         greatest_staleness: _builtins.int = ...,
+        lost_residuals: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "duplicate", b"duplicate", "greatest_staleness", b"greatest_staleness", "late", b"late", "lost_workers", b"lost_workers", "reissued_tasks", b"reissued_tasks", "stale_incarnation", b"stale_incarnation", "unknown", b"unknown"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "duplicate", b"duplicate", "greatest_staleness", b"greatest_staleness", "late", b"late", "lost_residuals", b"lost_residuals", "lost_workers", b"lost_workers", "reissued_tasks", b"reissued_tasks", "stale_incarnation", b"stale_incarnation", "unknown", b"unknown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Contributions: _TypeAlias = Contributions  # noqa: Y015
+
+@_typing.final
+class Exchange(_message.Message):
+    """How much travelled, in bytes as the job's codec makes them, since the job began or was last taken up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRADIENT_BYTES_FIELD_NUMBER: _builtins.int
+    PARAMETER_BYTES_FIELD_NUMBER: _builtins.int
+    gradient_bytes: _builtins.int
+    """Of gradients, from workers to the server, whatever became of them."""
+    parameter_bytes: _builtins.int
+    """Of parameters, from the server to each of the workers."""
+    def __init__(
+        self,
+        *,
+        gradient_bytes: _builtins.int = ...,
+        parameter_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gradient_bytes", b"gradient_bytes", "parameter_bytes", b"parameter_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Exchange: _TypeAlias = Exchange  # noqa: Y015
 
 @_typing.final
 class Checkpoints(_message.Message):

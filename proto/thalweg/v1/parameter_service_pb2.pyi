@@ -332,7 +332,7 @@ class ParametersChunk(_message.Message):
     chunk: _builtins.int
     """Which chunk."""
     data: _builtins.bytes
-    """The values, little-endian."""
+    """The values, little-endian; on their way to a worker, if the job's codec is `bfloat16` or `float16`, as that encodes them."""
     def __init__(
         self,
         *,
@@ -434,6 +434,7 @@ class GradientChunk(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     SUMS_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    RESIDUAL_SINCE_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """As in the task."""
     level: _builtins.int
@@ -443,9 +444,13 @@ class GradientChunk(_message.Message):
     chunk: _builtins.int
     """Which chunk."""
     data: _builtins.bytes
-    """The values, little-endian."""
+    """The values, as the job's codec (`Training.codec`) encodes them."""
     step: _builtins.int
     """As in the task."""
+    residual_since: _builtins.int
+    """Where the codec has error feedback: the step since which the worker has done all the tasks of this node's, so that what rounding
+    left of their gradients is in this one.
+    """
     @_builtins.property
     def sums(self) -> Global___Sums:
         """What the node's microbatches add to the metrics. Comes with chunk 0, and only with it."""
@@ -460,10 +465,11 @@ class GradientChunk(_message.Message):
         data: _builtins.bytes = ...,
         sums: Global___Sums | None = ...,
         step: _builtins.int = ...,
+        residual_since: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sums", b"sums"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "data", b"data", "index", b"index", "level", b"level", "step", b"step", "sums", b"sums", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "data", b"data", "index", b"index", "level", b"level", "residual_since", b"residual_since", "step", b"step", "sums", b"sums", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
