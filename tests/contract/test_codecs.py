@@ -9,12 +9,14 @@ from google.protobuf import json_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from thalweg.contract import codecs, rules
 from thalweg.contract.codecs import Codec
 from thalweg.contract.layout import Slab
 from thalweg.v1 import job_pb2
 
+Bits = NDArray[np.uint32]
 CHUNK = 32
 KINDS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -25,7 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 LOSSY = [kind for kind in KINDS if kind != "float32"]
 FEEDBACK = ["int8", "top_k"]
-BITS = hnp.arrays(np.uint32, st.integers(1, 100), elements=st.integers(0, 2**32 - 1))
+ANY = hnp.arrays(np.uint32, st.integers(1, 100), elements=st.integers(0, 2**32 - 1))
 FINITE = hnp.arrays(np.float32, st.integers(1, 100), elements=st.floats(-(2.0**15), 2.0**15, width=32))
 
 
@@ -81,9 +83,9 @@ def test_parameters_travel_as_gradients_or_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(bits=BITS, cut=st.integers(0, 4))
+@given(bits=ANY, cut=st.integers(0, 4))
 @settings(deadline=None)
-def test_chunks_at_once_or_one_by_one_are_the_same_bytes(kind: str, bits: Slab, cut: int) -> None:
+def test_chunks_at_once_or_one_by_one_are_the_same_bytes(kind: str, bits: Bits, cut: int) -> None:
     codec, values = make(kind), bits.view(np.float32)
     middle = min(cut * CHUNK, values.size)
     parts = [part for part in (values[:middle], values[middle:]) if part.size]
@@ -91,9 +93,9 @@ def test_chunks_at_once_or_one_by_one_are_the_same_bytes(kind: str, bits: Slab, 
 
 
 @pytest.mark.parametrize("kind", LOSSY)
-@given(bits=BITS)
+@given(bits=ANY)
 @settings(deadline=None)
-def test_bytes_do_not_depend_on_what_was_encoded_before(kind: str, bits: Slab) -> None:
+def test_bytes_do_not_depend_on_what_was_encoded_before(kind: str, bits: Bits) -> None:
     codec, values = make(kind), bits.view(np.float32)
     before = values.tobytes()
     first = codec.encode(values).tobytes()
@@ -103,16 +105,16 @@ def test_bytes_do_not_depend_on_what_was_encoded_before(kind: str, bits: Slab) -
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
-@given(bits=BITS)
+@given(bits=ANY)
 @settings(deadline=None)
-def test_what_was_rounded_once_stays(kind: str, bits: Slab) -> None:
+def test_what_was_rounded_once_stays(kind: str, bits: Bits) -> None:
     once = there_and_back(make(kind), bits.view(np.float32))
     np.testing.assert_array_equal(there_and_back(make(kind), once), once)
 
 
-@given(BITS)
+@given(ANY)
 @settings(deadline=None)
-def test_bfloat16_is_the_nearest(bits: Slab) -> None:
+def test_bfloat16_is_the_nearest(bits: Bits) -> None:
     values = bits.view(np.float32)
     found = there_and_back(make("bfloat16"), values)
     assert not (found.view(np.uint32) & 0xFFFF).any()
@@ -144,9 +146,9 @@ def test_bfloat16_of_some_values(value: float, expected: float) -> None:
     assert there_and_back(make("bfloat16"), np.array([value], np.float32)).tolist() == [expected]
 
 
-@given(BITS)
+@given(ANY)
 @settings(deadline=None)
-def test_float16_is_numpys(bits: Slab) -> None:
+def test_float16_is_numpys(bits: Bits) -> None:
     values = bits.view(np.float32)
     with np.errstate(all="ignore"):
         expected = values.astype(np.float16).astype(np.float32)
@@ -198,9 +200,9 @@ def test_int8_of_blocks_without_measure(value: float) -> None:
     np.testing.assert_allclose(found, np.full(20, value, np.float32), atol=1.5e-36, rtol=1e-6)
 
 
-@given(BITS, st.sampled_from([0.01, 0.1, 0.5]))
+@given(ANY, st.sampled_from([0.01, 0.1, 0.5]))
 @settings(deadline=None)
-def test_top_k_sends_the_greatest(bits: Slab, fraction: float) -> None:
+def test_top_k_sends_the_greatest(bits: Bits, fraction: float) -> None:
     values = bits.view(np.float32)
     codec = make("top_k", fraction=fraction)
     found = there_and_back(codec, values)

@@ -12,7 +12,7 @@ from thalweg.contract.layout import Slab, ranges
 # What is sent.
 Bytes: TypeAlias = NDArray[np.uint8]
 # What was received.
-Received: TypeAlias = "bytes | memoryview | Bytes"
+Received: TypeAlias = "bytes | bytearray | memoryview | Bytes"
 
 
 class Codec(ABC):
