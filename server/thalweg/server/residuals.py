@@ -6,8 +6,8 @@ from thalweg.contract.tree import Node
 class Residuals:
     """What is left of each node's gradients, by the step since which the worker that sent the last one has it.
 
-    A worker begins with nothing. So where synchrony is `bulk` or `local`, what it has left of a node's gradients follows from that
-    step alone: as long as it stays 0, what is applied is what a single worker would have sent.
+    A worker begins with nothing. So where synchrony is `bulk` or `local`, what it has left of a node's gradients follows from
+    that step alone: as long as it stays 0, what is applied is what a single worker would have sent.
     """
 
     def __init__(self) -> None:

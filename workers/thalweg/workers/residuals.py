@@ -55,7 +55,7 @@ class Outgoing:
         return residual.since
 
     def encode(self, gradient: Slab, start: int) -> Bytes:
-        """The bytes of chunks of the gradient, from element `start` on. Each chunk comes once; with error feedback, it is used up."""
+        """The bytes of chunks of the gradient, from element `start` on. Each chunk comes once, and may be used up."""
         if self._residual is None:
             return self._codec.encode(gradient)
         left = self._residual.slab[start : start + gradient.size]
