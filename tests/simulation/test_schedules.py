@@ -12,9 +12,10 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
 from thalweg.server import checkpoints
 from thalweg.server.checkpoints import Checkpoints
+from thalweg.server.chunks import bits
 from thalweg.server.disk import Disk
 from thalweg.server.messages import ContributionReceived, Decision, Task
-from thalweg.server.parameters import ROOT_SLAB, Parameters
+from thalweg.server.parameters import Parameters
 from thalweg.server.plan import Plan
 from thalweg.server.run import JobRun
 from thalweg.server.synchrony import rounds
@@ -59,12 +60,12 @@ def _twice(monkeypatch: pytest.MonkeyPatch) -> None:
     take = Gathering.take
 
     def forgetful(self: Gathering, event: ContributionReceived, task: Task) -> list[Decision] | None:
-        self._missing[task].add(event.chunk)
+        self._missing[task] |= bits(event.chunks)
         return take(self, event, task)
 
     def add(self: Parameters, step: int, node: Node, chunk: int, values: Slab) -> None:
-        slabs, first = self._gradients.setdefault(step, {}), node.leaves(self.plan.microbatches).start
-        slabs.setdefault(first, np.zeros(self.plan.elements, self.dtype))[self.plan.chunk_range(chunk)] += values
+        parts, first = self._gradients.setdefault(step, {}), node.leaves(self.plan.microbatches).start
+        parts[first, chunk] = (parts.get((first, chunk), (np.zeros_like(values),))[0] + values,)
 
     monkeypatch.setattr(Gathering, "take", forgetful)
     monkeypatch.setattr(Parameters, "keep", add)
@@ -86,8 +87,8 @@ def _arrival_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Contributions are added in the order in which they come, and not along the tree."""
 
     def keep(self: Parameters, step: int, node: Node, chunk: int, values: Slab) -> None:
-        slabs = self._gradients.setdefault(step, {})
-        slabs.setdefault(ROOT_SLAB, np.zeros(self.plan.elements, self.dtype))[self.plan.chunk_range(chunk)] += values
+        parts = self._gradients.setdefault(step, {})
+        parts[0, chunk] = (parts.get((0, chunk), (np.zeros_like(values),))[0] + values,)
 
     monkeypatch.setattr(Parameters, "keep", keep)
     monkeypatch.setattr(Parameters, "merge", lambda *_: None)

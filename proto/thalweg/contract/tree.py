@@ -60,6 +60,15 @@ def cover(run: range, microbatches: int) -> list[Node]:
     return nodes
 
 
+def additions(node: Node, microbatches: int, microbatch: int) -> int:
+    """How many additions `fold` does between a leaf and the next one, or its end: to the last so many sums on the left."""
+    count, child = 0, Node(0, microbatch)
+    while child != node and child.parent.leaves(microbatches).stop == microbatch + 1:
+        count += child.index % 2
+        child = child.parent
+    return count
+
+
 def fold(node: Node, microbatches: int, leaf: Callable[[int], T], add: Callable[[T, T], T]) -> T:
     """The sum of `leaf(microbatch)` over the node's microbatches, added along the tree, left before right."""
     if node.level == 0:

@@ -10,6 +10,8 @@ fields.
 
 The slab of parameters, and so a gradient, is cut into chunks of `Accepted.chunk_elements` elements, the last one shorter.
 Chunks travel one by one, in the order of the slab, and are handled as they come.
+
+A worker that runs as the same user on the same machine may share memory with the server instead: see SharedMemory.
 """
 
 from google.protobuf import descriptor as _descriptor
@@ -64,6 +66,7 @@ class WorkRequest(_message.Message):
     EVALUATION_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    SHARED_GRADIENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """Comes once, first."""
@@ -92,6 +95,10 @@ class WorkRequest(_message.Message):
     def heartbeat(self) -> Global___Heartbeat:
         """The worker is alive."""
 
+    @_builtins.property
+    def shared_gradient(self) -> Global___SharedGradient:
+        """Some chunks of a gradient, in shared memory: part of the answer to DifferentiateTask."""
+
     def __init__(
         self,
         *,
@@ -102,12 +109,13 @@ class WorkRequest(_message.Message):
         evaluation: Global___Evaluation | None = ...,
         failure: Global___Failure | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        shared_gradient: Global___SharedGradient | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "failure", b"failure", "gradient", b"gradient", "heartbeat", b"heartbeat", "hello", b"hello", "initial", b"initial", "message", b"message", "prepared", b"prepared"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "failure", b"failure", "gradient", b"gradient", "heartbeat", b"heartbeat", "hello", b"hello", "initial", b"initial", "message", b"message", "prepared", b"prepared", "shared_gradient", b"shared_gradient"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "failure", b"failure", "gradient", b"gradient", "heartbeat", b"heartbeat", "hello", b"hello", "initial", b"initial", "message", b"message", "prepared", b"prepared"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "failure", b"failure", "gradient", b"gradient", "heartbeat", b"heartbeat", "hello", b"hello", "initial", b"initial", "message", b"message", "prepared", b"prepared", "shared_gradient", b"shared_gradient"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "prepared", "initial", "gradient", "evaluation", "failure", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "prepared", "initial", "gradient", "evaluation", "failure", "heartbeat", "shared_gradient"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -210,6 +218,7 @@ class Welcome(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
     SILENCE_SECONDS_FIELD_NUMBER: _builtins.int
+    SHARED_MEMORY_FIELD_NUMBER: _builtins.int
     heartbeat_seconds: _builtins.float
     """How often the worker sends a heartbeat, in seconds, whatever else it sends or does."""
     silence_seconds: _builtins.float
@@ -218,20 +227,60 @@ class Welcome(_message.Message):
     def spec(self) -> _job_pb2.JobSpec:
         """The job, with every default filled in."""
 
+    @_builtins.property
+    def shared_memory(self) -> Global___SharedMemory:
+        """Where the server would share memory with the worker. Absent where it would not."""
+
     def __init__(
         self,
         *,
         spec: _job_pb2.JobSpec | None = ...,
         heartbeat_seconds: _builtins.float = ...,
         silence_seconds: _builtins.float = ...,
+        shared_memory: Global___SharedMemory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shared_memory", b"shared_memory", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_seconds", b"heartbeat_seconds", "silence_seconds", b"silence_seconds", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_seconds", b"heartbeat_seconds", "shared_memory", b"shared_memory", "silence_seconds", b"silence_seconds", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
+
+@_typing.final
+class SharedMemory(_message.Message):
+    """An offer to share memory, for a worker on the same machine (Linux). A worker may take it or leave it.
+
+    At a Unix socket of the kind SOCK_SEQPACKET both sides hand over files that live in memory only (memfd_create), sealed against
+    shrinking. The worker connects and sends the token; the server, if the token is right and the worker's user its own, answers with
+    one byte. The worker says so in Prepared. Where Accepted says so, the server has sent two files: the parameters at even and at odd versions,
+    as slabs, which the worker can read. They are whole at a version before the first task at it, and no ParametersChunk is
+    sent. For each slab in which the worker writes gradients it sends a file, once, and gets one byte in answer; the slabs are numbered
+    from 0 in the order in which they are sent. What a SharedGradient refers to must not be changed until a task at a later version
+    has come.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """The socket's name in Linux's abstract namespace."""
+    token: _builtins.bytes
+    """What proves that the worker was invited."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedMemory: _TypeAlias = SharedMemory  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):
@@ -262,6 +311,7 @@ class Prepared(_message.Message):
     PREPROCESSING_FIELD_NUMBER: _builtins.int
     CLASSIFIER_FIELD_NUMBER: _builtins.int
     LOSS_SECONDS_FIELD_NUMBER: _builtins.int
+    SHARED_MEMORY_FIELD_NUMBER: _builtins.int
     train_samples: _builtins.int
     """The number of training samples, at least 1."""
     validation_samples: _builtins.int
@@ -270,6 +320,8 @@ class Prepared(_message.Message):
     """Whether metrics have an accuracy."""
     loss_seconds: _builtins.float
     """For numerical differentiation: how long one evaluation of the loss on one minibatch takes, in seconds."""
+    shared_memory: _builtins.bool
+    """Whether the worker took the offer to share memory."""
     @_builtins.property
     def layout(self) -> _job_pb2.Layout:
         """The model's parameters."""
@@ -287,10 +339,11 @@ class Prepared(_message.Message):
         preprocessing: _job_pb2.Preprocessing | None = ...,
         classifier: _builtins.bool = ...,
         loss_seconds: _builtins.float = ...,
+        shared_memory: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "preprocessing", b"preprocessing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classifier", b"classifier", "layout", b"layout", "loss_seconds", b"loss_seconds", "preprocessing", b"preprocessing", "train_samples", b"train_samples", "validation_samples", b"validation_samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classifier", b"classifier", "layout", b"layout", "loss_seconds", b"loss_seconds", "preprocessing", b"preprocessing", "shared_memory", b"shared_memory", "train_samples", b"train_samples", "validation_samples", b"validation_samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -303,16 +356,20 @@ class Accepted(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CHUNK_ELEMENTS_FIELD_NUMBER: _builtins.int
+    SHARED_MEMORY_FIELD_NUMBER: _builtins.int
     chunk_elements: _builtins.int
     """The number of elements of every chunk but the last."""
+    shared_memory: _builtins.bool
+    """Whether the parameters come in shared memory. Only for a worker that took the offer."""
     def __init__(
         self,
         *,
         chunk_elements: _builtins.int = ...,
+        shared_memory: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_elements", b"chunk_elements"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_elements", b"chunk_elements", "shared_memory", b"shared_memory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -474,6 +531,58 @@ class GradientChunk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GradientChunk: _TypeAlias = GradientChunk  # noqa: Y015
+
+@_typing.final
+class SharedGradient(_message.Message):
+    """Chunks of a gradient that lie in a slab in shared memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    FIRST_CHUNK_FIELD_NUMBER: _builtins.int
+    END_CHUNK_FIELD_NUMBER: _builtins.int
+    SLAB_FIELD_NUMBER: _builtins.int
+    SUMS_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """As in the task."""
+    step: _builtins.int
+    """As in the task."""
+    level: _builtins.int
+    """As in the task."""
+    index: _builtins.int
+    """As in the task."""
+    first_chunk: _builtins.int
+    """The first chunk."""
+    end_chunk: _builtins.int
+    """The chunk behind the last one."""
+    slab: _builtins.int
+    """The number of the slab."""
+    @_builtins.property
+    def sums(self) -> Global___Sums:
+        """What the node's microbatches add to the metrics. Comes with chunk 0, and only with it."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        step: _builtins.int = ...,
+        level: _builtins.int = ...,
+        index: _builtins.int = ...,
+        first_chunk: _builtins.int = ...,
+        end_chunk: _builtins.int = ...,
+        slab: _builtins.int = ...,
+        sums: Global___Sums | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sums", b"sums"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_chunk", b"end_chunk", "first_chunk", b"first_chunk", "index", b"index", "level", b"level", "slab", b"slab", "step", b"step", "sums", b"sums", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedGradient: _TypeAlias = SharedGradient  # noqa: Y015
 
 @_typing.final
 class Sums(_message.Message):

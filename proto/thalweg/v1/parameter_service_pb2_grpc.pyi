@@ -10,6 +10,8 @@ fields.
 
 The slab of parameters, and so a gradient, is cut into chunks of `Accepted.chunk_elements` elements, the last one shorter.
 Chunks travel one by one, in the order of the slab, and are handled as they come.
+
+A worker that runs as the same user on the same machine may share memory with the server instead: see SharedMemory.
 """
 
 from collections import abc as _abc

@@ -20,6 +20,7 @@ from thalweg.server.journal import DISK_SECONDS, Journal
 from thalweg.server.places import Candidate, Queue, choose
 from thalweg.server.run import JobRun
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
+from thalweg.server.sharing import Sharing
 from thalweg.server.storage import Storage
 from thalweg.server.telemetry import NO_WORKERS, NOTHING_RECORDED, Recorded
 from thalweg.server.trajectory import MOST_BYTES
@@ -35,10 +36,17 @@ _TICK_SECONDS = 0.025
 class Jobs:
     """The jobs of one server, which runs so many of them at a time; 0 for no limit. Belongs to its event loop."""
 
-    def __init__(self, storage: Storage, settings: RunSettings = DEFAULT_SETTINGS, max_running: int = 0) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        settings: RunSettings = DEFAULT_SETTINGS,
+        max_running: int = 0,
+        sharing: Sharing | None = None,
+    ) -> None:
         self.storage = storage
         self.settings = settings
         self.max_running = max_running
+        self._sharing = sharing
         self.journal = Journal(storage)
         self.fleets = Fleets()
         self._runs: dict[str, JobRun] = {}  # in the order in which they were accepted
@@ -90,6 +98,8 @@ class Jobs:
             await asyncio.wait_for(
                 asyncio.gather(*self._accepting, *self._endings.values(), *self._saving, return_exceptions=True), DISK_SECONDS
             )
+        for run in self._runs.values():
+            run.release()
         await self.journal.stop()
 
     async def _tick(self) -> None:
@@ -190,6 +200,7 @@ class Jobs:
             checkpoint=checkpoint,
             recorded=recorded,
             initial=partial(self._initial, job.spec.model.initial) if job.spec.model.HasField("initial") else None,
+            sharing=self._sharing,
         )
         self._runs[job.id] = run
         return run

@@ -123,13 +123,13 @@ class InitialReceived:
 
 @dataclass(frozen=True, slots=True)
 class ContributionReceived:
-    """A chunk of a gradient arrived, computed at a version; with chunk 0, the node's sums."""
+    """Chunks of a gradient arrived, computed at a version; with chunk 0, the node's sums."""
 
     worker: WorkerId
     version: int
     step: int
     node: Node
-    chunk: int
+    chunks: range
     sums: Sums | None
     payload: Payload
 
@@ -235,11 +235,11 @@ class KeepInitial:
 
 @dataclass(frozen=True, slots=True)
 class SendRange:
-    """Send some workers a chunk of the parameters at a version."""
+    """Send some workers chunks of the parameters at a version."""
 
     workers: tuple[WorkerId, ...]
     version: int
-    chunk: int
+    chunks: range
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,21 +262,21 @@ class AssignEvaluate:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Keep a chunk of a node's gradient."""
+    """Keep chunks of a node's gradient; `payload` may hold others as well."""
 
     step: int
     node: Node
-    chunk: int
+    chunks: range
     payload: Payload
 
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Add the right child's chunk to the left child's; the sum is their parent's."""
+    """Add the right child's chunks to the left child's; the sums are their parent's."""
 
     step: int
     parent: Node
-    chunk: int
+    chunks: range
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,11 +288,11 @@ class MeasureGradient:
 
 @dataclass(frozen=True, slots=True)
 class ApplyRange:
-    """Update a chunk: from the current version and the gradient of a step to the next version."""
+    """Update chunks: from the current version and the gradient of a step to the next version."""
 
     version: int
     step: int
-    chunk: int
+    chunks: range
     schedule_factor: float
 
 

@@ -1,33 +1,44 @@
 """The arrays of one running job: two versions of the parameters, the optimizer's state, the gradients on their way.
 
 Version v lies in buffer v mod 2, so that while v + 1 is being made, range by range, a task can still be computed at v.
+
+A gradient that arrives is not copied: what is kept is where it lies, chunk by chunk. Sums of some of the microbatches are written
+to slabs of the server's own; the last addition, which makes the whole step's gradient, is left to the update, which does it block
+by block in the cache. So with two contributions, as with one, a gradient is read once and never written.
 """
+
+from typing import TypeAlias
 
 import numpy as np
 
+from thalweg.contract import tree
 from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
 from thalweg.server import clipping, optimizers
 from thalweg.server.optimizers import State
 from thalweg.server.plan import Plan
 
-ROOT_SLAB = 0
+# A chunk of a gradient: an array, or two whose sum it is.
+Terms: TypeAlias = tuple[Slab, ...]
 
 
 class Parameters:
-    """Carries out a coordinator's arithmetic."""
+    """Carries out a coordinator's arithmetic. `buffers` are two slabs of zeros for the parameters, if they are to lie there."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, buffers: tuple[Slab, Slab] | None = None) -> None:
         self.plan = plan
         self.version = 0
         self.dtype = np.dtype(plan.spec.model.dtype)
-        self._buffers = (np.zeros(plan.elements, self.dtype), np.zeros(plan.elements, self.dtype))
+        self._root = tree.root(plan.microbatches)
+        self._buffers = buffers or (np.zeros(plan.elements, self.dtype), np.zeros(plan.elements, self.dtype))
         self._optimizer = optimizers.make(plan.optimizer)
         self._state = self._optimizer.init(plan.elements, self.dtype)
-        # A node's gradient lies in the slab of its step and its leftmost microbatch. Its left child's lies there too: of the two,
-        # only one is alive in any chunk, so adding the right child's in place makes the parent's.
-        self._gradients: dict[int, dict[int, Slab]] = {}
+        # For each step, by the leftmost microbatch of a node and the chunk, what the node adds. A parent takes its left child's place.
+        self._gradients: dict[int, dict[tuple[int, int], Terms]] = {}
+        # For each step, by the leftmost microbatch of a node, the slab of its sum.
+        self._sums: dict[int, dict[int, Slab]] = {}
         self._free: list[Slab] = []
+        self._whole = np.empty(plan.elements if plan.optimizer.HasField("clip_global_norm") else 0, self.dtype)
         self._clip = 1.0
 
     @property
@@ -39,34 +50,46 @@ class Parameters:
         """Puts a chunk of the initial parameters where it belongs."""
         self._buffers[0][self.plan.chunk_range(chunk)] = values
 
-    def chunk(self, version: int, chunk: int) -> bytes:
-        """The bytes of a chunk at the current or the next version."""
-        return self._buffers[version % 2][self.plan.chunk_range(chunk)].tobytes()
+    def chunk(self, version: int, chunk: int) -> Slab:
+        """A chunk at the current or the next version, not copied."""
+        return self._buffers[version % 2][self.plan.chunk_range(chunk)]
 
     def keep(self, step: int, node: Node, chunk: int, values: Slab) -> None:
-        """Keeps a chunk of a node's gradient."""
-        slabs, first = self._gradients.setdefault(step, {}), node.leaves(self.plan.microbatches).start
-        if first not in slabs:
-            slabs[first] = self._free.pop() if self._free else np.empty(self.plan.elements, self.dtype)
-        slabs[first][self.plan.chunk_range(chunk)] = values
+        """Keeps a chunk of a node's gradient: the array itself, which must not change until the step is applied."""
+        first = node.leaves(self.plan.microbatches).start
+        self._gradients.setdefault(step, {})[first, chunk] = (values,)
 
     def merge(self, step: int, parent: Node, chunk: int) -> None:
         """Adds the right child's chunk to the left child's."""
         left, right = (child.leaves(self.plan.microbatches).start for child in parent.children)
-        slabs, where = self._gradients[step], self.plan.chunk_range(chunk)
-        # A sum that is not finite shows in the update.
-        with np.errstate(over="ignore", invalid="ignore"):
-            slabs[left][where] += slabs[right][where]
+        parts = self._gradients[step]
+        terms = parts[left, chunk] + parts.pop((right, chunk))
+        if parent != self._root:
+            terms = (_total(terms, self._sum(step, left)[self.plan.chunk_range(chunk)]),)
+        parts[left, chunk] = terms
+
+    def _sum(self, step: int, first: int) -> Slab:
+        slabs = self._sums.setdefault(step, {})
+        if first not in slabs:
+            slabs[first] = self._free.pop() if self._free else np.empty(self.plan.elements, self.dtype)
+        return slabs[first]
 
     def measure(self, step: int) -> None:
         """Computes by how much a step's whole gradient is scaled to clip it."""
-        norm = clipping.squared_norm(self._gradients[step][ROOT_SLAB]) ** 0.5
+        parts = self._gradients[step]
+        for chunk in range(self.plan.chunks):
+            parts[0, chunk] = (_total(parts[0, chunk], self._whole[self.plan.chunk_range(chunk)]),)
+        norm = clipping.squared_norm(self._whole) ** 0.5
         self._clip = clipping.scale(norm, self.plan.optimizer.clip_global_norm)
 
-    def apply(self, version: int, step: int, chunk: int, schedule_factor: float) -> bool:
-        """Makes a chunk of version + 1 with a step's gradient. False if it has values that are NaN or infinite."""
+    def apply(self, version: int, step: int, chunks: range, schedule_factor: float) -> bool:
+        """Makes chunks of version + 1 with a step's gradient. False if they have values that are NaN or infinite."""
+        parts = self._gradients[step]
+        return all([self._apply(version, parts.pop((0, chunk)), chunk, schedule_factor) for chunk in chunks])
+
+    def _apply(self, version: int, terms: Terms, chunk: int, schedule_factor: float) -> bool:
         where = self.plan.chunk_range(chunk)
-        gradient = self._gradients[step][ROOT_SLAB][where]
+        gradient = _total(terms, np.empty(where.stop - where.start, self.dtype))
         if self._clip != 1.0:
             with np.errstate(invalid="ignore"):
                 gradient *= gradient.dtype.type(self._clip)
@@ -88,8 +111,9 @@ class Parameters:
         """The next version is whole: it becomes the current one, and the step's gradient is done with."""
         self.version = version
         self._clip = 1.0
+        del self._gradients[step]
         # Slabs beyond those of a step belong to a division of the work that is over.
-        self._free = list(self._gradients.pop(step).values())
+        self._free = list(self._sums.pop(step, {}).values())
 
     def snapshot(self) -> tuple[Slab, State]:
         """A copy of the parameters at the current version and of the optimizer's state; both must be whole."""
@@ -103,3 +127,14 @@ class Parameters:
         self.current[:] = parameters
         for name, slab in self._state.items():
             slab[:] = state[name]
+
+
+def _total(terms: Terms, out: Slab) -> Slab:
+    """The sum of one or two terms, in `out`."""
+    # A sum that is not finite shows in the update.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if len(terms) == 1:
+            np.copyto(out, terms[0])
+        else:
+            np.add(terms[0], terms[1], out=out)
+    return out

@@ -18,6 +18,7 @@ from thalweg.server.coordinator import Coordinator, Phase
 from thalweg.server.ending import Ending
 from thalweg.server.messages import Facts, WorkerId
 from thalweg.server.parameters import Parameters
+from thalweg.server.sharing import JobSharing, Sharing
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.telemetry import NOTHING_RECORDED, Clock, Recorded, Recorder, Telemetry
 from thalweg.server.trajectory import Trajectory
@@ -46,7 +47,7 @@ class JobRun:
 
     `save` is handed checkpoints to be written in the background, behind the events recorded so far; it is answered by
     `checkpoint_done`. `checkpoint` and `recorded` are what earlier runs have left; `initial`, if the job is to start from given
-    parameters, gives them as a slab of a layout, or raises ValueError.
+    parameters, gives them as a slab of a layout, or raises ValueError. `sharing` is where workers on this machine get memory, if it is shared.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class JobRun:
         checkpoint: Checkpoint | None = None,
         recorded: Recorded = NOTHING_RECORDED,
         initial: Callable[[job_pb2.Layout], Slab] | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.telemetry = Telemetry(job, journal, clock, recorded)
         self.settings = settings
@@ -75,6 +77,7 @@ class JobRun:
         self._ended = ended
         self._save = save
         self._connections: dict[WorkerId, Connection] = {}
+        self._shared = JobSharing(sharing, job.spec)
 
     @property
     def job(self) -> job_pb2.Job:
@@ -113,6 +116,7 @@ class JobRun:
             spec=self.job.spec,
             heartbeat_seconds=self.settings.heartbeat_seconds,
             silence_seconds=self.settings.silence_seconds,
+            shared_memory=self._shared.invite(connection.worker),
         )
         connection.send(parameter_service_pb2.WorkResponse(welcome=welcome))
         self._workers_changed()
@@ -120,6 +124,7 @@ class JobRun:
 
     def leave(self, worker: WorkerId) -> None:
         """A worker's stream ended."""
+        self._shared.leave(worker)
         if self._connections.pop(worker, None) and self.coordinator.phase is not Phase.FINISHED:
             self._lost()
             self.handle(messages.WorkerLost(worker))
@@ -157,10 +162,13 @@ class JobRun:
         if message.HasField("prepared"):
             self._receive_prepared(worker, message.prepared)
         else:
-            self.handle(wire.event_of(worker, message, self.parameters))
+            self.handle(wire.event_of(worker, message, self.parameters, self._shared))
 
     def _receive_prepared(self, worker: WorkerId, prepared: parameter_service_pb2.Prepared) -> None:
         wire.check_prepared(prepared, self.job.spec.model.dtype)
+        if not self._shared.settle(worker, prepared.shared_memory):
+            raise wire.violation("shared memory that was not taken")
+        prepared.ClearField("shared_memory")
         elements = layouts.elements(prepared.layout)
         facts = Facts(elements, prepared.train_samples, prepared.validation_samples, prepared.classifier)
         if self._prepared is None:
@@ -174,7 +182,8 @@ class JobRun:
         if self.coordinator.plan is None or self._prepared is None:
             return
         try:
-            self.parameters = Parameters(self.coordinator.plan)
+            dtype = layouts.dtype_of(self._prepared.layout)
+            self.parameters = Parameters(self.coordinator.plan, self._shared.allocate(self.coordinator.plan.elements, dtype))
         except (MemoryError, ValueError):
             elements = layouts.elements(self._prepared.layout)
             raise _JobError(f"model.layers: {elements:,} parameters do not fit the server's memory") from None
@@ -206,9 +215,11 @@ class JobRun:
             self._handle(messages.DriverFailed(f"internal error: {type(error).__name__}: {error}"))
 
     def _handle(self, event: messages.Event) -> None:
-        for decision in self.coordinator.handle(event, self._clock()):
+        decisions = self.coordinator.handle(event, self._clock())
+        self.telemetry.contributions.applied += any(isinstance(decision, messages.Keep) for decision in decisions)
+        for decision in decisions:
             if isinstance(decision, messages.ApplyRange) and self.parameters:
-                if not self.parameters.apply(decision.version, decision.step, decision.chunk, decision.schedule_factor):
+                if not self.parameters.apply(decision.version, decision.step, decision.chunks, decision.schedule_factor):
                     # What else was decided takes this update for granted.
                     self._handle(messages.RangeNotFinite(decision.version))
                     return
@@ -217,8 +228,8 @@ class JobRun:
 
     def _carry_out(self, decision: messages.Decision) -> None:
         match decision:
-            case messages.SendRange(workers, version, chunk):
-                self._send_range(workers, version, chunk)
+            case messages.SendRange(workers, version, chunks):
+                self._send_range(self._shared.remote(workers), version, chunks)
             case messages.AssignDifferentiate(worker, _, _, again):
                 self.telemetry.contributions.reissued_tasks += again
                 self._send(worker, wire.differentiate(decision))
@@ -252,11 +263,12 @@ class JobRun:
         if self.parameters is None:
             return
         match decision:
-            case messages.Keep(step, node, chunk, payload):
-                self.telemetry.contributions.applied += 1
-                self.parameters.keep(step, node, chunk, payload)
-            case messages.Merge(step, parent, chunk):
-                self.parameters.merge(step, parent, chunk)
+            case messages.Keep(step, node, chunks, payload):
+                for chunk in chunks:
+                    self.parameters.keep(step, node, chunk, payload.chunk(self.parameters.plan, chunk))
+            case messages.Merge(step, parent, chunks):
+                for chunk in chunks:
+                    self.parameters.merge(step, parent, chunk)
             case messages.MeasureGradient(step):
                 self.parameters.measure(step)
             case messages.Promote(version, step):
@@ -272,17 +284,26 @@ class JobRun:
 
     def _accept(self, worker: WorkerId) -> None:
         if self.coordinator.plan:
-            accepted = parameter_service_pb2.Accepted(chunk_elements=self.coordinator.plan.chunk_elements)
+            try:
+                shared = self._shared.accept(worker)
+            except OSError as error:
+                # Its stream is about to break, if the worker is gone.
+                self.telemetry.notice(f"no memory could be shared with worker {self._connections[worker].name}: {error}")
+                self._evict(worker)
+                return
+            chunk_elements = self.coordinator.plan.chunk_elements
+            accepted = parameter_service_pb2.Accepted(chunk_elements=chunk_elements, shared_memory=shared)
             self._send(worker, parameter_service_pb2.WorkResponse(accepted=accepted))
 
-    def _send_range(self, workers: tuple[WorkerId, ...], version: int, chunk: int) -> None:
+    def _send_range(self, workers: list[WorkerId], version: int, chunks: range) -> None:
         if self.parameters is None or not workers:
             return
-        data = self.parameters.chunk(version, chunk)
-        part = parameter_service_pb2.ParametersChunk(version=version, chunk=chunk, data=data)
-        message = parameter_service_pb2.WorkResponse(parameters=part)
-        for worker in workers:
-            self._send(worker, message)
+        for chunk in chunks:
+            data = self.parameters.chunk(version, chunk).tobytes()
+            part = parameter_service_pb2.ParametersChunk(version=version, chunk=chunk, data=data)
+            message = parameter_service_pb2.WorkResponse(parameters=part)
+            for worker in workers:
+                self._send(worker, message)
 
     def _count(self, reason: messages.Drop) -> None:
         counts = self.telemetry.contributions
@@ -301,6 +322,7 @@ class JobRun:
         if connection:
             silent = f"{self.settings.silence_seconds:g} s"
             self.telemetry.notice(f"worker {connection.name} said nothing for {silent}; its tasks go to others")
+            self._shared.leave(worker)
             connection.evict()
             self._lost()
 
@@ -347,6 +369,11 @@ class JobRun:
         goodbye = parameter_service_pb2.Goodbye(reason=f"the job ended: {state_name(self.job.state)}")
         for connection in self._connections.values():
             connection.send(parameter_service_pb2.WorkResponse(goodbye=goodbye))
+        self.release()
+
+    def release(self) -> None:
+        """Shares no more memory."""
+        self._shared.close()
 
 
 class _JobError(Exception):

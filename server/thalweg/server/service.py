@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import logging
 import os
 import threading
 from collections.abc import Coroutine
@@ -14,6 +15,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from thalweg.contract import memory
 from thalweg.contract.channel import OPTIONS, Address
 from thalweg.server.jobs import Jobs
 from thalweg.server.services.fleet import FleetService
@@ -21,6 +23,7 @@ from thalweg.server.services.guard import TokenCheck
 from thalweg.server.services.parameter import ParameterService
 from thalweg.server.services.training import TrainingService
 from thalweg.server.settings import CHECKPOINT_SECONDS, SILENCE_SECONDS, RunSettings
+from thalweg.server.sharing import Sharing
 from thalweg.server.storage import Storage
 from thalweg.v1 import (
     fleet_service_pb2,
@@ -31,6 +34,7 @@ from thalweg.v1 import (
     training_service_pb2_grpc,
 )
 
+_log = logging.getLogger(__name__)
 MAX_UPLOAD_BYTES = 1 << 30
 _STOP_GRACE_SECONDS = 1.0
 _SERVICES = {
@@ -50,7 +54,10 @@ class FolderInUseError(ServerStartError):
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How a server runs. `data` is the folder in which it keeps all its state; `max_running_jobs` is 0 for no limit."""
+    """How a server runs. `data` is the folder in which it keeps all its state; `max_running_jobs` is 0 for no limit.
+
+    `shared_memory` is whether workers on this machine get parameters and give gradients in memory, where that is possible.
+    """
 
     address: Address
     data: Path
@@ -61,6 +68,16 @@ class ServerConfig:
     silence_seconds: float = SILENCE_SECONDS
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     max_running_jobs: int = 0
+    shared_memory: bool = True
+
+
+def _sharing() -> Sharing | None:
+    """Where workers on this machine get memory. None, and a word of warning, where there is no such thing."""
+    try:
+        return Sharing() if memory.AVAILABLE else None
+    except OSError as error:
+        _log.warning("memory is not shared with workers on this machine: %s", error)
+        return None
 
 
 class Server:
@@ -144,7 +161,8 @@ class Server:
         except Exception as error:
             raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
         runs = RunSettings(self.config.silence_seconds, self.config.checkpoint_seconds)
-        jobs = Jobs(storage, runs, self.config.max_running_jobs)
+        sharing = _sharing() if self.config.shared_memory else None
+        jobs = Jobs(storage, runs, self.config.max_running_jobs, sharing)
         server = self._build(jobs)
         try:
             self.address = self._listen(server)
@@ -158,6 +176,8 @@ class Server:
             await server.stop(_STOP_GRACE_SECONDS)
         finally:
             await jobs.stop()
+            if sharing:
+                sharing.close()
 
     def _listen(self, server: grpc.aio.Server) -> Address:
         try:

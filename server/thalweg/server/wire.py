@@ -1,14 +1,19 @@
 """What workers say, as events; what is decided for them, as messages. What no honest worker says is refused here."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
+from thalweg.contract.memory import SharingError
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server import messages
 from thalweg.server.messages import WorkerId
 from thalweg.server.parameters import Parameters
+from thalweg.server.plan import Plan
+from thalweg.server.sharing import JobSharing
 from thalweg.v1 import parameter_service_pb2
 
 # What no honest worker comes near, and a broken one may not fill the server's memory with.
@@ -18,7 +23,22 @@ _MOST_TENSORS = 4096
 _MOST_AXES = 8
 
 
-def event_of(worker: WorkerId, message: parameter_service_pb2.WorkRequest, parameters: Parameters | None) -> messages.Event:
+class Received(NamedTuple):
+    """Chunks of a gradient as they came: values end to end, and which chunk the first ones are."""
+
+    values: Slab
+    first_chunk: int
+
+    def chunk(self, plan: Plan, chunk: int) -> Slab:
+        """The values of one of the chunks."""
+        start = plan.chunk_range(self.first_chunk).start
+        where = plan.chunk_range(chunk)
+        return self.values[where.start - start : where.stop - start]
+
+
+def event_of(
+    worker: WorkerId, message: parameter_service_pb2.WorkRequest, parameters: Parameters | None, shared: JobSharing
+) -> messages.Event:
     """The event that a worker's message is, unless it says `prepared`. Raises ThalwegError if it makes no sense."""
     match message.WhichOneof("message"):
         case "gradient":
@@ -27,8 +47,11 @@ def event_of(worker: WorkerId, message: parameter_service_pb2.WorkRequest, param
                 raise violation("sums come with chunk 0 and only with it")
             sums = _sums(gradient.sums) if gradient.chunk == 0 else None
             values = _values(parameters, gradient.chunk, gradient.data)
-            node = Node(gradient.level, gradient.index)
-            return messages.ContributionReceived(worker, gradient.version, gradient.step, node, gradient.chunk, sums, values)
+            node, chunks = Node(gradient.level, gradient.index), range(gradient.chunk, gradient.chunk + 1)
+            payload = Received(values, gradient.chunk)
+            return messages.ContributionReceived(worker, gradient.version, gradient.step, node, chunks, sums, payload)
+        case "shared_gradient":
+            return _shared(worker, message.shared_gradient, parameters, shared)
         case "evaluation":
             answer = message.evaluation
             return messages.EvaluationReceived(worker, answer.version, answer.split, answer.first, _sums(answer.sums))
@@ -41,6 +64,23 @@ def event_of(worker: WorkerId, message: parameter_service_pb2.WorkRequest, param
             return messages.WorkerFailed(worker, message.failure.problem[:MOST_CHARACTERS])
         case kind:
             raise violation(f"{kind or 'an empty message'} was not expected")
+
+
+def _shared(
+    worker: WorkerId, gradient: parameter_service_pb2.SharedGradient, parameters: Parameters | None, shared: JobSharing
+) -> messages.ContributionReceived:
+    chunks = range(gradient.first_chunk, gradient.end_chunk)
+    if parameters is None or not chunks or chunks.stop > parameters.plan.chunks:
+        raise violation(f"there are no chunks from {chunks.start} up to {chunks.stop}")
+    if gradient.HasField("sums") != (chunks.start == 0):
+        raise violation("sums come with chunk 0 and only with it")
+    try:
+        slab = shared.slab(worker, gradient.slab, parameters.plan.elements, parameters.dtype)
+    except SharingError as error:
+        raise violation(str(error)) from error
+    sums = _sums(gradient.sums) if chunks.start == 0 else None
+    node = Node(gradient.level, gradient.index)
+    return messages.ContributionReceived(worker, gradient.version, gradient.step, node, chunks, sums, Received(slab, 0))
 
 
 def _sums(sums: parameter_service_pb2.Sums) -> Sums:

@@ -1,16 +1,18 @@
 """A task's answer: gradients and metrics, as pure functions of the parameters and the task."""
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thalweg.contract import tree
 from thalweg.contract.layout import Slab
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2
+from thalweg.workers.adding import Finished, Slabs, add_up
 from thalweg.workers.data import Dataset
 from thalweg.workers.data.sampling import Sampler
 from thalweg.workers.local import Lanes
@@ -33,7 +35,7 @@ class Differentiator:
         self._numerical = None if scheme == "backpropagation" else NumericalDifferentiator(self.model, scheme)
         self._microbatches = spec.training.microbatches
         self._sampler = Sampler(len(dataset.train_x), spec.training.batch_size, self._microbatches, spec.seed)
-        self._free: dict[int, list[Slab]] = {}
+        self._slabs = Slabs(self.model.dtype)
         self._batches: dict[int, tuple[Batch, int]] = {}
         self._at = (-1, -1)
         local = spec.training.synchrony.WhichOneof("policy") == "local"
@@ -45,34 +47,43 @@ class Differentiator:
         return self._numerical is not None
 
     def gradient(
-        self, parameters: Slab, version: int, step: int, node: Node, coordinates: slice, steps: int = 1
+        self,
+        parameters: Slab,
+        version: int,
+        step: int,
+        node: Node,
+        coordinates: slice,
+        steps: int = 1,
+        finished: Callable[[Slab, int], object] = lambda *_: None,
+        out: Slab | None = None,
     ) -> tuple[Slab, Sums]:
         """What a node's microbatches add to a step's gradient, at some coordinates, and their sums.
 
         `parameters` are those of `version`: by (version, step) it is known what can be used again for other coordinates. Where
         synchrony is local, it is what the node's lanes moved in `steps` steps from `step` on that is given.
-        The array is used again once it is given back with `release`.
+
+        The array is `out`, if that is given, with as many elements as there are coordinates. Otherwise it is one that is used
+        again once it is given back with `release`. While it is filled, `finished` is given it and told how many of its first
+        elements are final: ever more, and at last all of them.
         """
         size = coordinates.stop - coordinates.start if self.numerical else self.model.size
+        result = self._slabs.take(size) if out is None else out
 
-        def leaf(microbatch: int) -> tuple[Slab, Sums]:
-            out = self._take(size)
+        def leaf(microbatch: int, slab: Slab, done: Finished) -> Sums:
             if self._numerical:
                 batch, denominator = self._batch(self._numerical, parameters, (version, step), microbatch)
-                self._numerical.differentiate(batch, denominator, coordinates, out)
-                return out, batch.sums
-            if self._lanes:
-                return out, self._lanes.train(parameters, range(step, step + steps), microbatch, out)
-            x, y, denominator = self._samples(step, microbatch)
-            self.model.bind(parameters)
-            return out, self.model.loss_and_gradient(x, y, denominator, (step, microbatch), out)
+                self._numerical.differentiate(batch, denominator, coordinates, slab)
+                sums = batch.sums
+            elif self._lanes:
+                sums = self._lanes.train(parameters, range(step, step + steps), microbatch, slab)
+            else:
+                x, y, denominator = self._samples(step, microbatch)
+                self.model.bind(parameters)
+                return self.model.loss_and_gradient(x, y, denominator, (step, microbatch), slab, done)
+            done(size)
+            return sums
 
-        def add(left: tuple[Slab, Sums], right: tuple[Slab, Sums]) -> tuple[Slab, Sums]:
-            np.add(left[0], right[0], out=left[0])
-            self.release(right[0])
-            return left[0], left[1] + right[1]
-
-        return tree.fold(node, self._microbatches, leaf, add)
+        return result, add_up(node, self._microbatches, leaf, result, partial(finished, result), self._slabs)
 
     def _samples(self, step: int, microbatch: int) -> tuple[Slab, NDArray[Any], int]:
         """A microbatch's samples and targets, and the number of samples in the whole minibatch."""
@@ -116,13 +127,9 @@ class Differentiator:
                 break
         return (time.perf_counter() - start) / coordinates / self._numerical.evaluations
 
-    def _take(self, size: int) -> Slab:
-        free = self._free.setdefault(size, [])
-        return free.pop() if free else np.empty(size, self.model.dtype)
-
     def release(self, gradient: Slab) -> None:
         """Gives back an array that `gradient` made."""
-        self._free[gradient.size].append(gradient)
+        self._slabs.release(gradient)
 
     def evaluate(self, parameters: Slab, x: NDArray[Any], y: NDArray[Any]) -> Sums:
         """The sums over samples, without dropout."""

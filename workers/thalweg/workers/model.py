@@ -1,6 +1,8 @@
 """A model: a sequence of layers and a loss, its parameters views of a slab."""
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,19 @@ __all__ = ["Model", "ModelError"]
 
 # (step, microbatch) of a training task, on which its dropout depends.
 Task = tuple[int, int]
+
+
+class _Place(NamedTuple):
+    """Where a tensor of a layer lies in a slab."""
+
+    name: str
+    where: slice
+    shape: tuple[int, ...]
+
+
+def _tensors(places: list[_Place], slab: Slab) -> dict[str, Slab]:
+    """A layer's tensors, views of a slab."""
+    return {name: slab[where].reshape(shape) for name, where, shape in places}
 
 
 class Model:
@@ -56,8 +71,14 @@ class Model:
         ]
         self.layout = job_pb2.Layout(tensors=tensors, dtype=self.dtype.name)
         self.size = layouts.elements(self.layout)
+        self._places: list[list[_Place]] = [[] for _ in self.layers]
+        start = 0
+        for tensor in tensors:
+            layer_index, _, name = tensor.name.partition(".")
+            end = start + math.prod(tensor.shape)
+            self._places[int(layer_index)].append(_Place(name, slice(start, end), tuple(tensor.shape)))
+            start = end
         self._bound: Slab | None = None
-        self._gradients: tuple[Slab, list[dict[str, Slab]]] | None = None
 
     @property
     def classifier(self) -> bool:
@@ -70,41 +91,47 @@ class Model:
 
     def initial(self, out: Slab) -> None:
         """Fills a slab with the initial parameters, a function of the model and the seed."""
-        for layer, parameters in zip(self.layers, self._split(out), strict=True):
-            layer.initialize(self.seed, parameters)
+        for layer, places in zip(self.layers, self._places, strict=True):
+            layer.initialize(self.seed, _tensors(places, out))
 
     def bind(self, parameters: Slab) -> None:
         """Computes with the parameters in a slab from now on, wherever it changes."""
         if self._bound is not parameters:
             self._bound = parameters
-            for layer, tensors in zip(self.layers, self._split(parameters), strict=True):
-                layer.parameters = tensors
+            for layer, places in zip(self.layers, self._places, strict=True):
+                layer.parameters = _tensors(places, parameters)
 
-    def _split(self, slab: Slab) -> list[dict[str, Slab]]:
-        """A slab's tensors, for each layer by their names in it."""
-        split: list[dict[str, Slab]] = [{} for _ in self.layers]
-        for name, tensor in layouts.views(self.layout, slab).items():
-            index, _, short = name.partition(".")
-            split[int(index)][short] = tensor
-        return split
-
-    def loss_and_gradient(self, x: Slab, y: NDArray[Any], denominator: int, task: Task | None, gradient: Slab) -> Sums:
+    def loss_and_gradient(
+        self,
+        x: Slab,
+        y: NDArray[Any],
+        denominator: int,
+        task: Task | None,
+        gradient: Slab,
+        finished: Callable[[int], object] = lambda _: None,
+    ) -> Sums:
         """Writes the gradient of the sum of the samples' losses, divided by `denominator`, to a slab; gives the sums.
 
-        `x` has the shape (samples, *input_shape); without samples the gradient is zero. `task` draws dropout.
+        `x` has the shape (samples, *input_shape); without samples the gradient is zero. `task` draws dropout. While the slab is
+        filled, `finished` is told how many of its first elements are final: ever more, and at last all of them, if there are any.
         """
         if len(x) == 0:
             gradient[...] = 0
+            finished(self.size)
             return Sums()
         output = self._forward(x, task)
         sums = self.sums_of(output, y)
         backward = self.loss.gradient(output, y)
         backward *= 1 / denominator
-        if self._gradients is None or self._gradients[0] is not gradient:
-            self._gradients = (gradient, self._split(gradient))
-        first = min(index for index, tensors in enumerate(self._gradients[1]) if tensors) if self.size else 0
-        for layer in reversed(self.layers[first:]):
-            backward = layer.backward(backward, self._gradients[1][layer.index], layer.index > first)
+        done = 0
+        for layer in reversed(self.layers):
+            if places := self._places[layer.index]:
+                layer.differentiate(backward, _tensors(places, gradient))
+                done = places[-1].where.stop
+                finished(done)
+            # Before the first layer with parameters nothing is to be learnt.
+            if done < self.size:
+                backward = layer.backward(backward)
         return sums
 
     def sums(self, x: Slab, y: NDArray[Any], task: Task | None = None) -> Sums:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 
 from thalweg.contract import tree
+from thalweg.server.chunks import bits
 from thalweg.server.messages import (
     ApplyRange,
     ContributionReceived,
@@ -93,13 +94,13 @@ class Asynchronous(Policy):
         if gathering is None:
             known = event.step in self.applied or event.step < self.plan.start_of_epoch(self.version)
             return self._drop(event, Drop.LATE if known else Drop.UNKNOWN)
-        task = gathering.task_of(event.node, event.chunk)
+        task = gathering.task_of(event)
         if task is None or event.version > self.version:
             return self._drop(event, Drop.UNKNOWN)
         taken = gathering.take(event, task)
         if taken is None:
             return self._drop(event, Drop.DUPLICATE)
-        return taken + (self._apply(gathering) if len(gathering.complete) == self.plan.chunks else [])
+        return taken + (self._apply(gathering) if gathering.complete == bits(range(self.plan.chunks)) else [])
 
     def _apply(self, gathering: Gathering) -> list[Decision]:
         sums = gathering.sums
@@ -110,7 +111,7 @@ class Asynchronous(Policy):
         step, samples, staleness = gathering.step, self.plan.samples_of(gathering.step), self.version - gathering.oldest_version
         factor = self.plan.schedule_factor(self.version) / (max(1, staleness) if self._scaled else 1)
         decisions: list[Decision] = [MeasureGradient(step)] if self._clipped else []
-        decisions += [ApplyRange(self.version, step, chunk, factor) for chunk in range(self.plan.chunks)]
+        decisions.append(ApplyRange(self.version, step, range(self.plan.chunks), factor))
         del self._open[step]
         self.applied.add(step)
         self.version += 1

@@ -65,7 +65,7 @@ class Policy(ABC):
         """Whether parameters and optimizer state are at `version` in all parts, and not in the midst of an update."""
 
     def _send_all(self, worker: WorkerId) -> list[Decision]:
-        return [SendRange((worker,), self.version, chunk) for chunk in range(self.plan.chunks)]
+        return [SendRange((worker,), self.version, range(self.plan.chunks))]
 
     def _give(self, worker: WorkerId, task: Task, again: bool = False) -> AssignDifferentiate:
         self._tasks.give(worker, task, size(self.plan, task))
@@ -74,7 +74,7 @@ class Policy(ABC):
     def _note_answer(self, event: ContributionReceived) -> None:
         """A worker sends a task's chunks in order: the last one means that it is free again, whatever becomes of the answer."""
         for task in self._tasks.tasks(event.worker):
-            if (task.step, task.node, task.end_chunk - 1) == (event.step, event.node, event.chunk):
+            if (task.step, task.node, task.end_chunk) == (event.step, event.node, event.chunks.stop):
                 self._tasks.answered(event.worker, task)
 
     @staticmethod

@@ -1,28 +1,29 @@
 """The contributions of one step: which have come, and how they are added along the tree, chunk by chunk."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from thalweg.contract import tree
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
+from thalweg.server.chunks import bits, runs
 from thalweg.server.messages import ContributionReceived, Decision, Keep, Merge, Task
 from thalweg.server.plan import Plan
 
 
 class Gathering:
-    """One step's contributions, each of which is taken once."""
+    """One step's contributions, each of which is taken once. `complete` is the set of chunks to which all have come."""
 
     def __init__(self, plan: Plan, step: int, tasks: Iterable[Task]) -> None:
         self.step = step
-        self.complete: set[int] = set()
+        self.complete = 0
         self.oldest_version: int | None = None
         self._microbatches = plan.microbatches
         self._root = tree.root(plan.microbatches)
-        self._missing = {task: set(range(task.first_chunk, task.end_chunk)) for task in tasks}
+        self._missing = {task: bits(range(task.first_chunk, task.end_chunk)) for task in tasks}
         self._tasks_of_node: dict[Node, list[Task]] = {}
         for task in self._missing:
             self._tasks_of_node.setdefault(task.node, []).append(task)
-        self._present: dict[int, set[Node]] = {}
+        self._present: dict[Node, int] = {}
         self._sums: dict[Node, Sums] = {}
 
     @property
@@ -34,38 +35,40 @@ class Gathering:
         """Whether a task's answer is waited for."""
         return bool(self._missing.get(task))
 
-    def task_of(self, node: Node, chunk: int) -> Task | None:
-        """The task that a chunk of a node's gradient belongs to."""
-        tasks = self._tasks_of_node.get(node, ())
-        return next((task for task in tasks if task.first_chunk <= chunk < task.end_chunk), None)
+    def task_of(self, event: ContributionReceived) -> Task | None:
+        """The task that a contribution belongs to."""
+        tasks, chunks = self._tasks_of_node.get(event.node, ()), event.chunks
+        return next((task for task in tasks if task.first_chunk <= chunks.start and chunks.stop <= task.end_chunk), None)
 
     def take(self, event: ContributionReceived, task: Task) -> list[Decision] | None:
-        """Takes a chunk of a task's answer. None if it has come before."""
-        if event.chunk not in self._missing[task]:
+        """Takes what is new of a contribution to a task. None if all of it has come before."""
+        new = self._missing[task] & bits(event.chunks)
+        if not new:
             return None
-        self._missing[task].discard(event.chunk)
+        self._missing[task] &= ~new
         self.oldest_version = event.version if self.oldest_version is None else min(self.oldest_version, event.version)
-        if event.sums is not None:
+        if event.sums is not None and new & 1:
             self._sums[event.node] = event.sums
-        return [Keep(self.step, event.node, event.chunk, event.payload), *self._add_up(event.node, event.chunk)]
+        kept: list[Decision] = [Keep(self.step, event.node, chunks, event.payload) for chunks in runs(new)]
+        return kept + list(self._add_up(event.node, new))
 
-    def _add_up(self, node: Node, chunk: int) -> list[Decision]:
-        """Adds a chunk along the tree as far as siblings are there."""
-        decisions: list[Decision] = []
-        present = self._present.setdefault(chunk, set())
-        present.add(node)
-        while node != self._root:
-            left, right = node.parent.children
+    def _add_up(self, node: Node, new: int) -> Iterator[Decision]:
+        """Adds chunks along the tree as far as siblings are there."""
+        while new:
+            self._present[node] = self._present.get(node, 0) | new
+            if node == self._root:
+                self.complete |= new
+                return
+            parent = node.parent
+            left, right = parent.children
             if right.exists(self._microbatches):
-                if left not in present or right not in present:
-                    return decisions
-                present -= {left, right}
-                decisions.append(Merge(self.step, node.parent, chunk))
-                if chunk == 0:
-                    self._sums[node.parent] = self._sums[left] + self._sums[right]
-            elif chunk == 0:
-                self._sums[node.parent] = self._sums[left]
-            node = node.parent
-            present.add(node)
-        self.complete.add(chunk)
-        return decisions
+                new &= self._present.get(left, 0) & self._present.get(right, 0)
+                self._present[left] = self._present.get(left, 0) & ~new
+                self._present[right] = self._present.get(right, 0) & ~new
+                for chunks in runs(new):
+                    yield Merge(self.step, parent, chunks)
+                if new & 1:
+                    self._sums[parent] = self._sums[left] + self._sums[right]
+            elif new & 1:
+                self._sums[parent] = self._sums[left]
+            node = parent

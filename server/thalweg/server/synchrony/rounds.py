@@ -7,6 +7,7 @@ on their way. Only clipping by the global norm has to wait for the whole gradien
 import math
 from collections.abc import Iterable
 
+from thalweg.server.chunks import bits, runs
 from thalweg.server.messages import (
     ApplyRange,
     ContributionReceived,
@@ -36,7 +37,7 @@ class Rounds(Policy):
         self._workers: dict[WorkerId, bool] = {}  # whether each has the current parameters
         self._open: dict[int, Gathering] = {}
         self._waiting: dict[Task, WorkerId | None] = {}  # tasks that nobody has yet, and whose turn each is
-        self._applied: set[int] = set()
+        self._applied = 0
 
     def current(self) -> list[WorkerId]:
         return [worker for worker, has in self._workers.items() if has]
@@ -94,7 +95,7 @@ class Rounds(Policy):
 
     def _catch_up(self, worker: WorkerId) -> list[Decision]:
         self._workers[worker] = True
-        return self._send_all(worker) + [SendRange((worker,), self.version + 1, chunk) for chunk in sorted(self._applied)]
+        return self._send_all(worker) + [SendRange((worker,), self.version + 1, chunks) for chunks in runs(self._applied)]
 
     def lost(self, worker: WorkerId) -> list[Decision]:
         self._workers.pop(worker, None)
@@ -113,7 +114,7 @@ class Rounds(Policy):
         if event.step < self.plan.minibatch(self.version):
             return self._drop(event, Drop.LATE)
         gathering = self._open.get(event.step)
-        task = gathering.task_of(event.node, event.chunk) if gathering else None
+        task = gathering.task_of(event) if gathering else None
         if gathering is None or task is None or not self._may_be_at(event.version, event.step):
             return self._drop(event, Drop.UNKNOWN)
         taken = gathering.take(event, task)
@@ -132,16 +133,16 @@ class Rounds(Policy):
         sums = gathering.sums
         if sums is not None and not math.isfinite(sums.loss):
             return diverged(f"the loss became {sums.loss}", self.version)
-        ready = sorted(gathering.complete - self._applied)
-        if not ready or (self._clipped and len(ready) < self.plan.chunks):
+        ready, all_chunks = gathering.complete & ~self._applied, bits(range(self.plan.chunks))
+        if not ready or (self._clipped and ready != all_chunks):
             return []
         decisions: list[Decision] = [MeasureGradient(gathering.step)] if self._clipped else []
         workers, factor = tuple(self.current()), self.plan.schedule_factor(self.version)
-        for chunk in ready:
-            self._applied.add(chunk)
-            decisions.append(ApplyRange(self.version, gathering.step, chunk, factor))
-            decisions.append(SendRange(workers, self.version + 1, chunk))
-        if len(self._applied) == self.plan.chunks:
+        self._applied |= ready
+        for chunks in runs(ready):
+            decisions.append(ApplyRange(self.version, gathering.step, chunks, factor))
+            decisions.append(SendRange(workers, self.version + 1, chunks))
+        if self._applied == all_chunks:
             decisions += self._promote(gathering, factor)
         return decisions
 
@@ -150,7 +151,7 @@ class Rounds(Policy):
             raise AssertionError("a step is complete without its sums")
         samples, staleness = self.plan.samples_of(self.version), self.version - gathering.oldest_version
         del self._open[gathering.step]
-        self._applied.clear()
+        self._applied = 0
         self.version += 1
         # Whoever still works on what is done gets no parameters that would only wait, but the newest when it is through.
         for worker in self._workers:

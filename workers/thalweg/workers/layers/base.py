@@ -54,11 +54,14 @@ class Layer(ABC):
 
     @abstractmethod
     def forward(self, x: Slab, randomness: Randomness | None) -> Slab:
-        """The output. With `randomness`, as in training. Keeps what `backward` needs."""
+        """The output. With `randomness`, as in training. Keeps what `differentiate` and `backward` need."""
+
+    def differentiate(self, gradient: Slab, gradients: dict[str, Slab]) -> None:  # noqa: B027 - most layers have no parameters
+        """Writes the gradient by the parameters, from that by the output."""
 
     @abstractmethod
-    def backward(self, gradient: Slab, gradients: dict[str, Slab], wanted: bool) -> Slab:
-        """From the gradient by the output: writes those by the parameters, and gives the one by the input, if it is wanted."""
+    def backward(self, gradient: Slab) -> Slab:
+        """The gradient by the input, from that by the output."""
 
     def buffer(self, name: str, shape: Shape, dtype: Any = None) -> Any:
         """An array of the layer's own, with any content."""

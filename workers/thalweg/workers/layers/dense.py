@@ -38,13 +38,13 @@ class Dense(Layer):
             flat += self.parameters["bias"]
         return out
 
-    def backward(self, gradient: Slab, gradients: dict[str, Slab], wanted: bool) -> Slab:
+    def differentiate(self, gradient: Slab, gradients: dict[str, Slab]) -> None:
         flat = gradient.reshape(-1, self.spec.units)
         np.matmul(flat.T, self._x, out=gradients["weight"])
         if self.spec.bias:
             np.add.reduce(flat, axis=0, out=gradients["bias"])
-        if not wanted:
-            return gradient
+
+    def backward(self, gradient: Slab) -> Slab:
         out: Slab = self.buffer("in", self._shape)
-        np.matmul(flat, self.parameters["weight"], out=out.reshape(-1, self._inputs))
+        np.matmul(gradient.reshape(-1, self.spec.units), self.parameters["weight"], out=out.reshape(-1, self._inputs))
         return out

@@ -30,7 +30,7 @@ class Dropout(Layer):
             self._factors *= 1 / (1 - self.spec.p)
         return self._factors
 
-    def backward(self, gradient: Slab, gradients: dict[str, Slab], wanted: bool) -> Slab:
+    def backward(self, gradient: Slab) -> Slab:
         if self._mask is None:
             return gradient
         out: Slab = self.buffer("in", gradient.shape)

@@ -16,5 +16,5 @@ class Flatten(Layer):
         self._shape = x.shape
         return x.reshape(len(x), math.prod(x.shape[1:]))
 
-    def backward(self, gradient: Slab, gradients: dict[str, Slab], wanted: bool) -> Slab:
+    def backward(self, gradient: Slab) -> Slab:
         return gradient.reshape(self._shape)

@@ -44,7 +44,7 @@ class Gelu(Layer):
         np.multiply(x, self._distribution, out=out)
         return out
 
-    def backward(self, gradient: Slab, gradients: dict[str, Slab], wanted: bool) -> Slab:
+    def backward(self, gradient: Slab) -> Slab:
         x = self._x
         if self._exact:
             slope = np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))

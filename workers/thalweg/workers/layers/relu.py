@@ -15,7 +15,7 @@ class Relu(Layer):
         np.maximum(x, 0, out=out)
         return out
 
-    def backward(self, gradient: Slab, gradients: dict[str, Slab], wanted: bool) -> Slab:
+    def backward(self, gradient: Slab) -> Slab:
         positive = np.greater(self._out, 0, out=self.buffer("positive", gradient.shape, bool))
         out: Slab = self.buffer("in", gradient.shape)
         np.multiply(gradient, positive, out=out)

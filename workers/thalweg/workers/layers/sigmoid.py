@@ -19,7 +19,7 @@ class Sigmoid(Layer):
         np.divide(1, out, out=out)
         return out
 
-    def backward(self, gradient: Slab, gradients: dict[str, Slab], wanted: bool) -> Slab:
+    def backward(self, gradient: Slab) -> Slab:
         """y (1 - y) times the gradient."""
         out: Slab = self.buffer("in", gradient.shape)
         np.subtract(1, self._out, out=out)

@@ -22,7 +22,7 @@ class Softmax(Layer):
         out /= np.add.reduce(out, axis=-1, keepdims=True)
         return out
 
-    def backward(self, gradient: Slab, gradients: dict[str, Slab], wanted: bool) -> Slab:
+    def backward(self, gradient: Slab) -> Slab:
         """y (g - sum(g y))."""
         out: Slab = self.buffer("in", gradient.shape)
         np.multiply(gradient, self._out, out=out)

@@ -15,7 +15,7 @@ class Tanh(Layer):
         np.tanh(x, out=out)
         return out
 
-    def backward(self, gradient: Slab, gradients: dict[str, Slab], wanted: bool) -> Slab:
+    def backward(self, gradient: Slab) -> Slab:
         """1 - y² times the gradient."""
         out: Slab = self.buffer("in", gradient.shape)
         np.multiply(self._out, self._out, out=out)
