@@ -27,9 +27,9 @@ def gradient(step: int, microbatch: int = 0) -> Slab:
 
 
 def send(outgoing: Outgoing, step: int, microbatch: int = 0, parts: tuple[int, ...] = (0, 8, 16, 20)) -> tuple[int, bytes]:
-    since = outgoing.begin(Node(0, microbatch), step)
+    outgoing.begin(Node(0, microbatch), step)
     values = gradient(step, microbatch)
-    return since, b"".join(outgoing.encode(values[a:b], a).tobytes() for a, b in itertools.pairwise(parts))
+    return outgoing.since, b"".join(outgoing.encode(values[a:b], a).tobytes() for a, b in itertools.pairwise(parts))
 
 
 def expected(codec: dict[str, Any], steps: range, microbatch: int = 0) -> bytes:

@@ -18,6 +18,7 @@ from thalweg.server.coordinator import Coordinator, Phase
 from thalweg.server.ending import Ending
 from thalweg.server.messages import Facts, WorkerId
 from thalweg.server.parameters import Parameters
+from thalweg.server.residuals import Residuals
 from thalweg.server.sharing import JobSharing, Sharing
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.telemetry import NOTHING_RECORDED, Clock, Recorded, Recorder, Telemetry
@@ -77,6 +78,7 @@ class JobRun:
         self._ended = ended
         self._save = save
         self._connections: dict[WorkerId, Connection] = {}
+        self._residuals = Residuals()
         self._shared = JobSharing(sharing, job.spec)
 
     @property
@@ -159,6 +161,7 @@ class JobRun:
 
     def receive(self, worker: WorkerId, message: parameter_service_pb2.WorkRequest) -> None:
         """Takes a worker's message. Raises ThalwegError if it makes no sense."""
+        self.telemetry.exchange.gradient_bytes += len(message.gradient.data)
         if message.HasField("prepared"):
             self._receive_prepared(worker, message.prepared)
         else:
@@ -264,6 +267,8 @@ class JobRun:
             return
         match decision:
             case messages.Keep(step, node, chunks, payload):
+                lost = [self._residuals.lost(node, chunk, payload.residual_since) for chunk in chunks]
+                self.telemetry.contributions.lost_residuals += any(lost)
                 for chunk in chunks:
                     self.parameters.keep(step, node, chunk, payload.chunk(self.parameters.plan, chunk))
             case messages.Merge(step, parent, chunks):
@@ -299,7 +304,8 @@ class JobRun:
         if self.parameters is None or not workers:
             return
         for chunk in chunks:
-            data = self.parameters.chunk(version, chunk).tobytes()
+            data = self.parameters.outgoing.encode(self.parameters.chunk(version, chunk)).tobytes()
+            self.telemetry.exchange.parameter_bytes += len(data) * len(workers)
             part = parameter_service_pb2.ParametersChunk(version=version, chunk=chunk, data=data)
             message = parameter_service_pb2.WorkResponse(parameters=part)
             for worker in workers:

@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-import numpy as np
-
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
 from thalweg.contract.memory import SharingError
@@ -24,10 +22,14 @@ _MOST_AXES = 8
 
 
 class Received(NamedTuple):
-    """Chunks of a gradient as they came: values end to end, and which chunk the first ones are."""
+    """Chunks of a gradient as they came: values end to end, and which chunk the first ones are.
+
+    With error feedback, what encoding left of the node's gradients since a step is in them.
+    """
 
     values: Slab
     first_chunk: int
+    residual_since: int = 0
 
     def chunk(self, plan: Plan, chunk: int) -> Slab:
         """The values of one of the chunks."""
@@ -46,9 +48,9 @@ def event_of(
             if gradient.HasField("sums") != (gradient.chunk == 0):
                 raise violation("sums come with chunk 0 and only with it")
             sums = _sums(gradient.sums) if gradient.chunk == 0 else None
-            values = _values(parameters, gradient.chunk, gradient.data)
+            values = _values(parameters, gradient.chunk, gradient.data, encoded=True)
             node, chunks = Node(gradient.level, gradient.index), range(gradient.chunk, gradient.chunk + 1)
-            payload = Received(values, gradient.chunk)
+            payload = Received(values, gradient.chunk, gradient.residual_since)
             return messages.ContributionReceived(worker, gradient.version, gradient.step, node, chunks, sums, payload)
         case "shared_gradient":
             return _shared(worker, message.shared_gradient, parameters, shared)
@@ -57,7 +59,7 @@ def event_of(
             return messages.EvaluationReceived(worker, answer.version, answer.split, answer.first, _sums(answer.sums))
         case "initial":
             chunk = message.initial.chunk
-            return messages.InitialReceived(worker, chunk, _values(parameters, chunk, message.initial.data))
+            return messages.InitialReceived(worker, chunk, _values(parameters, chunk, message.initial.data, encoded=False))
         case "heartbeat":
             return messages.HeartbeatReceived(worker)
         case "failure":
@@ -87,15 +89,16 @@ def _sums(sums: parameter_service_pb2.Sums) -> Sums:
     return Sums(sums.loss, sums.correct, sums.samples)
 
 
-def _values(parameters: Parameters | None, chunk: int, data: bytes) -> Slab:
-    """The numbers of a chunk, not copied. Raises ThalwegError if there are too many or too few."""
+def _values(parameters: Parameters | None, chunk: int, data: bytes, encoded: bool) -> Slab:
+    """The numbers of a chunk, not copied if they come as they are. Raises ThalwegError if the bytes make no sense."""
     if parameters is None or chunk >= parameters.plan.chunks:
         raise violation(f"there is no chunk {chunk}")
     where = parameters.plan.chunk_range(chunk)
-    wanted = (where.stop - where.start) * parameters.dtype.itemsize
-    if len(data) != wanted:
-        raise violation(f"chunk {chunk} has {len(data)} bytes, not {wanted}")
-    return np.frombuffer(data, parameters.dtype)
+    codec = parameters.incoming if encoded else parameters.as_they_are
+    try:
+        return codec.decoded(data, where.stop - where.start)
+    except ValueError as error:
+        raise violation(f"chunk {chunk} {error}") from error
 
 
 def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None:

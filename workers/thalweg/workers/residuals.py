@@ -37,22 +37,22 @@ class Outgoing:
         self._stride = synchrony.local.steps if synchrony.HasField("local") else 1
         self._residuals: dict[Node, _Residual] = {}
         self._residual: _Residual | None = None
+        self.since = 0
 
-    def begin(self, node: Node, step: int) -> int:
-        """A task's gradient is to be encoded. Gives the step since which what is left of the node's gradients is in it.
+    def begin(self, node: Node, step: int) -> None:
+        """A task's gradient is to be encoded. `since` is the step since which what is left of the node's gradients is in it.
 
         That is `step` itself, and nothing is left, unless the task of the step before was encoded last: a node that was another
         worker's begins anew, and so does one whose task is repeated. 0 without error feedback.
         """
         if not self._codec.feedback:
-            return 0
+            return
         residual = self._residuals.setdefault(node, _Residual(self._size, self._stride))
         if self._ordered and step != residual.step + self._stride:
             residual.slab[:] = 0
             residual.since = step
         residual.step = step
-        self._residual = residual
-        return residual.since
+        self._residual, self.since = residual, residual.since
 
     def encode(self, gradient: Slab, start: int) -> Bytes:
         """The bytes of chunks of the gradient, from element `start` on. Each chunk comes once, and may be used up."""

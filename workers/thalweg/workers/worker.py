@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from thalweg.contract import codecs
 from thalweg.contract.channel import OPTIONS, Address, authorization
 from thalweg.contract.errors import from_rpc_error
 from thalweg.contract.layout import ranges
@@ -21,6 +22,7 @@ from thalweg.workers.data import DataError
 from thalweg.workers.differentiation import Differentiator
 from thalweg.workers.fetch import fetcher
 from thalweg.workers.model import ModelError
+from thalweg.workers.residuals import Outgoing
 
 # How long the cost of numerical differentiation is measured.
 _MEASURE_SECONDS = 0.25
@@ -107,6 +109,7 @@ class _Worker:
         return "the server ended the stream"
 
     def _prepare(self, spec: job_pb2.JobSpec) -> None:
+        self._spec = spec
         with fetcher(self._channel, self._token) as fetch:
             dataset = data.load(spec, fetch)
         self._differentiator = Differentiator(spec, dataset)
@@ -142,6 +145,8 @@ class _Worker:
                     self._initialize()
                 case "accepted":
                     self._chunk_elements = message.accepted.chunk_elements
+                    self._incoming = codecs.of_parameters(self._spec, self._chunk_elements)
+                    self._outgoing = Outgoing(self._spec, self._buffers[0].size, self._chunk_elements)
                 case "goodbye":
                     return message.goodbye.reason
         return "the server ended the stream"
@@ -151,9 +156,8 @@ class _Worker:
 
     def _keep(self, part: pb.ParametersChunk) -> None:
         """Puts a chunk of the parameters in the buffer of its version; so version v stays whole while v + 1 arrives."""
-        values = np.frombuffer(part.data, self._buffers[0].dtype)
         start = part.chunk * self._chunk_elements
-        self._buffers[part.version % 2][start : start + values.size] = values
+        self._incoming.decode(part.data, self._buffers[part.version % 2][start : start + self._chunk_elements])
 
     def _initialize(self) -> None:
         initial = self._buffers[0]
@@ -174,13 +178,20 @@ class _Worker:
                 self._differentiator.release(gradient)
             return
         gradient, sums = self._differentiator.gradient(parameters, task.version, task.step, node, slice(0, size), task.steps)
+        self._outgoing.begin(node, task.step)
         for chunk, where in enumerate(chunks, task.first_chunk):
-            self._send_gradient(task, chunk, gradient[where].tobytes(), sums)
+            self._send_gradient(task, chunk, self._outgoing.encode(gradient[where], where.start).tobytes(), sums)
         self._differentiator.release(gradient)
 
     def _send_gradient(self, task: pb.DifferentiateTask, chunk: int, values: bytes, sums: Sums) -> None:
         part = pb.GradientChunk(
-            version=task.version, step=task.step, level=task.level, index=task.index, chunk=chunk, data=values
+            version=task.version,
+            step=task.step,
+            level=task.level,
+            index=task.index,
+            chunk=chunk,
+            data=values,
+            residual_since=self._outgoing.since,
         )
         if chunk == 0:
             part.sums.CopyFrom(_message(sums))

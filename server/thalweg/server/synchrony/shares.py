@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from thalweg.contract import tree
+from thalweg.contract.tree import Node
 from thalweg.server.messages import Task, WorkerId
 from thalweg.server.plan import Plan
 
@@ -10,8 +11,8 @@ from thalweg.server.plan import Plan
 def divide(plan: Plan, version: int, weights: dict[WorkerId, float]) -> list[tuple[WorkerId | None, Task]]:
     """A step's tasks, and who is to have each; nobody if there are no workers. Faster workers, by their weights, get more.
 
-    A worker's share is a run of microbatches, in as few nodes of the tree as cover it, or, where differentiation is numerical,
-    chunks from all over the slab.
+    A worker's share is a run of microbatches, one by one or in as few nodes of the tree as cover it, or, where differentiation is
+    numerical, chunks from all over the slab.
     """
     step, steps = plan.minibatch(version), plan.minibatch(version + 1) - plan.minibatch(version)
     workers: list[WorkerId | None] = [*weights] or [None]
@@ -24,7 +25,7 @@ def divide(plan: Plan, version: int, weights: dict[WorkerId, float]) -> list[tup
     return [
         (worker, Task(step, steps, node, 0, plan.chunks))
         for worker, run in zip(workers, _runs(plan.microbatches, shares), strict=True)
-        for node in tree.cover(run, plan.microbatches)
+        for node in ([Node(0, each) for each in run] if plan.one_by_one else tree.cover(run, plan.microbatches))
     ]
 
 
