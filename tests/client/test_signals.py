@@ -15,8 +15,11 @@ from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
 
 @pytest.fixture
 def inbox() -> Iterator[Inbox]:
+    # Whoever runs the tests may have had it ignored.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with Inbox() as inbox:
         yield inbox
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -147,7 +147,7 @@ class HoldAfter:
         self.released = threading.Event()
 
     def __call__(self, request: pb.WorkRequest) -> Iterator[pb.WorkRequest]:
-        if request.HasField("gradient"):
+        if request.WhichOneof("message") in ("gradient", "shared_gradient"):
             if self._left == 0:
                 self.holding.set()
                 self.released.wait(DEADLINE)

@@ -15,7 +15,7 @@ import pytest
 from tests.end_to_end.command import thalweg, wait_for
 
 ROOT = Path(__file__).parents[2]
-JOB = ("digits", "--set", "training.epochs=120")
+JOB = ("digits", "--set", "training.epochs=400")
 
 
 def _engine_answers() -> bool:

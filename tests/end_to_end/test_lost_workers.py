@@ -29,7 +29,7 @@ BASE: dict[str, Any] = {
         "loss": "softmax_cross_entropy",
     },
     "data": {"builtin": "digits", "validation_fraction": 0.2},
-    "training": {"epochs": 2, "batch_size": 200, "microbatches": 5},
+    "training": {"epochs": 4, "batch_size": 200, "microbatches": 5},
     "optimizer": {"momentum": {"learning_rate": 0.1}},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -41,6 +41,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "training": {"epochs": 10, "batch_size": 4, "microbatches": 2, "gradient": "numerical"},
     },
 }
+
+GRADIENTS = ("gradient", "shared_gradient")
 
 
 @pytest.fixture(autouse=True)
@@ -82,9 +84,9 @@ class Run:
         return job, losses
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running_server(tmp_path) as server:
+@pytest.fixture(params=[True, False], ids=["shared memory", "stream"])
+def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    with running_server(tmp_path, shared_memory=request.param) as server:
         yield server
 
 
@@ -108,7 +110,7 @@ def cut_after(gradients: int, cut: Event) -> Callable[[messages.WorkRequest], It
     left = [gradients]
 
     def meddle(request: messages.WorkRequest) -> Iterator[messages.WorkRequest]:
-        if request.HasField("gradient"):
+        if request.WhichOneof("message") in GRADIENTS:
             if left[0] == 0:
                 cut.set()
                 raise CutError
@@ -140,7 +142,7 @@ def test_workers_that_die_one_after_another_lose_nothing(server: Server, variant
     spec = make_spec(variant)
     expected, losses = undisturbed(server, spec)
     run = Run(server, spec)
-    for gradients in range(0, 24, 4):
+    for gradients in range(0, 12, 2):
         cut = Event()
         with proxy(server.address, cut_after(gradients, cut)) as address:
             for thread in (run.start(address), run.start(address)):
@@ -163,7 +165,7 @@ def test_a_message_that_comes_twice_or_late_changes_nothing(server: Server, vari
         """Each answer twice, and an old one behind it."""
         nonlocal repeated
         yield request
-        if request.WhichOneof("message") in ("gradient", "evaluation", "initial"):
+        if request.WhichOneof("message") in (*GRADIENTS, "evaluation", "initial"):
             past.append(request)
             repeated += 1
             yield request
@@ -188,11 +190,11 @@ def test_workers_that_join_in_the_midst_of_a_job_change_nothing(server: Server) 
     seen = 0
 
     def invite(request: messages.WorkRequest) -> Iterator[messages.WorkRequest]:
-        """Another worker joins with every tenth gradient."""
+        """Another worker joins with every fourth gradient."""
         nonlocal seen
-        if request.HasField("gradient"):
+        if request.WhichOneof("message") in GRADIENTS:
             seen += 1
-            if seen % 10 == 0 and next(threads, None) is not None:
+            if seen % 4 == 0 and next(threads, None) is not None:
                 run.start()
         yield request
 

@@ -93,13 +93,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("shared_memory", [True, False], ids=["shared memory", "stream"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_training_equals_a_plain_loop(variant: str, tmp_path: Path) -> None:
+def test_training_equals_a_plain_loop(variant: str, shared_memory: bool, tmp_path: Path) -> None:
     spec = json_format.ParseDict({**BASE, **VARIANTS[variant]}, job_pb2.JobSpec())
     with threadpool_limits(1, "blas"):
         expected, losses = reference(validation.complete(spec))
     assert losses
-    with running_server(tmp_path) as server:
+    with running_server(tmp_path, shared_memory=shared_memory) as server:
         for workers in (1, 3):
             job = train(server, spec, workers)
             assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error

@@ -61,8 +61,10 @@ class Desk:
         decisions: list[messages.Decision] = []
         at = step if version is None else version
         for chunk in chunks:
-            sums = Sums(loss, 0, 1) if chunk == 0 else None
-            decisions += self.handle(messages.ContributionReceived(worker, at, step, node, range(chunk, chunk + 1), sums, "payload"))
+            sums = Sums(loss, 0, 1) if chunk == CHUNKS - 1 else None
+            decisions += self.handle(
+                messages.ContributionReceived(worker, at, step, node, range(chunk, chunk + 1), sums, "payload")
+            )
         return decisions
 
 

@@ -119,7 +119,7 @@ class ImaginaryWorker:
                 data=self._outgoing.encode(gradient[start : start + self._chunk_elements], start).tobytes(),
                 residual_since=self._outgoing.since,
             )
-            if chunk == 0:
+            if (chunk + 1) * self._chunk_elements >= ELEMENTS:
                 part.sums.CopyFrom(pb.Sums(loss=sums.loss, correct=sums.correct, samples=sums.samples))
             self._say(gradient=part)
 

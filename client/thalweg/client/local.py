@@ -88,13 +88,13 @@ class Embedded:
     """A server in this process, on a folder, that only this machine's user can reach; and a fleet, once it is started.
 
     `own` says whether the folder's jobs run embedded, so that those that have not ended were interrupted. Else it is the folder
-    of a `thalweg serve` that is not running, and they wait for it.
+    of a `thalweg serve` that is not running, and they wait for it. `settings` are further ones of ServerConfig.
     """
 
-    def __init__(self, folder: Path, own: bool = True) -> None:
+    def __init__(self, folder: Path, own: bool = True, **settings: Any) -> None:
         self.folder = folder
         self._token = folder_token(folder) if own else secrets.token_urlsafe()
-        server = start_server(_LOOPBACK, folder, self._token, resume_unfinished=not own)
+        server = start_server(_LOOPBACK, folder, self._token, resume_unfinished=not own, **settings)
         self._address = server.address
         self._stack = ExitStack()
         self._stack.callback(server.stop)
@@ -110,15 +110,15 @@ class Embedded:
         self._stack.close()
 
 
-def embed(folder: Path | None, notify: Callable[[str], None] = _log.warning) -> Embedded:
+def embed(folder: Path | None, notify: Callable[[str], None] = _log.warning, **settings: Any) -> Embedded:
     """An embedded server on a folder; by default on the usual one, or, while that is in use, on one beside it.
 
-    `notify` is told of the latter. Raises ThalwegError if no server can be started.
+    `notify` is told of the latter; `settings` are those of ServerConfig. Raises ThalwegError if no server can be started.
     """
     usual = embedded_folder()
     for candidate in numbered(usual):
         try:
-            embedded = Embedded(folder or candidate)
+            embedded = Embedded(folder or candidate, **settings)
         except FolderInUseError:
             if folder:
                 raise
@@ -157,14 +157,15 @@ def attached(folder: Path | None, token: str | None = None) -> Iterator[Client]:
 
 
 @contextmanager
-def local(workers: int = 2, data: str | Path | None = None) -> Iterator[Client]:
+def local(workers: int = 2, data: str | Path | None = None, *, shared_memory: bool = True) -> Iterator[Client]:
     """A client of a server of its own, with Ray and `workers` CPU slots on this machine, all for as long as the context.
 
-    `data` is the folder in which jobs are kept. Raises ThalwegError if an extra that it needs,
+    `data` is the folder in which jobs are kept. Without `shared_memory` parameters and gradients travel over gRPC, as between
+    machines; the result is the same. Raises ThalwegError if an extra that it needs,
     `server` or `workers`, is not installed, or if the folder is in use.
     """
     require_ray()
-    embedded = embed(None if data is None else Path(data))
+    embedded = embed(None if data is None else Path(data), shared_memory=shared_memory)
     try:
         embedded.start_fleet(workers)
         yield embedded.client

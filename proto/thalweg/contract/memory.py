@@ -1,7 +1,7 @@
 """Memory that two processes of one user on one machine share (Linux): see SharedMemory in `parameter_service.proto`.
 
-A slab lies in a file without a name (memfd_create), which is handed over a Unix socket. So nothing is left behind by whoever dies,
-however that happens, and nothing limits it but the machine's memory, which a container's /dev/shm often does.
+A slab lies in a file without a name (memfd_create), which is handed over a Unix socket. So nothing is left behind by whoever
+dies, however that happens, and nothing limits it but the machine's memory; a container's /dev/shm often holds 64 MiB.
 """
 
 import fcntl

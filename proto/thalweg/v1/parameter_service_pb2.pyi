@@ -510,7 +510,7 @@ class GradientChunk(_message.Message):
     """
     @_builtins.property
     def sums(self) -> Global___Sums:
-        """What the node's microbatches add to the metrics. Comes with chunk 0, and only with it."""
+        """What the node's microbatches add to the metrics. Comes with the last chunk of the slab, and only with it."""
 
     def __init__(
         self,
@@ -562,7 +562,7 @@ class SharedGradient(_message.Message):
     """The number of the slab."""
     @_builtins.property
     def sums(self) -> Global___Sums:
-        """What the node's microbatches add to the metrics. Comes with chunk 0, and only with it."""
+        """What the node's microbatches add to the metrics. Comes with the last chunk of the slab, and only with it."""
 
     def __init__(
         self,

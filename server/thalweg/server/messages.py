@@ -123,7 +123,7 @@ class InitialReceived:
 
 @dataclass(frozen=True, slots=True)
 class ContributionReceived:
-    """Chunks of a gradient arrived, computed at a version; with chunk 0, the node's sums."""
+    """Chunks of a gradient arrived, computed at a version; with the last chunk of the slab, the node's sums."""
 
     worker: WorkerId
     version: int

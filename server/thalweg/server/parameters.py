@@ -37,7 +37,7 @@ class Parameters:
         self._buffers = buffers or (np.zeros(plan.elements, self.dtype), np.zeros(plan.elements, self.dtype))
         self._optimizer = optimizers.make(plan.optimizer)
         self._state = self._optimizer.init(plan.elements, self.dtype)
-        # For each step, by the leftmost microbatch of a node and the chunk, what the node adds. A parent takes its left child's place.
+        # For each step, by a node's leftmost microbatch and the chunk, what the node adds. A parent takes its left child's place.
         self._gradients: dict[int, dict[tuple[int, int], Terms]] = {}
         # For each step, by the leftmost microbatch of a node, the slab of its sum.
         self._sums: dict[int, dict[int, Slab]] = {}
@@ -89,7 +89,7 @@ class Parameters:
     def apply(self, version: int, step: int, chunks: range, schedule_factor: float) -> bool:
         """Makes chunks of version + 1 with a step's gradient. False if they have values that are NaN or infinite."""
         parts = self._gradients[step]
-        return all([self._apply(version, parts.pop((0, chunk)), chunk, schedule_factor) for chunk in chunks])
+        return all(self._apply(version, parts.pop((0, chunk)), chunk, schedule_factor) for chunk in chunks)
 
     def _apply(self, version: int, terms: Terms, chunk: int, schedule_factor: float) -> bool:
         where = self.plan.chunk_range(chunk)

@@ -19,8 +19,8 @@ from thalweg.server.ending import Ending
 from thalweg.server.messages import Facts, WorkerId
 from thalweg.server.parameters import Parameters
 from thalweg.server.residuals import Residuals
-from thalweg.server.sharing import JobSharing, Sharing
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
+from thalweg.server.sharing import JobSharing, Sharing
 from thalweg.server.telemetry import NOTHING_RECORDED, Clock, Recorded, Recorder, Telemetry
 from thalweg.server.trajectory import Trajectory
 from thalweg.v1 import job_pb2, parameter_service_pb2, training_service_pb2
@@ -48,7 +48,8 @@ class JobRun:
 
     `save` is handed checkpoints to be written in the background, behind the events recorded so far; it is answered by
     `checkpoint_done`. `checkpoint` and `recorded` are what earlier runs have left; `initial`, if the job is to start from given
-    parameters, gives them as a slab of a layout, or raises ValueError. `sharing` is where workers on this machine get memory, if it is shared.
+    parameters, gives them as a slab of a layout, or raises ValueError.
+    `sharing` is where workers on this machine get memory, if it is shared.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The server's end of shared memory: invites workers, hands them the parameters, and maps the slabs in which they write gradients."""
+"""The server's end of shared memory: invites workers, hands them parameters, and maps the slabs in which they write gradients."""
 
 import asyncio
 import hmac
@@ -51,8 +51,7 @@ class SharedSlabs:
         """Lets a worker read them. Raises OSError."""
         files: list[int] = []
         try:
-            for file in self._files:
-                files.append(memory.read_only(file))
+            files.extend(memory.read_only(file) for file in self._files)
             memory.give(peer, *files)
         finally:
             for file in files:

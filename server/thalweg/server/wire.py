@@ -44,14 +44,10 @@ def event_of(
     """The event that a worker's message is, unless it says `prepared`. Raises ThalwegError if it makes no sense."""
     match message.WhichOneof("message"):
         case "gradient":
-            gradient = message.gradient
-            if gradient.HasField("sums") != (gradient.chunk == 0):
-                raise violation("sums come with chunk 0 and only with it")
-            sums = _sums(gradient.sums) if gradient.chunk == 0 else None
-            values = _values(parameters, gradient.chunk, gradient.data, encoded=True)
-            node, chunks = Node(gradient.level, gradient.index), range(gradient.chunk, gradient.chunk + 1)
-            payload = Received(values, gradient.chunk, gradient.residual_since)
-            return messages.ContributionReceived(worker, gradient.version, gradient.step, node, chunks, sums, payload)
+            gradient, chunk = message.gradient, message.gradient.chunk
+            values = _values(parameters, chunk, gradient.data, encoded=True)
+            payload = Received(values, chunk, gradient.residual_since)
+            return _contribution(worker, gradient, range(chunk, chunk + 1), parameters, payload)
         case "shared_gradient":
             return _shared(worker, message.shared_gradient, parameters, shared)
         case "evaluation":
@@ -74,15 +70,26 @@ def _shared(
     chunks = range(gradient.first_chunk, gradient.end_chunk)
     if parameters is None or not chunks or chunks.stop > parameters.plan.chunks:
         raise violation(f"there are no chunks from {chunks.start} up to {chunks.stop}")
-    if gradient.HasField("sums") != (chunks.start == 0):
-        raise violation("sums come with chunk 0 and only with it")
     try:
         slab = shared.slab(worker, gradient.slab, parameters.plan.elements, parameters.dtype)
     except SharingError as error:
         raise violation(str(error)) from error
-    sums = _sums(gradient.sums) if chunks.start == 0 else None
+    return _contribution(worker, gradient, chunks, parameters, Received(slab, 0))
+
+
+def _contribution(
+    worker: WorkerId,
+    gradient: parameter_service_pb2.GradientChunk | parameter_service_pb2.SharedGradient,
+    chunks: range,
+    parameters: Parameters | None,
+    payload: Received,
+) -> messages.ContributionReceived:
+    last = parameters is not None and chunks.stop == parameters.plan.chunks
+    if gradient.HasField("sums") != last:
+        raise violation("sums come with the last chunk of the slab and only with it")
+    sums = _sums(gradient.sums) if last else None
     node = Node(gradient.level, gradient.index)
-    return messages.ContributionReceived(worker, gradient.version, gradient.step, node, chunks, sums, Received(slab, 0))
+    return messages.ContributionReceived(worker, gradient.version, gradient.step, node, chunks, sums, payload)
 
 
 def _sums(sums: parameter_service_pb2.Sums) -> Sums:

@@ -124,9 +124,13 @@ class Model:
         backward = self.loss.gradient(output, y)
         backward *= 1 / denominator
         done = 0
+
+        def finished_more(elements: int) -> None:
+            finished(done + elements)
+
         for layer in reversed(self.layers):
             if places := self._places[layer.index]:
-                layer.differentiate(backward, _tensors(places, gradient))
+                layer.differentiate(backward, _tensors(places, gradient), finished_more)
                 done = places[-1].where.stop
                 finished(done)
             # Before the first layer with parameters nothing is to be learnt.

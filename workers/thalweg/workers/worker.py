@@ -9,20 +9,20 @@ import grpc
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from thalweg.contract import codecs
 from thalweg.contract.channel import OPTIONS, Address, authorization
-from thalweg.contract.errors import from_rpc_error
-from thalweg.contract.layout import ranges
+from thalweg.contract.errors import ThalwegError, from_rpc_error
+from thalweg.contract.layout import Slab
+from thalweg.contract.memory import SharingError
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2, parameter_service_pb2_grpc
 from thalweg.v1 import parameter_service_pb2 as pb
-from thalweg.workers import data
+from thalweg.workers import data, exchange
 from thalweg.workers.data import DataError
 from thalweg.workers.differentiation import Differentiator
+from thalweg.workers.exchange import Exchange
 from thalweg.workers.fetch import fetcher
 from thalweg.workers.model import ModelError
-from thalweg.workers.residuals import Outgoing
 
 # How long the cost of numerical differentiation is measured.
 _MEASURE_SECONDS = 0.25
@@ -47,6 +47,8 @@ def work(server: Address, token: str | None, job_id: str, name: str, answered: C
                 return _goodbye(inbox)
         except grpc.RpcError as error:
             raise from_rpc_error(error, str(server)) from error
+        except SharingError as error:
+            raise ThalwegError("UNREACHABLE", {"address": str(server), "problem": str(error)}) from error
         finally:
             outbox.put(None)
 
@@ -93,6 +95,7 @@ class _Worker:
         self._token = token
         self._outbox = outbox
         self._answered = answered
+        self._exchange: Exchange
 
     def run(self, inbox: Iterator[pb.WorkResponse]) -> str:
         """Answers messages until goodbye."""
@@ -101,7 +104,8 @@ class _Worker:
                 case "welcome":
                     spec = message.welcome.spec
                     heartbeats = _heartbeats(self._outbox, message.welcome.heartbeat_seconds)
-                    with heartbeats, threadpool_limits(spec.training.threads_per_worker, "blas"):
+                    peer = exchange.attach(message.welcome.shared_memory)
+                    with heartbeats, peer as self._peer, threadpool_limits(spec.training.threads_per_worker, "blas"):
                         self._prepare(spec)
                         return self._serve(inbox)
                 case "goodbye":
@@ -114,20 +118,16 @@ class _Worker:
             dataset = data.load(spec, fetch)
         self._differentiator = Differentiator(spec, dataset)
         model = self._differentiator.model
-        try:
-            self._buffers = (np.empty(model.size, model.dtype), np.empty(model.size, model.dtype))
-        except MemoryError:
-            raise ModelError(f"model.layers: {model.size:,} parameters do not fit in this worker's memory") from None
         prepared = pb.Prepared(
             layout=model.layout,
             train_samples=len(dataset.train_x),
             validation_samples=len(dataset.validation_x),
             preprocessing=dataset.preprocessing,
             classifier=model.classifier,
+            shared_memory=self._peer is not None,
         )
         if self._differentiator.numerical and spec.training.epochs:
-            model.initial(self._buffers[0])
-            prepared.loss_seconds = self._differentiator.cost(self._buffers[0], _MEASURE_SECONDS)
+            prepared.loss_seconds = self._differentiator.cost(self._initial(), _MEASURE_SECONDS)
         self._send(pb.WorkRequest(prepared=prepared))
 
     def _serve(self, inbox: Iterator[pb.WorkResponse]) -> str:
@@ -137,16 +137,15 @@ class _Worker:
                     self._differentiate(message.differentiate)
                     self._answered()
                 case "parameters":
-                    self._keep(message.parameters)
+                    self._exchange.keep(message.parameters)
                 case "evaluate":
                     self._evaluate(message.evaluate)
                     self._answered()
                 case "initialize":
-                    self._initialize()
+                    for part in self._exchange.initial(self._initial()):
+                        self._send(part)
                 case "accepted":
-                    self._chunk_elements = message.accepted.chunk_elements
-                    self._incoming = codecs.of_parameters(self._spec, self._chunk_elements)
-                    self._outgoing = Outgoing(self._spec, self._buffers[0].size, self._chunk_elements)
+                    self._exchange = self._agreed(message.accepted)
                 case "goodbye":
                     return message.goodbye.reason
         return "the server ended the stream"
@@ -154,58 +153,67 @@ class _Worker:
     def _send(self, message: pb.WorkRequest) -> None:
         self._outbox.put(message)
 
-    def _keep(self, part: pb.ParametersChunk) -> None:
-        """Puts a chunk of the parameters in the buffer of its version; so version v stays whole while v + 1 arrives."""
-        start = part.chunk * self._chunk_elements
-        self._incoming.decode(part.data, self._buffers[part.version % 2][start : start + self._chunk_elements])
+    def _agreed(self, accepted: pb.Accepted) -> Exchange:
+        """Where parameters and gradients are to lie."""
+        model, chunk_elements = self._differentiator.model, accepted.chunk_elements
+        try:
+            if accepted.shared_memory and self._peer:
+                return exchange.Shared(self._peer, model.size, model.dtype, chunk_elements)
+            return exchange.Streamed(self._spec, model.size, model.dtype, chunk_elements)
+        except MemoryError:
+            raise self._too_great() from None
 
-    def _initialize(self) -> None:
-        initial = self._buffers[0]
-        self._differentiator.model.initial(initial)
-        for chunk, where in enumerate(ranges(initial.size, self._chunk_elements)):
-            part = pb.ParametersChunk(version=0, chunk=chunk, data=initial[where].tobytes())
-            self._send(pb.WorkRequest(initial=part))
+    def _initial(self) -> Slab:
+        model = self._differentiator.model
+        try:
+            initial: Slab = np.empty(model.size, model.dtype)
+        except MemoryError:
+            raise self._too_great() from None
+        model.initial(initial)
+        return initial
+
+    def _too_great(self) -> ModelError:
+        return ModelError(f"model.layers: {self._differentiator.model.size:,} parameters do not fit in this worker's memory")
 
     def _differentiate(self, task: pb.DifferentiateTask) -> None:
-        node = Node(task.level, task.index)
-        parameters = self._buffers[task.version % 2]
-        size, width = parameters.size, self._chunk_elements
-        chunks = [slice(c * width, min((c + 1) * width, size)) for c in range(task.first_chunk, task.end_chunk)]
+        node, end = Node(task.level, task.index), task.end_chunk
+        parameters = self._exchange.parameters[task.version % 2]
+        size, width = parameters.size, self._exchange.chunk_elements
+        last = -(-size // width) - 1
         if self._differentiator.numerical:
-            for chunk, where in enumerate(chunks, task.first_chunk):
+            for chunk in range(task.first_chunk, end):
+                where = self._exchange.chunk(chunk)
                 gradient, sums = self._differentiator.gradient(parameters, task.version, task.step, node, where)
-                self._send_gradient(task, chunk, gradient.tobytes(), sums)
+                self._send(exchange.gradient_chunk(task, chunk, gradient, sums if chunk == last else None))
                 self._differentiator.release(gradient)
             return
-        gradient, sums = self._differentiator.gradient(parameters, task.version, task.step, node, slice(0, size), task.steps)
-        self._outgoing.begin(node, task.step)
-        for chunk, where in enumerate(chunks, task.first_chunk):
-            self._send_gradient(task, chunk, self._outgoing.encode(gradient[where], where.start).tobytes(), sums)
-        self._differentiator.release(gradient)
+        try:
+            slab = self._exchange.slab(task.version)
+        except MemoryError:
+            raise self._too_great() from None
+        sent = task.first_chunk
 
-    def _send_gradient(self, task: pb.DifferentiateTask, chunk: int, values: bytes, sums: Sums) -> None:
-        part = pb.GradientChunk(
-            version=task.version,
-            step=task.step,
-            level=task.level,
-            index=task.index,
-            chunk=chunk,
-            data=values,
-            residual_since=self._outgoing.since,
+        def send_what_is_done(gradient: Slab, elements: int) -> None:
+            nonlocal sent
+            done = min(elements // width, end)
+            if elements < size and done - sent >= self._exchange.least_chunks:
+                self._send_gradient(task, gradient, range(sent, done))
+                sent = done
+
+        _, sums = self._differentiator.gradient(
+            parameters, task.version, task.step, node, slice(0, size), task.steps, send_what_is_done, slab
         )
-        if chunk == 0:
-            part.sums.CopyFrom(_message(sums))
-        self._send(pb.WorkRequest(gradient=part))
+        self._send_gradient(task, slab, range(sent, end), sums if end > last else None)
+
+    def _send_gradient(self, task: pb.DifferentiateTask, gradient: Slab, chunks: range, sums: Sums | None = None) -> None:
+        for message in self._exchange.gradient(task, gradient, chunks, sums):
+            self._send(message)
 
     def _evaluate(self, task: pb.EvaluateTask) -> None:
         dataset = self._differentiator.dataset
         train = task.split == pb.SPLIT_TRAIN
         x, y = (dataset.train_x, dataset.train_y) if train else (dataset.validation_x, dataset.validation_y)
         where = slice(task.first, task.end)
-        sums = self._differentiator.evaluate(self._buffers[task.version % 2], x[where], y[where])
-        answer = pb.Evaluation(version=task.version, split=task.split, first=task.first, sums=_message(sums))
+        sums = self._differentiator.evaluate(self._exchange.parameters[task.version % 2], x[where], y[where])
+        answer = pb.Evaluation(version=task.version, split=task.split, first=task.first, sums=exchange.sums_message(sums))
         self._send(pb.WorkRequest(evaluation=answer))
-
-
-def _message(sums: Sums) -> pb.Sums:
-    return pb.Sums(loss=sums.loss, correct=sums.correct, samples=sums.samples)

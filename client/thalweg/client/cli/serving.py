@@ -65,6 +65,13 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    shared_memory: Annotated[
+        bool,
+        typer.Option(
+            "--shared-memory/--no-shared-memory",
+            help="Whether this user's workers on this machine exchange parameters and gradients in memory.",
+        ),
+    ] = True,
     json: Json = False,
 ) -> None:
     """Runs a parameter server until Ctrl-C or SIGTERM.
@@ -95,7 +102,7 @@ def serve(
     settings = {name: value for name, value in given.items() if value is not None}
     _log_to_stderr()
     with Inbox() as inbox:
-        server = start_server(where, folder, token, trust_network=trust_network, **settings)
+        server = start_server(where, folder, token, trust_network=trust_network, shared_memory=shared_memory, **settings)
         try:
             _announce(
                 {"address": str(server.address), "data": str(folder)}, f"serving at {server.address}, data in {folder}", json

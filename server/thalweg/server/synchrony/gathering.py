@@ -18,6 +18,7 @@ class Gathering:
         self.complete = 0
         self.oldest_version: int | None = None
         self._microbatches = plan.microbatches
+        self._last = 1 << max(plan.chunks, 1) - 1
         self._root = tree.root(plan.microbatches)
         self._missing = {task: bits(range(task.first_chunk, task.end_chunk)) for task in tasks}
         self._tasks_of_node: dict[Node, list[Task]] = {}
@@ -47,7 +48,7 @@ class Gathering:
             return None
         self._missing[task] &= ~new
         self.oldest_version = event.version if self.oldest_version is None else min(self.oldest_version, event.version)
-        if event.sums is not None and new & 1:
+        if event.sums is not None and new & self._last:
             self._sums[event.node] = event.sums
         kept: list[Decision] = [Keep(self.step, event.node, chunks, event.payload) for chunks in runs(new)]
         return kept + list(self._add_up(event.node, new))
@@ -67,8 +68,8 @@ class Gathering:
                 self._present[right] = self._present.get(right, 0) & ~new
                 for chunks in runs(new):
                     yield Merge(self.step, parent, chunks)
-                if new & 1:
+                if new & self._last:
                     self._sums[parent] = self._sums[left] + self._sums[right]
-            elif new & 1:
+            elif new & self._last:
                 self._sums[parent] = self._sums[left]
             node = parent

@@ -1,6 +1,7 @@
 """What a layer is: a function of its input and of its parameters, and its derivative by both."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,8 +57,13 @@ class Layer(ABC):
     def forward(self, x: Slab, randomness: Randomness | None) -> Slab:
         """The output. With `randomness`, as in training. Keeps what `differentiate` and `backward` need."""
 
-    def differentiate(self, gradient: Slab, gradients: dict[str, Slab]) -> None:  # noqa: B027 - most layers have no parameters
-        """Writes the gradient by the parameters, from that by the output."""
+    def differentiate(  # noqa: B027 - most layers have no parameters
+        self, gradient: Slab, gradients: dict[str, Slab], finished: Callable[[int], object]
+    ) -> None:
+        """Writes the gradient by the parameters, from that by the output.
+
+        In between, `finished` may be told how many elements of the parameters, in the order of `shapes`, are done.
+        """
 
     @abstractmethod
     def backward(self, gradient: Slab) -> Slab:

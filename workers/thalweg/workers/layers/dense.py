@@ -1,11 +1,17 @@
 """An affine map of the last axis."""
 
+from collections.abc import Callable
+
 import numpy as np
 
-from thalweg.contract.layout import Slab
+from thalweg.contract.layout import Slab, ranges
 from thalweg.workers.initializers import INITIALIZERS
 from thalweg.workers.layers.base import Layer, ModelError, Randomness, Shape
 from thalweg.workers.randomness import Purpose, generator
+
+# Rows of a weight's gradient that are computed, and so can be sent, at once: so many that cutting the product makes it no slower.
+# A constant, for a row's bits may depend on the rows that are computed with it.
+_ROWS = 1024
 
 
 class Dense(Layer):
@@ -38,9 +44,12 @@ class Dense(Layer):
             flat += self.parameters["bias"]
         return out
 
-    def differentiate(self, gradient: Slab, gradients: dict[str, Slab]) -> None:
-        flat = gradient.reshape(-1, self.spec.units)
-        np.matmul(flat.T, self._x, out=gradients["weight"])
+    def differentiate(self, gradient: Slab, gradients: dict[str, Slab], finished: Callable[[int], object]) -> None:
+        flat, weight = gradient.reshape(-1, self.spec.units), gradients["weight"]
+        for rows in ranges(self.spec.units, _ROWS):
+            np.matmul(flat[:, rows].T, self._x, out=weight[rows])
+            if rows.stop < self.spec.units:
+                finished(rows.stop * self._inputs)
         if self.spec.bias:
             np.add.reduce(flat, axis=0, out=gradients["bias"])
 

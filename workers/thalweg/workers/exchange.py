@@ -1,0 +1,196 @@
+"""Where a worker gets parameters and leaves gradients: in its own memory, and over the stream, or in memory that it shares."""
+
+import logging
+import os
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from thalweg.contract import codecs, memory
+from thalweg.contract.codecs import Bytes
+from thalweg.contract.layout import Slab, ranges
+from thalweg.contract.sums import Sums
+from thalweg.contract.tree import Node
+from thalweg.v1 import job_pb2
+from thalweg.v1 import parameter_service_pb2 as pb
+from thalweg.workers.residuals import Outgoing
+
+_log = logging.getLogger(__name__)
+# The server answers at once; but it may be busy.
+_SECONDS = 10.0
+# Chunks in shared memory that are worth a message before the gradient is whole.
+_LEAST_SHARED = 4
+
+
+@contextmanager
+def attach(offer: pb.SharedMemory) -> Iterator[socket.socket | None]:
+    """A connection over which memory is shared, for as long as the context.
+
+    None if there is no offer, or if it cannot be taken: the server may run on another machine, or as another user.
+    """
+    if not offer.address or not memory.AVAILABLE:
+        yield None
+        return
+    try:
+        peer = memory.connect(offer.address, offer.token, _SECONDS)
+    except memory.SharingError as error:
+        _log.debug("no shared memory: %s", error)
+        yield None
+        return
+    with peer:
+        yield peer
+
+
+class Exchange(ABC):
+    """The slabs of one worker. `parameters` are those at even and at odd versions, of shape (elements)."""
+
+    # So many chunks of a gradient are sent before it is whole, if there are.
+    least_chunks = 1
+
+    def __init__(self, parameters: tuple[Slab, Slab], chunk_elements: int) -> None:
+        self.parameters = parameters
+        self.chunk_elements = chunk_elements
+
+    def chunk(self, number: int) -> slice:
+        """Where a chunk lies in a slab."""
+        start = number * self.chunk_elements
+        return slice(start, min(start + self.chunk_elements, self.parameters[0].size))
+
+    @abstractmethod
+    def keep(self, part: pb.ParametersChunk) -> None:
+        """Puts a chunk of the parameters in the buffer of its version; so version v stays whole while v + 1 arrives."""
+
+    def initial(self, values: Slab) -> list[pb.WorkRequest]:
+        """The messages that tell the server the initial parameters."""
+        return [
+            pb.WorkRequest(initial=pb.ParametersChunk(version=0, chunk=chunk, data=values[where].tobytes()))
+            for chunk, where in enumerate(ranges(values.size, self.chunk_elements))
+        ]
+
+    @abstractmethod
+    def slab(self, version: int) -> Slab:
+        """Where to write a gradient that is computed at a version. Raises MemoryError, or SharingError if the server is lost."""
+
+    @abstractmethod
+    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[pb.WorkRequest]:
+        """The messages that tell the server some chunks of a gradient; `sums` go with the last chunk of the slab."""
+
+
+def gradient_chunk(
+    task: pb.DifferentiateTask, chunk: int, values: Slab | Bytes, sums: Sums | None, residual_since: int = 0
+) -> pb.WorkRequest:
+    """The message that brings a chunk of a gradient, encoded."""
+    part = pb.GradientChunk(
+        version=task.version,
+        step=task.step,
+        level=task.level,
+        index=task.index,
+        chunk=chunk,
+        data=values.tobytes(),
+        residual_since=residual_since,
+    )
+    if sums:
+        part.sums.CopyFrom(sums_message(sums))
+    return pb.WorkRequest(gradient=part)
+
+
+def sums_message(sums: Sums) -> pb.Sums:
+    """Sums, as they travel."""
+    return pb.Sums(loss=sums.loss, correct=sums.correct, samples=sums.samples)
+
+
+class Streamed(Exchange):
+    """Parameters and gradients travel over the stream, as the job's codec encodes them."""
+
+    def __init__(self, spec: job_pb2.JobSpec, elements: int, dtype: np.dtype[np.floating], chunk_elements: int) -> None:
+        super().__init__((np.empty(elements, dtype), np.empty(elements, dtype)), chunk_elements)
+        self._slab: Slab = np.empty(elements, dtype)
+        self._incoming = codecs.of_parameters(spec, chunk_elements)
+        self._outgoing = Outgoing(spec, elements, chunk_elements)
+
+    def keep(self, part: pb.ParametersChunk) -> None:
+        self._incoming.decode(part.data, self.parameters[part.version % 2][self.chunk(part.chunk)])
+
+    def slab(self, version: int) -> Slab:  # noqa: ARG002 - what was sent before is copied
+        return self._slab
+
+    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[pb.WorkRequest]:
+        if chunks.start == task.first_chunk:
+            self._outgoing.begin(Node(task.level, task.index), task.step)
+        last = range(0, slab.size, self.chunk_elements)[-1] // self.chunk_elements
+        messages = []
+        for chunk in chunks:
+            where = self.chunk(chunk)
+            data = self._outgoing.encode(slab[where], where.start)
+            messages.append(gradient_chunk(task, chunk, data, sums if chunk == last else None, self._outgoing.since))
+        return messages
+
+
+class Shared(Exchange):
+    """Parameters are read where the server writes them, gradients are written where the server reads them."""
+
+    least_chunks = _LEAST_SHARED
+
+    def __init__(self, peer: socket.socket, elements: int, dtype: np.dtype[np.floating], chunk_elements: int) -> None:
+        """Raises SharingError if the server does not hand over what it said."""
+        self._peer = peer
+        files: list[int] = []
+        try:
+            files = memory.take(peer, 2)
+            if len(files) != 2:
+                raise memory.SharingError("the server handed over no parameters")
+            even, odd = (memory.slab(file, elements, dtype, writable=False) for file in files)
+        except OSError as error:
+            raise memory.SharingError(f"the server's socket broke: {error}") from error
+        finally:
+            for file in files:
+                os.close(file)
+        super().__init__((even, odd), chunk_elements)
+        self._slabs: list[Slab] = []
+        self._used = 0
+        self._version = -1
+
+    def keep(self, part: pb.ParametersChunk) -> None:  # noqa: ARG002 - there is nothing to be done with it
+        raise memory.SharingError("the server sent parameters that it shares")
+
+    def slab(self, version: int) -> Slab:
+        # With a task at a later version the server is done with the gradients of the ones before.
+        if version > self._version:
+            self._version, self._used = version, 0
+        if self._used == len(self._slabs):
+            self._slabs.append(self._new())
+        self._used += 1
+        return self._slabs[self._used - 1]
+
+    def _new(self) -> Slab:
+        size, dtype = self.parameters[0].size, self.parameters[0].dtype
+        try:
+            file = memory.create(size * dtype.itemsize)
+        except OSError as error:
+            raise MemoryError(f"{size * dtype.itemsize:,} bytes cannot be shared: {error.strerror}") from error
+        try:
+            memory.give(self._peer, file)
+            if self._peer.recv(len(memory.OK)) != memory.OK:
+                raise memory.SharingError("the server takes no more memory")
+            return memory.slab(file, size, dtype, writable=True)
+        except OSError as error:
+            raise memory.SharingError(f"the server's socket broke: {error}") from error
+        finally:
+            os.close(file)
+
+    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[pb.WorkRequest]:
+        number = next(number for number, each in enumerate(self._slabs) if each is slab)
+        part = pb.SharedGradient(
+            version=task.version,
+            step=task.step,
+            level=task.level,
+            index=task.index,
+            first_chunk=chunks.start,
+            end_chunk=chunks.stop,
+            slab=number,
+            sums=sums_message(sums) if sums else None,
+        )
+        return [pb.WorkRequest(shared_gradient=part)]
