@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from thalweg.client import ThalwegError, load_job
@@ -167,7 +167,6 @@ VALUES = st.sampled_from(
 
 
 @given(st.lists(st.tuples(paths(), VALUES | st.text(max_size=12)), max_size=5))
-@settings(deadline=None)
 def test_no_text_raises_anything_but_a_thalweg_error(pairs: list[tuple[str, str]]) -> None:
     with suppress(ThalwegError):
         load_job("xor", [f"{path}={value}" for path, value in pairs])
@@ -184,14 +183,12 @@ PLAIN: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(st.dictionaries(paths(), PLAIN, max_size=4))
-@settings(deadline=None)
 def test_no_value_raises_anything_but_a_thalweg_error(values: dict[str, Any]) -> None:
     with suppress(ThalwegError):
         load_job("xor", values)
 
 
 @given(st.dictionaries(st.sampled_from(["name", "seed", "model", "data", "training", "optimizer", "x"]), PLAIN))
-@settings(deadline=None)
 def test_no_dictionary_raises_anything_but_a_thalweg_error(document: dict[str, Any]) -> None:
     with suppress(ThalwegError):
         load_job(document)

@@ -19,7 +19,8 @@ SHARES = {"float32": (1.0, 1.0), "bfloat16": (0.5, 0.5), "float16": (0.5, 0.5), 
 
 def run(folder: Path, kind: str, workers: int, **settings: Any) -> job_pb2.Job:
     spec = load_job("digits", {f"training.codec.{kind}": {}} | {f"training.{key}": value for key, value in settings.items()}).spec
-    with running_server(folder) as server:
+    # What lies in shared memory does not travel.
+    with running_server(folder, shared_memory=False) as server:
         job = train(server, spec, workers)
     assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error
     return job
@@ -42,9 +43,12 @@ def test_digits_are_learnt(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", LOSSY)
 @pytest.mark.parametrize("synchrony", ["stale", "asynchronous", "local"])
 def test_every_synchrony_goes_with_every_codec(kind: str, synchrony: str, tmp_path: Path) -> None:
-    settings = {"synchrony": {synchrony: {"steps": 8} if synchrony == "local" else {}}}
-    epochs = {"epochs": 60} if synchrony == "local" else {}
-    job = run(tmp_path, kind, 3, **settings, **epochs)
+    settings: dict[str, Any] = {"synchrony": {synchrony: {}}}
+    if synchrony == "local":
+        # The outer momentum does not go well with what comes many rounds late.
+        fraction = {"codec.top_k": {"fraction": 0.1}} if kind == "top_k" else {}
+        settings = {"synchrony": {"local": {"steps": 8}}, "epochs": 60, **fraction}
+    job = run(tmp_path, kind, 3, **settings)
     assert job.result.validation.accuracy >= 0.95
     if synchrony == "asynchronous":
         assert job.progress.contributions.lost_residuals == 0

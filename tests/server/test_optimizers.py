@@ -60,7 +60,7 @@ def test_the_registry_is_the_contracts() -> None:
 
 @pytest.mark.parametrize("case", SPECS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(cuts=st.lists(st.integers(0, 200_000), max_size=4), in_place=st.booleans())
 def test_ranges_do_not_change_a_bit(case: str, dtype: type[np.floating], cuts: list[int], in_place: bool) -> None:
     spec = complete(SPECS[case])

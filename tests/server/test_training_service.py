@@ -234,13 +234,15 @@ def test_a_trajectory_that_cannot_be_kept_costs_no_weights(server: Server, stub:
 
 
 @pytest.mark.parametrize("work", ["keep", "apply", "promote", "chunk"])
-def test_decisions_that_cannot_be_carried_out_fail_the_job(server: Server, monkeypatch: pytest.MonkeyPatch, work: str) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(Parameters, work, lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
-        job = train(server, make_spec(), workers=2)
-    assert job.state == job_pb2.JOB_STATE_FAILED
-    assert job.error == "internal error: MemoryError: no room"
-    assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
+def test_decisions_that_cannot_be_carried_out_fail_the_job(work: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Chunks of parameters are sent where memory is not shared.
+    with running_server(tmp_path, shared_memory=work != "chunk") as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(Parameters, work, lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+            job = train(server, make_spec(), workers=2)
+        assert job.state == job_pb2.JOB_STATE_FAILED
+        assert job.error == "internal error: MemoryError: no room"
+        assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
 
 
 def test_a_schedule_that_overflows_fails_the_job(server: Server) -> None:

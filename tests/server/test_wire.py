@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.server.specs import make_spec
-from thalweg.contract import codecs
+from thalweg.contract import codecs, payload
 from thalweg.contract.errors import ThalwegError
 from thalweg.server import messages, wire
 from thalweg.server.messages import Facts
@@ -21,7 +21,7 @@ def parameters_of(kind: str) -> Parameters:
 
 
 def event_of(parameters: Parameters, **message: pb.GradientChunk | pb.ParametersChunk) -> messages.Event:
-    request = pb.WorkRequest(**message)  # type: ignore[arg-type]
+    request = payload.unpacked(pb.WorkRequest(**message))  # type: ignore[arg-type]
     return wire.event_of(1, request, parameters, JobSharing(None, parameters.plan.spec))
 
 

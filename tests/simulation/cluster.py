@@ -13,6 +13,7 @@ import pytest
 
 from tests.simulation.disk import Crash, ImaginaryDisk
 from tests.simulation.worker import LAYOUT, TRAIN_SAMPLES, ImaginaryWorker, Leaf
+from thalweg.contract import payload
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
 from thalweg.server import plan
@@ -289,14 +290,14 @@ class Cluster:
 
     def to_server(self, worker: ImaginaryWorker, message: pb.WorkRequest) -> None:
         """A message on its way to the server."""
-        run = self.run_
+        run, request = self.run_, payload.unpacked(message)
 
         def arrive() -> None:
             if run is None or self.run_ is not run or not worker.heard or self._finished:
                 return
             self._received += message.HasField("gradient")
             try:
-                run.receive(worker.worker, message)
+                run.receive(worker.worker, request)
             except ThalwegError as error:
                 raise AssertionError(f"an honest worker was refused: {error}") from error
 

@@ -59,6 +59,10 @@ class ImaginaryWorker:
         """The server's end of the stream: a message to the worker."""
         self._cluster.to_worker(self, message)
 
+    def send_parameters(self, version: int, serialized: bytes) -> None:
+        """The server's end of the stream: parameters to the worker."""
+        self.send(pb.WorkResponse.FromString(serialized))
+
     def evict(self) -> None:
         """The server's end of the stream: the worker is taken for lost, and hears of it if it can."""
         self._cluster.evicted(self)

@@ -81,7 +81,7 @@ def test_probabilities_as_targets() -> None:
     check([{"dense": {"units": 3}}], "softmax_cross_entropy", samples((4,), y), 2)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(st.sampled_from(["dense", "relu", "sigmoid", "tanh", "softmax", "gelu", "dropout"]), min_size=1, max_size=5),
     st.integers(1, 8),

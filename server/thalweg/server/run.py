@@ -11,6 +11,7 @@ from typing import Protocol
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
+from thalweg.contract.payload import Parcel, serialize
 from thalweg.contract.states import state_name
 from thalweg.server import messages, wire
 from thalweg.server.checkpoints import Checkpoint
@@ -36,6 +37,10 @@ class Connection(Protocol):
 
     def send(self, message: parameter_service_pb2.WorkResponse) -> None:
         """Queues a message."""
+        ...
+
+    def send_parameters(self, version: int, serialized: bytes) -> None:
+        """Queues a message with parameters at a version. It may take the place of those of earlier versions."""
         ...
 
     def evict(self) -> None:
@@ -160,13 +165,14 @@ class JobRun:
         """Somebody asked for the end."""
         self.handle(messages.CancelRequested())
 
-    def receive(self, worker: WorkerId, message: parameter_service_pb2.WorkRequest) -> None:
+    def receive(self, worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest]) -> None:
         """Takes a worker's message. Raises ThalwegError if it makes no sense."""
-        self.telemetry.exchange.gradient_bytes += len(message.gradient.data)
-        if message.HasField("prepared"):
-            self._receive_prepared(worker, message.prepared)
+        if request.message.HasField("gradient"):
+            self.telemetry.exchange.gradient_bytes += len(request.data)
+        if request.message.HasField("prepared"):
+            self._receive_prepared(worker, request.message.prepared)
         else:
-            self.handle(wire.event_of(worker, message, self.parameters, self._shared))
+            self.handle(wire.event_of(worker, request, self.parameters, self._shared))
 
     def _receive_prepared(self, worker: WorkerId, prepared: parameter_service_pb2.Prepared) -> None:
         wire.check_prepared(prepared, self.job.spec.model.dtype)
@@ -304,13 +310,15 @@ class JobRun:
     def _send_range(self, workers: list[WorkerId], version: int, chunks: range) -> None:
         if self.parameters is None or not workers:
             return
+        connections = [self._connections[worker] for worker in workers if worker in self._connections]
         for chunk in chunks:
-            data = self.parameters.outgoing.encode(self.parameters.chunk(version, chunk)).tobytes()
-            self.telemetry.exchange.parameter_bytes += len(data) * len(workers)
-            part = parameter_service_pb2.ParametersChunk(version=version, chunk=chunk, data=data)
+            data = self.parameters.outgoing.encode(self.parameters.chunk(version, chunk))
+            self.telemetry.exchange.parameter_bytes += data.size * len(connections)
+            part = parameter_service_pb2.ParametersChunk(version=version, chunk=chunk)
             message = parameter_service_pb2.WorkResponse(parameters=part)
-            for worker in workers:
-                self._send(worker, message)
+            serialized = serialize(Parcel(message, data))
+            for connection in connections:
+                connection.send_parameters(version, serialized)
 
     def _count(self, reason: messages.Drop) -> None:
         counts = self.telemetry.contributions

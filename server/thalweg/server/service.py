@@ -29,7 +29,6 @@ from thalweg.v1 import (
     fleet_service_pb2,
     fleet_service_pb2_grpc,
     parameter_service_pb2,
-    parameter_service_pb2_grpc,
     training_service_pb2,
     training_service_pb2_grpc,
 )
@@ -195,7 +194,7 @@ class Server:
         training = TrainingService(jobs, self.config.max_upload_bytes)
         training_service_pb2_grpc.add_TrainingServiceServicer_to_server(training, server)
         fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(jobs), server)
-        parameter_service_pb2_grpc.add_ParameterServiceServicer_to_server(ParameterService(jobs), server)
+        ParameterService(jobs).add_to(server)
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         names = [*_SERVICES, ""]

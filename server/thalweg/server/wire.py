@@ -5,6 +5,7 @@ from typing import NamedTuple
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
 from thalweg.contract.memory import SharingError
+from thalweg.contract.payload import Parcel
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server import messages
@@ -39,15 +40,15 @@ class Received(NamedTuple):
 
 
 def event_of(
-    worker: WorkerId, message: parameter_service_pb2.WorkRequest, parameters: Parameters | None, shared: JobSharing
+    worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest], parameters: Parameters | None, shared: JobSharing
 ) -> messages.Event:
     """The event that a worker's message is, unless it says `prepared`. Raises ThalwegError if it makes no sense."""
+    message, data = request
     match message.WhichOneof("message"):
         case "gradient":
             gradient, chunk = message.gradient, message.gradient.chunk
-            values = _values(parameters, chunk, gradient.data, encoded=True)
-            payload = Received(values, chunk, gradient.residual_since)
-            return _contribution(worker, gradient, range(chunk, chunk + 1), parameters, payload)
+            values = Received(_values(parameters, chunk, data, encoded=True), chunk, gradient.residual_since)
+            return _contribution(worker, gradient, range(chunk, chunk + 1), parameters, values)
         case "shared_gradient":
             return _shared(worker, message.shared_gradient, parameters, shared)
         case "evaluation":
@@ -55,7 +56,7 @@ def event_of(
             return messages.EvaluationReceived(worker, answer.version, answer.split, answer.first, _sums(answer.sums))
         case "initial":
             chunk = message.initial.chunk
-            return messages.InitialReceived(worker, chunk, _values(parameters, chunk, message.initial.data, encoded=False))
+            return messages.InitialReceived(worker, chunk, _values(parameters, chunk, data, encoded=False))
         case "heartbeat":
             return messages.HeartbeatReceived(worker)
         case "failure":
@@ -96,7 +97,7 @@ def _sums(sums: parameter_service_pb2.Sums) -> Sums:
     return Sums(sums.loss, sums.correct, sums.samples)
 
 
-def _values(parameters: Parameters | None, chunk: int, data: bytes, encoded: bool) -> Slab:
+def _values(parameters: Parameters | None, chunk: int, data: memoryview, encoded: bool) -> Slab:
     """The numbers of a chunk, not copied if they come as they are. Raises ThalwegError if the bytes make no sense."""
     if parameters is None or chunk >= parameters.plan.chunks:
         raise violation(f"there is no chunk {chunk}")

@@ -6,17 +6,22 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import numpy as np
 
 from thalweg.contract import codecs, memory
 from thalweg.contract.codecs import Bytes
 from thalweg.contract.layout import Slab, ranges
+from thalweg.contract.payload import Parcel, serialize
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers.residuals import Outgoing
+
+# A message as it is, or serialized already.
+Message: TypeAlias = pb.WorkRequest | bytes
 
 _log = logging.getLogger(__name__)
 # The server answers at once; but it may be busy.
@@ -60,13 +65,13 @@ class Exchange(ABC):
         return slice(start, min(start + self.chunk_elements, self.parameters[0].size))
 
     @abstractmethod
-    def keep(self, part: pb.ParametersChunk) -> None:
+    def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
         """Puts a chunk of the parameters in the buffer of its version; so version v stays whole while v + 1 arrives."""
 
-    def initial(self, values: Slab) -> list[pb.WorkRequest]:
+    def initial(self, values: Slab) -> list[bytes]:
         """The messages that tell the server the initial parameters."""
         return [
-            pb.WorkRequest(initial=pb.ParametersChunk(version=0, chunk=chunk, data=values[where].tobytes()))
+            serialize(Parcel(pb.WorkRequest(initial=pb.ParametersChunk(version=0, chunk=chunk)), values[where]))
             for chunk, where in enumerate(ranges(values.size, self.chunk_elements))
         ]
 
@@ -75,26 +80,25 @@ class Exchange(ABC):
         """Where to write a gradient that is computed at a version. Raises MemoryError, or SharingError if the server is lost."""
 
     @abstractmethod
-    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[pb.WorkRequest]:
+    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[Message]:
         """The messages that tell the server some chunks of a gradient; `sums` go with the last chunk of the slab."""
 
 
 def gradient_chunk(
     task: pb.DifferentiateTask, chunk: int, values: Slab | Bytes, sums: Sums | None, residual_since: int = 0
-) -> pb.WorkRequest:
-    """The message that brings a chunk of a gradient, encoded."""
+) -> bytes:
+    """The message that brings a chunk of a gradient, encoded. It is copied here and now: its array has other uses behind it."""
     part = pb.GradientChunk(
         version=task.version,
         step=task.step,
         level=task.level,
         index=task.index,
         chunk=chunk,
-        data=values.tobytes(),
         residual_since=residual_since,
     )
     if sums:
         part.sums.CopyFrom(sums_message(sums))
-    return pb.WorkRequest(gradient=part)
+    return serialize(Parcel(pb.WorkRequest(gradient=part), values))
 
 
 def sums_message(sums: Sums) -> pb.Sums:
@@ -111,17 +115,17 @@ class Streamed(Exchange):
         self._incoming = codecs.of_parameters(spec, chunk_elements)
         self._outgoing = Outgoing(spec, elements, chunk_elements)
 
-    def keep(self, part: pb.ParametersChunk) -> None:
-        self._incoming.decode(part.data, self.parameters[part.version % 2][self.chunk(part.chunk)])
+    def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
+        self._incoming.decode(data, self.parameters[part.version % 2][self.chunk(part.chunk)])
 
     def slab(self, version: int) -> Slab:  # noqa: ARG002 - what was sent before is copied
         return self._slab
 
-    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[pb.WorkRequest]:
+    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[Message]:
         if chunks.start == task.first_chunk:
             self._outgoing.begin(Node(task.level, task.index), task.step)
         last = range(0, slab.size, self.chunk_elements)[-1] // self.chunk_elements
-        messages = []
+        messages: list[Message] = []
         for chunk in chunks:
             where = self.chunk(chunk)
             data = self._outgoing.encode(slab[where], where.start)
@@ -153,7 +157,7 @@ class Shared(Exchange):
         self._used = 0
         self._version = -1
 
-    def keep(self, part: pb.ParametersChunk) -> None:  # noqa: ARG002 - there is nothing to be done with it
+    def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:  # noqa: ARG002 - there is nothing to be done with it
         raise memory.SharingError("the server sent parameters that it shares")
 
     def slab(self, version: int) -> Slab:
@@ -181,7 +185,7 @@ class Shared(Exchange):
         finally:
             os.close(file)
 
-    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[pb.WorkRequest]:
+    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[Message]:
         number = next(number for number, each in enumerate(self._slabs) if each is slab)
         part = pb.SharedGradient(
             version=task.version,

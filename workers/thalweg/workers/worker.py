@@ -4,18 +4,21 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from thalweg.contract import payload
 from thalweg.contract.channel import OPTIONS, Address, authorization
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.layout import Slab
 from thalweg.contract.memory import SharingError
+from thalweg.contract.payload import METHOD, Parcel
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
-from thalweg.v1 import job_pb2, parameter_service_pb2_grpc
+from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers import data, exchange
 from thalweg.workers.data import DataError
@@ -24,6 +27,9 @@ from thalweg.workers.exchange import Exchange
 from thalweg.workers.fetch import fetcher
 from thalweg.workers.model import ModelError
 
+# A message to the server, serialized or not yet, and those from it.
+_Said: TypeAlias = pb.WorkRequest | bytes
+_Inbox: TypeAlias = Iterator[Parcel[pb.WorkResponse]]
 # How long the cost of numerical differentiation is measured.
 _MEASURE_SECONDS = 0.25
 
@@ -35,10 +41,9 @@ def work(server: Address, token: str | None, job_id: str, name: str, answered: C
     to the server, which fails the job.
     """
     with grpc.insecure_channel(str(server), options=list(OPTIONS)) as channel:
-        outbox: queue.SimpleQueue[pb.WorkRequest | None] = queue.SimpleQueue()
+        outbox: queue.SimpleQueue[_Said | None] = queue.SimpleQueue()
         outbox.put(pb.WorkRequest(hello=pb.Hello(job_id=job_id, worker=name)))
-        stub = parameter_service_pb2_grpc.ParameterServiceStub(channel)
-        inbox = stub.Work(iter(outbox.get, None), metadata=authorization(token))
+        inbox = _open(channel, iter(outbox.get, None), token)
         try:
             try:
                 return _Worker(channel, token, outbox, answered).run(inbox)
@@ -53,16 +58,23 @@ def work(server: Address, token: str | None, job_id: str, name: str, answered: C
             outbox.put(None)
 
 
-def _goodbye(inbox: Iterator[pb.WorkResponse]) -> str:
+def _open(channel: grpc.Channel, outbox: Iterator[_Said], token: str | None) -> _Inbox:
+    """Opens the stream. The generated stub would copy the large part of every message, several times."""
+    method: Any = channel.stream_stream(METHOD, payload.serialize, payload.response_of)
+    inbox: _Inbox = method(outbox, metadata=authorization(token))
+    return inbox
+
+
+def _goodbye(inbox: _Inbox) -> str:
     """Waits for the server's last word."""
-    for message in inbox:
+    for message, _ in inbox:
         if message.HasField("goodbye"):
             return message.goodbye.reason
     return "the server ended the stream"
 
 
 @contextmanager
-def _heartbeats(outbox: "queue.SimpleQueue[pb.WorkRequest | None]", seconds: float) -> Iterator[None]:
+def _heartbeats(outbox: "queue.SimpleQueue[_Said | None]", seconds: float) -> Iterator[None]:
     """A thread sends a heartbeat every so many seconds, whatever else the worker does, as long as the context. None for 0."""
     stop = threading.Event()
 
@@ -88,7 +100,7 @@ class _Worker:
         self,
         channel: grpc.Channel,
         token: str | None,
-        outbox: "queue.SimpleQueue[pb.WorkRequest | None]",
+        outbox: "queue.SimpleQueue[_Said | None]",
         answered: Callable[[], object],
     ) -> None:
         self._channel = channel
@@ -97,9 +109,9 @@ class _Worker:
         self._answered = answered
         self._exchange: Exchange
 
-    def run(self, inbox: Iterator[pb.WorkResponse]) -> str:
+    def run(self, inbox: _Inbox) -> str:
         """Answers messages until goodbye."""
-        for message in inbox:
+        for message, _ in inbox:
             match message.WhichOneof("message"):
                 case "welcome":
                     spec = message.welcome.spec
@@ -130,14 +142,14 @@ class _Worker:
             prepared.loss_seconds = self._differentiator.cost(self._initial(), _MEASURE_SECONDS)
         self._send(pb.WorkRequest(prepared=prepared))
 
-    def _serve(self, inbox: Iterator[pb.WorkResponse]) -> str:
-        for message in inbox:
+    def _serve(self, inbox: _Inbox) -> str:
+        for message, values in inbox:
             match message.WhichOneof("message"):
                 case "differentiate":
                     self._differentiate(message.differentiate)
                     self._answered()
                 case "parameters":
-                    self._exchange.keep(message.parameters)
+                    self._exchange.keep(message.parameters, values)
                 case "evaluate":
                     self._evaluate(message.evaluate)
                     self._answered()
@@ -150,7 +162,7 @@ class _Worker:
                     return message.goodbye.reason
         return "the server ended the stream"
 
-    def _send(self, message: pb.WorkRequest) -> None:
+    def _send(self, message: _Said) -> None:
         self._outbox.put(message)
 
     def _agreed(self, accepted: pb.Accepted) -> Exchange:

@@ -1,0 +1,185 @@
+"""The messages of a worker's stream, with the large part of each, its `data`, beside it instead of inside.
+
+A generated class copies `data` when it is set, when it is serialized, when it is parsed and when it is read. Here it is copied
+once, into the bytes that travel, and received as a view of the bytes that have come. What travels is the same protobuf message:
+any implementation reads what is written here, and what any has written is read here.
+
+`data` is written first, behind two tags of one byte and two lengths. From 16 KiB to 2 MiB lengths take three bytes, so it begins
+at the eighth byte, where numbers of up to 64 bits are aligned. A generated class would write it in the order of the fields'
+numbers, which no reader may rely on.
+
+https://protobuf.dev/programming-guides/encoding
+"""
+
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from thalweg.v1 import parameter_service_pb2 as pb
+
+M = TypeVar("M", pb.WorkRequest, pb.WorkResponse)
+
+# Both ends name the method themselves: what protoc generates for it copies.
+SERVICE = pb.DESCRIPTOR.services_by_name["ParameterService"].full_name
+METHOD = f"/{SERVICE}/Work"
+NOTHING = memoryview(b"")
+
+# Up to here, copying takes less time than looking for what need not be copied.
+_SMALL_BYTES = 1 << 14
+_DELIMITED = 2
+# The most bytes that a number of 64 bits takes, and one of 32, which tags and lengths are.
+_MOST_BYTES, _MOST_BYTES_OF_32 = 10, 5
+# More than any of the messages has. Looking at each of a million would take long.
+_MOST_FIELDS = 32
+
+
+class Parcel(NamedTuple, Generic[M]):
+    """A message whose `data` is empty, and what belongs there.
+
+    To be sent, that is anything contiguous with the buffer protocol, as an array of any dtype; received, it is a memoryview of
+    bytes, which it keeps alive.
+    """
+
+    message: M
+    data: Any = NOTHING
+
+
+class _Place(NamedTuple):
+    """Where `data` is: in which field of the outer message, and with which tags on the wire."""
+
+    field: str
+    outer: int
+    inner: int
+
+
+class _OddError(Exception):
+    """Bytes of another shape than is looked for here: right or wrong, protobuf's own parser knows."""
+
+
+def serialize(parcel: Parcel[M] | M | bytes) -> bytes:
+    """The bytes of a message. Bytes are taken for serialized already: what goes to many is serialized once."""
+    if isinstance(parcel, bytes):
+        return parcel
+    if not isinstance(parcel, Parcel):
+        return parcel.SerializeToString()
+    message, data = parcel
+    size = memoryview(data).nbytes
+    if not size:
+        return message.SerializeToString()
+    place = _PLACES[type(message)][str(message.WhichOneof("message"))]
+    rest = getattr(message, place.field).SerializeToString()
+    head = _varint(place.inner) + _varint(size)
+    return b"".join((_varint(place.outer), _varint(len(head) + size + len(rest)), head, data, rest))
+
+
+def request_of(raw: bytes) -> Parcel[pb.WorkRequest]:
+    """The request that the bytes are. Raises google.protobuf.message.DecodeError if they are none."""
+    return _parse(pb.WorkRequest, raw)
+
+
+def response_of(raw: bytes) -> Parcel[pb.WorkResponse]:
+    """The response that the bytes are. Raises google.protobuf.message.DecodeError if they are none."""
+    return _parse(pb.WorkResponse, raw)
+
+
+def unpacked(message: M) -> Parcel[M]:
+    """A message without its `data`, which is taken out of it, and that."""
+    place = _PLACES[type(message)].get(str(message.WhichOneof("message")))
+    if place is None:
+        return Parcel(message)
+    inner = getattr(message, place.field)
+    data = memoryview(inner.data)
+    inner.ClearField("data")
+    return Parcel(message, data)
+
+
+def _parse(kind: type[M], raw: bytes) -> Parcel[M]:
+    if len(raw) < _SMALL_BYTES:
+        return unpacked(kind.FromString(raw))
+    try:
+        place, body = _only_field(_BY_TAG[kind], raw)
+        field, data = _find(raw, body, place.inner)
+    except (_OddError, IndexError):
+        return unpacked(kind.FromString(raw))
+    message = kind()
+    inner = getattr(message, place.field)
+    inner.SetInParent()
+    inner.MergeFromString(raw[body : field.start] + raw[field.stop :])
+    return Parcel(message, memoryview(raw)[data])
+
+
+def _only_field(places: dict[int, _Place], raw: bytes) -> tuple[_Place, int]:
+    """The place of which the bytes consist, and where its body begins. Raises _OddError if there is more or other than that."""
+    tag, at = _number(raw, 0)
+    length, body = _number(raw, at)
+    if tag not in places or body + length != len(raw):
+        raise _OddError
+    return places[tag], body
+
+
+def _find(raw: bytes, at: int, wanted: int) -> tuple[slice, slice]:
+    """Where, from a place on, the one field with a tag is, and where its value is. Raises _OddError if there is none, or two."""
+    found: tuple[slice, slice] | None = None
+    for _ in range(_MOST_FIELDS):
+        if at >= len(raw):
+            break
+        begin = at
+        tag, at = _number(raw, at)
+        match tag & 7:
+            case 0:
+                at = _end_of_number(raw, at, _MOST_BYTES)
+            case 1:
+                at += 8
+            case 5:
+                at += 4
+            case 2:
+                length, value = _number(raw, at)
+                at = value + length
+                if tag == wanted:
+                    if found:
+                        raise _OddError
+                    found = slice(begin, at), slice(value, at)
+            case _:
+                raise _OddError
+    if found is None or at != len(raw):
+        raise _OddError
+    return found
+
+
+def _number(raw: bytes, at: int) -> tuple[int, int]:
+    """The tag or the length at a place, and the place behind it. Raises _OddError if it is too long, IndexError if cut short."""
+    byte = raw[at]
+    if byte < 128:
+        return byte, at + 1
+    end = _end_of_number(raw, at, _MOST_BYTES_OF_32)
+    return sum((raw[i] & 127) << 7 * (i - at) for i in range(at, end)), end
+
+
+def _end_of_number(raw: bytes, at: int, most: int) -> int:
+    for end in range(at + 1, at + most + 1):
+        if raw[end - 1] < 128:
+            return end
+    raise _OddError
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 127:
+        encoded.append(number & 127 | 128)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def _places(kind: Descriptor) -> list[_Place]:
+    """The fields of a message that have a field `data`."""
+    places: list[_Place] = []
+    for field in kind.fields:
+        data = field.message_type.fields_by_name.get("data") if field.message_type else None
+        if data is not None and data.type == FieldDescriptor.TYPE_BYTES:
+            places.append(_Place(field.name, field.number << 3 | _DELIMITED, data.number << 3 | _DELIMITED))
+    return places
+
+
+_PLACES = {kind: {place.field: place for place in _places(kind.DESCRIPTOR)} for kind in (pb.WorkRequest, pb.WorkResponse)}
+_BY_TAG = {kind: {place.outer: place for place in places.values()} for kind, places in _PLACES.items()}
