@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -58,13 +59,21 @@ def test_the_readmes_job_is_a_job(tmp_path: Path) -> None:
     assert validation.complete(spec).optimizer.adam.learning_rate == 0.001
 
 
-def test_the_jobs_of_the_page_on_synchrony_are_jobs() -> None:
-    policies = []
-    for block in blocks(ROOT / "docs" / "synchrony.md", "toml"):
+def jobs_on(page: str) -> Iterator[job_pb2.JobSpec]:
+    """The packaged job `digits` with the settings that each block of a page states."""
+    for block in blocks(ROOT / "docs" / page, "toml"):
         settings = {f"{table}.{key}": value for table, values in tomllib.loads(block).items() for key, value in values.items()}
-        spec = validation.complete(load_job("digits", settings).spec)
-        policies.append(spec.training.synchrony.WhichOneof("policy"))
+        yield validation.complete(load_job("digits", settings).spec)
+
+
+def test_the_jobs_of_the_page_on_synchrony_are_jobs() -> None:
+    policies = [spec.training.synchrony.WhichOneof("policy") for spec in jobs_on("synchrony.md")]
     assert policies == rules.alternatives(job_pb2.Synchrony, "policy")
+
+
+def test_the_jobs_of_the_page_on_codecs_are_jobs() -> None:
+    kinds = [spec.training.codec.WhichOneof("kind") for spec in jobs_on("codecs.md")]
+    assert kinds == [kind for kind in rules.alternatives(job_pb2.Codec, "kind") if kind != "float16"]
 
 
 @pytest.mark.ray

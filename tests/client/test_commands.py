@@ -25,7 +25,7 @@ from thalweg.v1 import job_pb2
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 JOB_KEYS = {
     "job", "state", "status", "create_time", "steps", "total_steps", "epochs", "total_epochs", "workers", "wanted_workers",
-    "priority", "contributions", "checkpoints",
+    "priority", "contributions", "checkpoints", "exchange",
 }  # fmt: skip
 RESULT_KEYS = {"train_loss", "train_accuracy", "weights_sha256", "samples_per_second", "seconds", "start_time", "end_time"}
 
@@ -117,6 +117,7 @@ def test_a_job_that_ended_is_listed_with_its_result(cluster: Cluster, command: C
     assert (job["steps"], job["total_steps"], job["epochs"]) == (69, 69, 3)
     assert job["contributions"].keys() == set(job_pb2.Contributions.DESCRIPTOR.fields_by_name)
     assert job["checkpoints"].keys() == set(job_pb2.Checkpoints.DESCRIPTOR.fields_by_name)
+    assert job["exchange"].keys() == set(job_pb2.Exchange.DESCRIPTOR.fields_by_name)
     words = command("jobs", "digits", "--server", cluster.address).out
     assert "SUCCEEDED" in words
     assert f"{result.validation.accuracy:.1%}".replace("%", " %") in words
@@ -132,7 +133,7 @@ def test_watch(cluster: Cluster, command: Command) -> None:
     assert {event["event"] for event in events} == {"state_changed", "workers_changed", "steps_taken", "epoch_ended"}
     assert events[-1]["state"] == "SUCCEEDED"
     (steps,) = {tuple(event["progress"]) for event in events if event["event"] == "steps_taken"}
-    assert {"contributions", "checkpoints"} <= set(steps)
+    assert {"contributions", "checkpoints", "exchange"} <= set(steps)
     last = [event for event in events if event["event"] == "epoch_ended"][-1]
     assert last["validation"]["accuracy"] == cluster.digits.result().validation.accuracy  # type: ignore[union-attr]
     behind = command("watch", "digits", "--server", cluster.address, "--json", "--after", len(events) - 1).json

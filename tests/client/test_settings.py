@@ -48,6 +48,14 @@ def test_an_alternative_takes_the_place_of_its_rival() -> None:
     assert spec.optimizer.adam.learning_rate == 0.5
 
 
+def test_a_codec_is_written_as_every_alternative_is() -> None:
+    assert laid("training.codec.bfloat16={}").training.codec.WhichOneof("kind") == "bfloat16"
+    assert laid("training.codec.top_k.fraction=0.05").training.codec.top_k.fraction == 0.05
+    assert laid("training.codec={ int8 = { block = 64 } }").training.codec.int8.block == 64
+    with pytest.raises(ThalwegError, match=r"training.codec: 'int8' is not a table; write \{ int8 = \{\} \}"):
+        laid("training.codec=int8")
+
+
 def test_what_is_beside_an_alternative_stays() -> None:
     spec = laid("optimizer.schedule.cosine={}", "optimizer.sgd={}", "optimizer.schedule.step.step_size=3")
     assert spec.optimizer.WhichOneof("kind") == "sgd"
@@ -145,6 +153,7 @@ def paths() -> st.SearchStrategy[str]:
         "data",
         "data.npz",
         "training.synchrony.bulk",
+        "training.codec.top_k",
         "optimizer.adam.betas",
         "optimizer.adam.betas[1]",
         "optimizer.schedule.warmup.then",

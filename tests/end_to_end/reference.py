@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from thalweg.contract import tree
+from thalweg.contract import codecs, tree
+from thalweg.contract.channel import CHUNK_BYTES
+from thalweg.contract.codecs import Codec
 from thalweg.contract.layout import Slab
 from thalweg.server import clipping, optimizers, schedules
 from thalweg.v1 import job_pb2
@@ -35,6 +37,10 @@ class _Course:
         self.parameters = np.empty(self.model.size, self.model.dtype)
         self.model.initial(self.parameters)
         self.losses: list[float] = []
+        chunk_elements = CHUNK_BYTES // self.parameters.itemsize
+        self.gradients = codecs.of_gradients(spec, chunk_elements)
+        self.sent = codecs.of_parameters(spec, chunk_elements)
+        self.left: dict[int, Slab] = {}
 
     def bulk(self) -> tuple[Slab, list[float]]:
         update = _Update(self.spec.optimizer, self.model, self.steps_per_epoch, self.total_steps)
@@ -47,15 +53,16 @@ class _Course:
             x, y = self.dataset.train_x[indices], self.dataset.train_y[indices]
             task = (step, microbatch)
             if numerical:
-                batch = numerical.at(self.parameters, x, y, task)
+                batch = numerical.at(parameters, x, y, task)
                 numerical.differentiate(batch, denominator, slice(0, self.model.size), gradient)
                 sums = batch.sums
             else:
                 sums = self.model.loss_and_gradient(x, y, denominator, task, gradient)
-            return gradient, sums.loss, sums.samples
+            return self._travelled(gradient, microbatch), sums.loss, sums.samples
 
         for step in range(self.total_steps):
-            self.model.bind(self.parameters)
+            parameters = _decoded(self.sent, self.parameters)
+            self.model.bind(parameters)
             update(self.parameters, self._added([leaf(step, microbatch) for microbatch in range(self.microbatches)]), step)
         return self.parameters, self.losses
 
@@ -65,7 +72,8 @@ class _Course:
         outer = _Update(policy.outer, self.model, max(1, self.steps_per_epoch // policy.steps), len(starts))
 
         def lane(first: int, microbatch: int) -> Part:
-            parameters = self.parameters.copy()
+            start = _decoded(self.sent, self.parameters)
+            parameters = start.copy()
             self.model.bind(parameters)
             update = _Update(self.spec.optimizer, self.model, self.steps_per_epoch, self.total_steps)
             loss, samples = 0.0, 0
@@ -77,12 +85,20 @@ class _Course:
                     loss += self.model.loss_and_gradient(x, y, len(indices), (step, microbatch), gradient).loss
                     samples += len(indices)
                     update(parameters, gradient, step, step - first)
-            return (self.parameters - parameters) / self.microbatches, loss, samples
+            return self._travelled((start - parameters) / self.microbatches, microbatch), loss, samples
 
         for number, first in enumerate(starts):
             moved = self._added([lane(first, microbatch) for microbatch in range(self.microbatches)])
             outer(self.parameters, moved, number)
         return self.parameters, self.losses
+
+    def _travelled(self, gradient: Slab, microbatch: int) -> Slab:
+        """What arrives of a microbatch's gradient; with error feedback, what is left of it is added to the next one."""
+        if self.gradients.feedback:
+            gradient = gradient + self.left.get(microbatch, np.zeros_like(gradient))
+        arrived = _decoded(self.gradients, gradient)
+        self.left[microbatch] = gradient - arrived
+        return arrived
 
     def _added(self, parts: list[Part]) -> Slab:
         """The sum of all microbatches' gradients, along the tree. Takes note of the mean loss."""
@@ -93,6 +109,13 @@ class _Course:
         gradient, loss, samples = tree.fold(tree.root(self.microbatches), self.microbatches, parts.__getitem__, add)
         self.losses.append(loss / samples)
         return gradient
+
+
+def _decoded(codec: Codec, values: Slab) -> Slab:
+    """A copy of values as they arrive."""
+    out = np.empty_like(values)
+    codec.decode(codec.encode(values), out)
+    return out
 
 
 class _Update:

@@ -57,6 +57,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "data": {"builtin": "xor"},
         "training": {"epochs": 20, "batch_size": 3, "microbatches": 4},
     },
+    "bfloat16": {"training": {**BASE["training"], "codec": {"bfloat16": {}}}},
+    "float16, local steps": {"training": {**BASE["training"], "codec": {"float16": {}}, "synchrony": {"local": {"steps": 4}}}},
+    "bfloat16, more than one chunk": {
+        "model": {
+            "layers": [{"dense": {"units": 3000}}, {"tanh": {}}, {"dense": {"units": 100}}],
+            "loss": "softmax_cross_entropy",
+        },
+        "training": {"epochs": 1, "batch_size": 300, "microbatches": 3, "codec": {"bfloat16": {}}},
+    },
+    "int8": {"training": {**BASE["training"], "codec": {"int8": {"block": 100}}}},
+    "top_k": {"training": {**BASE["training"], "codec": {"top_k": {"fraction": 0.05}}}},
+    "int8, local steps": {"training": {**BASE["training"], "codec": {"int8": {}}, "synchrony": {"local": {"steps": 4}}}},
+    "top_k, more than one chunk": {
+        "model": {
+            "layers": [{"dense": {"units": 3000}}, {"tanh": {}}, {"dense": {"units": 100}}],
+            "loss": "softmax_cross_entropy",
+        },
+        "training": {"epochs": 1, "batch_size": 300, "microbatches": 3, "codec": {"top_k": {}}},
+    },
     "local steps": {"training": {**BASE["training"], "synchrony": {"local": {"steps": 4}}}},
     "local steps, one at a time": {"training": {**BASE["training"], "synchrony": {"local": {"steps": 1}}}},
     "local steps, clipped, scheduled": {
@@ -86,10 +105,13 @@ def test_training_equals_a_plain_loop(variant: str, shared_memory: bool, tmp_pat
             job = train(server, spec, workers)
             assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error
             assert job.result.steps == len(losses)
-            assert job.result.weights_sha256 == layouts.digest(expected)
-    kept = Storage(tmp_path).parameters(job.id)
-    assert kept
-    assert kept[1].tobytes() == expected.tobytes()
+            # With error feedback the result depends on the cluster where microbatches changed hands, which is counted.
+            lost = job.progress.contributions.lost_residuals
+            assert not lost or (workers > 1 and spec.training.codec.WhichOneof("kind") in ("int8", "top_k"))
+            assert lost or job.result.weights_sha256 == layouts.digest(expected)
+            kept = Storage(tmp_path).parameters(job.id)
+            assert kept
+            assert lost or kept[1].tobytes() == expected.tobytes()
 
 
 def test_another_seed_gives_other_bits(tmp_path: Path) -> None:

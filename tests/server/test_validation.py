@@ -47,6 +47,13 @@ def test_local_steps_have_an_outer_optimizer() -> None:
     assert outer.WhichOneof("kind") == "sgd"
 
 
+def test_codecs_have_defaults() -> None:
+    assert complete().training.codec.WhichOneof("kind") == "float32"
+    assert complete(training={"codec": {"int8": {}}}).training.codec.int8.block == 1024
+    assert complete(training={"codec": {"top_k": {}}}).training.codec.top_k.fraction == 0.01
+    assert complete(training={"codec": {"float32": {}}}, model={**GOOD["model"], "dtype": "float64"}).model.dtype == "float64"
+
+
 def test_what_is_given_is_kept() -> None:
     spec = complete(seed=0, training={"epochs": 0}, optimizer={"adam": {"betas": [0.5, 0.6]}})
     assert spec.training.epochs == 0
@@ -74,6 +81,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "seed: -1 is not allowed; it must be at least 0"),
     ({"optimizer": {"momentum": {"nesterov": True, "dampening": 0.5}}}, "optimizer.momentum.dampening: 0.5 is not allowed with Nesterov's momentum; it must be 0"),
     ({"training": {"gradient": "numerical", "synchrony": {"local": {}}}}, "training.gradient: numerical is not possible with local steps; use backpropagation"),
+    ({"training": {"codec": {"int8": {"block": 1}}}}, "training.codec.int8.block: 1 is not allowed; it must be at least 8 and at most 65536"),
+    ({"training": {"codec": {"top_k": {"fraction": 0.6}}}}, "training.codec.top_k.fraction: 0.6 is not allowed; it must be above 0 and at most 0.5"),
+    ({"training": {"codec": {"bfloat16": {}}}, "model": {**GOOD["model"], "dtype": "float64"}}, "training.codec: bfloat16 is not possible with model.dtype float64; use float32, which sends numbers as they are"),
+    ({"training": {"codec": {"int8": {}}, "gradient": "numerical"}}, "training.codec: int8 is not possible with training.gradient numerical; use float32"),
     ({"training": {"synchrony": {"local": {"steps": 0}}}}, "training.synchrony.local.steps: 0 is not allowed; it must be at least 1 and at most 1000000"),
     ({"training": {"synchrony": {"local": {"outer": {"momentum": {"nesterov": True, "momentum": 0}}}}}}, "training.synchrony.local.outer.momentum.momentum: 0 is not allowed with Nesterov's momentum; it must be above 0"),
 ]  # fmt: skip

@@ -162,11 +162,13 @@ class Cluster:
         counts = self.run_.telemetry.contributions
         accounted = counts.applied + counts.duplicate + counts.late + counts.stale_incarnation + counts.unknown
         assert accounted == self._received, f"{accounted} of {self._received} contributions are accounted for"
-        for name in ("duplicate", "late", "stale_incarnation", "unknown", "reissued_tasks", "lost_workers"):
+        for name in ("duplicate", "late", "stale_incarnation", "unknown", "reissued_tasks", "lost_workers", "lost_residuals"):
             setattr(self.counts, name, getattr(self.counts, name) + getattr(counts, name))
         self.counts.greatest_staleness = max(self.counts.greatest_staleness, counts.greatest_staleness)
 
     def _crash(self) -> None:
+        if self.run_:
+            self.counts.lost_residuals += self.run_.telemetry.contributions.lost_residuals
         self.run_ = None
         self._finished = None
         self.journal.pending = []

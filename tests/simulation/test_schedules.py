@@ -20,6 +20,8 @@ from thalweg.server.plan import Plan
 from thalweg.server.run import JobRun
 from thalweg.server.synchrony import rounds
 from thalweg.server.synchrony.gathering import Gathering
+from thalweg.v1 import job_pb2
+from thalweg.workers.residuals import Outgoing
 
 # Found in the first dozens, as a rule.
 _MOST_SEEDS = 600
@@ -36,7 +38,7 @@ def test_no_schedule_of_faults_breaks_a_guarantee(first: int) -> None:
 
 def test_the_schedules_meet_every_kind_of_fault() -> None:
     clusters = [schedules.check(seed) for seed in range(100)]
-    for count in ("duplicate", "late", "stale_incarnation", "reissued_tasks", "lost_workers"):
+    for count in ("duplicate", "late", "stale_incarnation", "reissued_tasks", "lost_workers", "lost_residuals"):
         assert any(getattr(cluster.counts, count) for cluster in clusters), count
     assert any(cluster.incarnations > 2 for cluster in clusters)
     assert any(cluster.problems for cluster in clusters)
@@ -148,7 +150,21 @@ def _too_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds.Rounds, "__init__", ahead)
 
 
-@pytest.mark.parametrize("plant", [_twice, _late, _arrival_order, _one_buffer, _events_behind, _too_stale])
+def _stale_residual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of a microbatch's gradient goes into a later one than the next, when others have sent those in between."""
+    init = Outgoing.__init__
+
+    def careless(self: Outgoing, spec: job_pb2.JobSpec, size: int, chunk_elements: int) -> None:
+        init(self, spec, size, chunk_elements)
+        self._ordered = False
+
+    monkeypatch.setattr(Outgoing, "__init__", careless)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [_twice, _late, _arrival_order, _one_buffer, _events_behind, _too_stale, _stale_residual],
+)
 def test_a_planted_bug_is_found(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in schedules.JOBS:
         for validation_samples in (0, 30, 3000):

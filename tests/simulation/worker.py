@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thalweg.contract import tree
+from thalweg.contract import codecs, tree
 from thalweg.contract.layout import Slab, ranges
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
+from thalweg.workers.residuals import Outgoing
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
@@ -84,10 +85,12 @@ class ImaginaryWorker:
                 self._say(prepared=self._cluster.prepared)
             case "accepted":
                 self._chunk_elements = message.accepted.chunk_elements
+                self._incoming = codecs.of_parameters(self._spec, self._chunk_elements)
+                self._outgoing = Outgoing(self._spec, ELEMENTS, self._chunk_elements)
             case "parameters":
                 part = message.parameters
-                start, values = part.chunk * self._chunk_elements, np.frombuffer(part.data, np.float32)
-                self._buffers[part.version % 2][start : start + values.size] = values
+                start = part.chunk * self._chunk_elements
+                self._incoming.decode(part.data, self._buffers[part.version % 2][start : start + self._chunk_elements])
             case "initialize":
                 initial = np.linspace(-1, 1, ELEMENTS, dtype=np.float32)
                 for chunk, where in enumerate(ranges(ELEMENTS, self._chunk_elements)):
@@ -108,10 +111,17 @@ class ImaginaryWorker:
         m = self._spec.training.microbatches
         gradient = tree.fold(node, m, lambda each: leaf(parameters, task.step, task.steps, each), np.add)
         sums = tree.fold(node, m, lambda each: Sums(0.1 * each + float(parameters[0]), 1.0, 1), lambda a, b: a + b)
+        self._outgoing.begin(node, task.step)
         for chunk in range(task.first_chunk, task.end_chunk):
-            values = gradient[chunk * self._chunk_elements : (chunk + 1) * self._chunk_elements]
+            start = chunk * self._chunk_elements
             part = pb.GradientChunk(
-                version=task.version, step=task.step, level=task.level, index=task.index, chunk=chunk, data=values.tobytes()
+                version=task.version,
+                step=task.step,
+                level=task.level,
+                index=task.index,
+                chunk=chunk,
+                data=self._outgoing.encode(gradient[start : start + self._chunk_elements], start).tobytes(),
+                residual_since=self._outgoing.since,
             )
             if (chunk + 1) * self._chunk_elements >= ELEMENTS:
                 part.sums.CopyFrom(pb.Sums(loss=sums.loss, correct=sums.correct, samples=sums.samples))

@@ -30,7 +30,8 @@ class Contributions:
     `applied` became part of a step, each exactly once. The others were dropped: `duplicate` had come before, `late` were for a
     step that had been taken, `stale_incarnation` came from a worker that had been given up, `unknown` answered no task.
     `reissued_tasks` were given to a second worker because the first one took too long; `greatest_staleness` is the greatest
-    number of steps that a contribution was behind when it was applied.
+    number of steps that a contribution was behind when it was applied. `lost_residuals` were applied without all that a codec
+    with error feedback had left of the gradients before, as their microbatch had been another worker's.
     """
 
     applied: int = 0
@@ -41,6 +42,7 @@ class Contributions:
     reissued_tasks: int = 0
     lost_workers: int = 0
     greatest_staleness: int = 0
+    lost_residuals: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,17 @@ class Checkpoints:
     written: int = 0
     failed: int = 0
     step: int = 0
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How many bytes of gradients workers sent, and of parameters the server, since the job began or was last taken up.
+
+    They are those that the job's codec makes. What lies in memory that workers share with the server is not sent.
+    """
+
+    gradient_bytes: int = 0
+    parameter_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,7 @@ class Progress:
     workers: int
     contributions: Contributions = Contributions()
     checkpoints: Checkpoints = Checkpoints()
+    exchange: Exchange = Exchange()
 
 
 @dataclass(frozen=True)
@@ -160,7 +174,7 @@ class CheckpointFailed(_Recorded):
 
 Event = StateChanged | StepsTaken | EpochEnded | WorkersChanged | Notice | CheckpointWritten | CheckpointFailed
 # Of counters.
-_C = TypeVar("_C", Contributions, Checkpoints)
+_C = TypeVar("_C", Contributions, Checkpoints, Exchange)
 
 
 @dataclass(frozen=True)
@@ -206,6 +220,7 @@ def progress(message: job_pb2.Progress) -> Progress:
         workers=message.workers,
         contributions=_counted(Contributions, message.contributions),
         checkpoints=_counted(Checkpoints, message.checkpoints),
+        exchange=_counted(Exchange, message.exchange),
     )
 
 

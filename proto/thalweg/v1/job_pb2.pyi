@@ -742,7 +742,8 @@ Global___Local: _TypeAlias = Local  # noqa: Y015
 class Codec(_message.Message):
     """As what the numbers of a gradient travel. A codec encodes each chunk of the slab for itself, to a number of bytes that follows from
     the number of its elements alone; all numbers are little-endian. With any codec but `float32`, each microbatch's gradient travels
-    for itself, so that who computes what changes no rounding; `model.dtype` must be "float32", and `gradient` "backpropagation".
+    for itself (with asynchronous training, each step's), so that who computes what changes no rounding; `model.dtype` must be
+    "float32", and `gradient` "backpropagation".
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1679,7 +1680,9 @@ Global___Contributions: _TypeAlias = Contributions  # noqa: Y015
 
 @_typing.final
 class Exchange(_message.Message):
-    """How much travelled, in bytes as the job's codec makes them, since the job began or was last taken up."""
+    """How much travelled, in bytes as the job's codec makes them, since the job began or was last taken up. What lies in memory that
+    workers share with the server does not travel.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from thalweg.contract import tree
+from thalweg.contract import codecs, tree
 from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
 from thalweg.server import clipping, optimizers
@@ -29,6 +29,10 @@ class Parameters:
         self.plan = plan
         self.version = 0
         self.dtype = np.dtype(plan.spec.model.dtype)
+        # Of initial parameters, of the gradients that come, and of the parameters that go.
+        self.as_they_are = codecs.as_they_are(plan.spec, plan.chunk_elements)
+        self.incoming = codecs.of_gradients(plan.spec, plan.chunk_elements)
+        self.outgoing = codecs.of_parameters(plan.spec, plan.chunk_elements)
         self._root = tree.root(plan.microbatches)
         self._buffers = buffers or (np.zeros(plan.elements, self.dtype), np.zeros(plan.elements, self.dtype))
         self._optimizer = optimizers.make(plan.optimizer)

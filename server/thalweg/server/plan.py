@@ -1,5 +1,6 @@
 """What follows from a job's specification and the facts about its data: steps, epochs, chunks, schedule."""
 
+from thalweg.contract import codecs
 from thalweg.contract.channel import CHUNK_BYTES
 from thalweg.server import schedules
 from thalweg.server.messages import Facts
@@ -32,6 +33,8 @@ class Plan:
         self._minibatches = self.epochs * self.steps_per_epoch
         self.total_steps = -(-self._minibatches // self.local_steps)
         self.numerical = training.gradient != "backpropagation"
+        # Where encoding rounds, each microbatch's gradient comes for itself, so that who computes what changes no rounding.
+        self.one_by_one = not codecs.exact(spec)
         self.chunk_elements = CHUNK_BYTES // (8 if spec.model.dtype == "float64" else 4)
         if self.numerical:
             chunks = min(NUMERICAL_CHUNKS * training.workers, _MOST_NUMERICAL_CHUNKS)

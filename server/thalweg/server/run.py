@@ -19,6 +19,7 @@ from thalweg.server.coordinator import Coordinator, Phase
 from thalweg.server.ending import Ending
 from thalweg.server.messages import Facts, WorkerId
 from thalweg.server.parameters import Parameters
+from thalweg.server.residuals import Residuals
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.sharing import JobSharing, Sharing
 from thalweg.server.telemetry import NOTHING_RECORDED, Clock, Recorded, Recorder, Telemetry
@@ -83,6 +84,7 @@ class JobRun:
         self._ended = ended
         self._save = save
         self._connections: dict[WorkerId, Connection] = {}
+        self._residuals = Residuals()
         self._shared = JobSharing(sharing, job.spec)
 
     @property
@@ -165,6 +167,8 @@ class JobRun:
 
     def receive(self, worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest]) -> None:
         """Takes a worker's message. Raises ThalwegError if it makes no sense."""
+        if request.message.HasField("gradient"):
+            self.telemetry.exchange.gradient_bytes += len(request.data)
         if request.message.HasField("prepared"):
             self._receive_prepared(worker, request.message.prepared)
         else:
@@ -270,6 +274,8 @@ class JobRun:
             return
         match decision:
             case messages.Keep(step, node, chunks, payload):
+                lost = [self._residuals.lost(node, chunk, payload.residual_since) for chunk in chunks]
+                self.telemetry.contributions.lost_residuals += any(lost)
                 for chunk in chunks:
                     self.parameters.keep(step, node, chunk, payload.chunk(self.parameters.plan, chunk))
             case messages.Merge(step, parent, chunks):
@@ -306,9 +312,11 @@ class JobRun:
             return
         connections = [self._connections[worker] for worker in workers if worker in self._connections]
         for chunk in chunks:
+            data = self.parameters.outgoing.encode(self.parameters.chunk(version, chunk))
+            self.telemetry.exchange.parameter_bytes += data.size * len(connections)
             part = parameter_service_pb2.ParametersChunk(version=version, chunk=chunk)
             message = parameter_service_pb2.WorkResponse(parameters=part)
-            serialized = serialize(Parcel(message, self.parameters.chunk(version, chunk)))
+            serialized = serialize(Parcel(message, data))
             for connection in connections:
                 connection.send_parameters(version, serialized)
 

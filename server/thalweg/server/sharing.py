@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from thalweg.contract import memory
+from thalweg.contract import codecs, memory
 from thalweg.contract.layout import Slab
 from thalweg.server.messages import WorkerId
 from thalweg.v1 import job_pb2, parameter_service_pb2
@@ -27,8 +27,9 @@ def suits(spec: job_pb2.JobSpec) -> bool:
     """Whether a job's workers may read the parameters where the server writes them.
 
     With other policies a worker may still compute at a version when its buffer is being overwritten, and its answer counts.
+    With a codec that rounds, workers are to read what travels, and not the parameters themselves.
     """
-    return memory.AVAILABLE and spec.training.synchrony.WhichOneof("policy") in ("bulk", "local")
+    return memory.AVAILABLE and codecs.exact(spec) and spec.training.synchrony.WhichOneof("policy") in ("bulk", "local")
 
 
 class SharedSlabs:

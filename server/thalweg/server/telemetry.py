@@ -60,6 +60,7 @@ class Telemetry:
     def __init__(self, job: job_pb2.Job, journal: Recorder, clock: Clock, recorded: Recorded) -> None:
         self.job = job
         self.contributions = job.progress.contributions
+        self.exchange = job.progress.exchange
         self._journal = journal
         self._clock = clock
         self._recorded = recorded

@@ -219,6 +219,7 @@ def _across_fields(spec: job_pb2.JobSpec) -> Iterator[Violation]:
     yield from _across_momentum(spec.optimizer.momentum, "optimizer")
     yield from _across_momentum(spec.training.synchrony.local.outer.momentum, "training.synchrony.local.outer")
     yield from _across_training(spec.training)
+    yield from _across_codec(spec)
     yield from _across_data(spec.data)
     yield from _across_initial(spec.model.initial)
 
@@ -234,6 +235,18 @@ def _across_momentum(momentum: job_pb2.Momentum, path: str) -> Iterator[Violatio
 def _across_training(training: job_pb2.Training) -> Iterator[Violation]:
     if training.synchrony.WhichOneof("policy") == "local" and training.gradient.startswith("numerical"):
         yield Violation("training.gradient", f"{training.gradient} is not possible with local steps; use backpropagation")
+
+
+def _across_codec(spec: job_pb2.JobSpec) -> Iterator[Violation]:
+    kind, gradient, dtype = spec.training.codec.WhichOneof("kind"), spec.training.gradient, spec.model.dtype
+    if kind in (None, "float32"):
+        return
+    if dtype == "float64":
+        yield Violation(
+            "training.codec", f"{kind} is not possible with model.dtype float64; use float32, which sends numbers as they are"
+        )
+    elif gradient.startswith("numerical"):
+        yield Violation("training.codec", f"{kind} is not possible with training.gradient {gradient}; use float32")
 
 
 def _across_data(data: job_pb2.Data) -> Iterator[Violation]:

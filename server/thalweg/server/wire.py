@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-import numpy as np
-
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
 from thalweg.contract.memory import SharingError
@@ -25,10 +23,14 @@ _MOST_AXES = 8
 
 
 class Received(NamedTuple):
-    """Chunks of a gradient as they came: values end to end, and which chunk the first ones are."""
+    """Chunks of a gradient as they came: values end to end, and which chunk the first ones are.
+
+    With error feedback, what encoding left of the node's gradients since a step is in them.
+    """
 
     values: Slab
     first_chunk: int
+    residual_since: int = 0
 
     def chunk(self, plan: Plan, chunk: int) -> Slab:
         """The values of one of the chunks."""
@@ -45,7 +47,7 @@ def event_of(
     match message.WhichOneof("message"):
         case "gradient":
             gradient, chunk = message.gradient, message.gradient.chunk
-            values = Received(_values(parameters, chunk, data), chunk)
+            values = Received(_values(parameters, chunk, data, encoded=True), chunk, gradient.residual_since)
             return _contribution(worker, gradient, range(chunk, chunk + 1), parameters, values)
         case "shared_gradient":
             return _shared(worker, message.shared_gradient, parameters, shared)
@@ -54,7 +56,7 @@ def event_of(
             return messages.EvaluationReceived(worker, answer.version, answer.split, answer.first, _sums(answer.sums))
         case "initial":
             chunk = message.initial.chunk
-            return messages.InitialReceived(worker, chunk, _values(parameters, chunk, data))
+            return messages.InitialReceived(worker, chunk, _values(parameters, chunk, data, encoded=False))
         case "heartbeat":
             return messages.HeartbeatReceived(worker)
         case "failure":
@@ -95,15 +97,16 @@ def _sums(sums: parameter_service_pb2.Sums) -> Sums:
     return Sums(sums.loss, sums.correct, sums.samples)
 
 
-def _values(parameters: Parameters | None, chunk: int, data: memoryview) -> Slab:
-    """The numbers of a chunk, not copied. Raises ThalwegError if there are too many or too few."""
+def _values(parameters: Parameters | None, chunk: int, data: memoryview, encoded: bool) -> Slab:
+    """The numbers of a chunk, not copied if they come as they are. Raises ThalwegError if the bytes make no sense."""
     if parameters is None or chunk >= parameters.plan.chunks:
         raise violation(f"there is no chunk {chunk}")
     where = parameters.plan.chunk_range(chunk)
-    wanted = (where.stop - where.start) * parameters.dtype.itemsize
-    if len(data) != wanted:
-        raise violation(f"chunk {chunk} has {len(data)} bytes, not {wanted}")
-    return np.frombuffer(data, parameters.dtype)
+    codec = parameters.incoming if encoded else parameters.as_they_are
+    try:
+        return codec.decoded(data, where.stop - where.start)
+    except ValueError as error:
+        raise violation(f"chunk {chunk} {error}") from error
 
 
 def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None:

@@ -10,11 +10,15 @@ from typing import TypeAlias
 
 import numpy as np
 
-from thalweg.contract import memory
+from thalweg.contract import codecs, memory
+from thalweg.contract.codecs import Bytes
 from thalweg.contract.layout import Slab, ranges
 from thalweg.contract.payload import Parcel, serialize
 from thalweg.contract.sums import Sums
+from thalweg.contract.tree import Node
+from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
+from thalweg.workers.residuals import Outgoing
 
 # A message as it is, or serialized already.
 Message: TypeAlias = pb.WorkRequest | bytes
@@ -60,10 +64,9 @@ class Exchange(ABC):
         start = number * self.chunk_elements
         return slice(start, min(start + self.chunk_elements, self.parameters[0].size))
 
+    @abstractmethod
     def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
         """Puts a chunk of the parameters in the buffer of its version; so version v stays whole while v + 1 arrives."""
-        values = np.frombuffer(data, self.parameters[0].dtype)
-        self.parameters[part.version % 2][self.chunk(part.chunk)] = values
 
     def initial(self, values: Slab) -> list[bytes]:
         """The messages that tell the server the initial parameters."""
@@ -81,9 +84,18 @@ class Exchange(ABC):
         """The messages that tell the server some chunks of a gradient; `sums` go with the last chunk of the slab."""
 
 
-def gradient_chunk(task: pb.DifferentiateTask, chunk: int, values: Slab, sums: Sums | None) -> bytes:
-    """The message that brings a chunk of a gradient. Values are copied here and now: their array has other uses behind it."""
-    part = pb.GradientChunk(version=task.version, step=task.step, level=task.level, index=task.index, chunk=chunk)
+def gradient_chunk(
+    task: pb.DifferentiateTask, chunk: int, values: Slab | Bytes, sums: Sums | None, residual_since: int = 0
+) -> bytes:
+    """The message that brings a chunk of a gradient, encoded. It is copied here and now: its array has other uses behind it."""
+    part = pb.GradientChunk(
+        version=task.version,
+        step=task.step,
+        level=task.level,
+        index=task.index,
+        chunk=chunk,
+        residual_since=residual_since,
+    )
     if sums:
         part.sums.CopyFrom(sums_message(sums))
     return serialize(Parcel(pb.WorkRequest(gradient=part), values))
@@ -95,18 +107,30 @@ def sums_message(sums: Sums) -> pb.Sums:
 
 
 class Streamed(Exchange):
-    """Parameters and gradients travel over the stream."""
+    """Parameters and gradients travel over the stream, as the job's codec encodes them."""
 
-    def __init__(self, elements: int, dtype: np.dtype[np.floating], chunk_elements: int) -> None:
+    def __init__(self, spec: job_pb2.JobSpec, elements: int, dtype: np.dtype[np.floating], chunk_elements: int) -> None:
         super().__init__((np.empty(elements, dtype), np.empty(elements, dtype)), chunk_elements)
         self._slab: Slab = np.empty(elements, dtype)
+        self._incoming = codecs.of_parameters(spec, chunk_elements)
+        self._outgoing = Outgoing(spec, elements, chunk_elements)
+
+    def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
+        self._incoming.decode(data, self.parameters[part.version % 2][self.chunk(part.chunk)])
 
     def slab(self, version: int) -> Slab:  # noqa: ARG002 - what was sent before is copied
         return self._slab
 
     def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[Message]:
+        if chunks.start == task.first_chunk:
+            self._outgoing.begin(Node(task.level, task.index), task.step)
         last = range(0, slab.size, self.chunk_elements)[-1] // self.chunk_elements
-        return [gradient_chunk(task, chunk, slab[self.chunk(chunk)], sums if chunk == last else None) for chunk in chunks]
+        messages: list[Message] = []
+        for chunk in chunks:
+            where = self.chunk(chunk)
+            data = self._outgoing.encode(slab[where], where.start)
+            messages.append(gradient_chunk(task, chunk, data, sums if chunk == last else None, self._outgoing.since))
+        return messages
 
 
 class Shared(Exchange):
@@ -132,6 +156,9 @@ class Shared(Exchange):
         self._slabs: list[Slab] = []
         self._used = 0
         self._version = -1
+
+    def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:  # noqa: ARG002 - there is nothing to be done with it
+        raise memory.SharingError("the server sent parameters that it shares")
 
     def slab(self, version: int) -> Slab:
         # With a task at a later version the server is done with the gradients of the ones before.

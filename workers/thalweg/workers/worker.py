@@ -127,6 +127,7 @@ class _Worker:
         return "the server ended the stream"
 
     def _prepare(self, spec: job_pb2.JobSpec) -> None:
+        self._spec = spec
         with fetcher(self._channel, self._token) as fetch:
             dataset = data.load(spec, fetch)
         self._differentiator = Differentiator(spec, dataset)
@@ -172,7 +173,7 @@ class _Worker:
         try:
             if accepted.shared_memory and self._peer:
                 return exchange.Shared(self._peer, model.size, model.dtype, chunk_elements)
-            return exchange.Streamed(model.size, model.dtype, chunk_elements)
+            return exchange.Streamed(self._spec, model.size, model.dtype, chunk_elements)
         except MemoryError:
             raise self._too_great() from None
 

@@ -101,6 +101,7 @@ def job_json(job: job_pb2.Job) -> dict[str, Any]:
         "priority": job.spec.priority,
         "contributions": asdict(progress.contributions),
         "checkpoints": asdict(progress.checkpoints),
+        "exchange": asdict(progress.exchange),
     }
     if job.HasField("result"):
         answer |= result_json(records.result(job))

@@ -20,8 +20,8 @@ class Part(NamedTuple):
 def divide(plan: Plan, weights: dict[WorkerId, float]) -> list[tuple[WorkerId | None, Part]]:
     """The parts of a step, and who is to have each; nobody if there are no workers. Faster workers, by their weights, get more.
 
-    A worker's share is a run of microbatches, in as few nodes of the tree as cover it, or, where differentiation is numerical,
-    chunks from all over the slab.
+    A worker's share is a run of microbatches, one by one or in as few nodes of the tree as cover it, or, where differentiation is
+    numerical, chunks from all over the slab.
     """
     workers: list[WorkerId | None] = [*weights] or [None]
     shares = [*weights.values()] or [1.0]
@@ -31,7 +31,7 @@ def divide(plan: Plan, weights: dict[WorkerId, float]) -> list[tuple[WorkerId | 
     return [
         (worker, Part(node, 0, plan.chunks))
         for worker, run in zip(workers, _runs(plan.microbatches, shares), strict=True)
-        for node in tree.cover(run, plan.microbatches)
+        for node in ([Node(0, each) for each in run] if plan.one_by_one else tree.cover(run, plan.microbatches))
     ]
 
 

@@ -1,0 +1,96 @@
+"""What a codec is: the form in which the numbers of a slab travel, chunk by chunk."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thalweg.contract.layout import Slab, ranges
+
+# What is sent.
+Bytes: TypeAlias = NDArray[np.uint8]
+# What was received.
+Received: TypeAlias = "bytes | bytearray | memoryview | Bytes"
+
+
+class Codec(ABC):
+    """Base of all codecs. An object belongs to one thread.
+
+    `settings` is the message of the contract that describes the codec, with its defaults filled in. Values are one-dimensional,
+    contiguous, and begin where a chunk of `chunk_elements` begins. Each chunk in them is encoded for itself, its bytes lie behind
+    those of the one before: so a run of chunks may be encoded or decoded at once or in parts.
+    """
+
+    # Whether what encoding leaves of a gradient is to be added to the next one.
+    feedback = False
+    # Whether parameters, on their way to workers, are encoded too.
+    parameters = False
+
+    def __init__(self, settings: Any, chunk_elements: int) -> None:
+        self.settings = settings
+        self.chunk_elements = chunk_elements
+        self._scratch: dict[str, NDArray[Any]] = {}
+
+    def size(self, elements: int) -> int:
+        """The number of bytes of so many values."""
+        whole, rest = divmod(elements, self.chunk_elements)
+        return whole * self._size(self.chunk_elements) + (self._size(rest) if rest else 0)
+
+    def encode(self, values: Slab, out: Bytes | None = None) -> Bytes:
+        """The bytes of values, in `out`, if that is given, which has their number. Equal values give equal bytes."""
+        out = np.empty(self.size(values.size), np.uint8) if out is None else out
+        # What is not finite is no news here: whoever decodes it sees it.
+        with np.errstate(all="ignore"):
+            for where, within in self._chunks(values.size):
+                self._encode(values[where], out[within])
+        return out
+
+    def decode(self, data: Received, out: Slab) -> None:
+        """The values of bytes that anybody may have sent, in `out`, which has their number.
+
+        Raises ValueError if the bytes are none that `encode` makes. `out` may then be changed.
+        """
+        raw = self._checked(data, out.size)
+        with np.errstate(all="ignore"):
+            for where, within in self._chunks(out.size):
+                self._decode(raw[within], out[where])
+
+    def decoded(self, data: Received, elements: int) -> Slab:
+        """As `decode`, in an array that may be a read-only view of the bytes."""
+        out = np.empty(elements, np.float32)
+        self.decode(data, out)
+        return out
+
+    @abstractmethod
+    def _size(self, elements: int) -> int:
+        """The number of bytes of a chunk."""
+
+    @abstractmethod
+    def _encode(self, values: Slab, out: Bytes) -> None:
+        """Encodes a chunk."""
+
+    @abstractmethod
+    def _decode(self, data: Bytes, out: Slab) -> None:
+        """Decodes a chunk, which has the right size. Raises ValueError if nothing encodes to it."""
+
+    def _chunks(self, elements: int) -> Iterator[tuple[slice, slice]]:
+        """Where the values, and where the bytes, of each chunk lie."""
+        start = 0
+        for where in ranges(elements, self.chunk_elements):
+            end = start + self._size(where.stop - where.start)
+            yield where, slice(start, end)
+            start = end
+
+    def _checked(self, data: Received, elements: int) -> Bytes:
+        raw = np.frombuffer(data, np.uint8)
+        if raw.size != self.size(elements):
+            raise ValueError(f"has {raw.size} bytes, not {self.size(elements)}")
+        return raw
+
+    def scratch(self, kind: str, elements: int) -> NDArray[Any]:
+        """An array of a NumPy type for intermediate results, with any content. The same one at each call."""
+        if kind not in self._scratch:
+            self._scratch[kind] = np.empty(self.chunk_elements, kind)
+        return self._scratch[kind][:elements]

@@ -1,0 +1,33 @@
+"""The upper half of each float32."""
+
+import numpy as np
+
+from thalweg.contract.codecs.base import Bytes, Codec
+from thalweg.contract.layout import Slab
+
+
+class Bfloat16(Codec):
+    """The upper 16 bits of each float32, rounded to the nearest, ties to even. Infinite values and NaN stay what they are."""
+
+    parameters = True
+
+    def _size(self, elements: int) -> int:
+        return 2 * elements
+
+    def _encode(self, values: Slab, out: Bytes) -> None:
+        bits, halves = values.view(np.uint32), out.view("<u2")
+        rounded = self.scratch("u4", values.size)
+        # Just less than half a unit of the last bit that is kept, or, where that bit is 1, just half, carries where it should.
+        np.right_shift(bits, 16, out=rounded)
+        rounded &= 1
+        rounded += 0x7FFF
+        rounded += bits
+        rounded >>= 16
+        halves[...] = rounded
+        nan = np.isnan(values)
+        if nan.any():
+            # Not rounded, which may make anything of it, but cut; and with the bit that keeps it a NaN.
+            halves[nan] = (bits[nan] >> 16) | 0x40
+
+    def _decode(self, data: Bytes, out: Slab) -> None:
+        np.left_shift(data.view("<u2"), 16, out=out.view(np.uint32), dtype=np.uint32)

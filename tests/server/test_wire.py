@@ -1,0 +1,64 @@
+"""Encoded numbers, as they come from workers."""
+
+import numpy as np
+import pytest
+
+from tests.server.specs import make_spec
+from thalweg.contract import codecs, payload
+from thalweg.contract.errors import ThalwegError
+from thalweg.server import messages, wire
+from thalweg.server.messages import Facts
+from thalweg.server.parameters import Parameters
+from thalweg.server.plan import Plan
+from thalweg.server.sharing import JobSharing, suits
+from thalweg.v1 import parameter_service_pb2 as pb
+
+GRADIENT = np.array([1, -2, 3, 4], np.float32)
+
+
+def parameters_of(kind: str) -> Parameters:
+    return Parameters(Plan(make_spec(codec={kind: {}}), Facts(GRADIENT.size, 20, 0, classifier=False)))
+
+
+def event_of(parameters: Parameters, **message: pb.GradientChunk | pb.ParametersChunk) -> messages.Event:
+    request = payload.unpacked(pb.WorkRequest(**message))  # type: ignore[arg-type]
+    return wire.event_of(1, request, parameters, JobSharing(None, parameters.plan.spec))
+
+
+@pytest.mark.parametrize("kind", codecs.CODECS)
+def test_a_gradient_is_decoded(kind: str) -> None:
+    parameters = parameters_of(kind)
+    data = parameters.incoming.encode(GRADIENT).tobytes()
+    chunk = pb.GradientChunk(step=3, data=data, sums=pb.Sums(samples=4), residual_since=2)
+    event = event_of(parameters, gradient=chunk)
+    assert isinstance(event, messages.ContributionReceived)
+    values = event.payload.chunk(parameters.plan, 0)
+    assert values.dtype == np.float32
+    assert values.tolist() == ([0, 0, 0, 4] if kind == "top_k" else pytest.approx(GRADIENT.tolist(), abs=0.02))
+    assert event.payload.residual_since == 2
+
+
+@pytest.mark.parametrize("kind", codecs.CODECS)
+def test_initial_parameters_come_as_they_are(kind: str) -> None:
+    event = event_of(parameters_of(kind), initial=pb.ParametersChunk(data=GRADIENT.tobytes()))
+    assert isinstance(event, messages.InitialReceived)
+    assert event.payload.tolist() == GRADIENT.tolist()
+
+
+@pytest.mark.parametrize("kind", codecs.CODECS)
+def test_bytes_that_no_codec_makes_break_the_protocol(kind: str) -> None:
+    parameters = parameters_of(kind)
+    good = parameters.incoming.encode(GRADIENT).tobytes()
+    bad = [good[:-1], good + b"\0", b""]
+    if kind == "top_k":
+        bad.append(np.array([4], "<u4").tobytes() + good[4:])
+    elif kind == "int8":
+        bad.append(np.array([-1], "<f4").tobytes() + good[4:])
+    for data in bad:
+        with pytest.raises(ThalwegError, match="chunk 0 has"):
+            event_of(parameters, gradient=pb.GradientChunk(data=data, sums=pb.Sums()))
+
+
+def test_workers_that_get_rounded_parameters_read_none_in_shared_memory() -> None:
+    assert suits(make_spec()) == suits(make_spec(codec={"float32": {}}))
+    assert not any(suits(make_spec(codec={kind: {}})) for kind in codecs.CODECS if kind != "float32")
