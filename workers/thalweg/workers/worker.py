@@ -150,6 +150,7 @@ class _Worker:
                 case "differentiate":
                     self._differentiate(message.differentiate)
                     self._answered()
+                    self._differentiator.prefetch()
                 case "parameters":
                     self._exchange.keep(message.parameters, values)
                 case "evaluate":
