@@ -17,7 +17,8 @@ from tests.server.test_training_service import make_spec
 from thalweg.contract.channel import Address
 from thalweg.server import jobs as jobs_module
 from thalweg.server import journal as journal_module
-from thalweg.server.service import FolderInUseError, Server, ServerConfig, ServerStartError
+from thalweg.server.hosting import ServerStartError
+from thalweg.server.service import FolderInUseError, Server, ServerConfig
 from thalweg.server.storage import Storage
 from thalweg.v1 import job_pb2, training_service_pb2
 

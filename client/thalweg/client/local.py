@@ -52,13 +52,13 @@ def start_server(address: Address, folder: Path, token: str | None, **settings: 
     Raises ThalwegError if it cannot start: FolderInUseError if another server uses the folder.
     """
     with needs("server", "the server is"):
-        from thalweg.server import service  # noqa: PLC0415 - an extra
+        from thalweg.server import hosting, service  # noqa: PLC0415 - an extra
     server = service.Server(service.ServerConfig(address=address, data=folder, token=token, **settings))
     try:
         server.start()
     except service.FolderInUseError as error:
         raise FolderInUseError(str(error)) from error
-    except (service.ServerStartError, OSError) as error:
+    except (hosting.ServerStartError, OSError) as error:
         raise LocalError(str(error)) from error
     return server
 

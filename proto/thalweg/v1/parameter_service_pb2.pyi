@@ -12,10 +12,18 @@ The slab of parameters, and so a gradient, is cut into chunks of `Accepted.chunk
 Chunks travel one by one, in the order of the slab, and are handled as they come.
 
 A worker that runs as the same user on the same machine may share memory with the server instead: see SharedMemory.
+
+Ranges of the slab may be held by other servers, shards: Accepted names them. To each the worker opens one more stream, at the
+shard's address, with Hello and the token of Accepted. On it the worker sends the chunks of that range, as `initial` and
+`gradient`, and gets those of the parameters. A task comes on all streams: when it has come on each, the parameters for it
+have, and it is to be done once. A task to evaluate may be missing on some, when it is out of date: a shard's stream goes
+on with parameters at a later version.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from thalweg.v1 import job_pb2 as _job_pb2
 import builtins as _builtins
@@ -191,19 +199,23 @@ class Hello(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job that it works for."""
     worker: _builtins.str
     """A name for people: where it runs."""
+    token: _builtins.bytes
+    """To a shard: what Accepted has."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         worker: _builtins.str = ...,
+        token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "token", b"token", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -357,23 +369,63 @@ class Accepted(_message.Message):
 
     CHUNK_ELEMENTS_FIELD_NUMBER: _builtins.int
     SHARED_MEMORY_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
     chunk_elements: _builtins.int
     """The number of elements of every chunk but the last."""
     shared_memory: _builtins.bool
     """Whether the parameters come in shared memory. Only for a worker that took the offer."""
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardRange]:
+        """Those who hold a range of the slab, in its order. What is left is this server's, the last chunk at least."""
+
     def __init__(
         self,
         *,
         chunk_elements: _builtins.int = ...,
         shared_memory: _builtins.bool = ...,
+        shards: _abc.Iterable[Global___ShardRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_elements", b"chunk_elements", "shared_memory", b"shared_memory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_elements", b"chunk_elements", "shards", b"shards", "shared_memory", b"shared_memory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
+
+@_typing.final
+class ShardRange(_message.Message):
+    """A range of the slab that a shard holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    FIRST_CHUNK_FIELD_NUMBER: _builtins.int
+    END_CHUNK_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """Where it offers a ParameterService: HOST:PORT."""
+    token: _builtins.bytes
+    """What proves that the worker was invited."""
+    first_chunk: _builtins.int
+    """The first chunk."""
+    end_chunk: _builtins.int
+    """The chunk behind the last one."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        token: _builtins.bytes = ...,
+        first_chunk: _builtins.int = ...,
+        end_chunk: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "end_chunk", b"end_chunk", "first_chunk", b"first_chunk", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardRange: _TypeAlias = ShardRange  # noqa: Y015
 
 @_typing.final
 class ParametersChunk(_message.Message):

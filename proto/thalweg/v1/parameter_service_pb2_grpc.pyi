@@ -12,6 +12,12 @@ The slab of parameters, and so a gradient, is cut into chunks of `Accepted.chunk
 Chunks travel one by one, in the order of the slab, and are handled as they come.
 
 A worker that runs as the same user on the same machine may share memory with the server instead: see SharedMemory.
+
+Ranges of the slab may be held by other servers, shards: Accepted names them. To each the worker opens one more stream, at the
+shard's address, with Hello and the token of Accepted. On it the worker sends the chunks of that range, as `initial` and
+`gradient`, and gets those of the parameters. A task comes on all streams: when it has come on each, the parameters for it
+have, and it is to be done once. A task to evaluate may be missing on some, when it is out of date: a shard's stream goes
+on with parameters at a later version.
 """
 
 from collections import abc as _abc

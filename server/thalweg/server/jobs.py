@@ -20,6 +20,7 @@ from thalweg.server.journal import DISK_SECONDS, Journal
 from thalweg.server.places import Candidate, Queue, choose
 from thalweg.server.run import JobRun
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
+from thalweg.server.shards import AttendingShard, Shards
 from thalweg.server.sharing import Sharing
 from thalweg.server.storage import Storage
 from thalweg.server.telemetry import NO_WORKERS, NOTHING_RECORDED, Recorded
@@ -49,12 +50,14 @@ class Jobs:
         self._sharing = sharing
         self.journal = Journal(storage)
         self.fleets = Fleets()
+        self.shards = Shards()
         self._runs: dict[str, JobRun] = {}  # in the order in which they were accepted
         self._begun_before: set[str] = set()  # jobs that had begun when the server stopped
         self._queue = Queue({}, {})
         self._endings: dict[str, asyncio.Task[None]] = {}
         self._accepting: set[asyncio.Task[job_pb2.Job]] = set()
         self._saving: set[asyncio.Task[None]] = set()
+        self._going_back: set[asyncio.Task[None]] = set()
         self._taking_up = asyncio.Lock()
         self._ticker: asyncio.Task[None] | None = None
 
@@ -92,8 +95,9 @@ class Jobs:
 
     async def stop(self) -> None:
         """Waits for what is being written, but not for ever. Jobs that have not ended stay unfinished."""
-        if self._ticker:
-            self._ticker.cancel()
+        for task in (self._ticker, *self._going_back):
+            if task:
+                task.cancel()
         with suppress(TimeoutError):
             await asyncio.wait_for(
                 asyncio.gather(*self._accepting, *self._endings.values(), *self._saving, return_exceptions=True), DISK_SECONDS
@@ -107,8 +111,11 @@ class Jobs:
             await asyncio.sleep(_TICK_SECONDS)
             for run in list(self._runs.values()):
                 run.tick()
+            for shard in self.shards.silent(self.settings.silence_seconds):
+                shard.give_up()
+                self.shard_lost(shard)
 
-    async def _take_up(self, job: job_pb2.Job, what: str) -> None:
+    async def _take_up(self, job: job_pb2.Job, what: str) -> JobRun:
         """Queues a job that earlier runs have not brought to its end, at its last checkpoint."""
         self.journal.open(job.id, await self.journal.run(self.storage.last_sequence, job.id))
         checkpoint, problems = await self.journal.run_aside(self.storage.checkpoints(job.id).latest)
@@ -127,6 +134,7 @@ class Jobs:
         for problem in problems:
             run.telemetry.notice(problem)
         run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, f"{what} {where}")
+        return run
 
     async def resume(self, job_id: str) -> job_pb2.Job:
         """Takes up a job that was cancelled or has failed. Raises ThalwegError if it has succeeded."""
@@ -140,6 +148,32 @@ class Jobs:
                 await self.journal.settled()
                 self.allot()
         return await self.get(job_id)
+
+    def shard_lost(self, shard: AttendingShard) -> None:
+        """A shard is gone, with what it held: the jobs that need it go back to their last checkpoints."""
+        if shard not in self.shards.attending:
+            return
+        self.shards.attending.remove(shard)
+        for run in [run for run in self._runs.values() if run.needs(shard) and not run.given_up]:
+            reason = f"shard {shard.address} was lost"
+            run.give_up(f"{reason}; the job goes back to its last checkpoint")
+            going_back = asyncio.create_task(self._go_back(run, reason))
+            self._going_back.add(going_back)
+            going_back.add_done_callback(self._going_back.discard)
+
+    async def _go_back(self, run: JobRun, reason: str) -> None:
+        async with self._taking_up:
+            job_id = run.job.id
+            await asyncio.gather(*self._saving, return_exceptions=True)
+            await self.journal.settled()
+            job = await self.journal.run(self.storage.job, job_id)
+            if job is None:
+                return
+            self._begun_before.add(job_id)
+            again = await self._take_up(job, f"{reason}; the job")
+            if run.cancelled:
+                again.cancel()
+            self.allot()
 
     def _save(self, run: JobRun, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint while the run goes on."""
@@ -201,6 +235,7 @@ class Jobs:
             recorded=recorded,
             initial=partial(self._initial, job.spec.model.initial) if job.spec.model.HasField("initial") else None,
             sharing=self._sharing,
+            shards=self.shards,
         )
         self._runs[job.id] = run
         return run
@@ -214,7 +249,8 @@ class Jobs:
 
     def run(self, job_id: str) -> JobRun | None:
         """The run of a job that has not ended and is not ending."""
-        return None if job_id in self._endings else self._runs.get(job_id)
+        run = None if job_id in self._endings else self._runs.get(job_id)
+        return None if run is None or run.given_up else run
 
     def has_place(self, job_id: str) -> bool:
         """Whether a job may have workers now."""
@@ -271,6 +307,7 @@ class Jobs:
         run = self.run(job_id)
         if run:
             run.cancel()
+            await run.over.wait()
         await self.ended(job_id)
         return await self.get(job_id)
 
@@ -313,9 +350,13 @@ class Jobs:
     async def parameters(self, job_id: str) -> tuple[training_service_pb2.ParametersHeader, Slab]:
         """A job's parameters. Raises ThalwegError if it has none."""
         await self.ended(job_id)
-        run = self._runs.get(job_id)
-        if run:
-            return run.snapshot()
+        while run := self._runs.get(job_id):
+            now = None if run.given_up else await run.snapshot()
+            if now:
+                return now
+            # It has ended, or goes back to its last checkpoint.
+            async with self._taking_up:
+                await self.ended(job_id)
         await self.get(job_id)
         kept = await self.journal.run(self.storage.parameters, job_id)
         if kept is None:

@@ -5,8 +5,11 @@ Version v lies in buffer v mod 2, so that while v + 1 is being made, range by ra
 A gradient that arrives is not copied: what is kept is where it lies, chunk by chunk. Sums of some of the microbatches are written
 to slabs of the server's own; the last addition, which makes the whole step's gradient, is left to the update, which does it block
 by block in the cache. So with two contributions, as with one, a gradient is read once and never written.
+
+Where several servers share a job, each holds a range of the chunks, and arrays that long.
 """
 
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import numpy as np
@@ -22,27 +25,38 @@ from thalweg.server.plan import Plan
 Terms: TypeAlias = tuple[Slab, ...]
 
 
-class Parameters:
-    """Carries out a coordinator's arithmetic. `buffers` are two slabs of zeros for the parameters, if they are to lie there."""
+# The name of the parameters among the slabs; the others are those of the optimizer's state.
+PARAMETERS = "parameters"
 
-    def __init__(self, plan: Plan, buffers: tuple[Slab, Slab] | None = None) -> None:
+
+class Parameters:
+    """Carries out a coordinator's arithmetic, on some of the plan's chunks, or on all of them.
+
+    `buffers` are two slabs of zeros for the parameters, if they are to lie there.
+    """
+
+    def __init__(self, plan: Plan, buffers: tuple[Slab, Slab] | None = None, chunks: range | None = None) -> None:
         self.plan = plan
+        self.chunks = range(plan.chunks) if chunks is None else chunks
         self.version = 0
+        start, end = (plan.chunk_range(chunk).start for chunk in (self.chunks.start, self.chunks.stop))
+        self._start = start
+        self._elements = min(end, plan.elements) - start
         self.dtype = np.dtype(plan.spec.model.dtype)
         # Of initial parameters, of the gradients that come, and of the parameters that go.
         self.as_they_are = codecs.as_they_are(plan.spec, plan.chunk_elements)
         self.incoming = codecs.of_gradients(plan.spec, plan.chunk_elements)
         self.outgoing = codecs.of_parameters(plan.spec, plan.chunk_elements)
         self._root = tree.root(plan.microbatches)
-        self._buffers = buffers or (np.zeros(plan.elements, self.dtype), np.zeros(plan.elements, self.dtype))
+        self._buffers = buffers or (np.zeros(self._elements, self.dtype), np.zeros(self._elements, self.dtype))
         self._optimizer = optimizers.make(plan.optimizer)
-        self._state = self._optimizer.init(plan.elements, self.dtype)
+        self._state = self._optimizer.init(self._elements, self.dtype)
         # For each step, by a node's leftmost microbatch and the chunk, what the node adds. A parent takes its left child's place.
         self._gradients: dict[int, dict[tuple[int, int], Terms]] = {}
         # For each step, by the leftmost microbatch of a node, the slab of its sum.
         self._sums: dict[int, dict[int, Slab]] = {}
         self._free: list[Slab] = []
-        self._whole = np.empty(plan.elements if plan.optimizer.HasField("clip_global_norm") else 0, self.dtype)
+        self._whole = np.empty(self._elements if plan.optimizer.HasField("clip_global_norm") else 0, self.dtype)
         self._clip = 1.0
 
     @property
@@ -50,13 +64,23 @@ class Parameters:
         """The parameters at the current version. Whoever keeps them over an update copies them."""
         return self._buffers[self.version % 2]
 
+    @property
+    def slabs(self) -> State:
+        """The parameters at the current version and the optimizer's state, by name, not copied."""
+        return {PARAMETERS: self.current} | self._state
+
+    def where(self, chunk: int) -> slice:
+        """Where a chunk lies in the slabs."""
+        whole = self.plan.chunk_range(chunk)
+        return slice(whole.start - self._start, whole.stop - self._start)
+
     def keep_initial(self, chunk: int, values: Slab) -> None:
         """Puts a chunk of the initial parameters where it belongs."""
-        self._buffers[0][self.plan.chunk_range(chunk)] = values
+        self._buffers[0][self.where(chunk)] = values
 
     def chunk(self, version: int, chunk: int) -> Slab:
         """A chunk at the current or the next version, not copied."""
-        return self._buffers[version % 2][self.plan.chunk_range(chunk)]
+        return self._buffers[version % 2][self.where(chunk)]
 
     def keep(self, step: int, node: Node, chunk: int, values: Slab) -> None:
         """Keeps a chunk of a node's gradient: the array itself, which must not change until the step is applied."""
@@ -69,22 +93,33 @@ class Parameters:
         parts = self._gradients[step]
         terms = parts[left, chunk] + parts.pop((right, chunk))
         if parent != self._root:
-            terms = (_total(terms, self._sum(step, left)[self.plan.chunk_range(chunk)]),)
+            terms = (_total(terms, self._sum(step, left)[self.where(chunk)]),)
         parts[left, chunk] = terms
 
     def _sum(self, step: int, first: int) -> Slab:
         slabs = self._sums.setdefault(step, {})
         if first not in slabs:
-            slabs[first] = self._free.pop() if self._free else np.empty(self.plan.elements, self.dtype)
+            slabs[first] = self._free.pop() if self._free else np.empty(self._elements, self.dtype)
         return slabs[first]
 
     def measure(self, step: int) -> None:
         """Computes by how much a step's whole gradient is scaled to clip it."""
+        self.clip(self.scale(self.squares(step)))
+
+    def squares(self, step: int) -> list[float]:
+        """Adds a step's gradient up, and gives what there is here of its sums of squares."""
         parts = self._gradients[step]
-        for chunk in range(self.plan.chunks):
-            parts[0, chunk] = (_total(parts[0, chunk], self._whole[self.plan.chunk_range(chunk)]),)
-        norm = clipping.squared_norm(self._whole) ** 0.5
-        self._clip = clipping.scale(norm, self.plan.optimizer.clip_global_norm)
+        for chunk in self.chunks:
+            parts[0, chunk] = (_total(parts[0, chunk], self._whole[self.where(chunk)]),)
+        return clipping.squares(self._whole)
+
+    def scale(self, squares: Iterable[float]) -> float:
+        """By how much a gradient is scaled to clip it, from all its sums of squares, in order."""
+        return clipping.scale(clipping.added(squares) ** 0.5, self.plan.optimizer.clip_global_norm)
+
+    def clip(self, factor: float) -> None:
+        """Has the gradient scaled in the updates up to the next version."""
+        self._clip = factor
 
     def apply(self, version: int, step: int, chunks: range, schedule_factor: float) -> bool:
         """Makes chunks of version + 1 with a step's gradient. False if they have values that are NaN or infinite."""
@@ -92,7 +127,7 @@ class Parameters:
         return all(self._apply(version, parts.pop((0, chunk)), chunk, schedule_factor) for chunk in chunks)
 
     def _apply(self, version: int, terms: Terms, chunk: int, schedule_factor: float) -> bool:
-        where = self.plan.chunk_range(chunk)
+        where = self.where(chunk)
         gradient = _total(terms, np.empty(where.stop - where.start, self.dtype))
         if self._clip != 1.0:
             with np.errstate(invalid="ignore"):
@@ -123,14 +158,15 @@ class Parameters:
         """A copy of the parameters at the current version and of the optimizer's state; both must be whole."""
         return self.current.copy(), {name: slab.copy() for name, slab in self._state.items()}
 
-    def restore(self, version: int, parameters: Slab, state: State) -> None:
-        """Takes the place of a snapshot's version. Raises ValueError if it does not fit."""
-        if parameters.shape != self.current.shape or parameters.dtype != self.dtype or state.keys() != self._state.keys():
+    def restore(self, version: int, parameters: Slab, state: State | None) -> None:
+        """Takes a snapshot's place. `state` is None before the first step. Raises ValueError if it does not fit."""
+        given = self.slabs if state is None else {PARAMETERS: parameters} | state
+        if parameters.shape != self.current.shape or parameters.dtype != self.dtype or given.keys() != self.slabs.keys():
             raise ValueError("the checkpoint is of another model or optimizer")
         self.version = version
         self.current[:] = parameters
         for name, slab in self._state.items():
-            slab[:] = state[name]
+            slab[:] = 0 if state is None else state[name]
 
 
 def _total(terms: Terms, out: Slab) -> Slab:

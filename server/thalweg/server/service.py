@@ -1,27 +1,21 @@
-"""The server as a whole: its data folder, its address, its thread."""
+"""The server as a whole: its data folder, its jobs, its services."""
 
-import asyncio
 import fcntl
 import logging
 import os
-import threading
-from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from thalweg.contract import memory
-from thalweg.contract.allocator import keep_freed
-from thalweg.contract.channel import OPTIONS, Address
+from thalweg.contract.channel import Address
+from thalweg.server.hosting import STOP_GRACE_SECONDS, Hosted, ServerStartError
 from thalweg.server.jobs import Jobs
 from thalweg.server.services.fleet import FleetService
-from thalweg.server.services.guard import TokenCheck
-from thalweg.server.services.parameter import ParameterService
+from thalweg.server.services.parameter import JobReception, ParameterService
+from thalweg.server.services.shard import ShardService
 from thalweg.server.services.training import TrainingService
 from thalweg.server.settings import CHECKPOINT_SECONDS, SILENCE_SECONDS, RunSettings
 from thalweg.server.sharing import Sharing
@@ -30,22 +24,20 @@ from thalweg.v1 import (
     fleet_service_pb2,
     fleet_service_pb2_grpc,
     parameter_service_pb2,
+    shard_service_pb2,
+    shard_service_pb2_grpc,
     training_service_pb2,
     training_service_pb2_grpc,
 )
 
 _log = logging.getLogger(__name__)
 MAX_UPLOAD_BYTES = 1 << 30
-_STOP_GRACE_SECONDS = 1.0
 _SERVICES = {
     "thalweg.v1.TrainingService": training_service_pb2.DESCRIPTOR,
     "thalweg.v1.FleetService": fleet_service_pb2.DESCRIPTOR,
     "thalweg.v1.ParameterService": parameter_service_pb2.DESCRIPTOR,
+    "thalweg.v1.ShardService": shard_service_pb2.DESCRIPTOR,
 }
-
-
-class ServerStartError(Exception):
-    """The server cannot start; the message says why and what would do."""
 
 
 class FolderInUseError(ServerStartError):
@@ -80,40 +72,30 @@ def _sharing() -> Sharing | None:
         return None
 
 
-class Server:
+class Server(Hosted):
     """A parameter server in a thread of its own."""
 
     def __init__(self, config: ServerConfig) -> None:
+        super().__init__(config.address, config.token)
         self.config = config
-        self._thread = threading.Thread(target=self._run, name="thalweg-server", daemon=True)
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        self._started = threading.Event()
-        self._failure: Exception | None = None
+        self.jobs: Jobs
         self._lock: int | None = None
-        self.address = config.address
 
     def start(self) -> Address:
         """Starts the server and gives the address at which it listens. Raises ServerStartError if it cannot."""
-        config = self.config
-        if not (config.address.is_loopback or config.token or config.trust_network):
-            raise ServerStartError(
-                f"{config.address} can be reached from other machines, so it needs a token: set THALWEG_TOKEN or --token-file. "
-                "On a network that only trusted machines can reach, --trust-network does without."
-            )
+        self._check_exposure(self.config.trust_network)
         self._lock_folder()
-        keep_freed()
-        self._thread.start()
-        self._started.wait()
-        if self._failure:
-            self._thread.join()
-            self._unlock_folder()
-            raise self._failure
         try:
-            (config.data / "address").write_text(f"{self.address}\n")
+            self._begin()
+        except Exception:
+            self._unlock_folder()
+            raise
+        data = self.config.data
+        try:
+            (data / "address").write_text(f"{self.address}\n")
         except OSError as error:
             self._end()
-            raise ServerStartError(f"cannot write to the data folder {config.data}: {error.strerror}") from error
+            raise ServerStartError(f"cannot write to the data folder {data}: {error.strerror}") from error
         return self.address
 
     def stop(self) -> None:
@@ -124,8 +106,7 @@ class Server:
             self._end()
 
     def _end(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+        super()._end()
         self._unlock_folder()
 
     def _lock_folder(self) -> None:
@@ -146,16 +127,6 @@ class Server:
             os.close(self._lock)
             self._lock = None
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._serve())
-        except Exception as error:  # noqa: BLE001 - told to whoever starts the server
-            self._failure = error
-        finally:
-            self._started.set()
-            self._loop.close()
-
     async def _serve(self) -> None:
         try:
             storage = Storage(self.config.data)
@@ -163,7 +134,7 @@ class Server:
             raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
         runs = RunSettings(self.config.silence_seconds, self.config.checkpoint_seconds)
         sharing = _sharing() if self.config.shared_memory else None
-        jobs = Jobs(storage, runs, self.config.max_running_jobs, sharing)
+        self.jobs = jobs = Jobs(storage, runs, self.config.max_running_jobs, sharing)
         server = self._build(jobs)
         try:
             self.address = self._listen(server)
@@ -174,35 +145,17 @@ class Server:
             await server.start()
             self._started.set()
             await self._stop.wait()
-            await server.stop(_STOP_GRACE_SECONDS)
+            await server.stop(STOP_GRACE_SECONDS)
         finally:
             await jobs.stop()
             if sharing:
                 sharing.close()
 
-    def _listen(self, server: grpc.aio.Server) -> Address:
-        try:
-            port = server.add_insecure_port(str(self.config.address))
-        except RuntimeError as error:
-            raise ServerStartError(
-                f"cannot listen at {self.config.address}: the address is not this machine's, or the port is in use. "
-                "Choose another with --address HOST:PORT, port 0 for any free one."
-            ) from error
-        return Address(self.config.address.host, port)
-
     def _build(self, jobs: Jobs) -> grpc.aio.Server:
-        interceptors = [TokenCheck(self.config.token)] if self.config.token else []
-        server = grpc.aio.server(options=list(OPTIONS), interceptors=interceptors)
+        server = self._grpc_server(_SERVICES)
         training = TrainingService(jobs, self.config.max_upload_bytes)
         training_service_pb2_grpc.add_TrainingServiceServicer_to_server(training, server)
         fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(jobs), server)
-        ParameterService(jobs).add_to(server)
-        checks = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        names = [*_SERVICES, ""]
-        serving = health_pb2.HealthCheckResponse.SERVING
-        settings: list[Coroutine[Any, Any, None]] = [checks.set(name, serving) for name in names]
-        for setting in settings:
-            self._loop.create_task(setting)
-        reflection.enable_server_reflection([*_SERVICES, reflection.SERVICE_NAME], server)
+        shard_service_pb2_grpc.add_ShardServiceServicer_to_server(ShardService(jobs), server)
+        ParameterService(JobReception(jobs)).add_to(server)
         return server

@@ -192,6 +192,7 @@ class JobSharing:
 
     def __init__(self, sharing: Sharing | None, spec: job_pb2.JobSpec) -> None:
         self._sharing = sharing if suits(spec) else None
+        self._closed = False
         self._guests: dict[WorkerId, Guest] = {}
         self._slabs: SharedSlabs | None = None
 
@@ -211,10 +212,11 @@ class JobSharing:
     def settle(self, worker: WorkerId, took: bool) -> bool:
         """A worker says whether it took the offer. False if that is not true."""
         guest = self._guests.get(worker)
-        if took:
+        if took and self._sharing:
             return guest is not None and guest.attached
         self.leave(worker)
-        return True
+        # Where nothing is shared any more, whoever had come is told so when it is accepted.
+        return not took or self._closed
 
     def allocate(self, elements: int, dtype: np.dtype[np.floating]) -> tuple[Slab, Slab] | None:
         """The two versions of the parameters, if they are to be shared. Without enough memory for that, they are not."""
@@ -251,4 +253,4 @@ class JobSharing:
             self.leave(worker)
         if self._slabs:
             self._slabs.close()
-        self._sharing = None
+        self._sharing, self._closed = None, True

@@ -26,8 +26,12 @@ class Trajectory:
 
     def offer(self, version: int, parameters: Slab) -> None:
         """Takes a copy of the parameters, if this version is wanted."""
-        if self.wanted and (version % self._stride == 0 or version == self._last):
+        if self.wants(version):
             self.add(version, parameters)
+
+    def wants(self, version: int) -> bool:
+        """Whether a version is one of those to be kept."""
+        return self.wanted and (version % self._stride == 0 or version == self._last)
 
     def add(self, version: int, parameters: Slab) -> None:
         """Takes a copy of the parameters, unless it has this version already."""

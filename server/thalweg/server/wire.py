@@ -5,7 +5,7 @@ from typing import NamedTuple
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
 from thalweg.contract.memory import SharingError
-from thalweg.contract.payload import Parcel
+from thalweg.contract.payload import Parcel, serialize
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server import messages
@@ -69,7 +69,7 @@ def _shared(
     worker: WorkerId, gradient: parameter_service_pb2.SharedGradient, parameters: Parameters | None, shared: JobSharing
 ) -> messages.ContributionReceived:
     chunks = range(gradient.first_chunk, gradient.end_chunk)
-    if parameters is None or not chunks or chunks.stop > parameters.plan.chunks:
+    if parameters is None or not chunks or chunks.stop > parameters.chunks.stop:
         raise violation(f"there are no chunks from {chunks.start} up to {chunks.stop}")
     try:
         slab = shared.slab(worker, gradient.slab, parameters.plan.elements, parameters.dtype)
@@ -99,7 +99,7 @@ def _sums(sums: parameter_service_pb2.Sums) -> Sums:
 
 def _values(parameters: Parameters | None, chunk: int, data: memoryview, encoded: bool) -> Slab:
     """The numbers of a chunk, not copied if they come as they are. Raises ThalwegError if the bytes make no sense."""
-    if parameters is None or chunk >= parameters.plan.chunks:
+    if parameters is None or chunk not in parameters.chunks:
         raise violation(f"there is no chunk {chunk}")
     where = parameters.plan.chunk_range(chunk)
     codec = parameters.incoming if encoded else parameters.as_they_are
@@ -123,6 +123,13 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None
 def violation(problem: str) -> ThalwegError:
     """The error of a peer that breaks the protocol."""
     return ThalwegError("PROTOCOL_VIOLATION", {"problem": problem})
+
+
+def parameters_chunk(parameters: Parameters, version: int, chunk: int) -> tuple[bytes, int]:
+    """The message, serialized, that brings workers a chunk of the parameters, encoded in so many bytes."""
+    part = parameter_service_pb2.ParametersChunk(version=version, chunk=chunk)
+    data = parameters.outgoing.encode(parameters.chunk(version, chunk))
+    return serialize(Parcel(parameter_service_pb2.WorkResponse(parameters=part), data)), data.size
 
 
 def differentiate(decision: messages.AssignDifferentiate) -> parameter_service_pb2.WorkResponse:

@@ -1,22 +1,19 @@
-"""A worker: one stream to the parameter server, on which it takes tasks and answers them."""
+"""A worker: a stream to the parameter server, on which it takes tasks and answers them, and perhaps some to shards."""
 
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeAlias
+from contextlib import ExitStack, contextmanager
 
 import grpc
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from thalweg.contract import payload
 from thalweg.contract.allocator import keep_freed
-from thalweg.contract.channel import OPTIONS, Address, authorization
+from thalweg.contract.channel import OPTIONS, Address
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.layout import Slab
 from thalweg.contract.memory import SharingError
-from thalweg.contract.payload import METHOD, Parcel
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2
@@ -27,10 +24,8 @@ from thalweg.workers.differentiation import Differentiator
 from thalweg.workers.exchange import Exchange
 from thalweg.workers.fetch import fetcher
 from thalweg.workers.model import ModelError
+from thalweg.workers.streams import Inbox, Outbox, ShardStream, Streams, open_stream
 
-# A message to the server, serialized or not yet, and those from it.
-_Said: TypeAlias = pb.WorkRequest | bytes
-_Inbox: TypeAlias = Iterator[Parcel[pb.WorkResponse]]
 # How long the cost of numerical differentiation is measured.
 _MEASURE_SECONDS = 0.25
 
@@ -43,31 +38,25 @@ def work(server: Address, token: str | None, job_id: str, name: str, answered: C
     """
     keep_freed()
     with grpc.insecure_channel(str(server), options=list(OPTIONS)) as channel:
-        outbox: queue.SimpleQueue[_Said | None] = queue.SimpleQueue()
+        outbox: Outbox = queue.SimpleQueue()
         outbox.put(pb.WorkRequest(hello=pb.Hello(job_id=job_id, worker=name)))
-        inbox = _open(channel, iter(outbox.get, None), token)
+        inbox = open_stream(channel, outbox, token)
+        worker = _Worker(channel, token, outbox, answered, inbox.cancel)
         try:
             try:
-                return _Worker(channel, token, outbox, answered).run(inbox)
+                return worker.run(inbox)
             except (ModelError, DataError) as error:
                 outbox.put(pb.WorkRequest(failure=pb.Failure(problem=str(error))))
                 return _goodbye(inbox)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, str(server)) from error
+            raise worker.lost_shard or from_rpc_error(error, str(server)) from error
         except SharingError as error:
             raise ThalwegError("UNREACHABLE", {"address": str(server), "problem": str(error)}) from error
         finally:
             outbox.put(None)
 
 
-def _open(channel: grpc.Channel, outbox: Iterator[_Said], token: str | None) -> _Inbox:
-    """Opens the stream. The generated stub would copy the large part of every message, several times."""
-    method: Any = channel.stream_stream(METHOD, payload.serialize, payload.response_of)
-    inbox: _Inbox = method(outbox, metadata=authorization(token))
-    return inbox
-
-
-def _goodbye(inbox: _Inbox) -> str:
+def _goodbye(inbox: Inbox) -> str:
     """Waits for the server's last word."""
     for message, _ in inbox:
         if message.HasField("goodbye"):
@@ -76,7 +65,7 @@ def _goodbye(inbox: _Inbox) -> str:
 
 
 @contextmanager
-def _heartbeats(outbox: "queue.SimpleQueue[_Said | None]", seconds: float) -> Iterator[None]:
+def _heartbeats(outbox: Outbox, seconds: float) -> Iterator[None]:
     """A thread sends a heartbeat every so many seconds, whatever else the worker does, as long as the context. None for 0."""
     stop = threading.Event()
 
@@ -96,22 +85,27 @@ def _heartbeats(outbox: "queue.SimpleQueue[_Said | None]", seconds: float) -> It
 
 
 class _Worker:
-    """The state of one stream."""
+    """The state of one stream. `cancel` ends it, also while its next message is waited for."""
 
     def __init__(
         self,
         channel: grpc.Channel,
         token: str | None,
-        outbox: "queue.SimpleQueue[_Said | None]",
+        outbox: Outbox,
         answered: Callable[[], object],
+        cancel: Callable[[], object],
     ) -> None:
+        self.lost_shard: ThalwegError | None = None
         self._channel = channel
         self._token = token
         self._outbox = outbox
         self._answered = answered
+        self._cancel = cancel
+        self._stack = ExitStack()
+        self._streams = Streams(outbox, [])
         self._exchange: Exchange
 
-    def run(self, inbox: _Inbox) -> str:
+    def run(self, inbox: Inbox) -> str:
         """Answers messages until goodbye."""
         for message, _ in inbox:
             match message.WhichOneof("message"):
@@ -119,7 +113,8 @@ class _Worker:
                     spec = message.welcome.spec
                     heartbeats = _heartbeats(self._outbox, message.welcome.heartbeat_seconds)
                     peer = exchange.attach(message.welcome.shared_memory)
-                    with heartbeats, peer as self._peer, threadpool_limits(spec.training.threads_per_worker, "blas"):
+                    limits = threadpool_limits(spec.training.threads_per_worker, "blas")
+                    with heartbeats, peer as self._peer, limits, self._stack:
                         self._prepare(spec)
                         return self._serve(inbox)
                 case "goodbye":
@@ -142,11 +137,13 @@ class _Worker:
         )
         if self._differentiator.numerical and spec.training.epochs:
             prepared.loss_seconds = self._differentiator.cost(self._initial(), _MEASURE_SECONDS)
-        self._send(pb.WorkRequest(prepared=prepared))
+        self._outbox.put(pb.WorkRequest(prepared=prepared))
 
-    def _serve(self, inbox: _Inbox) -> str:
+    def _serve(self, inbox: Inbox) -> str:
         for message, values in inbox:
             match message.WhichOneof("message"):
+                case "differentiate" | "evaluate" if not self._streams.receive(message, self._exchange.keep):
+                    pass
                 case "differentiate":
                     self._differentiate(message.differentiate)
                     self._answered()
@@ -157,16 +154,19 @@ class _Worker:
                     self._evaluate(message.evaluate)
                     self._answered()
                 case "initialize":
-                    for part in self._exchange.initial(self._initial()):
-                        self._send(part)
+                    self._initialize()
                 case "accepted":
                     self._exchange = self._agreed(message.accepted)
+                    shards = [ShardStream(shard, self._token, self._shard_lost) for shard in message.accepted.shards]
+                    self._streams = self._stack.enter_context(Streams(self._outbox, shards))
                 case "goodbye":
                     return message.goodbye.reason
         return "the server ended the stream"
 
-    def _send(self, message: _Said) -> None:
-        self._outbox.put(message)
+    def _shard_lost(self, error: ThalwegError) -> None:
+        """Called in a thread of a shard's stream: without the shard there is nothing to be done."""
+        self.lost_shard = self.lost_shard or error
+        self._cancel()
 
     def _agreed(self, accepted: pb.Accepted) -> Exchange:
         """Where parameters and gradients are to lie."""
@@ -177,6 +177,12 @@ class _Worker:
             return exchange.Streamed(self._spec, model.size, model.dtype, chunk_elements)
         except MemoryError:
             raise self._too_great() from None
+
+    def _initialize(self) -> None:
+        messages = self._exchange.initial(self._initial())
+        for outbox, chunks in self._streams.parts(range(len(messages))):
+            for chunk in chunks:
+                outbox.put(messages[chunk])
 
     def _initial(self) -> Slab:
         model = self._differentiator.model
@@ -199,7 +205,7 @@ class _Worker:
             for chunk in range(task.first_chunk, end):
                 where = self._exchange.chunk(chunk)
                 gradient, sums = self._differentiator.gradient(parameters, task.version, task.step, node, where)
-                self._send(exchange.gradient_chunk(task, chunk, gradient, sums if chunk == last else None))
+                self._outbox.put(exchange.gradient_chunk(task, chunk, gradient, sums if chunk == last else None))
                 self._differentiator.release(gradient)
             return
         try:
@@ -221,8 +227,9 @@ class _Worker:
         self._send_gradient(task, slab, range(sent, end), sums if end > last else None)
 
     def _send_gradient(self, task: pb.DifferentiateTask, gradient: Slab, chunks: range, sums: Sums | None = None) -> None:
-        for message in self._exchange.gradient(task, gradient, chunks, sums):
-            self._send(message)
+        for outbox, part in self._streams.parts(chunks):
+            for message in self._exchange.gradient(task, gradient, part, sums):
+                outbox.put(message)
 
     def _evaluate(self, task: pb.EvaluateTask) -> None:
         dataset = self._differentiator.dataset
@@ -231,4 +238,4 @@ class _Worker:
         where = slice(task.first, task.end)
         sums = self._differentiator.evaluate(self._exchange.parameters[task.version % 2], x[where], y[where])
         answer = pb.Evaluation(version=task.version, split=task.split, first=task.first, sums=exchange.sums_message(sums))
-        self._send(pb.WorkRequest(evaluation=answer))
+        self._outbox.put(pb.WorkRequest(evaluation=answer))

@@ -1,4 +1,4 @@
-"""ParameterService: workers' streams."""
+"""ParameterService: workers' streams, to a server or to a shard."""
 
 import asyncio
 import itertools
@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 
@@ -15,7 +15,6 @@ from thalweg.contract import payload
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.payload import Parcel
 from thalweg.server.jobs import Jobs
-from thalweg.server.run import JobRun
 from thalweg.server.services.guard import errors
 from thalweg.v1 import parameter_service_pb2 as pb
 
@@ -90,12 +89,52 @@ class WorkerStream:
                     return
 
 
-class ParameterService:
-    """Translates workers' streams."""
+class Workplace(Protocol):
+    """What a worker's stream leads to."""
+
+    def join(self, stream: WorkerStream) -> None:
+        """The stream is open."""
+        ...
+
+    def receive(self, worker: int, request: Parcel[pb.WorkRequest]) -> None:
+        """Takes a worker's message. Raises ThalwegError if it makes no sense."""
+        ...
+
+    def leave(self, worker: int) -> None:
+        """The stream has ended."""
+        ...
+
+
+class Reception(Protocol):
+    """What lets workers in."""
+
+    async def admit(self, hello: pb.Hello) -> tuple[Workplace, WorkerStream] | str:
+        """Where a worker is to work, or why nowhere. Raises ThalwegError if what it says makes no sense."""
+        ...
+
+
+class JobReception:
+    """Lets workers in who are to work for a server's jobs."""
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
         self._ids = itertools.count(1)
+
+    async def admit(self, hello: pb.Hello) -> tuple[Workplace, WorkerStream] | str:
+        """The job's run, if the job has a place."""
+        run = self._jobs.run(hello.job_id)
+        if run is None:
+            return f"there is no job {hello.job_id} to work for"
+        if not self._jobs.has_place(hello.job_id):
+            return f"job {hello.job_id} has no place yet"
+        return run, WorkerStream(next(self._ids), hello.worker[:200])
+
+
+class ParameterService:
+    """Translates workers' streams."""
+
+    def __init__(self, reception: Reception) -> None:
+        self._reception = reception
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Has a server offer the service."""
@@ -108,31 +147,28 @@ class ParameterService:
             opening = await anext(requests, None)
             if opening is None or not opening.message.HasField("hello"):
                 raise ThalwegError("PROTOCOL_VIOLATION", {"problem": "a stream begins with hello"})
-            first = opening.message
-            run = self._jobs.run(first.hello.job_id)
-            if run is None or not self._jobs.has_place(first.hello.job_id):
-                absent = f"there is no job {first.hello.job_id} to work for"
-                goodbye = pb.Goodbye(reason=f"job {first.hello.job_id} has no place yet" if run else absent)
-                await context.write(pb.WorkResponse(goodbye=goodbye))
+            admitted = await self._reception.admit(opening.message.hello)
+            if isinstance(admitted, str):
+                await context.write(pb.WorkResponse(goodbye=pb.Goodbye(reason=admitted)))
                 return
-            stream = WorkerStream(next(self._ids), first.hello.worker[:200])
+            place, stream = admitted
             writer = asyncio.create_task(stream.write(context))
-            reader = asyncio.create_task(_read(requests, run, stream))
+            reader = asyncio.create_task(_read(requests, place, stream))
             eviction = asyncio.create_task(stream.evicted())
             try:
                 done, _ = await asyncio.wait({reader, eviction}, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     await task
             finally:
-                run.leave(stream.worker)
+                place.leave(stream.worker)
                 for task in (reader, eviction, writer):
                     task.cancel()
                     with suppress(asyncio.CancelledError, grpc.aio.UsageError, grpc.aio.InternalError, ThalwegError):
                         await task
 
 
-async def _read(requests: AsyncIterator[Parcel[pb.WorkRequest]], run: JobRun, stream: WorkerStream) -> None:
-    """Hands what a worker says to its job, until it says no more."""
-    run.join(stream)
+async def _read(requests: AsyncIterator[Parcel[pb.WorkRequest]], place: Workplace, stream: WorkerStream) -> None:
+    """Hands what a worker says to where it works, until it says no more."""
+    place.join(stream)
     async for request in requests:
-        run.receive(stream.worker, request)
+        place.receive(stream.worker, request)

@@ -1,0 +1,71 @@
+"""ShardService: shards offer themselves, and are told what to do."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+
+from thalweg.contract.channel import Address, parse_address
+from thalweg.contract.errors import ThalwegError
+from thalweg.server import wire
+from thalweg.server.jobs import Jobs
+from thalweg.server.services.guard import errors
+from thalweg.server.shards import AttendingShard
+from thalweg.v1 import shard_service_pb2 as pb
+from thalweg.v1 import shard_service_pb2_grpc
+
+_log = logging.getLogger(__name__)
+_MOST_CHARACTERS = 300
+
+
+class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
+    """Translates shards' streams."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    async def Hold(
+        self, request_iterator: AsyncIterator[pb.HoldRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.HoldResponse]:
+        async with errors(context):
+            requests = aiter(request_iterator)
+            opening = await anext(requests, None)
+            if opening is None or not opening.HasField("offer"):
+                raise wire.violation("a stream begins with an offer")
+            shard = AttendingShard(_reached_at(opening.offer.address[:_MOST_CHARACTERS], context.peer()))
+            take_on = pb.TakeOn(heartbeat_seconds=self._jobs.settings.heartbeat_seconds)
+            shard.send(pb.ShareCommand(take_on=take_on))
+            listener = asyncio.create_task(_listen(requests, shard))
+            listener.add_done_callback(lambda _: shard.give_up())
+            self._jobs.shards.attending.append(shard)
+            _log.info("shard %s attends", shard.address)
+            try:
+                async for response in shard.messages():
+                    yield response
+                if not listener.done():
+                    raise ThalwegError("EVICTED")
+                await listener
+            finally:
+                _log.info("shard %s is gone", shard.address)
+                listener.cancel()
+                self._jobs.shard_lost(shard)
+
+
+async def _listen(requests: AsyncIterator[pb.HoldRequest], shard: AttendingShard) -> None:
+    async for request in requests:
+        shard.hear(request)
+
+
+def _reached_at(address: str, peer: str) -> str:
+    """Where a shard is reached that says an address, perhaps without a host, and comes from gRPC's name for a peer."""
+    if not address.startswith(":"):
+        return address
+    try:
+        port = parse_address(address).port
+        host = parse_address(unquote(peer).partition(":")[2]).host
+    except ValueError as error:
+        raise wire.violation(f"{address} is no address") from error
+    return str(Address(host, port))

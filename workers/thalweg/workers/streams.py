@@ -1,0 +1,156 @@
+"""A worker's streams: one to the server, on which tasks come, and one to each shard that holds a range of the slab."""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+
+from thalweg.contract import payload
+from thalweg.contract.channel import OPTIONS, authorization
+from thalweg.contract.errors import ThalwegError, from_rpc_error
+from thalweg.contract.payload import METHOD, Parcel
+from thalweg.v1 import parameter_service_pb2 as pb
+
+# A message to a server, serialized or not yet; those that are on their way, None for their end; those that come.
+Said: TypeAlias = pb.WorkRequest | bytes
+Outbox: TypeAlias = "queue.SimpleQueue[Said | None]"
+Keep: TypeAlias = Callable[[pb.ParametersChunk, memoryview], object]
+# So many versions of its range are taken from a shard ahead of time; a few messages more, for tasks.
+_VERSIONS, _TASKS = 2, 64
+
+
+class Inbox(Protocol):
+    """What comes on a stream."""
+
+    def __iter__(self) -> Iterator[Parcel[pb.WorkResponse]]: ...
+
+    def cancel(self) -> object:
+        """Ends the stream, also while its next message is waited for."""
+        ...
+
+
+def open_stream(channel: grpc.Channel, outbox: Outbox, token: str | None) -> Inbox:
+    """Opens a stream. The generated stub would copy the large part of every message, several times."""
+    method: Any = channel.stream_stream(METHOD, payload.serialize, payload.response_of)
+    inbox: Inbox = method(iter(outbox.get, None), metadata=authorization(token))
+    return inbox
+
+
+class ShardStream:
+    """A stream to one shard. A thread takes what comes, so that parameters come from all shards at once.
+
+    `lost` is called, in that thread, if the shard is lost; when it has said goodbye, it is not.
+    """
+
+    def __init__(self, shard: pb.ShardRange, token: str | None, lost: Callable[[ThalwegError], object]) -> None:
+        self.chunks = range(shard.first_chunk, shard.end_chunk)
+        self.outbox: Outbox = queue.SimpleQueue()
+        self._address = shard.address
+        self._lost = lost
+        self._come: deque[Parcel[pb.WorkResponse]] = deque()
+        self._most = _VERSIONS * len(self.chunks) + _TASKS
+        self._changed = threading.Condition()
+        self._ended = False
+        self._channel = grpc.insecure_channel(shard.address, options=list(OPTIONS))
+        self.outbox.put(pb.WorkRequest(hello=pb.Hello(token=shard.token)))
+        self._inbox = open_stream(self._channel, self.outbox, token)
+        self._thread = threading.Thread(target=self._read, name="thalweg-shard", daemon=True)
+
+    def __enter__(self) -> "ShardStream":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        self.outbox.put(None)
+        self._channel.close()
+        self._thread.join()
+
+    def _end(self) -> bool:
+        """Takes nothing more. Whether that is new."""
+        with self._changed:
+            new, self._ended = not self._ended, True
+            self._changed.notify_all()
+        return new
+
+    def _read(self) -> None:
+        problem = "the shard ended the stream"
+        try:
+            for parcel in self._inbox:
+                if parcel.message.HasField("goodbye"):
+                    self._end()
+                elif not self._put(parcel):
+                    return
+            error = ThalwegError("UNREACHABLE", {"address": self._address, "problem": problem})
+        except grpc.RpcError as rpc_error:
+            error = from_rpc_error(rpc_error, self._address)
+        if self._end():
+            self._lost(error)
+
+    def _put(self, parcel: Parcel[pb.WorkResponse]) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or len(self._come) < self._most)
+            self._come.append(parcel)
+            self._changed.notify_all()
+            return not self._ended
+
+    def receive(self, task: pb.WorkResponse, keep: Keep) -> bool:
+        """Hands over the parameters that come before a task. Whether the task is to be done: False if it is out of date, or if
+        the stream has ended.
+        """
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._come)
+                if not self._come:
+                    return False
+                message, values = self._come[0]
+                if task.HasField("evaluate") and _version(message) > task.evaluate.version:
+                    return False
+                self._come.popleft()
+                self._changed.notify_all()
+            if message.HasField("parameters"):
+                keep(message.parameters, values)
+            elif message == task:
+                return True
+
+
+def _version(message: pb.WorkResponse) -> int:
+    """The version that a message is about."""
+    return int(getattr(message, str(message.WhichOneof("message"))).version)
+
+
+class Streams:
+    """Which chunks go where: to the shards that hold them, or else to the server."""
+
+    def __init__(self, outbox: Outbox, shards: list[ShardStream]) -> None:
+        self._outbox = outbox
+        self._shards = shards
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Streams":
+        for shard in self._shards:
+            self._stack.enter_context(shard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def parts(self, chunks: range) -> Iterator[tuple[Outbox, range]]:
+        """The chunks, in order, by where they go."""
+        first = chunks.start
+        for shard in self._shards:
+            end = min(chunks.stop, shard.chunks.stop)
+            if first < end:
+                yield shard.outbox, range(first, end)
+                first = end
+        if first < chunks.stop:
+            yield self._outbox, range(first, chunks.stop)
+
+    def receive(self, task: pb.WorkResponse, keep: Keep) -> bool:
+        """Hands over the parameters from shards that a task needs. Whether it is to be done: see `ShardStream.receive`."""
+        wanted = [shard.receive(task, keep) for shard in self._shards]
+        return all(wanted)
