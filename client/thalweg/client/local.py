@@ -19,6 +19,7 @@ from thalweg.contract.errors import Violation, invalid
 
 if TYPE_CHECKING:
     from thalweg.server.service import Server
+    from thalweg.server.shard_server import ShardServer
     from thalweg.workers.fleet import Fleet
 
 _log = logging.getLogger(__name__)
@@ -61,6 +62,18 @@ def start_server(address: Address, folder: Path, token: str | None, **settings: 
     except (hosting.ServerStartError, OSError) as error:
         raise LocalError(str(error)) from error
     return server
+
+
+def start_shard(address: Address, server: Address, token: str | None, *, trust_network: bool = False) -> "ShardServer":
+    """A running shard of a server, which need not run yet. Raises ThalwegError if it cannot start."""
+    with needs("server", "the server is"):
+        from thalweg.server import hosting, shard_server  # noqa: PLC0415 - an extra
+    shard = shard_server.ShardServer(shard_server.ShardConfig(address, server, token, trust_network))
+    try:
+        shard.start()
+    except hosting.ServerStartError as error:
+        raise LocalError(str(error)) from error
+    return shard
 
 
 def start_fleet(

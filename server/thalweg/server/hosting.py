@@ -62,13 +62,14 @@ class Hosted(ABC):
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._serve())
-        except Exception as error:  # noqa: BLE001 - told to whoever starts the server
-            self._failure = error
-        finally:
-            self._started.set()
-            self._loop.close()
+        # It also ends what is still under way behind, such as streams that were cancelled.
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            try:
+                runner.run(self._serve())
+            except Exception as error:  # noqa: BLE001 - told to whoever starts the server
+                self._failure = error
+            finally:
+                self._started.set()
 
     def _listen(self, server: grpc.aio.Server) -> Address:
         try:

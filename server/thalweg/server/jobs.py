@@ -48,6 +48,8 @@ class Jobs:
         self.settings = settings
         self.max_running = max_running
         self._sharing = sharing
+        # Whether the server is stopping, and those who leave it are not missed.
+        self.stopping = False
         self.journal = Journal(storage)
         self.fleets = Fleets()
         self.shards = Shards()
@@ -154,7 +156,7 @@ class Jobs:
         if shard not in self.shards.attending:
             return
         self.shards.attending.remove(shard)
-        for run in [run for run in self._runs.values() if run.needs(shard) and not run.given_up]:
+        for run in [] if self.stopping else [run for run in self._runs.values() if run.needs(shard) and not run.given_up]:
             reason = f"shard {shard.address} was lost"
             run.give_up(f"{reason}; the job goes back to its last checkpoint")
             going_back = asyncio.create_task(self._go_back(run, reason))

@@ -145,6 +145,7 @@ class Server(Hosted):
             await server.start()
             self._started.set()
             await self._stop.wait()
+            jobs.stopping = True
             await server.stop(STOP_GRACE_SECONDS)
         finally:
             await jobs.stop()

@@ -46,7 +46,7 @@ class _Share:
         self._plan = plan
         self._say = say
         self._sharing = JobSharing(None, make.spec)
-        self._kept: dict[int, Any] = {}
+        self.kept: dict[int, Any] = {}
         self._numbers = itertools.count(1)
 
     def join(self, stream: WorkerStream) -> None:
@@ -67,7 +67,7 @@ class _Share:
                 arrival.initial.CopyFrom(request.message.initial)
             case _:
                 raise wire.violation("a shard takes nothing but chunks")
-        self._kept[arrival.kept] = event.payload
+        self.kept[arrival.kept] = event.payload
         self._tell(arrival=arrival)
 
     def _tell(self, **message: Any) -> None:
@@ -88,16 +88,16 @@ class _Share:
                 if guest:
                     guest.stream.send(command.tell.task)
             case "keep_initial":
-                kept = self._kept.pop(command.keep_initial.kept)
+                kept = self.kept.pop(command.keep_initial.kept)
                 parameters.keep_initial(command.keep_initial.chunk, kept)
             case "load":
                 self._load(command.load)
             case "keep":
                 keep = command.keep
-                values = self._kept.pop(keep.kept).chunk(self._plan, keep.chunk)
+                values = self.kept.pop(keep.kept).chunk(self._plan, keep.chunk)
                 parameters.keep(keep.step, Node(keep.level, keep.index), keep.chunk, values)
             case "forget":
-                del self._kept[command.forget.kept]
+                del self.kept[command.forget.kept]
             case "merge":
                 merge = command.merge
                 for chunk in range(merge.first_chunk, merge.end_chunk):
@@ -178,6 +178,11 @@ class Shard:
         share = self._shares.pop(number, None)
         if share:
             share.end()
+
+    @property
+    def kept(self) -> int:
+        """How many chunks wait for the server's word what becomes of them."""
+        return sum(len(share.kept) for share in self._shares.values())
 
     def clear(self) -> None:
         """The server is gone, and with it whatever was begun."""

@@ -72,6 +72,11 @@ class ShardServer(Hosted):
         self._begin()
         return self.address
 
+    @property
+    def kept(self) -> int:
+        """How many chunks that came from workers wait for the server's word what becomes of them."""
+        return self._shard.kept
+
     def stop(self) -> None:
         """Stops the shard. What it holds is lost, and its server goes on without."""
         self._end()

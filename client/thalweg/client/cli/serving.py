@@ -10,7 +10,7 @@ from thalweg.client.cli.options import Json, TokenFile, read_token, server_of
 from thalweg.client.cli.output import console, print_json
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
 from thalweg.client.folders import expanded, served_folder
-from thalweg.client.local import start_fleet, start_server
+from thalweg.client.local import start_fleet, start_server, start_shard
 from thalweg.contract.channel import DEFAULT_PORT, Address, parse_address
 from thalweg.contract.errors import Violation, invalid
 
@@ -72,6 +72,14 @@ def serve(
             help="Whether this user's workers on this machine exchange parameters and gradients in memory.",
         ),
     ] = True,
+    shard_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Hold a part of the parameters of the jobs of the server there, and share its work. Keeps nothing on disk.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Runs a parameter server until Ctrl-C or SIGTERM.
@@ -83,6 +91,7 @@ def serve(
 
     [cyan]thalweg serve[/]
     [cyan]thalweg serve --address 0.0.0.0:7070 --token-file token --data /var/lib/thalweg[/]
+    [cyan]thalweg serve --shard-of host:7070 --address 0.0.0.0:7071 --token-file token[/]
     """
     where = _address("--address", address)
     token = read_token(token_file)
@@ -92,7 +101,6 @@ def serve(
             "--trust-network does without"
         )
         raise invalid(Violation("--address", problem))
-    folder = expanded(data or served_folder()).absolute()
     given = {
         "max_upload_bytes": max_upload and max_upload * _MEBIBYTE,
         "max_running_jobs": max_running,
@@ -101,6 +109,14 @@ def serve(
     }
     settings = {name: value for name, value in given.items() if value is not None}
     _log_to_stderr()
+    if shard_of is not None:
+        if data or settings or not shared_memory:
+            raise invalid(
+                Violation("--shard-of", "goes with --address, --token-file and --trust-network only: a shard keeps no jobs")
+            )
+        _serve_shard(where, _address("--shard-of", shard_of), token, trust_network, json)
+        return
+    folder = expanded(data or served_folder()).absolute()
     with Inbox() as inbox:
         server = start_server(where, folder, token, trust_network=trust_network, shared_memory=shared_memory, **settings)
         try:
@@ -110,6 +126,17 @@ def serve(
             _wait(inbox)
         finally:
             server.stop()
+
+
+def _serve_shard(where: Address, server: Address, token: str | None, trust_network: bool, json: bool) -> None:
+    with Inbox() as inbox:
+        shard = start_shard(where, server, token, trust_network=trust_network)
+        try:
+            facts = {"address": str(shard.address), "shard_of": str(server)}
+            _announce(facts, f"a shard of the server at {server}, at {shard.address}", json)
+            _wait(inbox)
+        finally:
+            shard.stop()
 
 
 def fleet(

@@ -1,0 +1,202 @@
+"""Shards, and workers of shards, that are broken or hostile: their stream ends, and nothing else does."""
+
+import queue
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from tests.end_to_end.cluster import running_server, stub_of, train
+from tests.end_to_end.command import wait_for
+from tests.end_to_end.peer import DEADLINE, Peer
+from tests.end_to_end.refusals import Refusal, refusal
+from tests.server.specs import make_spec
+from thalweg.contract.channel import Address
+from thalweg.server.hosting import ServerStartError
+from thalweg.server.service import Server
+from thalweg.server.shard_server import ShardConfig, ShardServer
+from thalweg.v1 import job_pb2, shard_service_pb2_grpc, training_service_pb2
+from thalweg.v1 import parameter_service_pb2 as pb
+from thalweg.v1 import shard_service_pb2 as shard_pb
+
+CHUNK_ELEMENTS = 1 << 18
+PREPARED = pb.Prepared(
+    layout=job_pb2.Layout(tensors=[job_pb2.Tensor(name="0.weight", shape=[2 * CHUNK_ELEMENTS])], dtype="float32"), train_samples=4
+)
+CHUNK = np.zeros(CHUNK_ELEMENTS, np.float32).tobytes()
+OFFER = shard_pb.HoldRequest(offer=shard_pb.ShardOffer(address=":7071"))
+
+
+class ShardPeer:
+    """A shard's stream, message by message."""
+
+    def __init__(self, server: Address) -> None:
+        self._channel = grpc.insecure_channel(str(server))
+        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        stub = shard_service_pb2_grpc.ShardServiceStub(self._channel)
+        self.call = stub.Hold(iter(self._outbox.get, None), timeout=DEADLINE)
+
+    def __enter__(self) -> "ShardPeer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+        self._outbox.put(None)
+
+    def send(self, message: shard_pb.HoldRequest) -> None:
+        self._outbox.put(message)
+
+    def refusal(self) -> Refusal:
+        """The error that ends the stream."""
+        return refusal(lambda: self.call)
+
+    def share(self) -> int:
+        """The number of the share that it is to make next."""
+        for response in self.call:
+            for command in response.commands:
+                if command.HasField("make"):
+                    return int(command.share)
+        raise AssertionError("the stream ended without a share")
+
+
+@pytest.fixture
+def shard(server: Server) -> Iterator[ShardServer]:
+    """A shard of the server that does not wait long for invitations."""
+    shard = ShardServer(ShardConfig(Address("127.0.0.1", 0), server.address, invitation_seconds=0.2))
+    shard.start()
+    wait_for(lambda: server.jobs.shards.attending)
+    yield shard
+    shard.stop()
+
+
+def join(server: Server, peer: Peer) -> pb.Accepted:
+    """Lets a peer work for a new job of two chunks."""
+    with stub_of(server) as stub:
+        job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=make_spec())).job
+    peer.hello(job.id)
+    return peer.prepare(PREPARED)
+
+
+def gradient(**changes: Any) -> pb.WorkRequest:
+    return pb.WorkRequest(gradient=pb.GradientChunk(**{"chunk": 0, "data": CHUNK, **changes}))
+
+
+@pytest.mark.parametrize("token", [b"", b"x" * 32, b"x" * 100_000])
+def test_workers_without_an_invitation_are_refused(token: bytes, server: Server, shard: ShardServer) -> None:
+    with Peer(server.address) as peer, Peer(shard.address) as guest:
+        join(server, peer)
+        guest.send(pb.WorkRequest(hello=pb.Hello(token=token)))
+        assert guest.refusal().reason == "UNAUTHENTICATED"
+
+
+def test_an_invitation_is_for_one(server: Server, shard: ShardServer) -> None:
+    with Peer(server.address) as peer, Peer(shard.address) as guest, Peer(shard.address) as other:
+        (invitation,) = join(server, peer).shards
+        assert (invitation.address, invitation.first_chunk, invitation.end_chunk) == (str(shard.address), 0, 1)
+        guest.send(pb.WorkRequest(hello=pb.Hello(token=invitation.token)))
+        peer.receive("initialize")
+        guest.send(pb.WorkRequest(initial=pb.ParametersChunk(data=CHUNK)))
+        peer.send(pb.WorkRequest(initial=pb.ParametersChunk(chunk=1, data=CHUNK)))
+        assert guest.receive("parameters").chunk == 0
+        assert guest.receive("differentiate") == peer.receive("differentiate")
+        other.send(pb.WorkRequest(hello=pb.Hello(token=invitation.token)))
+        assert other.refusal().reason == "UNAUTHENTICATED"
+
+
+SENSELESS: dict[str, pb.WorkRequest] = {
+    "too few bytes": gradient(data=CHUNK[:-4]),
+    "half a number": gradient(data=CHUNK[:-1]),
+    "too many bytes": gradient(data=CHUNK + bytes(4)),
+    "a chunk of the server": gradient(chunk=1),
+    "a chunk of nobody": gradient(chunk=2),
+    "sums": gradient(sums=pb.Sums(loss=1, samples=4)),
+    "initial parameters of the server": pb.WorkRequest(initial=pb.ParametersChunk(chunk=1, data=CHUNK)),
+    "shared memory": pb.WorkRequest(shared_gradient=pb.SharedGradient(end_chunk=1)),
+    "an evaluation": pb.WorkRequest(evaluation=pb.Evaluation()),
+    "a heartbeat": pb.WorkRequest(heartbeat=pb.Heartbeat()),
+    "a failure": pb.WorkRequest(failure=pb.Failure(problem="x")),
+    "another hello": pb.WorkRequest(hello=pb.Hello()),
+    "nothing": pb.WorkRequest(),
+}
+
+
+@pytest.mark.parametrize("what", SENSELESS)
+def test_workers_that_make_no_sense_are_refused(what: str, server: Server, shard: ShardServer) -> None:
+    with Peer(server.address) as peer, Peer(shard.address) as guest:
+        (invitation,) = join(server, peer).shards
+        guest.send(pb.WorkRequest(hello=pb.Hello(token=invitation.token)))
+        guest.send(SENSELESS[what])
+        assert guest.refusal().reason == "PROTOCOL_VIOLATION"
+    assert server.jobs.shards.attending
+    assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+def test_what_nobody_asked_for_is_not_kept(server: Server, shard: ShardServer) -> None:
+    with Peer(server.address) as peer, Peer(shard.address) as guest:
+        (invitation,) = join(server, peer).shards
+        guest.send(pb.WorkRequest(hello=pb.Hello(token=invitation.token)))
+        for step in range(20):
+            guest.send(gradient(step=step))
+        with stub_of(server) as stub:
+            job_id = stub.ListJobs(training_service_pb2.ListJobsRequest()).jobs[0].id
+            request = training_service_pb2.GetJobRequest(job_id=job_id)
+            wait_for(lambda: stub.GetJob(request).job.progress.contributions.unknown == 20)
+        wait_for(lambda: shard.kept == 0)
+
+
+HOSTILE: dict[str, list[Callable[[int], shard_pb.HoldRequest]]] = {
+    "no offer": [lambda _: shard_pb.HoldRequest(heartbeat=pb.Heartbeat())],
+    "no port": [lambda _: shard_pb.HoldRequest(offer=shard_pb.ShardOffer(address=":x"))],
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_shards_that_make_no_sense_are_refused(what: str, server: Server) -> None:
+    with ShardPeer(server.address) as peer:
+        for message in HOSTILE[what]:
+            peer.send(message(0))
+        assert peer.refusal().reason == "PROTOCOL_VIOLATION"
+    assert server.jobs.shards.attending == []
+
+
+def test_a_shard_that_cannot_do_what_it_is_told_fails_the_job(server: Server) -> None:
+    with ShardPeer(server.address) as shard, Peer(server.address) as peer:
+        shard.send(OFFER)
+        wait_for(lambda: server.jobs.shards.attending)
+        join(server, peer)
+        piece = shard_pb.Piece(copy=1, slab="parameters", chunk=1, data=CHUNK)
+        share = shard.share()
+        # Copies and shares that there are not may have been given up.
+        shard.send(shard_pb.HoldRequest(share=share, copied=piece))
+        shard.send(shard_pb.HoldRequest(share=share + 1, copied=piece))
+        shard.send(shard_pb.HoldRequest(share=share, failure=pb.Failure(problem="out of order")))
+        assert peer.receive("goodbye").reason == "the job ended: FAILED"
+
+
+def test_a_silent_shard_is_taken_for_lost(tmp_path: Path) -> None:
+    with running_server(tmp_path, silence_seconds=0.5) as server, ShardPeer(server.address) as peer:
+        peer.send(OFFER)
+        wait_for(lambda: [shard.address for shard in server.jobs.shards.attending] == ["127.0.0.1:7071"])
+        assert peer.refusal().reason == "EVICTED"
+        assert server.jobs.shards.attending == []
+
+
+def test_a_shard_needs_the_token(tmp_path: Path) -> None:
+    with running_server(tmp_path, token="secret") as server:
+        with ShardPeer(server.address) as peer:
+            peer.send(OFFER)
+            assert peer.refusal().reason == "UNAUTHENTICATED"
+        shard = ShardServer(ShardConfig(Address("127.0.0.1", 0), server.address, "secret"))
+        shard.start()
+        wait_for(lambda: server.jobs.shards.attending)
+        with Peer(shard.address) as guest:
+            assert guest.refusal().reason == "UNAUTHENTICATED"
+        shard.stop()
+
+
+def test_a_shard_is_not_exposed_without_a_token() -> None:
+    with pytest.raises(ServerStartError, match="needs a token"):
+        ShardServer(ShardConfig(Address("0.0.0.0", 0), Address("127.0.0.1", 1))).start()
