@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from threadpoolctl import threadpool_limits
 
 from tests.end_to_end.cluster import ThreadFleet, running_server, stub_of, train
-from tests.end_to_end.command import wait_for
+from tests.end_to_end.command import service, wait_for
 from tests.end_to_end.peer import CutError, proxy
 from tests.end_to_end.reference import reference
 from thalweg.contract import layout as layouts
@@ -19,7 +19,7 @@ from thalweg.contract.channel import Address
 from thalweg.contract.errors import ThalwegError
 from thalweg.server import shard as shard_module
 from thalweg.server import validation
-from thalweg.server.service import Server
+from thalweg.server.service import Server, ServerConfig
 from thalweg.server.shard_server import ShardConfig, ShardServer
 from thalweg.server.storage import Storage
 from thalweg.v1 import job_pb2, training_service_pb2
@@ -244,3 +244,35 @@ def test_a_shard_without_room_fails_the_job(tmp_path: Path, monkeypatch: pytest.
         assert job.state == job_pb2.JOB_STATE_FAILED
         assert "MemoryError: no room" in job.error
         assert train(server, spec_of()).state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+def test_a_killed_shard_process_changes_nothing(tmp_path: Path) -> None:
+    spec = spec_of(training={**BASE["training"], "epochs": 20, "workers": 2}, optimizer={"adam": {}})
+    digest = expected(spec)
+    with (
+        running_server(tmp_path / "server", checkpoint_seconds=0) as server,
+        stub_of(server) as stub,
+        ThreadFleet(server.address, 2),
+        service(tmp_path / "home", "serve", "--shard-of", str(server.address), "--address", "127.0.0.1:0") as (shard, announced),
+    ):
+        assert announced["shard_of"] == str(server.address)
+        wait_for(lambda: [each.address for each in server.jobs.shards.attending] == [announced["address"]])
+        job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=spec)).job
+        wait_for(lambda: current(stub, job.id).progress.checkpoints.written)
+        shard.process.kill()
+        job = ended(stub, job.id)
+        assert job.result.weights_sha256 == digest
+        assert f"shard {announced['address']} was lost" in statuses(server, job.id)
+
+
+def test_a_shard_waits_for_its_server(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server:
+        shard = start_shard(server)
+    again = Server(ServerConfig(address=server.address, data=tmp_path))
+    again.start()
+    try:
+        wait_for(lambda: again.jobs.shards.attending)
+        assert train(again, spec_of()).state == job_pb2.JOB_STATE_SUCCEEDED
+    finally:
+        again.stop()
+        shard.stop()

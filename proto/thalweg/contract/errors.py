@@ -92,9 +92,9 @@ def _cut(value: str) -> str:
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> ThalwegError:
     """The error behind what gRPC raised in a call to the server at `address`."""
-    call: Any = error
-    if not isinstance(call, grpc.Call | grpc.aio.AioRpcError):
+    if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return ThalwegError("INTERNAL", {"problem": str(error)})
+    call: Any = error
     status = rpc_status.from_call(call)
     known = _from_details(status.details) if status else None
     if known:
