@@ -276,3 +276,18 @@ def test_a_shard_waits_for_its_server(tmp_path: Path) -> None:
     finally:
         again.stop()
         shard.stop()
+
+
+@pytest.mark.parametrize("synchrony", [{"stale": {"bound": 2}}, {"asynchronous": {}}], ids=["stale", "asynchronous"])
+@pytest.mark.parametrize("codec", [{"float32": {}}, {"top_k": {}}], ids=["float32", "top_k"])
+def test_other_kinds_of_synchrony_and_codecs_go_with_shards(
+    synchrony: dict[str, Any], codec: dict[str, Any], tmp_path: Path
+) -> None:
+    training = {**BASE["training"], "epochs": 8, "synchrony": synchrony, "codec": codec}
+    spec = spec_of(training=training, optimizer={"sgd": {"learning_rate": 0.01}})
+    with sharded(tmp_path, 2) as (server, shards):
+        job = train(server, spec, 3)
+        assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error
+        assert job.result.steps == job.progress.total_steps
+        assert job.result.train.accuracy > 0.7
+        assert [shard.kept for shard in shards] == [0, 0]

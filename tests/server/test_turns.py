@@ -1,0 +1,110 @@
+"""Events and decisions take turns, and wait for each other where they have to."""
+
+from collections.abc import Callable
+from typing import Any
+
+from thalweg.server import messages
+from thalweg.server.turns import Turns
+from thalweg.v1 import job_pb2
+
+JOINED, LOST, TICK = messages.WorkerJoined(1), messages.WorkerLost(1), messages.Tick()
+PROMOTE, EVICT, READY = messages.Promote(1, 0), messages.Evict(1), messages.ReportReady()
+FINISH = messages.Finish(job_pb2.JOB_STATE_FAILED)
+
+
+class Driver:
+    """What turns drive: says what was done, and lets nothing be promoted that is not `finite`."""
+
+    def __init__(self, **decisions: list[messages.Decision]) -> None:
+        self.done: list[object] = []
+        self.finite = False
+        self.problem: Exception | None = None
+        self._decisions = decisions
+        self.turns = Turns(self._decide, self._carry_out, self._ready, lambda error: messages.DriverFailed(str(error)))
+
+    def _decide(self, event: messages.Event) -> list[messages.Decision]:
+        self.done.append(event)
+        return list(self._decisions.get(type(event).__name__, ()))
+
+    def _carry_out(self, decision: messages.Decision) -> messages.Event | None:
+        self.done.append(decision)
+        if self.problem:
+            problem, self.problem = self.problem, None
+            raise problem
+        return messages.RangeNotFinite(3) if decision == EVICT else None
+
+    def _ready(self, decision: messages.Decision) -> bool:
+        return self.finite or not isinstance(decision, messages.Promote)
+
+
+def driven(steps: Callable[[Driver], Any], **decisions: list[messages.Decision]) -> list[object]:
+    driver = Driver(**decisions)
+    steps(driver)
+    return driver.done
+
+
+def test_decisions_are_carried_out_before_the_next_event() -> None:
+    def steps(driver: Driver) -> None:
+        driver.turns.handle(JOINED)
+        driver.turns.handle(TICK)
+
+    assert driven(steps, WorkerJoined=[READY, READY]) == [JOINED, READY, READY, TICK]
+
+
+def test_what_is_behind_an_answer_waits_in_order_and_time_stands_still() -> None:
+    def steps(driver: Driver) -> None:
+        for event in (JOINED, TICK, LOST, TICK, LOST):
+            driver.turns.handle(event)
+        assert driver.done == [JOINED, READY]
+        driver.turns.go_on()
+        assert driver.done == [JOINED, READY]
+        driver.finite = True
+        driver.turns.go_on()
+        driver.turns.handle(TICK)
+
+    assert driven(steps, WorkerJoined=[READY, PROMOTE, READY]) == [JOINED, READY, PROMOTE, READY, LOST, LOST, TICK]
+
+
+def test_what_did_not_happen_takes_the_place_of_what_follows_from_it() -> None:
+    def steps(driver: Driver) -> None:
+        driver.turns.handle(JOINED)
+        driver.turns.handle(LOST)
+        driver.turns.interrupt(messages.RangeNotFinite(0))
+
+    assert driven(steps, WorkerJoined=[PROMOTE, READY], RangeNotFinite=[FINISH]) == [
+        JOINED,
+        messages.RangeNotFinite(0),
+        FINISH,
+        LOST,
+    ]
+    assert driven(lambda driver: driver.turns.handle(JOINED), WorkerJoined=[EVICT, READY], RangeNotFinite=[FINISH]) == [
+        JOINED,
+        EVICT,
+        messages.RangeNotFinite(3),
+        FINISH,
+    ]
+
+
+def test_an_exception_is_an_event() -> None:
+    def steps(driver: Driver) -> None:
+        driver.problem = ValueError("no room")
+        driver.turns.handle(JOINED)
+
+    assert driven(steps, WorkerJoined=[READY, READY], DriverFailed=[FINISH]) == [
+        JOINED,
+        READY,
+        messages.DriverFailed("no room"),
+        FINISH,
+    ]
+
+
+def test_nothing_happens_when_it_is_over() -> None:
+    def steps(driver: Driver) -> None:
+        driver.turns.handle(JOINED)
+        driver.turns.close()
+        driver.finite = True
+        driver.turns.go_on()
+        driver.turns.handle(LOST)
+        driver.turns.interrupt(LOST)
+
+    assert driven(steps, WorkerJoined=[PROMOTE]) == [JOINED]
