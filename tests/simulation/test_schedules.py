@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from thalweg.server import checkpoints
 from thalweg.server.checkpoints import Checkpoints
 from thalweg.server.chunks import bits
 from thalweg.server.disk import Disk
-from thalweg.server.messages import ContributionReceived, Decision, Task
+from thalweg.server.messages import ContributionReceived, Decision, Position, Task
 from thalweg.server.parameters import Parameters
 from thalweg.server.plan import Plan
 from thalweg.server.run import JobRun
@@ -100,8 +101,8 @@ def _one_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next version overwrites the current one while it is being made."""
     init = Parameters.__init__
 
-    def single(self: Parameters, plan: Plan) -> None:
-        init(self, plan)
+    def single(self: Parameters, *arguments: Any) -> None:
+        init(self, *arguments)
         self._buffers = (self._buffers[0], self._buffers[0])
 
     monkeypatch.setattr(Parameters, "__init__", single)
@@ -132,10 +133,12 @@ def _without_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
 def _events_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint is ahead of the steps that were told."""
 
-    def ahead(self: JobRun, position: object) -> None:
-        checkpoint = self.checkpoint(position)  # type: ignore[arg-type]
-        if checkpoint:
-            self._save(checkpoint)
+    write = JobRun._write_checkpoint
+
+    def ahead(self: JobRun, position: Position) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.telemetry, "flush", lambda: None)
+            write(self, position)
 
     monkeypatch.setattr(JobRun, "_write_checkpoint", ahead)
 

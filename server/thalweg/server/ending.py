@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from thalweg.contract.layout import Slab
 from thalweg.server import messages
 from thalweg.server.checkpoints import Checkpoint
+from thalweg.server.optimizers import State
+from thalweg.server.parameters import PARAMETERS
 from thalweg.server.trajectory import Trajectory
 from thalweg.v1 import job_pb2, training_service_pb2
 
@@ -25,20 +27,18 @@ class Ending:
         self.result: job_pb2.Result | None = None
         self.checkpoint: Checkpoint | None = None
 
-    def collect(self, run: "JobRun", finish: messages.Finish) -> None:
-        """Takes what a run has, if it has parameters."""
-        now = run.parameters_now()
-        if now is None:
-            return
-        self.header, self.slab = now
+    def collect(self, run: "JobRun", finish: messages.Finish, version: int, slabs: State) -> None:
+        """Takes what a run has: copies of the parameters at a version, and of the optimizer's state if it can be taken up."""
+        self.slab = slabs[PARAMETERS]
+        self.header = run.header(version, self.slab)
         if finish.position:
-            self.checkpoint = run.checkpoint(finish.position)
+            self.checkpoint = run.checkpoint(finish.position)(slabs)
         plan = run.coordinator.plan
-        if run.trajectory:
-            run.trajectory.add(self.header.version, self.slab)
-            self.trajectory = run.trajectory
-        epochs = plan.epoch_of(self.header.version) if plan else run.job.progress.epoch
-        self.result = run.telemetry.result(self.header.version, epochs, self.header.sha256)
+        if run.arrays:
+            self.trajectory = run.arrays.trajectory
+            self.trajectory.add(version, self.slab)
+        epochs = plan.epoch_of(version) if plan else run.job.progress.epoch
+        self.result = run.telemetry.result(version, epochs, self.header.sha256)
         if finish.train:
             self.result.train.CopyFrom(finish.train)
         if finish.validation:

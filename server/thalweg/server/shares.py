@@ -66,7 +66,7 @@ class Shares:
         self._turns = turns
         self._exchange = exchange
         self._shares = [_Share(shard, all_shards.number(), part) for shard, part in zip(shards, ranges, strict=True)]
-        self._in_order = _InOrder(plan.chunks)
+        self.in_order = _InOrder(plan.chunks)
         self._applying = 0
         self._measured: list[float] | None = None
         # Whether a command could not be carried out, and nothing can be had from that shard any more.
@@ -107,7 +107,7 @@ class Shares:
 
     def leave(self, worker: WorkerId) -> None:
         """A worker is gone."""
-        self._in_order.leave(worker)
+        self.in_order.leave(worker)
         for share in self._shares:
             share.send(dismiss=pb.Dismiss(worker=worker))
 
@@ -143,11 +143,6 @@ class Shares:
     def ready(self, decision: messages.Decision) -> bool:
         """Whether nothing has to be answered before a decision is carried out."""
         return self._measured is None and not (isinstance(decision, messages.Promote) and self._applying)
-
-    def received(self, event: messages.Event) -> None:
-        """Lets the job handle what a worker said, when it is its turn."""
-        for each in self._in_order(event):
-            self._turns.handle(each)
 
     def decided(self, event: messages.Event, decisions: list[messages.Decision]) -> None:
         """What came with an event and nobody wants is not kept any longer."""
@@ -234,14 +229,16 @@ class Shares:
     def _arrived(self, share: _Share, arrival: pb.Arrival) -> None:
         worker = arrival.worker
         if arrival.HasField("initial"):
-            held = Held(share, arrival.kept)
-            self.received(messages.InitialReceived(worker, arrival.initial.chunk, held))
+            self._turns.handle(messages.InitialReceived(worker, arrival.initial.chunk, Held(share, arrival.kept)))
             return
         gradient = arrival.gradient
         self._exchange.gradient_bytes += arrival.bytes
         held = Held(share, arrival.kept, gradient.residual_since)
         node, chunks = Node(gradient.level, gradient.index), range(gradient.chunk, gradient.chunk + 1)
-        self.received(messages.ContributionReceived(worker, gradient.version, gradient.step, node, chunks, None, held))
+        for event in self.in_order(
+            messages.ContributionReceived(worker, gradient.version, gradient.step, node, chunks, None, held)
+        ):
+            self._turns.handle(event)
 
     def _fold(self) -> None:
         """When all parts of a gradient are measured, its updates can be clipped."""
@@ -283,21 +280,20 @@ class _InOrder:
         self._come: dict[WorkerId, dict[tuple[int, int, Node], int]] = {}
         self._last: dict[WorkerId, dict[tuple[int, int, Node], messages.ContributionReceived]] = {}
 
-    def __call__(self, event: messages.Event) -> Iterator[messages.Event]:
+    def __call__(self, event: messages.Event) -> list[messages.Event]:
         """The events whose turn it is, with another one."""
         if not isinstance(event, messages.ContributionReceived):
-            yield event
-            return
+            return [event]
         key = (event.version, event.step, event.node)
         come, last = self._come.setdefault(event.worker, {}), self._last.setdefault(event.worker, {})
         come[key] = come.get(key, 0) | bits(event.chunks)
-        if event.sums is None:
-            yield event
-        else:
+        if event.sums is not None:
             last[key] = event
+        in_turn: list[messages.Event] = [] if event.sums is not None else [event]
         if come[key] == self._all and key in last:
             del come[key]
-            yield last.pop(key)
+            in_turn.append(last.pop(key))
+        return in_turn
 
     def leave(self, worker: WorkerId) -> None:
         """A worker is gone, and what is held back of it with it."""

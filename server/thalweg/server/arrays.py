@@ -1,0 +1,128 @@
+"""The arrays of one running job, here or, in part, at shards: what is decided about them, and copies that are made of them."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from thalweg.contract.layout import Slab
+from thalweg.server import messages
+from thalweg.server.messages import WorkerId
+from thalweg.server.optimizers import State
+from thalweg.server.parameters import PARAMETERS, Parameters
+from thalweg.server.plan import Plan
+from thalweg.server.shards import AttendingShard, Shards
+from thalweg.server.shares import Shares
+from thalweg.server.sharing import JobSharing
+from thalweg.server.telemetry import Telemetry
+from thalweg.server.trajectory import Trajectory
+from thalweg.server.turns import Turns
+from thalweg.v1 import parameter_service_pb2
+
+
+class Arrays:
+    """Parameters, gradients, optimizer state and trajectory. `parameters` are those that are here.
+
+    They are split over the shards that are there, if there are any that suit the job; else the parameters lie where `sharing`
+    lets workers read them. Raises MemoryError or ValueError if they do not fit.
+    """
+
+    def __init__(self, plan: Plan, sharing: JobSharing, shards: Shards | None, turns: Turns, telemetry: Telemetry) -> None:
+        self.trajectory = Trajectory(plan)
+        self._shares: Shares | None = None
+        suitable = shards.suitable(plan) if shards else []
+        if shards and suitable:
+            sharing.close()
+            self._shares = Shares(plan, suitable, shards, turns, telemetry.exchange)
+            self.parameters = self._shares.parameters
+            telemetry.notice(f"the parameters are split over this server and {', '.join(self._shares.addresses)}")
+        else:
+            self.parameters = Parameters(plan, sharing.allocate(plan.elements, np.dtype(plan.spec.model.dtype)))
+
+    @property
+    def version(self) -> int:
+        """The current version."""
+        return self.parameters.version
+
+    def load(self, version: int, parameters: Slab, state: State | None) -> None:
+        """Takes a version's place. `state` is None before the first step. Raises ValueError if it does not fit."""
+        (self._shares.load if self._shares else self.parameters.restore)(version, parameters, state)
+
+    def copy(self, then: Callable[[State], object], *, state: bool) -> None:
+        """Has the parameters, and the optimizer's state if that is wanted, copied as they are now.
+
+        Calls `then` with the slabs by name: at once, or, where they are split, when all parts have come; if they do.
+        """
+        if self._shares:
+            self._shares.copy(then, state=state)
+        else:
+            then({name: slab.copy() for name, slab in self.parameters.slabs.items() if state or name == PARAMETERS})
+
+    def invite(self, worker: WorkerId) -> list[parameter_service_pb2.ShardRange]:
+        """Lets a worker come to the shards, and says how."""
+        return self._shares.invite(worker) if self._shares else []
+
+    def leave(self, worker: WorkerId) -> None:
+        """A worker is gone."""
+        if self._shares:
+            self._shares.leave(worker)
+
+    def in_turn(self, event: messages.Event) -> list[messages.Event]:
+        """The events whose turn it is, with another one that came from a worker."""
+        return self._shares.in_order(event) if self._shares else [event]
+
+    def decided(self, event: messages.Event, decisions: list[messages.Decision]) -> None:
+        """Takes note of what was decided about an event."""
+        if self._shares:
+            self._shares.decided(event, decisions)
+
+    def ready(self, decision: messages.Decision) -> bool:
+        """Whether a decision may be carried out, or shards have to answer before."""
+        return self._shares is None or self._shares.ready(decision)
+
+    def forward(self, decision: messages.Decision) -> messages.Decision | None:
+        """Has shards carry out their parts of a decision, and gives what is left of it."""
+        return self._shares.forward(decision) if self._shares else decision
+
+    def carry_out(self, decision: messages.Decision) -> messages.Event | None:
+        """Computes what was decided. Gives an event if what else was decided takes for granted what did not happen."""
+        parameters = self.parameters
+        match decision:
+            case messages.Keep(step, node, chunks, payload):
+                for chunk in chunks:
+                    parameters.keep(step, node, chunk, payload.chunk(parameters.plan, chunk))
+            case messages.Merge(step, parent, chunks):
+                for chunk in chunks:
+                    parameters.merge(step, parent, chunk)
+            case messages.MeasureGradient(step):
+                parameters.measure(step)
+            case messages.ApplyRange(version, step, chunks, factor):
+                if not parameters.apply(version, step, chunks, factor):
+                    return messages.RangeNotFinite(version)
+            case messages.Promote(version, step):
+                parameters.promote(version, step)
+                self._offer()
+            case messages.KeepInitial(chunk, payload):
+                parameters.keep_initial(chunk, payload)
+            case messages.ReportReady():
+                self._offer()
+        return None
+
+    def _offer(self) -> None:
+        """Lets the trajectory have the current version, if it wants it."""
+        version = self.version
+        if self.trajectory.wants(version):
+            self.copy(lambda slabs: self.trajectory.add(version, slabs[PARAMETERS]), state=False)
+
+    @property
+    def broken(self) -> bool:
+        """Whether a shard could not do its part, so that the parameters cannot be had."""
+        return self._shares is not None and self._shares.broken
+
+    def needs(self, shard: AttendingShard) -> bool:
+        """Whether a shard holds a part that has not come back."""
+        return self._shares is not None and self._shares.at(shard)
+
+    def close(self) -> None:
+        """Nothing is needed of shards any more."""
+        if self._shares:
+            self._shares.close()
