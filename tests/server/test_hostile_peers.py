@@ -276,8 +276,12 @@ def test_a_long_complaint_is_cut(server: Server, stub: TrainingServiceStub) -> N
         assert response.ByteSize() < 10_000
 
 
+# A gradient that is cut short.
+CUT = gradient(data=bytes(100_000)).SerializeToString()[:-1]
+
+
 @pytest.mark.parametrize(
-    "garbage", [b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x02\x0a\xff", b"\x0a\x03\x0a\x01\xff", bytes(1000)]
+    "garbage", [b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x02\x0a\xff", b"\x0a\x03\x0a\x01\xff", bytes(1000), CUT]
 )
 def test_bytes_that_are_no_message_end_the_stream(
     server: Server, stub: TrainingServiceStub, undisturbed: str, garbage: bytes

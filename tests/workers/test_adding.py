@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.workers.test_local import OPTIMIZERS, make, prepare
@@ -18,6 +18,7 @@ from thalweg.workers.adding import Finished, Slabs, add_up
 SIZE = 70_000
 
 
+@settings(deadline=None)
 @given(st.integers(1, 13), st.data())
 def test_what_is_finished_is_the_sum_along_the_tree(microbatches: int, data: st.DataObject) -> None:
     level = data.draw(st.integers(0, tree.root(microbatches).level))

@@ -79,7 +79,7 @@ def test_bits_do_not_depend_on_what_was_computed_before() -> None:
 
 def test_what_is_finished_is_final() -> None:
     """Layers are, the last one first, and of a large one some rows."""
-    layers: list[dict[str, Any]] = [{"dense": {"units": 5}}, {"relu": {}}, {"dense": {"units": 2500}}, {"dense": {"units": 4}}]
+    layers: list[dict[str, Any]] = [{"dense": {"units": 5}}, {"relu": {}}, {"dense": {"units": 5000}}, {"dense": {"units": 4}}]
     model = Model(complete({"layers": layers, "loss": "mean_squared_error"}), (3,), 0)
     slab, out = np.empty(model.size, np.float32), np.full(model.size, np.nan, np.float32)
     model.initial(slab)
@@ -88,8 +88,8 @@ def test_what_is_finished_is_final() -> None:
     x, y = (generator.normal(size=(6, width)).astype(np.float32) for width in (3, 4))
     told: list[tuple[int, bytes]] = []
     model.loss_and_gradient(x, y, 6, (0, 0), out, lambda elements: told.append((elements, out[:elements].tobytes())))
-    last = 2500 * 4 + 4
-    assert [elements for elements, _ in told] == [last, last + 1024 * 5, last + 2048 * 5, last + 2500 * 6, model.size]
+    last = 5000 * 4 + 4
+    assert [elements for elements, _ in told] == [last, last + 2048 * 5, last + 4096 * 5, last + 5000 * 6, model.size]
     assert np.isfinite(out).all()
     assert all(out.tobytes().startswith(prefix) for _, prefix in told)
 

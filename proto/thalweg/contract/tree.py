@@ -6,18 +6,16 @@ sum a property of the job alone.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Node:
+class Node(NamedTuple):
     """One node: `level` 0 is a single microbatch."""
 
     level: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
 
     @property
     def parent(self) -> "Node":

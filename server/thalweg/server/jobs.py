@@ -105,8 +105,11 @@ class Jobs:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            for run in list(self._runs.values()):
-                run.tick()
+            self._tick_runs()
+
+    def _tick_runs(self) -> None:
+        for run in list(self._runs.values()):
+            run.tick()
 
     async def _take_up(self, job: job_pb2.Job, what: str) -> None:
         """Queues a job that earlier runs have not brought to its end, at its last checkpoint."""

@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from thalweg.contract import memory
+from thalweg.contract.allocator import keep_freed
 from thalweg.contract.channel import OPTIONS, Address
 from thalweg.server.jobs import Jobs
 from thalweg.server.services.fleet import FleetService
@@ -101,6 +102,7 @@ class Server:
                 "On a network that only trusted machines can reach, --trust-network does without."
             )
         self._lock_folder()
+        keep_freed()
         self._thread.start()
         self._started.wait()
         if self._failure:

@@ -124,6 +124,7 @@ class Guest:
         for file in self._files:
             os.close(file)
         self._files = []
+        self._slabs = {}
 
 
 class Sharing:
@@ -194,6 +195,7 @@ class JobSharing:
         self._sharing = sharing if suits(spec) else None
         self._guests: dict[WorkerId, Guest] = {}
         self._slabs: SharedSlabs | None = None
+        self._withdrawn = False
 
     def invite(self, worker: WorkerId) -> parameter_service_pb2.SharedMemory | None:
         """The offer for a worker, if there is one."""
@@ -211,7 +213,7 @@ class JobSharing:
     def settle(self, worker: WorkerId, took: bool) -> bool:
         """A worker says whether it took the offer. False if that is not true."""
         guest = self._guests.get(worker)
-        if took:
+        if took and not self._withdrawn:
             return guest is not None and guest.attached
         self.leave(worker)
         return True
@@ -224,6 +226,7 @@ class JobSharing:
             self._slabs = SharedSlabs(elements, dtype)
         except OSError as error:
             _log.warning("parameters cannot be shared: %s", error)
+            self._withdrawn = True
             self.close()
             return None
         return self._slabs.slabs

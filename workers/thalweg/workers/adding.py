@@ -41,6 +41,8 @@ def add_up(node: Node, microbatches: int, leaf: Leaf, out: Slab, finished: Finis
 
     `slabs` gives room for those that are to be added.
     """
+    if node.level == 0:
+        return leaf(node.index, out, finished)
     # Sums that wait for what is on their right in the tree; behind them, the microbatch that is being computed.
     path: list[Slab] = []
     last = node.leaves(microbatches).stop - 1

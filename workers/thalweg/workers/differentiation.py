@@ -14,6 +14,7 @@ from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2
 from thalweg.workers.adding import Finished, Slabs, add_up
 from thalweg.workers.data import Dataset
+from thalweg.workers.data.gathering import Gatherer
 from thalweg.workers.data.sampling import Sampler
 from thalweg.workers.local import Lanes
 from thalweg.workers.model import Model
@@ -34,12 +35,16 @@ class Differentiator:
         scheme = spec.training.gradient
         self._numerical = None if scheme == "backpropagation" else NumericalDifferentiator(self.model, scheme)
         self._microbatches = spec.training.microbatches
-        self._sampler = Sampler(len(dataset.train_x), spec.training.batch_size, self._microbatches, spec.seed)
+        sampler = Sampler(len(dataset.train_x), spec.training.batch_size, self._microbatches, spec.seed)
+        self._gatherer = Gatherer(dataset, sampler)
         self._slabs = Slabs(self.model.dtype)
         self._batches: dict[int, tuple[Batch, int]] = {}
         self._at = (-1, -1)
         local = spec.training.synchrony.WhichOneof("policy") == "local"
-        self._lanes = Lanes(spec, self.model, self._samples, self._sampler.steps_per_epoch) if local else None
+        self._lanes = Lanes(spec, self.model, self._gatherer, sampler.steps_per_epoch) if local else None
+        # The task that was done last, and what came behind each node when it was done before: a node, so many steps later.
+        self._last: tuple[int, Node] | None = None
+        self._behind: dict[Node, tuple[int, Node]] = {}
 
     @property
     def numerical(self) -> bool:
@@ -66,6 +71,10 @@ class Differentiator:
         again once it is given back with `release`. While it is filled, `finished` is given it and told how many of its first
         elements are final: ever more, and at last all of them.
         """
+        if self._last:
+            last_step, last_node = self._last
+            self._behind[last_node] = (step - last_step, node)
+        self._last = (step, node)
         size = coordinates.stop - coordinates.start if self.numerical else self.model.size
         result = self._slabs.take(size) if out is None else out
 
@@ -77,7 +86,7 @@ class Differentiator:
             elif self._lanes:
                 sums = self._lanes.train(parameters, range(step, step + steps), microbatch, slab)
             else:
-                x, y, denominator = self._samples(step, microbatch)
+                x, y, denominator = self._gatherer(step, microbatch)
                 self.model.bind(parameters)
                 return self.model.loss_and_gradient(x, y, denominator, (step, microbatch), slab, done)
             done(size)
@@ -85,10 +94,16 @@ class Differentiator:
 
         return result, add_up(node, self._microbatches, leaf, result, partial(finished, result), self._slabs)
 
-    def _samples(self, step: int, microbatch: int) -> tuple[Slab, NDArray[Any], int]:
-        """A microbatch's samples and targets, and the number of samples in the whole minibatch."""
-        indices, denominator = self._sampler.microbatch(step, microbatch)
-        return self.dataset.train_x[indices], self.dataset.train_y[indices], denominator
+    def prefetch(self) -> None:
+        """Gathers the samples of the task that is likely to be next: to be called while there is nothing else to do.
+
+        It is the one that came behind the last task's node when that was done before.
+        """
+        if self._last is None or self._last[1] not in self._behind or self._numerical or self._lanes:
+            return
+        step, node = self._last
+        steps, following = self._behind[node]
+        self._gatherer.gather(max(0, step + steps), following.leaves(self._microbatches))
 
     def _batch(
         self, numerical: NumericalDifferentiator, parameters: Slab, at: tuple[int, int], microbatch: int
@@ -102,7 +117,7 @@ class Differentiator:
             self._batches.clear()
         if microbatch not in self._batches:
             _, step = at
-            x, y, denominator = self._samples(step, microbatch)
+            x, y, denominator = self._gatherer.copy(step, microbatch)
             self._batches[microbatch] = numerical.at(parameters, x, y, (step, microbatch)), denominator
         return self._batches[microbatch]
 
@@ -114,8 +129,8 @@ class Differentiator:
         if self._numerical is None or not self.model.size:
             return 0.0
         task = [(0, microbatch) for microbatch in range(self._microbatches)]
-        samples = [self._samples(*each)[:2] for each in task]
-        batches = [self._numerical.at(parameters, x, y, each) for (x, y), each in zip(samples, task, strict=True)]
+        samples = [self._gatherer.copy(*each) for each in task]
+        batches = [self._numerical.at(parameters, x, y, each) for (x, y, _), each in zip(samples, task, strict=True)]
         one = np.empty(1)
         coordinates = 0
         start = time.perf_counter()

@@ -1,19 +1,13 @@
 """Local steps: what a lane, which is one microbatch of each step, does by itself before lanes are averaged (Stich 2019)."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from thalweg.contract.layout import Slab
 from thalweg.contract.sums import Sums
 from thalweg.server import clipping, optimizers, schedules
 from thalweg.v1 import job_pb2
+from thalweg.workers.data.gathering import Gatherer
 from thalweg.workers.model import Model
-
-# From a step and a microbatch: samples, targets, and the number of samples in the whole minibatch.
-Samples = Callable[[int, int], tuple[Slab, NDArray[Any], int]]
 
 
 class Lanes:
@@ -22,11 +16,11 @@ class Lanes:
     `spec` has its defaults filled in. What a lane gives follows from its arguments alone: no state is kept from one to the next.
     """
 
-    def __init__(self, spec: job_pb2.JobSpec, model: Model, samples: Samples, steps_per_epoch: int) -> None:
+    def __init__(self, spec: job_pb2.JobSpec, model: Model, gatherer: Gatherer, steps_per_epoch: int) -> None:
         self._spec = spec.optimizer
         self._optimizer = optimizers.make(spec.optimizer)
         self._model = model
-        self._samples = samples
+        self._gatherer = gatherer
         self._steps_per_epoch = steps_per_epoch
         self._total_steps = spec.training.epochs * steps_per_epoch
         self._microbatches = spec.training.microbatches
@@ -47,7 +41,7 @@ class Lanes:
         # What is not finite shows in the server's update.
         with np.errstate(over="ignore", invalid="ignore"):
             for step in steps:
-                x, y, _ = self._samples(step, lane)
+                x, y, _ = self._gatherer(step, lane)
                 if len(x) == 0:
                     continue
                 sums += model.loss_and_gradient(x, y, len(x), (step, lane), gradient)

@@ -11,13 +11,10 @@ from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
 from thalweg.contract.sums import Sums
 from thalweg.v1 import job_pb2
-from thalweg.workers.layers import LAYERS, ModelError, Randomness
+from thalweg.workers.layers import LAYERS, ModelError, Task
 from thalweg.workers.losses import LOSSES
 
-__all__ = ["Model", "ModelError"]
-
-# (step, microbatch) of a training task, on which its dropout depends.
-Task = tuple[int, int]
+__all__ = ["Model", "ModelError", "Task"]
 
 
 class _Place(NamedTuple):
@@ -55,14 +52,16 @@ class Model:
         self.one_hot = one_hot
         self.dtype: np.dtype[np.floating] = np.dtype(dtype or spec.dtype)
         self.layers = []
+        self._input_shapes = []
         shape = input_shape
         for index, layer_spec in enumerate(spec.layers):
             kind = layer_spec.WhichOneof("kind") or ""
-            layer = LAYERS[kind](getattr(layer_spec, kind), index, self.dtype)
+            layer = LAYERS[kind](getattr(layer_spec, kind), index, self.dtype, seed)
+            self._input_shapes.append(shape)
             shape = layer.build(shape)
             self.layers.append(layer)
         self.output_shape = shape
-        self.loss = LOSSES[spec.loss](shape, one_hot)
+        self.loss = LOSSES[spec.loss](shape, one_hot, self.dtype)
         # The last layer first: backpropagation finishes it first.
         tensors = [
             job_pb2.Tensor(name=f"{layer.index}.{name}", shape=shape)
@@ -79,6 +78,7 @@ class Model:
             self._places[int(layer_index)].append(_Place(name, slice(start, end), tuple(tensor.shape)))
             start = end
         self._bound: Slab | None = None
+        self._samples = -1
 
     @property
     def classifier(self) -> bool:
@@ -92,7 +92,7 @@ class Model:
     def initial(self, out: Slab) -> None:
         """Fills a slab with the initial parameters, a function of the model and the seed."""
         for layer, places in zip(self.layers, self._places, strict=True):
-            layer.initialize(self.seed, _tensors(places, out))
+            layer.initialize(_tensors(places, out))
 
     def bind(self, parameters: Slab) -> None:
         """Computes with the parameters in a slab from now on, wherever it changes."""
@@ -121,7 +121,7 @@ class Model:
             return Sums()
         output = self._forward(x, task)
         sums = self.sums_of(output, y)
-        backward = self.loss.gradient(output, y)
+        backward = self.loss.gradient()
         backward *= 1 / denominator
         done = 0
 
@@ -149,8 +149,9 @@ class Model:
     def inputs(self, x: Slab, task: Task | None) -> list[Slab]:
         """A copy of each layer's input, and of the output."""
         values = [x]
+        self._make_room(len(x))
         for layer in self.layers:
-            values.append(layer.forward(values[-1], self._randomness(task)).copy())
+            values.append(layer.forward(values[-1], task).copy())
         return values
 
     def loss_from(self, layer: int, x: Slab, y: NDArray[Any], task: Task | None) -> float:
@@ -158,13 +159,17 @@ class Model:
         return _total(self.loss.losses(self._forward(x, task, layer), y))
 
     def _forward(self, x: Slab, task: Task | None, first: int = 0) -> Slab:
-        randomness = self._randomness(task)
+        self._make_room(len(x))
         for layer in self.layers[first:]:
-            x = layer.forward(x, randomness)
+            x = layer.forward(x, task)
         return x
 
-    def _randomness(self, task: Task | None) -> Randomness | None:
-        return Randomness(self.seed, *task) if task else None
+    def _make_room(self, samples: int) -> None:
+        if self._samples != samples:
+            self._samples = samples
+            for layer, shape in zip(self.layers, self._input_shapes, strict=True):
+                layer.make_room((samples, *shape))
+            self.loss.make_room(samples)
 
     def sums_of(self, output: Slab, y: NDArray[Any]) -> Sums:
         """The sums over samples, from the model's output for them."""

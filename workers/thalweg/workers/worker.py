@@ -11,6 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from thalweg.contract import payload
+from thalweg.contract.allocator import keep_freed
 from thalweg.contract.channel import OPTIONS, Address, authorization
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.layout import Slab
@@ -40,6 +41,7 @@ def work(server: Address, token: str | None, job_id: str, name: str, answered: C
     Raises ThalwegError if the server is lost, and whatever the computation raises. A mistake in the job's model or data is told
     to the server, which fails the job.
     """
+    keep_freed()
     with grpc.insecure_channel(str(server), options=list(OPTIONS)) as channel:
         outbox: queue.SimpleQueue[_Said | None] = queue.SimpleQueue()
         outbox.put(pb.WorkRequest(hello=pb.Hello(job_id=job_id, worker=name)))
@@ -148,6 +150,7 @@ class _Worker:
                 case "differentiate":
                     self._differentiate(message.differentiate)
                     self._answered()
+                    self._differentiator.prefetch()
                 case "parameters":
                     self._exchange.keep(message.parameters, values)
                 case "evaluate":

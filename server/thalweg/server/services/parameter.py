@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -21,45 +22,52 @@ from thalweg.v1 import parameter_service_pb2 as pb
 _log = logging.getLogger(__name__)
 
 
-class _Parameters(NamedTuple):
-    """A message with parameters at a version."""
+class _Waiting(NamedTuple):
+    """A message that the worker has not taken, and the version whose parameters make it useless if they come."""
 
-    version: int
-    serialized: bytes
+    message: pb.WorkResponse | bytes
+    until: float = math.inf
 
 
 class WorkerStream:
     """The server's end of one worker's stream: a queue, emptied as fast as the worker takes it.
 
-    Parameters that a worker has not taken when those of the version after the next come are not sent, unless it has yet to take
-    a task behind them, which is computed with them. So a worker takes the memory of three versions at most, however slow its
-    connection is.
+    What a worker has not taken when it is no longer of use is not sent: parameters two versions old, for tasks are given out at
+    the current version only, which is the newest or the one before; and a task to evaluate any but the newest, for no version is
+    made before the evaluation of the one before has ended. What has gradients to be computed behind it stays, and a worker that
+    owes those gets no further parameters. So a worker that takes nothing costs the memory of a few versions, however long.
     """
 
     def __init__(self, worker: int, name: str) -> None:
         self.worker = worker
         self.name = name
-        self._queue: deque[pb.WorkResponse | _Parameters] = deque()
+        self._queue: deque[_Waiting] = deque()
         self._newest = -1
         self._filled = asyncio.Event()
         self._evicted = asyncio.Event()
 
     def send(self, message: pb.WorkResponse) -> None:
         """Queues a message."""
-        self._queue.append(message)
-        self._filled.set()
+        self._put(_Waiting(message, message.evaluate.version + 1) if message.HasField("evaluate") else _Waiting(message))
 
     def send_parameters(self, version: int, serialized: bytes) -> None:
-        """Queues a message with parameters at a version. Parameters two versions older, for which no task waits, are left out."""
-        queue = self._queue
+        """Queues a message with parameters at a version."""
         if version > self._newest:
             self._newest = version
-            waiting: list[pb.WorkResponse | _Parameters] = []
-            while queue and isinstance(queue[-1], _Parameters):
-                waiting.append(queue.pop())
-            queue.extend(each for each in reversed(waiting) if isinstance(each, _Parameters) and each.version >= version - 1)
-        queue.append(_Parameters(version, serialized))
+            self._drop_useless()
+        self._put(_Waiting(serialized, version + 2))
+
+    def _put(self, waiting: _Waiting) -> None:
+        self._queue.append(waiting)
         self._filled.set()
+
+    def _drop_useless(self) -> None:
+        useful: list[_Waiting] = []
+        while self._queue and self._queue[-1].until < math.inf:
+            waiting = self._queue.pop()
+            if waiting.until > self._newest:
+                useful.append(waiting)
+        self._queue.extend(reversed(useful))
 
     def evict(self) -> None:
         """Ends the stream."""
@@ -76,12 +84,9 @@ class WorkerStream:
             await self._filled.wait()
             self._filled.clear()
             while self._queue:
-                message = self._queue.popleft()
-                if isinstance(message, _Parameters):
-                    await context.write(message.serialized)
-                    continue
+                message = self._queue.popleft().message
                 await context.write(message)
-                if message.HasField("goodbye"):
+                if isinstance(message, pb.WorkResponse) and message.HasField("goodbye"):
                     return
 
 

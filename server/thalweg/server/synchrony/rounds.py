@@ -24,7 +24,7 @@ from thalweg.server.plan import Plan
 from thalweg.server.synchrony.base import Policy
 from thalweg.server.synchrony.diverged import diverged
 from thalweg.server.synchrony.gathering import Gathering
-from thalweg.server.synchrony.shares import divide
+from thalweg.server.synchrony.shares import Part, divide
 
 
 class Rounds(Policy):
@@ -38,6 +38,8 @@ class Rounds(Policy):
         self._open: dict[int, Gathering] = {}
         self._waiting: dict[Task, WorkerId | None] = {}  # tasks that nobody has yet, and whose turn each is
         self._applied = 0
+        self._weights: dict[WorkerId, float] | None = None
+        self._division: list[tuple[WorkerId | None, Part]] = []
 
     def current(self) -> list[WorkerId]:
         return [worker for worker, has in self._workers.items() if has]
@@ -49,7 +51,7 @@ class Rounds(Policy):
         plan = self.plan
         while self._began <= self.version + self._bound and self._began < plan.end_of_epoch(self.version):
             weights = self._tasks.weights(self.current())
-            shared = divide(plan, self._began, weights)
+            shared = self._divide(weights)
             step = plan.minibatch(self._began)
             self._open[step] = Gathering(plan, step, [task for _, task in shared])
             self._waiting |= {task: worker for worker, task in shared}
@@ -58,17 +60,27 @@ class Rounds(Policy):
             self._began += 1
         return self._apply() + self.assign()
 
+    def _divide(self, weights: dict[WorkerId, float]) -> list[tuple[WorkerId | None, Task]]:
+        """The next step's tasks, and who is to have each. Steps that are divided alike are looked at once."""
+        step, end = self.plan.minibatch(self._began), self.plan.minibatch(self._began + 1)
+        if weights != self._weights:
+            self._weights, self._division = weights, divide(self.plan, weights)
+        return [(worker, Task(step, end - step, *part)) for worker, part in self._division]
+
     def assign(self) -> list[Decision]:
         decisions: list[Decision] = []
+        idle = self._idle()
         for find in (self._own_share, self._any_share):
-            for worker in self.current():
-                if self._waiting and self._tasks.idle(worker):
-                    decisions += [self._give(worker, task) for task in find(worker)]
-        idle = [worker for worker in self.current() if self._tasks.idle(worker)]
+            for worker in idle if self._waiting else ():
+                decisions += [self._give(worker, task) for task in find(worker)]
+            idle = self._idle() if decisions else idle
         if idle:
             overdue = [task for task in self._tasks.overdue() if self._is_open(task)]
             decisions += [self._give(worker, task, again=True) for worker, task in zip(idle, overdue, strict=False)]
         return decisions
+
+    def _idle(self) -> list[WorkerId]:
+        return [worker for worker, has in self._workers.items() if has and self._tasks.idle(worker)]
 
     def _own_share(self, worker: WorkerId) -> list[Task]:
         """A worker's share of the first step of which it has one that is not handed out."""
@@ -82,6 +94,8 @@ class Rounds(Policy):
 
     def _any_share(self, _: WorkerId) -> list[Task]:
         """One task that waits: for nobody, as its worker is lost, or for a worker that is slower."""
+        if not self._waiting:
+            return []
         task = min(self._waiting, key=lambda each: each.step)
         del self._waiting[task]
         return [task]

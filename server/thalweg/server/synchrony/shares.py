@@ -1,6 +1,7 @@
 """How a step's work is divided among workers. The result of the step does not depend on it."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from thalweg.contract import tree
 from thalweg.contract.tree import Node
@@ -8,22 +9,27 @@ from thalweg.server.messages import Task, WorkerId
 from thalweg.server.plan import Plan
 
 
-def divide(plan: Plan, version: int, weights: dict[WorkerId, float]) -> list[tuple[WorkerId | None, Task]]:
-    """A step's tasks, and who is to have each; nobody if there are no workers. Faster workers, by their weights, get more.
+class Part(NamedTuple):
+    """What a task is, in whatever step: see `Task`."""
+
+    node: Node
+    first_chunk: int
+    end_chunk: int
+
+
+def divide(plan: Plan, weights: dict[WorkerId, float]) -> list[tuple[WorkerId | None, Part]]:
+    """The parts of a step, and who is to have each; nobody if there are no workers. Faster workers, by their weights, get more.
 
     A worker's share is a run of microbatches, one by one or in as few nodes of the tree as cover it, or, where differentiation is
     numerical, chunks from all over the slab.
     """
-    step, steps = plan.minibatch(version), plan.minibatch(version + 1) - plan.minibatch(version)
     workers: list[WorkerId | None] = [*weights] or [None]
     shares = [*weights.values()] or [1.0]
     if plan.numerical:
         root = tree.root(plan.microbatches)
-        return [
-            (workers[share], Task(step, steps, root, chunk, chunk + 1)) for chunk, share in enumerate(_deal(plan.chunks, shares))
-        ]
+        return [(workers[share], Part(root, chunk, chunk + 1)) for chunk, share in enumerate(_deal(plan.chunks, shares))]
     return [
-        (worker, Task(step, steps, node, 0, plan.chunks))
+        (worker, Part(node, 0, plan.chunks))
         for worker, run in zip(workers, _runs(plan.microbatches, shares), strict=True)
         for node in ([Node(0, each) for each in run] if plan.one_by_one else tree.cover(run, plan.microbatches))
     ]

@@ -1,6 +1,6 @@
 """Layers: each is one small file and one line here."""
 
-from thalweg.workers.layers.base import Layer, ModelError, Randomness
+from thalweg.workers.layers.base import Layer, ModelError, Task
 from thalweg.workers.layers.dense import Dense
 from thalweg.workers.layers.dropout import Dropout
 from thalweg.workers.layers.flatten import Flatten
@@ -21,4 +21,4 @@ LAYERS: dict[str, type[Layer]] = {
     "flatten": Flatten,
 }
 
-__all__ = ["LAYERS", "Layer", "ModelError", "Randomness"]
+__all__ = ["LAYERS", "Layer", "ModelError", "Task"]

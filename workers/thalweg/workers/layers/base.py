@@ -2,25 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from thalweg.contract.layout import Slab
+from thalweg.workers.buffers import Buffers
 
 Shape = tuple[int, ...]
+# (step, microbatch) of a training task, on which its dropout depends.
+Task = tuple[int, int]
 
 
 class ModelError(ValueError):
     """A model that cannot be, or does not fit its data. The message begins with the field of the job that it is about."""
-
-
-class Randomness(NamedTuple):
-    """What a training task's random numbers depend on."""
-
-    seed: int
-    step: int
-    microbatch: int
 
 
 class Layer(ABC):
@@ -30,12 +25,13 @@ class Layer(ABC):
     the next call overwrites.
     """
 
-    def __init__(self, spec: Any, index: int, dtype: np.dtype[np.floating]) -> None:
+    def __init__(self, spec: Any, index: int, dtype: np.dtype[np.floating], seed: int) -> None:
         self.spec = spec
         self.index = index
         self.dtype = dtype
+        self.seed = seed
         self.parameters: dict[str, Slab] = {}
-        self._buffers: dict[tuple[str, Shape], np.ndarray[Any, Any]] = {}
+        self.buffer = Buffers(dtype)
 
     @property
     def path(self) -> str:
@@ -50,12 +46,20 @@ class Layer(ABC):
         """The shapes of the parameters."""
         return {}
 
-    def initialize(self, seed: int, parameters: dict[str, Slab]) -> None:  # noqa: B027 - most layers have no parameters
+    def initialize(self, parameters: dict[str, Slab]) -> None:  # noqa: B027 - most layers have no parameters
         """Fills the parameters with their first values."""
 
+    def make_room(self, shape: Shape) -> None:
+        """Takes buffers for inputs of a shape, the samples' axis included. Comes before the first `forward` with such an input.
+
+        Most layers need one for the output and one for the gradient by the input, both of the input's shape.
+        """
+        self._out: Slab = self.buffer("out", shape)
+        self._in: Slab = self.buffer("in", shape)
+
     @abstractmethod
-    def forward(self, x: Slab, randomness: Randomness | None) -> Slab:
-        """The output. With `randomness`, as in training. Keeps what `differentiate` and `backward` need."""
+    def forward(self, x: Slab, task: Task | None) -> Slab:
+        """The output. With a task, as in training. Keeps what `differentiate` and `backward` need."""
 
     def differentiate(  # noqa: B027 - most layers have no parameters
         self, gradient: Slab, gradients: dict[str, Slab], finished: Callable[[int], object]
@@ -68,10 +72,3 @@ class Layer(ABC):
     @abstractmethod
     def backward(self, gradient: Slab) -> Slab:
         """The gradient by the input, from that by the output."""
-
-    def buffer(self, name: str, shape: Shape, dtype: Any = None) -> Any:
-        """An array of the layer's own, with any content."""
-        key = (name, shape)
-        if key not in self._buffers:
-            self._buffers[key] = np.empty(shape, dtype or self.dtype)
-        return self._buffers[key]

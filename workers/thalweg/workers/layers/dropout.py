@@ -3,36 +3,36 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.workers.layers.base import Layer, Randomness
+from thalweg.workers.layers.base import Layer, Shape, Task
 from thalweg.workers.randomness import Purpose, generator
 
 
 class Dropout(Layer):
     """While training, zeroes each activation with probability p and divides the others by 1 - p (Srivastava et al. 2014)."""
 
-    def forward(self, x: Slab, randomness: Randomness | None) -> Slab:
-        if randomness is None or self.spec.p == 0:
-            self._mask = None
-            return x
-        self._mask = self._draw(randomness, x.shape)
-        out: Slab = self.buffer("out", x.shape)
-        np.multiply(x, self._mask, out=out)
-        return out
+    def make_room(self, shape: Shape) -> None:
+        super().make_room(shape)
+        self._factors: Slab = self.buffer("factors", shape)
+        self._numbers: Slab = self.buffer("numbers", shape, np.float32)
+        self._kept = self.buffer("kept", shape, bool)
+        self._drawn: Task | None = None
 
-    def _draw(self, randomness: Randomness, shape: tuple[int, ...]) -> Slab:
-        """The factors of a task. The last task's are kept: numerical differentiation asks for them again and again."""
-        key = (randomness, shape)
-        if getattr(self, "_drawn", None) != key:
-            self._drawn = key
-            seed, step, microbatch = randomness
-            numbers = generator(seed, Purpose.DROPOUT, step, microbatch, self.index).random(shape, np.float32)
-            self._factors: Slab = (numbers >= self.spec.p).astype(self.dtype)
-            self._factors *= 1 / (1 - self.spec.p)
-        return self._factors
+    def forward(self, x: Slab, task: Task | None) -> Slab:
+        self._active = task is not None and self.spec.p > 0
+        if task is None or not self._active:
+            return x
+        self._draw(task)
+        return np.multiply(x, self._factors, out=self._out)
+
+    def _draw(self, task: Task) -> None:
+        """Makes the factors of a task. The last task's are kept: numerical differentiation asks for them again and again."""
+        if self._drawn == task:
+            return
+        self._drawn = task
+        numbers, probability = self._numbers, self.spec.p
+        generator(self.seed, Purpose.DROPOUT, *task, self.index).random(out=numbers, dtype=np.float32)
+        self._factors[...] = np.greater_equal(numbers, probability, out=self._kept)
+        self._factors *= 1 / (1 - probability)
 
     def backward(self, gradient: Slab) -> Slab:
-        if self._mask is None:
-            return gradient
-        out: Slab = self.buffer("in", gradient.shape)
-        np.multiply(gradient, self._mask, out=out)
-        return out
+        return np.multiply(gradient, self._factors, out=self._in) if self._active else gradient

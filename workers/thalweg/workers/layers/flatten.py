@@ -3,7 +3,7 @@
 import math
 
 from thalweg.contract.layout import Slab
-from thalweg.workers.layers.base import Layer, Randomness, Shape
+from thalweg.workers.layers.base import Layer, Shape, Task
 
 
 class Flatten(Layer):
@@ -12,9 +12,11 @@ class Flatten(Layer):
     def build(self, shape: Shape) -> Shape:
         return (math.prod(shape),)
 
-    def forward(self, x: Slab, randomness: Randomness | None) -> Slab:
-        self._shape = x.shape
-        return x.reshape(len(x), math.prod(x.shape[1:]))
+    def make_room(self, shape: Shape) -> None:
+        self._shape, self._flat = shape, (shape[0], math.prod(shape[1:]))
+
+    def forward(self, x: Slab, task: Task | None) -> Slab:
+        return x.reshape(self._flat)
 
     def backward(self, gradient: Slab) -> Slab:
         return gradient.reshape(self._shape)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.workers.layers.base import Layer, ModelError, Randomness, Shape
+from thalweg.workers.layers.base import Layer, ModelError, Shape, Task
 
 _CUBE = 0.044715
 
 
-def _erf(path: str) -> Callable[[Slab], Any]:
+def _erf(path: str) -> Callable[..., Any]:
     try:
         from scipy.special import erf  # noqa: PLC0415 - only this layer needs SciPy
     except ImportError as error:
@@ -31,25 +31,46 @@ class Gelu(Layer):
         self._exact = _erf(self.path) if self.spec.approximate == "none" else None
         return shape
 
-    def forward(self, x: Slab, randomness: Randomness | None) -> Slab:
+    def make_room(self, shape: Shape) -> None:
+        super().make_room(shape)
+        self._x: Slab = self.buffer("x", shape)
+        self._inner: Slab = self.buffer("inner", shape)
+        self._distribution: Slab = self.buffer("distribution", shape)
+
+    def forward(self, x: Slab, task: Task | None) -> Slab:
         # The input may lie in a buffer that is overwritten before backward.
-        self._x: Slab = self.buffer("x", x.shape)
         self._x[...] = x
+        # Φ, twice, less 1.
+        inner = self._inner
         if self._exact:
-            self._distribution = 0.5 * (1 + self._exact(x * self.dtype.type(math.sqrt(0.5))))
+            np.multiply(x, math.sqrt(0.5), out=inner)
+            self._exact(inner, out=inner)
         else:
-            self._tanh = np.tanh(math.sqrt(2 / math.pi) * (x + _CUBE * x**3))
-            self._distribution = 0.5 * (1 + self._tanh)
-        out: Slab = self.buffer("out", x.shape)
-        np.multiply(x, self._distribution, out=out)
-        return out
+            np.multiply(x, x, out=inner)
+            inner *= _CUBE
+            inner += 1
+            inner *= x
+            inner *= math.sqrt(2 / math.pi)
+            np.tanh(inner, out=inner)
+        np.add(inner, 1, out=self._distribution)
+        self._distribution *= 0.5
+        return np.multiply(x, self._distribution, out=self._out)
 
     def backward(self, gradient: Slab) -> Slab:
-        x = self._x
+        x, slope, out = self._x, self._inner, self._in
+        np.multiply(x, x, out=out)
         if self._exact:
-            slope = np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+            out *= -0.5
+            np.exp(out, out=slope)
+            slope *= 1 / math.sqrt(2 * math.pi)
         else:
-            slope = 0.5 * (1 - self._tanh**2) * (math.sqrt(2 / math.pi) * (1 + 3 * _CUBE * x * x))
-        out: Slab = self.buffer("in", gradient.shape)
-        np.multiply(gradient, self._distribution + x * slope, out=out)
-        return out
+            # Half the derivative of tanh, which is 1 - tanh², times that of its argument.
+            out *= 3 * _CUBE
+            out += 1
+            out *= math.sqrt(0.5 / math.pi)
+            np.multiply(slope, slope, out=slope)
+            np.subtract(1, slope, out=slope)
+            slope *= out
+        slope *= x
+        slope += self._distribution
+        return np.multiply(gradient, slope, out=out)

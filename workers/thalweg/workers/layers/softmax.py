@@ -3,7 +3,7 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.workers.layers.base import Layer, ModelError, Randomness, Shape
+from thalweg.workers.layers.base import Layer, ModelError, Shape, Task
 
 
 class Softmax(Layer):
@@ -14,19 +14,21 @@ class Softmax(Layer):
             raise ModelError(f"{self.path}: needs inputs with at least one axis, and a sample is a single number here")
         return shape
 
-    def forward(self, x: Slab, randomness: Randomness | None) -> Slab:
-        out: Slab = self.buffer("out", x.shape)
-        self._out = out
-        np.subtract(x, np.max(x, axis=-1, keepdims=True, initial=-np.inf), out=out)
+    def make_room(self, shape: Shape) -> None:
+        super().make_room(shape)
+        self._along: Slab = self.buffer("along", (*shape[:-1], 1))
+
+    def forward(self, x: Slab, task: Task | None) -> Slab:
+        np.maximum.reduce(x, axis=-1, keepdims=True, initial=-np.inf, out=self._along)
+        out = np.subtract(x, self._along, out=self._out)
         np.exp(out, out=out)
-        out /= np.add.reduce(out, axis=-1, keepdims=True)
+        out /= np.add.reduce(out, axis=-1, keepdims=True, out=self._along)
         return out
 
     def backward(self, gradient: Slab) -> Slab:
         """y (g - sum(g y))."""
-        out: Slab = self.buffer("in", gradient.shape)
-        np.multiply(gradient, self._out, out=out)
-        along = np.add.reduce(out, axis=-1, keepdims=True)
-        np.subtract(gradient, along, out=out)
+        out = np.multiply(gradient, self._out, out=self._in)
+        np.add.reduce(out, axis=-1, keepdims=True, out=self._along)
+        np.subtract(gradient, self._along, out=out)
         out *= self._out
         return out

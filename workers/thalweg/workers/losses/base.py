@@ -1,5 +1,6 @@
 """What a loss is: a number for each sample, and its derivative by the model's output."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.contract.layout import Slab
+from thalweg.workers.buffers import Buffers
 from thalweg.workers.layers.base import ModelError, Shape
 
 Targets = NDArray[Any]
@@ -17,9 +19,12 @@ class Loss(ABC):
 
     classifies = False
 
-    def __init__(self, output_shape: Shape, one_hot: bool) -> None:
+    def __init__(self, output_shape: Shape, one_hot: bool, dtype: np.dtype[np.floating]) -> None:
         self.output_shape = output_shape
         self.one_hot = one_hot
+        self.buffer = Buffers(dtype)
+        # The number of outputs of a sample.
+        self.width = math.prod(output_shape)
 
     @property
     def classifier(self) -> bool:
@@ -35,24 +40,37 @@ class Loss(ABC):
                 "they must be the same"
             )
 
-    @abstractmethod
-    def losses(self, output: Slab, targets: Targets) -> Slab:
-        """The loss of each sample, shape (samples)."""
+    def make_room(self, samples: int) -> None:
+        """Takes buffers for so many samples. Comes before the first `losses` of so many."""
+        self._each: Slab = self.buffer("each", (samples,))
+        self._gradient: Slab = self.buffer("gradient", (samples, *self.output_shape))
+        self._scratch: Slab = self.buffer("scratch", (samples, *self.output_shape))
+        self._found, self._wanted = (self.buffer(name, (samples,), np.intp) for name in ("found", "wanted"))
+        self._right = self.buffer("right", (samples,), bool)
 
     @abstractmethod
-    def gradient(self, output: Slab, targets: Targets) -> Slab:
-        """The gradient of the sum of losses by the output."""
+    def losses(self, output: Slab, targets: Targets) -> Slab:
+        """The loss of each sample, shape (samples), in a buffer that the next call overwrites. Keeps what `gradient` needs."""
+
+    @abstractmethod
+    def gradient(self) -> Slab:
+        """The gradient by the output of the sum of the losses that were computed last, in a buffer that is overwritten."""
 
     def correct(self, output: Slab, targets: Targets) -> float:
         """The number of samples classified rightly: those whose greatest output is where the target's is."""
-        width = max(1, output[:1].size)
-        return float(np.count_nonzero(output.reshape(-1, width).argmax(1) == targets.reshape(-1, width).argmax(1)))
+        targets.reshape(-1, self.width).argmax(1, out=self._wanted)
+        return self.agreeing(output, self._wanted)
+
+    def agreeing(self, output: Slab, labels: Targets) -> float:
+        """The number of samples whose greatest output is where a label says."""
+        output.reshape(-1, self.width).argmax(1, out=self._found)
+        return float(np.count_nonzero(np.equal(self._found, labels, out=self._right)))
 
     def fit(self, targets: Targets) -> Targets:
         """The targets in the shape of the output."""
         return targets.reshape(len(targets), *self.output_shape)
 
-
-def mean_of_sample(values: Slab) -> Slab:
-    """The mean over all axes but the samples', shape (samples)."""
-    return np.asarray(np.mean(values, axis=tuple(range(1, values.ndim)), dtype=values.dtype))
+    def mean_of_sample(self, values: Slab) -> Slab:
+        """The mean over all axes but the samples', shape (samples)."""
+        np.add.reduce(values, axis=tuple(range(1, values.ndim)), out=self._each)
+        return np.divide(self._each, self.width, out=self._each)

@@ -4,7 +4,7 @@ import numpy as np
 
 from thalweg.contract.layout import Slab
 from thalweg.workers.layers.base import ModelError
-from thalweg.workers.losses.base import Loss, Targets, mean_of_sample
+from thalweg.workers.losses.base import Loss, Targets
 
 
 class BinaryCrossEntropy(Loss):
@@ -22,22 +22,46 @@ class BinaryCrossEntropy(Loss):
             wrong = float(targets.max()) if float(targets.max()) > 1 else float(targets.min())
             raise ModelError(f"model.loss: binary_cross_entropy wants targets from 0 to 1, and the data's y has {wrong:g}")
 
+    def make_room(self, samples: int) -> None:
+        super().make_room(samples)
+        shape = (samples, *self.output_shape)
+        self._one: Slab = self.buffer("one", shape)
+        self._above, self._target_above = (self.buffer(name, shape, bool) for name in ("above", "target above"))
+
     def losses(self, output: Slab, targets: Targets) -> Slab:
-        target = self.fit(targets)
+        target = self._target = self.fit(targets)
         if output.size and not (output.min() >= 0 and output.max() <= 1) and np.isfinite(output).all():
             raise ModelError("model.loss: binary_cross_entropy wants outputs from 0 to 1; end the model with a sigmoid layer")
+        self._output = output
+        one, zero, scratch = self._one, self._gradient, self._scratch
         with np.errstate(divide="ignore"):
-            terms = target * np.maximum(np.log(output), -100) + (1 - target) * np.maximum(np.log1p(-output), -100)
-        return -mean_of_sample(terms)
+            np.log(output, out=one)
+            np.log1p(np.negative(output, out=zero), out=zero)
+        np.maximum(one, -100, out=one)
+        one *= target
+        np.maximum(zero, -100, out=zero)
+        zero *= np.subtract(1, target, out=scratch)
+        one += zero
+        losses = self.mean_of_sample(one)
+        return np.negative(losses, out=losses)
 
-    def gradient(self, output: Slab, targets: Targets) -> Slab:
-        gradient: Slab = output - self.fit(targets)
-        gradient /= np.maximum(output * (1 - output), 1e-12) * max(1, output[:1].size)
+    def gradient(self) -> Slab:
+        output, scratch = self._output, self._scratch
+        np.subtract(1, output, out=scratch)
+        scratch *= output
+        np.maximum(scratch, 1e-12, out=scratch)
+        scratch *= self.width
+        gradient = np.subtract(output, self._target, out=self._gradient)
+        gradient /= scratch
         return gradient
 
     def correct(self, output: Slab, targets: Targets) -> float:
         """The share of outputs on the right side of one half, summed over samples."""
         if self.one_hot:
             return super().correct(output, targets)
-        right = (output >= 0.5) == (self.fit(targets) >= 0.5)
-        return float(np.count_nonzero(right)) / max(1, output[:1].size)
+        right = np.equal(
+            np.greater_equal(output, 0.5, out=self._above),
+            np.greater_equal(self.fit(targets), 0.5, out=self._target_above),
+            out=self._above,
+        )
+        return float(np.count_nonzero(right)) / self.width

@@ -31,31 +31,40 @@ class SoftmaxCrossEntropy(Loss):
                 "give the last dense layer as many units as there are classes, or number the labels from 0"
             )
 
-    def losses(self, output: Slab, targets: Targets) -> Slab:
-        logarithms = self._log_softmax(output)
-        losses: Slab
-        if targets.ndim == 1:
-            losses = -logarithms[np.arange(len(targets)), targets]
-        else:
-            losses = -np.add.reduce(logarithms * targets, axis=1)
-        return losses
+    def make_room(self, samples: int) -> None:
+        super().make_room(samples)
+        self._logarithms: Slab = self.buffer("logarithms", (samples, self.width))
+        self._column: Slab = self.buffer("column", (samples, 1))
+        # Where a sample begins, and where its label is, in an array of all outputs.
+        self._first = self.buffer("first", (samples,), np.intp)
+        self._first[...] = np.arange(samples) * self.width
+        self._at = self.buffer("at", (samples,), np.intp)
 
-    def gradient(self, output: Slab, targets: Targets) -> Slab:
-        gradient: Slab = np.exp(self._log_softmax(output))
+    def losses(self, output: Slab, targets: Targets) -> Slab:
+        self._targets = targets
+        logarithms, column, losses = self._logarithms, self._column, self._each
+        np.maximum.reduce(output, axis=1, keepdims=True, initial=-np.inf, out=column)
+        np.subtract(output, column, out=logarithms)
+        np.add.reduce(np.exp(logarithms, out=self._scratch), axis=1, keepdims=True, out=column)
+        logarithms -= np.log(column, out=column)
         if targets.ndim == 1:
-            gradient[np.arange(len(targets)), targets] -= 1
+            np.add(self._first, targets, out=self._at)
+            logarithms.reshape(-1).take(self._at, out=losses, mode="clip")
+        else:
+            np.add.reduce(np.multiply(logarithms, targets, out=self._scratch), axis=1, out=losses)
+        return np.negative(losses, out=losses)
+
+    def gradient(self) -> Slab:
+        gradient, targets = np.exp(self._logarithms, out=self._gradient), self._targets
+        if targets.ndim == 1:
+            flat, at_label = gradient.reshape(-1), self._column.reshape(-1)
+            flat.take(self._at, out=at_label, mode="clip")
+            at_label -= 1
+            flat[self._at] = at_label
             return gradient
-        gradient *= np.add.reduce(targets, axis=1, keepdims=True)
+        gradient *= np.add.reduce(targets, axis=1, keepdims=True, out=self._column)
         gradient -= targets
         return gradient
 
-    @staticmethod
-    def _log_softmax(output: Slab) -> Slab:
-        shifted = output - np.max(output, axis=1, keepdims=True, initial=-np.inf)
-        logarithms: Slab = shifted - np.log(np.add.reduce(np.exp(shifted), axis=1, keepdims=True))
-        return logarithms
-
     def correct(self, output: Slab, targets: Targets) -> float:
-        if targets.ndim == 1:
-            return float(np.count_nonzero(output.argmax(1) == targets))
-        return super().correct(output, targets)
+        return self.agreeing(output, targets) if targets.ndim == 1 else super().correct(output, targets)

@@ -1,0 +1,125 @@
+"""A server and workers, each in a process of its own, without Ray: to look at them one by one."""
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.program import Rate, Window
+from benchmarks.samples import samples
+from benchmarks.systems.thalweg import document
+from benchmarks.workloads import Workload
+from tests.end_to_end.command import service
+from thalweg.client import Client, Job, StepsTaken, WorkersChanged
+from thalweg.contract.channel import Address
+from thalweg.contract.sums import Sums
+from thalweg.workers import model
+from thalweg.workers.worker import work
+
+# Workers that only sleep share a process, so that dozens of them start in reasonable time.
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A server, and the workers of one job."""
+
+    server: psutil.Process
+    workers: list[psutil.Process]
+    job: Job
+    wanted: int
+
+    def rate(self, seconds: float) -> Rate:
+        """Steps from when all workers are there on. Raises RuntimeError if the job ends before."""
+        window, workers = Window(seconds), 0
+        for event in self.job.watch():
+            if isinstance(event, WorkersChanged):
+                workers = event.workers
+            elif isinstance(event, StepsTaken) and workers == self.wanted:
+                rate = window.at(event.time.timestamp(), event.first_step + len(event.losses))
+                if rate:
+                    return rate
+        raise RuntimeError(f"the job ended too early: {self.job.refresh().error}")
+
+    def cpu(self) -> tuple[float, float]:
+        """Processor seconds so far: the server's, and those of all workers together."""
+        spent = [sum(process.cpu_times()[:2]) for process in (self.server, *self.workers)]
+        return spent[0], sum(spent[1:])
+
+
+def _work(address: Address, job: str, name: str, threads: int, sleep: float | None) -> None:
+    """A process of workers. With `sleep`, they wait so many seconds for each microbatch, and its gradient is zero."""
+    if sleep is not None:
+
+        def idle(self: Any, x: Any, y: Any, denominator: Any, task: Any, gradient: Any, finished: Any = None) -> Sums:  # noqa: ARG001
+            time.sleep(sleep)
+            gradient[...] = 0
+            if finished:
+                finished(gradient.size)
+            return Sums(0.0, 0.0, len(x))
+
+        model.Model.loss_and_gradient = idle  # type: ignore[method-assign]
+    workers = [Thread(target=work, args=(address, None, job, f"{name}-{i}")) for i in range(threads)]
+    for worker in workers:
+        worker.start()
+
+
+@contextmanager
+def cluster(job: dict[str, Any], workers: int, sleep: float | None = None) -> Iterator[Cluster]:
+    """A job that is worked for as long as the context, or to its end."""
+    context = multiprocessing.get_context("spawn")
+    job["training"]["workers"] = workers
+    threads = 1 if sleep is None else _THREADS
+    counts = [min(threads, workers - first) for first in range(0, workers, threads)]
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        serve = "serve", "--address", "127.0.0.1:0", "--data", str(home / "server")
+        with service(home, *serve) as (server, facts), Client(facts["address"]) as client:
+            handle = client.submit(job)
+            processes = [
+                context.Process(target=_work, args=(client.address, handle.id, f"worker-{i}", count, sleep), daemon=True)
+                for i, count in enumerate(counts)
+            ]
+            for process in processes:
+                process.start()
+            try:
+                found = [psutil.Process(process.pid) for process in processes]
+                yield Cluster(psutil.Process(server.process.pid), found, handle, workers)
+            finally:
+                handle.cancel()
+                for process in processes:
+                    process.join()
+
+
+@contextmanager
+def training(workload: Workload, workers: int) -> Iterator[Cluster]:
+    """A workload in training."""
+    with tempfile.TemporaryDirectory() as name:
+        data = Path(name) / "samples.npz"
+        x, y = samples(workload)
+        np.savez(data, x=x, y=y)
+        with cluster(document(workload, data), workers) as running:
+            yield running
+
+
+def idle_workload(parameters: int) -> Workload:
+    """A model 64-k-k-10 of about so many parameters, for samples of the data set `digits`, one per microbatch."""
+    width = max(1, round(((76**2 + 4 * parameters) ** 0.5 - 76) / 2))
+    return Workload("idle", (64, width, width, 10), 1, "sgd", 1e-3)
+
+
+def idle_step(workload: Workload, microbatches: int, workers: int, sleep: float, seconds: float) -> float:
+    """The seconds that a step takes whose workers only sleep, for `sleep` seconds at each microbatch."""
+    job = document(workload, Path()) | {"data": {"builtin": "digits"}}
+    job["training"] |= {"batch_size": microbatches, "microbatches": microbatches}
+    with cluster(job, workers, sleep) as running:
+        rate = running.rate(seconds)
+    return rate.seconds / rate.steps

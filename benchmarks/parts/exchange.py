@@ -1,0 +1,109 @@
+"""How fast a stream is that has gRPC and the contract's messages in it, and nothing else: the bound of every exchange over gRPC.
+
+A server in one event loop, in a process of its own, as Thalweg's; a worker's blocking stream. A small message goes there and
+back, then chunks go one way: the server answers behind the last one, or with as many.
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import queue
+import statistics
+import time
+from collections.abc import AsyncIterator, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import grpc
+
+from benchmarks.parts import Cell, Table, run
+from thalweg.contract.channel import CHUNK_BYTES, OPTIONS
+from thalweg.v1 import parameter_service_pb2 as pb
+from thalweg.v1 import parameter_service_pb2_grpc
+
+_SMALL = 200
+_CHUNKS = 64
+
+
+class Echo(parameter_service_pb2_grpc.ParameterServiceServicer):
+    """Answers an evaluation at once; behind `prepared` it sends so many chunks; chunks it takes and says nothing."""
+
+    async def Work(  # type: ignore[override]  # noqa: N802 - the name is the contract's
+        self, request_iterator: AsyncIterator[pb.WorkRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """A stream."""
+        parameters = pb.WorkResponse(parameters=pb.ParametersChunk(data=bytes(CHUNK_BYTES)))
+        async for request in request_iterator:
+            match request.WhichOneof("message"):
+                case "evaluation":
+                    await context.write(pb.WorkResponse(evaluate=pb.EvaluateTask()))
+                case "prepared":
+                    for _ in range(request.prepared.train_samples):
+                        await context.write(parameters)
+
+
+def serve(told: Connection) -> None:
+    """The server's process."""
+
+    async def forever() -> None:
+        server = grpc.aio.server(options=list(OPTIONS))
+        parameter_service_pb2_grpc.add_ParameterServiceServicer_to_server(Echo(), server)
+        told.send(server.add_insecure_port("127.0.0.1:0"))
+        await server.start()
+        await server.wait_for_termination()
+
+    asyncio.run(forever())
+
+
+class Stream:
+    """The worker's end."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._outbox: queue.SimpleQueue[pb.WorkRequest | None] = queue.SimpleQueue()
+        stub = parameter_service_pb2_grpc.ParameterServiceStub(channel)
+        self._inbox: Iterator[pb.WorkResponse] = stub.Work(iter(self._outbox.get, None))
+
+    def small(self) -> float:
+        """Seconds that a small message takes there and back."""
+        began = time.perf_counter()
+        self._outbox.put(pb.WorkRequest(evaluation=pb.Evaluation()))
+        next(self._inbox)
+        return time.perf_counter() - began
+
+    def chunks(self, sent: int, wanted: int) -> float:
+        """Seconds until so many chunks have been taken, and so many have come."""
+        data = bytes(CHUNK_BYTES)
+        began = time.perf_counter()
+        if wanted:
+            self._outbox.put(pb.WorkRequest(prepared=pb.Prepared(train_samples=wanted)))
+        for _ in range(sent):
+            self._outbox.put(pb.WorkRequest(gradient=pb.GradientChunk(data=data)))
+        for _ in range(wanted):
+            next(self._inbox)
+        self.small()
+        return time.perf_counter() - began
+
+
+def measure(options: argparse.Namespace) -> Table:
+    """Medians."""
+    context = multiprocessing.get_context("spawn")
+    told, tells = context.Pipe()
+    context.Process(target=serve, args=(tells,), daemon=True).start()
+    with grpc.insecure_channel(f"127.0.0.1:{told.recv()}", options=list(OPTIONS)) as channel:
+        stream = Stream(channel)
+        latency = statistics.median(stream.small() for _ in range(_SMALL * (options.repeats + 1)))
+        rows: list[tuple[Cell, ...]] = [("a small message there and back", latency * 1000, 1 / latency, 0.0)]
+        for title, sent, wanted in (
+            ("1 MiB chunks to the server", _CHUNKS, 0),
+            ("1 MiB chunks from the server", 0, _CHUNKS),
+            ("1 MiB chunks, first from it, then to it", _CHUNKS, _CHUNKS),
+        ):
+            stream.chunks(sent, wanted)
+            seconds = statistics.median(stream.chunks(sent, wanted) for _ in range(options.repeats))
+            each = seconds / (sent + wanted)
+            rows.append((title, each * 1000, 1 / each, CHUNK_BYTES / each / 1e9))
+        return Table(("what", "ms each", "each s", "GB/s"), rows)
+
+
+if __name__ == "__main__":
+    run(measure)

@@ -1,0 +1,76 @@
+"""Thalweg: a real job on a server, a fleet and two workers of its own, as `thalweg train` runs one."""
+
+import argparse
+import inspect
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.program import Rate, Unavailable, Window, run
+from benchmarks.samples import samples
+from benchmarks.workloads import WORKERS, Workload
+from thalweg.client import StepsTaken, WorkersChanged, local
+from thalweg.v1 import job_pb2
+
+# More than any measurement takes; the job is cancelled when the window is over.
+_EPOCHS = 1_000_000
+
+
+def document(workload: Workload, data: Path, codec: str | None = None) -> dict[str, Any]:
+    """The job of a workload."""
+    layers: list[dict[str, Any]] = []
+    for width in workload.widths[1:]:
+        layers += [{"dense": {"units": width}}, {"relu": {}}]
+    training: dict[str, Any] = {
+        "epochs": _EPOCHS,
+        "batch_size": WORKERS * workload.samples,
+        "microbatches": WORKERS,
+        "workers": WORKERS,
+    }
+    if codec:
+        training["codec"] = {codec: {}}
+    return {
+        "name": "benchmark",
+        "model": {"layers": layers[:-1], "loss": "softmax_cross_entropy"},
+        "data": {"npz": str(data)},
+        "training": training,
+        "optimizer": {workload.optimizer: {"learning_rate": workload.learning_rate}},
+    }
+
+
+def options_of(shared_memory: bool, codec: str | None) -> dict[str, Any]:
+    """What `local` is to be called with. Raises Unavailable if this version lacks what is to be measured."""
+    if codec and "codec" not in job_pb2.Training.DESCRIPTOR.fields_by_name:
+        raise Unavailable("this version of Thalweg has no codecs")
+    if "shared_memory" in inspect.signature(local).parameters:
+        return {"shared_memory": shared_memory}
+    if shared_memory:
+        raise Unavailable("this version of Thalweg does not use shared memory")
+    return {}
+
+
+def measure(workload: Workload, options: argparse.Namespace) -> Rate:
+    """Steps from when both workers are there on, counted and timed by the server's own events."""
+    extra = options_of(options.exchange == "memory", options.codec)
+    with tempfile.TemporaryDirectory() as name:
+        data = Path(name) / "samples.npz"
+        x, y = samples(workload)
+        np.savez(data, x=x, y=y)
+        with local(workers=WORKERS, data=Path(name) / "jobs", **extra) as client:
+            job = client.submit(document(workload, data, options.codec))
+            window, workers = Window(options.seconds), 0
+            for event in job.watch():
+                if isinstance(event, WorkersChanged):
+                    workers = event.workers
+                elif isinstance(event, StepsTaken) and workers == WORKERS:
+                    rate = window.at(event.time.timestamp(), event.first_step + len(event.losses))
+                    if rate:
+                        job.cancel()
+                        return rate
+            raise RuntimeError(f"the job ended too early: {job.refresh().state}")
+
+
+if __name__ == "__main__":
+    run(measure, "--exchange", "--codec")
