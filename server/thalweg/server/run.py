@@ -274,8 +274,9 @@ class JobRun:
             return
         match decision:
             case messages.Keep(step, node, chunks, payload):
-                lost = [self._residuals.lost(node, chunk, payload.residual_since) for chunk in chunks]
-                self.telemetry.contributions.lost_residuals += any(lost)
+                if self.parameters.incoming.feedback:
+                    lost = [self._residuals.lost(node, chunk, payload.residual_since) for chunk in chunks]
+                    self.telemetry.contributions.lost_residuals += any(lost)
                 for chunk in chunks:
                     self.parameters.keep(step, node, chunk, payload.chunk(self.parameters.plan, chunk))
             case messages.Merge(step, parent, chunks):
