@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thalweg.contract import rules
+from thalweg.contract.layout import Slab, ranges
 from thalweg.server import clipping, optimizers, schedules, validation
 from thalweg.v1 import job_pb2
 
@@ -116,10 +117,16 @@ def test_threads_do_not_change_a_bit(case: str) -> None:
     start, *gradients = np.random.default_rng(4).normal(size=(3, size)).astype(np.float32)
     results = []
     with ThreadPoolExecutor(3) as executor:
-        for threads in (None, executor):
+        for across in (map, executor.map):
             parameters, state = start.copy(), optimizer.init(size, start.dtype)
             for step, gradient in enumerate(gradients):
-                assert optimizers.apply(optimizer, parameters, gradient, state, parameters, 0.01, step, executor=threads)
+
+                def update(part: slice, gradient: Slab = gradient, step: int = step) -> bool:
+                    states = {name: slab[part] for name, slab in state.items()}  # noqa: B023 - done with before the next one
+                    into = parameters[part]  # noqa: B023
+                    return optimizers.apply(optimizer, into, gradient[part], states, into, 0.01, step)
+
+                assert all(across(update, ranges(size, 100_000)))
             results.append([parameters.tobytes(), *(slab.tobytes() for slab in state.values())])
     assert results[0] == results[1]
 
@@ -135,13 +142,11 @@ def test_what_is_not_finite_is_told(kind: str, wrong: float, at: int) -> None:
     expected, found = np.empty_like(parameters), np.empty_like(parameters)
     assert optimizers.apply(optimizer, parameters, gradient, optimizer.init(size, gradient.dtype), expected, 0.01, 0)
     gradient[at] = wrong
-    with ThreadPoolExecutor(2) as executor:
-        for threads in (None, executor):
-            state = optimizer.init(size, gradient.dtype)
-            assert not optimizers.apply(optimizer, parameters, gradient, state, found, 0.01, 0, executor=threads)
-            assert not np.isfinite(found[at])
-            found[at] = expected[at]
-            assert found.tobytes() == expected.tobytes()
+    state = optimizer.init(size, gradient.dtype)
+    assert not optimizers.apply(optimizer, parameters, gradient, state, found, 0.01, 0)
+    assert not np.isfinite(found[at])
+    found[at] = expected[at]
+    assert found.tobytes() == expected.tobytes()
 
 
 def test_a_clipped_gradient_has_the_norm_asked_for() -> None:

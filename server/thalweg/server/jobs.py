@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 
@@ -33,6 +35,11 @@ _PAGE_BYTES = 1 << 20
 _TICK_SECONDS = 0.025
 
 
+def _cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Jobs:
     """The jobs of one server, which runs so many of them at a time; 0 for no limit. Belongs to its event loop."""
 
@@ -47,6 +54,7 @@ class Jobs:
         self.settings = settings
         self.max_running = max_running
         self._sharing = sharing
+        self._threads = ThreadPoolExecutor(thread_name_prefix="thalweg-arithmetic", max_workers=_cores())
         self.journal = Journal(storage)
         self.fleets = Fleets()
         self._runs: dict[str, JobRun] = {}  # in the order in which they were accepted
@@ -100,6 +108,7 @@ class Jobs:
             )
         for run in self._runs.values():
             run.release()
+        self._threads.shutdown()
         await self.journal.stop()
 
     async def _tick(self) -> None:
@@ -204,6 +213,7 @@ class Jobs:
             recorded=recorded,
             initial=partial(self._initial, job.spec.model.initial) if job.spec.model.HasField("initial") else None,
             sharing=self._sharing,
+            threads=self._threads,
         )
         self._runs[job.id] = run
         return run

@@ -7,6 +7,7 @@ to slabs of the server's own; the last addition, which makes the whole step's gr
 by block in the cache. So with two contributions, as with one, a gradient is read once and never written.
 """
 
+from concurrent.futures import Executor
 from typing import TypeAlias
 
 import numpy as np
@@ -19,15 +20,21 @@ from thalweg.server.optimizers import State
 from thalweg.server.plan import Plan
 
 # A chunk of a gradient: an array, or two whose sum it is.
-Terms: TypeAlias = tuple[Slab, ...]
+Terms: TypeAlias = tuple[Slab] | tuple[Slab, Slab]
+# Chunks that are updated at once, from which on it pays to share them out.
+_FEWEST_FOR_THREADS = 4
 
 
 class Parameters:
-    """Carries out a coordinator's arithmetic. `buffers` are two slabs of zeros for the parameters, if they are to lie there."""
+    """Carries out a coordinator's arithmetic.
 
-    def __init__(self, plan: Plan, buffers: tuple[Slab, Slab] | None = None) -> None:
+    `buffers` are two slabs of zeros for the parameters, if they are to lie there. `threads` share out updates of many chunks.
+    """
+
+    def __init__(self, plan: Plan, buffers: tuple[Slab, Slab] | None = None, threads: Executor | None = None) -> None:
         self.plan = plan
         self.version = 0
+        self._threads = threads
         self.dtype = np.dtype(plan.spec.model.dtype)
         # Of initial parameters, of the gradients that come, and of the parameters that go.
         self.as_they_are = codecs.as_they_are(plan.spec, plan.chunk_elements)
@@ -67,10 +74,9 @@ class Parameters:
         """Adds the right child's chunk to the left child's."""
         left, right = (child.leaves(self.plan.microbatches).start for child in parent.children)
         parts = self._gradients[step]
-        terms = parts[left, chunk] + parts.pop((right, chunk))
-        if parent != self._root:
-            terms = (_total(terms, self._sum(step, left)[self.plan.chunk_range(chunk)]),)
-        parts[left, chunk] = terms
+        terms = parts[left, chunk][0], parts.pop((right, chunk))[0]
+        root = parent == self._root
+        parts[left, chunk] = terms if root else (_total(terms, self._sum(step, left)[self.plan.chunk_range(chunk)]),)
 
     def _sum(self, step: int, first: int) -> Slab:
         slabs = self._sums.setdefault(step, {})
@@ -89,27 +95,24 @@ class Parameters:
     def apply(self, version: int, step: int, chunks: range, schedule_factor: float) -> bool:
         """Makes chunks of version + 1 with a step's gradient. False if they have values that are NaN or infinite."""
         parts = self._gradients[step]
-        return all(self._apply(version, parts.pop((0, chunk)), chunk, schedule_factor) for chunk in chunks)
+        rate = self._optimizer.learning_rate * schedule_factor
 
-    def _apply(self, version: int, terms: Terms, chunk: int, schedule_factor: float) -> bool:
-        where = self.plan.chunk_range(chunk)
-        gradient = _total(terms, np.empty(where.stop - where.start, self.dtype))
-        if self._clip != 1.0:
-            with np.errstate(invalid="ignore"):
-                gradient *= gradient.dtype.type(self._clip)
-        out = self._buffers[(version + 1) % 2][where]
-        optimizers.apply(
-            self._optimizer,
-            self._buffers[version % 2][where],
-            gradient,
-            {name: slab[where] for name, slab in self._state.items()},
-            out,
-            self._optimizer.learning_rate * schedule_factor,
-            version,
-        )
-        # A sum is finite only if all its terms are, and takes no second array. Terms too great to add are looked at one by one.
-        with np.errstate(over="ignore", invalid="ignore"):
-            return bool(np.isfinite(np.add.reduce(out))) or bool(np.isfinite(out).all())
+        def apply(chunk: int) -> bool:
+            where, terms = self.plan.chunk_range(chunk), parts.pop((0, chunk))
+            return optimizers.apply(
+                self._optimizer,
+                self._buffers[version % 2][where],
+                terms if len(terms) == 2 else terms[0],
+                {name: slab[where] for name, slab in self._state.items()},
+                self._buffers[(version + 1) % 2][where],
+                rate,
+                version,
+                self._clip,
+            )
+
+        # A chunk for itself, so that threads share them out evenly, however gradients lie.
+        across = self._threads.map if self._threads and len(chunks) >= _FEWEST_FOR_THREADS else map
+        return all(list(across(apply, chunks)))
 
     def promote(self, version: int, step: int) -> None:
         """The next version is whole: it becomes the current one, and the step's gradient is done with."""

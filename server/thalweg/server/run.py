@@ -6,6 +6,7 @@ It owns the job's arrays and its workers' connections. All of it happens in the 
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Protocol
 
 from thalweg.contract import layout as layouts
@@ -54,7 +55,7 @@ class JobRun:
     `save` is handed checkpoints to be written in the background, behind the events recorded so far; it is answered by
     `checkpoint_done`. `checkpoint` and `recorded` are what earlier runs have left; `initial`, if the job is to start from given
     parameters, gives them as a slab of a layout, or raises ValueError.
-    `sharing` is where workers on this machine get memory, if it is shared.
+    `sharing` is where workers on this machine get memory, if it is shared; `threads` share in the arithmetic.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class JobRun:
         recorded: Recorded = NOTHING_RECORDED,
         initial: Callable[[job_pb2.Layout], Slab] | None = None,
         sharing: Sharing | None = None,
+        threads: Executor | None = None,
     ) -> None:
         self.telemetry = Telemetry(job, journal, clock, recorded)
         self.settings = settings
@@ -86,6 +88,7 @@ class JobRun:
         self._connections: dict[WorkerId, Connection] = {}
         self._residuals = Residuals()
         self._shared = JobSharing(sharing, job.spec)
+        self._threads = threads
 
     @property
     def job(self) -> job_pb2.Job:
@@ -189,16 +192,17 @@ class JobRun:
 
     def _allocate(self) -> None:
         """Makes the job's arrays."""
-        if self.coordinator.plan is None or self._prepared is None:
+        plan = self.coordinator.plan
+        if plan is None or self._prepared is None:
             return
         try:
             dtype = layouts.dtype_of(self._prepared.layout)
-            self.parameters = Parameters(self.coordinator.plan, self._shared.allocate(self.coordinator.plan.elements, dtype))
+            self.parameters = Parameters(plan, self._shared.allocate(plan.elements, dtype), self._threads)
         except (MemoryError, ValueError):
             elements = layouts.elements(self._prepared.layout)
             raise _JobError(f"model.layers: {elements:,} parameters do not fit the server's memory") from None
-        self.trajectory = Trajectory(self.coordinator.plan)
-        self.telemetry.planned(self.coordinator.plan, self._prepared.loss_seconds)
+        self.trajectory = Trajectory(plan)
+        self.telemetry.planned(plan, self._prepared.loss_seconds)
 
     def _load_given(self) -> None:
         """Puts given parameters in place of random ones."""

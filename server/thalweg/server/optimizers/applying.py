@@ -1,7 +1,5 @@
 """Updates a range of the parameters with an optimizer, in blocks that stay in the cache."""
 
-from concurrent.futures import Executor
-
 import numpy as np
 
 from thalweg.contract.layout import Slab, ranges
@@ -10,9 +8,6 @@ from thalweg.server.optimizers.base import Optimizer, Scratch, State
 # Elements that are updated at once: so few that a block stays in the cache from one pass over it to the next, and so many that
 # NumPy's calls take little of the time.
 _BLOCK = 131_072
-# Elements that one of several threads updates at once, and how many there must be in all for that to pay.
-_PART = 2 * _BLOCK
-_FEWEST_FOR_THREADS = 1 << 20
 
 
 def apply(
@@ -24,14 +19,13 @@ def apply(
     learning_rate: float,
     step: int,
     scale: float = 1.0,
-    executor: Executor | None = None,
 ) -> bool:
     """Updates a range of any length. Says whether all the new values are finite.
 
     All arrays are one-dimensional and of equal length and dtype. `out` may be `parameters` or not; `state` is changed in place.
     The gradient is the sum of the two arrays, if there are two, multiplied by `scale`; they are only read. `learning_rate` is the
-    scheduled one; `step` counts from 0. A large range is shared among the executor's threads, if there is one. How a slab is cut
-    into ranges does not change a bit of the result.
+    scheduled one; `step` counts from 0. How a slab is cut into ranges does not change a bit of
+    the result, and threads may update different ranges at once.
     """
     descend = optimizer.descent(learning_rate, step)
     decay, keep = (0.0, 1 - learning_rate * optimizer.weight_decay) if optimizer.decoupled else (optimizer.weight_decay, 1.0)
@@ -51,14 +45,9 @@ def apply(
         np.subtract(p if keep == 1 else np.multiply(p, keep, out=other), fall, out=new)
         return bool(np.isfinite(new, out=finite).all())
 
-    def update_all(part: slice) -> bool:
-        # What is not finite is no news here: whoever asked hears of it.
-        with np.errstate(all="ignore"), optimizer.scratch(_BLOCK, parameters.dtype) as scratch:
-            finite = True
-            for start in range(part.start, part.stop, _BLOCK):
-                finite &= update(slice(start, min(start + _BLOCK, part.stop)), scratch)
-            return finite
-
-    if executor is None or parameters.size < _FEWEST_FOR_THREADS:
-        return update_all(slice(0, parameters.size))
-    return all(list(executor.map(update_all, ranges(parameters.size, _PART))))
+    # What is not finite is no news here: whoever asked hears of it.
+    with np.errstate(all="ignore"), optimizer.scratch(_BLOCK, parameters.dtype) as scratch:
+        finite = True
+        for block in ranges(parameters.size, _BLOCK):
+            finite &= update(block, scratch)
+        return finite
