@@ -23,7 +23,8 @@ def test_what_one_side_writes_the_other_reads(pair: tuple[socket.socket, socket.
     written = memory.slab(file, 3, FLOAT, writable=True)
     assert written.tolist() == [0, 0, 0]
     memory.give(ours, memory.read_only(file))
-    (taken,) = memory.take(theirs, 1)
+    data, (taken,) = memory.take(theirs, 1)
+    assert data == memory.OK
     read = memory.slab(taken, 3, FLOAT, writable=False)
     os.close(file)
     os.close(taken)

@@ -5,7 +5,7 @@ import os
 import queue
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -72,21 +72,21 @@ def differentiated(peer: Peer, **changes: object) -> pb.WorkResponse:
     with memory.connect(peer.offer.address, peer.offer.token, 10.0) as connection:
         peer.prepare()
         assert peer.hear().accepted.shared_memory
-        even, odd = memory.take(connection, 2)
+        _, (even, odd) = memory.take(connection, 2)
         parameters = memory.slab(even, 3, FLOAT, writable=False)
         os.close(odd)
-        assert peer.hear().HasField("initialize")
+        assert pb.WorkResponse.FromString(connection.recv(1000)).HasField("initialize")
         peer.say(initial=pb.ParametersChunk(data=np.array([1, 2, 3], FLOAT).tobytes()))
-        # No parameters come on the stream.
-        task = peer.hear().differentiate
+        task = pb.WorkResponse.FromString(connection.recv(1000)).differentiate
         assert parameters.tolist() == [1, 2, 3]
         file = memory.create(12)
         memory.slab(file, 3, FLOAT, writable=True)[:] = [1, 1, 1]
         memory.give(connection, file)
-        assert connection.recv(1) == memory.OK
         fields = {"version": task.version, "step": task.step, "level": task.level, "index": task.index, "end_chunk": 1}
-        peer.say(shared_gradient=pb.SharedGradient(**{**fields, "sums": pb.Sums(loss=1, samples=8), **changes}))  # type: ignore[arg-type]
-        return peer.hear()
+        gradient = pb.SharedGradient(**{**fields, "sums": pb.Sums(loss=1, samples=8), **changes})  # type: ignore[arg-type]
+        connection.send(pb.WorkRequest(shared_gradient=gradient).SerializeToString())
+        answer = connection.recv(1000)
+        return pb.WorkResponse.FromString(answer) if answer else peer.hear()
 
 
 def test_parameters_and_gradients_need_no_messages(server: Server) -> None:
@@ -109,6 +109,52 @@ def test_a_reference_to_nothing_breaks_the_stream_and_nothing_else(server: Serve
     with peer_of(server) as peer, pytest.raises(grpc.RpcError, match="the peer broke the protocol"):
         differentiated(peer, **changes)
     assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+def accepted(peer: Peer, connection: socket.socket) -> None:
+    peer.prepare()
+    assert peer.hear().accepted.shared_memory
+    for file in memory.take(connection, 2)[1]:
+        os.close(file)
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        (b"\xff\xff", "bytes that are no message"),
+        (b"", "took this worker for lost"),
+        (pb.WorkRequest(hello=pb.Hello()).SerializeToString(), "hello was not expected"),
+        (bytes(memory.MOST_BYTES), "took this worker for lost"),
+        (bytes(50_000), "took this worker for lost"),
+    ],
+)
+def test_nonsense_on_the_socket_ends_the_stream_and_nothing_else(server: Server, said: bytes, answer: str) -> None:
+    with peer_of(server) as peer, memory.connect(peer.offer.address, peer.offer.token, 10.0) as connection:
+        accepted(peer, connection)
+        connection.send(said)
+        with pytest.raises(grpc.RpcError, match=answer):
+            peer.hear()
+    assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+def test_a_worker_that_closes_its_socket_is_lost(server: Server) -> None:
+    with peer_of(server) as peer:
+        with memory.connect(peer.offer.address, peer.offer.token, 10.0) as connection:
+            accepted(peer, connection)
+        with pytest.raises(grpc.RpcError, match="took this worker for lost"):
+            peer.hear()
+
+
+def test_more_slabs_than_there_can_be_are_not_kept(server: Server) -> None:
+    with peer_of(server) as peer, memory.connect(peer.offer.address, peer.offer.token, 10.0) as connection:
+        accepted(peer, connection)
+        file = memory.create(12)
+        with suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(10_000):
+                memory.give(connection, file)
+        with pytest.raises(grpc.RpcError, match="took this worker for lost"):
+            peer.hear()
+        os.close(file)
 
 
 def test_an_offer_that_was_not_taken_cannot_be_claimed(server: Server) -> None:

@@ -252,12 +252,15 @@ class SharedMemory(_message.Message):
     """An offer to share memory, for a worker on the same machine (Linux). A worker may take it or leave it.
 
     At a Unix socket of the kind SOCK_SEQPACKET both sides hand over files that live in memory only (memfd_create), sealed against
-    shrinking. The worker connects and sends the token; the server, if the token is right and the worker's user its own, answers with
-    one byte. The worker says so in Prepared. Where Accepted says so, the server has sent two files: the parameters at even and at odd versions,
-    as slabs, which the worker can read. They are whole at a version before the first task at it, and no ParametersChunk is
-    sent. For each slab in which the worker writes gradients it sends a file, once, and gets one byte in answer; the slabs are numbered
-    from 0 in the order in which they are sent. What a SharedGradient refers to must not be changed until a task at a later version
-    has come.
+    shrinking, each beside a message of one byte. The worker connects and sends the token; the server, if the token is right and the
+    worker's user its own, answers with one byte. The worker says so in Prepared. Where Accepted says so, the server has sent two
+    files: the parameters at even and at odd versions, as slabs, which the worker can read. They are whole at a version before the
+    first task at it, and no ParametersChunk is sent.
+
+    From then on the server sends its messages over the socket, all but Goodbye; and the worker sends there whatever is shorter than
+    4 KiB, but for heartbeats, or on the stream, as it likes: a message that wakes no threads comes sooner. Both stay open to the end.
+    For each slab in which the worker writes gradients it sends a file, once; the slabs are numbered from 0 in the order in which they
+    are sent. What a SharedGradient refers to must not be changed until a task at a later version has come.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import Protocol
 
 from thalweg.contract import layout as layouts
@@ -44,8 +45,8 @@ class Connection(Protocol):
         """Queues a message with parameters at a version. It may take the place of those of earlier versions."""
         ...
 
-    def evict(self) -> None:
-        """Ends the stream of a worker that is taken for lost."""
+    def evict(self, error: ThalwegError | None = None) -> None:
+        """Ends the stream of a worker that is taken for lost, or that broke the protocol."""
         ...
 
 
@@ -127,7 +128,7 @@ class JobRun:
             spec=self.job.spec,
             heartbeat_seconds=self.settings.heartbeat_seconds,
             silence_seconds=self.settings.silence_seconds,
-            shared_memory=self._shared.invite(connection.worker),
+            shared_memory=self._shared.invite(connection.worker, partial(self._hear, connection), partial(self._cut, connection)),
         )
         connection.send(parameter_service_pb2.WorkResponse(welcome=welcome))
         self._workers_changed()
@@ -176,6 +177,19 @@ class JobRun:
             self._receive_prepared(worker, request.message.prepared)
         else:
             self.handle(wire.event_of(worker, request, self.parameters, self._shared))
+
+    def _hear(self, connection: Connection, data: bytes) -> None:
+        """A worker says something beside its stream."""
+        try:
+            self.receive(connection.worker, wire.request_of(data))
+        except ThalwegError as error:
+            self._shared.leave(connection.worker)
+            connection.evict(error)
+
+    def _cut(self, connection: Connection, problem: str) -> None:
+        """Nothing more can be said to a worker that shares memory."""
+        _log.info("job %s: worker %s is lost: %s", self.job.id, connection.name, problem)
+        connection.evict()
 
     def _receive_prepared(self, worker: WorkerId, prepared: parameter_service_pb2.Prepared) -> None:
         wire.check_prepared(prepared, self.job.spec.model.dtype)
@@ -310,7 +324,7 @@ class JobRun:
                 return
             chunk_elements = self.coordinator.plan.chunk_elements
             accepted = parameter_service_pb2.Accepted(chunk_elements=chunk_elements, shared_memory=shared)
-            self._send(worker, parameter_service_pb2.WorkResponse(accepted=accepted))
+            self._connections[worker].send(parameter_service_pb2.WorkResponse(accepted=accepted))
 
     def _send_range(self, workers: list[WorkerId], version: int, chunks: range) -> None:
         if self.parameters is None or not workers:
@@ -371,7 +385,7 @@ class JobRun:
 
     def _send(self, worker: WorkerId, message: parameter_service_pb2.WorkResponse) -> None:
         connection = self._connections.get(worker)
-        if connection:
+        if connection and not self._shared.say(worker, message):
             connection.send(message)
 
     def _finish(self, finish: messages.Finish) -> None:

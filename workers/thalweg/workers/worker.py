@@ -17,7 +17,6 @@ from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.layout import Slab
 from thalweg.contract.memory import SharingError
 from thalweg.contract.payload import METHOD, Parcel
-from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
@@ -46,12 +45,13 @@ def work(server: Address, token: str | None, job_id: str, name: str, answered: C
         outbox: queue.SimpleQueue[_Said | None] = queue.SimpleQueue()
         outbox.put(pb.WorkRequest(hello=pb.Hello(job_id=job_id, worker=name)))
         inbox = _open(channel, iter(outbox.get, None), token)
+        worker = _Worker(channel, token, outbox, inbox, answered)
         try:
             try:
-                return _Worker(channel, token, outbox, answered).run(inbox)
+                return worker.run()
             except (ModelError, DataError) as error:
                 outbox.put(pb.WorkRequest(failure=pb.Failure(problem=str(error))))
-                return _goodbye(inbox)
+                return worker.goodbye()
         except grpc.RpcError as error:
             raise from_rpc_error(error, str(server)) from error
         except SharingError as error:
@@ -65,14 +65,6 @@ def _open(channel: grpc.Channel, outbox: Iterator[_Said], token: str | None) -> 
     method: Any = channel.stream_stream(METHOD, payload.serialize, payload.response_of)
     inbox: _Inbox = method(outbox, metadata=authorization(token))
     return inbox
-
-
-def _goodbye(inbox: _Inbox) -> str:
-    """Waits for the server's last word."""
-    for message, _ in inbox:
-        if message.HasField("goodbye"):
-            return message.goodbye.reason
-    return "the server ended the stream"
 
 
 @contextmanager
@@ -103,17 +95,19 @@ class _Worker:
         channel: grpc.Channel,
         token: str | None,
         outbox: "queue.SimpleQueue[_Said | None]",
+        inbox: _Inbox,
         answered: Callable[[], object],
     ) -> None:
         self._channel = channel
         self._token = token
         self._outbox = outbox
+        self._inbox = inbox
         self._answered = answered
         self._exchange: Exchange
 
-    def run(self, inbox: _Inbox) -> str:
+    def run(self) -> str:
         """Answers messages until goodbye."""
-        for message, _ in inbox:
+        for message, _ in self._inbox:
             match message.WhichOneof("message"):
                 case "welcome":
                     spec = message.welcome.spec
@@ -121,7 +115,7 @@ class _Worker:
                     peer = exchange.attach(message.welcome.shared_memory)
                     with heartbeats, peer as self._peer, threadpool_limits(spec.training.threads_per_worker, "blas"):
                         self._prepare(spec)
-                        return self._serve(inbox)
+                        return self._serve()
                 case "goodbye":
                     return message.goodbye.reason
         return "the server ended the stream"
@@ -144,8 +138,16 @@ class _Worker:
             prepared.loss_seconds = self._differentiator.cost(self._initial(), _MEASURE_SECONDS)
         self._send(pb.WorkRequest(prepared=prepared))
 
-    def _serve(self, inbox: _Inbox) -> str:
-        for message, values in inbox:
+    def goodbye(self) -> str:
+        """Waits for the server's last word."""
+        for message, _ in self._inbox:
+            if message.HasField("goodbye"):
+                return message.goodbye.reason
+        return "the server ended the stream"
+
+    def _serve(self) -> str:
+        while (parcel := next(self._inbox, None)) is not None:
+            message, values = parcel
             match message.WhichOneof("message"):
                 case "differentiate":
                     self._differentiate(message.differentiate)
@@ -173,8 +175,9 @@ class _Worker:
         model, chunk_elements = self._differentiator.model, accepted.chunk_elements
         try:
             if accepted.shared_memory and self._peer:
+                self._inbox = exchange.listen(self._peer, self._inbox)
                 return exchange.Shared(self._peer, model.size, model.dtype, chunk_elements)
-            return exchange.Streamed(self._spec, model.size, model.dtype, chunk_elements)
+            return exchange.Streamed(self._spec, model.size, model.dtype, chunk_elements, self._send)
         except MemoryError:
             raise self._too_great() from None
 
@@ -212,17 +215,13 @@ class _Worker:
             nonlocal sent
             done = min(elements // width, end)
             if elements < size and done - sent >= self._exchange.least_chunks:
-                self._send_gradient(task, gradient, range(sent, done))
+                self._exchange.gradient(task, gradient, range(sent, done), None)
                 sent = done
 
         _, sums = self._differentiator.gradient(
             parameters, task.version, task.step, node, slice(0, size), task.steps, send_what_is_done, slab
         )
-        self._send_gradient(task, slab, range(sent, end), sums if end > last else None)
-
-    def _send_gradient(self, task: pb.DifferentiateTask, gradient: Slab, chunks: range, sums: Sums | None = None) -> None:
-        for message in self._exchange.gradient(task, gradient, chunks, sums):
-            self._send(message)
+        self._exchange.gradient(task, slab, range(sent, end), sums if end > last else None)
 
     def _evaluate(self, task: pb.EvaluateTask) -> None:
         dataset = self._differentiator.dataset
@@ -231,4 +230,4 @@ class _Worker:
         where = slice(task.first, task.end)
         sums = self._differentiator.evaluate(self._exchange.parameters[task.version % 2], x[where], y[where])
         answer = pb.Evaluation(version=task.version, split=task.split, first=task.first, sums=exchange.sums_message(sums))
-        self._send(pb.WorkRequest(evaluation=answer))
+        self._exchange.send(pb.WorkRequest(evaluation=answer))

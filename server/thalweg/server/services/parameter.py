@@ -45,6 +45,7 @@ class WorkerStream:
         self._newest = -1
         self._filled = asyncio.Event()
         self._evicted = asyncio.Event()
+        self._end = ThalwegError("EVICTED")
 
     def send(self, message: pb.WorkResponse) -> None:
         """Queues a message."""
@@ -69,14 +70,15 @@ class WorkerStream:
                 useful.append(waiting)
         self._queue.extend(reversed(useful))
 
-    def evict(self) -> None:
-        """Ends the stream."""
+    def evict(self, error: ThalwegError | None = None) -> None:
+        """Ends the stream, with an error."""
+        self._end = error or ThalwegError("EVICTED")
         self._evicted.set()
 
     async def evicted(self) -> None:
-        """Waits until the worker is taken for lost. Raises ThalwegError then."""
+        """Waits until the stream is to end. Raises the error with which it ends, a ThalwegError."""
         await self._evicted.wait()
-        raise ThalwegError("EVICTED")
+        raise self._end
 
     async def write(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Writes what is queued, until cancelled or told goodbye."""
