@@ -181,7 +181,7 @@ def test_a_worker_that_shares_nothing_is_served_as_well(server: Server) -> None:
         assert not peer.hear().accepted.shared_memory
         assert peer.hear().HasField("initialize")
         peer.say(initial=pb.ParametersChunk(data=np.array([1, 2, 3], FLOAT).tobytes()))
-        assert np.frombuffer(peer.hear().parameters.data, FLOAT).tolist() == [1, 2, 3]
+        assert np.frombuffer(peer.hear().differentiate.parameters.data, FLOAT).tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("synchrony", ["stale", "asynchronous"])

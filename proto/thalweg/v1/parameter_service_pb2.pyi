@@ -144,7 +144,9 @@ class WorkResponse(_message.Message):
 
     @_builtins.property
     def parameters(self) -> Global___ParametersChunk:
-        """A chunk of the parameters at some version. All chunks of a version come before the first task at it."""
+        """A chunk of the parameters at some version. All chunks of a version come before the first task at it, the last one maybe
+        with it.
+        """
 
     @_builtins.property
     def initialize(self) -> Global___InitializeTask:
@@ -448,6 +450,7 @@ class DifferentiateTask(_message.Message):
     END_CHUNK_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version of the parameters."""
     level: _builtins.int
@@ -462,6 +465,10 @@ class DifferentiateTask(_message.Message):
     """The step that the task is a part of; where synchrony is `local`, the first of its steps."""
     steps: _builtins.int
     """How many steps: 1, except where synchrony is `local`."""
+    @_builtins.property
+    def parameters(self) -> Global___ParametersChunk:
+        """A small chunk of parameters, as if it had come just before in a message of its own."""
+
     def __init__(
         self,
         *,
@@ -472,10 +479,11 @@ class DifferentiateTask(_message.Message):
         end_chunk: _builtins.int = ...,
         step: _builtins.int = ...,
         steps: _builtins.int = ...,
+        parameters: Global___ParametersChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_chunk", b"end_chunk", "first_chunk", b"first_chunk", "index", b"index", "level", b"level", "step", b"step", "steps", b"steps", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_chunk", b"end_chunk", "first_chunk", b"first_chunk", "index", b"index", "level", b"level", "parameters", b"parameters", "step", b"step", "steps", b"steps", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -150,7 +150,10 @@ class _Worker:
             message, values = parcel
             match message.WhichOneof("message"):
                 case "differentiate":
-                    self._differentiate(message.differentiate)
+                    task = message.differentiate
+                    if task.HasField("parameters"):
+                        self._exchange.keep(task.parameters, memoryview(task.parameters.data))
+                    self._differentiate(task)
                     self._answered()
                     self._differentiator.prefetch()
                 case "parameters":

@@ -20,6 +20,7 @@ from thalweg.server.services.guard import errors
 from thalweg.v1 import parameter_service_pb2 as pb
 
 _log = logging.getLogger(__name__)
+_FEW_BYTES = 1 << 14
 
 
 class _Waiting(NamedTuple):
@@ -80,13 +81,24 @@ class WorkerStream:
         await self._evicted.wait()
         raise self._end
 
+    def _next(self) -> pb.WorkResponse | bytes:
+        """The next message. A task takes few parameters before it along: a message costs more than copying them."""
+        message = self._queue.popleft().message
+        if isinstance(message, bytes) and len(message) < _FEW_BYTES and self._queue:
+            following = self._queue[0].message
+            if isinstance(following, pb.WorkResponse) and following.HasField("differentiate"):
+                self._queue.popleft()
+                following.differentiate.parameters.CopyFrom(pb.WorkResponse.FromString(message).parameters)
+                return following
+        return message
+
     async def write(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Writes what is queued, until cancelled or told goodbye."""
         while True:
             await self._filled.wait()
             self._filled.clear()
             while self._queue:
-                message = self._queue.popleft().message
+                message = self._next()
                 await context.write(message)
                 if isinstance(message, pb.WorkResponse) and message.HasField("goodbye"):
                     return
