@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import tables
 from benchmarks.systems import SYSTEMS
 
 
@@ -31,7 +32,9 @@ def draw(results: Mapping[str, Any], file: Path) -> None:
             rate = one["steps_per_second"][system]
             spread = [[max(0.0, ratio - rate["min"] / base)], [max(0.0, rate["max"] / base - ratio)]]
             axes.barh(place, ratio, 0.85, xerr=spread, color=colours[system], ecolor="0.3", capsize=2)
-            axes.text(rate["max"] / base, place, f"  {ratio:.2f}  ({1000 / rate['median']:.3g} ms)", va="center", fontsize=8)
+            axes.text(
+                rate["max"] / base, place, f"  {ratio:.2f}  ({tables.number(1000 / rate['median'])} ms)", va="center", fontsize=8
+            )
             place += 1
         ticks.append(((first + place - 1) / 2, f"{name}\n" + one["title"].replace(", ", "\n", 1)))
         place += 1
@@ -40,7 +43,7 @@ def draw(results: Mapping[str, Any], file: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.25)
     axes.set_xlim(left=0)
-    axes.set_xlabel("steps per second, as a multiple of PyTorch DDP's: median, least and greatest (in brackets: a step)")
+    axes.set_xlabel("steps per second ÷ PyTorch DDP's; in brackets: a step")
     handles = [plt.Rectangle((0, 0), 1, 1, color=colours[system]) for system in systems]
     figure.legend(handles, [SYSTEMS[system].title for system in systems], loc="outside upper center", ncols=2, fontsize=8)
     figure.savefig(file, dpi=150)

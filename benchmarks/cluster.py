@@ -73,15 +73,16 @@ def _work(address: Address, job: str, name: str, threads: int, sleep: float | No
 
 
 @contextmanager
-def cluster(job: dict[str, Any], workers: int, sleep: float | None = None) -> Iterator[Cluster]:
+def cluster(job: dict[str, Any], workers: int, sleep: float | None = None, shared_memory: bool = True) -> Iterator[Cluster]:
     """A job that is worked for as long as the context, or to its end."""
+    options = () if shared_memory else ("--no-shared-memory",)
     context = multiprocessing.get_context("spawn")
     job["training"]["workers"] = workers
     threads = 1 if sleep is None else _THREADS
     counts = [min(threads, workers - first) for first in range(0, workers, threads)]
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        serve = "serve", "--address", "127.0.0.1:0", "--data", str(home / "server")
+        serve = "serve", "--address", "127.0.0.1:0", "--data", str(home / "server"), *options
         with service(home, *serve) as (server, facts), Client(facts["address"]) as client:
             handle = client.submit(job)
             processes = [
@@ -116,10 +117,12 @@ def idle_workload(parameters: int) -> Workload:
     return Workload("idle", (64, width, width, 10), 1, "sgd", 1e-3)
 
 
-def idle_step(workload: Workload, microbatches: int, workers: int, sleep: float, seconds: float) -> float:
+def idle_step(
+    workload: Workload, microbatches: int, workers: int, sleep: float, seconds: float, shared_memory: bool = True
+) -> float:
     """The seconds that a step takes whose workers only sleep, for `sleep` seconds at each microbatch."""
     job = document(workload, Path()) | {"data": {"builtin": "digits"}}
     job["training"] |= {"batch_size": microbatches, "microbatches": microbatches}
-    with cluster(job, workers, sleep) as running:
+    with cluster(job, workers, sleep, shared_memory) as running:
         rate = running.rate(seconds)
     return rate.seconds / rate.steps

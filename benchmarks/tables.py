@@ -22,11 +22,12 @@ def rows(workload: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def _row(name: str, workload: Mapping[str, Any]) -> tuple[str, ...]:
     rate = workload["steps_per_second"][name]
     compared = [f"{workload[kind][name]:.2f}" if name in workload[kind] else "" for kind in BASES]
-    spread = f"{_number(rate['min'])} to {_number(rate['max'])}"
-    return (SYSTEMS[name].title, _number(rate["median"]), spread, f"{1000 / rate['median']:.3g}", *compared)
+    spread = f"{number(rate['min'])} to {number(rate['max'])}"
+    return (SYSTEMS[name].title, number(rate["median"]), spread, number(1000 / rate["median"]), *compared)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A measured number, with as many digits as say something."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -34,7 +35,7 @@ def _cell(value: str | float) -> str:
     """A part's value: three digits are more than the noise leaves."""
     if isinstance(value, str):
         return value
-    return f"{value:,}" if isinstance(value, int) else _number(value)
+    return f"{value:,}" if isinstance(value, int) else number(value)
 
 
 def _part_rows(part: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -17,29 +17,26 @@ from typing import Any
 import grpc
 
 from benchmarks.parts import Cell, Table, run
+from thalweg.contract import payload
 from thalweg.contract.channel import CHUNK_BYTES, OPTIONS
+from thalweg.contract.payload import Parcel
 from thalweg.v1 import parameter_service_pb2 as pb
-from thalweg.v1 import parameter_service_pb2_grpc
 
 _SMALL = 200
 _CHUNKS = 64
 
 
-class Echo(parameter_service_pb2_grpc.ParameterServiceServicer):
-    """Answers an evaluation at once; behind `prepared` it sends so many chunks; chunks it takes and says nothing."""
-
-    async def Work(  # type: ignore[override]  # noqa: N802 - the name is the contract's
-        self, request_iterator: AsyncIterator[pb.WorkRequest], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
-        """A stream."""
-        parameters = pb.WorkResponse(parameters=pb.ParametersChunk(data=bytes(CHUNK_BYTES)))
-        async for request in request_iterator:
-            match request.WhichOneof("message"):
-                case "evaluation":
-                    await context.write(pb.WorkResponse(evaluate=pb.EvaluateTask()))
-                case "prepared":
-                    for _ in range(request.prepared.train_samples):
-                        await context.write(parameters)
+async def echo(requests: AsyncIterator[Parcel[pb.WorkRequest]], context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """A stream: an evaluation is answered at once, `prepared` with so many chunks; chunks of gradients are taken."""
+    message = pb.WorkResponse(parameters=pb.ParametersChunk(version=1))
+    parameters = payload.serialize(Parcel(message, bytes(CHUNK_BYTES)))
+    async for request, _ in requests:
+        match request.WhichOneof("message"):
+            case "evaluation":
+                await context.write(pb.WorkResponse(evaluate=pb.EvaluateTask()))
+            case "prepared":
+                for _ in range(request.prepared.train_samples):
+                    await context.write(parameters)
 
 
 def serve(told: Connection) -> None:
@@ -47,7 +44,8 @@ def serve(told: Connection) -> None:
 
     async def forever() -> None:
         server = grpc.aio.server(options=list(OPTIONS))
-        parameter_service_pb2_grpc.add_ParameterServiceServicer_to_server(Echo(), server)
+        work: Any = grpc.stream_stream_rpc_method_handler(echo, payload.request_of, payload.serialize)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(payload.SERVICE, {"Work": work}),))
         told.send(server.add_insecure_port("127.0.0.1:0"))
         await server.start()
         await server.wait_for_termination()
@@ -59,9 +57,9 @@ class Stream:
     """The worker's end."""
 
     def __init__(self, channel: grpc.Channel) -> None:
-        self._outbox: queue.SimpleQueue[pb.WorkRequest | None] = queue.SimpleQueue()
-        stub = parameter_service_pb2_grpc.ParameterServiceStub(channel)
-        self._inbox: Iterator[pb.WorkResponse] = stub.Work(iter(self._outbox.get, None))
+        self._outbox: queue.SimpleQueue[Parcel[pb.WorkRequest] | pb.WorkRequest | None] = queue.SimpleQueue()
+        method: Any = channel.stream_stream(payload.METHOD, payload.serialize, payload.response_of)
+        self._inbox: Iterator[Parcel[pb.WorkResponse]] = method(iter(self._outbox.get, None))
 
     def small(self) -> float:
         """Seconds that a small message takes there and back."""
@@ -77,7 +75,7 @@ class Stream:
         if wanted:
             self._outbox.put(pb.WorkRequest(prepared=pb.Prepared(train_samples=wanted)))
         for _ in range(sent):
-            self._outbox.put(pb.WorkRequest(gradient=pb.GradientChunk(data=data)))
+            self._outbox.put(Parcel(pb.WorkRequest(gradient=pb.GradientChunk(version=1)), data))
         for _ in range(wanted):
             next(self._inbox)
         self.small()

@@ -14,10 +14,11 @@ def measure(options: argparse.Namespace) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for count in COUNTS:
         workload = idle_workload(count)
-        parameters, seconds = workload.parameters, idle_step(workload, WORKERS, WORKERS, 0.0, options.seconds)
-        # Each worker sends a gradient and is sent parameters.
-        rows.append((parameters, 1000 * seconds, 2 * WORKERS * 4 * parameters / seconds / 1e9))
-    return Table(("parameters", "ms a step", "GB/s exchanged"), rows)
+        shared, sent = (idle_step(workload, WORKERS, WORKERS, 0.0, options.seconds, way) for way in (True, False))
+        # Each worker gives a gradient and takes parameters.
+        exchanged = 2 * WORKERS * 4 * workload.parameters / 1e9
+        rows.append((workload.parameters, 1000 * shared, exchanged / shared, 1000 * sent, exchanged / sent))
+    return Table(("parameters", "ms a step", "GB/s exchanged", "over gRPC: ms a step", "GB/s exchanged"), rows)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ _ALL = (
     System("ddp", "PyTorch DDP, Gloo, tuned", (_DDP, "--tuned", "yes"), needs="torch"),
     System("ddp_default", "PyTorch DDP, Gloo, defaults", (_DDP, "--tuned", "no"), needs="torch"),
     System("ray", "Ray, parameter server of actors", ("benchmarks.peers.ray_ps",), needs="ray"),
-    System("tensorflow", "TensorFlow ParameterServerStrategy", ("benchmarks.peers.tensorflow_ps",), needs="tensorflow"),
+    System(
+        "tensorflow", "TensorFlow ParameterServerStrategy, asynchronous", ("benchmarks.peers.tensorflow_ps",), needs="tensorflow"
+    ),
 )
 SYSTEMS = {system.name: system for system in _ALL}

@@ -7,16 +7,24 @@ from thalweg.server.assignments import Assignments
 SLOW, FAST, OTHER = 1, 2, 3
 
 
+def step(tasks: Assignments[str], slow_seconds: float) -> None:
+    """All three carry out a task of equal size."""
+    begun = tasks.now
+    for worker in (SLOW, FAST, OTHER):
+        tasks.give(worker, f"of {worker}", 1)
+    for seconds, worker in sorted([(0.1, FAST), (0.12, OTHER), (slow_seconds, SLOW)]):
+        tasks.now = begun + seconds
+        tasks.answered(worker, f"of {worker}")
+
+
 @pytest.fixture
 def tasks() -> Assignments[str]:
     """Three workers, one of which has taken ten times as long as the others."""
     tasks: Assignments[str] = Assignments()
     for worker in (SLOW, FAST, OTHER):
         tasks.add(worker)
-        tasks.give(worker, f"of {worker}", 1)
-    for worker, seconds in ((FAST, 0.1), (OTHER, 0.12), (SLOW, 1.0)):
-        tasks.now = seconds
-        tasks.answered(worker, f"of {worker}")
+    for _ in range(4):
+        step(tasks, 1.0)
     return tasks
 
 
@@ -38,3 +46,22 @@ def test_a_worker_that_gets_nothing_is_trusted_again_by_the_time_not_by_the_numb
     tasks.now += 10
     tasks.passed_over(SLOW)
     assert SLOW in tasks.quick([SLOW, FAST])
+
+
+def test_one_slow_step_is_not_taken_for_a_slow_worker() -> None:
+    tasks: Assignments[str] = Assignments()
+    for worker in (SLOW, FAST, OTHER):
+        tasks.add(worker)
+    for seconds in (5.0, 0.1, 0.1, 0.1, 5.0):
+        step(tasks, seconds)
+        assert len(tasks.quick([SLOW, FAST, OTHER])) == 3
+
+
+def test_a_worker_that_is_tried_again_is_judged_anew(tasks: Assignments[str]) -> None:
+    tasks.now += 10
+    tasks.passed_over(SLOW)
+    step(tasks, 0.1)
+    assert len(tasks.quick([SLOW, FAST, OTHER])) == 3
+    tasks.passed_over(SLOW)
+    step(tasks, 1.0)
+    assert SLOW not in tasks.quick([SLOW, FAST, OTHER])

@@ -178,9 +178,9 @@ def test_a_server_does_not_start_though_unfinished_jobs_cannot_be_taken_up(
     def fail(_: Storage, events: Iterable[Any]) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(journal_module, "DISK_SECONDS", 0.05)
-    monkeypatch.setattr(jobs_module, "DISK_SECONDS", 0.05)
     with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "DISK_SECONDS", 0.05)
+        patch.setattr(jobs_module, "DISK_SECONDS", 0.05)
         patch.setattr(Storage, "record", fail)
         assert "is the disk full?" in refuses(tmp_path)
     with running_server(tmp_path) as server, stub_of(server) as stub:

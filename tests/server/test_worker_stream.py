@@ -16,19 +16,21 @@ class Listener:
         self.heard: list[str] = []
 
     async def write(self, message: pb.WorkResponse | bytes) -> None:
-        if isinstance(message, bytes):
-            self.heard.append(message.decode())
-        else:
-            kind = message.WhichOneof("message") or "nothing"
+        message = pb.WorkResponse.FromString(message) if isinstance(message, bytes) else message
+        kind = message.WhichOneof("message") or "nothing"
+        for part in (message.differentiate.parameters, message.parameters):
+            if part.data:
+                self.heard.append(f"{part.version}.{part.chunk}")
+        if kind != "parameters":
             self.heard.append(f"{kind} {getattr(message, kind).version}" if kind in ("differentiate", "evaluate") else kind)
 
 
 def parameters(stream: WorkerStream, version: int, chunks: int = CHUNKS) -> list[str]:
     """Sends chunks of the parameters at a version, and gives what the worker would hear of it."""
-    messages = [f"{version}.{chunk}" for chunk in range(chunks)]
-    for message in messages:
-        stream.send_parameters(version, message.encode())
-    return messages
+    for chunk in range(chunks):
+        part = pb.ParametersChunk(version=version, chunk=chunk, data=b"some")
+        stream.send_parameters(version, pb.WorkResponse(parameters=part).SerializeToString())
+    return [f"{version}.{chunk}" for chunk in range(chunks)]
 
 
 def heard(stream: WorkerStream) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thalweg.contract import codecs, tree
+from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab, ranges
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
@@ -63,7 +64,7 @@ class ImaginaryWorker:
         """The server's end of the stream: parameters to the worker."""
         self.send(pb.WorkResponse.FromString(serialized))
 
-    def evict(self) -> None:
+    def evict(self, error: ThalwegError | None = None) -> None:
         """The server's end of the stream: the worker is taken for lost, and hears of it if it can."""
         self._cluster.evicted(self)
 

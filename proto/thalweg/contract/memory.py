@@ -24,6 +24,8 @@ _F_GET_SEALS = 1034
 _NAME = "thalweg"
 TOKEN_BYTES = 32
 OK = b"\x01"
+# A message on the socket is shorter than this.
+MOST_BYTES = 4096
 
 
 class SharingError(Exception):
@@ -106,9 +108,12 @@ def give(peer: socket.socket, *files: int) -> None:
     socket.send_fds(peer, [OK], list(files))
 
 
-def take(peer: socket.socket, most: int) -> list[int]:
-    """The files that come next, at most so many; none if the other side is gone. Raises OSError."""
-    _, files, _, _ = socket.recv_fds(peer, len(OK), most)
+def take(peer: socket.socket, most: int) -> tuple[bytes, list[int]]:
+    """The message that comes next, and the files beside it, at most so many; neither if the other side is gone. Raises OSError.
+
+    A message that is too long is cut, to `MOST_BYTES`.
+    """
+    data, files, _, _ = socket.recv_fds(peer, MOST_BYTES, most)
     for file in files:
         os.set_inheritable(file, False)
-    return files
+    return data, files

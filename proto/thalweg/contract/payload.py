@@ -24,7 +24,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["ParameterService"].full_name
 METHOD = f"/{SERVICE}/Work"
 NOTHING = memoryview(b"")
 
-# Up to here, copying takes less time than looking for what need not be copied.
+# Below this, copying takes less time than looking for what need not be copied.
 _SMALL_BYTES = 1 << 14
 _DELIMITED = 2
 # The most bytes that a number of 64 bits takes, and one of 32, which tags and lengths are.
@@ -56,7 +56,7 @@ class _OddError(Exception):
     """Bytes of another shape than is looked for here: right or wrong, protobuf's own parser knows."""
 
 
-def serialize(parcel: Parcel[M] | M | bytes) -> bytes:
+def serialize(parcel: Parcel[M] | pb.WorkRequest | pb.WorkResponse | bytes) -> bytes:
     """The bytes of a message. Bytes are taken for serialized already: what goes to many is serialized once."""
     if isinstance(parcel, bytes):
         return parcel
@@ -66,7 +66,7 @@ def serialize(parcel: Parcel[M] | M | bytes) -> bytes:
     size = memoryview(data).nbytes
     if not size:
         return message.SerializeToString()
-    place = _PLACES[type(message)][str(message.WhichOneof("message"))]
+    place = _PLACES[type(message)][message.WhichOneof("message")]
     rest = getattr(message, place.field).SerializeToString()
     head = _varint(place.inner) + _varint(size)
     return b"".join((_varint(place.outer), _varint(len(head) + size + len(rest)), head, data, rest))
@@ -84,7 +84,7 @@ def response_of(raw: bytes) -> Parcel[pb.WorkResponse]:
 
 def unpacked(message: M) -> Parcel[M]:
     """A message without its `data`, which is taken out of it, and that."""
-    place = _PLACES[type(message)].get(str(message.WhichOneof("message")))
+    place = _PLACES[type(message)].get(message.WhichOneof("message"))
     if place is None:
         return Parcel(message)
     inner = getattr(message, place.field)
@@ -181,5 +181,7 @@ def _places(kind: Descriptor) -> list[_Place]:
     return places
 
 
-_PLACES = {kind: {place.field: place for place in _places(kind.DESCRIPTOR)} for kind in (pb.WorkRequest, pb.WorkResponse)}
+_PLACES: dict[type, dict[str | None, _Place]] = {
+    kind: {place.field: place for place in _places(kind.DESCRIPTOR)} for kind in (pb.WorkRequest, pb.WorkResponse)
+}
 _BY_TAG = {kind: {place.outer: place for place in places.values()} for kind, places in _PLACES.items()}

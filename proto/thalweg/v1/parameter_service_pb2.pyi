@@ -152,7 +152,9 @@ class WorkResponse(_message.Message):
 
     @_builtins.property
     def parameters(self) -> Global___ParametersChunk:
-        """A chunk of the parameters at some version. All chunks of a version come before the first task at it."""
+        """A chunk of the parameters at some version. All chunks of a version come before the first task at it, the last one maybe
+        with it.
+        """
 
     @_builtins.property
     def initialize(self) -> Global___InitializeTask:
@@ -264,12 +266,15 @@ class SharedMemory(_message.Message):
     """An offer to share memory, for a worker on the same machine (Linux). A worker may take it or leave it.
 
     At a Unix socket of the kind SOCK_SEQPACKET both sides hand over files that live in memory only (memfd_create), sealed against
-    shrinking. The worker connects and sends the token; the server, if the token is right and the worker's user its own, answers with
-    one byte. The worker says so in Prepared. Where Accepted says so, the server has sent two files: the parameters at even and at odd versions,
-    as slabs, which the worker can read. They are whole at a version before the first task at it, and no ParametersChunk is
-    sent. For each slab in which the worker writes gradients it sends a file, once, and gets one byte in answer; the slabs are numbered
-    from 0 in the order in which they are sent. What a SharedGradient refers to must not be changed until a task at a later version
-    has come.
+    shrinking, each beside a message of one byte. The worker connects and sends the token; the server, if the token is right and the
+    worker's user its own, answers with one byte. The worker says so in Prepared. Where Accepted says so, the server has sent two
+    files: the parameters at even and at odd versions, as slabs, which the worker can read. They are whole at a version before the
+    first task at it, and no ParametersChunk is sent.
+
+    From then on the server sends its messages over the socket, all but Goodbye; and the worker sends there whatever is shorter than
+    4 KiB, but for heartbeats, or on the stream, as it likes: a message that wakes no threads comes sooner. Both stay open to the end.
+    For each slab in which the worker writes gradients it sends a file, once; the slabs are numbered from 0 in the order in which they
+    are sent. What a SharedGradient refers to must not be changed until a task at a later version has come.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -497,6 +502,7 @@ class DifferentiateTask(_message.Message):
     END_CHUNK_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version of the parameters."""
     level: _builtins.int
@@ -511,6 +517,10 @@ class DifferentiateTask(_message.Message):
     """The step that the task is a part of; where synchrony is `local`, the first of its steps."""
     steps: _builtins.int
     """How many steps: 1, except where synchrony is `local`."""
+    @_builtins.property
+    def parameters(self) -> Global___ParametersChunk:
+        """A small chunk of parameters, as if it had come just before in a message of its own."""
+
     def __init__(
         self,
         *,
@@ -521,10 +531,11 @@ class DifferentiateTask(_message.Message):
         end_chunk: _builtins.int = ...,
         step: _builtins.int = ...,
         steps: _builtins.int = ...,
+        parameters: Global___ParametersChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_chunk", b"end_chunk", "first_chunk", b"first_chunk", "index", b"index", "level", b"level", "step", b"step", "steps", b"steps", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_chunk", b"end_chunk", "first_chunk", b"first_chunk", "index", b"index", "level", b"level", "parameters", b"parameters", "step", b"step", "steps", b"steps", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,6 +1,7 @@
 """The arrays of one running job, here or, in part, at shards: what is decided about them, and copies that are made of them."""
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 
 import numpy as np
 
@@ -23,20 +24,28 @@ class Arrays:
     """Parameters, gradients, optimizer state and trajectory. `parameters` are those that are here.
 
     They are split over the shards that are there, if there are any that suit the job; else the parameters lie where `sharing`
-    lets workers read them. Raises MemoryError or ValueError if they do not fit.
+    lets workers read them. `threads` share in the arithmetic. Raises MemoryError or ValueError if they do not fit.
     """
 
-    def __init__(self, plan: Plan, sharing: JobSharing, shards: Shards | None, turns: Turns, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        sharing: JobSharing,
+        shards: Shards | None,
+        turns: Turns,
+        telemetry: Telemetry,
+        threads: Executor | None = None,
+    ) -> None:
         self.trajectory = Trajectory(plan)
         self._shares: Shares | None = None
         suitable = shards.suitable(plan) if shards else []
         if shards and suitable:
-            sharing.close()
-            self._shares = Shares(plan, suitable, shards, turns, telemetry.exchange)
+            sharing.withdraw()
+            self._shares = Shares(plan, suitable, shards, turns, telemetry.exchange, threads)
             self.parameters = self._shares.parameters
             telemetry.notice(f"the parameters are split over this server and {', '.join(self._shares.addresses)}")
         else:
-            self.parameters = Parameters(plan, sharing.allocate(plan.elements, np.dtype(plan.spec.model.dtype)))
+            self.parameters = Parameters(plan, sharing.allocate(plan.elements, np.dtype(plan.spec.model.dtype)), threads)
 
     @property
     def version(self) -> int:

@@ -18,7 +18,9 @@ _FIRST_PATIENCE_SECONDS = 5.0
 _REMEMBERED = 64
 # Workers whose speeds differ by less than this factor get equal shares: differences as small are noise.
 _ALIKE = 1.6
-_SMOOTHING = 0.3
+# A worker's speed is the median of so many measurements, so that a short disturbance does not change it. It is unknown before
+# there are the fewest. The first one does not count: nothing is in the caches yet.
+_MEASUREMENTS, _FEWEST = 5, 3
 # A worker that gets nothing to do, as it was slow, is taken for twice as fast after so long: so that it is tried again.
 _FORGIVENESS_SECONDS = 2.0
 
@@ -32,6 +34,9 @@ class _Hand(Generic[T]):
         self.busy_since = now
         self.done = 0.0
         self.rate: float | None = None
+        self.rates: deque[float] = deque(maxlen=_MEASUREMENTS)
+        self.warm = False
+        self.passed_over = False
         self.rated = now
 
 
@@ -87,12 +92,23 @@ class Assignments(Generic[T]):
             # Several answers may come at once, though they took their time: all of them together tell how fast the worker is.
             seconds = max(self.now - hand.busy_since, 1e-6)
             self._paces.append(seconds / hand.done)
-            rate = hand.done / seconds
-            hand.rate = rate if hand.rate is None else hand.rate + _SMOOTHING * (rate - hand.rate)
-            hand.rated = self.now
+            self._measured(hand, hand.done / seconds)
         self._holders[task].remove(worker)
         if not self._holders[task]:
             del self._holders[task]
+
+    def _measured(self, hand: _Hand[T], rate: float) -> None:
+        if not hand.warm:
+            hand.warm = True
+            return
+        if hand.passed_over:
+            # How fast it was before it was tried again says little.
+            hand.passed_over = False
+            hand.rates.clear()
+        hand.rates.append(rate)
+        if hand.rate is not None or len(hand.rates) >= _FEWEST:
+            hand.rate = statistics.median(hand.rates)
+            hand.rated = self.now
 
     def tasks(self, worker: WorkerId) -> Iterable[T]:
         """What a worker has not answered yet."""
@@ -136,5 +152,6 @@ class Assignments(Generic[T]):
         """A worker got no share of the work."""
         hand = self._hands[worker]
         if hand.rate is not None:
+            hand.passed_over = True
             hand.rate *= 2 ** ((self.now - hand.rated) / _FORGIVENESS_SECONDS)
             hand.rated = self.now

@@ -40,10 +40,3 @@ def squared_norm(gradient: Slab) -> float:
 def scale(norm: float, max_norm: float) -> float:
     """The factor, at most 1, that brings a gradient's norm down to `max_norm`. NaN for a norm that is not finite."""
     return min(1.0, max_norm / (norm + _EPS)) if math.isfinite(norm) else math.nan
-
-
-def clip(gradient: Slab, max_norm: float) -> None:
-    """Scales a whole gradient, in place, so that its norm is at most `max_norm`; one that is not finite becomes NaN."""
-    factor = scale(squared_norm(gradient) ** 0.5, max_norm)
-    if factor != 1.0:
-        gradient *= gradient.dtype.type(factor)

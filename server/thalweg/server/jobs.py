@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 
@@ -34,6 +36,11 @@ _PAGE_BYTES = 1 << 20
 _TICK_SECONDS = 0.025
 
 
+def _cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Jobs:
     """The jobs of one server, which runs so many of them at a time; 0 for no limit. Belongs to its event loop."""
 
@@ -50,6 +57,7 @@ class Jobs:
         self._sharing = sharing
         # Whether the server is stopping, and those who leave it are not missed.
         self.stopping = False
+        self._threads = ThreadPoolExecutor(thread_name_prefix="thalweg-arithmetic", max_workers=_cores())
         self.journal = Journal(storage)
         self.fleets = Fleets()
         self.shards = Shards()
@@ -106,16 +114,20 @@ class Jobs:
             )
         for run in self._runs.values():
             run.release()
+        self._threads.shutdown()
         await self.journal.stop()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            for run in list(self._runs.values()):
-                run.tick()
+            self._tick_runs()
             for shard in self.shards.silent(self.settings.silence_seconds):
                 shard.give_up()
                 self.shard_lost(shard)
+
+    def _tick_runs(self) -> None:
+        for run in list(self._runs.values()):
+            run.tick()
 
     async def _take_up(self, job: job_pb2.Job, what: str) -> JobRun:
         """Queues a job that earlier runs have not brought to its end, at its last checkpoint."""
@@ -238,6 +250,7 @@ class Jobs:
             initial=partial(self._initial, job.spec.model.initial) if job.spec.model.HasField("initial") else None,
             sharing=self._sharing,
             shards=self.shards,
+            threads=self._threads,
         )
         self._runs[job.id] = run
         return run

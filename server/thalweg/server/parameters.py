@@ -10,6 +10,7 @@ Where several servers share a job, each holds a range of the chunks, and arrays 
 """
 
 from collections.abc import Iterable
+from concurrent.futures import Executor
 from typing import TypeAlias
 
 import numpy as np
@@ -22,7 +23,9 @@ from thalweg.server.optimizers import State
 from thalweg.server.plan import Plan
 
 # A chunk of a gradient: an array, or two whose sum it is.
-Terms: TypeAlias = tuple[Slab, ...]
+Terms: TypeAlias = tuple[Slab] | tuple[Slab, Slab]
+# Chunks that are updated at once, from which on it pays to share them out.
+_FEWEST_FOR_THREADS = 4
 
 
 # The name of the parameters among the slabs; the others are those of the optimizer's state.
@@ -32,13 +35,20 @@ PARAMETERS = "parameters"
 class Parameters:
     """Carries out a coordinator's arithmetic, on some of the plan's chunks, or on all of them.
 
-    `buffers` are two slabs of zeros for the parameters, if they are to lie there.
+    `buffers` are two slabs of zeros for the parameters, if they are to lie there. `threads` share out updates of many chunks.
     """
 
-    def __init__(self, plan: Plan, buffers: tuple[Slab, Slab] | None = None, chunks: range | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        buffers: tuple[Slab, Slab] | None = None,
+        threads: Executor | None = None,
+        chunks: range | None = None,
+    ) -> None:
         self.plan = plan
         self.chunks = range(plan.chunks) if chunks is None else chunks
         self.version = 0
+        self._threads = threads
         start, end = (plan.chunk_range(chunk).start for chunk in (self.chunks.start, self.chunks.stop))
         self._start = start
         self._elements = min(end, plan.elements) - start
@@ -91,10 +101,9 @@ class Parameters:
         """Adds the right child's chunk to the left child's."""
         left, right = (child.leaves(self.plan.microbatches).start for child in parent.children)
         parts = self._gradients[step]
-        terms = parts[left, chunk] + parts.pop((right, chunk))
-        if parent != self._root:
-            terms = (_total(terms, self._sum(step, left)[self.where(chunk)]),)
-        parts[left, chunk] = terms
+        terms = parts[left, chunk][0], parts.pop((right, chunk))[0]
+        root = parent == self._root
+        parts[left, chunk] = terms if root else (_total(terms, self._sum(step, left)[self.where(chunk)]),)
 
     def _sum(self, step: int, first: int) -> Slab:
         slabs = self._sums.setdefault(step, {})
@@ -124,27 +133,24 @@ class Parameters:
     def apply(self, version: int, step: int, chunks: range, schedule_factor: float) -> bool:
         """Makes chunks of version + 1 with a step's gradient. False if they have values that are NaN or infinite."""
         parts = self._gradients[step]
-        return all(self._apply(version, parts.pop((0, chunk)), chunk, schedule_factor) for chunk in chunks)
+        rate = self._optimizer.learning_rate * schedule_factor
 
-    def _apply(self, version: int, terms: Terms, chunk: int, schedule_factor: float) -> bool:
-        where = self.where(chunk)
-        gradient = _total(terms, np.empty(where.stop - where.start, self.dtype))
-        if self._clip != 1.0:
-            with np.errstate(invalid="ignore"):
-                gradient *= gradient.dtype.type(self._clip)
-        out = self._buffers[(version + 1) % 2][where]
-        optimizers.apply(
-            self._optimizer,
-            self._buffers[version % 2][where],
-            gradient,
-            {name: slab[where] for name, slab in self._state.items()},
-            out,
-            self._optimizer.learning_rate * schedule_factor,
-            version,
-        )
-        # A sum is finite only if all its terms are, and takes no second array. Terms too great to add are looked at one by one.
-        with np.errstate(over="ignore", invalid="ignore"):
-            return bool(np.isfinite(np.add.reduce(out))) or bool(np.isfinite(out).all())
+        def apply(chunk: int) -> bool:
+            where, terms = self.where(chunk), parts.pop((0, chunk))
+            return optimizers.apply(
+                self._optimizer,
+                self._buffers[version % 2][where],
+                terms if len(terms) == 2 else terms[0],
+                {name: slab[where] for name, slab in self._state.items()},
+                self._buffers[(version + 1) % 2][where],
+                rate,
+                version,
+                self._clip,
+            )
+
+        # A chunk for itself, so that threads share them out evenly, however gradients lie.
+        across = self._threads.map if self._threads and len(chunks) >= _FEWEST_FOR_THREADS else map
+        return all(list(across(apply, chunks)))
 
     def promote(self, version: int, step: int) -> None:
         """The next version is whole: it becomes the current one, and the step's gradient is done with."""

@@ -8,6 +8,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
 from typing import Protocol
 
 from thalweg.contract import layout as layouts
@@ -48,8 +50,8 @@ class Connection(Protocol):
         """Queues a message with parameters at a version. It may take the place of those of earlier versions."""
         ...
 
-    def evict(self) -> None:
-        """Ends the stream of a worker that is taken for lost."""
+    def evict(self, error: ThalwegError | None = None) -> None:
+        """Ends the stream of a worker that is taken for lost, or that broke the protocol."""
         ...
 
 
@@ -59,8 +61,8 @@ class JobRun:
     `save` is handed checkpoints to be written in the background, behind the events recorded so far; it is answered by
     `checkpoint_done`. `checkpoint` and `recorded` are what earlier runs have left; `initial`, if the job is to start from given
     parameters, gives them as a slab of a layout, or raises ValueError.
-    `sharing` is where workers on this machine get memory, if it is shared; `shards` are those over which the slab may be split.
-    `over` is set when the run has ended, or was given up.
+    `sharing` is where workers on this machine get memory, if it is shared; `shards` are those over which the slab may be split;
+    `threads` share in the arithmetic. `over` is set when the run has ended, or was given up.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class JobRun:
         initial: Callable[[job_pb2.Layout], Slab] | None = None,
         sharing: Sharing | None = None,
         shards: Shards | None = None,
+        threads: Executor | None = None,
     ) -> None:
         self.over = asyncio.Event()
         self.given_up = self.cancelled = False
@@ -94,6 +97,7 @@ class JobRun:
         self._connections: dict[WorkerId, Connection] = {}
         self._residuals = Residuals()
         self._shared = JobSharing(sharing, job.spec)
+        self._threads = threads
         self._shards = shards
         self._turns = Turns(self._decide, self._carry_out, self._ready, self._failed)
 
@@ -133,7 +137,7 @@ class JobRun:
             spec=self.job.spec,
             heartbeat_seconds=self.settings.heartbeat_seconds,
             silence_seconds=self.settings.silence_seconds,
-            shared_memory=self._shared.invite(connection.worker),
+            shared_memory=self._shared.invite(connection.worker, partial(self._hear, connection), partial(self._cut, connection)),
         )
         connection.send(parameter_service_pb2.WorkResponse(welcome=welcome))
         self._workers_changed()
@@ -189,6 +193,19 @@ class JobRun:
         for each in self.arrays.in_turn(event) if self.arrays else [event]:
             self.handle(each)
 
+    def _hear(self, connection: Connection, data: bytes) -> None:
+        """A worker says something beside its stream."""
+        try:
+            self.receive(connection.worker, wire.request_of(data))
+        except ThalwegError as error:
+            self._shared.leave(connection.worker)
+            connection.evict(error)
+
+    def _cut(self, connection: Connection, problem: str) -> None:
+        """Nothing more can be said to a worker that shares memory."""
+        _log.info("job %s: worker %s is lost: %s", self.job.id, connection.name, problem)
+        connection.evict()
+
     def _receive_prepared(self, worker: WorkerId, prepared: parameter_service_pb2.Prepared) -> None:
         wire.check_prepared(prepared, self.job.spec.model.dtype)
         if not self._shared.settle(worker, prepared.shared_memory):
@@ -204,11 +221,11 @@ class JobRun:
 
     def _allocate(self) -> None:
         """Makes the job's arrays."""
-        if self.coordinator.plan is None or self._prepared is None:
-            return
         plan = self.coordinator.plan
+        if plan is None or self._prepared is None:
+            return
         try:
-            self.arrays = Arrays(plan, self._shared, self._shards, self._turns, self.telemetry)
+            self.arrays = Arrays(plan, self._shared, self._shards, self._turns, self.telemetry, self._threads)
         except (MemoryError, ValueError):
             elements = layouts.elements(self._prepared.layout)
             raise _JobError(f"model.layers: {elements:,} parameters do not fit the server's memory") from None
@@ -250,7 +267,7 @@ class JobRun:
 
     def _carry_out(self, decision: messages.Decision) -> messages.Event | None:
         """Carries a decision out. Gives an event if what else was decided takes for granted what did not happen."""
-        if isinstance(decision, messages.Keep):
+        if isinstance(decision, messages.Keep) and self.arrays and self.arrays.parameters.incoming.feedback:
             lost = [self._residuals.lost(decision.node, chunk, decision.payload.residual_since) for chunk in decision.chunks]
             self.telemetry.contributions.lost_residuals += any(lost)
         own = self.arrays.forward(decision) if self.arrays else decision
@@ -291,7 +308,8 @@ class JobRun:
         return self.arrays.carry_out(decision) if self.arrays else None
 
     def _accept(self, worker: WorkerId) -> None:
-        if self.coordinator.plan:
+        # It may have gone while this waited for its turn.
+        if self.coordinator.plan and worker in self._connections:
             try:
                 shared = self._shared.accept(worker)
             except OSError as error:
@@ -302,7 +320,7 @@ class JobRun:
             chunk_elements = self.coordinator.plan.chunk_elements
             shards = self.arrays.invite(worker) if self.arrays else []
             accepted = parameter_service_pb2.Accepted(chunk_elements=chunk_elements, shared_memory=shared, shards=shards)
-            self._send(worker, parameter_service_pb2.WorkResponse(accepted=accepted))
+            self._connections[worker].send(parameter_service_pb2.WorkResponse(accepted=accepted))
 
     def _send_range(self, workers: list[WorkerId], version: int, chunks: range) -> None:
         if self.arrays is None or not workers:
@@ -365,7 +383,7 @@ class JobRun:
 
     def _send(self, worker: WorkerId, message: parameter_service_pb2.WorkResponse) -> None:
         connection = self._connections.get(worker)
-        if connection:
+        if connection and not self._shared.say(worker, message):
             connection.send(message)
 
     def _finish(self, finish: messages.Finish) -> None:

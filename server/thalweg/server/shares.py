@@ -3,6 +3,7 @@
 import itertools
 import secrets
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -58,10 +59,16 @@ class Shares:
     """A job's shares at some shards. `parameters` holds what is left: the last range, with the chunk that brings the sums."""
 
     def __init__(
-        self, plan: Plan, shards: list[AttendingShard], all_shards: Shards, turns: Turns, exchange: job_pb2.Exchange
+        self,
+        plan: Plan,
+        shards: list[AttendingShard],
+        all_shards: Shards,
+        turns: Turns,
+        exchange: job_pb2.Exchange,
+        threads: Executor | None,
     ) -> None:
         *ranges, own = split(plan.chunks, len(shards) + 1)
-        self.parameters = Parameters(plan, chunks=own)
+        self.parameters = Parameters(plan, threads=threads, chunks=own)
         self._plan = plan
         self._turns = turns
         self._exchange = exchange

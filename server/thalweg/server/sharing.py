@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import numpy as np
@@ -65,11 +65,17 @@ class SharedSlabs:
 
 
 class Guest:
-    """One worker that was invited. `attached` once it has come."""
+    """One worker that was invited. `attached` once it has come, `served` once it has the parameters and is spoken to here.
 
-    def __init__(self, name: str) -> None:
+    `hear` is told what it says, `lost` that nothing more can be said to it or heard of it.
+    """
+
+    def __init__(self, name: str, hear: Callable[[bytes], object], lost: Callable[[str], object]) -> None:
         self.token = secrets.token_bytes(memory.TOKEN_BYTES)
         self.offer = parameter_service_pb2.SharedMemory(address=name, token=self.token)
+        self.served = False
+        self._hear = hear
+        self._lost = lost
         self._peer: socket.socket | None = None
         self._files: list[int] = []
         self._slabs: dict[int, Slab] = {}
@@ -85,26 +91,40 @@ class Guest:
         peer.send(memory.OK)
         asyncio.get_running_loop().add_reader(peer, self._read)
 
-    def give(self, slabs: SharedSlabs) -> None:
+    def serve(self, slabs: SharedSlabs) -> None:
         """Lets the worker read the parameters. Raises OSError if it is gone."""
         if self._peer is None:
             raise BrokenPipeError("the worker is gone")
         slabs.give(self._peer)
+        self.served = True
+
+    def say(self, data: bytes) -> None:
+        """Sends a message."""
+        if self._peer is not None:
+            try:
+                # Never more than some tasks wait to be read: if there is no room, nobody reads.
+                self._peer.send(data)
+            except OSError as error:
+                self._end(str(error))
 
     def _read(self) -> None:
-        if self._peer is None:
-            return
+        """Takes what has come: a slab for gradients, or a message."""
         try:
-            files = memory.take(self._peer, 1)
-            self._files += files
-            if files and len(self._files) <= _MOST_SLABS:
-                self._peer.send(memory.OK)
-                return
+            while self._peer is not None:
+                data, files = memory.take(self._peer, 1)
+                self._files += files
+                if not data or len(data) == memory.MOST_BYTES or len(self._files) > _MOST_SLABS:
+                    self._end("the socket was closed" if not data else "more than there can be")
+                elif not files:
+                    self._hear(data)
         except BlockingIOError:
             return
         except OSError as error:
-            _log.info("a worker's socket broke: %s", error)
+            self._end(str(error))
+
+    def _end(self, problem: str) -> None:
         self.close()
+        self._lost(problem)
 
     def slab(self, number: int, elements: int, dtype: np.dtype[np.floating]) -> Slab:
         """A slab of the worker's, read-only. Raises SharingError if there is none, or one of another size."""
@@ -124,6 +144,7 @@ class Guest:
         for file in self._files:
             os.close(file)
         self._files = []
+        self._slabs = {}
 
 
 class Sharing:
@@ -137,9 +158,9 @@ class Sharing:
         self._callers: set[socket.socket] = set()
         self._loop.add_reader(self._listener, self._accept)
 
-    def invite(self) -> Guest:
-        """Somebody who may come."""
-        guest = Guest(self._name)
+    def invite(self, hear: Callable[[bytes], object], lost: Callable[[str], object]) -> Guest:
+        """Somebody who may come; see Guest."""
+        guest = Guest(self._name, hear, lost)
         self._guests.append(guest)
         return guest
 
@@ -192,15 +213,17 @@ class JobSharing:
 
     def __init__(self, sharing: Sharing | None, spec: job_pb2.JobSpec) -> None:
         self._sharing = sharing if suits(spec) else None
-        self._closed = False
         self._guests: dict[WorkerId, Guest] = {}
         self._slabs: SharedSlabs | None = None
+        self._withdrawn = False
 
-    def invite(self, worker: WorkerId) -> parameter_service_pb2.SharedMemory | None:
-        """The offer for a worker, if there is one."""
+    def invite(
+        self, worker: WorkerId, hear: Callable[[bytes], object], lost: Callable[[str], object]
+    ) -> parameter_service_pb2.SharedMemory | None:
+        """The offer for a worker, if there is one; see Guest."""
         if self._sharing is None:
             return None
-        self._guests[worker] = guest = self._sharing.invite()
+        self._guests[worker] = guest = self._sharing.invite(hear, lost)
         return guest.offer
 
     def leave(self, worker: WorkerId) -> None:
@@ -212,11 +235,10 @@ class JobSharing:
     def settle(self, worker: WorkerId, took: bool) -> bool:
         """A worker says whether it took the offer. False if that is not true."""
         guest = self._guests.get(worker)
-        if took and self._sharing:
+        if took and not self._withdrawn:
             return guest is not None and guest.attached
         self.leave(worker)
-        # Where nothing is shared any more, whoever had come is told so when it is accepted.
-        return not took or self._closed
+        return True
 
     def allocate(self, elements: int, dtype: np.dtype[np.floating]) -> tuple[Slab, Slab] | None:
         """The two versions of the parameters, if they are to be shared. Without enough memory for that, they are not."""
@@ -226,15 +248,28 @@ class JobSharing:
             self._slabs = SharedSlabs(elements, dtype)
         except OSError as error:
             _log.warning("parameters cannot be shared: %s", error)
-            self.close()
+            self.withdraw()
             return None
         return self._slabs.slabs
+
+    def withdraw(self) -> None:
+        """Nothing will be shared, also with those who have come already; they are told so when they are accepted."""
+        self._withdrawn = True
+        self.close()
 
     def accept(self, worker: WorkerId) -> bool:
         """Lets a worker read the parameters, if it shares memory; says whether it does. Raises OSError."""
         if worker not in self._guests or self._slabs is None:
             return False
-        self._guests[worker].give(self._slabs)
+        self._guests[worker].serve(self._slabs)
+        return True
+
+    def say(self, worker: WorkerId, message: parameter_service_pb2.WorkResponse) -> bool:
+        """Sends a message to a worker beside its stream; False if it is to be sent on the stream."""
+        guest = self._guests.get(worker)
+        if guest is None or not guest.served:
+            return False
+        guest.say(message.SerializeToString())
         return True
 
     def slab(self, worker: WorkerId, number: int, elements: int, dtype: np.dtype[np.floating]) -> Slab:
@@ -253,4 +288,4 @@ class JobSharing:
             self.leave(worker)
         if self._slabs:
             self._slabs.close()
-        self._sharing, self._closed = None, True
+        self._sharing = None

@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+from google.protobuf.message import DecodeError
+
+from thalweg.contract import payload
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
 from thalweg.contract.memory import SharingError
@@ -20,6 +23,14 @@ MOST_CHARACTERS = 2000
 _MOST_SAMPLES = 1 << 28
 _MOST_TENSORS = 4096
 _MOST_AXES = 8
+
+
+def request_of(data: bytes) -> Parcel[parameter_service_pb2.WorkRequest]:
+    """The message that bytes are. Raises ThalwegError if they are none."""
+    try:
+        return payload.request_of(data)
+    except DecodeError as error:
+        raise violation("bytes that are no message") from error
 
 
 class Received(NamedTuple):

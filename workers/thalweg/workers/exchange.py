@@ -3,11 +3,13 @@
 import logging
 import os
 import socket
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
+import grpc
 import numpy as np
 
 from thalweg.contract import codecs, memory
@@ -19,9 +21,9 @@ from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers.residuals import Outgoing
+from thalweg.workers.streams import Said, Streams
 
-# A message as it is, or serialized already.
-Message: TypeAlias = pb.WorkRequest | bytes
+Send: TypeAlias = Callable[[Said], object]
 
 _log = logging.getLogger(__name__)
 # The server answers at once; but it may be busy.
@@ -49,15 +51,45 @@ def attach(offer: pb.SharedMemory) -> Iterator[socket.socket | None]:
         yield peer
 
 
+def listen(peer: socket.socket, stream: Iterator[Parcel[pb.WorkResponse]]) -> Iterator[Parcel[pb.WorkResponse]]:
+    """What the server says beside the stream, and behind that what it says on it. Raises what the stream raises."""
+    last: list[Parcel[pb.WorkResponse]] = []
+    problems: list[grpc.RpcError] = []
+
+    def await_end() -> None:
+        try:
+            for parcel in stream:
+                last.append(parcel)
+                if parcel.message.HasField("goodbye"):
+                    break
+        except grpc.RpcError as error:
+            problems.append(error)
+        # Whoever waits at the socket need wait no longer.
+        with suppress(OSError):
+            peer.shutdown(socket.SHUT_RDWR)
+
+    thread = threading.Thread(target=await_end, name="thalweg-stream", daemon=True)
+    thread.start()
+    peer.settimeout(None)
+    with suppress(OSError):
+        while data := peer.recv(memory.MOST_BYTES):
+            yield Parcel(pb.WorkResponse.FromString(data))
+    thread.join()
+    if problems:
+        raise problems[0]
+    yield from last
+
+
 class Exchange(ABC):
     """The slabs of one worker. `parameters` are those at even and at odd versions, of shape (elements)."""
 
     # So many chunks of a gradient are sent before it is whole, if there are.
     least_chunks = 1
 
-    def __init__(self, parameters: tuple[Slab, Slab], chunk_elements: int) -> None:
+    def __init__(self, parameters: tuple[Slab, Slab], chunk_elements: int, send: Send) -> None:
         self.parameters = parameters
         self.chunk_elements = chunk_elements
+        self.send = send
 
     def chunk(self, number: int) -> slice:
         """Where a chunk lies in a slab."""
@@ -77,11 +109,11 @@ class Exchange(ABC):
 
     @abstractmethod
     def slab(self, version: int) -> Slab:
-        """Where to write a gradient that is computed at a version. Raises MemoryError, or SharingError if the server is lost."""
+        """Where to write a gradient that is computed at a version. Raises MemoryError."""
 
     @abstractmethod
-    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[Message]:
-        """The messages that tell the server some chunks of a gradient; `sums` go with the last chunk of the slab."""
+    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> None:
+        """Tells the server some chunks of a gradient; `sums` go with the last chunk of the slab."""
 
 
 def gradient_chunk(
@@ -109,8 +141,11 @@ def sums_message(sums: Sums) -> pb.Sums:
 class Streamed(Exchange):
     """Parameters and gradients travel over the stream, as the job's codec encodes them."""
 
-    def __init__(self, spec: job_pb2.JobSpec, elements: int, dtype: np.dtype[np.floating], chunk_elements: int) -> None:
-        super().__init__((np.empty(elements, dtype), np.empty(elements, dtype)), chunk_elements)
+    def __init__(
+        self, spec: job_pb2.JobSpec, elements: int, dtype: np.dtype[np.floating], chunk_elements: int, streams: Streams
+    ) -> None:
+        super().__init__((np.empty(elements, dtype), np.empty(elements, dtype)), chunk_elements, streams.send)
+        self._streams = streams
         self._slab: Slab = np.empty(elements, dtype)
         self._incoming = codecs.of_parameters(spec, chunk_elements)
         self._outgoing = Outgoing(spec, elements, chunk_elements)
@@ -121,16 +156,15 @@ class Streamed(Exchange):
     def slab(self, version: int) -> Slab:  # noqa: ARG002 - what was sent before is copied
         return self._slab
 
-    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[Message]:
+    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> None:
         if chunks.start == task.first_chunk:
             self._outgoing.begin(Node(task.level, task.index), task.step)
         last = range(0, slab.size, self.chunk_elements)[-1] // self.chunk_elements
-        messages: list[Message] = []
         for chunk in chunks:
             where = self.chunk(chunk)
             data = self._outgoing.encode(slab[where], where.start)
-            messages.append(gradient_chunk(task, chunk, data, sums if chunk == last else None, self._outgoing.since))
-        return messages
+            message = gradient_chunk(task, chunk, data, sums if chunk == last else None, self._outgoing.since)
+            self._streams.send_chunk(chunk, message)
 
 
 class Shared(Exchange):
@@ -143,7 +177,7 @@ class Shared(Exchange):
         self._peer = peer
         files: list[int] = []
         try:
-            files = memory.take(peer, 2)
+            _, files = memory.take(peer, 2)
             if len(files) != 2:
                 raise memory.SharingError("the server handed over no parameters")
             even, odd = (memory.slab(file, elements, dtype, writable=False) for file in files)
@@ -152,7 +186,7 @@ class Shared(Exchange):
         finally:
             for file in files:
                 os.close(file)
-        super().__init__((even, odd), chunk_elements)
+        super().__init__((even, odd), chunk_elements, self._say)
         self._slabs: list[Slab] = []
         self._used = 0
         self._version = -1
@@ -176,16 +210,18 @@ class Shared(Exchange):
         except OSError as error:
             raise MemoryError(f"{size * dtype.itemsize:,} bytes cannot be shared: {error.strerror}") from error
         try:
-            memory.give(self._peer, file)
-            if self._peer.recv(len(memory.OK)) != memory.OK:
-                raise memory.SharingError("the server takes no more memory")
+            # If the server has gone, or wants no more, the stream will tell.
+            with suppress(OSError):
+                memory.give(self._peer, file)
             return memory.slab(file, size, dtype, writable=True)
-        except OSError as error:
-            raise memory.SharingError(f"the server's socket broke: {error}") from error
         finally:
             os.close(file)
 
-    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> list[Message]:
+    def _say(self, message: Said) -> None:
+        with suppress(OSError):
+            self._peer.send(serialize(message))
+
+    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> None:
         number = next(number for number, each in enumerate(self._slabs) if each is slab)
         part = pb.SharedGradient(
             version=task.version,
@@ -197,4 +233,4 @@ class Shared(Exchange):
             slab=number,
             sums=sums_message(sums) if sums else None,
         )
-        return [pb.WorkRequest(shared_gradient=part)]
+        self.send(pb.WorkRequest(shared_gradient=part))

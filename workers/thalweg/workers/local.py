@@ -45,11 +45,12 @@ class Lanes:
                 if len(x) == 0:
                     continue
                 sums += model.loss_and_gradient(x, y, len(x), (step, lane), gradient)
+                scale = 1.0
                 if self._spec.HasField("clip_global_norm"):
-                    clipping.clip(gradient, self._spec.clip_global_norm)
+                    scale = clipping.scale(clipping.squared_norm(gradient) ** 0.5, self._spec.clip_global_norm)
                 factor = schedules.factor(self._spec.schedule, step, self._steps_per_epoch, self._total_steps)
                 rate = self._optimizer.learning_rate * factor
-                optimizers.apply(self._optimizer, parameters, gradient, state, parameters, rate, step - steps.start)
+                optimizers.apply(self._optimizer, parameters, gradient, state, parameters, rate, step - steps.start, scale)
             np.subtract(start, parameters, out=out)
             out /= self._microbatches
         return sums

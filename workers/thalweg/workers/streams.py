@@ -28,6 +28,8 @@ class Inbox(Protocol):
 
     def __iter__(self) -> Iterator[Parcel[pb.WorkResponse]]: ...
 
+    def __next__(self) -> Parcel[pb.WorkResponse]: ...
+
     def cancel(self) -> object:
         """Ends the stream, also while its next message is waited for."""
         ...
@@ -112,6 +114,7 @@ class ShardStream:
                     return False
                 self._come.popleft()
                 self._changed.notify_all()
+            _unload(message, keep)
             if message.HasField("parameters"):
                 keep(message.parameters, values)
             elif message == task:
@@ -139,18 +142,27 @@ class Streams:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def parts(self, chunks: range) -> Iterator[tuple[Outbox, range]]:
-        """The chunks, in order, by where they go."""
-        first = chunks.start
-        for shard in self._shards:
-            end = min(chunks.stop, shard.chunks.stop)
-            if first < end:
-                yield shard.outbox, range(first, end)
-                first = end
-        if first < chunks.stop:
-            yield self._outbox, range(first, chunks.stop)
+    def send(self, message: Said) -> None:
+        """Tells the server something."""
+        self._outbox.put(message)
+
+    def send_chunk(self, chunk: int, message: Said) -> None:
+        """Sends a chunk of a gradient, or of the initial parameters."""
+        outboxes = (shard.outbox for shard in self._shards if chunk in shard.chunks)
+        next(outboxes, self._outbox).put(message)
 
     def receive(self, task: pb.WorkResponse, keep: Keep) -> bool:
-        """Hands over the parameters from shards that a task needs. Whether it is to be done: see `ShardStream.receive`."""
+        """Hands over the parameters that came with a task, and those that shards sent before it.
+
+        Whether the task is to be done: see `ShardStream.receive`.
+        """
+        _unload(task, keep)
         wanted = [shard.receive(task, keep) for shard in self._shards]
         return all(wanted)
+
+
+def _unload(message: pb.WorkResponse, keep: Keep) -> None:
+    """Hands over the parameters that a task took along, and takes them out of it."""
+    if message.HasField("differentiate") and message.differentiate.HasField("parameters"):
+        keep(message.differentiate.parameters, memoryview(message.differentiate.parameters.data))
+        message.differentiate.ClearField("parameters")

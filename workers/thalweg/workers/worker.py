@@ -14,7 +14,7 @@ from thalweg.contract.channel import OPTIONS, Address
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.layout import Slab
 from thalweg.contract.memory import SharingError
-from thalweg.contract.sums import Sums
+from thalweg.contract.payload import Parcel
 from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
@@ -41,27 +41,19 @@ def work(server: Address, token: str | None, job_id: str, name: str, answered: C
         outbox: Outbox = queue.SimpleQueue()
         outbox.put(pb.WorkRequest(hello=pb.Hello(job_id=job_id, worker=name)))
         inbox = open_stream(channel, outbox, token)
-        worker = _Worker(channel, token, outbox, answered, inbox.cancel)
+        worker = _Worker(channel, token, outbox, inbox, answered)
         try:
             try:
-                return worker.run(inbox)
+                return worker.run()
             except (ModelError, DataError) as error:
                 outbox.put(pb.WorkRequest(failure=pb.Failure(problem=str(error))))
-                return _goodbye(inbox)
+                return worker.goodbye()
         except grpc.RpcError as error:
             raise worker.lost_shard or from_rpc_error(error, str(server)) from error
         except SharingError as error:
             raise ThalwegError("UNREACHABLE", {"address": str(server), "problem": str(error)}) from error
         finally:
             outbox.put(None)
-
-
-def _goodbye(inbox: Inbox) -> str:
-    """Waits for the server's last word."""
-    for message, _ in inbox:
-        if message.HasField("goodbye"):
-            return message.goodbye.reason
-    return "the server ended the stream"
 
 
 @contextmanager
@@ -85,29 +77,30 @@ def _heartbeats(outbox: Outbox, seconds: float) -> Iterator[None]:
 
 
 class _Worker:
-    """The state of one stream. `cancel` ends it, also while its next message is waited for."""
+    """The state of one stream."""
 
     def __init__(
         self,
         channel: grpc.Channel,
         token: str | None,
         outbox: Outbox,
+        inbox: Inbox,
         answered: Callable[[], object],
-        cancel: Callable[[], object],
     ) -> None:
         self.lost_shard: ThalwegError | None = None
         self._channel = channel
         self._token = token
         self._outbox = outbox
+        self._inbox: Iterator[Parcel[pb.WorkResponse]] = inbox
+        self._cancel = inbox.cancel
         self._answered = answered
-        self._cancel = cancel
         self._stack = ExitStack()
         self._streams = Streams(outbox, [])
         self._exchange: Exchange
 
-    def run(self, inbox: Inbox) -> str:
+    def run(self) -> str:
         """Answers messages until goodbye."""
-        for message, _ in inbox:
+        for message, _ in self._inbox:
             match message.WhichOneof("message"):
                 case "welcome":
                     spec = message.welcome.spec
@@ -116,7 +109,7 @@ class _Worker:
                     limits = threadpool_limits(spec.training.threads_per_worker, "blas")
                     with heartbeats, peer as self._peer, limits, self._stack:
                         self._prepare(spec)
-                        return self._serve(inbox)
+                        return self._serve()
                 case "goodbye":
                     return message.goodbye.reason
         return "the server ended the stream"
@@ -137,10 +130,18 @@ class _Worker:
         )
         if self._differentiator.numerical and spec.training.epochs:
             prepared.loss_seconds = self._differentiator.cost(self._initial(), _MEASURE_SECONDS)
-        self._outbox.put(pb.WorkRequest(prepared=prepared))
+        self._streams.send(pb.WorkRequest(prepared=prepared))
 
-    def _serve(self, inbox: Inbox) -> str:
-        for message, values in inbox:
+    def goodbye(self) -> str:
+        """Waits for the server's last word."""
+        for message, _ in self._inbox:
+            if message.HasField("goodbye"):
+                return message.goodbye.reason
+        return "the server ended the stream"
+
+    def _serve(self) -> str:
+        while (parcel := next(self._inbox, None)) is not None:
+            message, values = parcel
             match message.WhichOneof("message"):
                 case "differentiate" | "evaluate" if not self._streams.receive(message, self._exchange.keep):
                     pass
@@ -154,11 +155,12 @@ class _Worker:
                     self._evaluate(message.evaluate)
                     self._answered()
                 case "initialize":
-                    self._initialize()
+                    for chunk, part in enumerate(self._exchange.initial(self._initial())):
+                        self._streams.send_chunk(chunk, part)
                 case "accepted":
-                    self._exchange = self._agreed(message.accepted)
                     shards = [ShardStream(shard, self._token, self._shard_lost) for shard in message.accepted.shards]
                     self._streams = self._stack.enter_context(Streams(self._outbox, shards))
+                    self._exchange = self._agreed(message.accepted)
                 case "goodbye":
                     return message.goodbye.reason
         return "the server ended the stream"
@@ -173,16 +175,11 @@ class _Worker:
         model, chunk_elements = self._differentiator.model, accepted.chunk_elements
         try:
             if accepted.shared_memory and self._peer:
+                self._inbox = exchange.listen(self._peer, self._inbox)
                 return exchange.Shared(self._peer, model.size, model.dtype, chunk_elements)
-            return exchange.Streamed(self._spec, model.size, model.dtype, chunk_elements)
+            return exchange.Streamed(self._spec, model.size, model.dtype, chunk_elements, self._streams)
         except MemoryError:
             raise self._too_great() from None
-
-    def _initialize(self) -> None:
-        messages = self._exchange.initial(self._initial())
-        for outbox, chunks in self._streams.parts(range(len(messages))):
-            for chunk in chunks:
-                outbox.put(messages[chunk])
 
     def _initial(self) -> Slab:
         model = self._differentiator.model
@@ -205,7 +202,7 @@ class _Worker:
             for chunk in range(task.first_chunk, end):
                 where = self._exchange.chunk(chunk)
                 gradient, sums = self._differentiator.gradient(parameters, task.version, task.step, node, where)
-                self._outbox.put(exchange.gradient_chunk(task, chunk, gradient, sums if chunk == last else None))
+                self._streams.send(exchange.gradient_chunk(task, chunk, gradient, sums if chunk == last else None))
                 self._differentiator.release(gradient)
             return
         try:
@@ -218,18 +215,13 @@ class _Worker:
             nonlocal sent
             done = min(elements // width, end)
             if elements < size and done - sent >= self._exchange.least_chunks:
-                self._send_gradient(task, gradient, range(sent, done))
+                self._exchange.gradient(task, gradient, range(sent, done), None)
                 sent = done
 
         _, sums = self._differentiator.gradient(
             parameters, task.version, task.step, node, slice(0, size), task.steps, send_what_is_done, slab
         )
-        self._send_gradient(task, slab, range(sent, end), sums if end > last else None)
-
-    def _send_gradient(self, task: pb.DifferentiateTask, gradient: Slab, chunks: range, sums: Sums | None = None) -> None:
-        for outbox, part in self._streams.parts(chunks):
-            for message in self._exchange.gradient(task, gradient, part, sums):
-                outbox.put(message)
+        self._exchange.gradient(task, slab, range(sent, end), sums if end > last else None)
 
     def _evaluate(self, task: pb.EvaluateTask) -> None:
         dataset = self._differentiator.dataset
@@ -238,4 +230,4 @@ class _Worker:
         where = slice(task.first, task.end)
         sums = self._differentiator.evaluate(self._exchange.parameters[task.version % 2], x[where], y[where])
         answer = pb.Evaluation(version=task.version, split=task.split, first=task.first, sums=exchange.sums_message(sums))
-        self._outbox.put(pb.WorkRequest(evaluation=answer))
+        self._exchange.send(pb.WorkRequest(evaluation=answer))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.server.optimizers.base import Optimizer, State
+from thalweg.server.optimizers.base import Descent, Optimizer, State
 
 
 class Adagrad(Optimizer):
@@ -14,13 +14,16 @@ class Adagrad(Optimizer):
     def init(self, size: int, dtype: np.dtype[np.floating]) -> State:
         return {"sum": np.full(size, self.hyperparameters.initial_accumulator_value, dtype)}
 
-    def update(self, parameters: Slab, gradient: Slab, state: State, out: Slab, learning_rate: float, step: int) -> None:
-        self.decay(parameters, gradient)
-        settings, scratch = self.hyperparameters, self.scratch(parameters)
-        np.multiply(gradient, gradient, out=scratch)
-        state["sum"] += scratch
-        np.sqrt(state["sum"], out=scratch)
-        scratch += settings.eps
-        np.divide(gradient, scratch, out=scratch)
-        scratch *= learning_rate / (1 + step * settings.learning_rate_decay)
-        np.subtract(parameters, scratch, out=out)
+    def descent(self, learning_rate: float, step: int) -> Descent:
+        eps = self.hyperparameters.eps
+        rate = learning_rate / (1 + step * self.hyperparameters.learning_rate_decay)
+
+        def descend(gradient: Slab, state: State, fall: Slab, scratch: Slab) -> None:
+            total = state["sum"]
+            total += np.multiply(gradient, gradient, out=scratch)
+            np.sqrt(total, out=fall)
+            fall += eps
+            np.divide(gradient, fall, out=fall)
+            fall *= rate
+
+        return descend

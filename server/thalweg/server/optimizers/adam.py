@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.server.optimizers.base import Optimizer, State
+from thalweg.server.optimizers.base import Descent, Optimizer, State
 
 
 class Adam(Optimizer):
@@ -20,26 +20,27 @@ class Adam(Optimizer):
         self._beta1, self._beta2 = hyperparameters.betas
         self.slots = ("mean", "square") + ("greatest",) * hyperparameters.amsgrad
 
-    def update(self, parameters: Slab, gradient: Slab, state: State, out: Slab, learning_rate: float, step: int) -> None:
-        self.decay(parameters, gradient)
-        np.subtract(parameters, self.direction(gradient, state, learning_rate, step), out=out)
-
-    def direction(self, gradient: Slab, state: State, learning_rate: float, step: int) -> Slab:
-        """By how much the parameters fall, in scratch. Changes the state."""
-        scratch, mean, square = self.scratch(gradient), state["mean"], state["square"]
-        np.subtract(gradient, mean, out=scratch)
-        scratch *= 1 - self._beta1
-        mean += scratch
-        square *= self._beta2
-        np.multiply(gradient, gradient, out=scratch)
-        scratch *= 1 - self._beta2
-        square += scratch
-        if self.hyperparameters.amsgrad:
-            square = np.maximum(state["greatest"], square, out=state["greatest"])
+    def descent(self, learning_rate: float, step: int) -> Descent:
+        beta1, beta2, amsgrad = self._beta1, self._beta2, self.hyperparameters.amsgrad
         # m̂ / (√v̂ + eps), numerator and denominator multiplied by √(1 − β₂ᵗ): that spares a pass over the block.
-        correction = math.sqrt(1 - self._beta2 ** (step + 1))
-        np.sqrt(square, out=scratch)
-        scratch += self.hyperparameters.eps * correction
-        np.divide(mean, scratch, out=scratch)
-        scratch *= learning_rate * correction / (1 - self._beta1 ** (step + 1))
-        return scratch
+        correction = math.sqrt(1 - beta2 ** (step + 1))
+        eps = self.hyperparameters.eps * correction
+        rate = learning_rate * correction / (1 - beta1 ** (step + 1))
+
+        def descend(gradient: Slab, state: State, fall: Slab, scratch: Slab) -> None:
+            mean, square = state["mean"], state["square"]
+            np.subtract(gradient, mean, out=scratch)
+            scratch *= 1 - beta1
+            mean += scratch
+            square *= beta2
+            np.multiply(gradient, gradient, out=scratch)
+            scratch *= 1 - beta2
+            square += scratch
+            if amsgrad:
+                square = np.maximum(state["greatest"], square, out=state["greatest"])
+            np.sqrt(square, out=fall)
+            fall += eps
+            np.divide(mean, fall, out=fall)
+            fall *= rate
+
+        return descend

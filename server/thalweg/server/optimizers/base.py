@@ -1,55 +1,64 @@
-"""What an optimizer is: a state of some slabs, and an in-place update of a block."""
+"""What an optimizer is: a state of some slabs, and how far a gradient makes the parameters fall."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from thalweg.contract.layout import Slab
 
 State = dict[str, Slab]
 
-# Elements that are updated at once: so few that parameters, gradient and state of a block stay in the second-level cache.
-BLOCK = 65_536
+# Of a block: reads the gradient, changes the state, writes to the third array by how much the parameters fall, and may use the
+# fourth for intermediate results. All are one-dimensional, of equal length and dtype; each element is computed for itself.
+Descent = Callable[[Slab, State, Slab, Slab], None]
+
+
+class Scratch(NamedTuple):
+    """Arrays for what one thread computes in between."""
+
+    gradient: Slab
+    fall: Slab
+    other: Slab
+    finite: NDArray[np.bool_]
 
 
 class Optimizer(ABC):
-    """Base of all optimizers. An object belongs to one thread.
+    """Base of all optimizers. Several threads may use an object.
 
     `hyperparameters` is the message of the contract that describes the optimizer, with its defaults filled in. `slots` names the
-    slabs of its state, which start at zero.
+    slabs of its state, which start at zero. Weight decay adds the gradient of weight_decay / 2 · |parameters|²; where it is
+    `decoupled` it takes learning_rate · weight_decay of the parameters instead.
     """
 
     slots: tuple[str, ...] = ()
+    decoupled = False
 
     def __init__(self, hyperparameters: Any) -> None:
         self.hyperparameters = hyperparameters
         self.learning_rate = float(hyperparameters.learning_rate)
         self.weight_decay = float(hyperparameters.weight_decay)
-        self._scratch: dict[tuple[int, np.dtype[np.floating]], Slab] = {}
+        self._scratches: list[Scratch] = []
 
     def init(self, size: int, dtype: np.dtype[np.floating]) -> State:
         """The state before the first step."""
         return {slot: np.zeros(size, dtype) for slot in self.slots}
 
+    @contextmanager
+    def scratch(self, size: int, dtype: np.dtype[np.floating]) -> Iterator[Scratch]:
+        """Arrays of so many elements, with any content, which no one else has as long as the context. Always ask for the same."""
+        try:
+            # Whatever else, this is one operation on a list, which no other thread interrupts.
+            scratch = self._scratches.pop()
+        except IndexError:
+            gradient, fall, other = (np.empty(size, dtype) for _ in range(3))
+            scratch = Scratch(gradient, fall, other, np.empty(size, np.bool_))
+        yield scratch
+        self._scratches.append(scratch)
+
     @abstractmethod
-    def update(self, parameters: Slab, gradient: Slab, state: State, out: Slab, learning_rate: float, step: int) -> None:
-        """Updates a block of at most `BLOCK` elements, each for itself.
-
-        All arrays are one-dimensional, of equal length and dtype. Reads `parameters`, writes `out`, which may be `parameters`,
-        changes `state`, may use up `gradient`. `learning_rate` is the scheduled one; `step` counts from 0.
-        """
-
-    def scratch(self, like: Slab, number: int = 0) -> Slab:
-        """An array of the same length and dtype, with any content, for intermediate results. The same one at each call."""
-        key = (number, like.dtype)
-        if key not in self._scratch:
-            self._scratch[key] = np.empty(BLOCK, like.dtype)
-        return self._scratch[key][: like.size]
-
-    def decay(self, parameters: Slab, gradient: Slab) -> None:
-        """Adds the gradient of weight_decay / 2 · |parameters|²."""
-        if self.weight_decay:
-            scratch = self.scratch(parameters)
-            np.multiply(parameters, self.weight_decay, out=scratch)
-            gradient += scratch
+    def descent(self, learning_rate: float, step: int) -> Descent:
+        """A step, for any of its blocks. `learning_rate` is the scheduled one; `step` counts from 0."""

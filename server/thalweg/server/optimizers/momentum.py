@@ -3,7 +3,7 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.server.optimizers.base import Optimizer, State
+from thalweg.server.optimizers.base import Descent, Optimizer, State
 
 
 class Momentum(Optimizer):
@@ -14,19 +14,22 @@ class Momentum(Optimizer):
 
     slots = ("momentum",)
 
-    def update(self, parameters: Slab, gradient: Slab, state: State, out: Slab, learning_rate: float, step: int) -> None:
-        self.decay(parameters, gradient)
-        settings, velocity, scratch = self.hyperparameters, state["momentum"], self.scratch(parameters)
-        if step == 0:
-            velocity[...] = gradient
-        else:
-            velocity *= settings.momentum
-            np.multiply(gradient, 1 - settings.dampening, out=scratch)
-            velocity += scratch
-        if settings.nesterov:
-            np.multiply(velocity, settings.momentum, out=scratch)
-            scratch += gradient
-            scratch *= learning_rate
-        else:
-            np.multiply(velocity, learning_rate, out=scratch)
-        np.subtract(parameters, scratch, out=out)
+    def descent(self, learning_rate: float, step: int) -> Descent:
+        momentum, nesterov = self.hyperparameters.momentum, self.hyperparameters.nesterov
+        dampened = 1 - self.hyperparameters.dampening
+
+        def descend(gradient: Slab, state: State, fall: Slab, scratch: Slab) -> None:
+            velocity = state["momentum"]
+            if step == 0:
+                velocity[...] = gradient
+            else:
+                velocity *= momentum
+                velocity += np.multiply(gradient, dampened, out=scratch) if dampened != 1 else gradient
+            if nesterov:
+                np.multiply(velocity, momentum, out=scratch)
+                scratch += gradient
+                np.multiply(scratch, learning_rate, out=fall)
+            else:
+                np.multiply(velocity, learning_rate, out=fall)
+
+        return descend

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.server.optimizers.base import Optimizer, State
+from thalweg.server.optimizers.base import Descent, Optimizer, State
 
 
 class RMSprop(Optimizer):
@@ -18,32 +18,34 @@ class RMSprop(Optimizer):
         super().__init__(hyperparameters)
         self.slots = ("square",) + ("mean",) * hyperparameters.centered + ("momentum",) * (hyperparameters.momentum > 0)
 
-    def update(self, parameters: Slab, gradient: Slab, state: State, out: Slab, learning_rate: float, step: int) -> None:
-        self.decay(parameters, gradient)
-        settings, scratch = self.hyperparameters, self.scratch(parameters)
-        square = state["square"]
-        square *= settings.alpha
-        np.multiply(gradient, gradient, out=scratch)
-        scratch *= 1 - settings.alpha
-        square += scratch
-        if settings.centered:
-            mean = state["mean"]
-            mean *= settings.alpha
-            np.multiply(gradient, 1 - settings.alpha, out=scratch)
-            mean += scratch
-            np.multiply(mean, mean, out=scratch)
-            np.subtract(square, scratch, out=scratch)
-            # A variance is never below zero; rounding may bring it there when the gradient hardly changes.
-            np.maximum(scratch, 0, out=scratch)
-            np.sqrt(scratch, out=scratch)
-        else:
-            np.sqrt(square, out=scratch)
-        scratch += settings.eps
-        np.divide(gradient, scratch, out=scratch)
-        if settings.momentum > 0:
-            state["momentum"] *= settings.momentum
-            state["momentum"] += scratch
-            np.multiply(state["momentum"], learning_rate, out=scratch)
-        else:
-            scratch *= learning_rate
-        np.subtract(parameters, scratch, out=out)
+    def descent(self, learning_rate: float, step: int) -> Descent:
+        settings = self.hyperparameters
+        alpha, eps, centered, momentum = settings.alpha, settings.eps, settings.centered, settings.momentum
+
+        def descend(gradient: Slab, state: State, fall: Slab, scratch: Slab) -> None:
+            square = state["square"]
+            square *= alpha
+            np.multiply(gradient, gradient, out=scratch)
+            scratch *= 1 - alpha
+            square += scratch
+            if centered:
+                mean = state["mean"]
+                mean *= alpha
+                mean += np.multiply(gradient, 1 - alpha, out=scratch)
+                np.subtract(square, np.multiply(mean, mean, out=scratch), out=fall)
+                # A variance is never below zero; rounding may bring it there when the gradient hardly changes.
+                np.maximum(fall, 0, out=fall)
+                np.sqrt(fall, out=fall)
+            else:
+                np.sqrt(square, out=fall)
+            fall += eps
+            np.divide(gradient, fall, out=fall)
+            if momentum > 0:
+                velocity = state["momentum"]
+                velocity *= momentum
+                velocity += fall
+                np.multiply(velocity, learning_rate, out=fall)
+            else:
+                fall *= learning_rate
+
+        return descend

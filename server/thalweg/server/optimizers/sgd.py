@@ -3,13 +3,14 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.server.optimizers.base import Optimizer, State
+from thalweg.server.optimizers.base import Descent, Optimizer, State
 
 
 class SGD(Optimizer):
     """w ← w − learning_rate · g (Robbins and Monro 1951)."""
 
-    def update(self, parameters: Slab, gradient: Slab, state: State, out: Slab, learning_rate: float, step: int) -> None:
-        self.decay(parameters, gradient)
-        gradient *= learning_rate
-        np.subtract(parameters, gradient, out=out)
+    def descent(self, learning_rate: float, step: int) -> Descent:
+        def descend(gradient: Slab, state: State, fall: Slab, scratch: Slab) -> None:  # noqa: ARG001
+            np.multiply(gradient, learning_rate, out=fall)
+
+        return descend

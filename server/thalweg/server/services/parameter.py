@@ -19,6 +19,7 @@ from thalweg.server.services.guard import errors
 from thalweg.v1 import parameter_service_pb2 as pb
 
 _log = logging.getLogger(__name__)
+_FEW_BYTES = 1 << 14
 
 
 class _Waiting(NamedTuple):
@@ -44,6 +45,7 @@ class WorkerStream:
         self._newest = -1
         self._filled = asyncio.Event()
         self._evicted = asyncio.Event()
+        self._end = ThalwegError("EVICTED")
 
     def send(self, message: pb.WorkResponse) -> None:
         """Queues a message."""
@@ -68,14 +70,26 @@ class WorkerStream:
                 useful.append(waiting)
         self._queue.extend(reversed(useful))
 
-    def evict(self) -> None:
-        """Ends the stream."""
+    def evict(self, error: ThalwegError | None = None) -> None:
+        """Ends the stream, with an error."""
+        self._end = error or ThalwegError("EVICTED")
         self._evicted.set()
 
     async def evicted(self) -> None:
-        """Waits until the worker is taken for lost. Raises ThalwegError then."""
+        """Waits until the stream is to end. Raises the error with which it ends, a ThalwegError."""
         await self._evicted.wait()
-        raise ThalwegError("EVICTED")
+        raise self._end
+
+    def _next(self) -> pb.WorkResponse | bytes:
+        """The next message. A task takes few parameters before it along: a message costs more than copying them."""
+        message = self._queue.popleft().message
+        if isinstance(message, bytes) and len(message) < _FEW_BYTES and self._queue:
+            following = self._queue[0].message
+            if isinstance(following, pb.WorkResponse) and following.HasField("differentiate"):
+                self._queue.popleft()
+                following.differentiate.parameters.CopyFrom(pb.WorkResponse.FromString(message).parameters)
+                return following
+        return message
 
     async def write(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Writes what is queued, until cancelled or told goodbye."""
@@ -83,7 +97,7 @@ class WorkerStream:
             await self._filled.wait()
             self._filled.clear()
             while self._queue:
-                message = self._queue.popleft().message
+                message = self._next()
                 await context.write(message)
                 if isinstance(message, pb.WorkResponse) and message.HasField("goodbye"):
                     return

@@ -1,5 +1,7 @@
 """How a step's work is divided among workers. The result of the step does not depend on it."""
 
+import heapq
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -41,20 +43,25 @@ def size(plan: Plan, task: Task) -> float:
 
 
 def _runs(total: int, weights: list[float]) -> Iterator[range]:
-    """Cuts `total` into runs in proportion to weights."""
-    whole, sofar, start = sum(weights), 0.0, 0
-    for index, weight in enumerate(weights, 1):
-        sofar += weight
-        # What rounding leaves over of the last run is not lost.
-        end = total if index == len(weights) else int(total * sofar / whole + 1e-9)
-        yield range(start, end)
-        start = end
+    """Cuts `total` into runs, so that whoever takes longest for its run takes as little time as possible."""
+    start = 0
+    if len(set(weights)) == 1:
+        for share in range(len(weights)):
+            end = total * (share + 1) // len(weights)
+            yield range(start, end)
+            start = end
+        return
+    sizes = Counter(_deal(total, weights))
+    for share in range(len(weights)):
+        yield range(start, start + sizes[share])
+        start += sizes[share]
 
 
 def _deal(total: int, weights: list[float]) -> Iterator[int]:
-    """Who gets each of `total` items, so that at any time each has its part, in proportion to its weight."""
-    dealt = [0] * len(weights)
+    """Who gets each of `total` items: whoever would be done first with one more, by its weight."""
+    ends = [(1 / weight, share) for share, weight in enumerate(weights)]
+    heapq.heapify(ends)
     for _ in range(total):
-        share = min(range(len(weights)), key=lambda each: (dealt[each] + 1) / weights[each])
-        dealt[share] += 1
+        end, share = ends[0]
         yield share
+        heapq.heapreplace(ends, (end + 1 / weights[share], share))
