@@ -80,18 +80,21 @@ class ShardStream:
         return new
 
     def _read(self) -> None:
-        problem = "the shard ended the stream"
+        error = ThalwegError("UNREACHABLE", {"address": self._address, "problem": "the shard ended the stream"})
         try:
             for parcel in self._inbox:
                 if parcel.message.HasField("goodbye"):
                     self._end()
                 elif not self._put(parcel):
                     return
-            error = ThalwegError("UNREACHABLE", {"address": self._address, "problem": problem})
         except grpc.RpcError as rpc_error:
             error = from_rpc_error(rpc_error, self._address)
-        if self._end():
-            self._lost(error)
+        except ValueError as closed:
+            # A channel that is closed while the next message is asked for.
+            error = ThalwegError("UNREACHABLE", {"address": self._address, "problem": str(closed)})
+        finally:
+            if self._end():
+                self._lost(error)
 
     def _put(self, parcel: Parcel[pb.WorkResponse]) -> bool:
         with self._changed:
