@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -41,11 +41,11 @@ def work(server: Address, token: str | None, job_id: str, name: str, answered: C
     to the server, which fails the job.
     """
     keep_freed()
-    with grpc.insecure_channel(str(server), options=list(OPTIONS)) as channel:
+    with grpc.insecure_channel(str(server), options=list(OPTIONS)) as channel, ExitStack() as until_the_end:
         outbox: queue.SimpleQueue[_Said | None] = queue.SimpleQueue()
         outbox.put(pb.WorkRequest(hello=pb.Hello(job_id=job_id, worker=name)))
         inbox = _open(channel, iter(outbox.get, None), token)
-        worker = _Worker(channel, token, outbox, inbox, answered)
+        worker = _Worker(channel, token, outbox, inbox, until_the_end, answered)
         try:
             try:
                 return worker.run()
@@ -96,12 +96,14 @@ class _Worker:
         token: str | None,
         outbox: "queue.SimpleQueue[_Said | None]",
         inbox: _Inbox,
+        until_the_end: ExitStack,
         answered: Callable[[], object],
     ) -> None:
         self._channel = channel
         self._token = token
         self._outbox = outbox
         self._inbox = inbox
+        self._until_the_end = until_the_end
         self._answered = answered
         self._exchange: Exchange
 
@@ -112,8 +114,9 @@ class _Worker:
                 case "welcome":
                     spec = message.welcome.spec
                     heartbeats = _heartbeats(self._outbox, message.welcome.heartbeat_seconds)
-                    peer = exchange.attach(message.welcome.shared_memory)
-                    with heartbeats, peer as self._peer, threadpool_limits(spec.training.threads_per_worker, "blas"):
+                    # Also where a mistake is found: whoever closes the socket is lost to the server, which listens no more.
+                    self._peer = self._until_the_end.enter_context(exchange.attach(message.welcome.shared_memory))
+                    with heartbeats, threadpool_limits(spec.training.threads_per_worker, "blas"):
                         self._prepare(spec)
                         return self._serve()
                 case "goodbye":
