@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # For each kind of ratio, the system that others are divided by.
-BASES = {"ratio_to_ddp": "ddp", "ratio_to_ray": "ray", "fraction_of_limit": "limit"}
+BASES = {
+    "ratio_to_ddp": "ddp",
+    "ratio_to_ddp_default": "ddp_default",
+    "ratio_to_ray": "ray",
+    "fraction_of_limit": "limit",
+}
 
 
 @dataclass

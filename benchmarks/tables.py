@@ -11,7 +11,7 @@ from benchmarks.results import BASES
 from benchmarks.systems import SYSTEMS
 
 BEGIN, END = "<!-- results: written by python -m benchmarks --markdown -->", "<!-- end of results -->"
-_HEADS = ("system", "steps/s", "min to max", "ms a step", "÷ DDP", "÷ Ray", "of the limit")
+_HEADS = ("system", "steps/s", "min to max", "ms a step", "÷ DDP", "÷ DDP, defaults", "÷ Ray", "of the limit")
 
 
 def rows(workload: Mapping[str, Any]) -> list[tuple[str, ...]]:

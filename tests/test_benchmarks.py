@@ -89,7 +89,7 @@ def test_the_command_reports_and_ends_as_the_check_does(tmp_path: Path, capsys: 
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert "| Thalweg | 100 | 90 to 110 | 10 | 2.00 | 4.00 | 0.33 |" in text
+    assert "| Thalweg | 100 | 90 to 110 | 10 | 2.00 |  | 4.00 | 0.33 |" in text
     assert "| tiny | 1,200 | 0.123 |" in text
     assert command.main(["--load", str(tmp_path / "good.json"), "--check", str(ratios)]) == 0
     assert command.main(["--load", str(tmp_path / "bad.json"), "--check", str(ratios)]) == 1

@@ -37,11 +37,11 @@ def work(server: Address, token: str | None, job_id: str, name: str, answered: C
     to the server, which fails the job.
     """
     keep_freed()
-    with grpc.insecure_channel(str(server), options=list(OPTIONS)) as channel:
+    with grpc.insecure_channel(str(server), options=list(OPTIONS)) as channel, ExitStack() as until_the_end:
         outbox: Outbox = queue.SimpleQueue()
         outbox.put(pb.WorkRequest(hello=pb.Hello(job_id=job_id, worker=name)))
         inbox = open_stream(channel, outbox, token)
-        worker = _Worker(channel, token, outbox, inbox, answered)
+        worker = _Worker(channel, token, outbox, inbox, until_the_end, answered)
         try:
             try:
                 return worker.run()
@@ -85,6 +85,7 @@ class _Worker:
         token: str | None,
         outbox: Outbox,
         inbox: Inbox,
+        until_the_end: ExitStack,
         answered: Callable[[], object],
     ) -> None:
         self.lost_shard: ThalwegError | None = None
@@ -93,8 +94,8 @@ class _Worker:
         self._outbox = outbox
         self._inbox: Iterator[Parcel[pb.WorkResponse]] = inbox
         self._cancel = inbox.cancel
+        self._until_the_end = until_the_end
         self._answered = answered
-        self._stack = ExitStack()
         self._streams = Streams(outbox, [])
         self._exchange: Exchange
 
@@ -105,9 +106,9 @@ class _Worker:
                 case "welcome":
                     spec = message.welcome.spec
                     heartbeats = _heartbeats(self._outbox, message.welcome.heartbeat_seconds)
-                    peer = exchange.attach(message.welcome.shared_memory)
-                    limits = threadpool_limits(spec.training.threads_per_worker, "blas")
-                    with heartbeats, peer as self._peer, limits, self._stack:
+                    # Also where a mistake is found: whoever closes the socket is lost to the server, which listens no more.
+                    self._peer = self._until_the_end.enter_context(exchange.attach(message.welcome.shared_memory))
+                    with heartbeats, threadpool_limits(spec.training.threads_per_worker, "blas"):
                         self._prepare(spec)
                         return self._serve()
                 case "goodbye":
@@ -159,7 +160,7 @@ class _Worker:
                         self._streams.send_chunk(chunk, part)
                 case "accepted":
                     shards = [ShardStream(shard, self._token, self._shard_lost) for shard in message.accepted.shards]
-                    self._streams = self._stack.enter_context(Streams(self._outbox, shards))
+                    self._streams = self._until_the_end.enter_context(Streams(self._outbox, shards))
                     self._exchange = self._agreed(message.accepted)
                 case "goodbye":
                     return message.goodbye.reason
