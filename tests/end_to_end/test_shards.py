@@ -1,5 +1,6 @@
 """Jobs whose slab is split over several servers end with the same bits."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from tests.end_to_end.cluster import ThreadFleet, running_server, stub_of, train
 from tests.end_to_end.command import service, wait_for
-from tests.end_to_end.peer import CutError, proxy
+from tests.end_to_end.peer import CutError, HoldAfter, proxy
 from tests.end_to_end.reference import reference
 from thalweg.contract import layout as layouts
 from thalweg.contract.channel import Address
@@ -160,6 +161,29 @@ def test_a_lost_worker_changes_nothing(tmp_path: Path) -> None:
             job = stub.GetJob(training_service_pb2.GetJobRequest(job_id=job.id)).job
             assert job.result.weights_sha256 == digest
             assert job.progress.contributions.lost_workers >= 1
+
+
+@pytest.mark.parametrize("gradients", [0, 3, 8])
+def test_a_straggler_changes_nothing_and_ends_with_the_others(gradients: int, tmp_path: Path) -> None:
+    spec = spec_of(training={**BASE["training"], "epochs": 6}, optimizer={"adam": {}})
+    digest = expected(spec)
+    hold = HoldAfter(gradients)
+    with sharded(tmp_path, 2) as (server, _), proxy(server.address, hold) as slow, stub_of(server) as stub:
+        job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=spec)).job
+        straggler = threading.Thread(target=work, args=(slow, None, job.id, "straggler"))
+        straggler.start()
+        assert hold.holding.wait(60) or not gradients
+        steady = threading.Thread(target=work, args=(server.address, None, job.id, "steady"))
+        steady.start()
+        wait_for(lambda: current(stub, job.id).progress.step > 10)
+        hold.released.set()
+        straggler.join(60)
+        steady.join(60)
+        assert not straggler.is_alive()
+        assert not steady.is_alive()
+        job = current(stub, job.id)
+        assert job.result.weights_sha256 == digest
+        assert job.progress.contributions.reissued_tasks
 
 
 def test_a_worker_that_cannot_reach_a_shard_says_which(tmp_path: Path) -> None:
