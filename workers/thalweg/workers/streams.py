@@ -69,6 +69,7 @@ class ShardStream:
     def __exit__(self, *_: object) -> None:
         self._end()
         self.outbox.put(None)
+        self._inbox.cancel()
         self._channel.close()
         self._thread.join()
 
