@@ -1,9 +1,10 @@
 """A worker's death loses nothing; what comes twice or late is dropped: the same bits, over real streams."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from threading import Event, Thread
+from socket import SHUT_RDWR
+from threading import Event, Thread, local
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from google.protobuf import json_format
 from threadpoolctl import threadpool_limits
 
 from tests.end_to_end.cluster import running_server, stub_of
-from tests.end_to_end.peer import DEADLINE, CutError, proxy
+from tests.end_to_end.peer import DEADLINE, CutError, Meddler, proxy
 from tests.end_to_end.reference import reference
 from thalweg.contract import layout as layouts
 from thalweg.contract.channel import Address
@@ -21,6 +22,7 @@ from thalweg.server.service import Server
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as messages
 from thalweg.v1 import training_service_pb2 as pb
+from thalweg.workers import exchange
 from thalweg.workers.worker import work
 
 BASE: dict[str, Any] = {
@@ -45,10 +47,34 @@ VARIANTS: dict[str, dict[str, Any]] = {
 GRADIENTS = ("gradient", "shared_gradient")
 
 
+# What meddles with the messages that this thread's worker sends beside its stream.
+_meddlers = local()
+
+
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks a gradient, so that a stream can be cut in the midst of one."""
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1024)
+    monkeypatch.setattr(exchange.Shared, "least_chunks", 1)
+
+
+@pytest.fixture(autouse=True)
+def meddled_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a proxy does to a stream, `_meddlers` do to the socket beside shared memory."""
+    say = exchange.Shared._say
+
+    def meddled(self: exchange.Shared, message: messages.WorkRequest | bytes) -> None:
+        meddle: Meddler | None = getattr(_meddlers, "meddle", None)
+        if meddle is None or isinstance(message, bytes):
+            say(self, message)
+            return
+        try:
+            for each in meddle(message):
+                say(self, each)
+        except CutError:
+            self._peer.shutdown(SHUT_RDWR)
+
+    monkeypatch.setattr(exchange.Shared, "_say", meddled)
 
 
 class Run:
@@ -60,14 +86,15 @@ class Run:
             self.job_id = stub.CreateJob(pb.CreateJobRequest(spec=spec)).job.id
         self._threads: list[Thread] = []
 
-    def start(self, address: Address | None = None) -> Thread:
-        """Starts a worker."""
-        thread = Thread(target=self._work, args=(address or self.server.address,))
+    def start(self, address: Address | None = None, meddle: Meddler | None = None) -> Thread:
+        """Starts a worker, through a proxy, if its address is given, with the same meddler for what passes it by."""
+        thread = Thread(target=self._work, args=(address or self.server.address, meddle))
         thread.start()
         self._threads.append(thread)
         return thread
 
-    def _work(self, address: Address) -> None:
+    def _work(self, address: Address, meddle: Meddler | None) -> None:
+        _meddlers.meddle = meddle
         with suppress(ThalwegError):
             work(address, None, self.job_id, "worker")
 
@@ -106,7 +133,7 @@ def undisturbed(server: Server, spec: job_pb2.JobSpec) -> tuple[str, list[float]
     return layouts.digest(expected), losses
 
 
-def cut_after(gradients: int, cut: Event) -> Callable[[messages.WorkRequest], Iterator[messages.WorkRequest]]:
+def cut_after(gradients: int, cut: Event) -> Meddler:
     left = [gradients]
 
     def meddle(request: messages.WorkRequest) -> Iterator[messages.WorkRequest]:
@@ -126,8 +153,9 @@ def test_a_workers_death_in_the_midst_of_a_step_loses_nothing(server: Server, va
     spec = make_spec(variant)
     expected, losses = undisturbed(server, spec)
     run, cut = Run(server, spec), Event()
-    with proxy(server.address, cut_after(gradients, cut)) as address:
-        run.start(address).join()
+    meddle = cut_after(gradients, cut)
+    with proxy(server.address, meddle) as address:
+        run.start(address, meddle).join()
     assert cut.is_set()
     run.start()
     run.start()
@@ -144,8 +172,9 @@ def test_workers_that_die_one_after_another_lose_nothing(server: Server, variant
     run = Run(server, spec)
     for gradients in range(0, 12, 2):
         cut = Event()
-        with proxy(server.address, cut_after(gradients, cut)) as address:
-            for thread in (run.start(address), run.start(address)):
+        meddle = cut_after(gradients, cut)
+        with proxy(server.address, meddle) as address:
+            for thread in (run.start(address, meddle), run.start(address, meddle)):
                 thread.join()
         assert cut.is_set()
     run.start()
@@ -174,7 +203,7 @@ def test_a_message_that_comes_twice_or_late_changes_nothing(server: Server, vari
     run = Run(server, spec)
     with proxy(server.address, repeat) as address:
         for _ in range(3):
-            run.start(address)
+            run.start(address, repeat)
         job, found = run.end()
     assert repeated > 20
     assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error
@@ -199,7 +228,7 @@ def test_workers_that_join_in_the_midst_of_a_job_change_nothing(server: Server) 
         yield request
 
     with proxy(server.address, invite) as address:
-        run.start(address)
+        run.start(address, invite)
         job, found = run.end()
     assert next(threads, None) is None
     assert job.result.weights_sha256 == expected

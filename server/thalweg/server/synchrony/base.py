@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from thalweg.server.assignments import Assignments
 from thalweg.server.messages import AssignDifferentiate, ContributionReceived, Decision, Drop, Dropped, SendRange, Task, WorkerId
 from thalweg.server.plan import Plan
-from thalweg.server.synchrony.shares import size
+from thalweg.server.synchrony.division import size
 
 
 class Policy(ABC):

@@ -23,8 +23,8 @@ from thalweg.server.messages import (
 from thalweg.server.plan import Plan
 from thalweg.server.synchrony.base import Policy
 from thalweg.server.synchrony.diverged import diverged
+from thalweg.server.synchrony.division import Part, divide
 from thalweg.server.synchrony.gathering import Gathering
-from thalweg.server.synchrony.shares import Part, divide
 
 
 class Rounds(Policy):
