@@ -23,7 +23,7 @@ def tasks() -> Assignments[str]:
     tasks: Assignments[str] = Assignments()
     for worker in (SLOW, FAST, OTHER):
         tasks.add(worker)
-    for _ in range(4):
+    for _ in range(6):
         step(tasks, 1.0)
     return tasks
 
@@ -52,7 +52,7 @@ def test_one_slow_step_is_not_taken_for_a_slow_worker() -> None:
     tasks: Assignments[str] = Assignments()
     for worker in (SLOW, FAST, OTHER):
         tasks.add(worker)
-    for seconds in (5.0, 0.1, 0.1, 0.1, 5.0):
+    for seconds in (5.0, 0.1, 5.0, 0.1, 0.1, 0.1, 5.0, 5.0):
         step(tasks, seconds)
         assert len(tasks.quick([SLOW, FAST, OTHER])) == 3
 

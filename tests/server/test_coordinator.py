@@ -145,14 +145,14 @@ def test_faster_workers_get_more_microbatches() -> None:
     def shares(step: int) -> dict[int, list[Node]]:
         return {worker: [node for who, at, node in desk.tasks() if (who, at) == (worker, step)] for worker in (1, 2)}
 
-    for step in range(4):
+    for step in range(6):
         begun = desk.now
         for worker, seconds in ((1, 0.001), (2, 0.004)):
             share = shares(step)[worker]
             desk.now = max(desk.now, begun + seconds * sum(len(node.leaves(8)) for node in share))
             for node in share:
                 desk.answer(worker, step, node)
-    assert {worker: sum(len(node.leaves(8)) for node in share) for worker, share in shares(4).items()} == {1: 7, 2: 1}
+    assert {worker: sum(len(node.leaves(8)) for node in share) for worker, share in shares(6).items()} == {1: 7, 2: 1}
 
 
 def test_a_silent_worker_is_taken_for_lost() -> None:

@@ -20,7 +20,7 @@ _REMEMBERED = 64
 _ALIKE = 1.6
 # A worker's speed is the median of so many measurements, so that a short disturbance does not change it. It is unknown before
 # there are the fewest. The first one does not count: nothing is in the caches yet.
-_MEASUREMENTS, _FEWEST = 5, 3
+_MEASUREMENTS, _FEWEST = 9, 5
 # A worker that gets nothing to do, as it was slow, is taken for twice as fast after so long: so that it is tried again.
 _FORGIVENESS_SECONDS = 2.0
 
