@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def measure(given: argparse.Namespace, console: Console) -> dict[str, Any]:
             measured_parts[part.name] = part.measure(given.seconds, given.repeats)
             progress.advance(bar)
     return {
+        "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.facts(),
         "repeats": given.repeats,
         "seconds": given.seconds,
