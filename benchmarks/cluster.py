@@ -1,6 +1,7 @@
 """A server and workers, each in a process of its own, without Ray: to look at them one by one."""
 
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -70,6 +71,10 @@ def _work(address: Address, job: str, name: str, threads: int, sleep: float | No
     workers = [Thread(target=work, args=(address, None, job, f"{name}-{i}")) for i in range(threads)]
     for worker in workers:
         worker.start()
+    for worker in workers:
+        worker.join()
+    # Not by the interpreter's end: there, what is left of a stream may wait for a lock that gRPC's thread held when it ended.
+    os._exit(0)
 
 
 @contextmanager
