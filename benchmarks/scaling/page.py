@@ -25,14 +25,14 @@ _HOW = {
     "worker_send_byte": "the same",
     "latency": "a step of one idle worker, less the processor time of both ends, halved; at least 0",
     "sleep": "what a worker sleeps that is to sleep 20 ms",
-    "copy_byte": "a copy of 20 million parameters, per byte",
-    "fill_byte": "zeros to 20 million parameters, per byte",
-    "add_byte": "the sum of two slabs of 20 million parameters, per byte of one",
-    "update_byte": "an update of 20 million parameters, one thread, per byte of them",
-    "gradient": "a microbatch of the workload, one thread",
+    "copy_byte": "the same of a copy, per byte",
+    "fill_byte": "the same of writing zeros, per byte",
+    "add_byte": "processor time of the sum of two slabs of 20 million parameters, per byte of one",
+    "update_byte": "the same of an update, per byte of the parameters",
+    "gradient": "processor time of a microbatch of the workload, one thread",
     "size": "bytes of a chunk",
-    "encode_byte": "a chunk, per byte of float32",
-    "decode_byte": "a chunk, per byte of float32",
+    "encode_byte": "processor time of a chunk of 1 MiB, per byte of float32",
+    "decode_byte": "processor time of a chunk of 1 MiB, per byte of float32",
 }
 
 
@@ -62,6 +62,8 @@ def constants_table(found: Scenarios) -> str:
             shown = f"{1e9 * value:.3f} ns/byte"
         rows.append((f"`{name}`", shown, _HOW[name.partition(".")[0]]))
     said = f"Measured on {date}, on {machine['usable_cores']} cores of {machine['cpu']}, Python {machine['python']}."
+    if "load_before" in machine:
+        said += f" The load average was {machine['load_before']:.1f} before."
     # The last column is text.
     return said + "\n\n" + table(("constant", "value", "how"), rows).replace("---: | ---: |", "---: | --- |", 1)
 
