@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scaling.model import Model
-from benchmarks.scaling.scenarios import COUNTS, ROUNDS, SHARDED, WAN_CODECS, Scenarios
+from benchmarks.scaling.scenarios import COUNTS, ROUNDS, SHARDED, Scenarios
 from benchmarks.scaling.simulator import simulate
 
 _MOST_SIMULATED = 256
+# Codecs whose lines can be told apart.
+_SHOWN = ("float32", "bfloat16")
+_COMPUTES = "part of the time in which a worker computes"
 
 
 def check(found: Scenarios, axes: Any) -> None:
@@ -23,6 +26,7 @@ def check(found: Scenarios, axes: Any) -> None:
         axes.plot(workers, [1000 * one.measured for one in some], "o", color=f"C{place}")
     axes.set(xlabel="workers", ylabel="ms a step", xscale="log", yscale="log")
     axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    axes.set_yticks([20, 50, 100, 200], ["20", "50", "100", "200"])
     axes.set_title("dots: measured; lines: simulated", fontsize=9)
 
 
@@ -41,21 +45,26 @@ def workers(found: Scenarios, axes: Any) -> None:
     for servers, style in zip(SHARDED, ("-", "--", ":"), strict=True):
         label = "wide" if servers == 1 else f"wide, {servers} servers"
         line(label, "C2", style, lambda count, servers=servers: found.lan("wide", count, servers=servers))  # type: ignore[misc]
-    axes.set(xlabel="workers, a microbatch each", ylabel="part of the time in which a worker computes", xscale="log")
-    axes.set_ylim(0, 1)
+    axes.set(xlabel="workers, a microbatch each", ylabel=_COMPUTES, xscale="log", yscale="log")
+    _share(axes)
     axes.set_title("10 Gbit/s; lines: formula, dots: simulated", fontsize=9)
 
 
 def wan(found: Scenarios, axes: Any) -> None:
     """The same over a slow network, by the steps of a round."""
-    for workload, style in (("small", "-"), ("wide", "--")):
-        for place, codec in enumerate(WAN_CODECS):
+    for workload, style in (("tiny", ":"), ("small", "-"), ("wide", "--")):
+        for place, codec in enumerate(_SHOWN):
             shares = [found.wan(workload, steps, codec).efficiency for steps in ROUNDS]
             axes.plot(ROUNDS, shares, style, color=f"C{place}", marker="o", markersize=3, label=f"{workload}, {codec}")
-    axes.set(xlabel="steps of a round; 1 is bulk", xscale="log", ylabel="part of the time in which a worker computes")
+    axes.set(xlabel="steps of a round; 1 is bulk", xscale="log", yscale="log", ylabel=_COMPUTES)
     axes.set_xticks(ROUNDS, [str(steps) for steps in ROUNDS])
-    axes.set_ylim(0, 1)
+    _share(axes)
     axes.set_title("8 workers, 100 Mbit/s, 50 ms", fontsize=9)
+
+
+def _share(axes: Any) -> None:
+    axes.set_ylim(1e-4, 1)
+    axes.set_yticks([1e-4, 1e-3, 1e-2, 1e-1, 1], ["0.01%", "0.1%", "1%", "10%", "100%"])
 
 
 FIGURES = {"scaling-check": check, "scaling-workers": workers, "scaling-wan": wan}

@@ -112,7 +112,7 @@ def limits_table(found: Scenarios) -> str:
             samples = WORKLOADS[name].samples * beside / models[0].compute
             cells = [number(value) for value in (*faster, most, samples)]
             rows.append([f"`{name}`", codec, str(servers), *cells])
-    heads = ("workload", "codec", "servers", *(f"{count} workers" for count in _FASTER), "any number")
+    heads = ("workload", "codec", "servers", *(f"{count} worker{'s' * (count > 1)}" for count in _FASTER), "any number")
     return table((*heads, "samples each for half, 8 workers"), rows)
 
 
