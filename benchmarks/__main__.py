@@ -7,8 +7,10 @@ Absolute numbers are those of this machine at this moment; ratios are what count
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,7 @@ def measure(given: argparse.Namespace, console: Console) -> dict[str, Any]:
         TimeRemainingColumn(elapsed_when_finished=False),
     )
     measured, measured_parts = {}, {}
+    load = os.getloadavg()[0]
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("", total=given.repeats * sum(map(len, plan.values())) + len(parts))
 
@@ -96,7 +99,8 @@ def measure(given: argparse.Namespace, console: Console) -> dict[str, Any]:
             measured_parts[part.name] = part.measure(given.seconds, given.repeats)
             progress.advance(bar)
     return {
-        "machine": machine.facts(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine.facts() | {"load_before": round(load, 2)},
         "repeats": given.repeats,
         "seconds": given.seconds,
         "workloads": measured,

@@ -1,10 +1,11 @@
 """A server and workers, each in a process of its own, without Ray: to look at them one by one."""
 
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -70,20 +71,35 @@ def _work(address: Address, job: str, name: str, threads: int, sleep: float | No
     workers = [Thread(target=work, args=(address, None, job, f"{name}-{i}")) for i in range(threads)]
     for worker in workers:
         worker.start()
+    for worker in workers:
+        worker.join()
+    # Not by the interpreter's end: there, what is left of a stream may wait for a lock that gRPC's thread held when it ended.
+    os._exit(0)
 
 
 @contextmanager
-def cluster(job: dict[str, Any], workers: int, sleep: float | None = None, shared_memory: bool = True) -> Iterator[Cluster]:
-    """A job that is worked for as long as the context, or to its end."""
+def cluster(
+    job: dict[str, Any],
+    workers: int,
+    sleep: float | None = None,
+    shared_memory: bool = True,
+    threads: int = _THREADS,
+    shards: int = 0,
+) -> Iterator[Cluster]:
+    """A job that is worked for as long as the context, or to its end. Workers that sleep are `threads` to a process."""
     options = () if shared_memory else ("--no-shared-memory",)
     context = multiprocessing.get_context("spawn")
     job["training"]["workers"] = workers
-    threads = 1 if sleep is None else _THREADS
+    threads = 1 if sleep is None else threads
     counts = [min(threads, workers - first) for first in range(0, workers, threads)]
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         serve = "serve", "--address", "127.0.0.1:0", "--data", str(home / "server"), *options
-        with service(home, *serve) as (server, facts), Client(facts["address"]) as client:
+        with (
+            service(home, *serve) as (server, facts),
+            _shards(home, facts["address"], shards),
+            Client(facts["address"]) as client,
+        ):
             handle = client.submit(job)
             processes = [
                 context.Process(target=_work, args=(client.address, handle.id, f"worker-{i}", count, sleep), daemon=True)
@@ -98,6 +114,15 @@ def cluster(job: dict[str, Any], workers: int, sleep: float | None = None, share
                 handle.cancel()
                 for process in processes:
                     process.join()
+
+
+@contextmanager
+def _shards(home: Path, server: str, count: int) -> Iterator[None]:
+    """So many shards of a server."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(service(home, "serve", "--shard-of", server, "--address", "127.0.0.1:0"))
+        yield
 
 
 @contextmanager
@@ -117,12 +142,17 @@ def idle_workload(parameters: int) -> Workload:
     return Workload("idle", (64, width, width, 10), 1, "sgd", 1e-3)
 
 
+def idle_job(workload: Workload, microbatches: int, **training: Any) -> dict[str, Any]:
+    """The job of workers that only sleep. `training` is what else it says there."""
+    job = document(workload, Path()) | {"data": {"builtin": "digits"}}
+    job["training"] |= {"batch_size": microbatches, "microbatches": microbatches} | training
+    return job
+
+
 def idle_step(
     workload: Workload, microbatches: int, workers: int, sleep: float, seconds: float, shared_memory: bool = True
 ) -> float:
     """The seconds that a step takes whose workers only sleep, for `sleep` seconds at each microbatch."""
-    job = document(workload, Path()) | {"data": {"builtin": "digits"}}
-    job["training"] |= {"batch_size": microbatches, "microbatches": microbatches}
-    with cluster(job, workers, sleep, shared_memory) as running:
+    with cluster(idle_job(workload, microbatches), workers, sleep, shared_memory) as running:
         rate = running.rate(seconds)
     return rate.seconds / rate.steps
