@@ -17,7 +17,7 @@ from thalweg.server.settings import KEPT_CHECKPOINTS
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 # Some seconds of work for three workers.
-EPOCHS = 180
+EPOCHS = 540
 STEPS = 23 * EPOCHS
 JOB = (f"training.epochs={EPOCHS}",)
 # How often something is killed in the course of a job.
