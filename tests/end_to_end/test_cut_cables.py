@@ -17,7 +17,7 @@ from tests.end_to_end.refusals import refusal
 from tests.server.test_training_service import make_spec
 from thalweg.contract.channel import Address, connection_options
 from thalweg.contract.errors import ThalwegError
-from thalweg.server import service
+from thalweg.server import hosting
 from thalweg.server.service import Server
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc
 from thalweg.v1 import training_service_pb2 as pb
@@ -88,7 +88,7 @@ def cable(server: Address) -> Iterator[Cable]:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(service, "OPTIONS", _QUICK)
+    monkeypatch.setattr(hosting, "OPTIONS", _QUICK)
     monkeypatch.setattr(worker, "OPTIONS", _QUICK)
     with running_server(tmp_path) as server:
         yield server
