@@ -35,7 +35,9 @@ from thalweg.contract.channel import Address
 from thalweg.server.service import Server, ServerConfig
 
 
-config = ServerConfig(Address("127.0.0.1", 0), Path(sys.argv[1]), checkpoint_seconds=float(sys.argv[2]))
+# Workers are held up on their streams.
+settings = {"checkpoint_seconds": float(sys.argv[2]), "shared_memory": False}
+config = ServerConfig(Address("127.0.0.1", 0), Path(sys.argv[1]), **settings)
 print(Server(config).start().port, flush=True)
 signal.pause()
 """
