@@ -1,7 +1,18 @@
 """What holds for all tests."""
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
+from threadpoolctl import threadpool_limits
 
 # No test fails because the machine is busy.
 settings.register_profile("thalweg", deadline=None)
 settings.load_profile("thalweg")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Workers that are threads of this process pin its BLAS as long as they live: the first to end would unpin the others'."""
+    with threadpool_limits(1, "blas"):
+        yield

@@ -213,7 +213,7 @@ def test_a_lost_shard_takes_the_job_back_to_its_last_checkpoint(tmp_path: Path) 
 
 
 def test_a_job_goes_on_with_another_number_of_shards(tmp_path: Path) -> None:
-    spec = spec_of(training={**BASE["training"], "epochs": 30, "workers": 2}, optimizer={"adam": {}})
+    spec = spec_of(training={**BASE["training"], "epochs": 120, "workers": 2}, optimizer={"adam": {}})
     digest = expected(spec)
     for shards in (2, 0, 1):
         with running_server(tmp_path, checkpoint_seconds=0) as server, stub_of(server) as stub:

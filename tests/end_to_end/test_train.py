@@ -169,7 +169,7 @@ WRONG = {
     "a model that fits no memory": (
         npz,
         ["model.layers=[{dense={units=1000000}}, {dense={units=1000000}}, {dense={units=10}}]"],
-        "model.layers: 1,000,016,000,010 parameters do not fit in this worker's memory",
+        "model.layers: 1,000,016,000,010 parameters do not fit the server's memory",
     ),
     "a loss that becomes infinite": (
         npz,

@@ -95,7 +95,11 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> ThalwegError:
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return ThalwegError("INTERNAL", {"problem": str(error)})
     call: Any = error
-    status = rpc_status.from_call(call)
+    try:
+        status = rpc_status.from_call(call)
+    except ValueError:
+        # A call that was cancelled here just when its status came has that status' details and the code of a cancelled one.
+        status = None
     known = _from_details(status.details) if status else None
     if known:
         return known
