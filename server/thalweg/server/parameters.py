@@ -160,12 +160,8 @@ class Parameters:
         # Slabs beyond those of a step belong to a division of the work that is over.
         self._free = list(self._sums.pop(step, {}).values())
 
-    def snapshot(self) -> tuple[Slab, State]:
-        """A copy of the parameters at the current version and of the optimizer's state; both must be whole."""
-        return self.current.copy(), {name: slab.copy() for name, slab in self._state.items()}
-
     def restore(self, version: int, parameters: Slab, state: State | None) -> None:
-        """Takes a snapshot's place. `state` is None before the first step. Raises ValueError if it does not fit."""
+        """Takes the place of a copy of `slabs`. `state` is None before the first step. Raises ValueError if it does not fit."""
         given = self.slabs if state is None else {PARAMETERS: parameters} | state
         if parameters.shape != self.current.shape or parameters.dtype != self.dtype or given.keys() != self.slabs.keys():
             raise ValueError("the checkpoint is of another model or optimizer")

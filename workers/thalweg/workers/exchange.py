@@ -113,7 +113,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> None:
-        """Tells the server some chunks of a gradient; `sums` go with the last chunk of the slab."""
+        """Tells the server some chunks of a gradient; `sums` if the slab's last chunk is among them, and go with that."""
 
 
 def gradient_chunk(
@@ -159,11 +159,10 @@ class Streamed(Exchange):
     def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> None:
         if chunks.start == task.first_chunk:
             self._outgoing.begin(Node(task.level, task.index), task.step)
-        last = range(0, slab.size, self.chunk_elements)[-1] // self.chunk_elements
         for chunk in chunks:
             where = self.chunk(chunk)
             data = self._outgoing.encode(slab[where], where.start)
-            message = gradient_chunk(task, chunk, data, sums if chunk == last else None, self._outgoing.since)
+            message = gradient_chunk(task, chunk, data, sums if chunk == chunks[-1] else None, self._outgoing.since)
             self._streams.send_chunk(chunk, message)
 
 
