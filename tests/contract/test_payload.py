@@ -26,8 +26,10 @@ REQUESTS = st.one_of(
     st.builds(pb.WorkRequest, hello=st.builds(pb.Hello, job_id=st.text())),
     st.just(pb.WorkRequest()),
 )
+TASKS = st.builds(pb.DifferentiateTask, version=U64, level=U32, index=U32, step=U64, end_chunk=U32)
 RESPONSES = st.one_of(
     st.builds(pb.WorkResponse, parameters=PARAMETERS),
+    st.builds(pb.WorkResponse, differentiate=TASKS),
     st.builds(pb.WorkResponse, goodbye=st.builds(pb.Goodbye, reason=st.text())),
     st.just(pb.WorkResponse(initialize=pb.InitializeTask())),
 )
@@ -65,7 +67,17 @@ BODIES = st.lists(records(st.binary(max_size=20)), max_size=6).map(b"".join)
 # One message inside, sometimes none or two, and sometimes cut short.
 RAW = st.builds(
     lambda fields, cut: b"".join(fields)[: -cut or None],
-    st.lists(records(BODIES | GRADIENTS.map(pb.GradientChunk.SerializeToString)), min_size=1, max_size=2),
+    st.lists(
+        records(
+            BODIES
+            | GRADIENTS.map(pb.GradientChunk.SerializeToString)
+            | st.builds(lambda task, part: pb.DifferentiateTask(version=task.version, parameters=part), TASKS, PARAMETERS).map(
+                pb.DifferentiateTask.SerializeToString
+            )
+        ),
+        min_size=1,
+        max_size=2,
+    ),
     st.sampled_from([0, 0, 0, 0, 1, 5]),
 )
 BIG = np.random.default_rng(0).normal(size=1 << 17)
@@ -81,9 +93,11 @@ def nothing_is_small() -> Iterator[None]:
 
 def whole(parcel: Parcel[Any]) -> bytes:
     """What protobuf writes for the message of a parcel, with `data` back in its place."""
-    kind = parcel.message.WhichOneof("message")
+    message = parcel.message
+    kind = message.WhichOneof("message")
     if len(parcel.data):
-        getattr(parcel.message, kind).data = bytes(parcel.data)
+        place = message.differentiate.parameters if kind == "differentiate" else getattr(message, kind)
+        place.data = bytes(parcel.data)
     written: bytes = parcel.message.SerializeToString(deterministic=True)
     return written
 
@@ -131,6 +145,22 @@ def test_protobuf_reads_the_responses_that_are_written(message: pb.WorkResponse)
     assert payload.serialize(written) is written
 
 
+@given(TASKS, PARAMETERS)
+def test_a_task_with_parameters_is_read_as_protobuf_reads_it(
+    task: pb.DifferentiateTask, part: pb.ParametersChunk
+) -> None:
+    parameters = payload.serialize(payload.unpacked(pb.WorkResponse(parameters=part)))
+    raw = payload.with_parameters(pb.WorkResponse(differentiate=task), parameters)
+    together = pb.DifferentiateTask(parameters=part)
+    together.MergeFrom(task)
+    assert pb.WorkResponse.FromString(raw) == pb.WorkResponse(differentiate=together)
+    message, data = payload.response_of(raw)
+    assert not message.differentiate.parameters.data
+    assert data == part.data
+    assert message.differentiate.parameters.version == part.version
+    assert message.differentiate.step == task.step
+
+
 @given(RAW)
 def test_whatever_bytes_come_are_read_or_refused_as_protobuf_does(raw: bytes) -> None:
     assert outcome(payload.request_of, raw) == outcome(pb.WorkRequest.FromString, raw)
@@ -156,6 +186,20 @@ def test_data_is_not_copied_and_lies_where_numbers_are_aligned(dtype: str) -> No
     read = np.frombuffer(data, dtype)
     assert read.flags.aligned
     np.testing.assert_array_equal(read, values)
+
+
+def test_what_a_task_takes_along_is_not_copied() -> None:
+    parameters = payload.serialize(Parcel(pb.WorkResponse(parameters=pb.ParametersChunk(version=3, chunk=1)), BIG))
+    raw = payload.with_parameters(pb.WorkResponse(differentiate=pb.DifferentiateTask(version=3, index=1)), parameters)
+    message, data = payload.response_of(raw)
+    assert data.obj is raw
+    assert data == BIG.tobytes()
+    assert message.differentiate == pb.DifferentiateTask(version=3, index=1, parameters=pb.ParametersChunk(version=3, chunk=1))
+
+
+def test_a_task_is_not_written_with_parameters_beside_it() -> None:
+    with pytest.raises(ValueError, match="serialized"):
+        payload.serialize(Parcel(pb.WorkResponse(differentiate=pb.DifferentiateTask()), b"some"))
 
 
 def test_what_protobuf_wrote_is_not_copied_either() -> None:

@@ -13,7 +13,7 @@ https://protobuf.dev/programming-guides/encoding
 
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
 
 from thalweg.v1 import parameter_service_pb2 as pb
 
@@ -45,11 +45,10 @@ class Parcel(NamedTuple, Generic[M]):
 
 
 class _Place(NamedTuple):
-    """Where `data` is: in which field of the outer message, and with which tags on the wire."""
+    """Where `data` is: in which fields, one in the other, and with which tags on the wire, those of the fields and its own."""
 
-    field: str
-    outer: int
-    inner: int
+    fields: tuple[str, ...]
+    tags: tuple[int, ...]
 
 
 class _OddError(Exception):
@@ -67,9 +66,22 @@ def serialize(parcel: Parcel[M] | pb.WorkRequest | pb.WorkResponse | bytes) -> b
     if not size:
         return message.SerializeToString()
     place = _PLACES[type(message)][message.WhichOneof("message")]
-    rest = getattr(message, place.field).SerializeToString()
-    head = _varint(place.inner) + _varint(size)
-    return b"".join((_varint(place.outer), _varint(len(head) + size + len(rest)), head, data, rest))
+    if len(place.fields) > 1:
+        raise ValueError("a task takes its parameters along serialized")
+    outer, inner = place.tags
+    rest = getattr(message, place.fields[0]).SerializeToString()
+    head = _varint(inner) + _varint(size)
+    return b"".join((_varint(outer), _varint(len(head) + size + len(rest)), head, data, rest))
+
+
+def with_parameters(task: pb.WorkResponse, parameters: bytes) -> bytes:
+    """The bytes of a task to differentiate that takes along a chunk of parameters, from the bytes of the message with that."""
+    outer, inner, _ = _PLACES[pb.WorkResponse]["differentiate"].tags
+    _, length = _number(parameters, 0)
+    rest = task.differentiate.SerializeToString()
+    # What is behind the tag is taken as it is, the length and the chunk.
+    size = 1 + len(parameters) - length + len(rest)
+    return b"".join((_varint(outer), _varint(size), _varint(inner), memoryview(parameters)[length:], rest))
 
 
 def request_of(raw: bytes) -> Parcel[pb.WorkRequest]:
@@ -87,7 +99,11 @@ def unpacked(message: M) -> Parcel[M]:
     place = _PLACES[type(message)].get(message.WhichOneof("message"))
     if place is None:
         return Parcel(message)
-    inner = getattr(message, place.field)
+    inner: Any = message
+    for field in place.fields:
+        if not inner.HasField(field):
+            return Parcel(message)
+        inner = getattr(inner, field)
     data = memoryview(inner.data)
     inner.ClearField("data")
     return Parcel(message, data)
@@ -98,30 +114,42 @@ def _parse(kind: type[M], raw: bytes) -> Parcel[M]:
         return unpacked(kind.FromString(raw))
     try:
         place, body = _only_field(_BY_TAG[kind], raw)
-        field, data = _find(raw, body, place.inner)
+        found = [_Found(slice(0), body)]
+        for tag in place.tags[1:]:
+            found.append(_find(raw, found[-1].value, tag))
     except (_OddError, IndexError):
         return unpacked(kind.FromString(raw))
     message = kind()
-    inner = getattr(message, place.field)
-    inner.SetInParent()
-    inner.MergeFromString(raw[body : field.start] + raw[field.stop :])
-    return Parcel(message, memoryview(raw)[data])
+    inner: Any = message
+    for field, (_, outside), (inside, _) in zip(place.fields, found, found[1:], strict=False):
+        inner = getattr(inner, field)
+        inner.SetInParent()
+        inner.MergeFromString(raw[outside.start : inside.start] + raw[inside.stop : outside.stop])
+    return Parcel(message, memoryview(raw)[found[-1].value])
 
 
-def _only_field(places: dict[int, _Place], raw: bytes) -> tuple[_Place, int]:
-    """The place of which the bytes consist, and where its body begins. Raises _OddError if there is more or other than that."""
+class _Found(NamedTuple):
+    """Where a field is, and where its value is."""
+
+    field: slice
+    value: slice
+
+
+def _only_field(places: dict[int, _Place], raw: bytes) -> tuple[_Place, slice]:
+    """The place of which the bytes consist, and where its body is. Raises _OddError if there is more or other than that."""
     tag, at = _number(raw, 0)
     length, body = _number(raw, at)
     if tag not in places or body + length != len(raw):
         raise _OddError
-    return places[tag], body
+    return places[tag], slice(body, len(raw))
 
 
-def _find(raw: bytes, at: int, wanted: int) -> tuple[slice, slice]:
-    """Where, from a place on, the one field with a tag is, and where its value is. Raises _OddError if there is none, or two."""
-    found: tuple[slice, slice] | None = None
+def _find(raw: bytes, body: slice, wanted: int) -> _Found:
+    """The one field with a tag in the body of a message. Raises _OddError if there is none, or two."""
+    found: _Found | None = None
+    at, end = body.start, body.stop
     for _ in range(_MOST_FIELDS):
-        if at >= len(raw):
+        if at >= end:
             break
         begin = at
         tag, at = _number(raw, at)
@@ -138,10 +166,10 @@ def _find(raw: bytes, at: int, wanted: int) -> tuple[slice, slice]:
                 if tag == wanted:
                     if found:
                         raise _OddError
-                    found = slice(begin, at), slice(value, at)
+                    found = _Found(slice(begin, at), slice(value, at))
             case _:
                 raise _OddError
-    if found is None or at != len(raw):
+    if found is None or at != end:
         raise _OddError
     return found
 
@@ -171,17 +199,21 @@ def _varint(number: int) -> bytes:
     return bytes(encoded)
 
 
-def _places(kind: Descriptor) -> list[_Place]:
-    """The fields of a message that have a field `data`."""
-    places: list[_Place] = []
-    for field in kind.fields:
-        data = field.message_type.fields_by_name.get("data") if field.message_type else None
-        if data is not None and data.type == FieldDescriptor.TYPE_BYTES:
-            places.append(_Place(field.name, field.number << 3 | _DELIMITED, data.number << 3 | _DELIMITED))
-    return places
+def _place(kind: type[Message], fields: tuple[str, ...]) -> _Place:
+    numbers: list[int] = []
+    descriptor: Any = kind.DESCRIPTOR
+    for name in (*fields, "data"):
+        field = descriptor.fields_by_name[name]
+        numbers.append(field.number)
+        descriptor = field.message_type
+    return _Place(fields, tuple(number << 3 | _DELIMITED for number in numbers))
 
 
-_PLACES: dict[type, dict[str | None, _Place]] = {
-    kind: {place.field: place for place in _places(kind.DESCRIPTOR)} for kind in (pb.WorkRequest, pb.WorkResponse)
+_FIELDS: dict[type[Message], tuple[tuple[str, ...], ...]] = {
+    pb.WorkRequest: (("initial",), ("gradient",)),
+    pb.WorkResponse: (("parameters",), ("differentiate", "parameters")),
 }
-_BY_TAG = {kind: {place.outer: place for place in places.values()} for kind, places in _PLACES.items()}
+_PLACES: dict[type, dict[str | None, _Place]] = {
+    kind: {fields[0]: _place(kind, fields) for fields in all_fields} for kind, all_fields in _FIELDS.items()
+}
+_BY_TAG = {kind: {place.tags[0]: place for place in places.values()} for kind, places in _PLACES.items()}

@@ -519,7 +519,7 @@ class DifferentiateTask(_message.Message):
     """How many steps: 1, except where synchrony is `local`."""
     @_builtins.property
     def parameters(self) -> Global___ParametersChunk:
-        """A small chunk of parameters, as if it had come just before in a message of its own."""
+        """A chunk of parameters, as if it had come just before in a message of its own."""
 
     def __init__(
         self,

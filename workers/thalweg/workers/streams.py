@@ -113,15 +113,14 @@ class ShardStream:
                 self._changed.wait_for(lambda: self._ended or self._come)
                 if not self._come:
                     return False
-                message, values = self._come[0]
+                parcel = self._come[0]
+                message = parcel.message
                 if task.HasField("evaluate") and _version(message) > task.evaluate.version:
                     return False
                 self._come.popleft()
                 self._changed.notify_all()
-            _unload(message, keep)
-            if message.HasField("parameters"):
-                keep(message.parameters, values)
-            elif message == task:
+            _unload(parcel, keep)
+            if message == task:
                 return True
 
 
@@ -155,18 +154,21 @@ class Streams:
         outboxes = (shard.outbox for shard in self._shards if chunk in shard.chunks)
         next(outboxes, self._outbox).put(message)
 
-    def receive(self, task: pb.WorkResponse, keep: Keep) -> bool:
+    def receive(self, task: Parcel[pb.WorkResponse], keep: Keep) -> bool:
         """Hands over the parameters that came with a task, and those that shards sent before it.
 
         Whether the task is to be done: see `ShardStream.receive`.
         """
         _unload(task, keep)
-        wanted = [shard.receive(task, keep) for shard in self._shards]
+        wanted = [shard.receive(task.message, keep) for shard in self._shards]
         return all(wanted)
 
 
-def _unload(message: pb.WorkResponse, keep: Keep) -> None:
-    """Hands over the parameters that a task took along, and takes them out of it."""
-    if message.HasField("differentiate") and message.differentiate.HasField("parameters"):
-        keep(message.differentiate.parameters, memoryview(message.differentiate.parameters.data))
+def _unload(parcel: Parcel[pb.WorkResponse], keep: Keep) -> None:
+    """Hands over the parameters that a message brings; if it is a task that took them along, they are taken out of it."""
+    message, values = parcel
+    if message.HasField("parameters"):
+        keep(message.parameters, values)
+    elif message.HasField("differentiate") and message.differentiate.HasField("parameters"):
+        keep(message.differentiate.parameters, values)
         message.differentiate.ClearField("parameters")

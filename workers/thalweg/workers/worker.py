@@ -144,7 +144,7 @@ class _Worker:
         while (parcel := next(self._inbox, None)) is not None:
             message, values = parcel
             match message.WhichOneof("message"):
-                case "differentiate" | "evaluate" if not self._streams.receive(message, self._exchange.keep):
+                case "differentiate" | "evaluate" if not self._streams.receive(parcel, self._exchange.keep):
                     pass
                 case "differentiate":
                     self._differentiate(message.differentiate)

@@ -19,7 +19,6 @@ from thalweg.server.services.guard import errors
 from thalweg.v1 import parameter_service_pb2 as pb
 
 _log = logging.getLogger(__name__)
-_FEW_BYTES = 1 << 14
 
 
 class _Waiting(NamedTuple):
@@ -81,14 +80,13 @@ class WorkerStream:
         raise self._end
 
     def _next(self) -> pb.WorkResponse | bytes:
-        """The next message. A task takes few parameters before it along: a message costs more than copying them."""
+        """The next message. A task takes the chunk before it along: a message of its own costs more than to copy that."""
         message = self._queue.popleft().message
-        if isinstance(message, bytes) and len(message) < _FEW_BYTES and self._queue:
+        if isinstance(message, bytes) and self._queue:
             following = self._queue[0].message
             if isinstance(following, pb.WorkResponse) and following.HasField("differentiate"):
                 self._queue.popleft()
-                following.differentiate.parameters.CopyFrom(pb.WorkResponse.FromString(message).parameters)
-                return following
+                return payload.with_parameters(following, message)
         return message
 
     async def write(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
