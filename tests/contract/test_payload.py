@@ -146,9 +146,7 @@ def test_protobuf_reads_the_responses_that_are_written(message: pb.WorkResponse)
 
 
 @given(TASKS, PARAMETERS)
-def test_a_task_with_parameters_is_read_as_protobuf_reads_it(
-    task: pb.DifferentiateTask, part: pb.ParametersChunk
-) -> None:
+def test_a_task_with_parameters_is_read_as_protobuf_reads_it(task: pb.DifferentiateTask, part: pb.ParametersChunk) -> None:
     parameters = payload.serialize(payload.unpacked(pb.WorkResponse(parameters=part)))
     raw = payload.with_parameters(pb.WorkResponse(differentiate=task), parameters)
     together = pb.DifferentiateTask(parameters=part)

@@ -1,6 +1,7 @@
 """A model: a sequence of layers and a loss, its parameters views of a slab."""
 
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,10 @@ class _Place(NamedTuple):
     name: str
     where: slice
     shape: tuple[int, ...]
+
+
+# Slabs whose tensors are remembered: two of parameters, one or two of gradients.
+_MOST_SLABS = 4
 
 
 def _tensors(places: list[_Place], slab: Slab) -> dict[str, Slab]:
@@ -78,6 +83,7 @@ class Model:
             self._places[int(layer_index)].append(_Place(name, slice(start, end), tuple(tensor.shape)))
             start = end
         self._bound: Slab | None = None
+        self._known: deque[tuple[Slab, list[dict[str, Slab]]]] = deque(maxlen=_MOST_SLABS)
         self._samples = -1
 
     @property
@@ -98,8 +104,17 @@ class Model:
         """Computes with the parameters in a slab from now on, wherever it changes."""
         if self._bound is not parameters:
             self._bound = parameters
-            for layer, places in zip(self.layers, self._places, strict=True):
-                layer.parameters = _tensors(places, parameters)
+            for layer, tensors in zip(self.layers, self._tensors_in(parameters), strict=True):
+                layer.parameters = tensors
+
+    def _tensors_in(self, slab: Slab) -> list[dict[str, Slab]]:
+        """Each layer's tensors, views of a slab: the same few slabs come again and again."""
+        for known, tensors in self._known:
+            if known is slab:
+                return tensors
+        made = [_tensors(places, slab) for places in self._places]
+        self._known.append((slab, made))
+        return made
 
     def loss_and_gradient(
         self,
@@ -128,9 +143,10 @@ class Model:
         def finished_more(elements: int) -> None:
             finished(done + elements)
 
+        gradients = self._tensors_in(gradient)
         for layer in reversed(self.layers):
             if places := self._places[layer.index]:
-                layer.differentiate(backward, _tensors(places, gradient), finished_more)
+                layer.differentiate(backward, gradients[layer.index], finished_more)
                 done = places[-1].where.stop
                 finished(done)
             # Before the first layer with parameters nothing is to be learnt.
