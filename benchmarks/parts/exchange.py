@@ -1,7 +1,7 @@
 """How fast a stream is that has gRPC and the contract's messages in it, and nothing else: the bound of every exchange over gRPC.
 
 A server in one event loop, in a process of its own, as Thalweg's; a worker's blocking stream. A small message goes there and
-back, then chunks go one way: the server answers behind the last one, or with as many.
+back, then chunks go one way: the server answers behind the last one, or with as many. Processor time is that of both ends.
 """
 
 import argparse
@@ -10,14 +10,17 @@ import multiprocessing
 import queue
 import statistics
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import grpc
+import psutil
 
 from benchmarks.parts import Cell, Table, run
 from thalweg.contract import payload
+from thalweg.contract.allocator import keep_freed
 from thalweg.contract.channel import CHUNK_BYTES, OPTIONS
 from thalweg.contract.payload import Parcel
 from thalweg.v1 import parameter_service_pb2 as pb
@@ -41,6 +44,8 @@ async def echo(requests: AsyncIterator[Parcel[pb.WorkRequest]], context: grpc.ai
 
 def serve(told: Connection) -> None:
     """The server's process."""
+
+    keep_freed()
 
     async def forever() -> None:
         server = grpc.aio.server(options=list(OPTIONS))
@@ -84,23 +89,37 @@ class Stream:
 
 def measure(options: argparse.Namespace) -> Table:
     """Medians."""
+    keep_freed()
     context = multiprocessing.get_context("spawn")
     told, tells = context.Pipe()
-    context.Process(target=serve, args=(tells,), daemon=True).start()
+    server = context.Process(target=serve, args=(tells,), daemon=True)
+    server.start()
     with grpc.insecure_channel(f"127.0.0.1:{told.recv()}", options=list(OPTIONS)) as channel:
         stream = Stream(channel)
-        latency = statistics.median(stream.small() for _ in range(_SMALL * (options.repeats + 1)))
-        rows: list[tuple[Cell, ...]] = [("a small message there and back", latency * 1000, 1 / latency, 0.0)]
+        both = psutil.Process(), psutil.Process(server.pid)
+
+        def median(act: Callable[[], float], times: int) -> tuple[float, float]:
+            """The seconds that it takes, and the processor time."""
+            act()
+            before = _cpu(*both)
+            taken = [act() for _ in range(times)]
+            return statistics.median(taken), (_cpu(*both) - before) / times
+
+        latency, cpu = median(stream.small, _SMALL * (options.repeats + 1))
+        rows: list[tuple[Cell, ...]] = [("a small message there and back", latency * 1000, cpu * 1000, 1 / latency, 0.0)]
         for title, sent, wanted in (
             ("1 MiB chunks to the server", _CHUNKS, 0),
             ("1 MiB chunks from the server", 0, _CHUNKS),
             ("1 MiB chunks, first from it, then to it", _CHUNKS, _CHUNKS),
         ):
-            stream.chunks(sent, wanted)
-            seconds = statistics.median(stream.chunks(sent, wanted) for _ in range(options.repeats))
+            seconds, cpu = median(partial(stream.chunks, sent, wanted), options.repeats)
             each = seconds / (sent + wanted)
-            rows.append((title, each * 1000, 1 / each, CHUNK_BYTES / each / 1e9))
-        return Table(("what", "ms each", "each s", "GB/s"), rows)
+            rows.append((title, each * 1000, cpu / (sent + wanted) * 1000, 1 / each, CHUNK_BYTES / each / 1e9))
+        return Table(("what", "ms each", "CPU ms each", "each s", "GB/s"), rows)
+
+
+def _cpu(*processes: psutil.Process) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 if __name__ == "__main__":

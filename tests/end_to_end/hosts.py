@@ -206,7 +206,10 @@ class Network:
     @contextmanager
     def limited(self, host: Host, megabits: float) -> Iterator[None]:
         """Lets so many megabits a second through to a host, and as many from it, for as long as the context. Needs `tc`."""
-        shape = ("root", "tbf", "rate", f"{megabits}mbit", "burst", "32kbit", "latency", "400ms")
+        # What passes in two milliseconds: on a fast line that is more than the segments which Linux hands on in one, and which
+        # would else be cut into frames, at a cost that no real line has.
+        burst = max(4000, round(megabits * 250))
+        shape = ("root", "tbf", "rate", f"{megabits}mbit", "burst", str(burst), "latency", "400ms")
         ends = ((self._switch, host.name), (host, "eth0"))
         for end, device in ends:
             end("tc", "qdisc", "add", "dev", device, *shape)

@@ -1,0 +1,39 @@
+"""What runs on a host of its own: a worker, or who submits a workload and times its steps.
+
+    python -m benchmarks.on_host work ADDRESS JOB NAME
+    python -m benchmarks.on_host rate ADDRESS WORKLOAD DATA SECONDS
+
+`rate` prints the job's id as soon as it is submitted, and at last the steps and the seconds that they took.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+
+from benchmarks.cluster import Cluster
+from benchmarks.systems.thalweg import document
+from benchmarks.workloads import WORKERS, WORKLOADS
+from thalweg.client import Client
+from thalweg.contract.channel import parse_address
+from thalweg.workers.worker import work
+
+
+def _rate(address: str, workload: str, data: str, seconds: str) -> None:
+    with Client(address, token=os.environ["THALWEG_TOKEN"]) as client:
+        job = client.submit(document(WORKLOADS[workload], Path(data)))
+        print(job.id, flush=True)
+        rate = Cluster(psutil.Process(), [], job, WORKERS).rate(float(seconds))
+        job.cancel()
+        print(rate.steps, rate.seconds, flush=True)
+
+
+def _work(address: str, job: str, name: str) -> None:
+    work(parse_address(address), os.environ["THALWEG_TOKEN"], job, name)
+    # Not by the interpreter's end: see benchmarks.cluster.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    {"rate": _rate, "work": _work}[sys.argv[1]](*sys.argv[2:])
