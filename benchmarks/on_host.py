@@ -36,4 +36,4 @@ def _work(address: str, job: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    {"rate": _rate, "work": _work}[sys.argv[1]](*sys.argv[2:])
+    (_rate if sys.argv[1] == "rate" else _work)(*sys.argv[2:])

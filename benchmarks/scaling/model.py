@@ -18,9 +18,6 @@ from benchmarks.scaling.constants import Constants
 from thalweg.contract import codecs
 from thalweg.contract.channel import CHUNK_BYTES
 
-# Up to here, parameters travel in the message of the task behind them (services/parameter.py).
-FEW_BYTES = 1 << 14
-
 
 @dataclass(frozen=True)
 class Network:
@@ -176,21 +173,25 @@ class Model:
         return 2 * self.constants.server_message if self.training.shares > 1 else 0.0
 
     @cached_property
-    def tasks(self) -> int:
-        """Messages that give a worker its task, beside the parameters: one from each server, unless it takes those along."""
-        return 0 if self.training.bytes < FEW_BYTES else self.training.shares
+    def joins(self) -> float:
+        """A worker's task, and the piece of the parameters that it takes along: at each server, and for each worker, the last."""
+        return self.constants.copy_byte * self.down
 
     def _parameters(self, cost: float) -> float:
         """A cost of the codec, if it encodes parameters."""
         return cost if codecs.CODECS[self.training.codec].parameters else 0.0
 
     @cached_property
+    def one_server(self) -> float:
+        """All that a server does for one piece, the only one."""
+        return self.server_reads + self.server_updates + self.server_writes + self.joins + self.constants.server_step
+
+    @cached_property
     def chain(self) -> float:
         """F: one piece through all stages, the task included."""
         link = (self.up + self.down) / self.network.bandwidth + 2 * self.network.latency
-        task = self.constants.server_message + self.constants.worker_message if self.tasks else 0.0
         worker = self.worker_writes + self.worker_reads
-        return worker + link + self.server_reads + self.server_updates + self.server_writes + self.constants.server_step + task
+        return worker + link + self.one_server
 
     @cached_property
     def parts(self) -> dict[str, float]:
@@ -201,14 +202,12 @@ class Model:
         told = held * came * self.announces if job.shares > 1 else 0.0
         # The server that decides hears of all that came to shards.
         hears = (job.chunks - job.chunks // job.shares) * came * self.announces
-        messages = self.constants.server_message * (held * (came + go) + go * min(1, self.tasks)) + max(told, hears)
+        messages = self.constants.server_message * held * (came + go) + go * self.joins + max(told, hears)
         copied = held * (
             came * (self.server_reads - self.constants.server_message) + go * (self.server_writes - self.constants.server_message)
         )
         arithmetic = held * ((came - 1) * self.server_adds + self.server_updates)
-        worker = (
-            job.chunks * (job.gradients * self.worker_writes + self.worker_reads) + self.tasks * self.constants.worker_message
-        )
+        worker = job.chunks * (job.gradients * self.worker_writes + self.worker_reads)
         return {
             "compute": self.compute,
             "latency": 2 * self.network.latency,
@@ -225,19 +224,17 @@ class Model:
         """All of a step but computing."""
         parts = self.parts
         server = parts["messages"] + parts["bytes"] + parts["update"]
-        one_server = self.server_reads + self.server_updates + self.server_writes + self.constants.server_step
-        one_server += self.constants.server_message if self.tasks else 0.0
-        one_worker = self.worker_writes + self.worker_reads + (self.constants.worker_message if self.tasks else 0.0)
+        one_worker = self.worker_writes + self.worker_reads
         one_link = max(self.up, self.down) / self.network.bandwidth
         waits = [
             parts["worker"] - one_worker,
             parts["worker's link"] - one_link,
             parts["server's link"] - one_link,
-            server - one_server,
+            server - self.one_server,
         ]
         if self.network.cores:
             everybody = server + self.training.working * parts["worker"]
-            waits.append((everybody - one_server - one_worker) / self.network.cores)
+            waits.append((everybody - self.one_server - one_worker) / self.network.cores)
         return self.chain + max(0.0, *waits)
 
     @cached_property

@@ -205,20 +205,20 @@ class Simulation:
         self._server[self._holder(piece)].put("update", cost, partial(self._answer, piece))
 
     def _answer(self, piece: int) -> None:
-        """A server writes a piece of the new parameters for all workers; behind its last one, the task."""
+        """A server writes a piece of the new parameters for all workers; the last of its pieces with the task."""
         holder = self._holder(piece)
-        task = self.model.tasks > 0 and (piece + 1 == self.pieces or self._holder(piece + 1) != holder)
-        cost = self.together * self.model.server_writes + (self.model.constants.server_message if task else 0.0)
+        last = piece + 1 == self.pieces or self._holder(piece + 1) != holder
+        cost = self.together * self.model.server_writes + (self.model.joins if last else 0.0)
         for worker in range(self.workers):
-            self._server[holder].put(("out", worker), cost, partial(self._down, holder, worker, task))
+            self._server[holder].put(("out", worker), cost, partial(self._down, holder, worker))
 
-    def _down(self, holder: int, worker: int, task: bool) -> None:
+    def _down(self, holder: int, worker: int) -> None:
         out, into = self._from_server[holder], self._to_worker[worker]
-        self._travel(self.together * self.model.down, out, into, worker, holder, partial(self._take, worker, task))
+        self._travel(self.together * self.model.down, out, into, worker, holder, partial(self._take, worker))
 
-    def _take(self, worker: int, task: bool) -> None:
+    def _take(self, worker: int) -> None:
         """A worker takes a piece; with the last one, it has the next step's parameters."""
-        cost = self.together * self.model.worker_reads + (self.model.constants.worker_message if task else 0.0)
+        cost = self.together * self.model.worker_reads
         self._worker[worker].put("in", cost, partial(self._has, worker))
 
     def _has(self, worker: int) -> None:

@@ -92,6 +92,14 @@ def test_workers_without_an_invitation_are_refused(token: bytes, server: Server,
         assert guest.refusal().reason == "UNAUTHENTICATED"
 
 
+def _unloaded(task: pb.DifferentiateTask) -> tuple[pb.ParametersChunk, pb.DifferentiateTask]:
+    """The chunk that a task took along, and the task."""
+    chunk = pb.ParametersChunk()
+    chunk.CopyFrom(task.parameters)
+    task.ClearField("parameters")
+    return chunk, task
+
+
 def test_an_invitation_is_for_one(server: Server, shard: ShardServer) -> None:
     with Peer(server.address) as peer, Peer(shard.address) as guest, Peer(shard.address) as other:
         (invitation,) = join(server, peer).shards
@@ -100,8 +108,9 @@ def test_an_invitation_is_for_one(server: Server, shard: ShardServer) -> None:
         peer.receive("initialize")
         guest.send(pb.WorkRequest(initial=pb.ParametersChunk(data=CHUNK)))
         peer.send(pb.WorkRequest(initial=pb.ParametersChunk(chunk=1, data=CHUNK)))
-        assert guest.receive("parameters").chunk == 0
-        assert guest.receive("differentiate") == peer.receive("differentiate")
+        (own, task), (other_own, other_task) = (_unloaded(each.receive("differentiate")) for each in (guest, peer))
+        assert (own.chunk, other_own.chunk) == (0, 1)
+        assert task == other_task
         other.send(pb.WorkRequest(hello=pb.Hello(token=invitation.token)))
         assert other.refusal().reason == "UNAUTHENTICATED"
 

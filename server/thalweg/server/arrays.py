@@ -1,12 +1,12 @@
 """The arrays of one running job, here or, in part, at shards: what is decided about them, and copies that are made of them."""
 
 from collections.abc import Callable
-from concurrent.futures import Executor
 
 import numpy as np
 
 from thalweg.contract.layout import Slab
 from thalweg.server import messages
+from thalweg.server.crew import Crew
 from thalweg.server.messages import WorkerId
 from thalweg.server.optimizers import State
 from thalweg.server.parameters import PARAMETERS, Parameters
@@ -24,7 +24,7 @@ class Arrays:
     """Parameters, gradients, optimizer state and trajectory. `parameters` are those that are here.
 
     They are split over the shards that are there, if there are any that suit the job; else the parameters lie where `sharing`
-    lets workers read them. `threads` share in the arithmetic. Raises MemoryError or ValueError if they do not fit.
+    lets workers read them. `crew` shares in the arithmetic. Raises MemoryError or ValueError if they do not fit.
     """
 
     def __init__(
@@ -34,18 +34,18 @@ class Arrays:
         shards: Shards | None,
         turns: Turns,
         telemetry: Telemetry,
-        threads: Executor | None = None,
+        crew: Crew | None = None,
     ) -> None:
         self.trajectory = Trajectory(plan)
         self._shares: Shares | None = None
         suitable = shards.suitable(plan) if shards else []
         if shards and suitable:
             sharing.withdraw()
-            self._shares = Shares(plan, suitable, shards, turns, telemetry.exchange, threads)
+            self._shares = Shares(plan, suitable, shards, turns, telemetry.exchange, crew)
             self.parameters = self._shares.parameters
             telemetry.notice(f"the parameters are split over this server and {', '.join(self._shares.addresses)}")
         else:
-            self.parameters = Parameters(plan, sharing.allocate(plan.elements, np.dtype(plan.spec.model.dtype)), threads)
+            self.parameters = Parameters(plan, sharing.allocate(plan.elements, np.dtype(plan.spec.model.dtype)), crew)
 
     @property
     def version(self) -> int:

@@ -1,12 +1,8 @@
 """All jobs of a server: accepting, finding, ending and removing them, and taking up those that a restart interrupted."""
 
 import asyncio
-import logging
-import os
 import sqlite3
-import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 
@@ -15,10 +11,12 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.states import ENDED, state_name
 from thalweg.server import acceptance, validation
 from thalweg.server.checkpoints import Checkpoint
+from thalweg.server.crew import Crew
 from thalweg.server.ending import Ending
 from thalweg.server.fleets import Fleets
 from thalweg.server.initial import initial_slab
 from thalweg.server.journal import DISK_SECONDS, Journal
+from thalweg.server.keeping import Keeping
 from thalweg.server.places import Candidate, Queue, choose
 from thalweg.server.run import JobRun
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
@@ -29,16 +27,10 @@ from thalweg.server.telemetry import NO_WORKERS, NOTHING_RECORDED, Recorded
 from thalweg.server.trajectory import MOST_BYTES
 from thalweg.v1 import job_pb2, training_service_pb2
 
-_log = logging.getLogger(__name__)
 # A page of jobs stays well within gRPC's limit for a message.
 _PAGE_BYTES = 1 << 20
 # How soon it is noticed that a worker takes too long.
 _TICK_SECONDS = 0.025
-
-
-def _cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Jobs:
@@ -57,7 +49,7 @@ class Jobs:
         self._sharing = sharing
         # Whether the server is stopping, and those who leave it are not missed.
         self.stopping = False
-        self._threads = ThreadPoolExecutor(thread_name_prefix="thalweg-arithmetic", max_workers=_cores())
+        self._crew = Crew()
         self.journal = Journal(storage)
         self.fleets = Fleets()
         self.shards = Shards()
@@ -66,7 +58,7 @@ class Jobs:
         self._queue = Queue({}, {})
         self._endings: dict[str, asyncio.Task[None]] = {}
         self._accepting: set[asyncio.Task[job_pb2.Job]] = set()
-        self._saving: set[asyncio.Task[None]] = set()
+        self._keeping = Keeping(storage, self.journal)
         self._going_back: set[asyncio.Task[None]] = set()
         self._taking_up = asyncio.Lock()
         self._ticker: asyncio.Task[None] | None = None
@@ -108,13 +100,12 @@ class Jobs:
         for task in (self._ticker, *self._going_back):
             if task:
                 task.cancel()
+        written = (*self._accepting, *self._endings.values(), self._keeping.settled())
         with suppress(TimeoutError):
-            await asyncio.wait_for(
-                asyncio.gather(*self._accepting, *self._endings.values(), *self._saving, return_exceptions=True), DISK_SECONDS
-            )
+            await asyncio.wait_for(asyncio.gather(*written, return_exceptions=True), DISK_SECONDS)
         for run in self._runs.values():
             run.release()
-        self._threads.shutdown()
+        self._crew.close()
         await self.journal.stop()
 
     async def _tick(self) -> None:
@@ -178,7 +169,7 @@ class Jobs:
     async def _go_back(self, run: JobRun, reason: str) -> None:
         async with self._taking_up:
             job_id = run.job.id
-            await asyncio.gather(*self._saving, return_exceptions=True)
+            await self._keeping.settled()
             await self.journal.settled()
             job = await self.journal.run(self.storage.job, job_id)
             if job is None:
@@ -191,20 +182,12 @@ class Jobs:
 
     def _save(self, run: JobRun, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint while the run goes on."""
-        saving = asyncio.create_task(self._write(run, checkpoint))
-        self._saving.add(saving)
-        saving.add_done_callback(self._saving.discard)
 
-    async def _write(self, run: JobRun, checkpoint: Checkpoint) -> None:
-        began, size, problem = time.monotonic(), 0, ""
-        try:
-            size = await self._write_behind_events(run.job.id, checkpoint)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the next one is tried
-            problem = str(error) or type(error).__name__
-        if problem:
-            _log.error("job %s: cannot write a checkpoint: %s", run.job.id, problem)
-        if self.run(run.job.id) is run:
-            run.checkpoint_done(checkpoint.position.version, size, time.monotonic() - began, problem)
+        def written(size: int, seconds: float, problem: str) -> None:
+            if self.run(run.job.id) is run:
+                run.checkpoint_done(checkpoint.position.version, size, seconds, problem)
+
+        self._keeping.save(run.job.id, checkpoint, written)
 
     async def create(self, request: training_service_pb2.CreateJobRequest) -> job_pb2.Job:
         """Accepts a job. Raises ThalwegError if it is not right."""
@@ -250,7 +233,7 @@ class Jobs:
             initial=partial(self._initial, job.spec.model.initial) if job.spec.model.HasField("initial") else None,
             sharing=self._sharing,
             shards=self.shards,
-            threads=self._threads,
+            crew=self._crew,
         )
         self._runs[job.id] = run
         return run
@@ -411,13 +394,7 @@ class Jobs:
         """Makes the end of a job durable: first its parameters, then the word that it has ended."""
         run = self._runs[ending.job_id]
         job = run.job
-        try:
-            await self._keep(ending)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
-            _log.error("job %s: cannot keep its parameters: %s", job.id, error)
-            ending.state = job_pb2.JOB_STATE_FAILED
-            ending.error = ending.error or str(ThalwegError("STORAGE_FAILED", {"problem": str(error)}))
-        await self._keep_checkpoint(ending)
+        await self._keeping.keep(ending, run.telemetry)
         if ending.result:
             job.result.CopyFrom(ending.result)
         job.error = ending.error
@@ -425,51 +402,10 @@ class Jobs:
         run.telemetry.enter(ending.state, "")
         await self.journal.settled()
         if ending.state == job_pb2.JOB_STATE_SUCCEEDED:
-            await self._remove_checkpoints(job.id)
+            await self._keeping.remove_checkpoints(job.id)
         self.journal.close(job.id)
         run.dismiss()
         del self._runs[job.id]
         self._begun_before.discard(job.id)
         self.allot()
         del self._endings[job.id]
-
-    async def _remove_checkpoints(self, job_id: str) -> None:
-        try:
-            await self.journal.run_aside(self.storage.checkpoints(job_id).remove)
-        except OSError as error:
-            # They take room until the job is deleted, and do no other harm.
-            _log.error("job %s: cannot remove its checkpoints: %s", job_id, error)
-
-    async def _keep_checkpoint(self, ending: Ending) -> None:
-        """Keeps where a job is that ended before its time."""
-        # What is on its way would otherwise come behind.
-        await asyncio.gather(*self._saving, return_exceptions=True)
-        if ending.checkpoint is None:
-            return
-        try:
-            await self._write_behind_events(ending.job_id, ending.checkpoint)
-        except OSError as error:
-            self._runs[ending.job_id].telemetry.notice(f"no checkpoint of the last step could be kept: {error}")
-
-    async def _write_behind_events(self, job_id: str, checkpoint: Checkpoint) -> int:
-        """Makes a checkpoint durable and gives its size. It may not be ahead of the events on disk: the steps behind it are never
-        taken again. Raises OSError.
-        """
-        try:
-            await asyncio.wait_for(self.journal.settled(), DISK_SECONDS)
-        except TimeoutError:
-            raise OSError("the events before it cannot be written") from None
-        return await self.journal.run_aside(self.storage.checkpoints(job_id).write, checkpoint)
-
-    async def _keep(self, ending: Ending) -> None:
-        if ending.header is None or ending.slab is None:
-            return
-        await self.journal.run(self.storage.save_parameters, ending.job_id, ending.header, ending.slab)
-        slabs = ending.trajectory.slabs() if ending.trajectory else None
-        if ending.trajectory and slabs is not None:
-            header = training_service_pb2.TrajectoryHeader(layout=ending.header.layout, versions=ending.trajectory.versions)
-            try:
-                await self.journal.run(self.storage.save_trajectory, ending.job_id, header, slabs)
-            except OSError as error:
-                # The weights are there; a picture less is no failure.
-                self._runs[ending.job_id].telemetry.notice(f"the trajectory could not be kept: {error}")

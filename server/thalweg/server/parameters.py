@@ -10,7 +10,6 @@ Where several servers share a job, each holds a range of the chunks, and arrays 
 """
 
 from collections.abc import Iterable
-from concurrent.futures import Executor
 from typing import TypeAlias
 
 import numpy as np
@@ -19,13 +18,14 @@ from thalweg.contract import codecs, tree
 from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
 from thalweg.server import clipping, optimizers
+from thalweg.server.crew import Crew
 from thalweg.server.optimizers import State
 from thalweg.server.plan import Plan
 
 # A chunk of a gradient: an array, or two whose sum it is.
 Terms: TypeAlias = tuple[Slab] | tuple[Slab, Slab]
 # Chunks that are updated at once, from which on it pays to share them out.
-_FEWEST_FOR_THREADS = 4
+_FEWEST_TO_SHARE = 4
 
 
 # The name of the parameters among the slabs; the others are those of the optimizer's state.
@@ -35,20 +35,20 @@ PARAMETERS = "parameters"
 class Parameters:
     """Carries out a coordinator's arithmetic, on some of the plan's chunks, or on all of them.
 
-    `buffers` are two slabs of zeros for the parameters, if they are to lie there. `threads` share out updates of many chunks.
+    `buffers` are two slabs of zeros for the parameters, if they are to lie there. `crew` shares out updates of many chunks.
     """
 
     def __init__(
         self,
         plan: Plan,
         buffers: tuple[Slab, Slab] | None = None,
-        threads: Executor | None = None,
+        crew: Crew | None = None,
         chunks: range | None = None,
     ) -> None:
         self.plan = plan
         self.chunks = range(plan.chunks) if chunks is None else chunks
         self.version = 0
-        self._threads = threads
+        self._crew = crew
         start, end = (plan.chunk_range(chunk).start for chunk in (self.chunks.start, self.chunks.stop))
         self._start = start
         self._elements = min(end, plan.elements) - start
@@ -148,9 +148,10 @@ class Parameters:
                 self._clip,
             )
 
-        # A chunk for itself, so that threads share them out evenly, however gradients lie.
-        across = self._threads.map if self._threads and len(chunks) >= _FEWEST_FOR_THREADS else map
-        return all(list(across(apply, chunks)))
+        if self._crew and len(chunks) >= _FEWEST_TO_SHARE:
+            return self._crew.all(apply, chunks)
+        finite = [apply(chunk) for chunk in chunks]
+        return all(finite)
 
     def promote(self, version: int, step: int) -> None:
         """The next version is whole: it becomes the current one, and the step's gradient is done with."""

@@ -8,9 +8,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
-from functools import partial
-from typing import Protocol
 
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import ThalwegError
@@ -20,7 +17,9 @@ from thalweg.contract.states import state_name
 from thalweg.server import messages, wire
 from thalweg.server.arrays import Arrays
 from thalweg.server.checkpoints import Checkpoint
+from thalweg.server.connections import Connection, Connections
 from thalweg.server.coordinator import Coordinator, Phase
+from thalweg.server.crew import Crew
 from thalweg.server.ending import Ending
 from thalweg.server.messages import Facts, WorkerId
 from thalweg.server.optimizers import State
@@ -28,31 +27,12 @@ from thalweg.server.parameters import PARAMETERS
 from thalweg.server.residuals import Residuals
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.shards import AttendingShard, Shards
-from thalweg.server.sharing import JobSharing, Sharing
+from thalweg.server.sharing import Sharing
 from thalweg.server.telemetry import NOTHING_RECORDED, Clock, Recorded, Recorder, Telemetry
 from thalweg.server.turns import Turns
 from thalweg.v1 import job_pb2, parameter_service_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
-
-
-class Connection(Protocol):
-    """One worker's stream, as a run sees it."""
-
-    worker: WorkerId
-    name: str
-
-    def send(self, message: parameter_service_pb2.WorkResponse) -> None:
-        """Queues a message."""
-        ...
-
-    def send_parameters(self, version: int, serialized: bytes) -> None:
-        """Queues a message with parameters at a version. It may take the place of those of earlier versions."""
-        ...
-
-    def evict(self, error: ThalwegError | None = None) -> None:
-        """Ends the stream of a worker that is taken for lost, or that broke the protocol."""
-        ...
 
 
 class JobRun:
@@ -62,7 +42,7 @@ class JobRun:
     `checkpoint_done`. `checkpoint` and `recorded` are what earlier runs have left; `initial`, if the job is to start from given
     parameters, gives them as a slab of a layout, or raises ValueError.
     `sharing` is where workers on this machine get memory, if it is shared; `shards` are those over which the slab may be split;
-    `threads` share in the arithmetic. `over` is set when the run has ended, or was given up.
+    `crew` shares in the arithmetic. `over` is set when the run has ended, or was given up.
     """
 
     def __init__(
@@ -79,7 +59,7 @@ class JobRun:
         initial: Callable[[job_pb2.Layout], Slab] | None = None,
         sharing: Sharing | None = None,
         shards: Shards | None = None,
-        threads: Executor | None = None,
+        crew: Crew | None = None,
     ) -> None:
         self.over = asyncio.Event()
         self.given_up = self.cancelled = False
@@ -94,10 +74,10 @@ class JobRun:
         self._clock = clock
         self._ended = ended
         self._save = save
-        self._connections: dict[WorkerId, Connection] = {}
+        self._connections = Connections(sharing, self.telemetry, settings)
+        self._shared = self._connections.shared
         self._residuals = Residuals()
-        self._shared = JobSharing(sharing, job.spec)
-        self._threads = threads
+        self._crew = crew
         self._shards = shards
         self._turns = Turns(self._decide, self._carry_out, self._ready, self._failed)
 
@@ -132,24 +112,14 @@ class JobRun:
 
     def join(self, connection: Connection) -> None:
         """A worker opened its stream."""
-        self._connections[connection.worker] = connection
-        welcome = parameter_service_pb2.Welcome(
-            spec=self.job.spec,
-            heartbeat_seconds=self.settings.heartbeat_seconds,
-            silence_seconds=self.settings.silence_seconds,
-            shared_memory=self._shared.invite(connection.worker, partial(self._hear, connection), partial(self._cut, connection)),
-        )
-        connection.send(parameter_service_pb2.WorkResponse(welcome=welcome))
-        self._workers_changed()
+        self._connections.join(connection, self._hear)
         self.handle(messages.WorkerJoined(connection.worker))
 
     def leave(self, worker: WorkerId) -> None:
         """A worker's stream ended."""
-        self._shared.leave(worker)
         if self.arrays:
             self.arrays.leave(worker)
-        if self._connections.pop(worker, None) and self.coordinator.phase is not Phase.FINISHED:
-            self._lost()
+        if self._connections.leave(worker, missed=self.coordinator.phase is not Phase.FINISHED):
             self.handle(messages.WorkerLost(worker))
 
     def worker_crashed(self, problem: str) -> None:
@@ -168,13 +138,6 @@ class JobRun:
         else:
             self.telemetry.checkpoint_written(version, size, seconds)
         self.handle(messages.CheckpointDone(seconds))
-
-    def _lost(self) -> None:
-        self.telemetry.contributions.lost_workers += 1
-        self._workers_changed()
-
-    def _workers_changed(self) -> None:
-        self.telemetry.workers_changed([connection.name for connection in self._connections.values()])
 
     def cancel(self) -> None:
         """Somebody asked for the end."""
@@ -201,11 +164,6 @@ class JobRun:
             self._shared.leave(connection.worker)
             connection.evict(error)
 
-    def _cut(self, connection: Connection, problem: str) -> None:
-        """Nothing more can be said to a worker that shares memory."""
-        _log.info("job %s: worker %s is lost: %s", self.job.id, connection.name, problem)
-        connection.evict()
-
     def _receive_prepared(self, worker: WorkerId, prepared: parameter_service_pb2.Prepared) -> None:
         wire.check_prepared(prepared, self.job.spec.model.dtype)
         if not self._shared.settle(worker, prepared.shared_memory):
@@ -225,7 +183,7 @@ class JobRun:
         if plan is None or self._prepared is None:
             return
         try:
-            self.arrays = Arrays(plan, self._shared, self._shards, self._turns, self.telemetry, self._threads)
+            self.arrays = Arrays(plan, self._shared, self._shards, self._turns, self.telemetry, self._crew)
         except (MemoryError, ValueError):
             elements = layouts.elements(self._prepared.layout)
             raise _JobError(f"model.layers: {elements:,} parameters do not fit the server's memory") from None
@@ -276,15 +234,16 @@ class JobRun:
     def _do(self, decision: messages.Decision) -> messages.Event | None:
         match decision:
             case messages.SendRange(workers, version, chunks):
-                self._send_range(self._shared.remote(workers), version, chunks)
+                if self.arrays:
+                    self._connections.send_range(self.arrays.parameters, workers, version, chunks)
             case messages.AssignDifferentiate(worker, _, _, again):
                 self.telemetry.contributions.reissued_tasks += again
-                self._send(worker, wire.differentiate(decision))
+                self._connections.send(worker, wire.differentiate(decision))
             case messages.AssignEvaluate(worker, task):
-                self._send(worker, wire.evaluate(task))
+                self._connections.send(worker, wire.evaluate(task))
             case messages.AssignInitialize(worker):
                 initialize = parameter_service_pb2.InitializeTask()
-                self._send(worker, parameter_service_pb2.WorkResponse(initialize=initialize))
+                self._connections.send(worker, parameter_service_pb2.WorkResponse(initialize=initialize))
             case messages.Accept(worker):
                 self._accept(worker)
             case messages.ReportReady():
@@ -296,7 +255,7 @@ class JobRun:
             case messages.Dropped(_, reason):
                 self._count(reason)
             case messages.Evict(worker):
-                self._evict(worker)
+                self._connections.evict(worker)
             case messages.WriteCheckpoint(position):
                 self._write_checkpoint(position)
             case messages.Allocate():
@@ -308,29 +267,8 @@ class JobRun:
         return self.arrays.carry_out(decision) if self.arrays else None
 
     def _accept(self, worker: WorkerId) -> None:
-        # It may have gone while this waited for its turn.
-        if self.coordinator.plan and worker in self._connections:
-            try:
-                shared = self._shared.accept(worker)
-            except OSError as error:
-                # Its stream is about to break, if the worker is gone.
-                self.telemetry.notice(f"no memory could be shared with worker {self._connections[worker].name}: {error}")
-                self._evict(worker)
-                return
-            chunk_elements = self.coordinator.plan.chunk_elements
-            shards = self.arrays.invite(worker) if self.arrays else []
-            accepted = parameter_service_pb2.Accepted(chunk_elements=chunk_elements, shared_memory=shared, shards=shards)
-            self._connections[worker].send(parameter_service_pb2.WorkResponse(accepted=accepted))
-
-    def _send_range(self, workers: list[WorkerId], version: int, chunks: range) -> None:
-        if self.arrays is None or not workers:
-            return
-        connections = [self._connections[worker] for worker in workers if worker in self._connections]
-        for chunk in chunks:
-            message, size = wire.parameters_chunk(self.arrays.parameters, version, chunk)
-            self.telemetry.exchange.parameter_bytes += size * len(connections)
-            for connection in connections:
-                connection.send_parameters(version, message)
+        if self.coordinator.plan and self.arrays:
+            self._connections.accept(worker, self.coordinator.plan.chunk_elements, self.arrays.invite)
 
     def _count(self, reason: messages.Drop) -> None:
         counts = self.telemetry.contributions
@@ -343,15 +281,6 @@ class JobRun:
                 counts.stale_incarnation += 1
             case messages.Drop.UNKNOWN:
                 counts.unknown += 1
-
-    def _evict(self, worker: WorkerId) -> None:
-        connection = self._connections.pop(worker, None)
-        if connection:
-            silent = f"{self.settings.silence_seconds:g} s"
-            self.telemetry.notice(f"worker {connection.name} said nothing for {silent}; its tasks go to others")
-            self._shared.leave(worker)
-            connection.evict()
-            self._lost()
 
     def _write_checkpoint(self, position: messages.Position) -> None:
         # What is durable may not be ahead of what is told: steps behind a checkpoint are never taken again.
@@ -380,11 +309,6 @@ class JobRun:
             )
 
         return made
-
-    def _send(self, worker: WorkerId, message: parameter_service_pb2.WorkResponse) -> None:
-        connection = self._connections.get(worker)
-        if connection and not self._shared.say(worker, message):
-            connection.send(message)
 
     def _finish(self, finish: messages.Finish) -> None:
         self.telemetry.flush()
@@ -418,21 +342,15 @@ class JobRun:
         self.given_up = True
         self._turns.close()
         self.telemetry.flush()
-        self._say_goodbye(reason)
-        self._connections.clear()
+        self._connections.say_goodbye(reason)
+        self._connections.forget()
         if self.arrays:
             self.arrays.close()
         self.over.set()
 
     def dismiss(self) -> None:
         """Tells the workers that the job has ended. To be called when that is durable."""
-        self._say_goodbye(f"the job ended: {state_name(self.job.state)}")
-
-    def _say_goodbye(self, reason: str) -> None:
-        goodbye = parameter_service_pb2.Goodbye(reason=reason)
-        for connection in self._connections.values():
-            connection.send(parameter_service_pb2.WorkResponse(goodbye=goodbye))
-        self.release()
+        self._connections.say_goodbye(f"the job ended: {state_name(self.job.state)}")
 
     def release(self) -> None:
         """Shares no more memory."""

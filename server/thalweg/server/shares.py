@@ -3,7 +3,6 @@
 import itertools
 import secrets
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
 from thalweg.server import messages, wire
 from thalweg.server.chunks import bits
+from thalweg.server.crew import Crew
 from thalweg.server.messages import WorkerId
 from thalweg.server.optimizers import State
 from thalweg.server.parameters import PARAMETERS, Parameters
@@ -65,10 +65,10 @@ class Shares:
         all_shards: Shards,
         turns: Turns,
         exchange: job_pb2.Exchange,
-        threads: Executor | None,
+        crew: Crew | None,
     ) -> None:
         *ranges, own = split(plan.chunks, len(shards) + 1)
-        self.parameters = Parameters(plan, threads=threads, chunks=own)
+        self.parameters = Parameters(plan, crew=crew, chunks=own)
         self._plan = plan
         self._turns = turns
         self._exchange = exchange

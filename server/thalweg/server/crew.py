@@ -1,0 +1,42 @@
+"""Threads that share out arithmetic."""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Crew:
+    """So many threads, the caller's own among them: as many as this process may use processors, if no number is given."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._helpers = (threads or _cores()) - 1
+        self._pool = ThreadPoolExecutor(thread_name_prefix="thalweg-arithmetic", max_workers=max(1, self._helpers))
+
+    def all(self, act: Callable[[T], bool], items: Iterable[T]) -> bool:
+        """Does something to each item, in whatever thread is free. Whether it was true of all. Raises what `act` raises."""
+        shared = iter(items)
+
+        def work() -> bool:
+            good = True
+            # To take the next item of a range is one step, which no other thread interrupts.
+            for item in shared:
+                good &= act(item)
+            return good
+
+        helpers = [self._pool.submit(work) for _ in range(self._helpers)]
+        try:
+            good = work()
+        finally:
+            wait(helpers)
+        return all([good, *(helper.result() for helper in helpers)])
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown()

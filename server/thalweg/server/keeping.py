@@ -1,0 +1,98 @@
+"""What of a job is kept on disk besides its events: checkpoints while it runs, and what comes of it when it ends."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from thalweg.contract.errors import ThalwegError
+from thalweg.server.checkpoints import Checkpoint
+from thalweg.server.ending import Ending
+from thalweg.server.journal import DISK_SECONDS, Journal
+from thalweg.server.storage import Storage
+from thalweg.server.telemetry import Telemetry
+from thalweg.v1 import job_pb2, training_service_pb2
+
+_log = logging.getLogger(__name__)
+
+# Is told how many bytes a checkpoint has, how many seconds it took, and what the problem was, if it is not on disk.
+Written = Callable[[int, float, str], object]
+
+
+class Keeping:
+    """Writes for the jobs of one server, in the background. Belongs to its event loop."""
+
+    def __init__(self, storage: Storage, journal: Journal) -> None:
+        self._storage = storage
+        self._journal = journal
+        self._saving: set[asyncio.Task[None]] = set()
+
+    def save(self, job_id: str, checkpoint: Checkpoint, written: Written) -> None:
+        """Writes a checkpoint while the job goes on."""
+        saving = asyncio.create_task(self._save(job_id, checkpoint, written))
+        self._saving.add(saving)
+        saving.add_done_callback(self._saving.discard)
+
+    async def settled(self) -> None:
+        """Waits for the checkpoints that are being written."""
+        await asyncio.gather(*self._saving, return_exceptions=True)
+
+    async def _save(self, job_id: str, checkpoint: Checkpoint, written: Written) -> None:
+        began, size, problem = time.monotonic(), 0, ""
+        try:
+            size = await self._write(job_id, checkpoint)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next one is tried
+            problem = str(error) or type(error).__name__
+        if problem:
+            _log.error("job %s: cannot write a checkpoint: %s", job_id, problem)
+        written(size, time.monotonic() - began, problem)
+
+    async def _write(self, job_id: str, checkpoint: Checkpoint) -> int:
+        """Makes a checkpoint durable and gives its size. It may not be ahead of the events on disk: the steps behind it are never
+        taken again. Raises OSError.
+        """
+        try:
+            await asyncio.wait_for(self._journal.settled(), DISK_SECONDS)
+        except TimeoutError:
+            raise OSError("the events before it cannot be written") from None
+        return await self._journal.run_aside(self._storage.checkpoints(job_id).write, checkpoint)
+
+    async def keep(self, ending: Ending, telemetry: Telemetry) -> None:
+        """Makes what comes of a job durable: its result, or where it is, if it ended before its time. If the result cannot be
+        kept, the ending says that the job has failed.
+        """
+        try:
+            await self._keep_result(ending, telemetry)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
+            _log.error("job %s: cannot keep its parameters: %s", ending.job_id, error)
+            ending.state = job_pb2.JOB_STATE_FAILED
+            ending.error = ending.error or str(ThalwegError("STORAGE_FAILED", {"problem": str(error)}))
+        # What is on its way would otherwise come behind.
+        await self.settled()
+        if ending.checkpoint is None:
+            return
+        try:
+            await self._write(ending.job_id, ending.checkpoint)
+        except OSError as error:
+            telemetry.notice(f"no checkpoint of the last step could be kept: {error}")
+
+    async def _keep_result(self, ending: Ending, telemetry: Telemetry) -> None:
+        if ending.header is None or ending.slab is None:
+            return
+        await self._journal.run(self._storage.save_parameters, ending.job_id, ending.header, ending.slab)
+        slabs = ending.trajectory.slabs() if ending.trajectory else None
+        if ending.trajectory and slabs is not None:
+            header = training_service_pb2.TrajectoryHeader(layout=ending.header.layout, versions=ending.trajectory.versions)
+            try:
+                await self._journal.run(self._storage.save_trajectory, ending.job_id, header, slabs)
+            except OSError as error:
+                # The weights are there; a picture less is no failure.
+                telemetry.notice(f"the trajectory could not be kept: {error}")
+
+    async def remove_checkpoints(self, job_id: str) -> None:
+        """Removes the checkpoints of a job that needs them no more."""
+        try:
+            await self._journal.run_aside(self._storage.checkpoints(job_id).remove)
+        except OSError as error:
+            # They take room until the job is deleted, and do no other harm.
+            _log.error("job %s: cannot remove its checkpoints: %s", job_id, error)
