@@ -77,7 +77,9 @@ def _step(folder: Path, data: Path, servers: int, seconds: float) -> float:
 def _start(stack: ExitStack, host: Host, *arguments: str) -> subprocess.Popen[str]:
     """A program of benchmarks.on_host on a host; it is killed with the host."""
     command = [*host.enter, sys.executable, "-m", "benchmarks.on_host", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=_ROOT, env=os.environ | _TOKEN)
+    # To enter a host is to leave the working folder.
+    environment = os.environ | _TOKEN | {"PYTHONPATH": str(_ROOT)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     stack.callback(process.communicate)
     stack.callback(host.kill)
     return process
