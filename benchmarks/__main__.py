@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks import chart, machine, regressions, results, suite, tables
-from benchmarks.parts import PARTS
-from benchmarks.systems import SYSTEMS, System
+from benchmarks.parts import PARTS, Part
+from benchmarks.systems import SYSTEMS, ProgramError, System
 from benchmarks.workloads import WORKLOADS, Workload
 
 
@@ -63,7 +63,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(given: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Measures, with a bar of progress."""
+    """Measures, with a bar of progress. Ctrl-C ends it; the workloads and parts that were measured whole are kept."""
     systems = [SYSTEMS[name] for name in given.systems or SYSTEMS]
     workloads = [WORKLOADS[name] for name in given.names if name in WORKLOADS]
     parts = [PARTS[name] for name in given.names if name in PARTS]
@@ -91,13 +91,17 @@ def measure(given: argparse.Namespace, console: Console) -> dict[str, Any]:
                 )
                 progress.advance(bar)
 
-        for workload, chosen in plan.items():
-            found = suite.measure(workload, chosen, given.repeats, given.seconds, tell)
-            measured[workload.name] = results.of_workload(workload.title, found)
-        for part in parts:
-            progress.update(bar, description=part.name)
-            measured_parts[part.name] = part.measure(given.seconds, given.repeats)
-            progress.advance(bar)
+        interrupted = False
+        try:
+            for workload, chosen in plan.items():
+                found = suite.measure(workload, chosen, given.repeats, given.seconds, tell)
+                measured[workload.name] = results.of_workload(workload.title, found)
+            for part in parts:
+                progress.update(bar, description=part.name)
+                measured_parts[part.name] = _of_part(part, given)
+                progress.advance(bar)
+        except KeyboardInterrupt:
+            interrupted = True
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.facts() | {"load_before": round(load, 2)},
@@ -105,7 +109,16 @@ def measure(given: argparse.Namespace, console: Console) -> dict[str, Any]:
         "seconds": given.seconds,
         "workloads": measured,
         "parts": measured_parts,
+        "interrupted": interrupted,
     }
+
+
+def _of_part(part: Part, given: argparse.Namespace) -> dict[str, Any]:
+    """What a part says, or why it says nothing: that is no reason to lose what was measured before."""
+    try:
+        return part.measure(given.seconds, given.repeats)
+    except ProgramError as why:
+        return {"title": part.title, "columns": ["not measured"], "rows": [[str(why).splitlines()[-1]]]}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(lines))
     if given.store:
         regressions.store(found, given.store)
-    return int(not holds)
+    return 130 if found.get("interrupted") else int(not holds)
 
 
 if __name__ == "__main__":

@@ -96,6 +96,27 @@ def test_the_command_reports_and_ends_as_the_check_does(tmp_path: Path, capsys: 
     assert "small.ratio_to_ddp.thalweg: stored 2.000, measured 1.000" in capsys.readouterr().out
 
 
+def test_ctrl_c_and_a_part_that_fails_lose_nothing_that_was_measured_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(part: parts.Part, seconds: float, repeats: int) -> dict[str, Any]:
+        match part.name:
+            case "cpu":
+                return {"title": part.title, "columns": ["ms"], "rows": [[7]]}
+            case "links":
+                raise ProgramError("Traceback\nit broke")
+            case _:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts.Part, "measure", measure)
+    file = tmp_path / "results.json"
+    assert command.main(["cpu", "links", "startup", "--json", str(file)]) == 130
+    found = json.loads(file.read_text())
+    assert found["parts"]["cpu"]["rows"] == [[7]]
+    assert (found["parts"]["links"]["columns"], found["parts"]["links"]["rows"]) == (["not measured"], [["it broke"]])
+    assert "startup" not in found["parts"]
+
+
 def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("text")

@@ -98,9 +98,9 @@ class Connections:
         try:
             shared = self.shared.accept(worker)
         except OSError as error:
-            # Its stream is about to break, if the worker is gone.
+            # Its stream is about to break anyhow, if the worker is gone.
             self._telemetry.notice(f"no memory could be shared with worker {connection.name}: {error}")
-            self.evict(worker)
+            connection.evict()
             return
         shards = invite(worker)
         accepted = parameter_service_pb2.Accepted(chunk_elements=chunk_elements, shared_memory=shared, shards=shards)
@@ -129,5 +129,5 @@ class Connections:
         self.shared.close()
 
     def forget(self) -> None:
-        """Takes the streams that still end for those of others."""
+        """Whose stream ends from now on is not missed."""
         self._all.clear()
