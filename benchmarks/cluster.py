@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.program import Rate, Window
+from benchmarks.program import Rate
 from benchmarks.samples import samples
-from benchmarks.systems.thalweg import document
+from benchmarks.systems.thalweg import document, rate_of
 from benchmarks.workloads import Workload
 from tests.end_to_end.command import service
-from thalweg.client import Client, Job, StepsTaken, WorkersChanged
+from thalweg.client import Client, Job
 from thalweg.contract.channel import Address
 from thalweg.contract.sums import Sums
 from thalweg.workers import model
@@ -40,15 +40,7 @@ class Cluster:
 
     def rate(self, seconds: float) -> Rate:
         """Steps from when all workers are there on. Raises RuntimeError if the job ends before."""
-        window, workers = Window(seconds), 0
-        for event in self.job.watch():
-            if isinstance(event, WorkersChanged):
-                workers = event.workers
-            elif isinstance(event, StepsTaken) and workers == self.wanted:
-                rate = window.at(event.time.timestamp(), event.first_step + len(event.losses))
-                if rate:
-                    return rate
-        raise RuntimeError(f"the job ended too early: {self.job.refresh().error}")
+        return rate_of(self.job, self.wanted, seconds)
 
     def cpu(self) -> tuple[float, float]:
         """Processor seconds so far: the server's, and those of all workers together."""

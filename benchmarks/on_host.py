@@ -10,10 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-import psutil
-
-from benchmarks.cluster import Cluster
-from benchmarks.systems.thalweg import document
+from benchmarks.systems.thalweg import document, rate_of
 from benchmarks.workloads import WORKERS, WORKLOADS
 from thalweg.client import Client
 from thalweg.contract.channel import parse_address
@@ -24,7 +21,7 @@ def _rate(address: str, workload: str, data: str, seconds: str) -> None:
     with Client(address, token=os.environ["THALWEG_TOKEN"]) as client:
         job = client.submit(document(WORKLOADS[workload], Path(data)))
         print(job.id, flush=True)
-        rate = Cluster(psutil.Process(), [], job, WORKERS).rate(float(seconds))
+        rate = rate_of(job, WORKERS, float(seconds))
         job.cancel()
         print(rate.steps, rate.seconds, flush=True)
 

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.program import Rate, Unavailable, Window, run
 from benchmarks.samples import samples
 from benchmarks.workloads import WORKERS, Workload
-from thalweg.client import StepsTaken, WorkersChanged, local
+from thalweg.client import Job, StepsTaken, WorkersChanged, local
 from thalweg.v1 import job_pb2
 
 # More than any measurement takes; the job is cancelled when the window is over.
@@ -51,8 +51,23 @@ def options_of(shared_memory: bool, codec: str | None) -> dict[str, Any]:
     return {}
 
 
+def rate_of(job: Job, workers: int, seconds: float) -> Rate:
+    """Steps from when so many workers are there on, counted and timed by the server's own events. Raises RuntimeError if the job
+    ends before.
+    """
+    window, there = Window(seconds), 0
+    for event in job.watch():
+        if isinstance(event, WorkersChanged):
+            there = event.workers
+        elif isinstance(event, StepsTaken) and there == workers:
+            rate = window.at(event.time.timestamp(), event.first_step + len(event.losses))
+            if rate:
+                return rate
+    raise RuntimeError(f"the job ended too early: {job.refresh().error}")
+
+
 def measure(workload: Workload, options: argparse.Namespace) -> Rate:
-    """Steps from when both workers are there on, counted and timed by the server's own events."""
+    """Steps of a job of its own."""
     extra = options_of(options.exchange == "memory", options.codec)
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "samples.npz"
@@ -60,16 +75,9 @@ def measure(workload: Workload, options: argparse.Namespace) -> Rate:
         np.savez(data, x=x, y=y)
         with local(workers=WORKERS, data=Path(name) / "jobs", **extra) as client:
             job = client.submit(document(workload, data, options.codec))
-            window, workers = Window(options.seconds), 0
-            for event in job.watch():
-                if isinstance(event, WorkersChanged):
-                    workers = event.workers
-                elif isinstance(event, StepsTaken) and workers == WORKERS:
-                    rate = window.at(event.time.timestamp(), event.first_step + len(event.losses))
-                    if rate:
-                        job.cancel()
-                        return rate
-            raise RuntimeError(f"the job ended too early: {job.refresh().state}")
+            rate = rate_of(job, WORKERS, options.seconds)
+            job.cancel()
+            return rate
 
 
 if __name__ == "__main__":

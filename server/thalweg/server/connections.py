@@ -1,7 +1,7 @@
 """The workers of one running job: their streams, the memory that they share, and what they are told."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -34,6 +34,17 @@ class Connection(Protocol):
     def evict(self, error: ThalwegError | None = None) -> None:
         """Ends the stream of a worker that is taken for lost, or that broke the protocol."""
         ...
+
+
+def broadcast(parameters: Parameters, connections: Sequence[Connection], version: int, chunks: range) -> int:
+    """Sends chunks of the parameters at a version to all of some workers. How many bytes they are, encoded, for all of them."""
+    sent = 0
+    for chunk in chunks if connections else ():
+        message, size = wire.parameters_chunk(parameters, version, chunk)
+        sent += size * len(connections)
+        for connection in connections:
+            connection.send_parameters(version, message)
+    return sent
 
 
 class Connections:
@@ -115,11 +126,7 @@ class Connections:
     def send_range(self, parameters: Parameters, workers: Iterable[WorkerId], version: int, chunks: range) -> None:
         """Sends chunks of the parameters to those of the workers that are there and do not share them."""
         connections = [self._all[worker] for worker in self.shared.remote(workers) if worker in self._all]
-        for chunk in chunks if connections else ():
-            message, size = wire.parameters_chunk(parameters, version, chunk)
-            self._telemetry.exchange.parameter_bytes += size * len(connections)
-            for connection in connections:
-                connection.send_parameters(version, message)
+        self._telemetry.exchange.parameter_bytes += broadcast(parameters, connections, version, chunks)
 
     def say_goodbye(self, reason: str) -> None:
         """Tells all workers that there is nothing more to do."""

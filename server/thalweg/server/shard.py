@@ -11,6 +11,7 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.payload import Parcel
 from thalweg.contract.tree import Node
 from thalweg.server import messages, wire
+from thalweg.server.connections import broadcast
 from thalweg.server.messages import Facts
 from thalweg.server.parameters import PARAMETERS, Parameters
 from thalweg.server.plan import Plan
@@ -125,10 +126,7 @@ class _Share:
 
     def _send(self, send: pb.SendShare) -> None:
         streams = [self.guests[worker].stream for worker in send.workers if worker in self.guests]
-        for chunk in range(send.first_chunk, send.end_chunk) if streams else ():
-            message, _ = wire.parameters_chunk(self.parameters, send.version, chunk)
-            for stream in streams:
-                stream.send_parameters(send.version, message)
+        broadcast(self.parameters, streams, send.version, range(send.first_chunk, send.end_chunk))
 
     def _copy(self, copy: pb.CopyShare) -> None:
         """Copies now what is sent piece by piece, when there is nothing more urgent."""

@@ -70,8 +70,6 @@ class Rounds(Policy):
     def assign(self) -> list[Decision]:
         decisions: list[Decision] = []
         idle = self._idle()
-        if not idle:
-            return decisions
         for find in (self._own_share, self._any_share):
             for worker in idle if self._waiting else ():
                 decisions += [self._give(worker, task) for task in find(worker)]
