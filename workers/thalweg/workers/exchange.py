@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,9 @@ _log = logging.getLogger(__name__)
 _SECONDS = 10.0
 # Chunks in shared memory that are worth a message before the gradient is whole.
 _LEAST_SHARED = 4
+# A processor that has fallen asleep takes 0.1 ms to wake, which is much where a step takes less than one. So a worker stays awake
+# for so long if the last message came within twice that time. Where steps are long it never does.
+_AWAKE_SECONDS = 0.0005
 
 
 @contextmanager
@@ -49,6 +53,29 @@ def attach(offer: pb.SharedMemory) -> Iterator[socket.socket | None]:
         return
     with peer:
         yield peer
+
+
+def _messages(peer: socket.socket) -> Iterator[bytes]:
+    """What comes at a socket, until its other end is closed."""
+    waited = 0.0
+    while True:
+        start = time.perf_counter()
+        data = _stay_awake(peer, start + _AWAKE_SECONDS) if waited < 2 * _AWAKE_SECONDS else None
+        if data is None:
+            data = peer.recv(memory.MOST_BYTES)
+        if not data:
+            return
+        waited = time.perf_counter() - start
+        yield data
+
+
+def _stay_awake(peer: socket.socket, until: float) -> bytes | None:
+    """What comes before a time. The thread does not sleep meanwhile, but lets all others run. None if nothing comes."""
+    while time.perf_counter() < until:
+        with suppress(BlockingIOError):
+            return peer.recv(memory.MOST_BYTES, socket.MSG_DONTWAIT)
+        os.sched_yield()
+    return None
 
 
 def listen(peer: socket.socket, stream: Iterator[Parcel[pb.WorkResponse]]) -> Iterator[Parcel[pb.WorkResponse]]:
@@ -72,7 +99,7 @@ def listen(peer: socket.socket, stream: Iterator[Parcel[pb.WorkResponse]]) -> It
     thread.start()
     peer.settimeout(None)
     with suppress(OSError):
-        while data := peer.recv(memory.MOST_BYTES):
+        for data in _messages(peer):
             yield Parcel(pb.WorkResponse.FromString(data))
     thread.join()
     if problems:
