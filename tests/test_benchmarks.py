@@ -1,5 +1,6 @@
-"""What the benchmarks make of measurements, and when they call a ratio a regression. Nothing is measured here."""
+"""What the benchmarks make of measurements, and when they call a ratio a regression. No figure is looked at here."""
 
+import argparse
 import itertools
 import json
 import statistics
@@ -12,7 +13,7 @@ from benchmarks import __main__ as command
 from benchmarks import chart, cluster, parts, regressions, results, suite, tables
 from benchmarks.parts import optimizers
 from benchmarks.program import WARM_UP_SECONDS, WARM_UP_STEPS, Rate, Unavailable, Window, timed
-from benchmarks.systems import SYSTEMS, ProgramError, System
+from benchmarks.systems import SYSTEMS, ProgramError, System, limit_over_grpc
 from benchmarks.systems.limit import specification
 from benchmarks.workloads import WORKLOADS, Workload
 from thalweg.workers.model import Model
@@ -176,6 +177,10 @@ def test_a_workloads_job_is_its_model(workload: Workload) -> None:
     assert Model(spec.model, workload.widths[:1], 0).size == workload.parameters
     assert spec.training.batch_size == 2 * workload.samples
     assert spec.optimizer.WhichOneof("kind") == workload.optimizer
+
+
+def test_the_two_that_meet_over_grpc_let_each_other_end() -> None:
+    assert limit_over_grpc.measure(WORKLOADS["tiny"], argparse.Namespace(seconds=0.1)).steps > 0
 
 
 def test_names_and_bases_are_systems() -> None:

@@ -88,6 +88,7 @@ _ALL = (
     ),
     System("limit", "limit: gradients alone", (_LIMIT, "--update", "no")),
     System("limit_with_update", "limit: gradients and update", (_LIMIT, "--update", "yes")),
+    System("limit_over_grpc", "limit: gradients, their bytes over gRPC", (f"{_LIMIT}_over_grpc",), only=("small", "tiny")),
     System("ddp", "PyTorch DDP, Gloo, tuned", (_DDP, "--tuned", "yes"), needs="torch"),
     System("ddp_default", "PyTorch DDP, Gloo, defaults", (_DDP, "--tuned", "no"), needs="torch"),
     System("ray", "Ray, parameter server of actors", ("benchmarks.peers.ray_ps",), needs="ray"),

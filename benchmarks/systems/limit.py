@@ -6,6 +6,7 @@ step needs. No system whose workers compute with NumPy can take steps faster.
 
 import argparse
 import multiprocessing
+from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from queue import Queue
@@ -18,6 +19,7 @@ from benchmarks.samples import batches
 from benchmarks.systems.thalweg import document
 from benchmarks.workloads import WORKERS, Workload
 from thalweg.client.jobfile import load_job
+from thalweg.contract.layout import Slab
 from thalweg.server import optimizers, validation
 from thalweg.v1 import job_pb2
 from thalweg.workers.model import Model
@@ -30,21 +32,32 @@ def specification(workload: Workload) -> job_pb2.JobSpec:
     return validation.complete(load_job(values).spec)
 
 
-def process(workload: Workload, seconds: float, update: bool, worker: int, barrier: Barrier, told: "Queue[Rate]") -> None:
-    """One of the two."""
+def gradients(workload: Workload, worker: int) -> tuple[Slab, Callable[[], Slab]]:
+    """The parameters of one of the two, and what computes the gradient of its next batch; both of shape (elements)."""
     spec = specification(workload)
     model = Model(spec.model, workload.widths[:1], 0)
     parameters, gradient = np.empty(model.size, np.float32), np.empty(model.size, np.float32)
     model.initial(parameters)
     model.bind(parameters)
-    optimizer = optimizers.make(spec.optimizer)
-    half = slice(worker * model.size // WORKERS, (worker + 1) * model.size // WORKERS)
-    state = optimizer.init(half.stop - half.start, model.dtype)
     source = batches(workload, worker)
 
-    def step() -> None:
+    def differentiate() -> Slab:
         x, y = next(source)
         model.loss_and_gradient(x, y, WORKERS * workload.samples, None, gradient)
+        return gradient
+
+    return parameters, differentiate
+
+
+def process(workload: Workload, seconds: float, update: bool, worker: int, barrier: Barrier, told: "Queue[Rate]") -> None:
+    """One of the two."""
+    parameters, differentiate = gradients(workload, worker)
+    optimizer = optimizers.make(specification(workload).optimizer)
+    half = slice(worker * parameters.size // WORKERS, (worker + 1) * parameters.size // WORKERS)
+    state = optimizer.init(half.stop - half.start, parameters.dtype)
+
+    def step() -> None:
+        gradient = differentiate()
         if update:
             some = parameters[half]
             optimizers.apply(optimizer, some, gradient[half], state, some, optimizer.learning_rate, 0)
@@ -54,18 +67,22 @@ def process(workload: Workload, seconds: float, update: bool, worker: int, barri
         told.put(timed(step, seconds))
 
 
-def measure(workload: Workload, options: argparse.Namespace) -> Rate:
-    """The slower one's rate: a synchronous step waits for it."""
+def slower(target: Callable[..., None], *given: object) -> Rate:
+    """The lower rate of two processes: a synchronous step waits for it. They get their number, a barrier and a queue besides."""
     context = multiprocessing.get_context("spawn")
     barrier, told = context.Barrier(WORKERS), context.Queue()
-    given = workload, options.seconds, options.update == "yes"
-    processes = [context.Process(target=process, args=(*given, worker, barrier, told), daemon=True) for worker in range(WORKERS)]
+    processes = [context.Process(target=target, args=(*given, worker, barrier, told), daemon=True) for worker in range(WORKERS)]
     for one in processes:
         one.start()
     rates: list[Rate] = [told.get() for _ in processes]
     for one in processes:
         one.join()
     return min(rates, key=lambda rate: rate.steps / rate.seconds)
+
+
+def measure(workload: Workload, options: argparse.Namespace) -> Rate:
+    """The slower one's rate."""
+    return slower(process, workload, options.seconds, options.update == "yes")
 
 
 if __name__ == "__main__":
