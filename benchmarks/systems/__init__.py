@@ -84,7 +84,7 @@ _ALL = (
         "thalweg_grpc_bfloat16",
         "Thalweg, payload over gRPC, bfloat16",
         (_THALWEG, "--exchange", "grpc", "--codec", "bfloat16"),
-        only=("wide", "wide_adam"),
+        only=("small", "wide", "wide_adam"),
     ),
     System("limit", "limit: gradients alone", (_LIMIT, "--update", "no")),
     System("limit_with_update", "limit: gradients and update", (_LIMIT, "--update", "yes")),
