@@ -1,5 +1,8 @@
 """Data: reading, checking, preparing, splitting."""
 
+import gc
+import time
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,22 @@ def test_digits() -> None:
     assert dataset.train_x.dtype == np.float32
     labels = np.concatenate([dataset.train_y, dataset.validation_y])
     assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_threads_load_at_once() -> None:
+    def yield_to_the_others(_phase: str, _info: dict[str, int]) -> None:
+        time.sleep(0)
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(yield_to_the_others)
+    gc.set_threshold(20)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            loaded = list(threads.map(lambda _: load(builtin="digits", loss="softmax_cross_entropy"), range(100)))
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(yield_to_the_others)
+    assert all((dataset.train_x == loaded[0].train_x).all() for dataset in loaded)
 
 
 def test_every_builtin_loads() -> None:

@@ -1,9 +1,12 @@
 """One's own arrays, from a NumPy archive."""
 
+import threading
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,17 @@ from thalweg.workers.data.errors import DataError
 # What a damaged, encrypted or foreign archive makes NumPy raise.
 _UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
+# NumPy parses an array's header with `ast`, and in Python 3.11 two threads that do so can break each other: the depth of the
+# parser's recursion is kept once for the process (https://github.com/python/cpython/issues/106905).
+_one_reader = threading.Lock()
+
+
+@contextmanager
+def opened(file: Path | IO[bytes]) -> Iterator[Any]:
+    """A NumPy archive, read by one thread of the process at a time. Nothing is unpickled; raises what numpy.load raises."""
+    with _one_reader, np.load(file, allow_pickle=False) as archive:
+        yield archive
+
 
 def load(path: Path, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """The arrays `x` and `y`. Raises DataError, which calls the file `name`, if it has them not. Nothing is unpickled."""
@@ -21,7 +35,7 @@ def load(path: Path, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
     if not zipfile.is_zipfile(path):
         raise DataError(f"data.npz: {name!r} is no NumPy archive; write one with numpy.savez({name!r}, x=x, y=y)")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with opened(path) as archive:
             missing = [key for key in ("x", "y") if key not in archive.files]
             if missing:
                 has = ", ".join(archive.files) or "nothing"
