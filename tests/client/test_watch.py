@@ -3,12 +3,15 @@
 import queue
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.client.helpers import ENDLESS, Cluster, start_worker
 from thalweg.client import Client, Event, StateChanged, StepsTaken, ThalwegError
+from thalweg.client.connection import Connection
 from thalweg.contract.channel import Address
+from thalweg.contract.states import state_name
 from thalweg.server.service import Server, ServerConfig
 
 
@@ -79,6 +82,33 @@ def test_a_watch_and_a_wait_survive_a_restart_of_the_server(tmp_path: Path) -> N
             assert job.last_result().state == "CANCELLED"
         finally:
             second.stop()
+
+
+def test_a_watch_has_the_ended_jobs_record_though_the_server_restarts_just_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = [Server(ServerConfig(Address("127.0.0.1", 0), tmp_path / "server"))]
+    address = servers[0].start()
+    call_once = Connection.call_once
+
+    def restart_first(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        servers[0].stop()
+        try:
+            return call_once(*arguments)
+        finally:
+            servers.append(Server(ServerConfig(address, tmp_path / "server")))
+            servers[1].start()
+
+    with Client(address) as client:
+        job = client.submit("xor")
+        client.job(job.id).cancel()
+        monkeypatch.setattr(Connection, "call_once", restart_first)
+        events = list(job.watch())
+        assert len(servers) == 2
+        assert isinstance(events[-1], StateChanged)
+        assert events[-1].state == state_name(job.message.state) == "CANCELLED"
+    servers[1].stop()
 
 
 def test_a_watch_of_a_server_that_stays_away_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,11 @@ class Connection:
 
     def call(self, method: Callable[..., T], request: Any, retry: bool = True, seconds: float = _CALL_SECONDS) -> T:
         """Makes a call with one answer. `retry` says whether a second call would change no more than one."""
-        return self.attempt(lambda: method(request, metadata=self.metadata, timeout=seconds), retry)
+        return self.attempt(lambda: self.call_once(method, request, seconds), retry)
+
+    def call_once(self, method: Callable[..., T], request: Any, seconds: float = _CALL_SECONDS) -> T:
+        """Makes a call with one answer, once. Raises what gRPC raises."""
+        return method(request, metadata=self.metadata, timeout=seconds)
 
     def attempt(self, action: Callable[[], T], retry: bool = True) -> T:
         """Does something that calls the server, again if the server is unavailable. Raises ThalwegError if it fails."""

@@ -70,15 +70,14 @@ class Job:
     def refresh(self) -> job_pb2.Job:
         """The job's record as the server has it now, `message` from then on. One that has succeeded does not change."""
         if self.message.state != job_pb2.JOB_STATE_SUCCEEDED:
-            answer = self._connection.call(self._connection.stub.GetJob, pb.GetJobRequest(job_id=self.id))
-            self.message = answer.job
+            self.message = self._connection.call(self._connection.stub.GetJob, pb.GetJobRequest(job_id=self.id)).job
         return self.message
 
     def watch(self, after: int = 0) -> Iterator[Event]:
         """The job's events behind the sequence number `after`, those recorded first, then new ones, until the job has ended.
 
-        Of a job that was taken up again, they tell of an end in the midst.
-        A stream that breaks is taken up where it broke; if that does not succeed within a minute, raises ThalwegError.
+        Of a job that was taken up again, they tell of an end in the midst. Behind the last, `message` is the ended job's record.
+        What breaks is taken up where it broke; if that does not succeed within a minute, raises ThalwegError.
         """
         backoff, broken_since = _FIRST_BACKOFF, None
         while True:
@@ -90,6 +89,7 @@ class Job:
                     event = records.event(message)
                     if event:
                         yield event
+                self.message = self._connection.call_once(self._connection.stub.GetJob, pb.GetJobRequest(job_id=self.id)).job
                 return
             except grpc.RpcError as error:
                 now = time.monotonic()
@@ -111,7 +111,8 @@ class Job:
 
     def wait(self) -> Result:
         """Waits until the job has ended, and gives what came of it. Raises JobFailedError if it failed."""
-        while state_name(self.refresh().state) not in ENDED:
+        self.refresh()
+        while state_name(self.message.state) not in ENDED:
             for _ in self.watch(self._seen):
                 pass
         if self.message.state == job_pb2.JOB_STATE_FAILED:

@@ -139,7 +139,7 @@ def watch(
             with display(watched.id) as screen:
                 screen.say(watched.message.status)
                 follow(watched, inbox, screen.show, after)
-        message = watched.refresh()
+    message = watched.message
     state = state_name(message.state)
     if state != "SUCCEEDED":
         complain(f"job {job} failed: {message.error}" if state == "FAILED" else f"job {job} was cancelled")

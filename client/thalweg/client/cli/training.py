@@ -94,7 +94,7 @@ class Training:
         return event
 
     def _ended(self, job: Job) -> Outcome:
-        outcome = Outcome(attend(job.result, self._inbox), job.message.error)
+        outcome = Outcome(job.last_result(), job.message.error)
         self._keep(job, outcome)
         return outcome
 
