@@ -1,7 +1,7 @@
 """A job on a server, as Python programs use it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,8 +69,11 @@ class Job:
 
     def refresh(self) -> job_pb2.Job:
         """The job's record as the server has it now, `message` from then on. One that has succeeded does not change."""
+        return self._refreshed(self._connection.call)
+
+    def _refreshed(self, call: Callable[..., pb.GetJobResponse]) -> job_pb2.Job:
         if self.message.state != job_pb2.JOB_STATE_SUCCEEDED:
-            self.message = self._connection.call(self._connection.stub.GetJob, pb.GetJobRequest(job_id=self.id)).job
+            self.message = call(self._connection.stub.GetJob, pb.GetJobRequest(job_id=self.id)).job
         return self.message
 
     def watch(self, after: int = 0) -> Iterator[Event]:
@@ -89,7 +92,7 @@ class Job:
                     event = records.event(message)
                     if event:
                         yield event
-                self.message = self._connection.call_once(self._connection.stub.GetJob, pb.GetJobRequest(job_id=self.id)).job
+                self._refreshed(self._connection.call_once)
                 return
             except grpc.RpcError as error:
                 now = time.monotonic()
