@@ -1,22 +1,19 @@
 """Threads that share out arithmetic."""
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
+from thalweg.contract.resources import cpus
+
 T = TypeVar("T")
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Crew:
-    """So many threads, the caller's own among them: as many as this process may use processors, if no number is given."""
+    """A pool of `threads` threads including the caller's; by default one for each processor that this process may use."""
 
     def __init__(self, threads: int | None = None) -> None:
-        self._helpers = (threads or _cores()) - 1
+        self._helpers = (threads or cpus()) - 1
         self._pool = ThreadPoolExecutor(thread_name_prefix="thalweg-arithmetic", max_workers=max(1, self._helpers))
 
     def all(self, act: Callable[[T], bool], items: Iterable[T]) -> bool:
