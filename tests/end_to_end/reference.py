@@ -76,7 +76,7 @@ class _Course:
             parameters = start.copy()
             self.model.bind(parameters)
             update = _Update(self.spec.optimizer, self.model, self.steps_per_epoch, self.total_steps)
-            loss, samples = 0.0, 0
+            loss, samples, taken = 0.0, 0, 0
             for step in range(first, min(first + policy.steps, self.total_steps)):
                 indices, _ = self.sampler.microbatch(step, microbatch)
                 if len(indices):
@@ -84,7 +84,8 @@ class _Course:
                     x, y = self.dataset.train_x[indices], self.dataset.train_y[indices]
                     loss += self.model.loss_and_gradient(x, y, len(indices), (step, microbatch), gradient).loss
                     samples += len(indices)
-                    update(parameters, gradient, step, step - first)
+                    update(parameters, gradient, step, taken)
+                    taken += 1
             return self._travelled((start - parameters) / self.microbatches, microbatch), loss, samples
 
         for number, first in enumerate(starts):

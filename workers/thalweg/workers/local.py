@@ -31,13 +31,13 @@ class Lanes:
         """Trains from the parameters `start` on for some steps, with a fresh state of the job's optimizer.
 
         Writes to `out` by how much the parameters fell, divided by the number of lanes; gives the sums of all steps, each taken
-        before its update. A step of which the lane has no samples is none.
+        before its update. A step of which the lane has no samples is none: the optimizer does not count it either.
         """
         model, parameters, gradient = self._model, self._parameters, self._gradient
         parameters[...] = start
         model.bind(parameters)
         state = self._optimizer.init(model.size, model.dtype)
-        sums = Sums()
+        sums, taken = Sums(), 0
         # What is not finite shows in the server's update.
         with np.errstate(over="ignore", invalid="ignore"):
             for step in steps:
@@ -50,7 +50,8 @@ class Lanes:
                     scale = clipping.scale(clipping.squared_norm(gradient) ** 0.5, self._spec.clip_global_norm)
                 factor = schedules.factor(self._spec.schedule, step, self._steps_per_epoch, self._total_steps)
                 rate = self._optimizer.learning_rate * factor
-                optimizers.apply(self._optimizer, parameters, gradient, state, parameters, rate, step - steps.start, scale)
+                optimizers.apply(self._optimizer, parameters, gradient, state, parameters, rate, taken, scale)
+                taken += 1
             np.subtract(start, parameters, out=out)
             out /= self._microbatches
         return sums
