@@ -1,5 +1,7 @@
 """The server's end of shared memory: who is let in, what is refused, and that nothing stays open."""
 
+import asyncio
+import errno
 import gc
 import os
 import queue
@@ -17,7 +19,9 @@ from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.end_to_end.command import wait_for
 from tests.server.specs import make_spec
 from thalweg.contract import memory
+from thalweg.server import sharing
 from thalweg.server.service import Server
+from thalweg.server.sharing import Guest, Sharing
 from thalweg.v1 import job_pb2, parameter_service_pb2_grpc, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 
@@ -224,3 +228,158 @@ def test_callers_that_say_nothing_keep_nobody_out(server: Server) -> None:
             pass
         for caller in callers:
             caller.close()
+
+
+def attach_and_leave(peer: Peer) -> None:
+    """Sends the token, and is gone before the answer."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(f"\0{peer.offer.address}")
+    connection.send(peer.offer.token)
+    connection.close()
+
+
+@pytest.mark.parametrize("then", ["falls silent", "ends its stream", "goes on"])
+def test_a_worker_that_is_gone_before_it_is_let_in_ends_nothing_but_its_own_stream(tmp_path: Path, then: str) -> None:
+    with running_server(tmp_path, silence_seconds=0.5) as server, stub_of(server) as stub:
+        with peer_of(server) as peer, peer_of(server) as other:
+            attach_and_leave(peer)
+            attach_and_leave(other)
+            if then == "goes on":
+                peer.prepare(shared_memory=True)
+            if then != "ends its stream":
+                with pytest.raises(grpc.RpcError):
+                    peer.hear()
+        job = stub.GetJob(training_service_pb2.GetJobRequest(job_id=peer.job)).job
+        assert job.state in (job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING), job.error
+        assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def guest(lost: list[str]) -> Guest:
+    return Guest("name", lambda _: None, lost.append)
+
+
+def test_a_full_socket_is_waited_for(pair: tuple[socket.socket, socket.socket]) -> None:
+    async def test() -> None:
+        ours, theirs = pair
+        lost: list[str] = []
+        worker = guest(lost)
+        worker.attach(ours)
+        messages = [str(number).encode() * 100 for number in range(2000)]
+        for message in messages:
+            worker.say(message)
+        assert theirs.recv(1) == memory.OK
+        read: list[bytes] = []
+        while len(read) < len(messages):
+            with suppress(BlockingIOError):
+                read.append(theirs.recv(memory.MOST_BYTES))
+                continue
+            await asyncio.sleep(0)
+        assert read == messages
+        assert not lost
+        worker.close()
+
+    asyncio.run(test())
+
+
+def test_a_worker_that_reads_nothing_is_lost(pair: tuple[socket.socket, socket.socket]) -> None:
+    async def test() -> None:
+        lost: list[str] = []
+        worker = guest(lost)
+        worker.attach(pair[0])
+        for _ in range(20_000):
+            worker.say(bytes(100))
+        assert len(lost) == 1
+        assert not worker.attached
+
+    asyncio.run(test())
+
+
+def test_a_slab_costs_no_descriptor_once_it_is_used(pair: tuple[socket.socket, socket.socket]) -> None:
+    async def test() -> None:
+        ours, theirs = pair
+        worker = guest([])
+        worker.attach(ours)
+        before = psutil.Process().num_fds()
+        for _ in range(20):
+            file = memory.create(12)
+            memory.give(theirs, file)
+            os.close(file)
+        await asyncio.sleep(0.01)
+        for number in range(20):
+            assert worker.slab(number, 3, FLOAT).tolist() == [0, 0, 0]
+        assert psutil.Process().num_fds() == before
+        worker.close()
+
+    asyncio.run(test())
+
+
+def test_without_descriptors_nobody_is_let_in_and_nothing_spins(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sharing, "_PAUSE_SECONDS", 0.01)
+    attempts: list[int] = []
+
+    class Exhausted(socket.socket):
+        def accept(self) -> tuple[socket.socket, object]:
+            attempts.append(1)
+            if len(attempts) <= 3:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    def listen() -> tuple[socket.socket, str]:
+        listener = Exhausted(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(f"\0thalweg-test-{os.getpid()}")
+        listener.listen(10)
+        return listener, f"thalweg-test-{os.getpid()}"
+
+    async def test() -> None:
+        monkeypatch.setattr(memory, "listen", listen)
+        open_ = Sharing()
+        worker = open_.invite(lambda _: None, lambda _: None)
+        assert worker
+        connecting = asyncio.to_thread(memory.connect, worker.offer.address, worker.token, 10.0)
+        with await connecting:
+            assert worker.attached
+        open_.close()
+
+    asyncio.run(test())
+    assert len(attempts) >= 4
+    assert caplog.text.count("Too many open files") == 1
+
+
+def test_callers_that_say_nothing_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "_TOKEN_SECONDS", 0.01)
+
+    async def test() -> None:
+        open_ = Sharing()
+        worker = open_.invite(lambda _: None, lambda _: None)
+        assert worker
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
+            caller.setblocking(False)
+            caller.connect(f"\0{worker.offer.address}")
+            assert await asyncio.get_running_loop().sock_recv(caller, 1) == b""
+        open_.close()
+
+    asyncio.run(test())
+
+
+def test_workers_beyond_the_most_use_their_streams() -> None:
+    async def test() -> None:
+        open_ = Sharing(max_guests=1)
+        first = open_.invite(lambda _: None, lambda _: None)
+        assert first
+        assert open_.invite(lambda _: None, lambda _: None) is None
+        open_.dismiss(first)
+        assert open_.invite(lambda _: None, lambda _: None)
+        open_.close()
+
+    asyncio.run(test())

@@ -4,6 +4,7 @@ A slab lies in a file without a name (memfd_create), which is handed over a Unix
 dies, however that happens, and nothing limits it but the machine's memory; a container's /dev/shm often holds 64 MiB.
 """
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -11,6 +12,8 @@ import secrets
 import socket
 import struct
 import sys
+import weakref
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +55,8 @@ def read_only(file: int) -> int:
 def slab(file: int, elements: int, dtype: np.dtype[np.floating], *, writable: bool) -> NDArray[np.floating]:
     """The file's content as an array of shape (elements). It stays there as long as the array, also when the file is closed.
 
-    Raises SharingError if the file has another size, or one that could change: then reading could end the process.
+    Raises SharingError if the file has another size, or one that could change: then reading could end the process. Raises OSError
+    if the process may not have it so.
     """
     size = elements * dtype.itemsize
     try:
@@ -64,8 +68,34 @@ def slab(file: int, elements: int, dtype: np.dtype[np.floating], *, writable: bo
         raise SharingError(f"a file of {actual} bytes{'' if sealed else ', not sealed'}, not one of {size}")
     if size == 0:
         return np.empty(0, dtype)
-    access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    return np.frombuffer(mmap.mmap(file, size, mmap.MAP_SHARED, access), dtype)
+    mapped = _mapped(file, size, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+    array = np.frombuffer(memoryview(mapped), dtype)
+    array.flags.writeable = writable
+    return array
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    return libc
+
+
+def _mapped(file: int, size: int, access: int) -> "ctypes.Array[ctypes.c_char]":
+    """A file's bytes, mapped for as long as they are referred to. Raises OSError.
+
+    `mmap.mmap` would keep a second descriptor of the file open for as long; there may be hundreds of such files.
+    """
+    libc = _libc()
+    address = libc.mmap(None, size, access, mmap.MAP_SHARED, file, 0)
+    if address == ctypes.c_void_p(-1).value:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    mapped = (ctypes.c_char * size).from_address(address)
+    weakref.finalize(mapped, libc.munmap, address, size).atexit = False
+    return mapped
 
 
 def listen() -> tuple[socket.socket, str]:

@@ -1,11 +1,13 @@
 """The server's end of shared memory: invites workers, hands them parameters, and maps the slabs in which they write gradients."""
 
 import asyncio
-import hmac
+import hashlib
 import logging
 import os
 import secrets
 import socket
+import sys
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -18,9 +20,15 @@ from thalweg.v1 import job_pb2, parameter_service_pb2
 
 _log = logging.getLogger(__name__)
 # No honest worker has more slabs: it needs one for each task that it has at one version.
-_MOST_SLABS = 256
-# Callers that have not said anything yet.
-_MOST_CALLERS = 256
+_MAX_SLABS = 256
+# Callers that have not said anything yet, and how long they may take to.
+_MAX_CALLERS = 256
+_TOKEN_SECONDS = 10.0
+# Messages that a worker has not read: several times as many as it can have tasks. How many of them its socket holds, the
+# kernel's settings say.
+_MAX_UNREAD = 4096
+# How long nobody is let in after the process has run out of descriptors or memory.
+_PAUSE_SECONDS = 1.0
 
 
 def suits(spec: job_pb2.JobSpec) -> bool:
@@ -67,7 +75,7 @@ class SharedSlabs:
 class Guest:
     """One worker that was invited. `attached` once it has come, `served` once it has the parameters and is spoken to here.
 
-    `hear` is told what it says, `lost` that nothing more can be said to it or heard of it.
+    `hear` is called with what it says, `lost` when nothing more can be said to it or heard of it.
     """
 
     def __init__(self, name: str, hear: Callable[[bytes], object], lost: Callable[[str], object]) -> None:
@@ -77,7 +85,9 @@ class Guest:
         self._hear = hear
         self._lost = lost
         self._peer: socket.socket | None = None
-        self._files: list[int] = []
+        self._unread: deque[bytes] = deque()
+        self._given = 0
+        self._files: dict[int, int] = {}  # those that are not mapped yet, by the numbers of their slabs
         self._slabs: dict[int, Slab] = {}
 
     @property
@@ -86,10 +96,10 @@ class Guest:
         return self._peer is not None
 
     def attach(self, peer: socket.socket) -> None:
-        """The worker has come."""
-        self._peer = peer
+        """The worker has come. Raises OSError if it is gone again: then it has not come."""
         peer.send(memory.OK)
         asyncio.get_running_loop().add_reader(peer, self._read)
+        self._peer = peer
 
     def serve(self, slabs: SharedSlabs) -> None:
         """Lets the worker read the parameters. Raises OSError if it is gone."""
@@ -99,21 +109,44 @@ class Guest:
         self.served = True
 
     def say(self, data: bytes) -> None:
-        """Sends a message."""
-        if self._peer is not None:
-            try:
-                # Never more than some tasks wait to be read: if there is no room, nobody reads.
-                self._peer.send(data)
-            except OSError as error:
-                self._end(str(error))
+        """Sends a message, as soon as the worker's socket has room for it."""
+        if self._peer is None:
+            return
+        if not self._unread:
+            if self._sent(self._peer, data):
+                return
+            asyncio.get_running_loop().add_writer(self._peer, self._send)
+        self._unread.append(data)
+        if len(self._unread) > _MAX_UNREAD:
+            self._end(f"it left {_MAX_UNREAD} messages unread")
+
+    def _sent(self, peer: socket.socket, data: bytes) -> bool:
+        """Whether nothing more is to be done about a message: it is sent, or nobody can hear it. False if there is no room."""
+        try:
+            peer.send(data)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._end(str(error))
+        return True
+
+    def _send(self) -> None:
+        """Sends what waits, as far as there is room."""
+        while self._peer and self._unread and self._sent(self._peer, self._unread[0]):
+            if self._unread:
+                self._unread.popleft()
+        if self._peer and not self._unread:
+            asyncio.get_running_loop().remove_writer(self._peer)
 
     def _read(self) -> None:
         """Takes what has come: a slab for gradients, or a message."""
         try:
             while self._peer is not None:
                 data, files = memory.take(self._peer, 1)
-                self._files += files
-                if not data or len(data) == memory.MOST_BYTES or len(self._files) > _MOST_SLABS:
+                for file in files:
+                    self._files[self._given] = file
+                    self._given += 1
+                if not data or len(data) == memory.MOST_BYTES or self._given > _MAX_SLABS:
                     self._end("the socket was closed" if not data else "more than there can be")
                 elif not files:
                     self._hear(data)
@@ -129,67 +162,101 @@ class Guest:
     def slab(self, number: int, elements: int, dtype: np.dtype[np.floating]) -> Slab:
         """A slab of the worker's, read-only. Raises SharingError if there is none, or one of another size."""
         if number not in self._slabs:
-            if number >= len(self._files):
+            if number not in self._files:
                 raise memory.SharingError(f"there is no slab {number}")
-            self._slabs[number] = memory.slab(self._files[number], elements, dtype, writable=False)
+            try:
+                self._slabs[number] = memory.slab(self._files[number], elements, dtype, writable=False)
+            except OSError as error:
+                raise memory.SharingError(f"slab {number} cannot be read: {error.strerror}") from error
+            os.close(self._files.pop(number))
         return self._slabs[number]
 
     def close(self) -> None:
         """The worker is gone. What has come of its gradients stays as long as it is needed."""
         if self._peer is not None:
             with suppress(RuntimeError):
-                asyncio.get_running_loop().remove_reader(self._peer)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(self._peer)
+                loop.remove_writer(self._peer)
             self._peer.close()
             self._peer = None
-        for file in self._files:
+        for file in self._files.values():
             os.close(file)
-        self._files = []
+        self._files = {}
         self._slabs = {}
+        self._unread.clear()
 
 
 class Sharing:
-    """Where workers on this machine ask for memory. Belongs to the event loop in which it is made. Raises OSError."""
+    """Where workers on this machine ask for memory: at most `max_guests` at a time, the others use their streams.
 
-    def __init__(self) -> None:
+    Belongs to the event loop in which it is made. Raises OSError.
+    """
+
+    def __init__(self, max_guests: int = sys.maxsize) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener, self._name = memory.listen()
         self._listener.setblocking(False)
-        self._guests: list[Guest] = []
-        self._callers: set[socket.socket] = set()
-        self._loop.add_reader(self._listener, self._accept)
+        self._max_guests = max_guests
+        self._guests: dict[bytes, Guest] = {}  # by a digest of their tokens
+        self._callers: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._resuming: asyncio.TimerHandle | None = None
+        self._failing = False
+        self._resume()
 
-    def invite(self, hear: Callable[[bytes], object], lost: Callable[[str], object]) -> Guest:
-        """Somebody who may come; see Guest."""
+    def invite(self, hear: Callable[[bytes], object], lost: Callable[[str], object]) -> Guest | None:
+        """A worker that may come; see Guest. None if there are as many as can be."""
+        if len(self._guests) >= self._max_guests:
+            return None
         guest = Guest(self._name, hear, lost)
-        self._guests.append(guest)
+        self._guests[_digest(guest.token)] = guest
         return guest
 
     def dismiss(self, guest: Guest) -> None:
-        """Whoever was invited is not any more, or has gone."""
-        if guest in self._guests:
-            self._guests.remove(guest)
+        """A worker that was invited may not come any more, or has gone."""
+        self._guests.pop(_digest(guest.token), None)
         guest.close()
+
+    def _resume(self) -> None:
+        self._resuming = None
+        self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
         try:
             caller, _ = self._listener.accept()
-        except OSError as error:
-            _log.warning("a worker cannot share memory: %s", error)
+        except (BlockingIOError, ConnectionAbortedError):
             return
+        except OSError as error:
+            # The caller still waits, so the listener would be ready again at once.
+            self._loop.remove_reader(self._listener)
+            self._resuming = self._loop.call_later(_PAUSE_SECONDS, self._resume)
+            if not self._failing:
+                self._failing = True
+                _log.warning("workers on this machine cannot share memory for now: %s", error)
+            return
+        self._failing = False
         caller.setblocking(False)
-        if len(self._callers) >= _MOST_CALLERS or memory.user_of(caller) != os.geteuid():
+        if len(self._callers) >= _MAX_CALLERS or memory.user_of(caller) != os.geteuid():
             caller.close()
             return
-        self._callers.add(caller)
+        self._callers[caller] = self._loop.call_later(_TOKEN_SECONDS, self._turn_away, caller)
         self._loop.add_reader(caller, self._hear, caller)
 
-    def _hear(self, caller: socket.socket) -> None:
-        """A caller's first word: its token, or nothing that would do."""
+    def _turn_away(self, caller: socket.socket) -> None:
+        """Ends a caller that has said nothing."""
+        self._listened(caller)
+        caller.close()
+
+    def _listened(self, caller: socket.socket) -> None:
+        """A caller is no longer listened to here."""
         self._loop.remove_reader(caller)
-        self._callers.discard(caller)
+        self._callers.pop(caller).cancel()
+
+    def _hear(self, caller: socket.socket) -> None:
+        """A caller's first word: its token, or something that will not do."""
+        self._listened(caller)
         try:
-            token = caller.recv(memory.TOKEN_BYTES + 1)
-            guest = next((each for each in self._guests if hmac.compare_digest(each.token, token)), None)
+            guest = self._guests.get(_digest(caller.recv(memory.TOKEN_BYTES + 1)))
             if guest and not guest.attached:
                 guest.attach(caller)
                 return
@@ -199,13 +266,19 @@ class Sharing:
 
     def close(self) -> None:
         """Nobody can come any more, and who has come is gone."""
+        if self._resuming:
+            self._resuming.cancel()
         self._loop.remove_reader(self._listener)
         self._listener.close()
-        for caller in self._callers:
-            self._loop.remove_reader(caller)
-            caller.close()
-        for guest in self._guests:
+        for caller in list(self._callers):
+            self._turn_away(caller)
+        for guest in self._guests.values():
             guest.close()
+
+
+def _digest(token: bytes) -> bytes:
+    """By which a token is looked up: how long that takes tells nothing of the tokens."""
+    return hashlib.sha256(token).digest()
 
 
 class JobSharing:
@@ -221,9 +294,10 @@ class JobSharing:
         self, worker: WorkerId, hear: Callable[[bytes], object], lost: Callable[[str], object]
     ) -> parameter_service_pb2.SharedMemory | None:
         """The offer for a worker, if there is one; see Guest."""
-        if self._sharing is None:
+        guest = self._sharing.invite(hear, lost) if self._sharing else None
+        if guest is None:
             return None
-        self._guests[worker] = guest = self._sharing.invite(hear, lost)
+        self._guests[worker] = guest
         return guest.offer
 
     def leave(self, worker: WorkerId) -> None:
