@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.parts import Table, run
 from thalweg.client import StepsTaken, WorkersChanged
-from thalweg.client.local import Embedded
+from thalweg.client.embedded import Embedded
 from thalweg.workers.data import load
 
 WORKERS = 2

@@ -12,7 +12,7 @@ from tests.client.test_commands import interrupt
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client, EpochEnded, Job, StateChanged, StepsTaken, ThalwegError
 from thalweg.client.cli.display import Log, Picture
-from thalweg.client.local import Embedded, embed
+from thalweg.client.embedded import Embedded, embed
 from thalweg.client.records import Event
 from thalweg.server.service import Server
 

@@ -1,5 +1,7 @@
 """Starting and stopping: a server that cannot start says why in clear words, and leaves nothing behind."""
 
+import errno
+import fcntl
 import os
 import socket
 import sqlite3
@@ -78,6 +80,16 @@ def test_a_folder_in_use_is_told(tmp_path: Path) -> None:
             assert stub.GetServerInfo(training_service_pb2.GetServerInfoRequest()).version
     with running_server(tmp_path):
         pass
+
+
+def test_a_file_system_without_locks_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ServerStartError, match=r"gives no file locks \(No locks available\); choose another") as caught:
+        Server(ServerConfig(FREE, tmp_path)).start()
+    assert not isinstance(caught.value, FolderInUseError)
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ with local(workers=2) as client:
 
 import thalweg.contract  # noqa: F401 - first, because it prepares gRPC
 from thalweg.client.client import Client
+from thalweg.client.embedded import local
 from thalweg.client.job import Job
 from thalweg.client.jobfile import load_job, packaged_jobs
-from thalweg.client.local import local
 from thalweg.client.problems import JobFailedError, LocalError
 from thalweg.client.records import (
     CheckpointFailed,

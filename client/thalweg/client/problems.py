@@ -9,10 +9,7 @@ class LocalError(ThalwegError):
     """Something on this machine that its user can mend: a missing extra, a full disk, a busy port."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__("INTERNAL", {"problem": problem})
-
-    def __str__(self) -> str:
-        return self.metadata["problem"]
+        super().__init__("LOCAL", {"problem": problem})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.metadata["problem"],)

@@ -59,6 +59,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A worker was silent for too long. Its tasks were given to others."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 14
     """Something that the catalogue does not know."""
+    ERROR_REASON_LOCAL: _ErrorReason.ValueType  # 32
+    """Something is wrong on the client's own machine, such as a missing package or a full disk. Made by clients."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed."""
@@ -97,4 +99,6 @@ ERROR_REASON_EVICTED: ErrorReason.ValueType  # 16
 """A worker was silent for too long. Its tasks were given to others."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 14
 """Something that the catalogue does not know."""
+ERROR_REASON_LOCAL: ErrorReason.ValueType  # 32
+"""Something is wrong on the client's own machine, such as a missing package or a full disk. Made by clients."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

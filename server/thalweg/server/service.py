@@ -1,8 +1,6 @@
 """The server as a whole: its data folder, its jobs, its services."""
 
-import fcntl
 import logging
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ import grpc
 
 from thalweg.contract import memory
 from thalweg.contract.channel import Address
+from thalweg.contract.locks import FileLock, LockedError
 from thalweg.server.hosting import STOP_GRACE_SECONDS, Hosted, ServerStartError
 from thalweg.server.jobs import Jobs
 from thalweg.server.services.fleet import FleetService
@@ -79,7 +78,7 @@ class Server(Hosted):
         super().__init__(config.address, config.token)
         self.config = config
         self.jobs: Jobs
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
 
     def start(self) -> Address:
         """Starts the server and gives the address at which it listens. Raises ServerStartError if it cannot."""
@@ -113,18 +112,15 @@ class Server(Hosted):
         data = self.config.data
         try:
             data.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise ServerStartError(f"cannot use the data folder {data}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._unlock_folder()
+            self._lock = FileLock.acquire(data / "lock")
+        except LockedError as error:
             raise FolderInUseError(f"the data folder {data} is in use by another server; choose another with --data") from error
+        except OSError as error:
+            raise ServerStartError(f"cannot use the data folder {data}: {error.strerror}; choose another with --data") from error
 
     def _unlock_folder(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     async def _serve(self) -> None:

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from thalweg.client.client import Client
+from thalweg.client.embedded import attached
 from thalweg.client.folders import expanded
-from thalweg.client.local import attached
 from thalweg.contract.errors import Violation, invalid
 
 JobId = Annotated[

@@ -14,9 +14,9 @@ from thalweg.client.cli.signals import Inbox
 from thalweg.client.cli.summary import report
 from thalweg.client.cli.training import Outcome, Training
 from thalweg.client.client import Client
+from thalweg.client.embedded import embed, folder_of_jobs, require_ray
 from thalweg.client.folders import embedded_folder
 from thalweg.client.jobfile import load_job
-from thalweg.client.local import embed, folder_of_jobs, require_ray
 from thalweg.contract.errors import Violation, invalid
 
 Weights = Annotated[

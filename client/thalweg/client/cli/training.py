@@ -7,9 +7,9 @@ from thalweg.client.cli.display import Display, Picture, display
 from thalweg.client.cli.follow import attend, follow
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
 from thalweg.client.client import Client
+from thalweg.client.embedded import Embedded
 from thalweg.client.job import Job
 from thalweg.client.jobfile import JobFile
-from thalweg.client.local import Embedded
 from thalweg.client.records import Event, Result, StateChanged
 from thalweg.contract.errors import ThalwegError
 

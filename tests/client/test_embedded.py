@@ -9,8 +9,8 @@ import pytest
 from tests.client.conftest import Command
 from tests.client.helpers import fleet_of_threads, names_in
 from thalweg.client import Client, LocalError, ThalwegError, folders, local
+from thalweg.client.embedded import FolderInUseError, attached, embed, start_server
 from thalweg.client.folders import embedded_folder, folder_token, numbered, running_server, served_folder
-from thalweg.client.local import FolderInUseError, attached, embed, start_server
 from thalweg.contract.channel import Address
 
 LOOPBACK = Address("127.0.0.1", 0)
