@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from thalweg.contract.allocator import keep_freed
 from thalweg.contract.channel import OPTIONS, Address
+from thalweg.server import limits
 from thalweg.server.services.guard import TokenCheck
 
 STOP_GRACE_SECONDS = 1.0
@@ -32,6 +33,7 @@ class Hosted(ABC):
         self._stop = asyncio.Event()
         self._started = threading.Event()
         self._failure: Exception | None = None
+        self._limits = limits.limits()
 
     @abstractmethod
     async def _serve(self) -> None:
@@ -84,7 +86,7 @@ class Hosted(ABC):
     def _grpc_server(self, services: Iterable[str]) -> grpc.aio.Server:
         """A gRPC server that asks for the token, and tells of its health and of its services, which are to be added."""
         interceptors = [TokenCheck(self._token)] if self._token else []
-        server = grpc.aio.server(options=list(OPTIONS), interceptors=interceptors)
+        server = grpc.aio.server(options=[*OPTIONS, *limits.options(self._limits.connections)], interceptors=interceptors)
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         serving = health_pb2.HealthCheckResponse.SERVING

@@ -62,10 +62,10 @@ class ServerConfig:
     shared_memory: bool = True
 
 
-def _sharing() -> Sharing | None:
+def _sharing(max_guests: int) -> Sharing | None:
     """Where workers on this machine get memory. None, and a word of warning, where there is no such thing."""
     try:
-        return Sharing() if memory.AVAILABLE else None
+        return Sharing(max_guests) if memory.AVAILABLE else None
     except OSError as error:
         _log.warning("memory is not shared with workers on this machine: %s", error)
         return None
@@ -129,7 +129,7 @@ class Server(Hosted):
         except Exception as error:
             raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
         runs = RunSettings(self.config.silence_seconds, self.config.checkpoint_seconds)
-        sharing = _sharing() if self.config.shared_memory else None
+        sharing = _sharing(self._limits.guests) if self.config.shared_memory else None
         self.jobs = jobs = Jobs(storage, runs, self.config.max_running_jobs, sharing)
         server = self._build(jobs)
         try:

@@ -12,6 +12,7 @@ from thalweg.client.cli import gradcheck, jobs, results, serving, train
 from thalweg.client.cli.output import complain, exit_code
 from thalweg.client.cli.signals import InterruptedBySignalError
 from thalweg.contract.errors import ThalwegError
+from thalweg.contract.resources import raise_descriptor_limit
 from thalweg.contract.rules import alternatives, rules_of
 from thalweg.v1 import job_pb2
 
@@ -72,6 +73,7 @@ def thalweg(
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line, and ends the process with its exit code."""
+    raise_descriptor_limit()
     sys.exit(run(arguments))
 
 
