@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from thalweg.client.cli import gradcheck, jobs, results, serving, train
-from thalweg.client.cli.output import complain, exit_code
+from thalweg.client.cli.output import complain, exit_code, make_streams_tolerant
 from thalweg.client.cli.signals import InterruptedBySignalError
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.resources import raise_descriptor_limit
@@ -40,7 +40,7 @@ _CHOICES = "\n\n".join(
 
 _PANELS: dict[str, list[Callable[..., None]]] = {
     "Train": [train.train, gradcheck.gradcheck],
-    "Look at what came of it": [results.plot, results.predict, results.weights],
+    "Inspect results": [results.plot, results.predict, results.weights],
     "Run a cluster": [serving.serve, serving.fleet],
     "Jobs": [jobs.submit, jobs.jobs, jobs.watch, jobs.scale, jobs.cancel, jobs.delete],
 }
@@ -73,6 +73,7 @@ def thalweg(
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line, and ends the process with its exit code."""
+    make_streams_tolerant()
     raise_descriptor_limit()
     sys.exit(run(arguments))
 

@@ -1,7 +1,9 @@
 """What commands print: JSON for machines on stdout, words for people, problems on stderr."""
 
+import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -19,6 +21,23 @@ from thalweg.v1 import job_pb2
 # A file or a pipe has no width: what is printed there should not be cut.
 _ENDLESS = 4096
 _BARS = "▁▂▃▄▅▆▇█"
+
+
+def make_streams_tolerant() -> None:
+    """Lets stdout and stderr take any text: characters that their encoding lacks are substituted, closed streams swallow it.
+
+    To be called once, before anything is printed or opened: the next file would get the number of a stream that is closed.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            sink = os.open(os.devnull, os.O_RDWR)
+            if sink != number:
+                os.dup2(sink, number)
+                os.close(sink)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="replace", closefd=False))
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors in {"strict", "surrogateescape"}:
+            stream.reconfigure(errors="replace")
 
 
 def console(stderr: bool = False) -> Console:
