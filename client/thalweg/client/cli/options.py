@@ -35,10 +35,17 @@ Server = Annotated[
 ]
 TokenFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="The file that holds the server's token. THALWEG_TOKEN in the environment, if not given."),
+    typer.Option(
+        parser=expanded,
+        metavar="FILE",
+        help="The file that holds the server's token. THALWEG_TOKEN in the environment, if not given.",
+    ),
 ]
 Data = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="The data folder of jobs that ran on this machine, if not the usual one.")
+    Path | None,
+    typer.Option(
+        parser=expanded, metavar="FOLDER", help="The data folder of jobs that ran on this machine, if not the usual one."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON for machines.")]
 

@@ -8,6 +8,7 @@ import typer
 from thalweg.client.cli.options import Data, JobId, Json, Server, TokenFile, connected
 from thalweg.client.cli.output import console, print_json
 from thalweg.client.cli.samples import check_output, read_samples, write_outputs
+from thalweg.client.folders import expanded
 from thalweg.client.local_models import predict as predict_with
 from thalweg.client.plotting import learning_curve, loss_slice, parse_element, save_figure
 from thalweg.contract.errors import Violation, invalid
@@ -18,7 +19,8 @@ _PICTURES = (".png", ".svg", ".pdf")
 def weights(
     job: JobId,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file. JOB.safetensors here, if not given.")
+        Path | None,
+        typer.Option("--output", "-o", parser=expanded, metavar="FILE", help="The file. JOB.safetensors here, if not given."),
     ] = None,
     server: Server = None,
     token_file: TokenFile = None,
@@ -50,11 +52,15 @@ def predict(
     samples: Annotated[
         Path,
         typer.Argument(
-            metavar="INPUT", help="The samples: .npy, .npz (array x), or .csv with a line of names.", show_default=False
+            parser=expanded,
+            metavar="INPUT",
+            help="The samples: .npy, .npz (array x), or .csv with a line of names.",
+            show_default=False,
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the outputs there: .npy, .npz or .csv.")
+        Path | None,
+        typer.Option("--output", "-o", parser=expanded, metavar="FILE", help="Write the outputs there: .npy, .npz or .csv."),
     ] = None,
     server: Server = None,
     token_file: TokenFile = None,
@@ -99,7 +105,9 @@ def plot(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="The picture: .png, .svg or .pdf. JOB.png, if not given."),
+        typer.Option(
+            "--output", "-o", parser=expanded, metavar="FILE", help="The picture: .png, .svg or .pdf. JOB.png, if not given."
+        ),
     ] = None,
     server: Server = None,
     token_file: TokenFile = None,

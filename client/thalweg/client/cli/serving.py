@@ -24,7 +24,11 @@ def serve(
     ] = f"127.0.0.1:{DEFAULT_PORT}",
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where to keep jobs, parameters and uploads. A folder of this user's, if not given."),
+        typer.Option(
+            parser=expanded,
+            metavar="FOLDER",
+            help="Where to keep jobs, parameters and uploads. A folder of this user's, if not given.",
+        ),
     ] = None,
     token_file: TokenFile = None,
     trust_network: Annotated[

@@ -15,13 +15,14 @@ from thalweg.client.cli.summary import report
 from thalweg.client.cli.training import Outcome, Training
 from thalweg.client.client import Client
 from thalweg.client.embedded import embed, folder_of_jobs, require_ray
-from thalweg.client.folders import embedded_folder
+from thalweg.client.folders import embedded_folder, expanded
 from thalweg.client.jobfile import load_job
 from thalweg.contract.errors import Violation, invalid
 
 Weights = Annotated[
     Path | None,
     typer.Option(
+        parser=expanded,
         metavar="FILE",
         help="Where to write the weights (safetensors). If not given: embedded, the data folder; else JOB.safetensors here.",
         show_default=False,
@@ -29,7 +30,9 @@ Weights = Annotated[
 ]
 Folder = Annotated[
     Path | None,
-    typer.Option("--data", metavar="FOLDER", help="Where to keep the job if it runs on this machine.", show_default=False),
+    typer.Option(
+        "--data", parser=expanded, metavar="FOLDER", help="Where to keep the job if it runs on this machine.", show_default=False
+    ),
 ]
 
 
