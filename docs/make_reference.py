@@ -130,7 +130,7 @@ def _allowed(field: FieldDescriptor) -> Iterator[str]:
     if rules.one_of:
         yield ", ".join(f"`{name}`" for name in rules.one_of)
     if rules.pattern:
-        yield f"`{rules.pattern}`"
+        yield rules.pattern_words
     if rules.min_length and rules.min_length == rules.max_length:
         yield f"exactly {rules.min_length} items"
     elif rules.min_length or rules.max_length:

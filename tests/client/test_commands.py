@@ -1,5 +1,6 @@
 """Commands, for people and for machines, against a real server."""
 
+import io
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import typer
 from safetensors.numpy import load_file
 
 from tests.client.conftest import Command
-from tests.client.helpers import Cluster, fleet_of_threads, names_in, start_worker
+from tests.client.helpers import Cluster, Printed, fleet_of_threads, names_in, start_worker
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client, Job, StepsTaken
 from thalweg.client.cli import serving
@@ -158,6 +159,52 @@ def test_scale_cancel_and_delete(server: Server, client: Client, command: Comman
     client.submit("xor", id="mine").cancel()
     assert command("delete", "mine", "--server", server.address, "--json").json == {"job": "mine", "deleted": True}
     assert client.jobs() == []
+
+
+def test_delete_asks_on_a_terminal(
+    server: Server, client: Client, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("first", "second"):
+        client.submit("xor", id=name).cancel()
+
+    def answer(text: str) -> Printed:
+        stdin = io.StringIO(text)
+        monkeypatch.setattr(stdin, "isatty", lambda: True)
+        monkeypatch.setattr("sys.stdin", stdin)
+        return command("delete", "first", "second", "--server", server.address)
+
+    refused = answer("n\n")
+    assert refused.code == 130
+    assert refused.err.startswith(f"From the server at {server.address}:\n  first, cancelled, begun")
+    assert len(client.jobs()) == 2
+    assert answer("y\n").out.lstrip() == "first deleted\nsecond deleted\n"
+    assert client.jobs() == []
+
+
+def test_jobs_are_filtered(server: Server, client: Client, command: Command) -> None:
+    for name in ("old", "new"):
+        client.submit("xor", id=name).cancel()
+    client.submit("xor", id="waits")
+
+    def listed(*options: object) -> list[str]:
+        return [job["job"] for job in command("jobs", "--server", server.address, "--json", *options).json["jobs"]]
+
+    assert listed() == ["waits", "new", "old"]
+    assert listed("--state", "cancelled") == ["new", "old"]
+    assert listed("--state", "CANCELLED", "--state", "queued") == ["waits", "new", "old"]
+    assert listed("--state", "cancelled", "--limit", 1) == ["new"]
+    assert command("jobs", "--server", server.address, "--state", "failed").err == "no such jobs\n"
+    wrong = command("jobs", "--server", server.address, "--state", "done")
+    assert (wrong.code, wrong.err.partition(";")[0]) == (2, "thalweg: --state: unknown state 'done'")
+
+
+def test_ids_are_whole_on_a_narrow_terminal(
+    server: Server, client: Client, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "a-job-of-somebody-with-a-long-name"
+    client.submit("xor", id=name)
+    monkeypatch.setattr("thalweg.client.cli.output._ENDLESS", 50)
+    assert name in command("jobs", "--server", server.address).out
 
 
 def test_weights(cluster: Cluster, command: Command, tmp_path: Path) -> None:

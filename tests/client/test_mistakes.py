@@ -47,7 +47,7 @@ CHECKED_BY_THE_SERVER = [
     ("model.loss=cross_entropy", "model.loss: 'cross_entropy' is none of mean_squared_error, softmax_cross_entropy,"),
     ("model.layers=[]", "model.layers: has 0 items; it must have at least 1"),
     ("data.validation_fraction=1.5", "data.validation_fraction: 1.5 is not allowed; it must be at least 0 and below 1"),
-    ("name=My job", "name: 'My job' will not do"),
+    ("name=My job", "name: invalid value 'My job'; use 1 to 50"),
 ]
 
 
@@ -220,7 +220,8 @@ def waiting(cluster: Cluster) -> Iterator[None]:
         (["plot", "gate", "--slice", "0.weight[8,0]"], "--slice: 0.weight[8,0] is outside"),
         (["scale", "gate", "0"], "Invalid value for 'WORKERS'"),
         (["scale", "gate", "99999"], "workers: 99999 is not allowed; it must be at least 1 and at most 10000"),
-        (["submit", "xor", "--id", "My_id"], "job_id: 'My_id' will not do"),
+        (["plot", "gate", "--slice", "0.weight[0,0]", "--slice", "0.bias[0]"], "--slice: was given 2 times"),
+        (["submit", "xor", "--id", "My_id"], "job_id: invalid job id 'My_id'; use 1 to 63"),
         (["train", "xor", "--weights", "nowhere/w"], "--weights: there is no folder nowhere"),
         (["train", "xor", "--weights", "."], "--weights: . is a folder"),
         (["jobs", "--data", "."], "--data: has no meaning together with --server"),

@@ -94,7 +94,7 @@ def starting_from(source: dict[str, Any]) -> job_pb2.JobSpec:
         ({"job": "../a" * 9999}, "model.initial.job", "there is no job '../a../a"),
         ({"file": "", "sha256": "0" * 64}, "model.initial.file", "must not be empty"),
         ({"file": "a"}, "model.initial.file", "upload the file first (UploadData) and give its SHA-256 in model.initial.sha256"),
-        ({"file": "a", "sha256": "x"}, "model.initial.sha256", "'x' will not do"),
+        ({"file": "a", "sha256": "x"}, "model.initial.sha256", "invalid value 'x'; use 64 lower-case hexadecimal digits"),
     ],
 )
 def test_what_a_job_cannot_start_from_is_told(

@@ -77,7 +77,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data": {}}, "data: one of these must be given: builtin, npz, csv"),
     ({"data": {"npz": "a.npz"}}, "data.npz: upload the file first (UploadData) and give its SHA-256 in data.sha256"),
     ({"data": {"builtin": "xor", "target": "y"}}, "data.target: names a column of a CSV file, and the data is none"),
-    ({"name": "My job"}, "name: 'My job' will not do; it must match [a-z]([a-z0-9-]{0,48}[a-z0-9])?"),
+    ({"name": "My job"}, "name: invalid value 'My job'; use 1 to 50 lower-case letters, digits and hyphens, with a letter first and no hyphen last"),
     ({"seed": -1}, "seed: -1 is not allowed; it must be at least 0"),
     ({"optimizer": {"momentum": {"nesterov": True, "dampening": 0.5}}}, "optimizer.momentum.dampening: 0.5 is not allowed with Nesterov's momentum; it must be 0"),
     ({"training": {"gradient": "numerical", "synchrony": {"local": {}}}}, "training.gradient: numerical is not possible with local steps; use backpropagation"),

@@ -28,6 +28,12 @@ _PLAIN_WORDS = {
     "timed out": "it does not answer",
     "timeout": "it does not answer",
     "deadline exceeded": "it does not answer",
+    "connection reset": "it ended the connection",
+    "socket closed": "it ended the connection",
+    "broken pipe": "it ended the connection",
+    "goaway": "it is going away",
+    "ssl": "it does not speak plain HTTP/2; is it behind TLS?",
+    "proxy": "a proxy refused the connection; does no_proxy name the server?",
 }
 
 

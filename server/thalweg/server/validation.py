@@ -54,17 +54,17 @@ def check_value(field: FieldDescriptor, value: Any, path: str) -> None:
 
 
 def check_job_id(job_id: str) -> None:
-    """Raises ThalwegError (INVALID_ARGUMENT) if a chosen id will not do."""
+    """Raises ThalwegError (INVALID_ARGUMENT) if a chosen id is not valid."""
     if not _JOB_ID.fullmatch(job_id):
-        what = "an id has 1 to 63 lower-case letters, digits and hyphens, begins with a letter and does not end with a hyphen"
-        raise invalid(Violation("job_id", f"{shown(job_id)} will not do; {what}"))
+        what = "1 to 63 lower-case letters, digits and hyphens, with a letter first and no hyphen last"
+        raise invalid(Violation("job_id", f"invalid job id {shown(job_id)}; use {what}"))
 
 
 def check_request_id(request_id: str) -> None:
-    """Raises ThalwegError (INVALID_ARGUMENT) if a request's id, where there is one, will not do."""
+    """Raises ThalwegError (INVALID_ARGUMENT) if a request's id, where there is one, is not valid."""
     if not _REQUEST_ID.fullmatch(request_id):
-        what = "a request id has 1 to 128 printable ASCII characters and no spaces; a UUID is best"
-        raise invalid(Violation("request_id", f"{shown(request_id)} will not do; {what}"))
+        what = "1 to 128 printable ASCII characters without spaces, such as a UUID"
+        raise invalid(Violation("request_id", f"invalid request id {shown(request_id)}; use {what}"))
 
 
 def _as_many_as_travel(violations: list[Violation]) -> list[Violation]:
@@ -175,7 +175,7 @@ def _check_text(value: str, rules: options_pb2.FieldRules, path: str) -> Iterato
     if rules.one_of and value not in rules.one_of:
         yield Violation(path, none_of(value, list(rules.one_of)))
     if rules.pattern and not re.fullmatch(rules.pattern, value):
-        yield Violation(path, f"{shown(value)} will not do; it must match {rules.pattern}")
+        yield Violation(path, f"invalid value {shown(value)}; use {rules.pattern_words}")
     if rules.max_length and len(value) > rules.max_length:
         yield Violation(path, f"has {len(value)} characters; at most {rules.max_length} are allowed")
 

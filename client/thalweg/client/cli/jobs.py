@@ -1,5 +1,6 @@
 """Commands for jobs on a server: submit, list, watch, scale, cancel, delete."""
 
+import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -11,10 +12,23 @@ from rich.text import Text
 from thalweg.client import records
 from thalweg.client.cli.display import display
 from thalweg.client.cli.follow import follow
-from thalweg.client.cli.options import Data, JobId, JobSource, Json, Server, Settings, TokenFile, connected, read_token, server_of
+from thalweg.client.cli.options import (
+    Data,
+    JobId,
+    JobSource,
+    Json,
+    Server,
+    Settings,
+    TokenFile,
+    connected,
+    place_of,
+    read_token,
+    server_of,
+)
 from thalweg.client.cli.output import accuracy_of, ago, complain, console, job_json, print_json
 from thalweg.client.cli.signals import Inbox
 from thalweg.client.client import Client
+from thalweg.client.job import Job
 from thalweg.client.jobfile import load_job
 from thalweg.client.records import Event
 from thalweg.contract.errors import Violation, invalid
@@ -64,6 +78,16 @@ def jobs(
     server: Server = None,
     token_file: TokenFile = None,
     data: Data = None,
+    states: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--state",
+            metavar="STATE",
+            help=f"Only jobs in this state: {', '.join(state.lower() for state in _COLOURS)}. Can be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the newest N jobs.", show_default=False)] = None,
     json: Json = False,
 ) -> None:
     """Lists the jobs, the newest first.
@@ -71,11 +95,15 @@ def jobs(
     [bold]Examples[/]
 
     [cyan]thalweg jobs[/]
+    [cyan]thalweg jobs --state running --state queued[/]
     [cyan]thalweg jobs digits-1 --server host:7070 --json[/]
     """
+    wanted = {_state(name) for name in states or ()}
+    if job and (wanted or limit):
+        raise invalid(Violation("JOB", f"{job} is one job; leave out --state and --limit"))
     with connected(server, token_file, data) as client:
         found = [client.job(job)] if job else client.jobs()
-    messages = [one.message for one in found]
+    messages = [one.message for one in found if not wanted or state_name(one.message.state) in wanted][:limit]
     if json:
         print_json({"jobs": [job_json(message) for message in messages]})
     elif messages:
@@ -84,7 +112,15 @@ def jobs(
             if message.error and job:
                 console().print(message.error, markup=False, soft_wrap=True)
     else:
-        console(stderr=True).print("no jobs yet; [cyan]thalweg train digits[/] makes one")
+        nothing = "no such jobs" if wanted else "no jobs yet; [cyan]thalweg train digits[/] makes one"
+        console(stderr=True).print(nothing)
+
+
+def _state(name: str) -> str:
+    """The state that a user means. Raises ThalwegError if there is none of that name."""
+    if name.upper() not in _COLOURS:
+        raise invalid(Violation("--state", f"unknown state {name!r}; expected one of {', '.join(_COLOURS).lower()}"))
+    return name.upper()
 
 
 def _table(messages: list[job_pb2.Job]) -> Table:
@@ -93,7 +129,9 @@ def _table(messages: list[job_pb2.Job]) -> Table:
     priority = ["priority"] if any(message.spec.priority for message in messages) else []
     for name in ("job", "state", "epochs", "loss", "validation", "workers", *priority, "began"):
         left = name in {"job", "state", "validation", "began"}
-        table.add_column(name, justify="left" if left else "right", no_wrap=name != "state")
+        # An id that is cut cannot be typed: on a narrow terminal, everything else gives way first.
+        least = max(len(message.id) for message in messages) if name == "job" else None
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "state", min_width=least)
     now = datetime.now(UTC)
     for message in messages:
         state, progress, result = state_name(message.state), records.progress(message.progress), records.result(message)
@@ -189,19 +227,46 @@ def cancel(job: JobId, server: Server = None, token_file: TokenFile = None, data
     _print_state(cancelled.message, state.lower(), json)
 
 
-def delete(job: JobId, server: Server = None, token_file: TokenFile = None, data: Data = None, json: Json = False) -> None:
-    """Removes a job that has ended, with all that is kept of it.
+def delete(
+    jobs: Annotated[
+        list[str],
+        typer.Argument(metavar="JOB...", help="The ids of jobs, as [bold]thalweg jobs[/] lists them.", show_default=False),
+    ],
+    server: Server = None,
+    token_file: TokenFile = None,
+    data: Data = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Delete without asking.")] = False,
+    json: Json = False,
+) -> None:
+    """Removes jobs that have ended, with all that is kept of them.
+
+    On a terminal it says first what it removes and where, and asks.
 
     [bold]Examples[/]
 
     [cyan]thalweg delete digits-1[/]
+    [cyan]thalweg delete digits-1 digits-2 --yes --server host:7070[/]
     """
     with connected(server, token_file, data) as client:
-        client.job(job).delete()
-    if json:
-        print_json({"job": job, "deleted": True})
-    else:
-        console().print(f"{job} deleted", markup=False)
+        found = [client.job(job) for job in dict.fromkeys(jobs)]
+        if not yes and sys.stdin.isatty():
+            _confirm(found, place_of(server, data))
+        for job in found:
+            job.delete()
+            if json:
+                print_json({"job": job.id, "deleted": True})
+            else:
+                console().print(f"{job.id} deleted", markup=False)
+
+
+def _confirm(found: list[Job], place: str) -> None:
+    """Asks whether jobs shall be deleted. Raises typer.Abort if not."""
+    now, terminal = datetime.now(UTC), console(stderr=True)
+    terminal.print(f"From {place}:", markup=False, soft_wrap=True)
+    for job in found:
+        age = ago(job.message.create_time.ToDatetime(tzinfo=UTC), now)
+        terminal.print(f"  {job.id}, {state_name(job.message.state).lower()}, begun {age}", markup=False)
+    typer.confirm("Delete with weights, checkpoints and events?", abort=True, err=True)
 
 
 def _print_state(message: job_pb2.Job, words: str, json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from thalweg.client.client import Client
-from thalweg.client.embedded import attached
+from thalweg.client.embedded import attached, folder_of_jobs
 from thalweg.client.folders import expanded
 from thalweg.contract.errors import Violation, invalid
 
@@ -55,6 +55,12 @@ def server_of(server: str | None, data: Path | None) -> str | None:
     if server and data:
         raise invalid(Violation("--data", "has no meaning together with --server: a server has its own data folder"))
     return None if data else server or os.environ.get("THALWEG_SERVER") or None
+
+
+def place_of(server: str | None, data: Path | None) -> str:
+    """Where the options look for jobs, in words."""
+    meant = server_of(server, data)
+    return f"the server at {meant}" if meant else f"this machine's own jobs, in {folder_of_jobs(data)}"
 
 
 def read_token(token_file: Path | None) -> str | None:

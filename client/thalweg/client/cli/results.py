@@ -99,8 +99,8 @@ def predict(
 
 def plot(
     job: JobId,
-    slice_: Annotated[
-        str | None,
+    slices: Annotated[
+        list[str] | None,
         typer.Option("--slice", metavar="TENSOR[I,J]", help="Draw the loss over this one weight.", show_default=False),
     ] = None,
     output: Annotated[
@@ -125,7 +125,9 @@ def plot(
     [cyan]thalweg plot digits-1[/]
     [cyan]thalweg plot digits-1 --slice '2.weight\\[3,5]' -o slice.svg[/]
     """
-    element = parse_element(slice_) if slice_ else None
+    if slices and len(slices) > 1:
+        raise invalid(Violation("--slice", f"was given {len(slices)} times; a picture shows one weight"))
+    element = parse_element(slices[0]) if slices else None
     suffix = "".join(f"-{part}" for part in (element.tensor, *element.index)) if element else ""
     path = (output or Path(f"{job}{suffix}.png")).absolute()
     if path.suffix.lower() not in _PICTURES:

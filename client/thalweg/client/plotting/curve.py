@@ -119,16 +119,9 @@ def _draw_accuracy(axes: "Axes", history: History) -> None:
     axes.yaxis.set_major_formatter(lambda share, _: f"{share * 100:g} %")
     best = int(history.accuracy[1].argmax())
     epoch, accuracy = history.accuracy[:, best]
-    axes.plot([epoch], [accuracy], "o", color=GREEN, markersize=5)
-    axes.annotate(
-        f"best {accuracy * 100:.1f} %, epoch {epoch:.0f}",
-        (epoch, accuracy),
-        xytext=(0, -14),
-        textcoords="offset points",
-        ha="right" if epoch > history.accuracy[0, -1] / 2 else "left",
-        fontsize=9,
-        color=GREEN,
-    )
+    axes.plot([epoch], [accuracy], "o", color=GREEN, markersize=5, label=f"best {accuracy * 100:.1f} %, epoch {epoch:.0f}")
+    # The curve rises, so the lower right is free.
+    axes.legend(frameon=False, fontsize=9, loc="lower right", labelcolor=GREEN)
 
 
 def _thinned(curve: Curve) -> Curve:
