@@ -33,7 +33,9 @@ def texts(figure: Figure) -> list[str]:
     """Titles, and what is written beside the curves."""
     found = [figure.get_suptitle()]
     for axes in figure.axes:
-        found += [axes.get_title("left"), *(text.get_text() for text in axes.texts)]
+        legend = axes.get_legend()
+        labels = legend.get_texts() if legend else []
+        found += [axes.get_title("left"), *(text.get_text() for text in (*axes.texts, *labels))]
     return found
 
 
@@ -55,6 +57,7 @@ def test_a_learning_curve_is_what_happened(cluster: Cluster) -> None:
     assert lower.get_xlabel() == "epoch"
     best = max(metrics.accuracy or 0 for _, metrics in validation)
     assert texts(figure)[:2] == ["digits: learning curve", "succeeded after 3 epochs and 69 steps"]
+    assert texts(learning_curve(cluster.gate))[1] == "succeeded after 40 epochs and 40 steps"
     assert any(text.startswith(f"best {best * 100:.1f} %, epoch ") for text in texts(figure))
 
 

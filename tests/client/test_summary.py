@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from thalweg.client import EpochEnded, Metrics, Result, ThalwegError
+from thalweg.client import EpochEnded, Metrics, Result, ThalwegError, records
 from thalweg.client.cli.display import Picture
 from thalweg.client.cli.output import accuracy_of, ago, complain, exit_code, print_json, result_json, seconds_of, sparkline
 from thalweg.client.cli.signals import InterruptedBySignalError
 from thalweg.client.cli.summary import report
 from thalweg.client.cli.training import Outcome
 from thalweg.contract.errors import Violation, invalid
+from thalweg.v1 import job_pb2
 
 RESULT = Result("digits-1", "SUCCEEDED", 1200, 30, Metrics(0.01, 0.999), Metrics(0.05, 0.98), "ab" * 32, 4321.5, 75.0)
 NOTHING = Result("digits-1", "CANCELLED", 0, 0, None, None, "", 0.0, 0.0)
@@ -128,6 +129,12 @@ def test_an_interruption_gives_its_exit_code(capsys: pytest.CaptureFixture[str])
                 "thalweg: to go on: thalweg train --resume digits-1",
             ],
         )
+
+
+def test_an_interruption_says_how_far_the_job_was_seen_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = Outcome(NOTHING, "", interruption=InterruptedBySignalError(2), picture=picture())
+    outcome.picture.progress = records.progress(job_pb2.Progress(step=216, total_steps=1200))
+    assert reported(outcome, capsys)[2][0] == "thalweg: job digits-1 was interrupted after 216 steps"
 
 
 def test_a_job_that_went_on_or_ended_well_in_spite_of_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:

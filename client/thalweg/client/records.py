@@ -225,12 +225,12 @@ def progress(message: job_pb2.Progress) -> Progress:
 
 
 def result(job: job_pb2.Job) -> Result:
-    """What came of a job that has ended, from its message."""
+    """The result of a job so far, from its message: of one that has not ended, how far it is."""
     return Result(
         job=job.id,
         state=state_name(job.state),
-        steps=job.result.steps,
-        epochs=job.result.epochs,
+        steps=job.result.steps or job.progress.step,
+        epochs=job.result.epochs or job.progress.epoch,
         train=metrics(job.result, "train"),
         validation=metrics(job.result, "validation"),
         weights_sha256=job.result.weights_sha256,

@@ -141,7 +141,7 @@ def _table(messages: list[job_pb2.Job]) -> Table:
         table.add_row(
             message.id,
             Text(words, style=_COLOURS.get(state, "")),
-            f"{result.epochs or progress.epoch}/{message.spec.training.epochs}",
+            f"{result.epochs}/{message.spec.training.epochs}",
             "" if loss is None else f"{loss:.4g}",
             accuracy_of(result.validation or progress.validation),
             f"{progress.workers}/{message.spec.training.workers}" if running else "",

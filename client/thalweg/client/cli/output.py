@@ -98,7 +98,7 @@ def result_json(result: Result) -> dict[str, Any]:
 
 def job_json(job: job_pb2.Job) -> dict[str, Any]:
     """A job as it is now."""
-    progress = records.progress(job.progress)
+    progress, result = records.progress(job.progress), records.result(job)
     answer: dict[str, Any] = {
         "job": job.id,
         "state": state_name(job.state),
@@ -111,9 +111,9 @@ def job_json(job: job_pb2.Job) -> dict[str, Any]:
     if job.error:
         answer["error"] = job.error
     answer |= {
-        "steps": job.result.steps or progress.step,
+        "steps": result.steps,
         "total_steps": progress.total_steps,
-        "epochs": job.result.epochs or progress.epoch,
+        "epochs": result.epochs,
         "total_epochs": progress.total_epochs or job.spec.training.epochs,
         "workers": progress.workers,
         "wanted_workers": job.spec.training.workers,
@@ -123,7 +123,7 @@ def job_json(job: job_pb2.Job) -> dict[str, Any]:
         "exchange": asdict(progress.exchange),
     }
     if job.HasField("result"):
-        answer |= result_json(records.result(job))
+        answer |= result_json(result)
     return answer
 
 

@@ -53,7 +53,9 @@ def _complaints(outcome: Outcome, place: str) -> list[str]:
 
 
 def _steps(outcome: Outcome) -> str:
-    steps = outcome.result.steps
+    # After an interruption the last word from the server may be older than what was seen of the job.
+    seen = outcome.picture.progress
+    steps = max(outcome.result.steps, seen.step if seen else 0)
     return f"{steps:,} step{'' if steps == 1 else 's'}"
 
 

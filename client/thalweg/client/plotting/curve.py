@@ -48,14 +48,13 @@ def learning_curve(job: Job) -> "Figure":
     _draw_loss(upper, history)
     dress(upper, "", f"loss ({job.spec.model.loss.replace('_', ' ')})")
     lower.set_xlabel("epoch")
-    last = history.steps[0, -1]
-    # The loss of the last step was measured before its update, a little before the end of its epoch.
-    lower.set_xlim(0, max(1.0, last, *history.accuracy[0], *history.validation[0]))
+    done = job.last_result()
+    lower.set_xlim(0, max(1.0, history.steps[0, -1], *history.accuracy[0], *history.validation[0]))
     title(
         figure,
         upper,
         f"{job.id}: learning curve",
-        f"{job.state.lower()} after {_epochs(last)} and {history.steps.shape[1]:,} steps",
+        f"{job.state.lower()} after {_count(done.epochs, 'epoch')} and {_count(done.steps, 'step')}",
     )
     return figure
 
@@ -88,9 +87,8 @@ def _curve(points: Iterable[tuple[float, float]]) -> Curve:
     return np.array(list(points), np.float64).reshape(-1, 2).T
 
 
-def _epochs(number: float) -> str:
-    rounded = round(number)
-    return f"{rounded:,} epoch{'' if rounded == 1 else 's'}"
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _draw_loss(axes: "Axes", history: History) -> None:
