@@ -11,16 +11,24 @@ from typing import Any
 import pytest
 
 from thalweg.server import journal as journal_module
+from thalweg.server import room as room_module
 from thalweg.server.journal import Journal
 from thalweg.server.storage import Storage
 from thalweg.v1 import job_pb2, training_service_pb2
 
 
 class FailingStorage(Storage):
-    """A storage that records nothing while `failures` are left."""
+    """A storage that records nothing while `failures` are left. `rejected` are the jobs of events that it will never record."""
 
     failures = 0
     attempts = 0
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.rejected: list[tuple[str, str]] = []
+
+    def reject(self, job_id: str, problem: str) -> None:
+        self.rejected.append((job_id, problem))
 
     def record(self, events: Iterable[tuple[str, training_service_pb2.Event]]) -> None:
         self.attempts += 1
@@ -33,11 +41,11 @@ class FailingStorage(Storage):
 @asynccontextmanager
 async def running_journal(folder: Path, *jobs: str) -> AsyncIterator[tuple[Journal, FailingStorage]]:
     storage = FailingStorage(folder)
-    journal = Journal(storage)
+    journal = Journal(storage, storage.reject)
     journal.start()
     for job in jobs:
         await journal.run(storage.insert_job, job_pb2.Job(id=job), "", "")
-        journal.open(job, 0)
+        await journal.open(job)
     try:
         yield journal, storage
     finally:
@@ -69,7 +77,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(room_module, "RETRY_SECONDS", 0.001)
 
 
 def test_events_are_numbered_from_1_without_a_gap(tmp_path: Path) -> None:
@@ -93,7 +101,7 @@ def test_a_job_that_is_opened_again_goes_on_counting(tmp_path: Path) -> None:
             note(journal, "one", "two")
             await journal.settled()
             journal.close("a")
-            journal.open("a", storage.last_sequence("a"))
+            await journal.open("a")
             note(journal, "three")
             await journal.settled()
             assert [(event.sequence, event.notice.text) for event in storage.events("a", 1, 9)] == [(2, "two"), (3, "three")]
@@ -210,12 +218,73 @@ def test_stopping_ends_though_the_disk_takes_nothing(tmp_path: Path, monkeypatch
 
     async def test() -> None:
         storage = FailingStorage(tmp_path)
-        journal = Journal(storage)
+        journal = Journal(storage, storage.reject)
         journal.start()
         await journal.run(storage.insert_job, job_pb2.Job(id="a"), "", "")
-        journal.open("a", 0)
+        await journal.open("a")
         storage.failures = 10**9
         note(journal, "one")
         await journal.stop()
+
+    run(test())
+
+
+def poison(storage: Storage, job: str, sequence: int) -> None:
+    """Lets something else have the number of an event to come, so that the event breaks a constraint."""
+    storage.record([(job, training_service_pb2.Event(sequence=sequence, notice=training_service_pb2.Notice(text="poison")))])
+
+
+def test_an_event_that_breaks_a_constraint_stops_its_own_job_alone(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_journal(tmp_path, "a", "b") as (journal, storage):
+            note(journal, "one")
+            await journal.settled()
+            await journal.run(poison, storage, "a", 2)
+            note(journal, "two", "three")
+            note(journal, "innocent", job="b")
+            await journal.settled()
+            assert [job for job, _ in storage.rejected] == ["a"]
+            assert "UNIQUE constraint failed" in storage.rejected[0][1]
+            assert [event.notice.text for event in storage.events("b", 0, 9)] == ["innocent"]
+            # What is recorded afterwards has the next numbers.
+            note(journal, "afterwards")
+            note(journal, "innocent", job="b")
+            await journal.settled()
+            assert [(event.sequence, event.notice.text) for event in storage.events("a", 1, 9)] == [
+                (2, "poison"),
+                (3, "afterwards"),
+            ]
+            assert [event.sequence for event in storage.events("b", 0, 9)] == [1, 2]
+            assert len(storage.rejected) == 1
+
+    run(test())
+
+
+def test_what_is_recorded_while_an_event_is_rejected_has_the_next_numbers(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_journal(tmp_path, "a") as (journal, storage):
+            await journal.run(poison, storage, "a", 1)
+            note(journal, "rejected")
+            counted = asyncio.create_task(journal.settled())
+            while not storage.rejected:
+                await asyncio.sleep(0)
+            note(journal, "while it is counted")
+            await counted
+            await journal.settled()
+            texts = [(event.sequence, event.notice.text) for event in storage.events("a", 0, 9)]
+            assert texts == [(1, "poison"), (2, "while it is counted")]
+
+    run(test())
+
+
+def test_an_open_journal_is_not_counted_anew(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_journal(tmp_path, "a") as (journal, storage):
+            note(journal, "one")
+            await journal.open("a")
+            note(journal, "two")
+            await journal.settled()
+            assert [event.sequence for event in storage.events("a", 0, 9)] == [1, 2]
+            assert not storage.rejected
 
     run(test())

@@ -18,7 +18,7 @@ from google.protobuf import json_format
 from tests.end_to_end.cluster import running_server, train
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.end_to_end.refusals import refusal
-from thalweg.server import journal as journal_module
+from thalweg.server import room as room_module
 from thalweg.server.parameters import Parameters
 from thalweg.server.service import Server
 from thalweg.server.storage import Storage
@@ -300,7 +300,7 @@ def test_a_job_that_is_ending_takes_no_more_workers_and_tells_no_more(
             raise sqlite3.OperationalError("database or disk is full")
         record(storage, events)
 
-    monkeypatch.setattr(journal_module, "_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(room_module, "RETRY_SECONDS", 0.001)
     monkeypatch.setattr(Storage, "record", full_at_first)
     cancelling = stub.CancelJob.future(pb.CancelJobRequest(job_id=job.id))
     assert failed.wait(DEADLINE)

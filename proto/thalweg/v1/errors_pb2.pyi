@@ -49,6 +49,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The job has not ended, and what was asked needs one that has."""
     ERROR_REASON_STORAGE_FAILED: _ErrorReason.ValueType  # 11
     """The server's storage refused a write."""
+    ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 17
+    """Nothing can be written to the server's data folder for now; the server tries again until it can."""
     ERROR_REASON_PROTOCOL_VIOLATION: _ErrorReason.ValueType  # 12
     """A worker or a fleet said something that makes no sense at this point."""
     ERROR_REASON_UNREACHABLE: _ErrorReason.ValueType  # 13
@@ -89,6 +91,8 @@ ERROR_REASON_JOB_NOT_ENDED: ErrorReason.ValueType  # 10
 """The job has not ended, and what was asked needs one that has."""
 ERROR_REASON_STORAGE_FAILED: ErrorReason.ValueType  # 11
 """The server's storage refused a write."""
+ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 17
+"""Nothing can be written to the server's data folder for now; the server tries again until it can."""
 ERROR_REASON_PROTOCOL_VIOLATION: ErrorReason.ValueType  # 12
 """A worker or a fleet said something that makes no sense at this point."""
 ERROR_REASON_UNREACHABLE: ErrorReason.ValueType  # 13

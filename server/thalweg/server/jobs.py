@@ -1,6 +1,7 @@
 """All jobs of a server: accepting, finding, ending and removing them, and taking up those that a restart interrupted."""
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -27,6 +28,7 @@ from thalweg.server.telemetry import NO_WORKERS, NOTHING_RECORDED, Recorded
 from thalweg.server.trajectory import MOST_BYTES
 from thalweg.v1 import job_pb2, training_service_pb2
 
+_log = logging.getLogger(__name__)
 # A page of jobs stays well within gRPC's limit for a message.
 _PAGE_BYTES = 1 << 20
 # How soon it is noticed that a worker takes too long.
@@ -50,7 +52,7 @@ class Jobs:
         # Whether the server is stopping, and those who leave it are not missed.
         self.stopping = False
         self._crew = Crew()
-        self.journal = Journal(storage)
+        self.journal = Journal(storage, self._events_rejected)
         self.fleets = Fleets()
         self.shards = Shards()
         self._runs: dict[str, JobRun] = {}  # in the order in which they were accepted
@@ -59,7 +61,7 @@ class Jobs:
         self._endings: dict[str, asyncio.Task[None]] = {}
         self._accepting: set[asyncio.Task[job_pb2.Job]] = set()
         self._keeping = Keeping(storage, self.journal)
-        self._going_back: set[asyncio.Task[None]] = set()
+        self._going_back: dict[str, asyncio.Task[None]] = {}  # jobs whose run was given up, until they have another
         self._taking_up = asyncio.Lock()
         self._ticker: asyncio.Task[None] | None = None
 
@@ -81,7 +83,7 @@ class Jobs:
                 if running or job.progress.step:
                     self._begun_before.add(job.id)
             else:
-                self.journal.open(job.id, await self.journal.run(self.storage.last_sequence, job.id))
+                await self.journal.open(job.id)
                 job.error = "interrupted: the process that ran it ended before it did"
                 job.end_time.GetCurrentTime()
                 job.state, job.status = job_pb2.JOB_STATE_FAILED, ""
@@ -97,7 +99,7 @@ class Jobs:
 
     async def stop(self) -> None:
         """Waits for what is being written, but not for ever. Jobs that have not ended stay unfinished."""
-        for task in (self._ticker, *self._going_back):
+        for task in (self._ticker, *self._going_back.values()):
             if task:
                 task.cancel()
         written = (*self._accepting, *self._endings.values(), self._keeping.settled())
@@ -122,7 +124,7 @@ class Jobs:
 
     async def _take_up(self, job: job_pb2.Job, what: str) -> JobRun:
         """Queues a job that earlier runs have not brought to its end, at its last checkpoint."""
-        self.journal.open(job.id, await self.journal.run(self.storage.last_sequence, job.id))
+        await self.journal.open(job.id)
         checkpoint, problems = await self.journal.run_aside(self.storage.checkpoints(job.id).latest)
         steps, epochs = await self.journal.run(self.storage.told, job.id)
         for field in ("progress", "result", "error", "end_time"):
@@ -162,23 +164,53 @@ class Jobs:
         for run in [] if self.stopping else [run for run in self._runs.values() if run.needs(shard) and not run.given_up]:
             reason = f"shard {shard.address} was lost"
             run.give_up(f"{reason}; the job goes back to its last checkpoint")
-            going_back = asyncio.create_task(self._go_back(run, reason))
-            self._going_back.add(going_back)
-            going_back.add_done_callback(self._going_back.discard)
+            self._replace(run, f"{reason}; the job")
 
-    async def _go_back(self, run: JobRun, reason: str) -> None:
+    def _replace(self, run: JobRun, what: str, failure: str = "") -> None:
+        going_back = self._going_back[run.job.id] = asyncio.create_task(self._go_back(run, what, failure))
+
+        def done(_: asyncio.Task[None]) -> None:
+            if self._going_back.get(run.job.id) is going_back:
+                del self._going_back[run.job.id]
+
+        going_back.add_done_callback(done)
+
+    async def _go_back(self, run: JobRun, what: str, failure: str) -> None:
+        """Puts a new run in the place of one that was given up: from the last checkpoint, or, after a failure, to end the job."""
         async with self._taking_up:
             job_id = run.job.id
             await self._keeping.settled()
             await self.journal.settled()
-            job = await self.journal.run(self.storage.job, job_id)
-            if job is None:
-                return
-            self._begun_before.add(job_id)
-            again = await self._take_up(job, f"{reason}; the job")
-            if run.cancelled:
+            try:
+                again = self._begin_to_fail(run) if failure else await self._again(run, what)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
+                _log.exception("job %s: cannot go back to its last checkpoint", job_id)
+                again, failure = self._begin_to_fail(run), f"internal error: {type(error).__name__}: {error}"
+            if failure:
+                again.fail(failure)
+            elif run.cancelled:
                 again.cancel()
             self.allot()
+
+    async def _again(self, run: JobRun, what: str) -> JobRun:
+        job = await self.journal.run(self.storage.job, run.job.id)
+        if job is None:
+            raise LookupError(f"there is no record of job {run.job.id}")
+        self._begun_before.add(job.id)
+        return await self._take_up(job, what)
+
+    def _begin_to_fail(self, run: JobRun) -> JobRun:
+        job = job_pb2.Job()
+        job.CopyFrom(run.job)
+        return self._begin(job)
+
+    def _events_rejected(self, job_id: str, problem: str) -> None:
+        """An event of a job cannot be recorded, so what has happened since is not durable: the job fails, and no other."""
+        run = self.run(job_id)
+        if run:
+            failure = f"internal error: the job's events cannot be recorded: {problem}"
+            run.give_up(failure)
+            self._replace(run, "", failure)
 
     def _save(self, run: JobRun, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint while the run goes on."""
@@ -213,7 +245,7 @@ class Jobs:
         if inserted is None:
             raise ThalwegError("JOB_EXISTS", {"job": wanted_id})
         if inserted is job:
-            self.journal.open(job.id, 0)
+            await self.journal.open(job.id)
             run = self._begin(job)
             self._choose()
             run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, self._waiting(job))
@@ -302,12 +334,19 @@ class Jobs:
 
     async def cancel(self, job_id: str) -> job_pb2.Job:
         """Ends a job, if it has not ended."""
-        run = self.run(job_id)
-        if run:
+        while run := await self._living(job_id):
             run.cancel()
             await run.over.wait()
         await self.ended(job_id)
         return await self.get(job_id)
+
+    async def _living(self, job_id: str) -> JobRun | None:
+        """The run of a job that has not ended and is not ending. Waits for that of a job that goes back to a checkpoint."""
+        while (run := self._runs.get(job_id)) and job_id not in self._endings:
+            if not run.given_up:
+                return run
+            await asyncio.wait({self._going_back[job_id]})
+        return None
 
     async def ended(self, job_id: str) -> None:
         """Waits for a job that is ending until its end is durable."""
@@ -319,9 +358,9 @@ class Jobs:
         """Changes how many workers a job wants. Raises ThalwegError if it has ended."""
         field = job_pb2.Training.DESCRIPTOR.fields_by_name["workers"]
         validation.check_value(field, workers, "workers")
-        await self.ended(job_id)
-        run = self._runs.get(job_id)
+        run = await self._living(job_id)
         if run is None:
+            await self.ended(job_id)
             job = await self.get(job_id)
             raise ThalwegError("JOB_ENDED", {"job": job_id, "state": state_name(job.state)})
         run.job.spec.training.workers = workers
@@ -347,14 +386,11 @@ class Jobs:
 
     async def parameters(self, job_id: str) -> tuple[training_service_pb2.ParametersHeader, Slab]:
         """A job's parameters. Raises ThalwegError if it has none."""
-        await self.ended(job_id)
-        while run := self._runs.get(job_id):
-            now = None if run.given_up else await run.snapshot()
+        while run := await self._living(job_id):
+            now = await run.snapshot()
             if now:
                 return now
-            # It has ended, or goes back to its last checkpoint.
-            async with self._taking_up:
-                await self.ended(job_id)
+        await self.ended(job_id)
         await self.get(job_id)
         kept = await self.journal.run(self.storage.parameters, job_id)
         if kept is None:

@@ -5,12 +5,12 @@ It also owns the two threads in which the disk is used: one for the storage, one
 
 import asyncio
 import logging
-import sqlite3
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from thalweg.contract.states import ENDED
+from thalweg.server.room import Room, Shortage
 from thalweg.server.storage import Storage
 from thalweg.v1 import training_service_pb2
 
@@ -18,17 +18,24 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PAGE = 256
-_RETRY_SECONDS = 1.0
 # How long a server that starts or stops waits for a disk that takes nothing.
 DISK_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Records the events of all jobs. Belongs to the server's event loop."""
+    """Records the events of all jobs. Belongs to the server's event loop.
 
-    def __init__(self, storage: Storage) -> None:
+    `rejected` is called with a job's id and the problem when one of its events cannot be recorded for another reason than room:
+    the job's other events that are not durable are dropped.
+    """
+
+    def __init__(self, storage: Storage, rejected: Callable[[str, str], object]) -> None:
         self.storage = storage
+        self.room = Room(storage.folder)
+        # Why events wait; None while they do not.
+        self.shortage: Shortage | None = None
+        self._on_rejected = rejected
         self._thread = ThreadPoolExecutor(1, "thalweg-storage")
         self._background = ThreadPoolExecutor(1, "thalweg-checkpoints")
         self._pending: list[tuple[str, training_service_pb2.Event]] = []
@@ -63,9 +70,11 @@ class Journal:
         """Calls a function that reads or writes much and does not use the database, beside what the storage does."""
         return await asyncio.get_running_loop().run_in_executor(self._background, lambda: function(*args, **kwargs))
 
-    def open(self, job_id: str, last_sequence: int) -> None:
-        """Begins to record a job's events behind a sequence number."""
-        self._sequences[job_id] = last_sequence
+    async def open(self, job_id: str) -> None:
+        """Begins to record a job's events, after those that it has. From here on, the count is kept here alone."""
+        if job_id not in self._sequences:
+            await self.settled()
+            self._sequences[job_id] = await self.run(self.storage.last_sequence, job_id)
 
     def close(self, job_id: str) -> None:
         """Forgets a job that records no more."""
@@ -91,18 +100,53 @@ class Journal:
             await self._wake.wait()
             self._wake.clear()
             batch, self._pending = self._pending, []
-            while batch:
+            # Nothing is told before it is durable: while the disk is full, events wait.
+            try:
+                await self._write(batch)
+            except Exception:  # noqa: BLE001 - whatever it is, it is one event's
+                _log.exception("%d events cannot be recorded together; trying each alone", len(batch))
+                await self._write_each(batch)
+            await self._dealt_with(len(batch))
+
+    async def _write(self, events: list[tuple[str, training_service_pb2.Event]]) -> None:
+        await self.room.write(lambda: self.run(self.storage.record, events), self._tell_shortage)
+
+    async def _write_each(self, events: list[tuple[str, training_service_pb2.Event]]) -> None:
+        """Writes events one by one: an event that cannot be recorded stops its own job and no other."""
+        rejected: set[str] = set()
+        for job_id, event in events:
+            if job_id not in rejected:
                 try:
-                    await self.run(self.storage.record, batch)
-                except sqlite3.Error as error:
-                    # A full disk, most likely. Nothing is told before it is durable, so events wait until there is room.
-                    _log.error("cannot write events: %s; trying again", error)
-                    await asyncio.sleep(_RETRY_SECONDS)
-                    continue
-                async with self._told:
-                    self._durable += len(batch)
-                    self._told.notify_all()
-                batch = []
+                    await self._write([(job_id, event)])
+                except Exception as error:  # noqa: BLE001 - whatever it is, its job fails
+                    _log.exception("job %s: event %d cannot be recorded", job_id, event.sequence)
+                    rejected.add(job_id)
+                    await self._reject(job_id, f"{type(error).__name__}: {error}")
+
+    async def _reject(self, job_id: str, problem: str) -> None:
+        """Drops what a job has recorded and is not durable, and counts anew from what is."""
+        self._on_rejected(job_id, problem)
+        kept = [each for each in self._pending if each[0] != job_id]
+        dropped, self._pending = len(self._pending) - len(kept), kept
+        await self._dealt_with(dropped)
+        try:
+            last = await self.run(self.storage.last_sequence, job_id)
+        except Exception:  # noqa: BLE001 - what follows is rejected as well
+            _log.exception("job %s: its events cannot be counted", job_id)
+            return
+        if job_id in self._sequences:
+            self._sequences[job_id] = last
+            for _, event in (each for each in self._pending if each[0] == job_id):
+                self._sequences[job_id] += 1
+                event.sequence = self._sequences[job_id]
+
+    async def _dealt_with(self, events: int) -> None:
+        async with self._told:
+            self._durable += events
+            self._told.notify_all()
+
+    def _tell_shortage(self, shortage: Shortage | None) -> None:
+        self.shortage = shortage
 
     async def watch(self, job_id: str, after: int) -> AsyncIterator[training_service_pb2.Event]:
         """The events of a job behind a sequence number, those on disk first, then new ones, until the job has ended."""

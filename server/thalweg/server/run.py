@@ -111,7 +111,11 @@ class JobRun:
         )
 
     def join(self, connection: Connection) -> None:
-        """A worker opened its stream."""
+        """A worker opened its stream. One that comes to a run that is over is sent away."""
+        if self.over.is_set():
+            goodbye = parameter_service_pb2.Goodbye(reason="the run that this worker came for is over")
+            connection.send(parameter_service_pb2.WorkResponse(goodbye=goodbye))
+            return
         self._connections.join(connection, self._hear)
         self.handle(messages.WorkerJoined(connection.worker))
 
@@ -143,6 +147,10 @@ class JobRun:
         """Somebody asked for the end."""
         self.cancelled = True
         self.handle(messages.CancelRequested())
+
+    def fail(self, problem: str) -> None:
+        """Ends the job: the server cannot go on with it."""
+        self.handle(messages.DriverFailed(problem))
 
     def receive(self, worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest]) -> None:
         """Takes a worker's message. Raises ThalwegError if it makes no sense."""
@@ -342,6 +350,7 @@ class JobRun:
         self.given_up = True
         self._turns.close()
         self.telemetry.flush()
+        self.telemetry.close()
         self._connections.say_goodbye(reason)
         self._connections.forget()
         if self.arrays:

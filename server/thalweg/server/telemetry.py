@@ -26,6 +26,13 @@ class Recorder(Protocol):
         ...
 
 
+class _NoRecorder:
+    """Takes the place of the journal when a run has been given up."""
+
+    def record(self, job_id: str, event: training_service_pb2.Event) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class Recorded:
     """What earlier runs of a job have told of: steps and epochs, each of which is told once. `samples` and `seconds` are those of
@@ -61,7 +68,7 @@ class Telemetry:
         self.job = job
         self.contributions = job.progress.contributions
         self.exchange = job.progress.exchange
-        self._journal = journal
+        self._journal: Recorder = journal
         self._clock = clock
         self._recorded = recorded
         self._losses: list[float] = []
@@ -84,6 +91,10 @@ class Telemetry:
         event = training_service_pb2.Event()
         event.state_changed.job.CopyFrom(self.job)
         self._journal.record(self.job.id, event)
+
+    def close(self) -> None:
+        """Records nothing from now on: the job's events are its next run's."""
+        self._journal = _NoRecorder()
 
     def notice(self, text: str) -> None:
         """Records something worth knowing."""

@@ -168,6 +168,8 @@ class ParameterService:
             reader = asyncio.create_task(_read(requests, place, stream))
             eviction = asyncio.create_task(stream.evicted())
             try:
+                # Here and not in a task: between being admitted and joining, nothing else may happen.
+                place.join(stream)
                 done, _ = await asyncio.wait({reader, eviction}, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     await task
@@ -181,6 +183,5 @@ class ParameterService:
 
 async def _read(requests: AsyncIterator[Parcel[pb.WorkRequest]], place: Workplace, stream: WorkerStream) -> None:
     """Hands what a worker says to where it works, until it says no more."""
-    place.join(stream)
     async for request in requests:
         place.receive(stream.worker, request)
