@@ -14,6 +14,9 @@ GENERATED = re.compile(r"_pb2(_grpc)?\.pyi?$")
 # The composition root: it alone may import the others, late.
 ROOTS = {"client/thalweg/client/embedded.py", "client/thalweg/client/local_models.py"}
 
+# The only module that opens channels.
+CHANNELS = "proto/thalweg/contract/channel.py"
+
 
 class Import(NamedTuple):
     """An import of one of the house's packages. `late` within a function, `typed` only for the type checker."""
@@ -103,6 +106,13 @@ def test_nothing_waits_for_time_to_pass_in_the_server() -> None:
         text = path.read_text()
         assert not [line for what, line in calls(ast.parse(text)) if what in ("time.sleep", "sleep")], path
         assert "from time import" not in text, path
+
+
+@pytest.mark.parametrize("folder", packages())
+def test_one_place_opens_channels(folder: str) -> None:
+    for path in modules(folder):
+        found = [line for what, line in calls(ast.parse(path.read_text())) if re.search(r"\b(in)?secure_channel$", what)]
+        assert bool(found) == (path.relative_to(HOUSE).as_posix() == CHANNELS), path
 
 
 @pytest.mark.parametrize("folder", packages())

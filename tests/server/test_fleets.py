@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.end_to_end.peer import DEADLINE
+from tests.end_to_end.peer import DEADLINE, Peer
 from tests.server.test_training_service import make_spec
 from thalweg.server.fleets import Shares, Wish, allot
 from thalweg.server.run import JobRun
 from thalweg.server.service import Server
-from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc
+from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc, parameter_service_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
 
@@ -309,3 +309,19 @@ def test_a_job_is_told_of_workers_that_crash(server: Server, stub: TrainingServi
         assert next(notices) == "a worker of fleet far ended and is replaced: no luck"
         stub.CancelJob(pb.CancelJobRequest(job_id="a"))
     assert crashes == ["no luck"]
+
+
+def test_what_a_fleet_and_its_workers_say_acts_on_no_terminal(server: Server, stub: TrainingServiceStub) -> None:
+    create(stub, "a", 1)
+    with attending(server, 4, "\x1b[2Jmill") as fleet, Peer(server.address) as worker:
+        exited = fleet_service_pb2.WorkerExited(job_id="a", problem="\u202eproblem\nthalweg: faked line")
+        fleet.outbox.put(fleet_service_pb2.AttendRequest(worker_exited=exited))
+        worker.send(parameter_service_pb2.WorkRequest(hello=parameter_service_pb2.Hello(job_id="a", worker="\x1b[31mw")))
+        worker.receive("welcome")
+        worker.fail("\x9bfailure")
+        events = [response.event for response in stub.WatchJob(pb.WatchJobRequest(job_id="a"), timeout=DEADLINE)]
+        assert [info.name for info in stub.GetServerInfo(pb.GetServerInfoRequest()).fleets] == ["\\x1b[2Jmill"]
+    ended = r"a worker of fleet \x1b[2Jmill ended and is replaced: \u202eproblem\nthalweg: faked line"
+    assert ended in [event.notice.text for event in events]
+    assert [r"\x1b[31mw"] in [list(event.workers_changed.names) for event in events]
+    assert events[-1].state_changed.job.error == r"\x9bfailure"

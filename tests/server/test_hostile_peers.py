@@ -71,6 +71,7 @@ UNPREPARED: dict[str, pb.WorkRequest | bytes] = {
     "too many axes": layout(*[2] * 1_000_000),
     "too many tensors": layout(1, names=tuple(map(str, range(100_000)))),
     "tensors of one name": layout(1, names=("a", "a")),
+    "a tensor's name that acts on a terminal": layout(1, names=("\x1b[2J",)),
 }
 
 # What is said in the midst of a step.

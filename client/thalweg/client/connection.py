@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from thalweg.contract.channel import OPTIONS, Address, authorization
+from thalweg.contract.channel import Address, Endpoint
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.v1 import training_service_pb2_grpc
 
@@ -42,10 +42,9 @@ class Connection:
 
     def __init__(self, address: Address, token: str | None) -> None:
         self.address = address
-        self.metadata = authorization(token)
-        # A proxy cannot reach a port of this machine.
-        options = [*OPTIONS, ("grpc.enable_http_proxy", 0)] if address.is_loopback else list(OPTIONS)
-        self._channel = grpc.insecure_channel(str(address), options=options)
+        endpoint = Endpoint(address, token)
+        self.metadata = endpoint.metadata
+        self._channel = endpoint.open()
         self.stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)
 
     def close(self) -> None:

@@ -1,13 +1,23 @@
-"""Channels: addresses, limits and options that both ends of a connection share."""
+"""Channels: addresses, limits and options that both ends of a connection share, and the only place that opens a channel."""
 
 import ipaddress
+import os
+import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+import grpc
+
+_Ip: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # About 1 MiB: large enough that a message's fixed cost does not show, small enough that it is handled while the next travels.
 CHUNK_BYTES = 1 << 20
 
 DEFAULT_PORT = 7070
+_NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
+
+# gRPC's own default: everything large travels in chunks, so a larger message is a mistake.
+MAX_MESSAGE_BYTES = 4 << 20
 
 # A connection on which nothing arrives for so long is asked for a sign of life, and given up if that takes as long again.
 _KEEPALIVE_MS = 10_000
@@ -17,9 +27,9 @@ def connection_options(keepalive_ms: int = _KEEPALIVE_MS) -> tuple[tuple[str, in
     """gRPC's options for both ends of a connection: either notices within twice `keepalive_ms` that the other is gone.
 
     A server takes pings that come oftener than every five minutes for an attack and hangs up, unless it is told otherwise.
-    gRPC's own limit of 4 MiB stays: a greater message is a mistake, for everything large travels in chunks.
     """
     return (
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", keepalive_ms),
         ("grpc.keepalive_timeout_ms", keepalive_ms),
         # Of gRPC's other pings, with which it measures the bandwidth; no keepalive is sent while one is under way.
@@ -47,10 +57,8 @@ class Address(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        address = _ip(self.host)
+        return _is_localhost(self.host) if address is None else address.is_loopback
 
 
 def parse_address(text: str) -> Address:
@@ -67,9 +75,7 @@ def parse_address(text: str) -> Address:
         not port.isascii()
         or not port.isdigit()
         or int(port) > 65535
-        or "/" in host
-        or " " in host
-        or (":" in host and not bracketed)
+        or not (_NAME.fullmatch(host) or (_ip(host) and (bracketed or ":" not in host)))
     ):
         raise ValueError(f"{text!r} is not an address; write HOST:PORT, as in 127.0.0.1:{DEFAULT_PORT}")
     return Address(host, int(port))
@@ -78,3 +84,74 @@ def parse_address(text: str) -> Address:
 def authorization(token: str | None) -> tuple[tuple[str, str], ...]:
     """The metadata that a call carries."""
     return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+class Endpoint(NamedTuple):
+    """A server that can be connected to: its address, and the token that it asks for, if any."""
+
+    address: Address
+    token: str | None = None
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The metadata that goes with every call."""
+        return authorization(self.token)
+
+    def open(self, options: Sequence[tuple[str, int]] = OPTIONS) -> grpc.Channel:
+        """A channel, to be closed or used as a context manager. It connects when it is first used."""
+        return grpc.insecure_channel(str(self.address), options=[*options, *self._proxy_options()])
+
+    def open_aio(self, options: Sequence[tuple[str, int]] = OPTIONS) -> grpc.aio.Channel:
+        """The same for asyncio."""
+        return grpc.aio.insecure_channel(str(self.address), options=[*options, *self._proxy_options()])
+
+    def _proxy_options(self) -> list[tuple[str, int]]:
+        return [("grpc.enable_http_proxy", 0)] if is_reached_directly(self.address) else []
+
+
+def is_reached_directly(address: Address) -> bool:
+    """Whether no proxy may stand between: a proxy cannot reach this machine's ports, and `no_proxy` names others.
+
+    `no_proxy`, or `NO_PROXY`, lists host names, domains (with or without a leading dot: each names its subdomains too), IP
+    addresses and networks as 10.0.0.0/8, each perhaps with a port, separated by commas; `*` is everything.
+    """
+    ip = _ip(address.host)
+    if address.is_loopback or (ip is not None and ip.is_unspecified):
+        return True
+    listed = ",".join(os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY"))
+    return any(_names(entry, address, ip) for entry in listed.replace(",", " ").split())
+
+
+def _names(entry: str, address: Address, ip: _Ip | None) -> bool:
+    """Whether an entry of `no_proxy` names an address."""
+    if entry == "*":
+        return True
+    if ip is not None:
+        try:
+            return ip in ipaddress.ip_network(entry, strict=False)
+        except ValueError:
+            pass
+    try:
+        host, port = parse_address(entry.removeprefix("*").removeprefix("."))
+    except ValueError:
+        return False
+    if entry.rpartition(":")[2] == str(port) and port != address.port:
+        return False
+    named = _ip(host)
+    if named is not None or ip is not None:
+        return named == ip
+    domain, ours = host.lower().rstrip("."), address.host.lower().rstrip(".")
+    return ours == domain or ours.endswith(f".{domain}")
+
+
+def _ip(host: str) -> _Ip | None:
+    """The IP address that a host is written as. None if it is a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _is_localhost(host: str) -> bool:
+    name = host.lower().rstrip(".")
+    return name == "localhost" or name.endswith(".localhost")

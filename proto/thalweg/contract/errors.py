@@ -12,12 +12,11 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from thalweg.contract.text import MAX_STATUS_VALUE, visible
 from thalweg.v1 import errors_pb2, options_pb2
 
 DOMAIN = "thalweg"
 _PREFIX = "ERROR_REASON_"
-# A status travels in gRPC's trailers, three times over, and those may be refused beyond 8 KiB.
-_MOST_CHARACTERS = 300
 
 
 class Violation(NamedTuple):
@@ -74,7 +73,8 @@ def invalid(*violations: Violation) -> ThalwegError:
 
 def to_status(error: ThalwegError) -> status_pb2.Status:
     """The error in the form in which it travels."""
-    error = ThalwegError(error.reason, {key: _cut(value) for key, value in error.metadata.items()}, error.violations)
+    metadata = {key: visible(value, MAX_STATUS_VALUE) for key, value in error.metadata.items()}
+    error = ThalwegError(error.reason, metadata, map(_visible, error.violations))
     status = status_pb2.Status(code=entry(error.reason).code, message=str(error))
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     status.details.add().Pack(info)
@@ -86,8 +86,8 @@ def to_status(error: ThalwegError) -> status_pb2.Status:
     return status
 
 
-def _cut(value: str) -> str:
-    return value if len(value) <= _MOST_CHARACTERS else value[: _MOST_CHARACTERS - 3] + "..."
+def _visible(violation: Violation) -> Violation:
+    return Violation(visible(violation.field), visible(violation.problem))
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> ThalwegError:
@@ -103,7 +103,7 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> ThalwegError:
     known = _from_details(status.details) if status else None
     if known:
         return known
-    code, problem = call.code(), call.details() or "no details"
+    code, problem = call.code(), visible(call.details() or "no details")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return ThalwegError("UNREACHABLE", {"address": address, "problem": problem})
     return ThalwegError("INTERNAL", {"problem": f"{code.name}: {problem}"})
@@ -117,5 +117,5 @@ def _from_details(details: Iterable[any_pb2.Any]) -> ThalwegError | None:
             detail.Unpack(request)
     if info.domain != DOMAIN or _PREFIX + info.reason not in errors_pb2.ErrorReason.DESCRIPTOR.values_by_name:
         return None
-    violations = [Violation(v.field, v.description) for v in request.field_violations]
-    return ThalwegError(info.reason, dict(info.metadata), violations)
+    violations = [_visible(Violation(v.field, v.description)) for v in request.field_violations]
+    return ThalwegError(info.reason, {key: visible(value) for key, value in info.metadata.items()}, violations)

@@ -14,6 +14,7 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
 from thalweg.contract.payload import Parcel
 from thalweg.contract.states import state_name
+from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.server import messages, wire
 from thalweg.server.arrays import Arrays
 from thalweg.server.checkpoints import Checkpoint
@@ -128,7 +129,7 @@ class JobRun:
 
     def worker_crashed(self, problem: str) -> None:
         """A fleet tells that a worker of this job ended by itself."""
-        self.handle(messages.WorkerCrashed(problem[: wire.MOST_CHARACTERS]))
+        self.handle(messages.WorkerCrashed(visible(problem, MAX_PROBLEM)))
 
     def tick(self) -> None:
         """Some time has passed."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.payload import Parcel
+from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.contract.tree import Node
 from thalweg.server import messages, wire
 from thalweg.server.connections import broadcast
@@ -165,7 +166,7 @@ class Shard:
                 share.do(command)
         except Exception as error:  # noqa: BLE001 - half done, whatever it was: the job fails
             _log.exception("share %d: a command could not be carried out", command.share)
-            problem = f"{type(error).__name__}: {error}"[: wire.MOST_CHARACTERS]
+            problem = visible(f"{type(error).__name__}: {error}", MAX_PROBLEM)
             self._say(pb.HoldRequest(share=command.share, failure=parameter_service_pb2.Failure(problem=problem)))
             self._drop(command.share)
         if command.HasField("invite"):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from thalweg.contract.channel import OPTIONS, Address, authorization
+from thalweg.contract.channel import Address, Endpoint
 from thalweg.contract.errors import from_rpc_error
 from thalweg.server.hosting import STOP_GRACE_SECONDS, Hosted
 from thalweg.server.services.parameter import ParameterService
@@ -62,6 +62,7 @@ class ShardServer(Hosted):
     def __init__(self, config: ShardConfig) -> None:
         super().__init__(config.address, config.token)
         self.config = config
+        self._server = Endpoint(config.server, config.token)
 
     def start(self) -> Address:
         """Starts the shard and gives the address at which it listens. Raises ServerStartError if it cannot.
@@ -105,7 +106,7 @@ class ShardServer(Hosted):
         while True:
             self._outbox = _Outbox()
             try:
-                async with grpc.aio.insecure_channel(str(self.config.server), options=list(OPTIONS)) as channel:
+                async with self._server.open_aio() as channel:
                     if await self._hold(channel):
                         seconds, told = _LEAST_SECONDS, ""
                     problem = "it ended the stream"
@@ -123,7 +124,7 @@ class ShardServer(Hosted):
         offer = pb.ShardOffer(address=str(Address("" if _is_any(self.address.host) else self.address.host, self.address.port)))
         self._outbox.put(pb.HoldRequest(offer=offer))
         stub = shard_service_pb2_grpc.ShardServiceStub(channel)
-        call = stub.Hold(self._outbox.messages(), metadata=authorization(self.config.token))
+        call = stub.Hold(self._outbox.messages(), metadata=self._server.metadata)
         heart: asyncio.Task[None] | None = None
         try:
             async for response in call:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from thalweg.contract.layout import Slab
+from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.contract.tree import Node
 from thalweg.server import messages, wire
 from thalweg.server.chunks import bits
@@ -231,7 +232,8 @@ class Shares:
                 self._copied(share, message.copied)
             case "failure":
                 self.broken = True
-                self._turns.interrupt(messages.DriverFailed(f"shard {share.shard.address}: {message.failure.problem}"))
+                problem = visible(message.failure.problem, MAX_PROBLEM)
+                self._turns.interrupt(messages.DriverFailed(f"shard {share.shard.address}: {problem}"))
 
     def _arrived(self, share: _Share, arrival: pb.Arrival) -> None:
         worker = arrival.worker

@@ -16,6 +16,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.rules import choice_of, default_of, real_oneofs, rules_of
+from thalweg.contract.text import MAX_STATUS_BYTES
 from thalweg.v1 import job_pb2, options_pb2
 
 _JOB_ID = re.compile("[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -23,7 +24,6 @@ _REQUEST_ID = re.compile("[!-~]{1,128}")
 # A schedule within a schedule within a schedule is enough.
 _MOST_DEPTH = 24
 # A status travels in gRPC's trailers, three times over, and those may be refused beyond 8 KiB.
-_MOST_CHARACTERS = 1400
 _MOST_SHOWN = 60
 # A thousand layers take a quarter of it. A job travels as a part of other messages, and those have gRPC's limit.
 _MOST_BYTES = 1 << 17
@@ -70,7 +70,7 @@ def check_request_id(request_id: str) -> None:
 def _as_many_as_travel(violations: list[Violation]) -> list[Violation]:
     """The first violations, and how many more there are."""
     told: list[Violation] = []
-    room = _MOST_CHARACTERS
+    room = MAX_STATUS_BYTES
     for violation in violations:
         room -= len(str(violation).encode()) + 1
         if told and room < 0:

@@ -10,6 +10,7 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.memory import SharingError
 from thalweg.contract.payload import Parcel, serialize
 from thalweg.contract.sums import Sums
+from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.contract.tree import Node
 from thalweg.server import messages
 from thalweg.server.messages import WorkerId
@@ -19,7 +20,6 @@ from thalweg.server.sharing import JobSharing
 from thalweg.v1 import parameter_service_pb2
 
 # What no honest worker comes near, and a broken one may not fill the server's memory with.
-MOST_CHARACTERS = 2000
 _MOST_SAMPLES = 1 << 28
 _MOST_TENSORS = 4096
 _MOST_AXES = 8
@@ -71,7 +71,7 @@ def event_of(
         case "heartbeat":
             return messages.HeartbeatReceived(worker)
         case "failure":
-            return messages.WorkerFailed(worker, message.failure.problem[:MOST_CHARACTERS])
+            return messages.WorkerFailed(worker, visible(message.failure.problem, MAX_PROBLEM))
         case kind:
             raise violation(f"{kind or 'an empty message'} was not expected")
 
@@ -129,6 +129,8 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None
         raise violation("a layout of too many tensors or axes")
     if prepared.layout.dtype != dtype or len({tensor.name for tensor in tensors}) < len(tensors):
         raise violation("a layout of another dtype, or with two tensors of one name")
+    if any(visible(tensor.name) != tensor.name for tensor in tensors):
+        raise violation("a tensor's name with characters that cannot be seen")
 
 
 def violation(problem: str) -> ThalwegError:

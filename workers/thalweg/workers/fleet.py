@@ -20,8 +20,9 @@ from typing import Any
 
 import grpc
 
-from thalweg.contract.channel import OPTIONS, Address, authorization
+from thalweg.contract.channel import Address, Endpoint
 from thalweg.contract.errors import from_rpc_error
+from thalweg.contract.text import MAX_LAST_WORDS, visible
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1 import fleet_service_pb2_grpc
 from thalweg.workers.keeper import FIRST_BACKOFF, LONGEST_BACKOFF, Alive, Failed, Orders
@@ -32,7 +33,6 @@ _START_SECONDS = 120.0
 # A keeper that says nothing for so long hangs in a call of Ray's.
 _SILENCE_SECONDS = 15.0
 _STOP_SECONDS = 10.0
-_MOST_CHARACTERS = 200
 
 
 class FleetError(Exception):
@@ -55,6 +55,7 @@ class Fleet:
 
     def __init__(self, config: FleetConfig) -> None:
         self.config = config
+        self._server = Endpoint(config.server, config.token)
         self._stop = threading.Event()
         # Guards what both threads use: the streams to the server and to the keeper, and what goes first on new ones.
         self._lock = threading.Lock()
@@ -100,7 +101,7 @@ class Fleet:
         backoff = FIRST_BACKOFF
         while not self._stop.is_set():
             try:
-                with grpc.insecure_channel(str(self.config.server), options=list(OPTIONS)) as channel:
+                with self._server.open() as channel:
                     for response in self._open(channel):
                         backoff = FIRST_BACKOFF
                         self._pass_on(response)
@@ -121,7 +122,7 @@ class Fleet:
             outbox = self._outbox = queue.SimpleQueue()
             self._tell_capacity()
             stub = fleet_service_pb2_grpc.FleetServiceStub(channel)
-            self._call = stub.Attend(iter(outbox.get, None), metadata=authorization(self.config.token))
+            self._call = stub.Attend(iter(outbox.get, None), metadata=self._server.metadata)
             if self._stop.is_set():
                 self._call.cancel()
             call: Iterator[pb.AttendResponse] = self._call
@@ -232,7 +233,7 @@ class _Keeper:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         # Ray puts the time, the process and the thread in brackets before it.
-        return lines[-1].rpartition("] ")[2][:_MOST_CHARACTERS] if lines else "its driver ended without a word"
+        return visible(lines[-1].rpartition("] ")[2], MAX_LAST_WORDS) if lines else "its driver ended without a word"
 
     def hang_up(self) -> None:
         """Tells the keeper to end in its own time."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 
 from thalweg.contract import payload
-from thalweg.contract.channel import OPTIONS, authorization
+from thalweg.contract.channel import Endpoint, authorization, parse_address
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.payload import METHOD, Parcel
 from thalweg.v1 import parameter_service_pb2 as pb
@@ -57,7 +57,7 @@ class ShardStream:
         self._most = _VERSIONS * len(self.chunks) + _TASKS
         self._changed = threading.Condition()
         self._ended = False
-        self._channel = grpc.insecure_channel(shard.address, options=list(OPTIONS))
+        self._channel = Endpoint(parse_address(shard.address), token).open()
         self.outbox.put(pb.WorkRequest(hello=pb.Hello(token=shard.token)))
         self._inbox = open_stream(self._channel, self.outbox, token)
         self._thread = threading.Thread(target=self._read, name="thalweg-shard", daemon=True)

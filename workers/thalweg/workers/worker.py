@@ -10,7 +10,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from thalweg.contract.allocator import keep_freed
-from thalweg.contract.channel import OPTIONS, Address
+from thalweg.contract.channel import Address, Endpoint
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.layout import Slab
 from thalweg.contract.memory import SharingError
@@ -37,7 +37,7 @@ def work(server: Address, token: str | None, job_id: str, name: str, answered: C
     to the server, which fails the job.
     """
     keep_freed()
-    with grpc.insecure_channel(str(server), options=list(OPTIONS)) as channel, ExitStack() as until_the_end:
+    with Endpoint(server, token).open() as channel, ExitStack() as until_the_end:
         outbox: Outbox = queue.SimpleQueue()
         outbox.put(pb.WorkRequest(hello=pb.Hello(job_id=job_id, worker=name)))
         inbox = open_stream(channel, outbox, token)

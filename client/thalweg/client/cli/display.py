@@ -24,6 +24,7 @@ from thalweg.client.records import (
     WorkersChanged,
 )
 from thalweg.client.records import Progress as JobProgress
+from thalweg.contract.text import visible
 
 # How many lines a log gets of the epochs of a job, and how often one of steps if epochs take long.
 _EPOCH_LINES = 10
@@ -135,7 +136,7 @@ class Log:
     def note(self, text: str) -> None:
         """Prints a line."""
         self._printed = time.monotonic()
-        sys.stderr.write(f"{self.name}: {text}\n")
+        sys.stderr.write(f"{self.name}: {visible(text)}\n")
         sys.stderr.flush()
 
     def show(self, event: Event) -> None:

@@ -10,12 +10,14 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from thalweg.client import records
 from thalweg.client.records import Metrics, Result
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import state_name
+from thalweg.contract.text import is_visible, visible, visible_lines
 from thalweg.v1 import job_pb2
 
 # A file or a pipe has no width: what is printed there should not be cut.
@@ -40,15 +42,25 @@ def make_streams_tolerant() -> None:
             stream.reconfigure(errors="replace")
 
 
+class _VisibleConsole(Console):
+    """A console on which nothing that is printed acts on the terminal, but what the console itself adds."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible_lines(segment.text), segment.style)
+
+
 def console(stderr: bool = False) -> Console:
     """Where people read: stdout, or stderr for what is not the command's answer."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _ENDLESS)
+    return _VisibleConsole(stderr=stderr, highlight=False, width=None if stream.isatty() else _ENDLESS)
 
 
 def print_json(value: Any) -> None:
     """Prints one JSON value as one line. Numbers that JSON cannot hold become null."""
-    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+    # What acts on a terminal can only stand within strings, and those may hold any character as an escape.
+    sys.stdout.write("".join(c if is_visible(c) else json.dumps(c)[1:-1] for c in text) + "\n")
     sys.stdout.flush()
 
 
@@ -67,7 +79,7 @@ def _finite(value: Any) -> Any:
 def complain(problem: object) -> None:
     """Prints a problem on stderr, each of its lines with the name of the program."""
     for line in str(problem).splitlines() or [""]:
-        sys.stderr.write(f"thalweg: {line}\n")
+        sys.stderr.write(f"thalweg: {visible(line)}\n")
     sys.stderr.flush()
 
 

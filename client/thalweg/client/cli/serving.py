@@ -13,6 +13,7 @@ from thalweg.client.embedded import start_fleet, start_server, start_shard
 from thalweg.client.folders import expanded, served_folder
 from thalweg.contract.channel import DEFAULT_PORT, Address, parse_address
 from thalweg.contract.errors import Violation, invalid
+from thalweg.contract.text import VisibleFormatter
 
 _MEBIBYTE = 1 << 20
 _LONGEST_SECONDS = 1e6
@@ -208,4 +209,6 @@ def _wait(inbox: Inbox) -> None:
 
 
 def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from thalweg.contract.text import MAX_FLEET_NAME, MAX_PROBLEM, visible
 from thalweg.server import validation
 from thalweg.server.fleets import AttendingFleet
 from thalweg.server.jobs import Jobs
@@ -16,7 +17,6 @@ from thalweg.v1 import fleet_service_pb2_grpc
 
 _log = logging.getLogger(__name__)
 _SLOTS = pb.Capacity.DESCRIPTOR.fields_by_name["slots"]
-_MOST_CHARACTERS = 1000
 
 
 class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
@@ -50,14 +50,14 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
         async for request in requests:
             if request.HasField("capacity"):
                 validation.check_value(_SLOTS, request.capacity.slots, "capacity.slots")
-                fleet.name, fleet.slots = request.capacity.name[:100], request.capacity.slots
+                fleet.name, fleet.slots = visible(request.capacity.name, MAX_FLEET_NAME), request.capacity.slots
                 fleet.changed.set()
                 self._jobs.allot()
             elif request.HasField("worker_exited"):
                 exited = request.worker_exited
                 run = self._jobs.run(exited.job_id)
                 if run:
-                    problem = exited.problem[:_MOST_CHARACTERS]
+                    problem = visible(exited.problem, MAX_PROBLEM)
                     run.telemetry.notice(f"a worker of fleet {fleet.name} ended and is replaced: {problem}")
                     if exited.crashed:
                         run.worker_crashed(problem)

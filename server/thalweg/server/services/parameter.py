@@ -14,6 +14,7 @@ import grpc
 from thalweg.contract import payload
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.payload import Parcel
+from thalweg.contract.text import MAX_WORKER_NAME, visible
 from thalweg.server.jobs import Jobs
 from thalweg.server.services.guard import errors
 from thalweg.v1 import parameter_service_pb2 as pb
@@ -139,7 +140,7 @@ class JobReception:
             return f"there is no job {hello.job_id} to work for"
         if not self._jobs.has_place(hello.job_id):
             return f"job {hello.job_id} has no place yet"
-        return run, WorkerStream(next(self._ids), hello.worker[:200])
+        return run, WorkerStream(next(self._ids), visible(hello.worker, MAX_WORKER_NAME))
 
 
 class ParameterService:

@@ -10,6 +10,7 @@ import grpc
 
 from thalweg.contract.channel import Address, parse_address
 from thalweg.contract.errors import ThalwegError
+from thalweg.contract.text import MAX_ADDRESS, visible
 from thalweg.server import wire
 from thalweg.server.jobs import Jobs
 from thalweg.server.services.guard import errors
@@ -18,7 +19,6 @@ from thalweg.v1 import shard_service_pb2 as pb
 from thalweg.v1 import shard_service_pb2_grpc
 
 _log = logging.getLogger(__name__)
-_MOST_CHARACTERS = 300
 
 
 class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
@@ -35,7 +35,7 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
             opening = await anext(requests, None)
             if opening is None or not opening.HasField("offer"):
                 raise wire.violation("a stream begins with an offer")
-            shard = AttendingShard(_reached_at(opening.offer.address[:_MOST_CHARACTERS], context.peer()))
+            shard = AttendingShard(_reached_at(visible(opening.offer.address, MAX_ADDRESS), context.peer()))
             take_on = pb.TakeOn(heartbeat_seconds=self._jobs.settings.heartbeat_seconds)
             shard.send(pb.ShareCommand(take_on=take_on))
             listener = asyncio.create_task(_listen(requests, shard))
@@ -61,11 +61,10 @@ async def _listen(requests: AsyncIterator[pb.HoldRequest], shard: AttendingShard
 
 def _reached_at(address: str, peer: str) -> str:
     """Where a shard is reached that says an address, perhaps without a host, and comes from gRPC's name for a peer."""
-    if not address.startswith(":"):
-        return address
     try:
-        port = parse_address(address).port
-        host = parse_address(unquote(peer).partition(":")[2]).host
+        host, port = parse_address(address)
+        if address.startswith(":"):
+            host = parse_address(unquote(peer).partition(":")[2]).host
     except ValueError as error:
         raise wire.violation(f"{address} is no address") from error
     return str(Address(host, port))

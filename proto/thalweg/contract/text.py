@@ -1,0 +1,61 @@
+"""Text from peers: what workers, fleets, shards and clients say is shown to other people, on terminals and in logs."""
+
+import logging
+import unicodedata
+
+# The most characters of a text from a peer, by what it is.
+MAX_FLEET_NAME = 100
+MAX_WORKER_NAME = 200
+MAX_ADDRESS = 300
+# What a worker says as it fails, or a fleet or a shard of one that did.
+MAX_PROBLEM = 1000
+# A status travels in gRPC's trailers, three times over, and those may be refused beyond 8 KiB: one value in it, and all of its
+# violations together, in bytes.
+MAX_STATUS_VALUE = 300
+MAX_STATUS_BYTES = 1400
+# A line of another program's that explains why it ended.
+MAX_LAST_WORDS = 200
+
+# Control characters (terminals obey them), format characters (some turn the direction of what follows), lone surrogates, and
+# separators of lines and paragraphs.
+_INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# They join letters and emoji, and do nothing else.
+_JOINERS = "\u200c\u200d"
+_CUT = "..."
+
+
+def visible(text: str, limit: int | None = None) -> str:
+    """The text in one line, in which nothing acts on a terminal or a log: such characters are written as escapes, as `\\x1b`.
+
+    It is cut to at most `limit` characters. What was made visible before stays as it is.
+    """
+    shown = text if limit is None else text[: limit + 1]
+    if not shown.isprintable():
+        shown = "".join(map(_visible, shown))
+    return shown if limit is None or len(shown) <= limit else shown[: limit - len(_CUT)] + _CUT
+
+
+def visible_lines(text: str) -> str:
+    """The same for a text of several lines, which stay lines."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
+def is_visible(character: str) -> bool:
+    """Whether a character may stand as it is."""
+    return character.isprintable() or character in _JOINERS or unicodedata.category(character) not in _INVISIBLE
+
+
+def _visible(character: str) -> str:
+    if is_visible(character):
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+class VisibleFormatter(logging.Formatter):
+    """Formats log records so that nothing in them acts on a terminal, and each is one line; a traceback keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - as logging calls it
+        return visible(super().formatMessage(record))
+
+    def formatException(self, ei: "logging._SysExcInfoType") -> str:  # noqa: N802 - as logging calls it
+        return visible_lines(super().formatException(ei))
