@@ -110,6 +110,7 @@ class Cluster:
         self._arrivals: dict[tuple[int, str], float] = {}
         self._finished: Ending | None = None
         self._received = 0
+        self._stalled_until = 0.0
 
     def at(self, seconds: float, action: Callable[[], None]) -> None:
         """Lets something happen later."""
@@ -178,7 +179,7 @@ class Cluster:
         self.at(self.random.uniform(0, 0.2), self.start_server)
 
     def _tick(self) -> None:
-        if self.run_:
+        if self.run_ and self.now >= self._stalled_until:
             self.run_.tick()
             if self.random.random() < 0.2:
                 self.journal.flush()
@@ -293,6 +294,9 @@ class Cluster:
         run, request = self.run_, payload.unpacked(message)
 
         def arrive() -> None:
+            if self.now < self._stalled_until:
+                self.at(self._stalled_until - self.now, arrive)
+                return
             if run is None or self.run_ is not run or not worker.heard or self._finished:
                 return
             self._received += message.HasField("gradient")
@@ -336,6 +340,19 @@ class Cluster:
         if worker:
             stopped = self.random.choice([0.05, 0.2, 1.0])
             worker.stopped_until = max(worker.stopped_until, self.now + stopped)
+
+    def _fault_stall(self) -> None:
+        """The server's process stands still. Time passes before it hears what was said meanwhile."""
+        stalled, run = self.random.choice([0.05, 0.2, 1.0]), self.run_
+        if self.now < self._stalled_until:
+            return
+
+        def wake() -> None:
+            if run and run is self.run_:
+                run.tick(stalled)
+
+        self.at(stalled, wake)
+        self._stalled_until = self.now + stalled
 
     def _fault_slow(self) -> None:
         worker = self._some_worker()

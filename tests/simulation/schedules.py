@@ -63,7 +63,7 @@ JOBS: dict[str, dict[str, Any]] = {
         "optimizer": _EXACT,
     },
 }
-_KINDS = ("kill", "cut", "stop", "slow", "scale", "crash", "full", "damage")
+_KINDS = ("kill", "cut", "stop", "slow", "stall", "scale", "crash", "full", "damage")
 
 
 def spec_of(name: str) -> job_pb2.JobSpec:

@@ -9,6 +9,8 @@ import pytest
 
 from tests.simulation import schedules
 from tests.simulation.__main__ import main
+from tests.simulation.cluster import Cluster, Faults
+from tests.simulation.worker import noise
 from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
 from thalweg.server import checkpoints
@@ -44,6 +46,15 @@ def test_the_schedules_meet_every_kind_of_fault() -> None:
     assert any(cluster.incarnations > 2 for cluster in clusters)
     assert any(cluster.problems for cluster in clusters)
     assert any(event.HasField("checkpoint_failed") for cluster in clusters for event in cluster.journal.durable)
+
+
+def test_a_server_that_stands_still_loses_nobody() -> None:
+    for seed in range(20):
+        spec = schedules.spec_of("bulk")
+        faults = Faults({"stall": 1.0}, most=10)
+        cluster = Cluster(spec, seed, noise, faults=faults, workers=3, validation_samples=30)
+        cluster.run()
+        assert cluster.counts.lost_workers == 0
 
 
 def test_a_seed_gives_the_same_run_again() -> None:

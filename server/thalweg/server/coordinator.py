@@ -146,8 +146,8 @@ class Coordinator:
                 self._writing = False
                 self._checkpoint_due = self._now + max(self._settings.checkpoint_seconds, seconds / _CHECKPOINT_SHARE)
                 return []
-            case Tick():
-                return self._tick()
+            case Tick(missed):
+                return self._tick(missed)
             case CancelRequested():
                 whole = self.policy is not None and self.policy.whole()
                 return [Finish(job_pb2.JOB_STATE_CANCELLED, position=self._here() if whole else None)]
@@ -233,7 +233,9 @@ class Coordinator:
         error = f"{self._crashes} workers in a row ended before they contributed anything; the last one said: {problem}"
         return [Finish(job_pb2.JOB_STATE_FAILED, error)]
 
-    def _tick(self) -> list[Decision]:
+    def _tick(self, missed: float) -> list[Decision]:
+        if missed:
+            self._heard = {worker: min(self._now, heard + missed) for worker, heard in self._heard.items()}
         decisions: list[Decision] = []
         for worker, heard in list(self._heard.items()):
             if self._now - heard > self._settings.silence_seconds:

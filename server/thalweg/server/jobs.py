@@ -11,6 +11,7 @@ from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.layout import Slab
 from thalweg.contract.states import ENDED, state_name
 from thalweg.server import acceptance, validation
+from thalweg.server.attention import Attention
 from thalweg.server.checkpoints import Checkpoint
 from thalweg.server.crew import Crew
 from thalweg.server.ending import Ending
@@ -111,16 +112,20 @@ class Jobs:
         await self.journal.stop()
 
     async def _tick(self) -> None:
+        attention = Attention(_TICK_SECONDS, self.settings.silence_seconds)
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            self._tick_runs()
-            for shard in self.shards.silent(self.settings.silence_seconds):
+            missed = attention.missed()
+            if missed:
+                _log.warning("the server listened to nobody for %.1f s", missed)
+            self._tick_runs(missed)
+            for shard in self.shards.silent(self.settings.silence_seconds, missed):
                 shard.give_up()
                 self.shard_lost(shard)
 
-    def _tick_runs(self) -> None:
+    def _tick_runs(self, missed: float) -> None:
         for run in list(self._runs.values()):
-            run.tick()
+            run.tick(missed)
 
     async def _take_up(self, job: job_pb2.Job, what: str) -> JobRun:
         """Queues a job that earlier runs have not brought to its end, at its last checkpoint."""

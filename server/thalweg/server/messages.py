@@ -168,7 +168,9 @@ class CheckpointDone:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed."""
+    """Time has passed. For `missed` seconds of it nobody listened to the workers."""
+
+    missed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,8 @@ class JobRun:
         self._residuals = Residuals()
         self._crew = crew
         self._shards = shards
+        # What no tick has told yet: a tick is lost if others have to wait.
+        self._missed = 0.0
         self._turns = Turns(self._decide, self._carry_out, self._ready, self._failed)
 
     @property
@@ -131,10 +133,11 @@ class JobRun:
         """A fleet tells that a worker of this job ended by itself."""
         self.handle(messages.WorkerCrashed(visible(problem, MAX_PROBLEM)))
 
-    def tick(self) -> None:
-        """Some time has passed."""
+    def tick(self, missed: float = 0.0) -> None:
+        """Some time has passed. For `missed` seconds of it nobody listened to the workers."""
+        self._missed += missed
         if self._connections:
-            self.handle(messages.Tick())
+            self.handle(messages.Tick(self._missed))
 
     def checkpoint_done(self, version: int, size: int, seconds: float, problem: str = "") -> None:
         """A checkpoint that was to be saved is on disk, or, if there was a problem, is not."""
@@ -217,6 +220,8 @@ class JobRun:
         self._turns.handle(event)
 
     def _decide(self, event: messages.Event) -> list[messages.Decision]:
+        if isinstance(event, messages.Tick):
+            self._missed = 0.0
         decisions = self.coordinator.handle(event, self._clock())
         self.telemetry.contributions.applied += any(isinstance(decision, messages.Keep) for decision in decisions)
         if self.arrays:

@@ -83,9 +83,11 @@ class Shards:
         """
         return [] if plan.numerical else self.attending[: max(0, plan.chunks - 1)]
 
-    def silent(self, seconds: float) -> list[AttendingShard]:
-        """Those that have said nothing for so long."""
+    def silent(self, seconds: float, missed: float = 0.0) -> list[AttendingShard]:
+        """Those that have said nothing for some seconds. For `missed` seconds before now nobody listened to them."""
         now = time.monotonic()
+        for shard in self.attending:
+            shard.heard = min(now, shard.heard + missed)
         return [shard for shard in self.attending if now - shard.heard > seconds]
 
 
