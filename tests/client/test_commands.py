@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+import tomllib
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file
 from tests.client.conftest import Command
 from tests.client.helpers import Cluster, Printed, fleet_of_threads, names_in, start_worker
 from tests.end_to_end.cluster import running_server
-from thalweg.client import Client, Job, StepsTaken
+from thalweg.client import Client, Job, StepsTaken, load_job
 from thalweg.client.cli import serving
 from thalweg.client.cli.app import app
 from thalweg.client.cli.display import Log
@@ -32,7 +33,7 @@ RESULT_KEYS = {"train_loss", "train_accuracy", "weights_sha256", "samples_per_se
 
 
 def test_the_commands_are_those_of_the_design() -> None:
-    design = "train serve fleet submit jobs watch cancel delete scale weights predict plot gradcheck"
+    design = "train serve fleet submit jobs watch cancel delete scale weights predict plot gradcheck show init"
     assert sorted(design.split()) == COMMANDS
 
 
@@ -205,6 +206,33 @@ def test_ids_are_whole_on_a_narrow_terminal(
     client.submit("xor", id=name)
     monkeypatch.setattr("thalweg.client.cli.output._ENDLESS", 50)
     assert name in command("jobs", "--server", server.address).out
+
+
+def test_show_prints_a_job_file_that_trains_the_same(cluster: Cluster, command: Command) -> None:
+    for job in (cluster.gate, cluster.digits):
+        printed = command("show", job.id, "--server", cluster.address)
+        assert (printed.code, printed.err) == (0, "")
+        Path("again.toml").write_text(printed.out)
+        assert load_job("again.toml").spec == job.spec
+    assert command("show", "gate", "--server", cluster.address, "--json").json["settings"]["training"]["epochs"] == 40
+    assert tomllib.loads(command("show", "digits").out)["training"]["epochs"] == 30
+    assert command("show", "nothing", "--server", cluster.address).err == "thalweg: there is no job nothing on this server\n"
+
+
+def test_init_writes_a_job_file_to_begin_from(command: Command, tmp_path: Path) -> None:
+    assert command("init").out == f"{tmp_path}/digits.toml: train it with `thalweg train digits.toml`\n"
+    assert load_job("digits.toml") == load_job("digits")
+    again = command("init")
+    assert (again.code, again.err) == (
+        2,
+        f"thalweg: --output: {tmp_path}/digits.toml exists; choose another file, or overwrite it with --force\n",
+    )
+    assert command("init", "xor", "-o", "digits.toml", "--force", "--json").json == {
+        "job": "xor",
+        "file": f"{tmp_path}/digits.toml",
+    }
+    assert load_job("digits.toml") == load_job("xor")
+    assert command("init", "mnist").err.startswith("thalweg: JOB: unknown packaged job 'mnist'; expected one of and, digits")
 
 
 def test_weights(cluster: Cluster, command: Command, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from google.protobuf import json_format
 
 from thalweg.client.folders import expanded
@@ -58,6 +59,16 @@ def packaged_jobs() -> list[str]:
     """The names of the jobs that come with the package."""
     folder = resources.files("thalweg.client") / "jobs"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def packaged_job(name: str) -> str:
+    """The text of a packaged job's file."""
+    return (resources.files("thalweg.client") / "jobs" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def toml_of(spec: job_pb2.JobSpec) -> str:
+    """A specification as the text of a job file. `load_job` reads it as the same specification."""
+    return tomli_w.dumps(values_of(spec))
 
 
 def load_job(job: JobSource, settings: Settings = ()) -> JobFile:
@@ -113,8 +124,7 @@ def _document(job: JobSource) -> tuple[str, Any, Path]:
     if isinstance(job, Mapping):
         return "", job, Path()
     if isinstance(job, str) and job in packaged_jobs():
-        text = (resources.files("thalweg.client") / "jobs" / f"{job}.toml").read_text(encoding="utf-8")
-        return job, tomllib.loads(text), Path()
+        return job, tomllib.loads(packaged_job(job)), Path()
     path = expanded(job)
     return str(job), _read_toml(path, str(job)), path.parent
 

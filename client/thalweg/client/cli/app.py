@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from thalweg.client.cli import gradcheck, jobs, results, serving, train
+from thalweg.client.cli import gradcheck, jobfiles, jobs, results, serving, train
 from thalweg.client.cli.output import complain, exit_code, make_streams_tolerant
 from thalweg.client.cli.signals import InterruptedBySignalError
 from thalweg.contract.errors import ThalwegError
@@ -39,10 +39,10 @@ _CHOICES = "\n\n".join(
 )
 
 _PANELS: dict[str, list[Callable[..., None]]] = {
-    "Train": [train.train, gradcheck.gradcheck],
+    "Train": [train.train, gradcheck.gradcheck, jobfiles.init],
     "Inspect results": [results.plot, results.predict, results.weights],
     "Run a cluster": [serving.serve, serving.fleet],
-    "Jobs": [jobs.submit, jobs.jobs, jobs.watch, jobs.scale, jobs.cancel, jobs.delete],
+    "Jobs": [jobs.submit, jobs.jobs, jobfiles.show, jobs.watch, jobs.scale, jobs.cancel, jobs.delete],
 }
 for panel, commands in _PANELS.items():
     for command in commands:
