@@ -1,12 +1,24 @@
 """Checkpoints: whole or not there, on a real disk."""
 
-from collections.abc import Callable
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from thalweg.server.checkpoints import Checkpoint, CheckpointError, Checkpoints, decode, encode
+from thalweg.server import checkpoints as module
+from thalweg.server.checkpoints import (
+    FORMAT,
+    Checkpoint,
+    CheckpointError,
+    Checkpoints,
+    NewerCheckpointError,
+    decode,
+    encode,
+)
 from thalweg.server.disk import RealDisk
 from thalweg.server.messages import Position
 from thalweg.server.settings import KEPT_CHECKPOINTS
@@ -23,14 +35,18 @@ def make(version: int, trajectory: bool = True) -> Checkpoint:
         parameters=np.array([1, 2, version], np.float32),
         state={"mean": np.array([3, 4, 5], np.float32), "square": np.array([6, 7, 8], np.float32)},
         versions=(0, version) if trajectory else (),
-        trajectory=np.ones((2, 3), np.float32) if trajectory else None,
+        trajectory=(np.ones(3, np.float32), np.zeros(3, np.float32)) if trajectory else (),
         samples=123,
         seconds=4.5,
     )
 
 
 def same(left: Checkpoint | None, right: Checkpoint) -> bool:
-    return left is not None and encode(left) == encode(right)
+    return left is not None and encoded(left) == encoded(right)
+
+
+def encoded(checkpoint: Checkpoint) -> bytes:
+    return b"".join(encode(checkpoint))
 
 
 @pytest.fixture
@@ -42,7 +58,7 @@ def checkpoints(tmp_path: Path) -> Checkpoints:
 def test_a_checkpoint_is_read_as_it_was_written(checkpoints: Checkpoints, trajectory: bool) -> None:
     assert checkpoints.latest() == (None, [])
     written = make(7, trajectory)
-    assert checkpoints.write(written) == len(encode(written))
+    assert checkpoints.write(written) == len(encoded(written))
     read, problems = checkpoints.latest()
     assert read
     assert not problems
@@ -82,9 +98,24 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(
 
 
 def test_what_is_no_checkpoint_is_told_from_one() -> None:
-    for data in (b"", b"x" * 100, encode(make(1))[:40], encode(make(1)).replace(b"position", b"petition")):
+    good = encoded(make(1))
+    for data in (b"", b"x" * 100, good[:40], good[:-1], good.replace(b"position", b"petition"), good.replace(b"F32", b"I32")):
         with pytest.raises(CheckpointError):
-            decode(data)
+            decode(memoryview(data))
+
+
+def test_the_checkpoint_of_a_newer_release_is_refused_and_so_are_those_before_it(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints.write(make(5))
+    with monkeypatch.context() as newer:
+        newer.setattr(module, "FORMAT", FORMAT + 1)
+        newer.setattr(module, "version", lambda _: "9.8.7")
+        checkpoints.write(make(6))
+    theirs, ours = rf"release 9\.8\.7 wrote it in format {FORMAT + 1}", rf"release 0\.\d.*, which reads formats up to {FORMAT}"
+    with pytest.raises(NewerCheckpointError, match=f"step 6 .* {theirs}; this is {ours}"):
+        checkpoints.latest()
+    assert len(list(checkpoints.folder.iterdir())) == 2, "nothing is removed: that release can still go on"
 
 
 def test_other_files_are_left_alone(checkpoints: Checkpoints) -> None:
@@ -98,8 +129,8 @@ def test_other_files_are_left_alone(checkpoints: Checkpoints) -> None:
 class FullDisk(RealDisk):
     """Takes half of a file."""
 
-    def write(self, path: Path, data: bytes) -> None:
-        super().write(path, data[: len(data) // 2])
+    def write(self, path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+        super().write(path, itertools.islice(pieces, 2))
         raise OSError(28, "No space left on device")
 
 
@@ -109,3 +140,39 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(checkpoints: 
         Checkpoints(checkpoints.folder, FullDisk()).write(make(6))
     assert len(list(checkpoints.folder.iterdir())) == 1
     assert same(checkpoints.latest()[0], make(5))
+
+
+PEAK = """
+import sys
+from pathlib import Path
+import numpy as np
+from tests.server.test_checkpoints import make
+from thalweg.server.checkpoints import Checkpoint, Checkpoints
+from thalweg.server.disk import RealDisk
+
+def peak():
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+def anonymous():
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+small, slab = make(7), np.ones(40 << 18, np.float32)
+checkpoint = Checkpoint(small.position, small.prepared, slab, {"a": slab + 1, "b": slab + 2}, (0, 7), (slab, slab), 1, 1.0)
+checkpoints = Checkpoints(Path(sys.argv[1]), RealDisk())
+before = peak()
+checkpoints.write(checkpoint)
+written = peak() - before
+del checkpoint, slab
+before = anonymous()
+found, _ = checkpoints.latest()
+assert found.state["b"][-1] == 3
+print(written, anonymous() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for the memory that a process had")
+def test_neither_writing_nor_reading_takes_memory_for_the_whole(tmp_path: Path) -> None:
+    # Five slabs of 40 MiB.
+    written, read = map(int, subprocess.check_output([sys.executable, "-c", PEAK, str(tmp_path)], text=True).split())
+    assert written < 8 << 20
+    assert read < 8 << 20

@@ -369,7 +369,7 @@ class Cluster:
     def _fault_crash(self) -> None:
         """The server goes down now, or at one of the next steps of a write."""
         if self.random.random() < 0.5:
-            self.disk.crash_after = self.random.randrange(14)
+            self.disk.crash_after = self.random.randrange(16)
         elif self.run_:
             self._crash()
 

@@ -1,7 +1,9 @@
 """A disk that forgets what was not synchronised, and on which a crash may come before or after each step."""
 
 import errno
+import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,13 +35,16 @@ class ImaginaryDisk:
                 self.crash_after = None
                 raise Crash
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         self._step()
-        if self.full:
-            self._files[path] = _File(data[: len(data) // 2])
-            raise OSError(errno.ENOSPC, "no space left on device")
-        self._files[path] = _File(data)
-        self._step()
+        file = self._files[path] = _File(b"")
+        room = self._random.randrange(3) if self.full else math.inf
+        for number, piece in enumerate(pieces):
+            if number >= room:
+                file.data += bytes(piece[: len(piece) // 2])
+                raise OSError(errno.ENOSPC, "no space left on device")
+            file.data += bytes(piece)
+            self._step()
 
     def synchronize(self, path: Path) -> None:
         self._step()
@@ -62,8 +67,8 @@ class ImaginaryDisk:
         self._files.pop(path, None)
         self._step()
 
-    def read(self, path: Path) -> bytes:
-        return self._files[path].data
+    def read(self, path: Path) -> memoryview:
+        return memoryview(self._files[path].data)
 
     def names(self, folder: Path) -> list[str]:
         return [path.name for path in self._files if path.parent == folder]

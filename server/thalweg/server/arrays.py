@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.server import messages
+from thalweg.server import messages, optimizers
 from thalweg.server.crew import Crew
 from thalweg.server.messages import WorkerId
 from thalweg.server.optimizers import State
@@ -37,6 +37,7 @@ class Arrays:
         crew: Crew | None = None,
     ) -> None:
         self.trajectory = Trajectory(plan)
+        self._telemetry = telemetry
         self._shares: Shares | None = None
         suitable = shards.suitable(plan) if shards else []
         if shards and suitable:
@@ -53,18 +54,34 @@ class Arrays:
         return self.parameters.version
 
     def load(self, version: int, parameters: Slab, state: State | None) -> None:
-        """Takes a version's place. `state` is None before the first step. Raises ValueError if it does not fit."""
+        """Takes a version's place. `state` is None before the first step, and may be that of an earlier release.
+
+        Raises ValueError if it does not fit.
+        """
+        if state is not None:
+            state = optimizers.make(self.parameters.plan.optimizer).migrated(state)
         (self._shares.load if self._shares else self.parameters.restore)(version, parameters, state)
 
     def copy(self, then: Callable[[State], object], *, state: bool) -> None:
         """Has the parameters, and the optimizer's state if that is wanted, copied as they are now.
 
         Calls `then` with the slabs by name: at once, or, where they are split, when all parts have come; if they do.
+        Raises MemoryError if there is no room for them.
         """
         if self._shares:
             self._shares.copy(then, state=state)
         else:
-            then({name: slab.copy() for name, slab in self.parameters.slabs.items() if state or name == PARAMETERS})
+            then({name: slab.copy() for name, slab in self._slabs(state).items()})
+
+    def hand_over(self, then: Callable[[State], object], *, state: bool) -> None:
+        """As `copy`, when nothing changes the arrays any more: those that are here need not be copied."""
+        if self._shares:
+            self._shares.copy(then, state=state)
+        else:
+            then(self._slabs(state))
+
+    def _slabs(self, state: bool) -> State:
+        return {name: slab for name, slab in self.parameters.slabs.items() if state or name == PARAMETERS}
 
     def invite(self, worker: WorkerId) -> list[parameter_service_pb2.ShardRange]:
         """Lets a worker come to the shards, and says how."""
@@ -120,7 +137,11 @@ class Arrays:
         """Lets the trajectory have the current version, if it wants it."""
         version = self.version
         if self.trajectory.wants(version):
-            self.copy(lambda slabs: self.trajectory.add(version, slabs[PARAMETERS]), state=False)
+            try:
+                self.copy(lambda slabs: self.trajectory.add(version, slabs[PARAMETERS]), state=False)
+            except MemoryError as error:
+                # A picture less is no failure.
+                self._telemetry.notice(f"the trajectory lacks step {version:,}: there is no memory for a copy ({error})")
 
     @property
     def broken(self) -> bool:

@@ -1,28 +1,36 @@
 """Checkpoints of one job: parameters, optimizer state and position, whole or not there.
 
 A checkpoint is a safetensors file whose name holds its version and the SHA-256 of all its bytes, so that a damaged one is known.
-It is written aside, synchronised and renamed; only then older ones are removed.
+It is written aside, synchronised and renamed; only then older ones are removed. Written piece by piece and read where it lies, it
+takes no memory besides the arrays that it is made of.
+
+It has a format. Format 1 is that of the releases that wrote no number; the slots of an optimizer's state, which it holds by name,
+may be those of an earlier release, and are converted by the optimizer (see `Optimizer.migrated`).
 """
 
 import base64
 import hashlib
 import json
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from typing import Any
 
 from thalweg.contract.layout import Slab
+from thalweg.server import tensors
 from thalweg.server.disk import Disk, publish
 from thalweg.server.messages import Position
 from thalweg.server.optimizers import State
 from thalweg.server.settings import KEPT_CHECKPOINTS
 from thalweg.v1 import parameter_service_pb2
 
+FORMAT = 2
+
 _NAME = re.compile(r"(\d{12})-([0-9a-f]{64})\.safetensors")
 _ASIDE = "checkpoint.part"
+_PARAMETERS = "parameters"
 _STATE = "state."
 _TRAJECTORY = "trajectory"
 _HEADER = "thalweg.checkpoint"
@@ -32,8 +40,9 @@ _HEADER = "thalweg.checkpoint"
 class Checkpoint:
     """A job's state at a version.
 
-    `prepared` is what its workers said about model and data; `versions` and `trajectory`, shape (versions, elements), are the
-    snapshots so far; `samples` and `seconds` tell how much was done, and how long it took.
+    `prepared` is what its workers said about model and data; `trajectory` holds the snapshots so far, each of shape (elements),
+    `versions` says of which versions; `samples` and `seconds` tell how much was done, and how long it took. The arrays of one
+    that was read lie in its file, and cannot be written to.
     """
 
     position: Position
@@ -41,49 +50,68 @@ class Checkpoint:
     parameters: Slab
     state: State
     versions: tuple[int, ...]
-    trajectory: Slab | None
+    trajectory: Sequence[Slab]
     samples: int
     seconds: float
 
 
 class CheckpointError(Exception):
-    """A checkpoint is damaged; the message says how."""
+    """A checkpoint cannot be used; the message says why."""
 
 
-def encode(checkpoint: Checkpoint) -> bytes:
-    """A checkpoint as the bytes of a safetensors file."""
-    tensors = {"parameters": checkpoint.parameters} | {_STATE + name: slab for name, slab in checkpoint.state.items()}
-    if checkpoint.trajectory is not None:
-        tensors[_TRAJECTORY] = checkpoint.trajectory
+class NewerCheckpointError(CheckpointError):
+    """A checkpoint is whole, and was written by a newer release, in a format that this one does not know."""
+
+
+def encode(checkpoint: Checkpoint) -> Iterator[bytes | memoryview]:
+    """A checkpoint as the bytes of a safetensors file, in pieces."""
+    named: dict[str, tensors.Tensor] = {_PARAMETERS: checkpoint.parameters}
+    named |= {_STATE + name: slab for name, slab in checkpoint.state.items()}
+    if checkpoint.trajectory:
+        named[_TRAJECTORY] = checkpoint.trajectory
     header = {
+        "format": FORMAT,
+        "release": version("thalweg"),
         "position": checkpoint.position,
         "prepared": base64.b64encode(checkpoint.prepared.SerializeToString()).decode(),
         "versions": checkpoint.versions,
         "samples": checkpoint.samples,
         "seconds": checkpoint.seconds,
     }
-    return save(tensors, {_HEADER: json.dumps(header)})
+    return tensors.pieces(named, {_HEADER: json.dumps(header)})
 
 
-def decode(data: bytes) -> Checkpoint:
-    """The checkpoint of a file's bytes. Raises CheckpointError if they are none."""
+def decode(data: memoryview) -> Checkpoint:
+    """The checkpoint of a file's bytes, of which its arrays are views.
+
+    Raises CheckpointError if they are none, and NewerCheckpointError if they are one of a newer format.
+    """
     try:
-        size = int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_HEADER])
-        tensors = load(data)
-        version, loss, samples, applied = header["position"]
+        found, metadata = tensors.read(data)
+        header = json.loads(metadata[_HEADER])
+        _check_format(header)
+        at, loss, samples, applied = header["position"]
         return Checkpoint(
-            position=Position(version, loss, samples, tuple(applied)),
+            position=Position(at, loss, samples, tuple(applied)),
             prepared=parameter_service_pb2.Prepared.FromString(base64.b64decode(header["prepared"])),
-            parameters=tensors["parameters"],
-            state={name.removeprefix(_STATE): slab for name, slab in tensors.items() if name.startswith(_STATE)},
+            parameters=found[_PARAMETERS],
+            state={name.removeprefix(_STATE): slab for name, slab in found.items() if name.startswith(_STATE)},
             versions=tuple(header["versions"]),
-            trajectory=tensors.get(_TRAJECTORY),
+            trajectory=tuple(found.get(_TRAJECTORY, ())),
             samples=header["samples"],
             seconds=header["seconds"],
         )
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"is no checkpoint ({error})") from error
+
+
+def _check_format(header: Mapping[str, Any]) -> None:
+    found = header.get("format", 1)
+    if found > FORMAT:
+        raise NewerCheckpointError(
+            f"release {header.get('release', 'unknown')} wrote it in format {found}; "
+            f"this is release {version('thalweg')}, which reads formats up to {FORMAT}"
+        )
 
 
 class Checkpoints:
@@ -95,27 +123,40 @@ class Checkpoints:
 
     def write(self, checkpoint: Checkpoint) -> int:
         """Makes a checkpoint durable, and removes those that it makes needless. Gives its size in bytes. Raises OSError."""
-        data = encode(checkpoint)
-        path = self.folder / f"{checkpoint.position.version:012d}-{hashlib.sha256(data).hexdigest()}.safetensors"
+        digest, size = hashlib.sha256(), 0
+
+        def hashed() -> Iterator[bytes | memoryview]:
+            nonlocal size
+            for piece in encode(checkpoint):
+                digest.update(piece)
+                size += len(piece)
+                yield piece
+
         aside = self.folder / _ASIDE
         self._disk.make_folder(self.folder)
         try:
-            self._disk.write(aside, data)
-            publish(self._disk, aside, path)
+            self._disk.write(aside, hashed())
+            publish(self._disk, aside, self.folder / f"{checkpoint.position.version:012d}-{digest.hexdigest()}.safetensors")
         except OSError:
             # What there was of it takes room that others need.
             self._disk.remove(aside)
             raise
         for name in self._names()[KEPT_CHECKPOINTS:]:
             self._disk.remove(self.folder / name)
-        return len(data)
+        return size
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The last checkpoint that is whole, and what is wrong with those behind it."""
+        """The last checkpoint that is whole, and what is wrong with those after it.
+
+        Cheap but for the time to read the file once: its arrays are read when they are used. Raises NewerCheckpointError if there
+        is one of a newer release: a job must not go on from before it.
+        """
         problems: list[str] = []
         for name in self._names():
             try:
                 return self._read(name), problems
+            except NewerCheckpointError as error:
+                raise NewerCheckpointError(f"the checkpoint of step {int(name[:12]):,} cannot be used: {error}") from error
             except (OSError, CheckpointError) as error:
                 problems.append(f"the checkpoint of step {int(name[:12]):,} cannot be used: {error}")
         return None, problems

@@ -1,6 +1,8 @@
 """What is asked of a disk, step by step, so that the order of the steps can be tried out on a disk that fails between them."""
 
+import mmap
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -8,8 +10,8 @@ from typing import Protocol
 class Disk(Protocol):
     """A file system. Only what was synchronised is sure to survive a crash; all methods raise OSError if they fail."""
 
-    def write(self, path: Path, data: bytes) -> None:
-        """Makes a file, or overwrites it."""
+    def write(self, path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+        """Makes a file, or overwrites it, piece by piece."""
         ...
 
     def synchronize(self, path: Path) -> None:
@@ -24,8 +26,8 @@ class Disk(Protocol):
         """Removes a file, if it is there."""
         ...
 
-    def read(self, path: Path) -> bytes:
-        """A file's content."""
+    def read(self, path: Path) -> memoryview:
+        """A file's content where it lies: it takes no memory that the system could not have back."""
         ...
 
     def names(self, folder: Path) -> list[str]:
@@ -40,8 +42,10 @@ class Disk(Protocol):
 class RealDisk:
     """The machine's own."""
 
-    def write(self, path: Path, data: bytes) -> None:
-        path.write_bytes(data)
+    def write(self, path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+        with path.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
 
     def synchronize(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
@@ -56,8 +60,11 @@ class RealDisk:
     def remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
 
-    def read(self, path: Path) -> bytes:
-        return path.read_bytes()
+    def read(self, path: Path) -> memoryview:
+        with path.open("rb") as file:
+            # Nothing cannot be mapped.
+            empty = os.fstat(file.fileno()).st_size == 0
+            return memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def names(self, folder: Path) -> list[str]:
         return [path.name for path in folder.iterdir()] if folder.is_dir() else []

@@ -12,7 +12,7 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.states import ENDED, state_name
 from thalweg.server import acceptance, validation
 from thalweg.server.attention import Attention
-from thalweg.server.checkpoints import Checkpoint
+from thalweg.server.checkpoints import Checkpoint, NewerCheckpointError
 from thalweg.server.crew import Crew
 from thalweg.server.ending import Ending
 from thalweg.server.fleets import Fleets
@@ -130,7 +130,11 @@ class Jobs:
     async def _take_up(self, job: job_pb2.Job, what: str) -> JobRun:
         """Queues a job that earlier runs have not brought to its end, at its last checkpoint."""
         await self.journal.open(job.id)
-        checkpoint, problems = await self.journal.run_aside(self.storage.checkpoints(job.id).latest)
+        refusal, checkpoint, problems = "", None, list[str]()
+        try:
+            checkpoint, problems = await self.journal.run_aside(self.storage.checkpoints(job.id).latest)
+        except NewerCheckpointError as error:
+            refusal = f"{error}. Resume the job with that release, or submit it anew"
         steps, epochs = await self.journal.run(self.storage.told, job.id)
         for field in ("progress", "result", "error", "end_time"):
             job.ClearField(field)
@@ -146,6 +150,8 @@ class Jobs:
         for problem in problems:
             run.telemetry.notice(problem)
         run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, f"{what} {where}")
+        if refusal:
+            run.fail(refusal)
         return run
 
     async def resume(self, job_id: str) -> job_pb2.Job:

@@ -80,11 +80,10 @@ class Keeping:
         if ending.header is None or ending.slab is None:
             return
         await self._journal.run(self._storage.save_parameters, ending.job_id, ending.header, ending.slab)
-        slabs = ending.trajectory.slabs() if ending.trajectory else None
-        if ending.trajectory and slabs is not None:
+        if ending.trajectory and ending.trajectory.slabs:
             header = training_service_pb2.TrajectoryHeader(layout=ending.header.layout, versions=ending.trajectory.versions)
             try:
-                await self._journal.run(self._storage.save_trajectory, ending.job_id, header, slabs)
+                await self._journal.run(self._storage.save_trajectory, ending.job_id, header, ending.trajectory.slabs)
             except OSError as error:
                 # The weights are there; a picture less is no failure.
                 telemetry.notice(f"the trajectory could not be kept: {error}")

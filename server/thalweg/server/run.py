@@ -301,7 +301,10 @@ class JobRun:
         self.telemetry.flush()
         if self.arrays:
             made = self.checkpoint(position)
-            self.arrays.copy(lambda slabs: self._save(made(slabs)), state=True)
+            try:
+                self.arrays.copy(lambda slabs: self._save(made(slabs)), state=True)
+            except MemoryError as error:
+                self.checkpoint_done(position.version, 0, 0.0, f"there is no memory for a copy ({error})")
 
     def checkpoint(self, position: messages.Position) -> Callable[[State], Checkpoint]:
         """What makes a checkpoint of a copy of the slabs, when it has come, that is made now."""
@@ -317,7 +320,7 @@ class JobRun:
                 parameters=slabs[PARAMETERS],
                 state={name: slab for name, slab in slabs.items() if name != PARAMETERS},
                 versions=tuple(trajectory.versions),
-                trajectory=trajectory.slabs(),
+                trajectory=trajectory.slabs,
                 samples=samples,
                 seconds=seconds,
             )
@@ -332,7 +335,7 @@ class JobRun:
             self._end(finish)
         else:
             version = self.arrays.version
-            self.arrays.copy(lambda slabs: self._end(finish, version, slabs), state=finish.position is not None)
+            self.arrays.hand_over(lambda slabs: self._end(finish, version, slabs), state=finish.position is not None)
 
     def _end(self, finish: messages.Finish, version: int = 0, slabs: State | None = None) -> None:
         ending = Ending(self.job.id, finish)

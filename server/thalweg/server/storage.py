@@ -11,18 +11,17 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
 
 from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
-from thalweg.server import initial
+from thalweg.server import initial, tensors
 from thalweg.server.checkpoints import Checkpoints
 from thalweg.server.disk import RealDisk, publish
 from thalweg.server.telemetry import told
@@ -237,7 +236,7 @@ class Storage:
         header, slab = kept
         name = str(uuid.uuid4())
         try:
-            _write(self._part(name), layouts.views(header.layout, slab))
+            self._disk.write(self._part(name), tensors.pieces(layouts.views(header.layout, slab), {}))
             with self._part(name).open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             publish(self._disk, self._part(name), self.upload(sha256))
@@ -255,8 +254,8 @@ class Storage:
                 raise ValueError("is damaged: its SHA-256 is no longer that of the upload")
         return initial.read(self.upload(sha256))
 
-    def save_trajectory(self, job_id: str, header: training_service_pb2.TrajectoryHeader, slabs: Slab) -> None:
-        """Keeps the slabs of a job's trajectory, shape (versions, elements)."""
+    def save_trajectory(self, job_id: str, header: training_service_pb2.TrajectoryHeader, slabs: Sequence[Slab]) -> None:
+        """Keeps the slabs of a job's trajectory, each of shape (elements), as one array of shape (versions, elements)."""
         self._save(self.job_folder(job_id) / TRAJECTORY_FILE, {"slabs": slabs}, header.SerializeToString())
 
     def trajectory(self, job_id: str) -> tuple[training_service_pb2.TrajectoryHeader, Slab] | None:
@@ -268,10 +267,10 @@ class Storage:
             header = training_service_pb2.TrajectoryHeader.FromString(base64.b64decode(file.metadata()[_HEADER]))
             return header, file.get_tensor("slabs")
 
-    def _save(self, path: Path, tensors: dict[str, Slab], header: bytes) -> None:
+    def _save(self, path: Path, named: Mapping[str, tensors.Tensor], header: bytes) -> None:
         self._disk.make_folder(path.parent)
         aside = path.with_suffix(".part")
-        _write(aside, tensors, {_HEADER: base64.b64encode(header).decode()})
+        self._disk.write(aside, tensors.pieces(named, {_HEADER: base64.b64encode(header).decode()}))
         publish(self._disk, aside, path)
 
     def upload(self, sha256: str) -> Path:
@@ -302,11 +301,3 @@ class Storage:
 def uploads_of(spec: job_pb2.JobSpec) -> list[str]:
     """The SHA-256s of the uploads that a job uses."""
     return sorted({sha256 for sha256 in (spec.data.sha256, spec.model.initial.sha256) if sha256})
-
-
-def _write(path: Path, tensors: dict[str, Slab], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file. Raises OSError if that fails."""
-    try:
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, metadata)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error

@@ -24,26 +24,22 @@ class Trajectory:
         self.versions: list[int] = []
         self._slabs: list[Slab] = []
 
-    def offer(self, version: int, parameters: Slab) -> None:
-        """Takes a copy of the parameters, if this version is wanted."""
-        if self.wants(version):
-            self.add(version, parameters)
-
     def wants(self, version: int) -> bool:
         """Whether a version is one of those to be kept."""
         return self.wanted and (version % self._stride == 0 or version == self._last)
 
     def add(self, version: int, parameters: Slab) -> None:
-        """Takes a copy of the parameters, unless it has this version already."""
+        """Takes the parameters of a version, which must not change any more, unless it has this version already."""
         if self.wanted and (not self.versions or self.versions[-1] != version):
             self.versions.append(version)
-            self._slabs.append(parameters.copy())
+            self._slabs.append(parameters)
 
-    def slabs(self) -> Slab | None:
-        """All snapshots, shape (versions, elements); None if there are none."""
-        return np.stack(self._slabs) if self._slabs else None
+    @property
+    def slabs(self) -> tuple[Slab, ...]:
+        """All snapshots, each of shape (elements), not copied: they do not change."""
+        return tuple(self._slabs)
 
-    def restore(self, versions: Iterable[int], slabs: Slab | None) -> None:
-        """Takes up the snapshots of an earlier run."""
-        self.versions = list(versions)
-        self._slabs = [] if slabs is None else list(slabs)
+    def restore(self, versions: Iterable[int], slabs: Iterable[Slab]) -> None:
+        """Takes copies of the snapshots of an earlier run."""
+        copies = [slab.copy() for slab in slabs]
+        self.versions, self._slabs = list(versions), copies

@@ -21,6 +21,14 @@ class Adam(Optimizer):
         self._beta1, self._beta2 = hyperparameters.betas
         self.slots = ("gradient_sum", "square_sum") + ("greatest",) * hyperparameters.amsgrad
 
+    def migrated(self, state: State) -> State:
+        # There were the moments themselves, and the greatest of v, where now there are sums.
+        if state.keys() != {"mean", "square", *self.slots[2:]}:
+            return state
+        moments = {"gradient_sum": "mean", "square_sum": "square", "greatest": "greatest"}
+        betas = {"gradient_sum": self._beta1, "square_sum": self._beta2, "greatest": self._beta2}
+        return {slot: np.divide(state[moments[slot]], 1 - betas[slot]) for slot in self.slots}
+
     def descent(self, learning_rate: float, step: int) -> Descent:
         beta1, beta2, amsgrad = self._beta1, self._beta2, self.hyperparameters.amsgrad
         # √v̂ is so many times the root of the sum. Numerator and denominator are divided by it: that spares another pass.

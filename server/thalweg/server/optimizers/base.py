@@ -47,6 +47,10 @@ class Optimizer(ABC):
         """The state before the first step."""
         return {slot: np.zeros(size, dtype) for slot in self.slots}
 
+    def migrated(self, state: State) -> State:
+        """A state as this release keeps it, of one that this or an earlier release kept, with the slots that it had then."""
+        return state
+
     @contextmanager
     def scratch(self, size: int, dtype: np.dtype[np.floating]) -> Iterator[Scratch]:
         """Arrays of so many elements, with any content, which no one else has as long as the context. Always ask for the same."""

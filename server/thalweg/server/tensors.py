@@ -1,0 +1,77 @@
+"""safetensors files as streams: written piece by piece, and read where they lie, so that neither takes memory for a whole file.
+
+The bytes are those that the safetensors library writes (https://github.com/huggingface/safetensors, "Format").
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from thalweg.contract.layout import Slab
+
+# A tensor, or the rows of one, each an array.
+Tensor: TypeAlias = Slab | Sequence[Slab]
+
+_DTYPES: dict[str, np.dtype[np.floating]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_METADATA = "__metadata__"
+_PIECE_BYTES = 1 << 20
+# The library takes no longer header, either.
+_MAX_HEADER_BYTES = 100_000_000
+
+
+def pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """The bytes of a file, in order, in pieces of at most 1 MiB: the header, and views of the tensors.
+
+    Tensors are float32 or float64 and contiguous. Rows are written as one tensor with one more dimension, the first.
+    """
+    rows = {name: [tensor] if isinstance(tensor, np.ndarray) else list(tensor) for name, tensor in tensors.items()}
+    header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
+    start = 0
+    # The largest elements first, so that all are aligned; then by name.
+    names = sorted(rows, key=lambda name: (-rows[name][0].itemsize, name))
+    for name in names:
+        first, count = rows[name][0], len(rows[name])
+        shape = first.shape if isinstance(tensors[name], np.ndarray) else (count, *first.shape)
+        end = start + first.nbytes * count
+        header[name] = {"dtype": _NAMES[first.dtype], "shape": shape, "data_offsets": (start, end)}
+        start = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        for row in rows[name]:
+            data = row.reshape(-1).view(np.uint8).data
+            for offset in range(0, len(data), _PIECE_BYTES):
+                yield data[offset : offset + _PIECE_BYTES]
+
+
+def read(data: memoryview) -> tuple[dict[str, Slab], dict[str, str]]:
+    """The tensors of a file's bytes, which are views of them and cannot be written to, and its metadata.
+
+    Raises ValueError if that is no whole safetensors file, or if it has tensors of other types than float32 and float64.
+    """
+    size = int.from_bytes(data[:8], "little")
+    if not len(data) >= 8 + size or not 0 < size <= _MAX_HEADER_BYTES:
+        raise ValueError("not a whole safetensors file")
+    header = json.loads(bytes(data[8 : 8 + size]))
+    if not isinstance(header, dict):
+        raise ValueError("its header is not an object")
+    body = data[8 + size :].toreadonly()
+    metadata = header.pop(_METADATA, {})
+    try:
+        return {name: _tensor(entry, body) for name, entry in header.items()}, metadata
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its header does not describe tensors: {error!r}") from error
+
+
+def _tensor(entry: Mapping[str, Any], body: memoryview) -> Slab:
+    kind, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    dtype = _DTYPES.get(kind)
+    fits = dtype is not None and 0 <= start <= end <= len(body) and all(extent >= 0 for extent in shape)
+    if dtype is None or not fits or math.prod(shape) * dtype.itemsize != end - start:
+        raise ValueError(f"a tensor cannot be of type {kind} and shape {shape} at {start} to {end} of {len(body)}")
+    return np.frombuffer(body[start:end], dtype).reshape(shape)

@@ -1,0 +1,57 @@
+"""A copy for which there is no memory costs a checkpoint or a snapshot, and no job."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.cluster import running_server, stub_of
+from tests.end_to_end.command import wait_for
+from tests.server.test_training_service import events_of, make_spec
+from thalweg.server.arrays import Arrays
+from thalweg.server.optimizers import State
+from thalweg.v1 import job_pb2
+from thalweg.v1 import training_service_pb2 as pb
+from thalweg.workers.worker import work
+
+
+def without_memory(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+    copy = Arrays.copy
+
+    def failing(self: Arrays, then: Callable[[State], object], *, state: bool) -> None:
+        if state is wanted:
+            raise MemoryError("Unable to allocate 5.2 GiB")
+        copy(self, then, state=state)
+
+    monkeypatch.setattr(Arrays, "copy", failing)
+
+
+def test_a_checkpoint_without_memory_is_one_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_memory(monkeypatch, wanted=True)
+    with running_server(tmp_path, checkpoint_seconds=0.01) as server, stub_of(server) as stub:
+        spec = make_spec(training={"epochs": 1_000_000, "batch_size": 4, "microbatches": 1}, optimizer={"adam": {}})
+        job = stub.CreateJob(pb.CreateJobRequest(spec=spec)).job
+        worker = threading.Thread(target=work, args=(server.address, None, job.id, "w"))
+        worker.start()
+        wait_for(lambda: stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.progress.checkpoints.failed > 2)
+        assert stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.state == job_pb2.JOB_STATE_RUNNING
+        job = stub.CancelJob(pb.CancelJobRequest(job_id=job.id)).job
+        worker.join()
+        failed = [event.checkpoint_failed for event in events_of(stub, job.id) if event.HasField("checkpoint_failed")]
+        assert failed[0].problem == "there is no memory for a copy (Unable to allocate 5.2 GiB)"
+        # The last one needs no copy.
+        assert job.state == job_pb2.JOB_STATE_CANCELLED
+        assert list((tmp_path / "jobs" / job.id / "checkpoints").iterdir())
+
+
+def test_a_snapshot_without_memory_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_memory(monkeypatch, wanted=False)
+    with running_server(tmp_path) as server, stub_of(server) as stub:
+        job = stub.CreateJob(pb.CreateJobRequest(spec=make_spec())).job
+        work(server.address, None, job.id, "w")
+        notices = [event.notice.text for event in events_of(stub, job.id) if event.HasField("notice")]
+        assert stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.state == job_pb2.JOB_STATE_SUCCEEDED
+        assert any(notice.startswith("the trajectory lacks step 1:") for notice in notices), notices
+        first = next(iter(stub.DownloadTrajectory(pb.DownloadTrajectoryRequest(job_id=job.id))))
+        assert list(first.header.versions) == [2], "the last one needs no copy"

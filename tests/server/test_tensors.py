@@ -1,0 +1,78 @@
+"""safetensors files as streams: the same bytes as the library's, and read as it reads them."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from safetensors.numpy import load, save
+
+from thalweg.contract.layout import Slab
+from thalweg.server import tensors
+
+TENSORS = st.dictionaries(
+    st.text(min_size=1, max_size=5).filter(lambda name: name != "__metadata__"),
+    st.sampled_from(["<f4", "<f8"]).flatmap(
+        lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
+    ),
+    max_size=4,
+)
+
+
+def written(named: dict[str, tensors.Tensor], metadata: dict[str, str]) -> bytes:
+    return b"".join(tensors.pieces(named, metadata))
+
+
+@given(TENSORS, st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=1))
+def test_the_bytes_are_the_librarys(named: dict[str, Slab], metadata: dict[str, str]) -> None:
+    data = written(dict(named), metadata)
+    assert data == save(named, metadata or None)
+    found, told = tensors.read(memoryview(data))
+    assert told == metadata
+    assert found.keys() == named.keys()
+    for name, tensor in named.items():
+        assert found[name].dtype == tensor.dtype
+        assert found[name].shape == tensor.shape
+        assert found[name].tobytes() == tensor.tobytes()
+        assert not found[name].flags.writeable
+
+
+def test_rows_are_one_tensor() -> None:
+    rows = [np.arange(3, dtype=np.float32), np.arange(3, 6, dtype=np.float32)]
+    found = load(written({"a": rows, "b": np.ones(2)}, {}))
+    assert found["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert found["b"].tolist() == [1, 1]
+
+
+def test_pieces_are_small() -> None:
+    assert max(map(len, tensors.pieces({"a": np.ones(1_000_000, np.float32)}, {}))) == 1 << 20
+
+
+GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        [],
+        GOOD | {"dtype": "F16"},
+        GOOD | {"dtype": []},
+        GOOD | {"shape": [3]},
+        GOOD | {"shape": [-2]},
+        GOOD | {"shape": ["2"]},
+        GOOD | {"shape": 2},
+        GOOD | {"data_offsets": [0, 7]},
+        GOOD | {"data_offsets": [-8, 0]},
+        GOOD | {"data_offsets": [8, 16]},
+        {"dtype": "F32"},
+    ],
+)
+def test_a_header_that_describes_nothing_is_refused(entry: object) -> None:
+    header = json.dumps({"a": entry}).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(8)
+    with pytest.raises(ValueError, match=r"."):
+        tensors.read(memoryview(data))
+    with pytest.raises(ValueError, match=r"."):
+        tensors.read(memoryview(data[:20]))
