@@ -9,12 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from tests.client.conftest import Command
 from tests.client.helpers import Cluster, names_in
 from thalweg.client import Client, EpochEnded, LocalError, Metrics, Progress, StepsTaken, ThalwegError
 from thalweg.client.local_models import Landscape
 from thalweg.client.plotting import Element, learning_curve, loss_slice, parse_element, save_figure
 from thalweg.client.plotting.curve import _thinned, course
-from thalweg.client.plotting.slices import locate, measure
+from thalweg.client.plotting.slices import locate, measure, most_moved
 from thalweg.v1 import job_pb2
 
 
@@ -140,6 +141,28 @@ def test_the_way_ends_on_the_slice_and_with_the_jobs_loss(cluster: Cluster) -> N
     assert found.curves.shape == (5, 81)
     for base, curve in zip(found.bases, found.curves, strict=True):
         assert np.interp(found.values[base], found.grid, curve) == pytest.approx(found.losses[base], rel=1e-2)
+
+
+def test_by_default_a_slice_is_that_of_the_weight_that_moved_the_most(cluster: Cluster, command: Command) -> None:
+    way = cluster.gate.trajectory()
+    element = most_moved(way)
+    moved = np.abs(way.slabs[-1].astype(float) - way.slabs[0])
+    assert moved[locate(way.layout, element)] == moved.max() > 0
+    axes = loss_slice(cluster.gate).axes
+    assert any(part.get_xlabel() == str(element) for part in axes)
+    assert command("plot", "gate", "--slice", "auto", "--server", cluster.address).out.endswith("/gate-slice.png\n")
+
+
+def test_a_slice_of_a_job_that_took_no_steps_shows_the_curve(cluster: Cluster) -> None:
+    job = cluster.client.submit("xor", {"training.epochs": 0})
+    job.wait()
+    figure = loss_slice(job)
+    axes = figure.axes[0]
+    curve = lines(axes)["the slice at the end of training"]
+    low, high = axes.get_ylim()
+    assert low < curve[:, 1].min() < curve[:, 1].max() < high
+    assert high - low < 2 * np.ptp(curve[:, 1])
+    assert np.ptp(curve[:, 1]) > 1e-3
 
 
 def test_a_slice_of_a_job_with_a_file_of_its_own(cluster: Cluster) -> None:

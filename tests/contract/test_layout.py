@@ -36,5 +36,13 @@ def test_locate() -> None:
         layouts.locate(LAYOUT, "2.weight", (0,))
 
 
+def test_an_element_is_known_by_its_position() -> None:
+    for position in range(8):
+        assert layouts.locate(LAYOUT, *layouts.element_at(LAYOUT, position)) == position
+    for position in (-1, 8):
+        with pytest.raises(IndexError):
+            layouts.element_at(LAYOUT, position)
+
+
 def test_ranges_tile() -> None:
     assert list(layouts.ranges(5, 2)) == [slice(0, 2), slice(2, 4), slice(4, 5)]

@@ -54,6 +54,17 @@ def locate(layout: job_pb2.Layout, name: str, index: tuple[int, ...]) -> int:
     raise KeyError(name)
 
 
+def element_at(layout: job_pb2.Layout, position: int) -> tuple[str, tuple[int, ...]]:
+    """The tensor's name and the index of the element at a position in the slab. Raises IndexError if it is outside."""
+    start = 0
+    for tensor in layout.tensors:
+        shape = tuple(tensor.shape)
+        if 0 <= position - start < math.prod(shape):
+            return tensor.name, tuple(int(i) for i in np.unravel_index(position - start, shape))
+        start += math.prod(shape)
+    raise IndexError(f"position {position} is outside a slab of {start} elements")
+
+
 def digest(slab: Slab) -> str:
     """The SHA-256, in hexadecimal, of the slab's bytes."""
     return hashlib.sha256(slab.data).hexdigest()

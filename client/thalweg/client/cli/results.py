@@ -13,6 +13,7 @@ from thalweg.client.local_models import predict as predict_with
 from thalweg.client.plotting import learning_curve, loss_slice, parse_element, save_figure
 from thalweg.contract.errors import Violation, invalid
 
+_AUTO = "auto"
 _PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -101,7 +102,12 @@ def plot(
     job: JobId,
     slices: Annotated[
         list[str] | None,
-        typer.Option("--slice", metavar="TENSOR[I,J]", help="Draw the loss over this one weight.", show_default=False),
+        typer.Option(
+            "--slice",
+            metavar="TENSOR[I,J]",
+            help="Draw the loss over this one weight, or, with auto, over the one that moved the most.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -123,18 +129,19 @@ def plot(
     [bold]Examples[/]
 
     [cyan]thalweg plot digits-1[/]
+    [cyan]thalweg plot digits-1 --slice auto[/]
     [cyan]thalweg plot digits-1 --slice '2.weight\\[3,5]' -o slice.svg[/]
     """
     if slices and len(slices) > 1:
         raise invalid(Violation("--slice", f"was given {len(slices)} times; a picture shows one weight"))
-    element = parse_element(slices[0]) if slices else None
-    suffix = "".join(f"-{part}" for part in (element.tensor, *element.index)) if element else ""
+    element = parse_element(slices[0]) if slices and slices[0] != _AUTO else None
+    suffix = "".join(f"-{part}" for part in (element.tensor, *element.index)) if element else "-slice" if slices else ""
     path = (output or Path(f"{job}{suffix}.png")).absolute()
     if path.suffix.lower() not in _PICTURES:
         raise invalid(Violation("--output", f"{path.name}: pictures end in {', '.join(_PICTURES)}"))
     with connected(server, token_file, data) as client:
         found = client.job(job)
-        figure = loss_slice(found, element) if element else learning_curve(found)
+        figure = loss_slice(found, element) if slices else learning_curve(found)
     save_figure(figure, path)
     if json:
         print_json({"job": job, "picture": str(path)})

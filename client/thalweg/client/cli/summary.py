@@ -75,7 +75,7 @@ def _print_summary(outcome: Outcome, place: str) -> None:
     out.print("Try next:")
     for command, purpose in (
         (f"thalweg plot {result.job}{place}", "draws the learning curve"),
-        (f"thalweg plot {result.job} --slice '0.weight[0,0]'{place}", "the loss over one weight, and the way downhill"),
+        (f"thalweg plot {result.job} --slice auto{place}", "the loss over one weight, and the way downhill"),
         (f"thalweg predict {result.job} x.npy{place}", "what it makes of your samples"),
     ):
         out.print(f"  [cyan]{command:<52}[/] [dim]{purpose}[/]", soft_wrap=True)

@@ -35,6 +35,8 @@ _LEAST_REACH = 0.25
 _LEAST_GAP = 0.04
 # A slice whose height is less than this share of the picture's looks like a level line.
 _FLAT = 0.2
+# A way whose height is at most this share of the loss, or of 1, is level.
+_LEVEL = 1e-9
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,14 @@ def parse_element(text: str) -> Element:
     return Element(match[1].strip(), tuple(int(number) for number in match[2].split(",")))
 
 
+def most_moved(trajectory: Trajectory) -> Element:
+    """The weight that training moved the most, from the first version to the last; if none moved, the largest one."""
+    way = trajectory.slabs.astype(np.float64)
+    moved = np.abs(way[-1] - way[0])
+    position = int((moved if moved.any() else np.abs(way[-1])).argmax())
+    return Element(*layouts.element_at(trajectory.layout, position))
+
+
 def locate(layout: job_pb2.Layout, element: Element) -> int:
     """The place of an element in the slab. Raises ThalwegError, which lists the tensors, if there is none."""
     try:
@@ -85,10 +95,14 @@ def locate(layout: job_pb2.Layout, element: Element) -> int:
         raise invalid(Violation("--slice", f"{element} is outside: {error}; indices count from 0")) from None
 
 
-def loss_slice(job: Job, element: Element) -> "Figure":
-    """The picture of the loss over one weight. Raises ThalwegError if it cannot be drawn."""
+def loss_slice(job: Job, element: Element | None = None) -> "Figure":
+    """The picture of the loss over one weight: by default the one that training moved the most.
+
+    Raises ThalwegError if it cannot be drawn.
+    """
     figure = new_figure(7.2, 5.0)
     trajectory = job.trajectory()
+    element = element or most_moved(trajectory)
     position = locate(trajectory.layout, element)
     with tempfile.TemporaryDirectory(prefix="thalweg-") as folder:
         landscape = Landscape(job.spec, lambda sha256: job.download_data(sha256, Path(folder)))
@@ -116,8 +130,10 @@ def measure(landscape: Landscape, trajectory: Trajectory, position: int) -> Slic
     slabs = trajectory.slabs.astype(np.float64)
     values = slabs[:, position]
     low, high = float(values.min()), float(values.max())
-    reach = max((high - low) * (0.5 + _MARGIN), _LEAST_REACH * max(1.0, abs(low + high) / 2))
     middle = (low + high) / 2
+    # Around a weight that did not move there is no way to go by: 0 and some of what lies beyond it are shown.
+    least = _LEAST_REACH * max(1.0, abs(middle)) if high > low else max(1.0, 1.5 * abs(middle))
+    reach = max((high - low) * (0.5 + _MARGIN), least)
     grid = np.linspace(middle - reach, middle + reach, _POINTS)
     last = len(values) - 1
     bases = tuple(dict.fromkeys(round(last * share / _FAINT_CURVES) for share in range(_FAINT_CURVES + 1)))
@@ -154,7 +170,8 @@ def _draw(figure: "Figure", axes: "Axes", found: Slice, name: str) -> None:
     points = axes.scatter(
         found.values, found.losses, c=found.versions, cmap="viridis", s=26, zorder=4, edgecolors="white", linewidths=0.5
     )
-    for index, words in ((0, "start"), (-1, "end")):
+    moved = len(found.versions) > 1
+    for index, words in ((0, "start"), (-1, "end")) if moved else ():
         axes.annotate(
             words,
             (found.values[index], found.losses[index]),
@@ -165,10 +182,11 @@ def _draw(figure: "Figure", axes: "Axes", found: Slice, name: str) -> None:
             fontweight="bold",
         )
     dress(axes, name, "loss")
-    bar = figure.colorbar(points, ax=axes, pad=0.09, aspect=35)
-    bar.set_label("step", color=INK, fontsize=10)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
+    if moved:
+        bar = figure.colorbar(points, ax=axes, pad=0.09, aspect=35)
+        bar.set_label("step", color=INK, fontsize=10)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
     axes.set_ylim(low, high)
     axes.legend(frameon=False, fontsize=9, loc="best")
 
@@ -190,6 +208,11 @@ def _draw_bottom(axes: "Axes", found: Slice) -> None:
 def _limits(found: Slice) -> tuple[float, float]:
     """Shows the whole way, and of the curves what is not far above it."""
     finite = found.losses[np.isfinite(found.losses)]
+    if np.ptp(finite) <= _LEVEL * max(1.0, abs(finite[-1])):
+        # Nothing was learnt along the way, as in a job of no epochs: the slice is all there is to show.
+        last = found.curves[-1][np.isfinite(found.curves[-1])]
+        room = 0.06 * max(float(np.ptp(last)), _LEVEL * max(1.0, abs(finite[-1])))
+        return float(last.min()) - room, float(last.max()) + room
     top, bottom = float(finite.max()), float(min(finite.min(), np.nanmin(found.curves)))
     room = max(top - bottom, 1e-12 * max(1.0, abs(top)), math.ulp(1.0))
     highest = float(np.nanmax(np.where(np.isfinite(found.curves), found.curves, -np.inf)))
