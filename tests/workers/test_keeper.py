@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import chain, pairwise, repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -35,14 +35,22 @@ class Actor:
         self._ray = ray
         self.started = ray.now
         self.seconds, self.error, self.answers = next(ray.fates)
-        self.work = self.answered = self
+        self.work = Method(self, "work")
+        self.answered = Method(self, "answered")
+        self.node = Method(self, "node")
 
-    def remote(self, *arguments: Any) -> tuple["Actor", bool]:
-        """A reference to the end, or, without arguments, to the first answer."""
-        return self, not arguments
+    def is_done(self, method: str) -> bool:
+        return {"work": self._ray.now >= self.started + self.seconds, "answered": self.answers, "node": True}[method]
 
-    def is_done(self, first_answer: bool) -> bool:
-        return self.answers if first_answer else self._ray.now >= self.started + self.seconds
+
+class Method(NamedTuple):
+    """A method of an actor; as a reference, what it returns."""
+
+    actor: Actor
+    name: str
+
+    def remote(self, *_: Any) -> "Method":
+        return self
 
 
 class Ray:
@@ -77,12 +85,14 @@ class Ray:
     def options(self, **_: Any) -> "Ray":
         return self
 
-    def wait(self, references: list[tuple[Actor, bool]], **_: Any) -> tuple[list[Any], list[Any]]:
-        return [reference for reference in references if reference[0].is_done(reference[1])], []
+    def wait(self, references: list[Method], **_: Any) -> tuple[list[Any], list[Any]]:
+        return [reference for reference in references if reference.actor.is_done(reference.name)], []
 
-    def get(self, reference: tuple[Actor, bool]) -> bool:
-        if not reference[1] and reference[0].error:
-            raise reference[0].error
+    def get(self, reference: Method) -> Any:
+        if reference.name == "node":
+            return "far"
+        if reference.name == "work" and reference.actor.error:
+            raise reference.actor.error
         return True
 
     def kill(self, _: Actor) -> None:
@@ -190,6 +200,31 @@ def test_no_more_workers_are_started_than_are_wanted(ray: Ray) -> None:
 def test_what_is_a_crash(ray: Ray, error: Exception, answers: bool, crashed: bool) -> None:
     ray.fates = repeat((1.0, error, answers))
     assert exits(run(ray, 2))[0].crashed is crashed
+
+
+DIED = "The actor died unexpectedly.\n\tpid: 1\nThe actor is dead because its worker process has died. "
+LOST = f"{DIED}Worker unexpectedly exits with a connection error code 2. End of file."
+EXITED = f"{DIED}Worker exit type: SYSTEM_ERROR Worker exit detail: Worker exits unexpectedly. Worker exits with an exit code "
+
+
+@pytest.mark.parametrize(
+    ("error", "problem", "reported", "number"),
+    [
+        (RayTaskError(ValueError("no luck")), "ValueError: no luck", True, 0),
+        (RayTaskError(ThalwegError("PROTOCOL_VIOLATION", {"problem": "no"})), "no", True, 0),
+        (RayError(LOST), "killed, perhaps", False, 0),
+        (RayError(f"{EXITED}3."), "it ended with exit code 3", False, 0),
+        (RayError(f"{EXITED}1. The process receives a SIGTERM."), "ended by SIGTERM", False, 15),
+        (RayError("Task was killed: low on memory.\nMemory ..."), "its process died: Task was killed: low on memory.", False, 0),
+    ],
+)
+def test_how_a_worker_ended_is_said(ray: Ray, error: Exception, problem: str, reported: bool, number: int) -> None:
+    ray.fates = repeat((1.0, error, False))
+    exited = exits(run(ray, 2))[0]
+    assert (exited.job_id, exited.node, exited.crashed) == ("job", "far", True)
+    assert problem in exited.problem
+    assert len(exited.problem) < 120
+    assert (exited.reported, exited.signal) == (reported, number)
 
 
 def test_a_worker_that_the_server_let_go_is_not_told_of(ray: Ray) -> None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from thalweg.v1 import options_pb2 as thalweg_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ethalweg/v1/fleet_service.proto\x12\nthalweg.v1\x1a\x18thalweg/v1/options.proto\"w\n\rAttendRequest\x12(\n\x08\x63\x61pacity\x18\x01 \x01(\x0b\x32\x14.thalweg.v1.CapacityH\x00\x12\x31\n\rworker_exited\x18\x02 \x01(\x0b\x32\x18.thalweg.v1.WorkerExitedH\x00\x42\t\n\x07message\"6\n\x08\x43\x61pacity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1c\n\x05slots\x18\x02 \x01(\rB\r\xea\xe0\x18\t)\x00\x00\x00\x00\x80\x84.A\"@\n\x0cWorkerExited\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\x0f\n\x07\x63rashed\x18\x03 \x01(\x08\";\n\x0e\x41ttendResponse\x12)\n\nallotments\x18\x01 \x03(\x0b\x32\x15.thalweg.v1.Allotment\"F\n\tAllotment\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07workers\x18\x02 \x01(\r\x12\x18\n\x10slots_per_worker\x18\x03 \x01(\r2S\n\x0c\x46leetService\x12\x43\n\x06\x41ttend\x12\x19.thalweg.v1.AttendRequest\x1a\x1a.thalweg.v1.AttendResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ethalweg/v1/fleet_service.proto\x12\nthalweg.v1\x1a\x18thalweg/v1/options.proto\"w\n\rAttendRequest\x12(\n\x08\x63\x61pacity\x18\x01 \x01(\x0b\x32\x14.thalweg.v1.CapacityH\x00\x12\x31\n\rworker_exited\x18\x02 \x01(\x0b\x32\x18.thalweg.v1.WorkerExitedH\x00\x42\t\n\x07message\"6\n\x08\x43\x61pacity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1c\n\x05slots\x18\x02 \x01(\rB\r\xea\xe0\x18\t)\x00\x00\x00\x00\x80\x84.A\"\x7f\n\x0cWorkerExited\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\x0f\n\x07\x63rashed\x18\x03 \x01(\x08\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x10\n\x08reported\x18\x05 \x01(\x08\x12\x1d\n\x06signal\x18\x06 \x01(\rB\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00P@\";\n\x0e\x41ttendResponse\x12)\n\nallotments\x18\x01 \x03(\x0b\x32\x15.thalweg.v1.Allotment\"F\n\tAllotment\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07workers\x18\x02 \x01(\r\x12\x18\n\x10slots_per_worker\x18\x03 \x01(\r2S\n\x0c\x46leetService\x12\x43\n\x06\x41ttend\x12\x19.thalweg.v1.AttendRequest\x1a\x1a.thalweg.v1.AttendResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,16 +34,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CAPACITY'].fields_by_name['slots']._loaded_options = None
   _globals['_CAPACITY'].fields_by_name['slots']._serialized_options = b'\352\340\030\t)\000\000\000\000\200\204.A'
+  _globals['_WORKEREXITED'].fields_by_name['signal']._loaded_options = None
+  _globals['_WORKEREXITED'].fields_by_name['signal']._serialized_options = b'\352\340\030\t)\000\000\000\000\000\000P@'
   _globals['_ATTENDREQUEST']._serialized_start=72
   _globals['_ATTENDREQUEST']._serialized_end=191
   _globals['_CAPACITY']._serialized_start=193
   _globals['_CAPACITY']._serialized_end=247
   _globals['_WORKEREXITED']._serialized_start=249
-  _globals['_WORKEREXITED']._serialized_end=313
-  _globals['_ATTENDRESPONSE']._serialized_start=315
-  _globals['_ATTENDRESPONSE']._serialized_end=374
-  _globals['_ALLOTMENT']._serialized_start=376
-  _globals['_ALLOTMENT']._serialized_end=446
-  _globals['_FLEETSERVICE']._serialized_start=448
-  _globals['_FLEETSERVICE']._serialized_end=531
+  _globals['_WORKEREXITED']._serialized_end=376
+  _globals['_ATTENDRESPONSE']._serialized_start=378
+  _globals['_ATTENDRESPONSE']._serialized_end=437
+  _globals['_ALLOTMENT']._serialized_start=439
+  _globals['_ALLOTMENT']._serialized_end=509
+  _globals['_FLEETSERVICE']._serialized_start=511
+  _globals['_FLEETSERVICE']._serialized_end=594
 # @@protoc_insertion_point(module_scope)

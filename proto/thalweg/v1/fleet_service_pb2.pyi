@@ -87,6 +87,9 @@ class WorkerExited(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     CRASHED_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    REPORTED_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job it worked for."""
     problem: _builtins.str
@@ -95,16 +98,27 @@ class WorkerExited(_message.Message):
     """Whether it ended by itself, by an exception or with its process, and not because it lost the server. A job whose workers crash
     at every start fails.
     """
+    node: _builtins.str
+    """The host name of the machine that it ran on; empty if it never ran."""
+    reported: _builtins.bool
+    """Whether the worker itself said why, by an exception. If not, and it crashed, its process was killed or broke down without a
+    word, and `problem` is what Ray supposes.
+    """
+    signal: _builtins.int
+    """The signal that ended its process; 0 if it was none, or Ray does not know which."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         problem: _builtins.str = ...,
         crashed: _builtins.bool = ...,
+        node: _builtins.str = ...,
+        reported: _builtins.bool = ...,
+        signal: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crashed", b"crashed", "job_id", b"job_id", "problem", b"problem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crashed", b"crashed", "job_id", b"job_id", "node", b"node", "problem", b"problem", "reported", b"reported", "signal", b"signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

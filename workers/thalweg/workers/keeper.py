@@ -7,6 +7,7 @@ The fleet ends this one then and starts another.
 import logging
 import os
 import platform
+import re
 import select
 import signal
 import threading
@@ -33,8 +34,11 @@ _ENVIRONMENT = {
 _LOOK_SECONDS = 0.25
 FIRST_BACKOFF = 0.5
 LONGEST_BACKOFF = 5.0
-# What Ray says of an actor that could not help it.
+# What Ray says of an actor whose node has died, and of the end of an actor's process. Of signals it names this one alone.
 _NODE_DEATH = "its node has died"
+_WITHOUT_A_WORD = "Worker unexpectedly exits with a connection error"
+_EXIT_CODE = re.compile(r"Worker exits with an exit code (\d+)")
+_SIGTERM = "The process receives a SIGTERM"
 # Nothing is kept in Ray's object store; this is the least that Ray allows.
 _OBJECT_STORE_BYTES = 80 << 20
 
@@ -72,6 +76,7 @@ class RayLostError(Exception):
 @dataclass
 class _Actor:
     handle: Any
+    node: Any
     answered: Any
 
 
@@ -118,26 +123,27 @@ class Keeper:
             if not done:
                 continue
             # A job some of whose workers work has no fault that a worker's start would run into.
-            works = any(self._has_answered(actor) for actor in actors.values())
+            works = any(self._now(actor.answered) for actor in actors.values())
             for reference in done:
                 actor = actors.pop(reference)
-                exited = self._exited(job_id, reference, self._has_answered(actor))
+                exited = self._exited(reference, bool(self._now(actor.answered)))
                 self._ray.kill(actor.handle)
                 if exited and job_id in self._wanted:
+                    exited.job_id, exited.node = job_id, self._now(actor.node) or ""
                     self._connection.send(exited)
             backoff = FIRST_BACKOFF if works else 2 * self._backoff.get(job_id, FIRST_BACKOFF / 2)
             self._backoff[job_id] = min(backoff, LONGEST_BACKOFF)
             self._not_before[job_id] = monotonic() + self._backoff[job_id]
 
-    def _has_answered(self, actor: _Actor) -> bool:
-        """Whether a worker has done a task, if it ended since or not."""
-        done, _ = self._ray.wait([actor.answered], timeout=0)
+    def _now(self, reference: Any) -> Any:
+        """What an actor's method has returned, if it has; the actor may have ended since. None if it has not."""
+        done, _ = self._ray.wait([reference], timeout=0)
         try:
-            return bool(done and self._ray.get(done[0]))
+            return self._ray.get(reference) if done else None
         except self._ray.exceptions.RayError:
-            return False
+            return None
 
-    def _exited(self, job_id: str, reference: Any, answered: bool) -> pb.WorkerExited | None:
+    def _exited(self, reference: Any, answered: bool) -> pb.WorkerExited | None:
         """How an actor ended; None if the server let it go."""
         try:
             self._ray.get(reference)
@@ -145,13 +151,14 @@ class Keeper:
             if isinstance(error.cause, ThalwegError):
                 # All others mean that the server is gone.
                 crashed = error.cause.reason == "PROTOCOL_VIOLATION"
-                return pb.WorkerExited(job_id=job_id, problem=str(error.cause), crashed=crashed)
-            return pb.WorkerExited(job_id=job_id, problem=str(error).strip().rpartition("\n")[2], crashed=True)
+                return pb.WorkerExited(problem=str(error.cause), crashed=crashed, reported=True)
+            return pb.WorkerExited(problem=str(error).strip().rpartition("\n")[2], crashed=True, reported=True)
         except self._ray.exceptions.RayError as error:
-            if _NODE_DEATH in str(error):
-                return pb.WorkerExited(job_id=job_id, problem="its Ray node has died")
-            problem = f"its process died: {str(error).strip().partition(chr(10))[0]}"
-            return pb.WorkerExited(job_id=job_id, problem=problem, crashed=not answered)
+            text = str(error).strip()
+            if _NODE_DEATH in text:
+                return pb.WorkerExited(problem="its Ray node has died")
+            signaled = signal.SIGTERM if _SIGTERM in text else 0
+            return pb.WorkerExited(problem=f"its process died: {_how_it_died(text)}", crashed=not answered, signal=signaled)
         return None
 
     def _reconcile(self) -> None:
@@ -175,8 +182,9 @@ class Keeper:
     def _start(self, actors: dict[Any, _Actor], job_id: str, slots: int) -> None:
         options = {"num_cpus": slots, "scheduling_strategy": "SPREAD", "max_restarts": 0, "max_concurrency": 2}
         handle = self._class.options(**options).remote()
+        node = handle.node.remote()
         reference = handle.work.remote(self._orders.server, self._orders.token, job_id, self._orders.fleet)
-        actors[reference] = _Actor(handle, handle.answered.remote())
+        actors[reference] = _Actor(handle, node, handle.answered.remote())
 
 
 class _WorkerActor:
@@ -184,6 +192,10 @@ class _WorkerActor:
 
     def __init__(self) -> None:
         self._answered = threading.Event()
+
+    def node(self) -> str:
+        """The host name of the machine that it runs on."""
+        return platform.node()
 
     def work(self, server: Address, token: str | None, job_id: str, fleet: str) -> str:
         """Works until the server says goodbye."""
@@ -195,6 +207,16 @@ class _WorkerActor:
     def answered(self) -> bool:
         """Waits for the first task to be done."""
         return self._answered.wait()
+
+
+def _how_it_died(text: str) -> str:
+    """What Ray says of the end of an actor's process, in short."""
+    if _SIGTERM in text:
+        return "it was ended by SIGTERM"
+    if _WITHOUT_A_WORD in text:
+        return "it was killed, perhaps for want of memory, or it broke down without a word"
+    code = _EXIT_CODE.search(text)
+    return f"it ended with exit code {code[1]}" if code else text.partition("\n")[0]
 
 
 def _end_with(parent: int, end: Callable[[], object]) -> None:
