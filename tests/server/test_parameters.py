@@ -191,3 +191,42 @@ def test_steps_that_are_open_at_once_are_kept_apart() -> None:
     assert apply(parameters)
     parameters.promote(2, 1)
     assert parameters.current.tolist() == [-8.0] * ELEMENTS
+
+
+def test_slabs_for_sums_are_as_few_as_are_needed_at_once() -> None:
+    microbatches = 16
+    parameters = make(microbatches=microbatches)
+    empty, made = np.empty, list[int]()
+
+    def counted(size: int, dtype: np.dtype[np.floating]) -> Slab:
+        made.append(size)
+        return empty(size, dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "empty", counted)
+        for step in range(3):
+            _add_in_order(parameters, microbatches)
+            assert apply(parameters)
+            parameters.promote(step + 1, step)
+    # As in a binary counter: one sum waits for each level of the tree but the leaves and the root, and one is being made.
+    assert made.count(ELEMENTS) == 4, "and none is made anew at the second step"
+    assert parameters.current.tolist() == [-3 * sum(range(microbatches))] * ELEMENTS
+
+
+def _add_in_order(parameters: Parameters, microbatches: int) -> None:
+    for leaf in range(microbatches):
+        keep(parameters, Node(0, leaf), np.full(ELEMENTS, leaf, np.float32))
+        node = Node(0, leaf)
+        while node.index % 2 and node != tree.root(microbatches):
+            node = node.parent
+            for chunk in range(parameters.plan.chunks):
+                parameters.merge(parameters.version, node, chunk)
+
+
+def test_dropped_arrays_are_freed_but_for_those_that_somebody_has() -> None:
+    parameters = make({"adam": {}})
+    kept = parameters.current
+    kept[:] = 1
+    parameters.drop()
+    assert kept.tolist() == [1] * ELEMENTS
+    assert [slab.size for slab in parameters.slabs.values()] == [0]

@@ -153,6 +153,7 @@ class Arrays:
         return self._shares is not None and self._shares.at(shard)
 
     def close(self) -> None:
-        """Nothing is needed of shards any more."""
+        """Nothing is needed any more: frees the arrays, here and at shards, but for those that somebody else has."""
         if self._shares:
             self._shares.close()
+        self.parameters.drop()

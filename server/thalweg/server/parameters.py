@@ -63,9 +63,11 @@ class Parameters:
         self._state = self._optimizer.init(self._elements, self.dtype)
         # For each step, by a node's leftmost microbatch and the chunk, what the node adds. A parent takes its left child's place.
         self._gradients: dict[int, dict[tuple[int, int], Terms]] = {}
-        # For each step, by the leftmost microbatch of a node, the slab of its sum.
-        self._sums: dict[int, dict[int, Slab]] = {}
+        # For each step, by the leftmost microbatch of a node, its sum.
+        self._sums: dict[int, dict[int, _Sum]] = {}
+        # Slabs for sums, and how many others are in use, and were at most since the last version.
         self._free: list[Slab] = []
+        self._used = self._peak = 0
         self._whole = np.empty(self._elements if plan.optimizer.HasField("clip_global_norm") else 0, self.dtype)
         self._clip = 1.0
 
@@ -102,14 +104,26 @@ class Parameters:
         left, right = (child.leaves(self.plan.microbatches).start for child in parent.children)
         parts = self._gradients[step]
         terms = parts[left, chunk][0], parts.pop((right, chunk))[0]
-        root = parent == self._root
-        parts[left, chunk] = terms if root else (_total(terms, self._sum(step, left)[self.where(chunk)]),)
+        if parent == self._root:
+            parts[left, chunk] = terms
+            return
+        sums = self._sums.setdefault(step, {})
+        if left not in sums:
+            sums[left] = self._new_sum()
+        parts[left, chunk] = (_total(terms, sums[left].slab[self.where(chunk)]),)
+        if right in sums:
+            sums[right].chunks -= 1
+            if sums[right].chunks == 0:
+                self._release(sums.pop(right))
 
-    def _sum(self, step: int, first: int) -> Slab:
-        slabs = self._sums.setdefault(step, {})
-        if first not in slabs:
-            slabs[first] = self._free.pop() if self._free else np.empty(self._elements, self.dtype)
-        return slabs[first]
+    def _new_sum(self) -> "_Sum":
+        self._used += 1
+        self._peak = max(self._peak, self._used)
+        return _Sum(self._free.pop() if self._free else np.empty(self._elements, self.dtype), len(self.chunks))
+
+    def _release(self, total: "_Sum") -> None:
+        self._used -= 1
+        self._free.append(total.slab)
 
     def measure(self, step: int) -> None:
         """Computes by how much a step's whole gradient is scaled to clip it."""
@@ -158,8 +172,18 @@ class Parameters:
         self.version = version
         self._clip = 1.0
         del self._gradients[step]
-        # Slabs beyond those of a step belong to a division of the work that is over.
-        self._free = list(self._sums.pop(step, {}).values())
+        for total in self._sums.pop(step, {}).values():
+            self._release(total)
+        # More than were used at once belong to a division of the work that is over.
+        del self._free[self._peak - self._used :]
+        self._peak = self._used
+
+    def drop(self) -> None:
+        """Frees the arrays, as far as nobody else keeps them: nothing is computed any more."""
+        nothing: Slab = np.empty(0, self.dtype)
+        self._buffers, self._whole = (nothing, nothing), nothing
+        self._state = {}
+        self._gradients, self._sums, self._free = {}, {}, []
 
     def restore(self, version: int, parameters: Slab, state: State | None) -> None:
         """Takes the place of a copy of `slabs`. `state` is None before the first step. Raises ValueError if it does not fit."""
@@ -170,6 +194,14 @@ class Parameters:
         self.current[:] = parameters
         for name, slab in self._state.items():
             slab[:] = 0 if state is None else state[name]
+
+
+class _Sum:
+    """The slab of a node's sum, and how many of its chunks have yet to be added to the node's left sibling, if it has one."""
+
+    def __init__(self, slab: Slab, chunks: int) -> None:
+        self.slab = slab
+        self.chunks = chunks
 
 
 def _total(terms: Terms, out: Slab) -> Slab:

@@ -92,10 +92,12 @@ class JobRun:
     async def snapshot(self) -> tuple[training_service_pb2.ParametersHeader, Slab] | None:
         """A copy of the parameters as they are now. Raises ThalwegError if there are none yet.
 
-        None if they are on shards, and the run ends before they have come.
+        None if the run is over, or is before they have come from shards.
         """
         if self._checkpoint:
             return self.header(self._checkpoint.position.version, self._checkpoint.parameters), self._checkpoint.parameters
+        if self.over.is_set():
+            return None
         if self.arrays is None or self.coordinator.policy is None:
             raise ThalwegError("NO_PARAMETERS", {"job": self.job.id})
         version, copies = self.arrays.version, asyncio.Queue[State]()

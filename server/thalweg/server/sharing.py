@@ -362,4 +362,4 @@ class JobSharing:
             self.leave(worker)
         if self._slabs:
             self._slabs.close()
-        self._sharing = None
+        self._slabs = self._sharing = None
