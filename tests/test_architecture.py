@@ -12,7 +12,7 @@ HOUSE = Path(__file__).parents[1]
 TABLE = (HOUSE / "docs" / "architecture.md").read_text()
 GENERATED = re.compile(r"_pb2(_grpc)?\.pyi?$")
 # The composition root: it alone may import the others, late.
-ROOTS = {"client/thalweg/client/embedded.py", "client/thalweg/client/local_models.py"}
+ROOTS = {"client/thalweg/client/composition.py", "client/thalweg/client/local_models.py"}
 
 # The only module that opens channels.
 CHANNELS = "proto/thalweg/contract/channel.py"
@@ -74,7 +74,7 @@ def test_the_table_is_read() -> None:
         "workers/thalweg/workers": {"v1", "contract", "server"},
         "client/thalweg/client": {"v1", "contract"},
     }
-    assert "the others only in `embedded` and `local_models`, late" in TABLE
+    assert "the others only in `composition` and `local_models`, late" in TABLE
 
 
 @pytest.mark.parametrize("folder", packages())

@@ -1,7 +1,6 @@
-"""Servers in this process, and the folders that they run on. None of it starts Ray."""
+"""Embedded runs, and the folders that they share. None of it starts Ray."""
 
 import sys
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,9 @@ import pytest
 from tests.client.conftest import Command
 from tests.client.helpers import fleet_of_threads, names_in
 from thalweg.client import Client, LocalError, ThalwegError, folders, local
-from thalweg.client.embedded import FolderInUseError, attached, embed, start_server
-from thalweg.client.folders import embedded_folder, folder_token, numbered, running_server, served_folder
+from thalweg.client.composition import start_server
+from thalweg.client.embedded import Embedded, attached
+from thalweg.client.folders import embedded_folder, folder_token, running_server, served_folder
 from thalweg.contract.channel import Address
 
 LOOPBACK = Address("127.0.0.1", 0)
@@ -20,10 +20,6 @@ def test_folders_are_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert embedded_folder() == tmp_path / "home" / "data" / "thalweg" / "embedded"
     monkeypatch.delenv("XDG_DATA_HOME")
     assert served_folder() == tmp_path / "home" / ".local" / "share" / "thalweg" / "server"
-
-
-def test_a_folder_has_others_beside_it() -> None:
-    assert [path.name for path in islice(numbered(Path("a")), 3)] == ["a", "a-2", "a-3"]
 
 
 def test_a_folders_token_is_made_once_and_is_this_users_alone(tmp_path: Path) -> None:
@@ -53,27 +49,8 @@ def test_a_running_server_is_found_by_its_folder(tmp_path: Path, monkeypatch: py
         running_server(tmp_path / "a")
 
 
-def test_a_second_embedded_run_takes_the_folder_beside(tmp_path: Path) -> None:
-    notes: list[str] = []
-    first = embed(None, notes.append)
-    second = embed(None, notes.append)
-    try:
-        assert first.folder == embedded_folder()
-        assert second.folder == embedded_folder().with_name("embedded-2")
-        assert notes == [f"{first.folder} is in use by another run; this one is kept in {second.folder}"]
-        with pytest.raises(FolderInUseError, match="is in use by another server"):
-            embed(first.folder)
-    finally:
-        second.close()
-        first.close()
-    third = embed(None, notes.append)
-    third.close()
-    assert third.folder == embedded_folder()
-    assert len(notes) == 1
-
-
 def test_an_embedded_server_is_its_users_alone() -> None:
-    embedded = embed(None)
+    embedded = Embedded(embedded_folder())
     try:
         assert embedded.client.jobs() == []
         with Client(embedded.client.address) as stranger, pytest.raises(ThalwegError, match="asks for a token"):
@@ -82,17 +59,8 @@ def test_an_embedded_server_is_its_users_alone() -> None:
         embedded.close()
 
 
-def test_a_job_whose_process_ended_was_interrupted(command: Command) -> None:
-    embedded = embed(None)
-    embedded.client.submit("xor", id="mine")
-    embedded.close()
-    (job,) = command("jobs", "--json").json["jobs"]
-    assert job["state"] == "FAILED"
-    assert job["error"] == "interrupted: the process that ran it ended before it did"
-
-
 def test_a_folder_is_attached_to_whoever_runs_on_it(tmp_path: Path) -> None:
-    embedded = embed(tmp_path / "a")
+    embedded = Embedded(tmp_path / "a")
     embedded.client.submit("xor", id="mine")
     with attached(tmp_path / "a") as client:
         assert client.address == embedded.client.address

@@ -12,7 +12,8 @@ from tests.client.test_commands import interrupt
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client, EpochEnded, Job, StateChanged, StepsTaken, ThalwegError
 from thalweg.client.cli.display import Log, Picture
-from thalweg.client.embedded import Embedded, embed
+from thalweg.client.embedded import Embedded
+from thalweg.client.folders import embedded_folder
 from thalweg.client.records import Event
 from thalweg.server.service import Server
 
@@ -50,15 +51,15 @@ def test_a_job_that_is_not_there_is_told(cluster: Cluster, command: Command) -> 
     assert command("train", "--resume", "nope", "--server", NOWHERE).err.startswith("thalweg: cannot reach a Thalweg server")
 
 
-def test_a_folder_that_another_run_uses_is_told(command: Command) -> None:
-    """A new job would be kept in a folder beside; one that is there lies in no other."""
-    embedded = embed(None)
+def test_a_job_that_another_run_trains_is_told(command: Command) -> None:
+    embedded = Embedded(embedded_folder())
     try:
-        printed = command("train", "--resume", "xor-1")
+        embedded.client.submit("xor", id="mine")
+        printed = command("train", "--resume", "mine")
+        assert printed == (1, "", "thalweg: job mine runs already; thalweg watch mine shows it\n")
+        assert embedded.client.job("mine").state == "QUEUED"
     finally:
         embedded.close()
-    assert printed.code == 1
-    assert "is in use by another server" in printed.err
 
 
 def test_what_a_job_told_before_is_not_shown_again_but_known(
@@ -163,8 +164,9 @@ def test_a_job_whose_process_was_killed_goes_on_where_it_is_kept(
 ) -> None:
     with running_server(tmp_path / "server") as server, fleet_of_threads(server), Client(server.address) as client:
         undisturbed = client.submit("xor", SETTINGS).wait()
-    embedded = embed(Path(folder) if folder else None)
+    embedded = Embedded(Path(folder) if folder else embedded_folder())
     embedded.client.submit("xor", SETTINGS, id="mine")
+    embedded.abandon("mine")
     embedded.close()
 
     def start_threads(embedded: Embedded, slots: int) -> None:

@@ -192,13 +192,23 @@ def test_what_only_a_worker_finds_fails_the_job_in_one_line(case: str, tmp_path:
     assert message in ended.answer["error"]
 
 
-def test_two_runs_at_a_time_are_kept_apart(tmp_path: Path) -> None:
-    first = Running(tmp_path, "train", "digits", *LONG)
-    first.until("waiting for the first worker")
-    second = thalweg(tmp_path, "train", "and", "--json")
-    assert second.code == 0, second.stderr
-    assert "is in use by another run" in second.stderr
-    assert Path(second.answer["weights"]).is_file()
+def test_two_runs_at_a_time_share_one_list_of_jobs(tmp_path: Path) -> None:
+    """The second uses the server of the first, goes on when that is interrupted, and ends with the bits of an undisturbed run."""
+    epochs = ("--set", "training.epochs=300", "--json")
+    undisturbed = thalweg(tmp_path / "undisturbed", "train", "digits", *epochs)
+    home = tmp_path / "shared"
+    first = Running(home, "train", "digits", *LONG)
+    first.until("starting Ray")
+    second = Running(home, "train", "digits", *epochs)
+    second.until("epoch 30 of")
     first.interrupt()
     assert first.end().code == 130
     assert first.left_behind() == []
+    ended = second.end()
+    assert ended.code == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert second.left_behind() == []
+    assert ended.answer["weights_sha256"] == undisturbed.answer["weights_sha256"]
+    assert Path(ended.answer["weights"]).is_file()
+    listed = thalweg(home, "jobs", "--json").answer["jobs"]
+    assert [(job["job"], job["state"]) for job in listed] == [("digits-2", "SUCCEEDED"), ("digits-1", "CANCELLED")]

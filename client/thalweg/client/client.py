@@ -59,7 +59,17 @@ class Client:
             message.sha256 = upload(self._connection, path)
         request = pb.CreateJobRequest(spec=spec, job_id=id or "", request_id=request_id or str(uuid.uuid4()))
         answer = self._connection.call(self._connection.stub.CreateJob, request, seconds=_CREATE_SECONDS)
+        self._connection.began(answer.job.id)
         return Job(self._connection, answer.job)
+
+    def resume(self, id: str) -> Job:  # noqa: A002 - what it is called everywhere else
+        """Resumes a job that was cancelled, interrupted or has failed at its last checkpoint, and gives it.
+
+        One that has not ended is left as it is. Raises ThalwegError (NOT_RESUMABLE) if it has succeeded.
+        """
+        job = self.job(id)
+        job.resume()
+        return job
 
     def jobs(self) -> list[Job]:
         """All jobs of the server, the newest first."""

@@ -1,7 +1,7 @@
 """One connection to a server: deadlines, retries, and errors that users can read in place of gRPC's."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -38,10 +38,16 @@ _PLAIN_WORDS = {
 
 
 class Connection:
-    """A channel to the server at an address, with the token that goes with every call."""
+    """A channel to the server at an address, with the token that goes with every call.
+
+    `began` is called with the id of each job that is created or resumed. `backoffs` are the seconds that a call waits before each
+    further attempt while the server is unavailable.
+    """
 
     def __init__(self, address: Address, token: str | None) -> None:
         self.address = address
+        self.began: Callable[[str], object] = lambda _: None
+        self.backoffs: Sequence[float] = _BACKOFFS
         endpoint = Endpoint(address, token)
         self.metadata = endpoint.metadata
         self._channel = endpoint.open()
@@ -61,7 +67,7 @@ class Connection:
 
     def attempt(self, action: Callable[[], T], retry: bool = True) -> T:
         """Does something that calls the server, again if the server is unavailable. Raises ThalwegError if it fails."""
-        for backoff in _BACKOFFS if retry else ():
+        for backoff in self.backoffs if retry else ():
             try:
                 return action()
             except grpc.RpcError as error:

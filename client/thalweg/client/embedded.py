@@ -1,145 +1,224 @@
-"""The composition root: server and fleet in this process, for whoever has the extras that they need.
-
-With `local_models`, the only module of the client that imports the server or the workers, and only inside its functions.
-"""
+"""Embedded runs: jobs that are trained on this machine, by processes that share a folder of jobs and one server."""
 
 import logging
+import os
 import secrets
+import shlex
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any
 
+from thalweg.client import runs
 from thalweg.client.client import Client
-from thalweg.client.folders import embedded_folder, folder_token, has_token, numbered, running_server
+from thalweg.client.composition import FolderInUseError, RunningServer, load_server, require_ray, start_fleet, start_server
+from thalweg.client.folders import embedded_folder, expanded, folder_token, has_token, is_locked, running_server
 from thalweg.client.problems import LocalError
-from thalweg.contract.channel import Address
-from thalweg.contract.errors import Violation, invalid
-
-if TYPE_CHECKING:
-    from thalweg.server.service import Server
-    from thalweg.server.shard_server import ShardServer
-    from thalweg.workers.fleet import Fleet
+from thalweg.client.records import ENDED
+from thalweg.client.runs import Run
+from thalweg.contract.channel import Address, parse_address
+from thalweg.contract.errors import ThalwegError, Violation, invalid
+from thalweg.contract.states import state_name
 
 _log = logging.getLogger(__name__)
 _LOOPBACK = Address("127.0.0.1", 0)
-
-
-class FolderInUseError(LocalError):
-    """Another server uses the data folder."""
-
-
-@contextmanager
-def needs(extra: str, what: str) -> Iterator[None]:
-    """Says which extra to install if an import within finds that it is not there. Raises ThalwegError."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("thalweg"):
-            raise
-        raise LocalError(f"{what} not installed ({error.name} is missing): pip install 'thalweg[{extra}]'") from error
-
-
-def require_ray() -> None:
-    """Raises ThalwegError if Ray is not installed."""
-    if find_spec("ray") is None:
-        raise LocalError("Ray is not installed: pip install 'thalweg[workers]'")
-
-
-def start_server(address: Address, folder: Path, token: str | None, **settings: Any) -> "Server":
-    """A running server. `settings` are those of ServerConfig.
-
-    Raises ThalwegError if it cannot start: FolderInUseError if another server uses the folder.
-    """
-    with needs("server", "the server is"):
-        from thalweg.server import hosting, service  # noqa: PLC0415 - an extra
-    server = service.Server(service.ServerConfig(address=address, data=folder, token=token, **settings))
-    try:
-        server.start()
-    except service.FolderInUseError as error:
-        raise FolderInUseError(str(error)) from error
-    except (hosting.ServerStartError, OSError) as error:
-        raise LocalError(str(error)) from error
-    return server
-
-
-def start_shard(address: Address, server: Address, token: str | None, *, trust_network: bool = False) -> "ShardServer":
-    """A running shard of a server, which need not run yet. Raises ThalwegError if it cannot start."""
-    with needs("server", "the server is"):
-        from thalweg.server import hosting, shard_server  # noqa: PLC0415 - an extra
-    shard = shard_server.ShardServer(shard_server.ShardConfig(address, server, token, trust_network))
-    try:
-        shard.start()
-    except hosting.ServerStartError as error:
-        raise LocalError(str(error)) from error
-    return shard
-
-
-def start_fleet(
-    server: Address,
-    token: str | None,
-    *,
-    ray_address: str | None = None,
-    slots: int | None = None,
-    name: str | None = None,
-) -> "Fleet":
-    """A running fleet that attends on a server. Raises ThalwegError if Ray cannot be had."""
-    require_ray()
-    with needs("workers", "the workers are"):
-        from thalweg.workers.fleet import Fleet, FleetConfig, FleetError  # noqa: PLC0415 - an extra
-    named = {"name": name} if name else {}
-    fleet = Fleet(FleetConfig(server=server, token=token, ray_address=ray_address, slots=slots, **named))
-    try:
-        fleet.start()
-    except FleetError as error:
-        raise LocalError(str(error)) from error
-    return fleet
+# How long a run waits for an answer of the server that uses its folder, and how often it looks.
+_JOIN_SECONDS = 30.0
+_LOOK_SECONDS = 0.05
+# How often a run looks whether the others live.
+_GUARD_SECONDS = 0.25
+# Between one run's server and the next one's, on a busy machine, pass seconds.
+_BACKOFFS = (0.1, 0.5, 1.0, 2.0, 4.0, 4.0)
 
 
 class Embedded:
-    """A server in this process, on a folder, that only this machine's user can reach; and a fleet, once it is started.
+    """This process's part in the embedded jobs of a folder: a client, a server or a share in another run's, perhaps a fleet.
 
-    `own` says whether the folder's jobs run embedded, so that those that have not ended were interrupted. Else it is the folder
-    of a `thalweg serve` that is not running, and they wait for it. `settings` are further ones of ServerConfig.
+    Runs that use one folder at the same time share one server, that of the first. When it ends, another run's process starts the
+    server again at the same address, and the jobs of the runs that live go on from their last checkpoints.
+
+    `notify` is told what the user should know. `check` is called while it waits for another run's server, and may raise.
+    `settings` are those of ServerConfig; they have no effect on another run's server. Raises ThalwegError if there can be no
+    server.
     """
 
-    def __init__(self, folder: Path, own: bool = True, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        notify: Callable[[str], None] = _log.warning,
+        check: Callable[[], None] = lambda: None,
+        **settings: Any,
+    ) -> None:
         self.folder = folder
-        self._token = folder_token(folder) if own else secrets.token_urlsafe()
-        server = start_server(_LOOPBACK, folder, self._token, resume_unfinished=not own, **settings)
-        self._address = server.address
+        self._notify = notify
+        self._settings = settings
+        self._process = os.getpid()
+        if not has_token(folder) and is_locked(folder):
+            raise FolderInUseError(_served(folder))
+        self._token = folder_token(folder)
+        self._run = Run(folder)
+        self._server: RunningServer | None = None
         self._stack = ExitStack()
-        self._stack.callback(server.stop)
-        self.client = self._stack.enter_context(Client(self._address, self._token))
+        try:
+            address = self._serve_or_join(check)
+        except BaseException:
+            self._run.leave()
+            raise
+        self._run.joined(address)
+        self.client = _EmbeddedClient(address, self._token, self._run.add)
+        self._closing = threading.Event()
+        self._guardian = threading.Thread(target=self._guard, name="thalweg-embedded", daemon=True)
+        self._guardian.start()
+
+    @property
+    def place(self) -> str:
+        """What commands need besides a job's id to find it: nothing if it is kept in the usual folder."""
+        return "" if self.folder == embedded_folder() else f" --data {shlex.quote(str(self.folder))}"
 
     def start_fleet(self, slots: int) -> None:
         """Starts Ray with so many CPU slots, and workers on it as jobs want them."""
-        fleet = start_fleet(self._address, self._token, slots=slots, name="embedded")
+        fleet = start_fleet(self.client.address, self._token, slots=slots, name="embedded")
         self._stack.callback(fleet.stop)
 
+    def abandon(self, job_id: str) -> None:
+        """Leaves a job as it is when this run ends."""
+        self._run.jobs.remove(job_id)
+
     def close(self) -> None:
-        """Stops the fleet, Ray and the server. Jobs that have not ended are interrupted."""
-        self._stack.close()
-
-
-def embed(folder: Path | None, notify: Callable[[str], None] = _log.warning, **settings: Any) -> Embedded:
-    """An embedded server on a folder; by default on the usual one, or, while that is in use, on one beside it.
-
-    `notify` is told of the latter; `settings` are those of ServerConfig. Raises ThalwegError if no server can be started.
-    """
-    usual = embedded_folder()
-    for candidate in numbered(usual):
+        """Ends this run's jobs that have not ended, keeps what they learnt, and leaves: no process or thread stays."""
+        if self._closing.is_set() or os.getpid() != self._process:
+            return
         try:
-            embedded = Embedded(folder or candidate, **settings)
+            self._interrupt_jobs()
+        finally:
+            self._closing.set()
+            self._guardian.join()
+            self._stack.close()
+            self.client.close()
+            self._run.leave()
+            if self._server:
+                self._server.stop()
+
+    def _serve_or_join(self, check: Callable[[], None]) -> Address:
+        """The address of the server that this process starts, or that another one runs on the folder."""
+        deadline = time.monotonic() + _JOIN_SECONDS
+        while True:
+            try:
+                self._server = _start_embedded_server(self.folder, self._token, **self._settings)
+            except FolderInUseError as error:
+                address = self._answering()
+                if address:
+                    return address
+                if time.monotonic() > deadline:
+                    raise FolderInUseError(
+                        f"the data folder {self.folder} is in use by a server that does not answer; "
+                        "continue or end the process that it runs in, or choose another folder with --data"
+                    ) from error
+            else:
+                return self._server.address
+            check()
+            time.sleep(_LOOK_SECONDS)
+
+    def _answering(self) -> Address | None:
+        """The address of the server on the folder, None while it does not answer. Raises ThalwegError if it cannot be used."""
+        try:
+            address = parse_address((self.folder / "address").read_text().strip())
+        except (OSError, ValueError):
+            return None
+        try:
+            with Client(address, self._token) as client:
+                theirs = client.server_info().version
+        except ThalwegError as error:
+            if error.reason == "UNAUTHENTICATED":
+                raise FolderInUseError(_served(self.folder)) from error
+            return None
+        if theirs != version("thalweg"):
+            raise FolderInUseError(
+                f"the data folder {self.folder} is in use by release {theirs} of Thalweg, and this is {version('thalweg')}; "
+                "wait until it has ended, or choose another folder with --data"
+            )
+        return address
+
+    def _guard(self) -> None:
+        """Starts the server again when the one of another run has ended; ends the jobs of runs that were killed."""
+        # Now, so that it takes no time when it matters.
+        load_server()
+        problem = ""
+        while not self._closing.wait(_GUARD_SECONDS):
+            try:
+                if self._server:
+                    self._bury()
+                elif not is_locked(self.folder):
+                    self._server = _start_embedded_server(self.folder, self._token, self.client.address, **self._settings)
+            except FolderInUseError:
+                continue
+            except ThalwegError as error:
+                if str(error) != problem:
+                    problem = str(error)
+                    self._notify(problem)
+
+    def _bury(self) -> None:
+        for job_id in runs.bury(self.folder):
+            job = self.client.job(job_id)
+            if state_name(job.message.state) not in ENDED:
+                job.cancel()
+
+    def _interrupt_jobs(self) -> None:
+        for job_id in self._run.jobs:
+            try:
+                job = self.client.job(job_id)
+                if state_name(job.message.state) in ENDED:
+                    continue
+                job.cancel()
+            except ThalwegError as error:
+                if error.reason != "JOB_NOT_FOUND":
+                    self._notify(f"job {job_id} could not be ended in an orderly way: {error}")
+                continue
+            self._notify(
+                f"job {job_id} was interrupted after {job.message.result.steps:,} steps; what was learnt so far is kept. "
+                f"To go on: thalweg train --resume {job_id}{self.place}, or client.resume({job_id!r}) in Python"
+            )
+
+
+class _EmbeddedClient(Client):
+    """A client that survives the time between one run's server and the next one's."""
+
+    def __init__(self, address: Address, token: str, began: Callable[[str], object]) -> None:
+        super().__init__(address, token)
+        self._connection.began = began
+        self._connection.backoffs = _BACKOFFS
+
+
+def _served(folder: Path) -> str:
+    address = ""
+    with suppress(OSError):
+        address = (folder / "address").read_text().strip()
+    return f"the data folder {folder} is in use by another server; use it with --server {address or 'HOST:PORT'}, " + (
+        "or choose another folder with --data"
+    )
+
+
+def _start_embedded_server(folder: Path, token: str, address: Address | None = None, **settings: Any) -> RunningServer:
+    """A server on a folder of embedded jobs, at `address`, or where the runs that live look for one.
+
+    Raises ThalwegError if it cannot start: FolderInUseError if another server uses the folder.
+    """
+    places = [address] if address else [*{told.server for told in runs.told(folder) if told.server}, _LOOPBACK]
+    kept = partial(runs.jobs_of_the_living, folder)
+    while True:
+        place = places.pop(0)
+        try:
+            return start_server(place, folder, token, resume_unfinished=False, kept=kept, **settings)
         except FolderInUseError:
-            if folder:
+            raise
+        except LocalError:
+            if not places:
                 raise
-            continue
-        if embedded.folder not in (folder, usual):
-            notify(f"{usual} is in use by another run; this one is kept in {embedded.folder}")
-        break
-    return embedded
 
 
 def folder_of_jobs(folder: Path | None) -> Path:
@@ -157,30 +236,64 @@ def attached(folder: Path | None, token: str | None = None) -> Iterator[Client]:
     """
     own = folder is None or has_token(folder)
     folder = folder_of_jobs(folder)
+    ours = folder_token(folder) if own else secrets.token_urlsafe()
     try:
-        embedded = Embedded(folder, own)
+        server = _start_embedded_server(folder, ours) if own else start_server(_LOOPBACK, folder, ours)
     except FolderInUseError:
-        with Client(running_server(folder), token or (folder_token(folder) if own else None)) as client:
+        with Client(running_server(folder), token or (ours if own else None)) as client:
             yield client
         return
     try:
-        yield embedded.client
+        with Client(server.address, ours) as client:
+            yield client
     finally:
-        embedded.close()
+        server.stop()
 
 
-@contextmanager
-def local(workers: int = 2, data: str | Path | None = None, *, shared_memory: bool = True) -> Iterator[Client]:
-    """A client of a server of its own, with Ray and `workers` CPU slots on this machine, all for as long as the context.
+class Local:
+    """A server of its own, with Ray and workers on this machine, between `start` and `close`, or for as long as a context."""
 
-    `data` is the folder in which jobs are kept. Without `shared_memory` parameters and gradients travel over gRPC, as between
-    machines; the result is the same. Raises ThalwegError if an extra that it needs,
-    `server` or `workers`, is not installed, or if the folder is in use.
+    def __init__(self, workers: int, folder: Path | None, shared_memory: bool) -> None:
+        self._workers = workers
+        self._folder = folder
+        self._shared_memory = shared_memory
+        self._embedded: Embedded | None = None
+
+    def start(self) -> Client:
+        """Starts all of it, unless it runs, and gives its client. Raises ThalwegError as `local` says."""
+        if self._embedded is None:
+            require_ray()
+            embedded = Embedded(self._folder or embedded_folder(), shared_memory=self._shared_memory)
+            try:
+                embedded.start_fleet(self._workers)
+            except BaseException:
+                embedded.close()
+                raise
+            self._embedded = embedded
+        return self._embedded.client
+
+    def close(self) -> None:
+        """Ends all of it. Jobs that have not ended are interrupted: what they learnt is kept, and they can be resumed."""
+        embedded, self._embedded = self._embedded, None
+        if embedded:
+            embedded.close()
+
+    def __enter__(self) -> Client:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def local(workers: int = 2, data: str | Path | None = None, *, shared_memory: bool = True) -> Local:
+    """Training on this machine: a server, and Ray with `workers` CPU slots.
+
+    As a context manager it gives a Client; `start()` and `close()` do the same where a context does not fit, as in notebooks.
+    Jobs that have not ended when it closes are interrupted: what they learnt is kept, and `client.resume` goes on with them.
+
+    `data` is the folder in which jobs are kept. Runs that use the same folder at the same time, in one process or several, share
+    one list of jobs. Without `shared_memory` parameters and gradients travel over gRPC, as between machines; the result is the
+    same. Raises ThalwegError when it starts, if an extra that it needs, `server` or `workers`, is not installed, or if the folder
+    cannot be used.
     """
-    require_ray()
-    embedded = embed(None if data is None else Path(data), shared_memory=shared_memory)
-    try:
-        embedded.start_fleet(workers)
-        yield embedded.client
-    finally:
-        embedded.close()
+    return Local(workers, None if data is None else expanded(data), shared_memory)

@@ -3,13 +3,12 @@
 import os
 import secrets
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from itertools import chain, count
 from pathlib import Path
 
 from thalweg.client.problems import LocalError
 from thalweg.contract.channel import Address, parse_address
+from thalweg.contract.locks import FileLock, LockedError
 
 # A server that has its folder's lock says within this time where it listens.
 _START_SECONDS = 10.0
@@ -38,11 +37,6 @@ def served_folder() -> Path:
     return _data_home() / "server"
 
 
-def numbered(folder: Path) -> Iterator[Path]:
-    """A folder, and the ones beside it that take its place while it is in use."""
-    return chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in count(2)))
-
-
 def folder_token(folder: Path) -> str:
     """The token of the servers that run embedded on a folder: made once, readable for this user alone.
 
@@ -63,6 +57,19 @@ def folder_token(folder: Path) -> str:
         return path.read_text()
     except OSError as error:
         raise LocalError(f"cannot use the data folder {folder}: {error.strerror}") from error
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a server uses a folder at this moment. Raises LocalError if that cannot be found out."""
+    try:
+        FileLock.acquire(folder / "lock").release()
+    except LockedError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise LocalError(f"cannot use the data folder {folder}: {error.strerror}") from error
+    return False
 
 
 def has_token(folder: Path) -> bool:

@@ -142,6 +142,7 @@ class Job:
         Raises ThalwegError (NOT_RESUMABLE) if it has succeeded, or there is nothing to take up.
         """
         answer = self._connection.call(self._connection.stub.ResumeJob, pb.ResumeJobRequest(job_id=self.id))
+        self._connection.began(self.id)
         self.message = answer.job
 
     def delete(self) -> None:

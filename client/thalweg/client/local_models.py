@@ -1,6 +1,6 @@
 """Models in this process: predictions, gradient checks and the landscape of a loss, for whoever has the extra `workers`.
 
-With `embedded`, the only module of the client that imports the server or the workers, and only inside its functions.
+With `composition`, the only module of the client that imports the server or the workers, and only inside its functions.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thalweg.client.embedded import needs
+from thalweg.client.composition import needs
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.layout import Slab
 from thalweg.v1 import job_pb2

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from functools import partial
 
@@ -66,8 +66,8 @@ class Jobs:
         self._taking_up = asyncio.Lock()
         self._ticker: asyncio.Task[None] | None = None
 
-    async def start(self, resume_unfinished: bool) -> None:
-        """Takes up the jobs that have not ended, or, if that is not wanted, records that they were interrupted.
+    async def start(self, resume_unfinished: bool, kept: Collection[str] = ()) -> None:
+        """Resumes the jobs that have not ended: all, or those in `kept`. Records that the others were interrupted.
 
         Raises OSError if that cannot be recorded.
         """
@@ -78,7 +78,7 @@ class Jobs:
             unfinished += [job for _, job in page if job.state not in ENDED]
             before = page[-1][0]
         for job in reversed(unfinished):
-            if resume_unfinished:
+            if resume_unfinished or job.id in kept:
                 running = job.state == job_pb2.JOB_STATE_RUNNING
                 await self._take_up(job, "the server was restarted; the job")
                 if running or job.progress.step:

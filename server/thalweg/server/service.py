@@ -1,6 +1,7 @@
 """The server as a whole: its data folder, its jobs, its services."""
 
 import logging
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,9 @@ class FolderInUseError(ServerStartError):
 class ServerConfig:
     """How a server runs. `data` is the folder in which it keeps all its state; `max_running_jobs` is 0 for no limit.
 
+    Jobs that have not ended are resumed: all if `resume_unfinished`, else those that `kept` gives, called once the folder is
+    locked. The others are recorded as interrupted.
+
     `shared_memory` is whether workers on this machine get parameters and give gradients in memory, where that is possible.
     """
 
@@ -55,6 +59,7 @@ class ServerConfig:
     token: str | None = None
     trust_network: bool = False
     resume_unfinished: bool = True
+    kept: Callable[[], Collection[str]] = frozenset
     max_upload_bytes: int = MAX_UPLOAD_BYTES
     silence_seconds: float = SILENCE_SECONDS
     checkpoint_seconds: float = CHECKPOINT_SECONDS
@@ -85,6 +90,9 @@ class Server(Hosted):
         self._check_exposure(self.config.trust_network)
         self._lock_folder()
         try:
+            # Of a server that was killed: nobody should take it for this one's.
+            with suppress(OSError):
+                (self.config.data / "address").unlink()
             self._begin()
         except Exception:
             self._unlock_folder()
@@ -132,10 +140,11 @@ class Server(Hosted):
         sharing = _sharing(self._limits.guests) if self.config.shared_memory else None
         self.jobs = jobs = Jobs(storage, runs, self.config.max_running_jobs, sharing)
         server = self._build(jobs)
+        kept = self.config.kept()
         try:
             self.address = self._listen(server)
             try:
-                await jobs.start(self.config.resume_unfinished)
+                await jobs.start(self.config.resume_unfinished, kept)
             except Exception as error:
                 raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
             await server.start()

@@ -9,7 +9,7 @@ import typer
 from thalweg.client.cli.options import Json, TokenFile, read_token, server_of
 from thalweg.client.cli.output import console, print_json
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
-from thalweg.client.embedded import start_fleet, start_server, start_shard
+from thalweg.client.composition import start_fleet, start_server, start_shard
 from thalweg.client.folders import expanded, served_folder
 from thalweg.contract.channel import DEFAULT_PORT, Address, parse_address
 from thalweg.contract.errors import Violation, invalid

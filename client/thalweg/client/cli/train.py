@@ -14,7 +14,8 @@ from thalweg.client.cli.signals import Inbox
 from thalweg.client.cli.summary import report
 from thalweg.client.cli.training import Outcome, Training
 from thalweg.client.client import Client
-from thalweg.client.embedded import embed, folder_of_jobs, require_ray
+from thalweg.client.composition import require_ray
+from thalweg.client.embedded import Embedded, folder_of_jobs
 from thalweg.client.folders import embedded_folder, expanded
 from thalweg.client.jobfile import load_job
 from thalweg.contract.errors import Violation, invalid
@@ -80,11 +81,11 @@ def train(
             place = f" --server {shlex.quote(meant)}" if server else ""
         else:
             require_ray()
-            # A job that is there lies in no folder beside.
-            embedded = embed(folder_of_jobs(data) if resume else data, complain)
+            folder = folder_of_jobs(data) if resume else data or embedded_folder()
+            embedded = Embedded(folder, complain, inbox.check)
             stack.callback(embedded.close)
             training = Training(embedded.client, inbox, weights, embedded)
-            place = "" if embedded.folder == embedded_folder() else f" --data {shlex.quote(str(embedded.folder))}"
+            place = embedded.place
         outcome = begin(training)
         code = report(outcome, place, json)
     raise typer.Exit(code)

@@ -10,8 +10,10 @@ from thalweg.client.client import Client
 from thalweg.client.embedded import Embedded
 from thalweg.client.job import Job
 from thalweg.client.jobfile import JobFile
-from thalweg.client.records import Event, Result, StateChanged
+from thalweg.client.problems import LocalError
+from thalweg.client.records import ENDED, Event, Result, StateChanged
 from thalweg.contract.errors import ThalwegError
+from thalweg.contract.states import state_name
 
 _KEPT = "parameters.safetensors"
 
@@ -52,6 +54,8 @@ class Training:
     def _taken_up(self, job_id: str) -> tuple[Job, list[Event]]:
         """A job that goes on, and what it told before."""
         job = self._client.job(job_id)
+        if self._embedded and state_name(job.message.state) not in ENDED:
+            raise LocalError(f"job {job_id} runs already; thalweg watch {job_id}{self._embedded.place} shows it")
         past = job.history()
         job.resume()
         return job, past
@@ -107,6 +111,8 @@ class Training:
             self._keep(job, outcome)
         except InterruptedBySignalError:
             outcome.problems.append("interrupted again; what was learnt so far was not written")
+            if self._embedded:
+                self._embedded.abandon(job.id)
         except ThalwegError as error:
             outcome.problems += str(error).splitlines()
         return outcome

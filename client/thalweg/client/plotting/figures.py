@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thalweg.client.embedded import needs
+from thalweg.client.composition import needs
 from thalweg.client.weights import write_whole
 
 if TYPE_CHECKING:
