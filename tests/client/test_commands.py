@@ -267,8 +267,8 @@ def test_predict(cluster: Cluster, command: Command) -> None:
 
 @pytest.mark.parametrize("ending", [".npy", ".npz", ".csv"])
 def test_predict_writes_outputs(ending: str, cluster: Cluster, command: Command) -> None:
-    Path("x.csv").write_text("a,b,target\n0,0,0\n0,1,1\n")
-    printed = command("predict", "gate", "x.csv", "-o", f"out{ending}", "--server", cluster.address)
+    np.save("x.npy", [[0, 0], [0, 1]])
+    printed = command("predict", "gate", "x.npy", "-o", f"out{ending}", "--server", cluster.address)
     assert printed == (0, f"out{ending}: outputs for 2 samples\n", "")
     expected = cluster.gate.predict([[0, 0], [0, 1]])
     match ending:
@@ -278,6 +278,49 @@ def test_predict_writes_outputs(ending: str, cluster: Cluster, command: Command)
             assert np.array_equal(np.load("out.npz")["outputs"], expected)
         case _:
             assert [line.split(",")[0] for line in Path("out.csv").read_text().splitlines()] == ["class", "0", "1"]
+
+
+TABLE = "a,b,label\n" + "".join(f"{a / 8},{b / 8},{int(a > b)}\n" for a in range(-8, 9) for b in range(-7, 9))
+
+
+def test_predict_finds_columns_by_their_names(cluster: Cluster, command: Command) -> None:
+    Path("table.csv").write_text(TABLE)
+    layers = [{"dense": {"units": 2}}]
+    settings = {"data.csv": "table.csv", "model.layers": layers, "model.loss": "softmax_cross_entropy", "training.epochs": 20}
+    job = cluster.client.submit("xor", settings)
+    job.wait()
+
+    def predict(text: str, *options: str) -> Printed:
+        Path("new.csv").write_text(text)
+        return command("predict", job.id, "new.csv", *options, "--server", cluster.address)
+
+    for text in ("a,b\n0.9,-0.9\n-0.9,0.9\n", "b,a\n-0.9,0.9\n0.9,-0.9\n", "label,b,a\n7,-0.9,0.9\n7,0.9,-0.9\n"):
+        assert predict(text) == (0, "1\n0\n", "")
+    notice = "thalweg: new.csv: the columns were taken in the order of the training data: 'a', 'b'\n"
+    assert predict("0.9,-0.9\n-0.9,0.9\n", "--no-header") == (0, "1\n0\n", notice)
+    for text, message in (
+        ("id,a,b\n1,0.9,-0.9\n", "has the column 'id', which the job was not trained on; remove what is not a feature: 'a', 'b'"),
+        (
+            "a,c\n0.9,-0.9\n",
+            "lacks the column 'b' and has the column 'c', which the job was not trained on; name the columns as in",
+        ),
+    ):
+        printed = predict(text)
+        assert (printed.code, printed.out) == (2, "")
+        assert printed.err.startswith(f"thalweg: INPUT: 'new.csv' {message}")
+    assert predict("0.9,-0.9\n").err.startswith(
+        "thalweg: INPUT: 'new.csv' begins with numbers, and must begin with a line of column"
+    )
+
+
+def test_predict_for_a_job_whose_table_has_no_names(cluster: Cluster, command: Command) -> None:
+    Path("table.csv").write_text(TABLE.partition("\n")[2])
+    layers = [{"dense": {"units": 2}}]
+    settings = {"data.csv": "table.csv", "data.header": False, "model.layers": layers, "model.loss": "softmax_cross_entropy"}
+    job = cluster.client.submit("xor", settings | {"training.epochs": 20})
+    job.wait()
+    Path("new.csv").write_text("0.9,-0.9\n-0.9,0.9\n0.9,-0.9\n")
+    assert command("predict", job.id, "new.csv", "--server", cluster.address) == (0, "1\n0\n1\n", "")
 
 
 def test_plot(cluster: Cluster, command: Command, tmp_path: Path) -> None:

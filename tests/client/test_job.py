@@ -19,6 +19,7 @@ from thalweg.client import (
     WorkersChanged,
     load_job,
 )
+from thalweg.client.local_models import predict
 from thalweg.client.problems import JobFileError
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import Violation
@@ -157,7 +158,7 @@ def test_a_job_that_failed_raises_where_it_is_waited_for(cluster: Cluster, tmp_p
 @pytest.mark.parametrize("which", ["gate", "digits"])
 def test_predictions_are_the_model_evaluated_directly(which: str, cluster: Cluster) -> None:
     job = {"gate": cluster.gate, "digits": cluster.digits}[which]
-    x, y = data.arrays(job.spec.data, lambda _: Path())
+    x, y, *_ = data.read(job.spec.data, lambda _: Path())
     header, slab = job.slab()
     model = Model(job.spec.model, x.shape[1:], job.spec.seed)
     model.bind(slab)
@@ -184,12 +185,26 @@ def test_the_outputs_of_what_is_no_classifier_have_no_classes(cluster: Cluster) 
 @pytest.mark.parametrize(
     ("which", "x", "message"),
     [
-        ("gate", [[1, 2, 3]], "x: has the shape (1, 3), which is not what the job was trained on"),
-        ("gate", [1, 2], "x: has the shape (2,)"),
-        ("gate", 5, "x: has the shape () and holds int64; samples are an array of numbers"),
-        ("gate", [["a", "b"]], "x: has the shape (1, 2) and holds <U1; samples are an array of numbers"),
-        ("gate", [[0, 1], [0, float("nan")]], "x: holds NaN or infinite values, the first in sample 1, counted from 0"),
-        ("digits", [[1, 2]], "x: has the shape (1, 2); the job was trained on 64 features"),
+        ("gate", [[1, 2, 3]], "x: has the shape (1, 3); the job was trained on samples of shape (2,)"),
+        (
+            "gate",
+            [1, 2],
+            "x: has the shape (2,); the job was trained on samples of shape (2,), so x has the shape (samples, 2); for",
+        ),
+        ("gate", [[[1, 2]]], "x: has the shape (1, 1, 2); the job was trained on samples of shape (2,)"),
+        ("gate", [[1, 2], [3]], "x: is not an array: setting an array element with a sequence"),
+        ("gate", 5, "x: is a single number, and must have the samples on its first axis"),
+        ("gate", [["a", "b"]], "x: holds elements of type <U1, and must hold real numbers"),
+        ("gate", [[1j, 2]], "x: holds elements of type complex128, and must hold real numbers"),
+        ("gate", [[0, 1], [0, float("nan")]], "x: holds NaN or infinite values, 1 in all, the first at sample 1, feature 1"),
+        ("gate", [[0, float("-inf")]], "x: holds NaN or infinite values, 1 in all, the first at sample 0, feature 1"),
+        (
+            "gate",
+            [[0, 1], [1e300, 1]],
+            "x: holds numbers that are too large for float32, 1 in all, the first at sample 1, feature 0",
+        ),
+        ("digits", [[1, 2]], "x: has the shape (1, 2); the job was trained on samples of shape (64,)"),
+        ("digits", [[1e300] * 64], "x: holds numbers that are too large for float32"),
     ],
 )
 def test_samples_that_do_not_fit_are_told(which: str, x: object, message: str, cluster: Cluster) -> None:
@@ -198,6 +213,34 @@ def test_samples_that_do_not_fit_are_told(which: str, x: object, message: str, c
         job.predict(x)  # type: ignore[arg-type]
     assert caught.value.reason == "INVALID_ARGUMENT"
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("which", "x", "message"),
+    [
+        ("gate", [[1, 2, 3]], "x: has the shape (1, 3), which is not what the job was trained on"),
+        ("digits", [[1, 2]], "x: has the shape (1, 2); the job was trained on 64 features"),
+    ],
+)
+def test_samples_that_do_not_fit_a_job_of_the_first_release(which: str, x: object, message: str, cluster: Cluster) -> None:
+    """Its parameters do not say the shape of a sample."""
+    job = {"gate": cluster.gate, "digits": cluster.digits}[which]
+    header, slab = job.slab()
+    header.preprocessing.ClearField("shape")
+    with pytest.raises(ThalwegError) as caught:
+        predict(job.spec, header, slab, x)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(message)
+
+
+def test_outputs_that_are_not_finite_are_told(cluster: Cluster) -> None:
+    """Each sample can be held, and what the layers make of one cannot."""
+    job = cluster.client.submit("xor", {"model.loss": "mean_squared_error", "model.layers": [{"dense": {"units": 1}}]})
+    job.wait()
+    weight = float(abs(job.parameters()["0.weight"]).max())
+    header, slab = job.slab()
+    slab *= 1e10 / weight
+    with pytest.raises(ThalwegError, match=r"^x: the outputs for sample 1, counted from 0, are not finite"):
+        predict(job.spec, header, slab, np.array([[0, 1], [3e38, 3e38]]))
 
 
 @pytest.mark.parametrize("which", ["gate", "digits"])

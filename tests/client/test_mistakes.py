@@ -106,7 +106,7 @@ DATA: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         "model.layers: ",
     ),
-    "an array is missing": ({"x": np.ones((4, 2))}, {}, "data.npz: 'a.npz' has no array y; it has x"),
+    "an array is missing": ({"x": np.ones((4, 2))}, {}, "data.npz: 'a.npz' has no array y; it has 'x'"),
 }
 
 
@@ -210,8 +210,8 @@ def waiting(cluster: Cluster) -> Iterator[None]:
     ("arguments", "message"),
     [
         (["predict", "digits", "nowhere.npy"], "INPUT: nowhere.npy cannot be read: No such file or directory"),
-        (["predict", "digits", "small.npy"], "x: has the shape (1, 2); the job was trained on 64 features"),
-        (["predict", "gate", "nan.npy"], "x: holds NaN or infinite values, the first in sample 5, counted from 0"),
+        (["predict", "digits", "small.npy"], "x: has the shape (1, 2); the job was trained on samples of shape (64,)"),
+        (["predict", "gate", "nan.npy"], "x: holds NaN or infinite values, 1 in all, the first at sample 5, feature 1"),
         (["predict", "gate", "small.npy", "-o", "out.txt"], "--output: out.txt: outputs are written to .npy, .npz, .csv"),
         (["weights", "gate", "-o", "."], "--output: {folder} is a folder; give the path of a file"),
         (["plot", "gate", "-o", "a.gif"], "--output: a.gif: pictures end in .png, .svg, .pdf"),

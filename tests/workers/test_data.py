@@ -2,6 +2,7 @@
 
 import gc
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -13,9 +14,10 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thalweg.contract.resources import Memory
 from thalweg.v1 import job_pb2
 from thalweg.workers import data
-from thalweg.workers.data import DataError, Dataset
+from thalweg.workers.data import DataError, Dataset, MemoryLackError
 from thalweg.workers.data.builtins import BUILTINS
 from thalweg.workers.data.preparation import split
 from thalweg.workers.data.sampling import Sampler
@@ -93,49 +95,12 @@ def test_one_hot() -> None:
     assert load(builtin="xor", one_hot=True).train_y.tolist() == [[1, 0], [0, 1], [0, 1], [1, 0]]
 
 
-def test_csv(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("\ufeffage, label ,height\n1,0,2.5\n\n3,1,-4e1\n")
-    first = load(path, csv="a.csv")
-    assert (first.train_x.tolist(), first.train_y.tolist()) == ([[1, 0], [3, 1]], [2.5, -40])
-    second = load(path, csv="a.csv", target="label", loss="softmax_cross_entropy")
-    assert (second.train_x.tolist(), second.train_y.tolist()) == ([[1, 2.5], [3, -40]], [0, 1])
-    assert second.train_y.dtype == np.int64
-
-
-BAD_CSV = [
-    ("", "must begin with a line"),
-    ("a\n1\n", "at least two column names"),
-    ("1,2\n3,4\n", "begins with numbers"),
-    ("a,b\n", "has no lines below"),
-    ("a,b\n1,2\n1,x\n", "line 3, column 'b': 'x' is not a number"),
-    ("a,b\n1,2,3\n", "line 2 has 3 cells, and there are 2 columns"),
-    ("a,b\n1,nan\n", "line 2, column 'b': nan is no finite number"),
-    ('a,b\n"1,2\n', "is no CSV file"),
-]
-
-
-@pytest.mark.parametrize(("text", "message"), BAD_CSV)
-def test_a_bad_csv_file_is_told(text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text(text)
-    with pytest.raises(DataError, match=f"^data.csv: .*{message}"):
-        load(path, csv="a.csv")
-
-
-def test_a_missing_column_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("age,height\n1,2\n")
-    with pytest.raises(DataError, match=r"data\.target: .* did you mean 'height'"):
-        load(path, csv="a.csv", target="heigth")
-
-
 NAN = np.ones((9, 3))
 NAN[5, 2] = np.nan
 BAD_NPZ: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"x": NAN, "y": np.ones(9)}, {}, "x holds NaN or infinite values, 1 in all, the first at sample 5, feature 2"),
-    ({"x": np.ones((9, 3))}, {}, "has no array y; it has x"),
-    ({"a": np.ones((9, 3))}, {}, "has no array x and no array y; it has a"),
+    ({"x": np.ones((9, 3))}, {}, "has no array y; it has 'x'"),
+    ({"a": np.ones((9, 3))}, {}, "has no array x and no array y; it has 'a'"),
     ({"x": np.ones((9, 3)), "y": np.ones(8)}, {}, "x has 9 samples and y has 8"),
     ({"x": np.ones((0, 3)), "y": np.ones(0)}, {}, "has no samples"),
     ({"x": np.array(["a", "b"]), "y": np.ones(2)}, {}, "must hold real numbers"),
@@ -161,8 +126,8 @@ def test_a_bad_npz_file_is_told(arrays: dict[str, Any], settings: dict[str, Any]
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"no archive", r"is no NumPy archive; write one with numpy\.savez"),
-        (b"PK\x03\x04 broken", "is no NumPy archive"),
+        (b"no archive", r"is not a NumPy archive; write one with numpy\.savez"),
+        (b"PK\x03\x04 broken", "is not a NumPy archive"),
     ],
 )
 def test_what_is_no_archive_is_told(content: bytes, message: str, tmp_path: Path) -> None:
@@ -174,8 +139,65 @@ def test_what_is_no_archive_is_told(content: bytes, message: str, tmp_path: Path
 def test_one_array_is_no_archive(tmp_path: Path) -> None:
     with (tmp_path / "a.npz").open("wb") as file:
         np.save(file, np.ones(3))
-    with pytest.raises(DataError, match="is no NumPy archive"):
+    with pytest.raises(DataError, match="is not a NumPy archive"):
         load(tmp_path / "a.npz", npz="a.npz")
+
+
+def member(shape: object, dtype: str = "<f8", body: bytes = b"") -> bytes:
+    """An array's file with any header."""
+    header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + body
+
+
+DECLARED: list[tuple[bytes, str]] = [
+    (member((1 << 50, 4)), "is cut short: x needs 36,028,797,018,963,968 bytes, and there are"),
+    (member((1 << 62, 1 << 62)), "is cut short"),
+    (member((9, 1), body=bytes(71)), "is cut short: x needs 72 bytes, and there are 71"),
+    (member((-4, 4)), r"declares the shape \(-4, 4\) for x"),
+    (member((1 << 62, 0)), "cannot be read as a NumPy archive: array is too big"),
+    (member((2,), "<c16", bytes(32)), "holds elements of type complex128 as x, and must hold real numbers"),
+    (member((2,), "<U9"), "holds elements of type <U9 as x"),
+    (member("(" * 9000), "cannot be read as a NumPy archive"),
+    (member((1,) * 5000), "cannot be read as a NumPy archive: Header info length .* is large"),
+    (b"no array", "cannot be read as a NumPy archive: the magic string is not correct"),
+    (b"\x93NUMPY\x03\x00", "holds x in a format that NumPy does not use for numbers"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), DECLARED)
+def test_what_an_array_declares_is_checked_first(content: bytes, message: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", content)
+        archive.writestr("y.npy", member((1,), body=bytes(8)))
+    with pytest.raises(DataError, match=rf"^data\.npz: 'a\.npz' {message}"):
+        load(tmp_path / "a.npz", npz="a.npz")
+
+
+def test_an_archive_of_another_method_is_told(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("x.npy", member((1, 1), body=bytes(8)))
+        archive.writestr("y.npy", member((1,), body=bytes(8)))
+    with pytest.raises(DataError, match=r"^data\.npz: 'a\.npz' is packed in a way that is not read"):
+        load(tmp_path / "a.npz", npz="a.npz")
+
+
+@pytest.mark.parametrize(
+    ("available", "message"),
+    [
+        (
+            7 << 20,
+            r"data\.npz: 'a\.npz': x of shape \(100000, 10\) and type float64 needs .* MiB of memory, and this machine has",
+        ),
+        (10 << 20, r"data\.npz: preparing 100,000 samples needs .* MiB of memory"),
+    ],
+)
+def test_arrays_that_have_no_room_are_told(available: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some kilobytes unpack to megabytes."""
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros((100_000, 10)), y=np.zeros(100_000, np.int8))
+    assert (tmp_path / "a.npz").stat().st_size < 1 << 15
+    monkeypatch.setattr("thalweg.workers.data.memory.memory", lambda: Memory(available, available))
+    with pytest.raises(MemoryLackError, match=message):
+        load(tmp_path / "a.npz", npz="a.npz", dtype="float64")
 
 
 def test_an_unknown_data_set_is_told() -> None:

@@ -37,12 +37,12 @@ class Prediction(NamedTuple):
 def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: ArrayLike) -> Prediction:
     """What a job's model makes of samples `x`, samples first, which are prepared as the job's data was.
 
-    Outputs are those of the last layer: logits, if the loss takes them. Raises ThalwegError if samples have not the right shape.
+    Outputs are those of the last layer: logits, if the loss takes them. Raises ThalwegError if the samples are not of the kind
+    that the job was trained on, hold numbers that the model's dtype cannot, or lead to outputs that are not finite.
     """
     with needs("workers", "the models are"):
-        from thalweg.workers import data  # noqa: PLC0415 - an extra
-        from thalweg.workers.model import Model, ModelError  # noqa: PLC0415
-    samples = _samples(x, header)
+        from thalweg.workers.model import Model, ModelError  # noqa: PLC0415 - an extra
+    samples = prepare(header, x)
     try:
         model = Model(spec.model, samples.shape[1:], spec.seed, one_hot=spec.data.one_hot)
     except ModelError as error:
@@ -52,21 +52,55 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: A
             wanted = f"{theirs.name} has the shape {tuple(theirs.shape)}, and would need {tuple(ours.shape)}"
             raise invalid(Violation("x", f"{_shape(samples)}, which is not what the job was trained on: {wanted}"))
     model.bind(slab)
-    outputs = model.predict(data.preprocess(header.preprocessing, samples, model.dtype))
+    with np.errstate(over="ignore", invalid="ignore"):
+        outputs = model.predict(samples)
+    wrong = np.argwhere(~np.isfinite(outputs))
+    if len(wrong):
+        problem = f"the outputs for sample {wrong[0, 0]}, counted from 0, are not finite: its numbers are too large"
+        raise invalid(Violation("x", problem))
     return Prediction(outputs, _classes(model, outputs) if model.classifier else None)
 
 
-def _samples(x: ArrayLike, header: pb.ParametersHeader) -> NDArray[Any]:
-    samples = np.asarray(x)
-    if samples.dtype.kind not in "biuf" or samples.ndim == 0:
-        raise invalid(Violation("x", f"{_shape(samples)} and holds {samples.dtype}; samples are an array of numbers"))
-    features = len(header.preprocessing.mean)
-    if features and samples[:1].size != min(features, features * len(samples)):
-        raise invalid(Violation("x", f"{_shape(samples)}; the job was trained on {features} features"))
-    wrong = np.argwhere(~np.isfinite(samples))
-    if wrong.size:
-        raise invalid(Violation("x", f"holds NaN or infinite values, the first in sample {wrong[0, 0]}, counted from 0"))
-    return samples
+def prepare(header: pb.ParametersHeader, x: ArrayLike) -> Slab:
+    """Samples `x`, samples first, as a job's model sees them: of its dtype, and standardized if its data was.
+
+    Raises ThalwegError if they are not of the kind that the job was trained on, or hold numbers that the dtype cannot.
+    """
+    with needs("workers", "the models are"):
+        from thalweg.workers import data  # noqa: PLC0415 - an extra
+    try:
+        return data.prepare(x, header.preprocessing, np.dtype(header.layout.dtype))
+    except data.DataError as error:
+        raise _told(error) from error
+
+
+def read_samples(
+    path: Path, spec: job_pb2.JobSpec, header: pb.ParametersHeader, names: bool | None = None
+) -> tuple[NDArray[Any], str]:
+    """The samples in a .csv, .npy or .npz file as they stand there, in the order of a job's features; and a notice for users.
+
+    `names` says whether a table has a line of column names, if that differs from the job's `data.header`. Columns are found by
+    the names that they had when the job was trained; where these are not known, columns are taken in their order, which the
+    notice says. Raises ThalwegError if the file cannot be read, or its columns are others.
+    """
+    with needs("workers", "the models are"):
+        from thalweg.workers import data  # noqa: PLC0415 - an extra
+    try:
+        found = data.read_samples(path, spec.data, header.preprocessing, _features(header), names)
+    except OSError as error:
+        raise invalid(Violation("INPUT", f"{path} cannot be read: {error.strerror or error}")) from error
+    except data.DataError as error:
+        raise _told(error) from error
+    return found.x, found.notice
+
+
+def _features(header: pb.ParametersHeader) -> int:
+    """How many features a sample of a table has, -1 if that is unknown."""
+    if header.preprocessing.shape:
+        return header.preprocessing.shape[0] if len(header.preprocessing.shape) == 1 else -1
+    # A job of release 0.1.0 does not say: it is the number of inputs of the first dense layer.
+    weights = {int(tensor.name.split(".")[0]): tensor.shape[1] for tensor in header.layout.tensors if len(tensor.shape) == 2}
+    return weights[min(weights)] if weights else -1
 
 
 def _shape(samples: NDArray[Any]) -> str:

@@ -460,22 +460,29 @@ class Data(_message.Message):
     VALIDATION_FRACTION_FIELD_NUMBER: _builtins.int
     STANDARDIZE_FIELD_NUMBER: _builtins.int
     ONE_HOT_FIELD_NUMBER: _builtins.int
+    HEADER_FIELD_NUMBER: _builtins.int
     builtin: _builtins.str
     """The name of a data set that comes with the workers: "digits", "and", "or", "nand" or "xor"."""
     npz: _builtins.str
     """The path of a NumPy archive with the arrays `x` (samples first) and `y`."""
     csv: _builtins.str
-    """The path of a CSV file with one line of column names, all cells numbers."""
+    """The path of a CSV file in UTF-8: a line of column names, then decimal numbers, separated by commas. Samples to predict from are
+    matched by these names.
+    """
     sha256: _builtins.str
     """The SHA-256, in hexadecimal, under which the file was uploaded (UploadData). Clients fill it in."""
     target: _builtins.str
-    """For CSV: the column that holds the target. Defaults to the last one."""
+    """For CSV: the name of the column that holds the target. The last column, if not given."""
     validation_fraction: _builtins.float
     """The share of the samples that is kept for validation; which ones follows from the seed."""
     standardize: _builtins.bool
     """Whether each feature is shifted and scaled to mean 0 and standard deviation 1 over the training samples."""
     one_hot: _builtins.bool
     """Whether whole-number labels are turned into vectors with a single 1."""
+    header: _builtins.bool
+    """For CSV: whether the first line holds column names. If not given, it must, and a first line that looks like data is refused. With
+    `false` columns have no names, and are matched by their positions.
+    """
     def __init__(
         self,
         *,
@@ -487,11 +494,14 @@ class Data(_message.Message):
         validation_fraction: _builtins.float | None = ...,
         standardize: _builtins.bool | None = ...,
         one_hot: _builtins.bool | None = ...,
+        header: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_one_hot", b"_one_hot", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "npz", b"npz", "one_hot", b"one_hot", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_one_hot", b"_one_hot", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "npz", b"npz", "one_hot", b"one_hot", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_one_hot", b"_one_hot", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "npz", b"npz", "one_hot", b"one_hot", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_one_hot", b"_one_hot", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "npz", b"npz", "one_hot", b"one_hot", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__header: _TypeAlias = _typing.Literal["header"]  # noqa: Y015
+    _WhichOneofArgType__header: _TypeAlias = _typing.Literal["_header", b"_header"]  # noqa: Y015
     _WhichOneofReturnType__one_hot: _TypeAlias = _typing.Literal["one_hot"]  # noqa: Y015
     _WhichOneofArgType__one_hot: _TypeAlias = _typing.Literal["_one_hot", b"_one_hot"]  # noqa: Y015
     _WhichOneofReturnType__standardize: _TypeAlias = _typing.Literal["standardize"]  # noqa: Y015
@@ -502,6 +512,8 @@ class Data(_message.Message):
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["builtin", "npz", "csv"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__header) -> _WhichOneofReturnType__header | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__one_hot) -> _WhichOneofReturnType__one_hot | None: ...
     @_typing.overload
@@ -1874,12 +1886,17 @@ Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class Preprocessing(_message.Message):
-    """How samples are prepared before the model sees them: (x - mean) / scale, per feature. Both empty for no change."""
+    """What samples are, and how they are prepared before the model sees them: (x - mean) / scale, per feature. Both empty for no change."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEAN_FIELD_NUMBER: _builtins.int
     SCALE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """The name of the column that the target was read from, if `columns` are given."""
     @_builtins.property
     def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The mean of each feature over the training samples."""
@@ -1888,15 +1905,26 @@ class Preprocessing(_message.Message):
     def scale(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The standard deviation of each feature over the training samples, 1 where it would be 0."""
 
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The shape of one sample. Empty in what workers of release 0.1.0 said."""
+
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the columns that the features were read from, in the order of the features. Empty where the source has no names."""
+
     def __init__(
         self,
         *,
         mean: _abc.Iterable[_builtins.float] | None = ...,
         scale: _abc.Iterable[_builtins.float] | None = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        columns: _abc.Iterable[_builtins.str] | None = ...,
+        target: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mean", b"mean", "scale", b"scale"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "mean", b"mean", "scale", b"scale", "shape", b"shape", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

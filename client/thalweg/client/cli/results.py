@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from thalweg.client.cli.options import Data, JobId, Json, Server, TokenFile, connected
-from thalweg.client.cli.output import console, print_json
-from thalweg.client.cli.samples import check_output, read_samples, write_outputs
+from thalweg.client.cli.output import complain, console, print_json
+from thalweg.client.cli.outputs import check_output, write_outputs
 from thalweg.client.folders import expanded
 from thalweg.client.local_models import predict as predict_with
+from thalweg.client.local_models import read_samples
 from thalweg.client.plotting import learning_curve, loss_slice, parse_element, save_figure
 from thalweg.contract.errors import Violation, invalid
 
@@ -55,13 +56,21 @@ def predict(
         typer.Argument(
             parser=expanded,
             metavar="INPUT",
-            help="The samples: .npy, .npz (array x), or .csv with a line of names.",
+            help="The samples: .npy, .npz (array x), or .csv with the training data's columns.",
             show_default=False,
         ),
     ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", parser=expanded, metavar="FILE", help="Write the outputs there: .npy, .npz or .csv."),
+    ] = None,
+    header: Annotated[
+        bool | None,
+        typer.Option(
+            "--header/--no-header",
+            help="Whether a .csv begins with a line of column names. As the job's data.header says, if not given.",
+            show_default=False,
+        ),
     ] = None,
     server: Server = None,
     token_file: TokenFile = None,
@@ -71,7 +80,9 @@ def predict(
     """Prints what a job's model makes of samples.
 
     A line for each: its class, if the model is a classifier, else the
-    outputs. Samples are prepared as the training data was.
+    outputs. Samples are prepared as the training data was. Columns of a
+    table are found by the names that they had in the training data; its
+    target may be among them, and is left out.
     Needs the extra: pip install 'thalweg\\[workers]'
 
     [bold]Examples[/]
@@ -83,8 +94,11 @@ def predict(
         check_output(output)
     with connected(server, token_file, data) as client:
         found = client.job(job)
-        header, slab = found.slab()
-        prediction = predict_with(found.spec, header, slab, read_samples(samples, found.spec.data, header))
+        parameters, slab = found.slab()
+        x, notice = read_samples(samples, found.spec, parameters, header)
+        if notice:
+            complain(notice)
+        prediction = predict_with(found.spec, parameters, slab, x)
     outputs, classes = prediction
     if output:
         write_outputs(output, prediction)

@@ -8,11 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.v1 import job_pb2
-from thalweg.workers.data import builtins, csv, npz
-from thalweg.workers.data.errors import DataError
-from thalweg.workers.data.preparation import as_targets, check_prepared, preprocess, split, standardization
+from thalweg.workers.data import builtins, columns, npz, table
+from thalweg.workers.data.checks import check_numbers, check_prepared
+from thalweg.workers.data.columns import Samples, Source
+from thalweg.workers.data.errors import DataError, MemoryLackError
+from thalweg.workers.data.memory import check_memory
+from thalweg.workers.data.preparation import as_targets, prepare, preprocess, split, standardization
 
-__all__ = ["DataError", "Dataset", "arrays", "load", "preprocess"]
+__all__ = [
+    "DataError",
+    "Dataset",
+    "MemoryLackError",
+    "Samples",
+    "Source",
+    "load",
+    "prepare",
+    "preprocess",
+    "read",
+    "read_samples",
+]
 
 
 class Dataset(NamedTuple):
@@ -37,43 +51,61 @@ def load(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Dataset:
     """
     data, dtype = spec.data, np.dtype(spec.model.dtype)
     field = f"data.{data.WhichOneof('source')}"
-    x, y = arrays(data, fetch)
+    source = read(data, fetch)
+    x, y = source.x, source.y
     _check(field, x, y)
+    # All samples once as the model sees them, and once more in two parts.
+    check_memory(f"{field}: preparing {len(x):,} samples", 2 * x.size * dtype.itemsize)
     targets = as_targets(field, y, spec.model.loss, data.one_hot, dtype)
     train, validation = split(spec.seed, len(x), data.validation_fraction)
     with np.errstate(over="ignore", invalid="ignore"):
         preprocessing = standardization(x[train]) if data.standardize else job_pb2.Preprocessing()
-    check_prepared(field, "x", np.array(preprocessing.scale))
+    if not np.isfinite(preprocessing.scale).all():
+        raise DataError(f"{field}: x holds numbers that are too large to be standardized; scale them, or remove them")
     prepared = preprocess(preprocessing, x, dtype)
-    check_prepared(field, "x", prepared)
+    check_prepared(f"{field}: x", prepared)
+    preprocessing.shape.extend(x.shape[1:])
+    preprocessing.columns.extend(source.columns)
+    preprocessing.target = source.target
     return Dataset(prepared[train], targets[train], prepared[validation], targets[validation], preprocessing)
 
 
-def arrays(data: job_pb2.Data, fetch: Callable[[str], Path]) -> tuple[NDArray[Any], NDArray[Any]]:
+def read(data: job_pb2.Data, fetch: Callable[[str], Path]) -> Source:
     """Samples and targets as they stand in the source. Raises DataError if it cannot be read."""
     match data.WhichOneof("source"):
         case "builtin":
-            return builtins.load(data.builtin)
+            return Source(*builtins.load(data.builtin))
         case "npz":
-            return npz.load(fetch(data.sha256), data.npz)
+            return Source(*npz.load(fetch(data.sha256), "data.npz", data.npz))
         case _:
-            return csv.load(fetch(data.sha256), data.csv, data.target)
+            found = table.read(fetch(data.sha256), table.TO_TRAIN, data.csv, _header(data))
+            return columns.to_train(found, data.csv, data.target)
+
+
+def read_samples(
+    path: Path, data: job_pb2.Data, preprocessing: job_pb2.Preprocessing, features: int, header: bool | None = None
+) -> Samples:
+    """Samples to predict from, out of a .csv, .npy or .npz file, for a job that was trained on `data`.
+
+    `features` is the number of features of a sample, -1 if that is unknown; `header` says whether a table has a line of column
+    names, if that differs from `data.header`. Raises DataError, whose message begins with "INPUT", or OSError.
+    """
+    words, name = table.TO_PREDICT, path.name
+    if path.suffix.lower() != ".csv" and npz.is_numpys(path):
+        return Samples(npz.load_samples(path, words.field, name))
+    if path.suffix.lower() in (".npy", ".npz"):
+        raise DataError(f"{words.field}: {name!r} is not a NumPy file; write one with numpy.save")
+    found = table.read(path, words, name, _header(data) if header is None else header)
+    return columns.to_predict(found, name, preprocessing, data.target, features)
+
+
+def _header(data: job_pb2.Data) -> bool | None:
+    return data.header if data.HasField("header") else None
 
 
 def _check(field: str, x: NDArray[Any], y: NDArray[Any]) -> None:
     for name, values in (("x", x), ("y", y)):
-        if values.dtype.kind not in "biuf":
-            raise DataError(f"{field}: {name} holds elements of type {values.dtype}, and must hold real numbers")
-        if values.ndim == 0:
-            raise DataError(f"{field}: {name} is a single number, and must have the samples on its first axis")
-        wrong = np.argwhere(~np.isfinite(values)) if values.dtype.kind == "f" else np.empty((0, 1))
-        if len(wrong):
-            sample, *feature = (int(i) for i in wrong[0])
-            where = f"sample {sample}" + (f", feature {', '.join(map(str, feature))}" if feature else "")
-            raise DataError(
-                f"{field}: {name} holds NaN or infinite values, {len(wrong)} in all, the first at {where} (counted from 0); "
-                "remove or replace them"
-            )
+        check_numbers(f"{field}: {name}", values)
     if len(x) != len(y):
         raise DataError(f"{field}: x has {len(x)} samples and y has {len(y)}; they must be as many")
     if x.ndim == 1:

@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thalweg.workers.data import npz
 from thalweg.workers.data.errors import DataError
-from thalweg.workers.data.npz import opened
 
 Arrays = tuple[NDArray[Any], NDArray[Any]]
 
 
 def _digits() -> Arrays:
     """Handwritten digits: x of shape (1797, 64), shades from 0 to 1; y the digit."""
-    with (resources.files(__package__) / "digits.npz").open("rb") as file, opened(file) as archive:
-        return archive["x"] / 16.0, archive["y"].astype(np.int64)
+    with resources.as_file(resources.files(__package__) / "digits.npz") as path:
+        x, y = npz.load(path, "data.builtin", path.name)
+    return x / 16.0, y.astype(np.int64)
 
 
 def _gate(*outputs: int) -> Callable[[], Arrays]:

@@ -2,4 +2,8 @@
 
 
 class DataError(ValueError):
-    """Data that cannot be learnt from. The message begins with the field of the job that it is about."""
+    """Data that cannot be used. The message begins with what it is about: a field of the job, or an argument, and a colon."""
+
+
+class MemoryLackError(DataError):
+    """Data that is larger than the memory of this machine. Another machine may have room for it."""

@@ -1,20 +1,22 @@
 """How samples and targets are prepared, and split into those to learn from and those to validate with."""
 
+import math
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from thalweg.contract.layout import ranges
 from thalweg.v1 import job_pb2
+from thalweg.workers.data.checks import check_numbers, check_prepared
 from thalweg.workers.data.errors import DataError
 from thalweg.workers.randomness import Purpose, generator
 
 # Labels for more classes than this would be a mistake: a column of amounts taken for labels.
 _MOST_CLASSES = 100_000
-# Features whose mean and deviation are kept: with room to spare in a message of 4 MiB.
-_MOST_STANDARDIZED = 1 << 17
+# Features of which something is kept, a mean, a deviation, a name: with room to spare in a message of 4 MiB.
+MAX_FEATURES = 1 << 17
 # Samples that are converted to double precision at once.
 _BLOCK = 1024
 
@@ -78,8 +80,8 @@ def standardization(x: NDArray[Any]) -> job_pb2.Preprocessing:
 
     Raises DataError if there are more features than a message holds.
     """
-    if x[0].size > _MOST_STANDARDIZED:
-        raise DataError(f"data.standardize: a sample has {x[0].size:,} features; at most {_MOST_STANDARDIZED:,} are standardized")
+    if x[0].size > MAX_FEATURES:
+        raise DataError(f"data.standardize: a sample has {x[0].size:,} features; at most {MAX_FEATURES:,} are standardized")
     mean = np.asarray(np.mean(x, axis=0, dtype=np.float64))
     squares = np.zeros(mean.shape)
     for block in ranges(len(x), _BLOCK):
@@ -104,13 +106,30 @@ def preprocess(preprocessing: job_pb2.Preprocessing, x: NDArray[Any], dtype: np.
     return prepared
 
 
-def check_prepared(field: str, name: str, values: NDArray[np.floating]) -> None:
-    """Raises DataError if numbers that were finite are so no more."""
-    if not np.isfinite(values).all():
-        raise DataError(f"{field}: {name} holds numbers that are too great for {values.dtype}; scale them, or remove them")
+def prepare(x: ArrayLike, preprocessing: job_pb2.Preprocessing, dtype: np.dtype[np.floating]) -> NDArray[np.floating]:
+    """Samples `x`, samples first, as a model trained with `preprocessing` sees them: of the same shape, and of `dtype`.
+
+    Raises DataError, whose message begins with "x", if they are not samples of the kind that it was trained on.
+    """
+    try:
+        samples = np.asarray(x)
+    except ValueError as error:
+        raise DataError(f"x: is not an array: {error}") from error
+    check_numbers("x:", samples)
+    shape, mean = tuple(preprocessing.shape), len(preprocessing.mean)
+    if shape and samples.shape[1:] != shape:
+        hint = "; for one sample, give [x]" if samples.shape == shape else ""
+        wanted = f"the job was trained on samples of shape {shape}, so x has the shape (samples, {', '.join(map(str, shape))})"
+        raise DataError(f"x: has the shape {samples.shape}; {wanted}{hint}")
+    # Of a job that says no shape.
+    if mean and math.prod(samples.shape[1:]) != mean:
+        raise DataError(f"x: has the shape {samples.shape}; the job was trained on {mean} features")
+    prepared = preprocess(preprocessing, samples, dtype)
+    check_prepared("x:", prepared)
+    return prepared
 
 
 def _cast(field: str, name: str, values: NDArray[Any], dtype: np.dtype[np.floating]) -> NDArray[np.floating]:
     cast = preprocess(job_pb2.Preprocessing(), values, dtype)
-    check_prepared(field, name, cast)
+    check_prepared(f"{field}: {name}", cast)
     return cast
