@@ -1,16 +1,16 @@
 """A server that stood still takes nobody for lost who only could not be heard."""
 
+import asyncio
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.cluster import ThreadFleet, running_server, stub_of
-from tests.end_to_end.command import wait_for
-from tests.server.specs import make_spec
 from thalweg.server.attention import Attention
+from thalweg.server.jobs import Jobs
+from thalweg.server.settings import RunSettings
 from thalweg.server.shards import AttendingShard, Shards
-from thalweg.v1 import training_service_pb2
+from thalweg.server.storage import Storage
 
 
 @pytest.mark.parametrize(("late", "missed"), [(0.0, 0.0), (0.4, 0.0), (0.6, 0.6), (13.0, 13.0)])
@@ -36,22 +36,18 @@ def test_shards_are_not_silent_while_nobody_listens(monkeypatch: pytest.MonkeyPa
     assert shards.silent(10.0) == [shard]
 
 
-@pytest.mark.parametrize("shared_memory", [True, False])
-def test_workers_outlive_a_server_that_stands_still(tmp_path: Path, shared_memory: bool) -> None:
-    spec = make_spec(epochs=1_000_000, microbatches=2, batch_size=4, workers=2)
-    settings = {"silence_seconds": 0.4, "shared_memory": shared_memory}
-    with running_server(tmp_path, **settings) as server, stub_of(server) as stub:
-        job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=spec)).job.id
+def test_runs_are_told_how_long_nobody_listened(tmp_path: Path) -> None:
+    async def test() -> None:
+        jobs = Jobs(Storage(tmp_path), RunSettings(silence_seconds=1.0))
+        told: list[float] = []
+        jobs._tick_runs = told.append  # type: ignore[method-assign]
+        await jobs.start(resume_unfinished=True)
+        while len(told) < 3:
+            await asyncio.sleep(0)
+        time.sleep(0.2)  # noqa: ASYNC251 - that is what is tried
+        while not any(told):
+            await asyncio.sleep(0)
+        assert max(told) > 0.1
+        await jobs.stop()
 
-        def steps() -> int:
-            return stub.GetJob(training_service_pb2.GetJobRequest(job_id=job)).job.progress.step
-
-        with ThreadFleet(server.address, 2):
-            for _ in range(5):
-                before = steps()
-                wait_for(lambda before=before: steps() > before)  # type: ignore[misc]
-                server._loop.call_soon_threadsafe(time.sleep, 1.0)
-            before = steps()
-            wait_for(lambda: steps() > before)
-            progress = stub.CancelJob(training_service_pb2.CancelJobRequest(job_id=job)).job.progress
-    assert progress.contributions.lost_workers == 0
+    asyncio.run(test())
