@@ -324,9 +324,9 @@ def test_parameters_come_back_as_they_were(storage: Storage, dtype: str) -> None
     storage.save_parameters("a", header(dtype), slab)
     kept = storage.parameters("a")
     assert kept
-    assert kept[0] == header(dtype)
-    assert kept[1].dtype == layouts.dtype_of(header(dtype).layout)
-    assert kept[1].tobytes() == slab.tobytes()
+    assert kept.header == header(dtype)
+    assert {array.dtype for array in kept.arrays} == {layouts.dtype_of(header(dtype).layout)}
+    assert b"".join(kept.pieces()) == slab.tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -336,9 +336,10 @@ def test_a_trajectory_comes_back_as_it_was(storage: Storage, dtype: str) -> None
     storage.save_trajectory("a", described, list(slabs))
     kept = storage.trajectory("a")
     assert kept
-    assert kept[0] == described
-    assert kept[1].dtype == slabs.dtype
-    assert kept[1].tolist() == slabs.tolist()
+    assert kept.header == described
+    (array,) = kept.arrays
+    assert array.dtype == slabs.dtype
+    assert array.tolist() == slabs.tolist()
 
 
 def test_what_was_not_kept_is_not_there(storage: Storage) -> None:
@@ -367,11 +368,11 @@ def test_a_file_is_whole_or_not_there(storage: Storage, monkeypatch: pytest.Monk
             storage.save_parameters("a", header("float32"), np.ones(8, np.float32))
     kept = storage.parameters("a")
     assert (kept is not None) is before
-    assert kept is None or not kept[1].any()
+    assert kept is None or not any(array.any() for array in kept.arrays)
     storage.save_parameters("a", header("float32"), np.ones(8, np.float32))
     kept = storage.parameters("a")
     assert kept
-    assert kept[1].all()
+    assert all(array.all() for array in kept.arrays)
 
 
 def test_a_file_that_cannot_be_written_is_an_os_error(storage: Storage) -> None:

@@ -59,6 +59,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The job cannot be taken up again."""
     ERROR_REASON_EVICTED: _ErrorReason.ValueType  # 16
     """A worker was silent for too long. Its tasks were given to others."""
+    ERROR_REASON_TOO_SLOW: _ErrorReason.ValueType  # 20
+    """A client takes nothing of what it has asked for, and the server does not keep that any longer."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 14
     """Something that the catalogue does not know."""
     ERROR_REASON_LOCAL: _ErrorReason.ValueType  # 32
@@ -101,6 +103,8 @@ ERROR_REASON_NOT_RESUMABLE: ErrorReason.ValueType  # 15
 """The job cannot be taken up again."""
 ERROR_REASON_EVICTED: ErrorReason.ValueType  # 16
 """A worker was silent for too long. Its tasks were given to others."""
+ERROR_REASON_TOO_SLOW: ErrorReason.ValueType  # 20
+"""A client takes nothing of what it has asked for, and the server does not keep that any longer."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 14
 """Something that the catalogue does not know."""
 ERROR_REASON_LOCAL: ErrorReason.ValueType  # 32

@@ -1,7 +1,9 @@
 """What a run leaves when it ends."""
 
+import asyncio
 from typing import TYPE_CHECKING
 
+from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
 from thalweg.server import messages
 from thalweg.server.checkpoints import Checkpoint
@@ -30,7 +32,7 @@ class Ending:
     def collect(self, run: "JobRun", finish: messages.Finish, version: int, slabs: State) -> None:
         """Takes what a run has: copies of the parameters at a version, and of the optimizer's state if it can be taken up."""
         self.slab = slabs[PARAMETERS]
-        self.header = run.header(version, self.slab)
+        self.header = run.header(version)
         if finish.position:
             self.checkpoint = run.checkpoint(finish.position)(slabs)
         plan = run.coordinator.plan
@@ -38,8 +40,15 @@ class Ending:
             self.trajectory = run.arrays.trajectory
             self.trajectory.add(version, self.slab)
         epochs = plan.epoch_of(version) if plan else run.job.progress.epoch
-        self.result = run.telemetry.result(version, epochs, self.header.sha256)
+        self.result = run.telemetry.result(version, epochs)
         if finish.train:
             self.result.train.CopyFrom(finish.train)
         if finish.validation:
             self.result.validation.CopyFrom(finish.validation)
+
+    async def seal(self) -> None:
+        """Computes the parameters' SHA-256, which takes long, in a thread of its own."""
+        if self.header is not None and self.slab is not None:
+            self.header.sha256 = await asyncio.to_thread(layouts.digest, self.slab)
+        if self.header is not None and self.result is not None:
+            self.result.weights_sha256 = self.header.sha256

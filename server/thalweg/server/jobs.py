@@ -14,6 +14,7 @@ from thalweg.server import acceptance, validation
 from thalweg.server.attention import Attention
 from thalweg.server.checkpoints import Checkpoint, NewerCheckpointError
 from thalweg.server.crew import Crew
+from thalweg.server.downloads import Download
 from thalweg.server.ending import Ending
 from thalweg.server.fleets import Fleets
 from thalweg.server.initial import initial_slab
@@ -281,10 +282,10 @@ class Jobs:
         self._runs[job.id] = run
         return run
 
-    def _initial(self, given: job_pb2.Initial, layout: job_pb2.Layout) -> Slab:
+    async def _initial(self, given: job_pb2.Initial, layout: job_pb2.Layout) -> Slab:
         """The parameters that a job starts from. Raises ValueError if they are not its model's."""
         try:
-            return initial_slab(layout, self.storage.initial(given.sha256))
+            return await self.journal.run_aside(lambda: initial_slab(layout, self.storage.initial(given.sha256)))
         except (ValueError, OSError) as error:
             raise ValueError(f"model.initial.{given.WhichOneof('source')}: {error}") from error
 
@@ -395,7 +396,7 @@ class Jobs:
         async for event in self.journal.watch(job_id, after):
             yield event
 
-    async def parameters(self, job_id: str) -> tuple[training_service_pb2.ParametersHeader, Slab]:
+    async def parameters(self, job_id: str) -> Download[training_service_pb2.ParametersHeader]:
         """A job's parameters. Raises ThalwegError if it has none."""
         while run := await self._living(job_id):
             now = await run.snapshot()
@@ -408,7 +409,7 @@ class Jobs:
             raise ThalwegError("NO_PARAMETERS", {"job": job_id})
         return kept
 
-    async def trajectory(self, job_id: str) -> tuple[training_service_pb2.TrajectoryHeader, Slab]:
+    async def trajectory(self, job_id: str) -> Download[training_service_pb2.TrajectoryHeader]:
         """A job's trajectory. Raises ThalwegError if it kept none."""
         await self.ended(job_id)
         await self.get(job_id)

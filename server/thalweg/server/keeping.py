@@ -79,6 +79,7 @@ class Keeping:
     async def _keep_result(self, ending: Ending, telemetry: Telemetry) -> None:
         if ending.header is None or ending.slab is None:
             return
+        await ending.seal()
         await self._journal.run(self._storage.save_parameters, ending.job_id, ending.header, ending.slab)
         if ending.trajectory and ending.trajectory.slabs:
             header = training_service_pb2.TrajectoryHeader(layout=ending.header.layout, versions=ending.trajectory.versions)

@@ -7,7 +7,7 @@ shards hold ranges of the arrays, what needs their answers waits its turn, and w
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import ThalwegError
@@ -21,6 +21,7 @@ from thalweg.server.checkpoints import Checkpoint
 from thalweg.server.connections import Connection, Connections
 from thalweg.server.coordinator import Coordinator, Phase
 from thalweg.server.crew import Crew
+from thalweg.server.downloads import Download, Downloads
 from thalweg.server.ending import Ending
 from thalweg.server.messages import Facts, WorkerId
 from thalweg.server.optimizers import State
@@ -34,6 +35,8 @@ from thalweg.server.turns import Turns
 from thalweg.v1 import job_pb2, parameter_service_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
+# Copies of the parameters that are being downloaded at a time.
+_MAX_COPIES = 2
 
 
 class JobRun:
@@ -57,7 +60,7 @@ class JobRun:
         clock: Clock = time.monotonic,
         checkpoint: Checkpoint | None = None,
         recorded: Recorded = NOTHING_RECORDED,
-        initial: Callable[[job_pb2.Layout], Slab] | None = None,
+        initial: Callable[[job_pb2.Layout], Awaitable[Slab]] | None = None,
         sharing: Sharing | None = None,
         shards: Shards | None = None,
         crew: Crew | None = None,
@@ -72,6 +75,7 @@ class JobRun:
         self._prepared = checkpoint.prepared if checkpoint else None
         self._checkpoint = checkpoint
         self._initial = initial
+        self._given: asyncio.Future[Slab] | None = None
         self._clock = clock
         self._ended = ended
         self._save = save
@@ -80,6 +84,7 @@ class JobRun:
         self._residuals = Residuals()
         self._crew = crew
         self._shards = shards
+        self._downloads: Downloads[int, training_service_pb2.ParametersHeader] = Downloads(_MAX_COPIES)
         # What no tick has told yet: a tick is lost if others have to wait.
         self._missed = 0.0
         self._turns = Turns(self._decide, self._carry_out, self._ready, self._failed)
@@ -89,30 +94,46 @@ class JobRun:
         """The job as it is now. Its state may be ahead of what is durable."""
         return self.telemetry.job
 
-    async def snapshot(self) -> tuple[training_service_pb2.ParametersHeader, Slab] | None:
-        """A copy of the parameters as they are now. Raises ThalwegError if there are none yet.
+    async def snapshot(self) -> Download[training_service_pb2.ParametersHeader] | None:
+        """A copy of the parameters as they are now, shared by all who ask for it. Raises ThalwegError if there are none yet.
 
-        None if the run is over, or is before they have come from shards.
+        It is an earlier one if there are as many copies as there may be. None if the run is over, or is before they come from
+        shards.
         """
         if self._checkpoint:
-            return self.header(self._checkpoint.position.version, self._checkpoint.parameters), self._checkpoint.parameters
-        if self.over.is_set():
+            version = self._checkpoint.position.version
+        elif self.over.is_set():
             return None
-        if self.arrays is None or self.coordinator.policy is None:
+        elif self.arrays and self.coordinator.policy:
+            version = self.arrays.version
+        else:
             raise ThalwegError("NO_PARAMETERS", {"job": self.job.id})
-        version, copies = self.arrays.version, asyncio.Queue[State]()
-        self.arrays.copy(copies.put_nowait, state=False)
-        over = asyncio.create_task(self.over.wait())
-        over.add_done_callback(lambda _: copies.put_nowait({}))
-        slab = (await copies.get()).get(PARAMETERS)
-        over.cancel()
-        return None if slab is None else (self.header(version, slab), slab)
+        return await self._downloads.get(version, self._copied)
 
-    def header(self, version: int, slab: Slab) -> training_service_pb2.ParametersHeader:
-        """What is said of parameters at a version."""
+    async def _copied(self) -> Download[training_service_pb2.ParametersHeader] | None:
+        if self._checkpoint:
+            version, slab = self._checkpoint.position.version, self._checkpoint.parameters
+        elif self.arrays:
+            version, copies = self.arrays.version, asyncio.Queue[State]()
+            self.arrays.copy(copies.put_nowait, state=False)
+            over = asyncio.create_task(self.over.wait())
+            over.add_done_callback(lambda _: copies.put_nowait({}))
+            found = (await copies.get()).get(PARAMETERS)
+            over.cancel()
+            if found is None:
+                return None
+            slab = found
+        else:
+            return None
+        header = self.header(version)
+        header.sha256 = await asyncio.to_thread(layouts.digest, slab)
+        return Download(header, [slab])
+
+    def header(self, version: int) -> training_service_pb2.ParametersHeader:
+        """What is said of parameters at a version, without their SHA-256: to compute that takes long."""
         prepared = self._prepared or parameter_service_pb2.Prepared()
         return training_service_pb2.ParametersHeader(
-            layout=prepared.layout, version=version, sha256=layouts.digest(slab), preprocessing=prepared.preprocessing
+            layout=prepared.layout, version=version, preprocessing=prepared.preprocessing
         )
 
     def join(self, connection: Connection) -> None:
@@ -212,8 +233,8 @@ class JobRun:
             if checkpoint:
                 self.arrays.load(checkpoint.position.version, checkpoint.parameters, checkpoint.state)
                 self.arrays.trajectory.restore(checkpoint.versions, checkpoint.trajectory)
-            elif self._initial:
-                self.arrays.load(0, self._initial(self._prepared.layout), None)
+            elif self._given:
+                self.arrays.load(0, self._given.result(), None)
         except ValueError as error:
             raise _JobError(str(error)) from error
 
@@ -231,7 +252,18 @@ class JobRun:
         return decisions
 
     def _ready(self, decision: messages.Decision) -> bool:
+        if isinstance(decision, messages.LoadGiven) and not self._given_read():
+            return False
         return self.arrays is None or self.arrays.ready(decision)
+
+    def _given_read(self) -> bool:
+        """Whether the parameters to start from are at hand, if others than random ones were given. Begins to read them."""
+        if self._initial is None or self._checkpoint or self._prepared is None:
+            return True
+        if self._given is None:
+            self._given = asyncio.ensure_future(self._initial(self._prepared.layout))
+            self._given.add_done_callback(lambda _: self._turns.go_on())
+        return self._given.done()
 
     def _failed(self, error: Exception) -> messages.Event:
         if isinstance(error, _JobError):

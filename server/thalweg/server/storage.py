@@ -16,14 +16,12 @@ from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
 
-import numpy as np
-from safetensors import safe_open
-
 from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
 from thalweg.server import initial, tensors
 from thalweg.server.checkpoints import Checkpoints
 from thalweg.server.disk import RealDisk, publish
+from thalweg.server.downloads import Download
 from thalweg.server.telemetry import told
 from thalweg.v1 import job_pb2, training_service_pb2
 
@@ -56,6 +54,7 @@ CREATE TABLE uploads_used (
 PARAMETERS_FILE = "parameters.safetensors"
 TRAJECTORY_FILE = "trajectory.safetensors"
 _HEADER = "thalweg.header"
+_SLABS = "slabs"
 # SQLite's integers end here; the contract's go on.
 _MOST_INTEGER = (1 << 63) - 1
 # Whoever uploads a file has so long to create a job that uses it.
@@ -216,27 +215,24 @@ class Storage:
         path = self.job_folder(job_id) / PARAMETERS_FILE
         self._save(path, layouts.views(header.layout, slab), header.SerializeToString())
 
-    def parameters(self, job_id: str) -> tuple[training_service_pb2.ParametersHeader, Slab] | None:
-        """The parameters that a job kept."""
+    def parameters(self, job_id: str) -> Download[training_service_pb2.ParametersHeader] | None:
+        """The parameters that a job kept, tensor by tensor, where they lie. Raises ValueError if their file is damaged."""
         path = self.job_folder(job_id) / PARAMETERS_FILE
         if not path.exists():
             return None
-        with safe_open(path, framework="numpy") as file:
-            header = training_service_pb2.ParametersHeader.FromString(base64.b64decode(file.metadata()[_HEADER]))
-            slab = np.empty(layouts.elements(header.layout), layouts.dtype_of(header.layout))
-            for name, view in layouts.views(header.layout, slab).items():
-                view[...] = file.get_tensor(name)
-        return header, slab
+        found, metadata = tensors.read(self._disk.read(path))
+        header = training_service_pb2.ParametersHeader.FromString(base64.b64decode(metadata[_HEADER]))
+        return Download(header, [found[tensor.name] for tensor in header.layout.tensors])
 
     def export_parameters(self, job_id: str) -> str | None:
         """Copies the parameters that a job kept into an upload, and gives its SHA-256. None if it kept none."""
         kept = self.parameters(job_id)
         if kept is None:
             return None
-        header, slab = kept
+        named = {tensor.name: array for tensor, array in zip(kept.header.layout.tensors, kept.arrays, strict=True)}
         name = str(uuid.uuid4())
         try:
-            self._disk.write(self._part(name), tensors.pieces(layouts.views(header.layout, slab), {}))
+            self._disk.write(self._part(name), tensors.pieces(named, {}))
             with self._part(name).open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             publish(self._disk, self._part(name), self.upload(sha256))
@@ -256,16 +252,16 @@ class Storage:
 
     def save_trajectory(self, job_id: str, header: training_service_pb2.TrajectoryHeader, slabs: Sequence[Slab]) -> None:
         """Keeps the slabs of a job's trajectory, each of shape (elements), as one array of shape (versions, elements)."""
-        self._save(self.job_folder(job_id) / TRAJECTORY_FILE, {"slabs": slabs}, header.SerializeToString())
+        self._save(self.job_folder(job_id) / TRAJECTORY_FILE, {_SLABS: slabs}, header.SerializeToString())
 
-    def trajectory(self, job_id: str) -> tuple[training_service_pb2.TrajectoryHeader, Slab] | None:
-        """The trajectory that a job kept."""
+    def trajectory(self, job_id: str) -> Download[training_service_pb2.TrajectoryHeader] | None:
+        """The trajectory that a job kept, of shape (versions, elements), where it lies. Raises ValueError if it is damaged."""
         path = self.job_folder(job_id) / TRAJECTORY_FILE
         if not path.exists():
             return None
-        with safe_open(path, framework="numpy") as file:
-            header = training_service_pb2.TrajectoryHeader.FromString(base64.b64decode(file.metadata()[_HEADER]))
-            return header, file.get_tensor("slabs")
+        found, metadata = tensors.read(self._disk.read(path))
+        header = training_service_pb2.TrajectoryHeader.FromString(base64.b64decode(metadata[_HEADER]))
+        return Download(header, [found[_SLABS]])
 
     def _save(self, path: Path, named: Mapping[str, tensors.Tensor], header: bytes) -> None:
         self._disk.make_folder(path.parent)

@@ -164,13 +164,12 @@ class Telemetry:
         ended = training_service_pb2.EpochEnded(epoch=epoch, step=step, train_loss=train_loss, validation=validation)
         self._journal.record(self.job.id, training_service_pb2.Event(epoch_ended=ended))
 
-    def result(self, version: int, epochs: int, sha256: str) -> job_pb2.Result:
-        """What comes of the job, without its metrics."""
+    def result(self, version: int, epochs: int) -> job_pb2.Result:
+        """What comes of the job, without its metrics and its parameters' SHA-256."""
         training = self._since(self._training_began)
         return job_pb2.Result(
             steps=version,
             epochs=epochs,
-            weights_sha256=sha256,
             samples_per_second=self._samples / training if training > 0 else 0.0,
             seconds=self.seconds,
         )

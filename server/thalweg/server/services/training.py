@@ -12,13 +12,14 @@ import grpc
 
 from thalweg.contract.channel import CHUNK_BYTES
 from thalweg.contract.errors import ThalwegError, Violation, invalid
-from thalweg.contract.layout import Slab
 from thalweg.server.jobs import Jobs
 from thalweg.server.services.guard import errors
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1 import training_service_pb2_grpc
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+# A client that takes nothing of a download for so long has lost interest.
+_STALLED_SECONDS = 60.0
 
 
 class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
@@ -63,23 +64,24 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             async for event in self._jobs.watch(request.job_id, request.after_sequence):
                 yield pb.WatchJobResponse(event=event)
 
-    async def DownloadParameters(
+    # Coroutines, and no generators: a write that takes too long can be given up.
+    async def DownloadParameters(  # type: ignore[override]
         self, request: pb.DownloadParametersRequest, context: Context
-    ) -> AsyncIterator[pb.DownloadParametersResponse]:
+    ) -> None:
         async with errors(context):
-            header, slab = await self._jobs.parameters(request.job_id)
-            yield pb.DownloadParametersResponse(header=header)
-            for part in _parts(slab):
-                yield pb.DownloadParametersResponse(data=part)
+            download = await self._jobs.parameters(request.job_id)
+            await _write(context, pb.DownloadParametersResponse(header=download.header))
+            for piece in download.pieces():
+                await _write(context, pb.DownloadParametersResponse(data=await asyncio.to_thread(bytes, piece)))
 
-    async def DownloadTrajectory(
+    async def DownloadTrajectory(  # type: ignore[override]
         self, request: pb.DownloadTrajectoryRequest, context: Context
-    ) -> AsyncIterator[pb.DownloadTrajectoryResponse]:
+    ) -> None:
         async with errors(context):
-            header, slabs = await self._jobs.trajectory(request.job_id)
-            yield pb.DownloadTrajectoryResponse(header=header)
-            for part in _parts(slabs):
-                yield pb.DownloadTrajectoryResponse(data=part)
+            download = await self._jobs.trajectory(request.job_id)
+            await _write(context, pb.DownloadTrajectoryResponse(header=download.header))
+            for piece in download.pieces():
+                await _write(context, pb.DownloadTrajectoryResponse(data=await asyncio.to_thread(bytes, piece)))
 
     async def UploadData(self, request_iterator: AsyncIterator[pb.UploadDataRequest], context: Context) -> pb.UploadDataResponse:
         async with errors(context):
@@ -139,7 +141,12 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             )
 
 
-def _parts(slab: Slab) -> list[bytes]:
-    """An array's bytes, cut for the wire."""
-    view = slab.reshape(-1).data.cast("B")
-    return [bytes(view[start : start + CHUNK_BYTES]) for start in range(0, len(view), CHUNK_BYTES)]
+async def _write(context: Context, message: object) -> None:
+    """Sends a message of a stream. Raises ThalwegError if the client takes none for too long, CancelledError if it is gone."""
+    try:
+        async with asyncio.timeout(_STALLED_SECONDS):
+            await context.write(message)
+    except grpc.aio.InternalError as error:
+        raise asyncio.CancelledError("the client ended the call") from error
+    except TimeoutError:
+        raise ThalwegError("TOO_SLOW", {"seconds": f"{_STALLED_SECONDS:g}"}) from None
