@@ -1,13 +1,17 @@
 """Embedded runs, and the folders that they share. None of it starts Ray."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.client.conftest import Command
 from tests.client.helpers import fleet_of_threads, names_in
-from thalweg.client import Client, LocalError, ThalwegError, folders, local
+from thalweg.client import Client, LocalError, ThalwegError, folders, load_job, local, local_models
 from thalweg.client.composition import start_server
 from thalweg.client.embedded import Embedded, attached
 from thalweg.client.folders import embedded_folder, folder_token, running_server, served_folder
@@ -104,3 +108,43 @@ def test_what_runs_on_this_machine_needs_ray(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(LocalError, match=r"Ray is not installed: pip install 'thalweg\[workers\]'"), local():
         pass
     assert not embedded_folder().exists()
+
+
+def wrong(**arrays: Any) -> list[str]:
+    """Settings of a job that learns from arrays in which something is wrong."""
+    np.savez("data.npz", **{"x": np.ones((8, 2)), "y": np.arange(8) % 2} | arrays)
+    return ["--set", "data.npz=data.npz"]
+
+
+WRONG: dict[str, tuple[Callable[[], list[str]], str]] = {
+    "NaN in the data": (lambda: wrong(x=np.full((8, 2), np.nan)), "data.npz: x holds NaN or infinite values"),
+    "no array x": (lambda: wrong(x=np.array("text")), "data.npz: x holds"),
+    "labels out of range": (lambda: wrong(y=np.full(8, 12)), "model.loss: binary_cross_entropy wants targets from 0 to 1"),
+    "a model that does not fit": (lambda: ["--set", "model.layers=[{dense={units=3}}]"], "model.layers: the model's output has"),
+    "parameters of another model": (lambda: ["--set", "model.initial.file=other.safetensors"], "model.initial.file: the model's"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_can_be_found_wrong_on_this_machine_is_found_before_ray_starts(
+    case: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start_fleet(*_: object) -> None:
+        raise AssertionError("Ray would have been started")
+
+    monkeypatch.setattr(Embedded, "start_fleet", start_fleet)
+    save_file({"0.weight": np.ones((3, 3), np.float32)}, "other.safetensors")
+    make, message = WRONG[case]
+    printed = command("train", "xor", *make())
+    assert printed.code == 2, printed.err
+    assert printed.out == ""
+    assert printed.err.startswith(f"thalweg: {message}")
+    assert command("jobs", "--json").json == {"jobs": []}
+
+
+def test_data_that_takes_long_to_read_is_left_to_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong(x=np.full((8, 2), np.nan))
+    monkeypatch.setattr(local_models, "_MAX_CHECKED_BYTES", 8)
+    local_models.check(load_job("xor", {"data.npz": "data.npz"}))
+    # Nor is there a file to read of data that only the server has.
+    local_models.check(load_job("xor", {"data.npz": "nowhere.npz", "data.sha256": "0" * 64}))

@@ -55,12 +55,16 @@ class Client:
         spec = loaded.spec
         if name is not None:
             spec.name = name
+        self._prepare(loaded)
         for message, path in loaded.uploads():
             message.sha256 = upload(self._connection, path)
         request = pb.CreateJobRequest(spec=spec, job_id=id or "", request_id=request_id or str(uuid.uuid4()))
         answer = self._connection.call(self._connection.stub.CreateJob, request, seconds=_CREATE_SECONDS)
         self._connection.began(answer.job.id)
         return Job(self._connection, answer.job)
+
+    def _prepare(self, job: JobFile) -> None:
+        """What is to be done before a job's files are uploaded."""
 
     def resume(self, id: str) -> Job:  # noqa: A002 - what it is called everywhere else
         """Resumes a job that was cancelled, interrupted or has failed at its last checkpoint, and gives it.

@@ -18,6 +18,8 @@ from thalweg.client import runs
 from thalweg.client.client import Client
 from thalweg.client.composition import FolderInUseError, RunningServer, load_server, require_ray, start_fleet, start_server
 from thalweg.client.folders import embedded_folder, expanded, folder_token, has_token, is_locked, running_server
+from thalweg.client.jobfile import JobFile
+from thalweg.client.local_models import check
 from thalweg.client.problems import LocalError
 from thalweg.client.records import ENDED
 from thalweg.client.runs import Run
@@ -186,12 +188,15 @@ class Embedded:
 
 
 class _EmbeddedClient(Client):
-    """A client that survives the time between one run's server and the next one's."""
+    """A client whose jobs are checked here before they are submitted, and which survives a change of the server's process."""
 
     def __init__(self, address: Address, token: str, began: Callable[[str], object]) -> None:
         super().__init__(address, token)
         self._connection.began = began
         self._connection.backoffs = _BACKOFFS
+
+    def _prepare(self, job: JobFile) -> None:
+        check(job)
 
 
 def _served(folder: Path) -> str:

@@ -3,7 +3,6 @@
 With `composition`, the only module of the client that imports the server or the workers, and only inside its functions.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thalweg.client.composition import needs
+from thalweg.client.jobfile import JobFile
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.layout import Slab
 from thalweg.v1 import job_pb2
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # What a landscape may cost: multiplications for one point.
 _MOST_WORK = 1 << 28
 _MOST_SAMPLES = 4096
+# A file up to this size is read within a second or two.
+_MAX_CHECKED_BYTES = 256 << 20
 
 
 class Prediction(NamedTuple):
@@ -115,25 +117,59 @@ def _classes(model: "Model", outputs: Slab) -> NDArray[np.int64]:
     return outputs.reshape(len(outputs), -1).argmax(1) if outputs.size else np.empty(0, np.int64)
 
 
+def check(job: JobFile) -> None:
+    """Looks for what a worker would find wrong with a job's model, its data or the parameters that it starts from.
+
+    Files that take long to read, and parameters that only a server has, are left to the worker. Raises ThalwegError.
+    """
+    with needs("workers", "the models are"):
+        from thalweg.server import initial  # noqa: PLC0415 - the one place that knows
+        from thalweg.workers import data  # noqa: PLC0415 - an extra
+        from thalweg.workers.model import Model, ModelError  # noqa: PLC0415
+    spec = _completed(job.spec)
+    if any(path.stat().st_size > _MAX_CHECKED_BYTES for _, path in job.uploads()) or (spec.data.sha256 and not job.data):
+        return
+    try:
+        dataset = data.load(spec, lambda _: job.data or Path())
+        model = Model(spec.model, dataset.input_shape, spec.seed, one_hot=spec.data.one_hot)
+        for targets in (dataset.train_y, dataset.validation_y):
+            model.check_targets(targets)
+    except (ModelError, data.DataError) as error:
+        raise _told(error) from error
+    if job.initial:
+        try:
+            initial.initial_slab(model.layout, initial.read(job.initial))
+        except ValueError as error:
+            raise invalid(Violation("model.initial.file", str(error))) from error
+
+
 def gradcheck(spec: job_pb2.JobSpec, file: Path | None) -> "list[Row]":
     """A row for each tensor of a job's model: how far backpropagation is from numerical differentiation.
 
     `file` is the one that the job learns from, None for built-in data. Raises ThalwegError if the job is not right.
     """
     with needs("workers", "the models are"):
-        from thalweg.server import validation  # noqa: PLC0415 - the one place that knows
         from thalweg.workers import data, gradcheck  # noqa: PLC0415 - an extra
         from thalweg.workers.model import ModelError  # noqa: PLC0415
-    if file:
-        with file.open("rb") as opened:
-            spec.data.sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    # What is checked holds anywhere, and training may start from parameters that only a server has.
-    spec.model.ClearField("initial")
-    spec = validation.complete(spec)
+    spec = _completed(spec)
     try:
         return gradcheck.gradcheck(spec, data.load(spec, lambda _: file or Path()))
     except (ModelError, data.DataError) as error:
         raise _told(error) from error
+
+
+def _completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
+    """A copy of a specification with every default, as far as data and model need it. Raises ThalwegError if it is not right."""
+    with needs("server", "the server is"):
+        from thalweg.server import validation  # noqa: PLC0415 - the one place that knows
+    local = job_pb2.JobSpec()
+    local.CopyFrom(spec)
+    if local.data.WhichOneof("source") != "builtin" and not local.data.sha256:
+        # The file is at hand; what it would be called on a server does not matter.
+        local.data.sha256 = "0" * 64
+    # What is checked holds anywhere, and training may start from parameters that only a server has.
+    local.model.ClearField("initial")
+    return validation.complete(local)
 
 
 class Landscape:
