@@ -2,17 +2,25 @@
 
 import importlib.util
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 
+from tests import pytorch
+from tests.client.helpers import fleet_of_threads
+from tests.end_to_end.cluster import running_server
+from thalweg.client import Client
 from thalweg.client.jobfile import load_job
 from thalweg.contract import rules
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
+from thalweg.workers import data
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("workers/**/README.md"))]
@@ -74,6 +82,29 @@ def test_the_jobs_of_the_page_on_synchrony_are_jobs() -> None:
 def test_the_jobs_of_the_page_on_codecs_are_jobs() -> None:
     kinds = [spec.training.codec.WhichOneof("kind") for spec in jobs_on("codecs.md")]
     assert kinds == [kind for kind in rules.alternatives(job_pb2.Codec, "kind") if kind != "float16"]
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_the_readmes_model_in_pytorch_is_the_jobs(standardize: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("torch") is None:
+        for name, module in pytorch.modules().items():
+            monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.chdir(tmp_path)
+    with running_server(tmp_path / "server") as server, fleet_of_threads(server), Client(server.address) as client:
+        job = client.submit("digits", {"training.epochs": 2, "data.standardize": standardize}, id="digits-1")
+        job.wait()
+        job.save("digits-1.safetensors")
+        x, y, *_ = data.read(job.spec.data, Path)
+        expected = job.predict(x)
+    np.save("x.npy", x)
+    names: dict[str, Any] = {}
+    exec(compile(blocks(ROOT / "README.md", "python")[1], "README.md", "exec"), names)
+    outputs = np.asarray(names["outputs"])
+    np.testing.assert_allclose(outputs, expected, rtol=1e-3, atol=1e-4)
+    assert np.mean(outputs.argmax(1) == y) > 0.9
+    # On samples that are not prepared, the model is another one.
+    if standardize:
+        assert np.abs(np.asarray(names["model"](names["torch"].from_numpy(x.astype(np.float32)))) - expected).max() > 1
 
 
 @pytest.mark.ray

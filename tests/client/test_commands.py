@@ -262,6 +262,8 @@ def test_predict(cluster: Cluster, command: Command) -> None:
     answer = command("predict", "gate", "x.npy", "--server", cluster.address, "--json").json
     assert answer["job"] == "gate"
     assert answer["classes"] == [0, 1, 1, 0]
+    assert [round(sum(row), 6) for row in answer["probabilities"]] == [1, 1, 1, 1]
+    assert [row[1] > 0.5 for row in answer["probabilities"]] == [False, True, True, False]
     assert answer["outputs"] == cluster.gate.predict(np.load("x.npy")).tolist()
 
 

@@ -167,6 +167,11 @@ def test_predictions_are_the_model_evaluated_directly(which: str, cluster: Clust
     assert np.array_equal(prediction.outputs, expected)
     assert np.array_equal(job.predict(x.tolist()), expected)
     assert prediction.classes is not None
+    assert prediction.probabilities is not None
+    assert prediction.probabilities.argmax(1).tolist() == prediction.classes.tolist()
+    np.testing.assert_allclose(prediction.probabilities.sum(1), 1, rtol=1e-5)
+    # As release 0.1.0 gave them.
+    assert tuple(map(id, prediction)) == (id(prediction.outputs), id(prediction.classes))
     metrics = job.result().train if which == "gate" else None
     if metrics:
         assert np.mean(prediction.classes == y) == metrics.accuracy
@@ -179,7 +184,8 @@ def test_the_outputs_of_what_is_no_classifier_have_no_classes(cluster: Cluster) 
     result = job.wait()
     assert result.train
     assert result.train.accuracy is None
-    assert job.prediction([[0, 1]]).classes is None
+    prediction = job.prediction([[0, 1]])
+    assert (prediction.classes, prediction.probabilities) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,37 @@ def told(job: Any, settings: Any = ()) -> str:
     return str(caught.value)
 
 
+class Somewhere:
+    """A path that is neither a text nor a `Path`."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __fspath__(self) -> str:
+        return self._path
+
+
+@pytest.mark.parametrize("kind", [str, Path, Somewhere])
+def test_a_path_is_a_path(kind: Any, tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(TOML)
+    np.savez(tmp_path / "points.npz", x=[[1]], y=[1])
+    save_file({}, tmp_path / "w.safetensors")
+    assert load_job(kind(str(tmp_path / "job.toml"))).data == tmp_path / "points.npz"
+    found = load_job(GOOD | {"data": {"csv": kind(str(tmp_path / "points.npz"))}})
+    assert (found.data, found.spec.data.csv) == (tmp_path / "points.npz", str(tmp_path / "points.npz"))
+    settings = {"data.npz": kind(str(tmp_path / "points.npz")), "model.initial.file": kind(str(tmp_path / "w.safetensors"))}
+    found = load_job(GOOD, settings)
+    assert (found.data, found.initial) == (tmp_path / "points.npz", tmp_path / "w.safetensors")
+
+
+def test_a_job_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    np.savez(tmp_path / "points.npz", x=[[1]], y=[1])
+    (tmp_path / "job.toml").write_text("\ufeff" + TOML, encoding="utf-8")
+    assert load_job(tmp_path / "job.toml").spec.data.npz == "points.npz"
+    (tmp_path / "job.toml").write_text("\ufeffname = 'x'\nsed = 3\n", encoding="utf-8")
+    assert told(tmp_path / "job.toml").startswith(f"{tmp_path}/job.toml: sed: unknown; did you mean seed?")
+
+
 def test_the_packaged_jobs_are_those_that_the_help_names() -> None:
     assert packaged_jobs() == ["and", "digits", "nand", "or", "xor"]
 
@@ -127,7 +158,8 @@ def test_what_is_not_there_is_told(job: Any, message: str) -> None:
         (b"[model]\nlayers = [}\n", "job.toml, line 2, column 11: Invalid value"),
         (b'name = "a"\nname = "b"\n', "job.toml, line 2, column 11: Cannot overwrite a value"),
         (b"[data", "job.toml: Expected ']' at the end of a table declaration (at end of document)"),
-        (b'name = "\xff"', "job.toml: is not a TOML file: it is not UTF-8 text"),
+        (b'name = "\xff"', "job.toml: is not UTF-8 text: line 1 has the byte 0xff; save it as UTF-8"),
+        ('name = "x"\n'.encode("utf-16"), "job.toml: is UTF-16 text; save it as UTF-8"),
         (b"seed = " + b"9" * 5000, "job.toml: Exceeds the limit"),
     ],
 )

@@ -20,7 +20,9 @@ HEADER = pb.ParametersHeader(
     )
 )
 SAMPLES = np.array([[1.0, 2], [3, -40]])
-OUTPUTS = Prediction(np.array([[0.25, 0.75], [1, 0]], np.float32), np.array([1, 0]))
+OUTPUTS = Prediction(
+    np.array([[-2, 0.5], [1, 0]], np.float32), np.array([1, 0]), np.array([[0.25, 0.75], [0.5, 0.5]], np.float32)
+)
 
 
 def read(path: str, target: str = "") -> list[list[float]]:
@@ -115,15 +117,29 @@ def test_outputs_as_an_archive(name: str, tmp_path: Path) -> None:
         assert {key: archive[key].tolist() for key in archive.files} == {
             "outputs": OUTPUTS.outputs.tolist(),
             "classes": [1, 0],
+            "probabilities": [[0.25, 0.75], [0.5, 0.5]],
         }
     assert names_in(tmp_path) == [name]
 
 
+def table(prediction: Prediction) -> list[str]:
+    write_outputs(Path("out.csv"), prediction)
+    return Path("out.csv").read_text().splitlines()
+
+
 def test_outputs_as_a_table() -> None:
-    write_outputs(Path("out.csv"), OUTPUTS)
-    assert Path("out.csv").read_text().splitlines() == ["class,output0,output1", "1,0.25,0.75", "0,1.0,0.0"]
-    write_outputs(Path("out.csv"), Prediction(OUTPUTS.outputs.reshape(2, 1, 2), None))
-    assert Path("out.csv").read_text().splitlines() == ["output0,output1", "0.25,0.75", "1.0,0.0"]
+    assert table(OUTPUTS) == [
+        "class,probability_0,probability_1,output0,output1",
+        "1,0.25,0.75,-2.0,0.5",
+        "0,0.5,0.5,1.0,0.0",
+    ]
+    assert table(Prediction(OUTPUTS.outputs.reshape(2, 1, 2), None)) == ["output0,output1", "-2.0,0.5", "1.0,0.0"]
+    assert table(Prediction(OUTPUTS.outputs, OUTPUTS.classes)) == ["class,output0,output1", "1,-2.0,0.5", "0,1.0,0.0"]
+    several = np.array([[0.25, 0.75]], np.float32)
+    assert table(Prediction(several, np.array([[0, 1]]), several)) == [
+        "class_0,class_1,probability_0,probability_1,output0,output1",
+        "0,1,0.25,0.75,0.25,0.75",
+    ]
 
 
 def test_an_unknown_ending_is_told() -> None:

@@ -3,16 +3,18 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+from tests.client.conftest import Command
 from tests.client.helpers import Cluster, names_in
-from thalweg.client import LocalError, weights
+from thalweg.client import LocalError, ThalwegError, prepare, weights
 from thalweg.client.weights import save_weights, write_whole
 from thalweg.contract import layout as layouts
 from thalweg.v1 import job_pb2
@@ -28,7 +30,11 @@ def save(path: Path) -> None:
     header = pb.ParametersHeader(layout=LAYOUT, version=12, sha256=layouts.digest(SLAB))
     header.preprocessing.mean.extend([0.5, 1])
     header.preprocessing.scale.extend([2, 1])
-    spec = job_pb2.JobSpec(name="small", data=job_pb2.Data(validation_fraction=0.2))
+    header.preprocessing.shape.append(2)
+    header.preprocessing.columns.extend(["a", "ü"])
+    header.preprocessing.target = "label"
+    model = job_pb2.Model(dtype="float64")
+    spec = job_pb2.JobSpec(name="small", model=model, data=job_pb2.Data(validation_fraction=0.2))
     save_weights(path, job_pb2.Job(id="small-1", spec=spec), header, SLAB)
 
 
@@ -48,8 +54,83 @@ def test_a_file_says_what_it_is(tmp_path: Path) -> None:
     assert metadata["job"] == "small-1"
     assert metadata["version"] == "12"
     assert metadata["weights_sha256"] == layouts.digest(SLAB)
-    assert json.loads(metadata["preprocessing"]) == {"mean": [0.5, 1], "scale": [2, 1]}
-    assert json.loads(metadata["spec"]) == {"name": "small", "data": {"validation_fraction": 0.2}}
+    assert json.loads(metadata["preprocessing"]) == {
+        "shape": [2],
+        "mean": [0.5, 1],
+        "scale": [2, 1],
+        "columns": ["a", "ü"],
+        "target": "label",
+    }
+    assert json.loads(metadata["spec"]) == {"name": "small", "model": {"dtype": "float64"}, "data": {"validation_fraction": 0.2}}
+
+
+def test_samples_are_prepared_as_a_file_says(tmp_path: Path) -> None:
+    save(tmp_path / "w.safetensors")
+    prepared = prepare(tmp_path / "w.safetensors", [[2.5, 1], [0.5, 3]])
+    assert prepared.dtype == np.float64
+    assert prepared.tolist() == [[1, 0], [0, 2]]
+    assert prepare(str(tmp_path / "w.safetensors"), np.empty((0, 2))).shape == (0, 2)
+    for x, message in (
+        (
+            [2.5, 1],
+            "x: has the shape (2,); the job was trained on samples of shape (2,), so x has the shape (samples, 2)",
+        ),
+        ([[1, 2, 3]], "x: has the shape (1, 3); the job was trained on samples of shape (2,)"),
+        ([[1, np.nan]], "x: holds NaN or infinite values, 1 in all, the first at sample 0, feature 1"),
+    ):
+        with pytest.raises(ThalwegError) as caught:
+            prepare(tmp_path / "w.safetensors", x)
+        assert str(caught.value).startswith(message)
+
+
+def test_a_file_of_the_first_release_says_how_samples_are_prepared(tmp_path: Path) -> None:
+    spec = json.dumps({"model": {"dtype": "float32"}})
+    preprocessing = json.dumps({"mean": [0.5, 1], "scale": [2, 1]})
+    metadata = {"job": "a", "version": "3", "weights_sha256": "", "preprocessing": preprocessing, "spec": spec}
+    save_file({"0.bias": np.zeros(1, np.float32)}, tmp_path / "w.safetensors", metadata)
+    assert prepare(tmp_path / "w.safetensors", [[2.5, 1]]).tolist() == [[1, 0]]
+
+
+def test_a_servers_own_file_says_how_samples_are_prepared(cluster: Cluster, tmp_path: Path) -> None:
+    """The one that `thalweg train` names at its end."""
+    kept = cluster.server.config.data / "jobs" / "digits" / "parameters.safetensors"
+    cluster.digits.save(tmp_path / "w.safetensors")
+    x = np.random.default_rng(0).uniform(size=(5, 64))
+    expected = cluster.digits.prepare(x)
+    assert not np.array_equal(expected, x.astype(np.float32))
+    assert np.array_equal(prepare(kept, x), expected)
+    assert np.array_equal(prepare(tmp_path / "w.safetensors", x), expected)
+
+
+def test_a_file_of_others_does_not_say_how_samples_are_prepared(tmp_path: Path) -> None:
+    save_file({"0.bias": np.zeros(1, np.float32)}, tmp_path / "w.safetensors")
+    with pytest.raises(ThalwegError, match=r"^weights: .* does not say how samples are prepared: it was not written by Thalweg"):
+        prepare(tmp_path / "w.safetensors", [[1]])
+    with pytest.raises(ThalwegError, match=r"^weights: cannot read nowhere: No such file"):
+        prepare("nowhere", [[1]])
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt", "w.npz", "w.bin", "w.safetensor"])
+def test_a_name_of_another_format_is_refused(name: str, cluster: Cluster, command: Command, tmp_path: Path) -> None:
+    problem = f"{name}: weights are written in the safetensors format; end the name in .safetensors"
+    with pytest.raises(ThalwegError, match=f"^path: {re.escape(problem)}"):
+        save(Path(name))
+    with pytest.raises(ThalwegError, match=f"^path: {re.escape(problem)}"):
+        cluster.gate.save(name)
+    assert command("weights", "gate", "-o", name, "--server", cluster.address) == (2, "", f"thalweg: --output: {problem}\n")
+    assert command("train", "xor", "--weights", name, "--server", cluster.address) == (2, "", f"thalweg: --weights: {problem}\n")
+    assert names_in(tmp_path) == []
+
+
+def test_a_name_without_an_ending_will_do(cluster: Cluster, command: Command) -> None:
+    assert command("weights", "gate", "-o", "w", "--server", cluster.address).code == 0
+    assert command("weights", "gate", "-o", "W.SafeTensors", "--server", cluster.address).code == 0
+    assert set(load_file("w")) == set(load_file("W.SafeTensors"))
+
+
+def test_weights_of_standardized_data_say_so(cluster: Cluster, command: Command) -> None:
+    assert "thalweg.client.prepare(FILE, x)" in command("weights", "digits", "--server", cluster.address).out
+    assert "prepare" not in command("weights", "gate", "--server", cluster.address).out
 
 
 def test_a_jobs_file_holds_what_the_server_has(cluster: Cluster, tmp_path: Path) -> None:

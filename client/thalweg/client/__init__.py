@@ -15,6 +15,7 @@ from thalweg.client.client import Client
 from thalweg.client.embedded import local
 from thalweg.client.job import Job
 from thalweg.client.jobfile import load_job, packaged_jobs
+from thalweg.client.local_models import Prediction, prepare
 from thalweg.client.problems import JobFailedError, LocalError
 from thalweg.client.records import (
     CheckpointFailed,
@@ -49,6 +50,7 @@ __all__ = [
     "LocalError",
     "Metrics",
     "Notice",
+    "Prediction",
     "Progress",
     "Result",
     "StateChanged",
@@ -59,4 +61,5 @@ __all__ = [
     "load_job",
     "local",
     "packaged_jobs",
+    "prepare",
 ]

@@ -15,7 +15,10 @@ _START_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
 
 
-def expanded(path: str | Path) -> Path:
+AnyPath = str | os.PathLike[str]
+
+
+def expanded(path: AnyPath) -> Path:
     """A path with ~ written out; as it stands, if there is no such home."""
     try:
         return Path(path).expanduser()

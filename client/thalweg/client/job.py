@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from thalweg.client import records
 from thalweg.client.connection import Connection, code_of
+from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.problems import JobFailedError
 from thalweg.client.records import ENDED, Event, Progress, Result, Trajectory
 from thalweg.client.transfer import download_data, download_parameters, download_trajectory
@@ -163,10 +164,13 @@ class Job:
         header, slab = self.slab()
         return layouts.views(header.layout, slab)
 
-    def save(self, path: str | Path) -> pb.ParametersHeader:
-        """Writes the parameters to a safetensors file, whole or not at all, and gives their header."""
+    def save(self, path: AnyPath) -> pb.ParametersHeader:
+        """Writes the parameters to a safetensors file, whole or not at all, and gives their header.
+
+        Raises ThalwegError if the file cannot be written, or its name ends as that of another format.
+        """
         header, slab = self.slab()
-        save_weights(Path(path), self.message, header, slab)
+        save_weights(expanded(path), self.message, header, slab)
         return header
 
     def trajectory(self) -> Trajectory:
@@ -174,9 +178,19 @@ class Job:
         header, slabs = download_trajectory(self._connection, self.id)
         return Trajectory(header.layout, tuple(header.versions), slabs)
 
-    def download_data(self, sha256: str, folder: Path) -> Path:
+    def download_data(self, sha256: str, folder: AnyPath) -> Path:
         """The data that was uploaded under a SHA-256, as a file in a folder."""
-        return download_data(self._connection, sha256, folder)
+        return download_data(self._connection, sha256, expanded(folder))
+
+    def prepare(self, x: ArrayLike) -> Slab:
+        """Samples `x`, samples first, as the model sees them: of its dtype, and standardized if the job's data was.
+
+        What is to be given to a model of one's own that has the job's parameters. Raises ThalwegError if they are not of the kind
+        that the job was trained on. Needs the extra `workers`.
+        """
+        from thalweg.client import local_models  # noqa: PLC0415 - it imports this module
+
+        return local_models.prepare_samples(self.slab()[0], x)
 
     def predict(self, x: ArrayLike) -> Slab:
         """The model's outputs for samples `x`, samples first, which are prepared as the job's data was.
@@ -186,7 +200,7 @@ class Job:
         return self.prediction(x).outputs
 
     def prediction(self, x: ArrayLike) -> "Prediction":
-        """The model's outputs for samples, as `predict` gives them, and, if it is a classifier, the class of each sample."""
+        """The model's outputs for samples, as `predict` gives them, and, if it is a classifier, classes and probabilities."""
         from thalweg.client import local_models  # noqa: PLC0415 - it imports this module
 
         header, slab = self.slab()

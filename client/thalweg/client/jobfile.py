@@ -16,17 +16,18 @@ from typing import Any
 import tomli_w
 from google.protobuf import json_format
 
-from thalweg.client.folders import expanded
+from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.mapping import Walk, values_of
 from thalweg.client.problems import JobFileError
 from thalweg.client.settings import lay_over, read_settings
 from thalweg.client.weights import check_weights
+from thalweg.contract.encoding import UTF8, why_not_utf8
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.rules import alternatives
 from thalweg.v1 import job_pb2
 
 Settings = Mapping[str, Any] | Iterable[str]
-JobSource = str | Path | Mapping[str, Any] | job_pb2.JobSpec
+JobSource = AnyPath | Mapping[str, Any] | job_pb2.JobSpec
 
 # The alternatives `source` of a specification that may be files, by their paths in it; and which of each are.
 _FILES = {"data": ("npz", "csv"), "model.initial": ("file",)}
@@ -131,13 +132,13 @@ def _document(job: JobSource) -> tuple[str, Any, Path]:
 
 def _read_toml(path: Path, name: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding=UTF8))
     except FileNotFoundError:
         raise invalid(Violation(name, _not_found(name))) from None
     except OSError as error:
         raise invalid(Violation(name, f"cannot be read: {error.strerror}")) from error
     except UnicodeDecodeError as error:
-        raise invalid(Violation(name, "is not a TOML file: it is not UTF-8 text")) from error
+        raise invalid(Violation(name, why_not_utf8(path))) from error
     except ValueError as error:
         problem, _, where = str(error).partition(" (at ")
         place = re.match(r"line (\d+), column (\d+)", where)

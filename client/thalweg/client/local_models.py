@@ -3,16 +3,18 @@
 With `composition`, the only module of the client that imports the server or the workers, and only inside its functions.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thalweg.client.composition import needs
+from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.jobfile import JobFile
+from thalweg.client.weights import read_header
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.layout import Slab
 from thalweg.v1 import job_pb2
@@ -20,7 +22,6 @@ from thalweg.v1 import training_service_pb2 as pb
 
 if TYPE_CHECKING:
     from thalweg.workers.gradcheck import Row
-    from thalweg.workers.model import Model
 
 # What a landscape may cost: multiplications for one point.
 _MOST_WORK = 1 << 28
@@ -29,11 +30,23 @@ _MOST_SAMPLES = 4096
 _MAX_CHECKED_BYTES = 256 << 20
 
 
-class Prediction(NamedTuple):
-    """What a model makes of samples: its outputs, samples first; and the class of each, None if it is no classifier."""
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of samples.
+
+    `outputs` are those of the last layer, samples first: logits, if the loss takes them. If the model is a classifier, `classes`
+    has the class of each sample, int64 of shape (samples); of a model with several yes-or-no outputs, a 0 or 1 for each. If its
+    outputs say so much, `probabilities` has the shape (samples, classes): the probability of each class; of several yes-or-no
+    outputs, that of each 1.
+    """
 
     outputs: Slab
     classes: NDArray[np.int64] | None
+    probabilities: Slab | None = None
+
+    def __iter__(self) -> Iterator[NDArray[Any] | None]:
+        """The outputs and the classes: release 0.1.0 gave a pair of these."""
+        return iter((self.outputs, self.classes))
 
 
 def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: ArrayLike) -> Prediction:
@@ -44,7 +57,7 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: A
     """
     with needs("workers", "the models are"):
         from thalweg.workers.model import Model, ModelError  # noqa: PLC0415 - an extra
-    samples = prepare(header, x)
+    samples = prepare_samples(header, x)
     try:
         model = Model(spec.model, samples.shape[1:], spec.seed, one_hot=spec.data.one_hot)
     except ModelError as error:
@@ -60,10 +73,22 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: A
     if len(wrong):
         problem = f"the outputs for sample {wrong[0, 0]}, counted from 0, are not finite: its numbers are too large"
         raise invalid(Violation("x", problem))
-    return Prediction(outputs, _classes(model, outputs) if model.classifier else None)
+    if not model.classifier:
+        return Prediction(outputs, None)
+    return Prediction(outputs, model.classes(outputs), model.loss.probabilities(outputs))
 
 
-def prepare(header: pb.ParametersHeader, x: ArrayLike) -> Slab:
+def prepare(weights: AnyPath, x: ArrayLike) -> Slab:
+    """Samples `x`, samples first, as the model sees them whose parameters are in a safetensors file that Thalweg wrote.
+
+    They get the model's dtype, and are standardized if the job's data was. The shape stays. Raises ThalwegError if the file
+    cannot be read or was written by others, if samples are not of the kind that the job was trained on, or if the dtype cannot
+    hold them.
+    """
+    return prepare_samples(read_header(expanded(weights), "weights"), x)
+
+
+def prepare_samples(header: pb.ParametersHeader, x: ArrayLike) -> Slab:
     """Samples `x`, samples first, as a job's model sees them: of its dtype, and standardized if its data was.
 
     Raises ThalwegError if they are not of the kind that the job was trained on, or hold numbers that the dtype cannot.
@@ -107,14 +132,6 @@ def _features(header: pb.ParametersHeader) -> int:
 
 def _shape(samples: NDArray[Any]) -> str:
     return f"has the shape {samples.shape}"
-
-
-def _classes(model: "Model", outputs: Slab) -> NDArray[np.int64]:
-    """The class of each sample: where its greatest output is; for lone probabilities, whether they reach a half."""
-    if model.spec.loss == "binary_cross_entropy" and not model.one_hot:
-        classes = (outputs >= 0.5).astype(np.int64)
-        return classes.reshape(len(classes)) if math.prod(classes.shape[1:]) == 1 else classes
-    return outputs.reshape(len(outputs), -1).argmax(1) if outputs.size else np.empty(0, np.int64)
 
 
 def check(job: JobFile) -> None:

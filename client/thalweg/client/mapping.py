@@ -5,6 +5,7 @@ its path, so that a user reads `model.layers[1].dnse: unknown; did you mean dens
 """
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from numbers import Real
@@ -128,6 +129,7 @@ class Walk:
         finite = number and math.isfinite(value)
         match field.cpp_type:
             case FieldDescriptor.CPPTYPE_STRING:
+                value = os.fspath(value) if isinstance(value, os.PathLike) else value
                 right, wanted = _is_text(value), "a string"
             case FieldDescriptor.CPPTYPE_BOOL:
                 right, wanted = isinstance(value, bool), "true or false"

@@ -1,5 +1,6 @@
 """Parameters as safetensors files, loadable with `safetensors` and, for a model of plain layers, with `load_state_dict`."""
 
+import base64
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -20,21 +22,64 @@ from thalweg.contract.layout import Slab
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
+_SUFFIX = ".safetensors"
+
 
 def save_weights(path: Path, job: job_pb2.Job, header: pb.ParametersHeader, slab: Slab) -> None:
-    """Writes parameters to a file, whole or not at all. Raises ThalwegError if the file cannot be written.
+    """Writes parameters to a file, whole or not at all. Raises ThalwegError if the file cannot be written, or by its name is not
+    a safetensors file.
 
-    The file's metadata: `job`, `version` (updates behind the parameters), `weights_sha256`, `preprocessing` and `spec` (JSON).
+    The file's metadata: `job`, `version` (updates behind the parameters), `weights_sha256`, and, as JSON, `spec` and
+    `preprocessing`: `shape` of one sample, `mean` and `scale` of each feature (the model sees (x - mean) / scale; empty for x
+    itself), and, of a table with names, `columns` in the order of the features and the `target`.
     """
+    check_weights_name(path, "path")
+    prepared = header.preprocessing
+    preprocessing = {
+        "shape": list(prepared.shape),
+        "mean": list(prepared.mean),
+        "scale": list(prepared.scale),
+        "columns": list(prepared.columns),
+        "target": prepared.target,
+    }
     metadata = {
         "job": job.id,
         "version": str(header.version),
         "weights_sha256": header.sha256,
-        "preprocessing": json.dumps({"mean": list(header.preprocessing.mean), "scale": list(header.preprocessing.scale)}),
+        "preprocessing": json.dumps(preprocessing),
         "spec": json.dumps(json_format.MessageToDict(job.spec, preserving_proto_field_name=True)),
     }
     tensors = {name: np.ascontiguousarray(view) for name, view in layouts.views(header.layout, slab).items()}
     write_whole(path, lambda aside: save_file(tensors, aside, metadata))
+
+
+def check_weights_name(path: Path, field: str) -> None:
+    """Raises ThalwegError, which names the field, if a file is called as one of another format."""
+    if path.suffix.lower() not in ("", _SUFFIX):
+        problem = f"{path.name}: weights are written in the safetensors format; end the name in {_SUFFIX}"
+        raise invalid(Violation(field, problem))
+
+
+def read_header(path: Path, field: str) -> pb.ParametersHeader:
+    """What a file that `save_weights` or a server wrote says of its parameters: dtype, version, SHA-256 and preprocessing.
+
+    Raises ThalwegError, which names the field, if it cannot be read, or was not written by Thalweg.
+    """
+    check_weights(path, field)
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+    try:
+        if layouts.HEADER in metadata:
+            return pb.ParametersHeader.FromString(base64.b64decode(metadata[layouts.HEADER]))
+        spec, preprocessing = json.loads(metadata["spec"]), json.loads(metadata["preprocessing"])
+        return pb.ParametersHeader(
+            layout=job_pb2.Layout(dtype=np.dtype(spec["model"]["dtype"]).name),
+            version=int(metadata["version"]),
+            sha256=metadata["weights_sha256"],
+            preprocessing=json_format.ParseDict(preprocessing, job_pb2.Preprocessing(), ignore_unknown_fields=True),
+        )
+    except (KeyError, TypeError, ValueError, json_format.ParseError, DecodeError) as error:
+        raise invalid(Violation(field, f"{path} does not say how samples are prepared: it was not written by Thalweg")) from error
 
 
 def check_weights(path: Path, field: str) -> None:

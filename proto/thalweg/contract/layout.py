@@ -11,6 +11,9 @@ from thalweg.v1 import job_pb2
 
 Slab = NDArray[np.floating]
 
+# Where the metadata of a server's own safetensors files has the message that describes them, in base64.
+HEADER = "thalweg.header"
+
 
 def dtype_of(layout: job_pb2.Layout) -> np.dtype[np.floating]:
     """The little-endian NumPy type of the layout's elements."""

@@ -53,7 +53,6 @@ CREATE TABLE uploads_used (
 
 PARAMETERS_FILE = "parameters.safetensors"
 TRAJECTORY_FILE = "trajectory.safetensors"
-_HEADER = "thalweg.header"
 _SLABS = "slabs"
 # SQLite's integers end here; the contract's go on.
 _MOST_INTEGER = (1 << 63) - 1
@@ -221,7 +220,7 @@ class Storage:
         if not path.exists():
             return None
         found, metadata = tensors.read(self._disk.read(path))
-        header = training_service_pb2.ParametersHeader.FromString(base64.b64decode(metadata[_HEADER]))
+        header = training_service_pb2.ParametersHeader.FromString(base64.b64decode(metadata[layouts.HEADER]))
         return Download(header, [found[tensor.name] for tensor in header.layout.tensors])
 
     def export_parameters(self, job_id: str) -> str | None:
@@ -260,13 +259,13 @@ class Storage:
         if not path.exists():
             return None
         found, metadata = tensors.read(self._disk.read(path))
-        header = training_service_pb2.TrajectoryHeader.FromString(base64.b64decode(metadata[_HEADER]))
+        header = training_service_pb2.TrajectoryHeader.FromString(base64.b64decode(metadata[layouts.HEADER]))
         return Download(header, [found[_SLABS]])
 
     def _save(self, path: Path, named: Mapping[str, tensors.Tensor], header: bytes) -> None:
         self._disk.make_folder(path.parent)
         aside = path.with_suffix(".part")
-        self._disk.write(aside, tensors.pieces(named, {_HEADER: base64.b64encode(header).decode()}))
+        self._disk.write(aside, tensors.pieces(named, {layouts.HEADER: base64.b64encode(header).decode()}))
         publish(self._disk, aside, path)
 
     def upload(self, sha256: str) -> Path:

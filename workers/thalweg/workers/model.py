@@ -162,6 +162,11 @@ class Model:
         """The outputs for samples of shape (samples, *input_shape): logits, if the loss takes them."""
         return self._forward(np.asarray(x, self.dtype), None).copy()
 
+    def classes(self, outputs: Slab) -> NDArray[np.int64]:
+        """The class of each sample by the model's outputs, shape (samples); of several yes-or-no outputs, each one's: 0 or 1."""
+        classes = self.loss.decide(outputs).astype(np.int64)
+        return classes.reshape(-1) if math.prod(classes.shape[1:]) == 1 else classes
+
     def inputs(self, x: Slab, task: Task | None) -> list[Slab]:
         """A copy of each layer's input, and of the output."""
         values = [x]

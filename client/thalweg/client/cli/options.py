@@ -11,6 +11,7 @@ import typer
 from thalweg.client.client import Client
 from thalweg.client.embedded import attached, folder_of_jobs
 from thalweg.client.folders import expanded
+from thalweg.contract.encoding import UTF8
 from thalweg.contract.errors import Violation, invalid
 
 JobId = Annotated[
@@ -68,7 +69,7 @@ def read_token(token_file: Path | None) -> str | None:
     if token_file is None:
         return _checked(os.environ.get("THALWEG_TOKEN", "").strip(), "THALWEG_TOKEN") or None
     try:
-        token = expanded(token_file).read_text(encoding="utf-8").strip()
+        token = expanded(token_file).read_text(encoding=UTF8).strip()
     except OSError as error:
         raise invalid(Violation("--token-file", f"cannot read {token_file}: {error.strerror}")) from error
     except UnicodeDecodeError as error:

@@ -1,9 +1,12 @@
 """Files of outputs that a model gives."""
 
 import csv
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from thalweg.client.local_models import Prediction
 from thalweg.client.weights import write_whole
@@ -18,9 +21,14 @@ def check_output(path: Path) -> None:
         raise invalid(Violation("--output", f"{path.name}: outputs are written to {', '.join(_OUTPUTS)}"))
 
 
+def arrays(prediction: Prediction) -> dict[str, NDArray[Any]]:
+    """All that a prediction has, by the names that archives and JSON give it."""
+    named = {"outputs": prediction.outputs, "classes": prediction.classes, "probabilities": prediction.probabilities}
+    return {name: values for name, values in named.items() if values is not None}
+
+
 def write_outputs(path: Path, prediction: Prediction) -> None:
-    """Writes outputs, and classes where there are any and the file can hold both. Raises ThalwegError."""
-    outputs, classes = prediction
+    """Writes outputs, and classes and probabilities where there are any and the file can hold them. Raises ThalwegError."""
 
     def write(aside: Path) -> None:
         if path.suffix.lower() == ".csv":
@@ -29,19 +37,25 @@ def write_outputs(path: Path, prediction: Prediction) -> None:
         # A file, not its path, to which NumPy would add an ending of its own.
         with aside.open("wb") as file:
             if path.suffix.lower() == ".npy":
-                np.save(file, outputs)
+                np.save(file, prediction.outputs)
             else:
-                np.savez(file, **{"outputs": outputs} if classes is None else {"outputs": outputs, "classes": classes})
+                np.savez(file, **arrays(prediction))  # type: ignore[arg-type]
 
     write_whole(path.absolute(), write)
 
 
 def _write_csv(path: Path, prediction: Prediction) -> None:
-    outputs = prediction.outputs.reshape(len(prediction.outputs), -1)
-    names = [f"output{index}" for index in range(outputs.shape[1])]
-    columns = outputs.astype(object)
-    if prediction.classes is not None and prediction.classes.ndim == 1:
-        names.insert(0, "class")
-        columns = np.column_stack([prediction.classes.astype(object), columns])
+    """Writes a table: class, or class_K where each output is one, probability_K, and outputK."""
+    names: list[str] = []
+    columns: list[NDArray[Any]] = []
+    for values, name, single in (
+        (prediction.classes, "class_", "class"),
+        (prediction.probabilities, "probability_", ""),
+        (prediction.outputs, "output", ""),
+    ):
+        if values is not None:
+            width = math.prod(values.shape[1:])
+            names += [single] if single and values.ndim == 1 else [f"{name}{index}" for index in range(width)]
+            columns.append(values.reshape(len(values), width).astype(object))
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([names, *columns.tolist()])
+        csv.writer(file).writerows([names, *np.concatenate(columns, axis=1).tolist()])

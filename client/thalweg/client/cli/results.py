@@ -7,11 +7,12 @@ import typer
 
 from thalweg.client.cli.options import Data, JobId, Json, Server, TokenFile, connected
 from thalweg.client.cli.output import complain, console, print_json
-from thalweg.client.cli.outputs import check_output, write_outputs
+from thalweg.client.cli.outputs import arrays, check_output, write_outputs
 from thalweg.client.folders import expanded
 from thalweg.client.local_models import predict as predict_with
 from thalweg.client.local_models import read_samples
 from thalweg.client.plotting import learning_curve, loss_slice, parse_element, save_figure
+from thalweg.client.weights import check_weights_name
 from thalweg.contract.errors import Violation, invalid
 
 _AUTO = "auto"
@@ -41,12 +42,16 @@ def weights(
     path = (output or Path(f"{job}.safetensors")).absolute()
     if path.is_dir():
         raise invalid(Violation("--output", f"{path} is a folder; give the path of a file"))
+    if output:
+        check_weights_name(output, "--output")
     with connected(server, token_file, data) as client:
         header = client.job(job).save(path)
     if json:
         print_json({"job": job, "weights": str(path), "weights_sha256": header.sha256, "version": header.version})
     else:
         console().print(f"{path}: the parameters after {header.version:,} steps", markup=False, soft_wrap=True)
+        if header.preprocessing.mean:
+            console().print("The model sees standardized samples: thalweg.client.prepare(FILE, x) gives them", soft_wrap=True)
 
 
 def predict(
@@ -80,7 +85,11 @@ def predict(
     """Prints what a job's model makes of samples.
 
     A line for each: its class, if the model is a classifier, else the
-    outputs. Samples are prepared as the training data was. Columns of a
+    outputs of its last layer. With -o, a table has the columns class and
+    probability_K of a classifier, and outputK, the outputs; an archive the
+    arrays classes, probabilities and outputs; a .npy file the outputs alone.
+
+    Samples are prepared as the training data was. Columns of a
     table are found by the names that they had in the training data; its
     target may be among them, and is left out.
     Needs the extra: pip install 'thalweg\\[workers]'
@@ -99,16 +108,15 @@ def predict(
         if notice:
             complain(notice)
         prediction = predict_with(found.spec, parameters, slab, x)
-    outputs, classes = prediction
+    outputs = prediction.outputs
     if output:
         write_outputs(output, prediction)
     if json:
-        answer = {"job": job, "outputs": outputs.tolist()}
-        print_json(answer if classes is None else answer | {"classes": classes.tolist()})
+        print_json({"job": job} | {name: values.tolist() for name, values in arrays(prediction).items()})
     elif output:
         console().print(f"{output}: outputs for {len(outputs):,} samples", markup=False, soft_wrap=True)
     else:
-        for row in (outputs if classes is None else classes).reshape(len(outputs), -1).tolist():
+        for row in (outputs if prediction.classes is None else prediction.classes).reshape(len(outputs), -1).tolist():
             console().print(" ".join(f"{value:.6g}" for value in row), markup=False, soft_wrap=True)
 
 

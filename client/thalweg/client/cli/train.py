@@ -18,6 +18,7 @@ from thalweg.client.composition import require_ray
 from thalweg.client.embedded import Embedded, folder_of_jobs
 from thalweg.client.folders import embedded_folder, expanded
 from thalweg.client.jobfile import load_job
+from thalweg.client.weights import check_weights_name
 from thalweg.contract.errors import Violation, invalid
 
 Weights = Annotated[
@@ -111,3 +112,5 @@ def _check_weights(weights: Path | None) -> None:
         raise invalid(Violation("--weights", f"{weights} is a folder; give the path of a file"))
     if weights and not weights.absolute().parent.is_dir():
         raise invalid(Violation("--weights", f"there is no folder {weights.parent}"))
+    if weights:
+        check_weights_name(weights, "--weights")

@@ -56,15 +56,22 @@ class Loss(ABC):
     def gradient(self) -> Slab:
         """The gradient by the output of the sum of the losses that were computed last, in a buffer that is overwritten."""
 
+    def decide(self, output: Slab, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """The class of each sample, shape (samples): where its largest output is. Targets that are vectors have classes alike."""
+        found: NDArray[Any] = output.reshape(-1, self.width).argmax(1, out=out)
+        return found
+
+    def probabilities(self, _output: Slab) -> Slab | None:
+        """The probability of each class, shape (samples, classes), None if outputs mean nothing of the kind."""
+        return None
+
     def correct(self, output: Slab, targets: Targets) -> float:
-        """The number of samples classified rightly: those whose greatest output is where the target's is."""
-        targets.reshape(-1, self.width).argmax(1, out=self._wanted)
-        return self.agreeing(output, self._wanted)
+        """The number of samples classified rightly: those for which outputs and targets decide alike."""
+        return self.agreeing(output, self.decide(targets, self._wanted))
 
     def agreeing(self, output: Slab, labels: Targets) -> float:
-        """The number of samples whose greatest output is where a label says."""
-        output.reshape(-1, self.width).argmax(1, out=self._found)
-        return float(np.count_nonzero(np.equal(self._found, labels, out=self._right)))
+        """The number of samples whose outputs decide as a label says."""
+        return float(np.count_nonzero(np.equal(self.decide(output, self._found), labels, out=self._right)))
 
     def fit(self, targets: Targets) -> Targets:
         """The targets in the shape of the output."""

@@ -1,6 +1,9 @@
 """The cross-entropy of probabilities."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from thalweg.contract.layout import Slab
 from thalweg.workers.layers.base import ModelError
@@ -55,13 +58,21 @@ class BinaryCrossEntropy(Loss):
         gradient /= scratch
         return gradient
 
+    def decide(self, output: Slab, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Whether each output reaches one half, in its shape; with one-hot targets, where the largest is."""
+        if self.one_hot:
+            return super().decide(output, out)
+        above: NDArray[Any] = np.greater_equal(output, 0.5, out=out)
+        return above
+
+    def probabilities(self, output: Slab) -> Slab | None:
+        """The outputs; of a single one, the probabilities of 0 and of 1."""
+        flat = output.reshape(-1, self.width)
+        return np.concatenate([1 - flat, flat], axis=1) if self.width == 1 and not self.one_hot else flat
+
     def correct(self, output: Slab, targets: Targets) -> float:
         """The share of outputs on the right side of one half, summed over samples."""
         if self.one_hot:
             return super().correct(output, targets)
-        right = np.equal(
-            np.greater_equal(output, 0.5, out=self._above),
-            np.greater_equal(self.fit(targets), 0.5, out=self._target_above),
-            out=self._above,
-        )
-        return float(np.count_nonzero(right)) / self.width
+        above, target_above = self.decide(output, self._above), self.decide(self.fit(targets), self._target_above)
+        return float(np.count_nonzero(np.equal(above, target_above, out=self._above))) / self.width

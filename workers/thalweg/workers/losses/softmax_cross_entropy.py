@@ -66,5 +66,11 @@ class SoftmaxCrossEntropy(Loss):
         gradient -= targets
         return gradient
 
+    def probabilities(self, output: Slab) -> Slab | None:
+        """The softmax of the outputs."""
+        powers = np.exp(output - output.max(axis=1, keepdims=True, initial=-np.inf))
+        probabilities: Slab = powers / powers.sum(axis=1, keepdims=True)
+        return probabilities
+
     def correct(self, output: Slab, targets: Targets) -> float:
         return self.agreeing(output, targets) if targets.ndim == 1 else super().correct(output, targets)
