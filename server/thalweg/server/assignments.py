@@ -1,7 +1,9 @@
 """Who has which tasks, since when, and how fast they are. Knows nothing of a task but its size."""
 
+import itertools
+import math
 import statistics
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
@@ -28,7 +30,8 @@ _FORGIVENESS_SECONDS = 2.0
 class _Hand(Generic[T]):
     """One worker's tasks, in the order in which it carries them out, and what it did since it was idle."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, number: int, now: float) -> None:
+        self.number = number
         self.tasks: dict[T, float] = {}
         self.since = now
         self.busy_since = now
@@ -53,17 +56,25 @@ class Assignments(Generic[T]):
 
     def __init__(self, paces: deque[float] | None = None) -> None:
         self.now = 0.0
+        self._numbers = itertools.count()
         self._hands: dict[WorkerId, _Hand[T]] = {}
+        self._idle: set[WorkerId] = set()
+        # Those that have tasks, by the time since which they have not answered: at a message, only the first are looked at.
+        self._busy: OrderedDict[WorkerId, _Hand[T]] = OrderedDict()
+        self._smallest = math.inf
         self._holders: dict[T, list[WorkerId]] = {}
         self._paces = no_paces() if paces is None else paces
 
     def add(self, worker: WorkerId) -> None:
         """A worker came."""
-        self._hands[worker] = _Hand(self.now)
+        self._hands[worker] = _Hand(next(self._numbers), self.now)
+        self._idle.add(worker)
 
     def remove(self, worker: WorkerId) -> list[T]:
         """A worker is gone. Gives the tasks that nobody has any more."""
         hand = self._hands.pop(worker, None)
+        self._idle.discard(worker)
+        self._busy.pop(worker, None)
         orphans = []
         for task in hand.tasks if hand else ():
             self._holders[task].remove(worker)
@@ -78,7 +89,10 @@ class Assignments(Generic[T]):
         if not hand.tasks:
             hand.since = hand.busy_since = self.now
             hand.done = 0.0
+            self._idle.discard(worker)
+            self._busy[worker] = hand
         hand.tasks[task] = size
+        self._smallest = min(self._smallest, size)
         self._holders.setdefault(task, []).append(worker)
 
     def answered(self, worker: WorkerId, task: T) -> None:
@@ -88,7 +102,11 @@ class Assignments(Generic[T]):
             return
         hand.done += hand.tasks.pop(task)
         hand.since = self.now
-        if not hand.tasks:
+        if hand.tasks:
+            self._busy.move_to_end(worker)
+        else:
+            del self._busy[worker]
+            self._idle.add(worker)
             # Several answers may come at once, though they took their time: all of them together tell how fast the worker is.
             seconds = max(self.now - hand.busy_since, 1e-6)
             self._paces.append(seconds / hand.done)
@@ -117,20 +135,32 @@ class Assignments(Generic[T]):
 
     def idle(self, worker: WorkerId) -> bool:
         """Whether a worker has nothing to do."""
-        return not self._hands[worker].tasks
+        return worker in self._idle
+
+    @property
+    def any_idle(self) -> bool:
+        """Whether there is a worker that has nothing to do."""
+        return bool(self._idle)
+
+    def all_idle(self) -> list[WorkerId]:
+        """The workers that have nothing to do, in the order in which they came."""
+        return sorted(self._idle, key=lambda worker: self._hands[worker].number)
 
     def overdue(self) -> list[T]:
         """The tasks of workers that take too long and that nobody else has."""
         # This is asked at every message, so the median is taken only where somebody has been at work for long enough.
-        slow = [hand for hand in self._hands.values() if hand.tasks and self.now - hand.since > _LEAST_PATIENCE_SECONDS]
-        if not slow:
+        first = next(iter(self._busy.values()), None)
+        if first is None or self.now - first.since <= _LEAST_PATIENCE_SECONDS:
             return []
         pace = statistics.median(self._paces) if self._paces else None
 
         def patience(size: float) -> float:
             return _FIRST_PATIENCE_SECONDS if pace is None else STRAGGLER_MULTIPLE * pace * size
 
+        least = max(_LEAST_PATIENCE_SECONDS, patience(self._smallest))
+        slow = itertools.takewhile(lambda hand: self.now - hand.since > least, self._busy.values())
         stuck = [hand for hand in slow if self.now - hand.since > patience(next(iter(hand.tasks.values())))]
+        stuck.sort(key=lambda hand: hand.number)
         return [task for hand in stuck for task in hand.tasks if len(self._holders[task]) == 1]
 
     def weights(self, workers: Iterable[WorkerId]) -> dict[WorkerId, float]:

@@ -30,6 +30,8 @@ class Evaluation:
     def assign(self, workers: list[WorkerId], quick: list[WorkerId], now: float) -> list[Decision]:
         """Gives `quick` workers that are idle blocks that nobody has, and any that are idle those that take another too long."""
         self._tasks.now = now
+        if not self._waiting and not self._tasks.overdue():
+            return []
         for worker in workers:
             if worker not in self._workers:
                 self._workers[worker] = None

@@ -25,6 +25,7 @@ from thalweg.server.synchrony.base import Policy
 from thalweg.server.synchrony.diverged import diverged
 from thalweg.server.synchrony.division import Part, divide
 from thalweg.server.synchrony.gathering import Gathering
+from thalweg.server.synchrony.waiting import Waiting
 
 
 class Rounds(Policy):
@@ -36,7 +37,7 @@ class Rounds(Policy):
         self._began = version
         self._workers: dict[WorkerId, bool] = {}  # whether each has the current parameters
         self._open: dict[int, Gathering] = {}
-        self._waiting: dict[Task, WorkerId | None] = {}  # tasks that nobody has yet, and whose turn each is
+        self._waiting = Waiting()
         self._applied = 0
         self._weights: dict[WorkerId, float] | None = None
         self._division: list[tuple[WorkerId | None, Part]] = []
@@ -54,9 +55,10 @@ class Rounds(Policy):
             shared = self._divide(weights)
             step = plan.minibatch(self._began)
             self._open[step] = Gathering(plan, step, [task for _, task in shared])
-            self._waiting |= {task: worker for worker, task in shared}
-            for worker in weights.keys() - {worker for worker, _ in shared}:
-                self._tasks.passed_over(worker)
+            for worker, task in shared:
+                self._waiting.add(task, worker)
+            for unused in weights.keys() - {worker for worker, _ in shared}:
+                self._tasks.passed_over(unused)
             self._began += 1
         return self._apply() + self.assign()
 
@@ -69,36 +71,17 @@ class Rounds(Policy):
 
     def assign(self) -> list[Decision]:
         decisions: list[Decision] = []
-        idle = self._idle()
-        for find in (self._own_share, self._any_share):
-            for worker in idle if self._waiting else ():
+        for find in (self._waiting.take_share, lambda _: self._waiting.take_any()):
+            for worker in self._idle() if self._waiting else ():
                 decisions += [self._give(worker, task) for task in find(worker)]
-            idle = self._idle() if decisions else idle
-        if idle:
+        if self._tasks.any_idle:
             overdue = [task for task in self._tasks.overdue() if self._is_open(task)]
+            idle = self._idle() if overdue else ()
             decisions += [self._give(worker, task, again=True) for worker, task in zip(idle, overdue, strict=False)]
         return decisions
 
     def _idle(self) -> list[WorkerId]:
-        return [worker for worker, has in self._workers.items() if has and self._tasks.idle(worker)]
-
-    def _own_share(self, worker: WorkerId) -> list[Task]:
-        """A worker's share of the first step of which it has one that is not handed out."""
-        for step in self._open:
-            share = [task for task, owner in self._waiting.items() if owner == worker and task.step == step]
-            if share:
-                for task in share:
-                    del self._waiting[task]
-                return share
-        return []
-
-    def _any_share(self, _: WorkerId) -> list[Task]:
-        """One task that waits: for nobody, as its worker is lost, or for a worker that is slower."""
-        if not self._waiting:
-            return []
-        task = min(self._waiting, key=lambda each: each.step)
-        del self._waiting[task]
-        return [task]
+        return [worker for worker in self._tasks.all_idle() if self._workers[worker]]
 
     def _is_open(self, task: Task) -> bool:
         return task.step in self._open and self._open[task.step].open(task)
@@ -114,7 +97,9 @@ class Rounds(Policy):
     def lost(self, worker: WorkerId) -> list[Decision]:
         self._workers.pop(worker, None)
         orphans = self._tasks.remove(worker)
-        self._waiting |= {task: None for task in orphans if self._is_open(task)}
+        for task in orphans:
+            if self._is_open(task):
+                self._waiting.add(task, None)
         return self.assign()
 
     def received(self, event: ContributionReceived) -> list[Decision]:

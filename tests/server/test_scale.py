@@ -1,0 +1,133 @@
+"""What a message costs the coordinator does not grow with the workers, and a step ahead costs nothing. Counted, not timed."""
+
+import random
+import sys
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from tests.server.specs import make_spec
+from thalweg.contract.sums import Sums
+from thalweg.contract.tree import Node
+from thalweg.server import messages
+from thalweg.server.coordinator import Coordinator
+from thalweg.server.messages import Facts, Task
+from thalweg.server.settings import RunSettings
+from thalweg.server.synchrony.waiting import Waiting
+
+
+class Counter:
+    """Counts the instructions that Python carries out within it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        self.count += event == "opcode"
+        return self._trace
+
+    def __enter__(self) -> "Counter":
+        self._before = sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+
+def started(workers: int, samples: int, **training: Any) -> tuple[Coordinator, list[messages.AssignDifferentiate]]:
+    """A job with some workers that have their first tasks."""
+    coordinator = Coordinator(make_spec(epochs=100, **training), RunSettings())
+    decisions: list[messages.Decision] = []
+    for worker in range(workers):
+        coordinator.handle(messages.WorkerJoined(worker), 0.0)
+    for worker in range(workers):
+        decisions += coordinator.handle(messages.WorkerPrepared(worker, Facts(10, samples, 0, classifier=True)), 0.0)
+    decisions += coordinator.handle(messages.InitialReceived(0, 0, "initial"), 0.0)
+    return coordinator, [each for each in decisions if isinstance(each, messages.AssignDifferentiate)]
+
+
+def instructions_a_message(workers: int, synchrony: dict[str, Any], samples: int, steps: int = 3) -> float:
+    """What the answers of some steps cost the coordinator, each."""
+    microbatches = 1 if "asynchronous" in synchrony else workers
+    training: dict[str, Any] = {"batch_size": workers, "microbatches": microbatches, "synchrony": synchrony}
+    coordinator, tasks = started(workers, samples, **training)
+    now, count = 0.0, 0
+    with Counter() as counter:
+        for _ in range(steps):
+            following: list[messages.AssignDifferentiate] = []
+            for given in tasks:
+                now, count, task = now + 0.1, count + 1, given.task
+                answer = messages.ContributionReceived(
+                    given.worker, given.version, task.step, task.node, range(1), Sums(1.0, 0, 1), "payload"
+                )
+                following += [each for each in coordinator.handle(answer, now) if isinstance(each, messages.AssignDifferentiate)]
+            tasks = following
+    assert count
+    return counter.count / count
+
+
+@pytest.mark.parametrize(
+    "synchrony", [{"bulk": {}}, {"stale": {"bound": 3}}, {"asynchronous": {}}], ids=["bulk", "stale", "asynchronous"]
+)
+def test_a_message_costs_the_same_with_many_workers(synchrony: dict[str, Any]) -> None:
+    few, many = (instructions_a_message(workers, synchrony, 1000 * workers) for workers in (16, 256))
+    assert many < 2 * few
+
+
+def test_workers_that_have_nothing_to_do_cost_nothing() -> None:
+    few, many = (instructions_a_message(workers, {"asynchronous": {}}, 20 * workers) for workers in (16, 256))
+    assert many < 2 * few
+
+
+def test_an_epoch_of_many_asynchronous_steps_costs_nothing_before_they_are_taken() -> None:
+    counts = []
+    for samples in (100, 1_000_000):
+        with Counter() as counter:
+            started(1, samples, batch_size=1, microbatches=1, synchrony={"asynchronous": {}})
+        counts.append(counter.count)
+    assert counts[1] < 2 * counts[0]
+
+
+def test_what_is_done_of_an_epoch_takes_no_room() -> None:
+    coordinator, (given,) = started(1, 1000, batch_size=1, microbatches=1, synchrony={"asynchronous": {}})
+    assert coordinator.policy
+    for step in range(500):
+        answer = messages.ContributionReceived(0, step, step, given.task.node, range(1), Sums(1.0, 0, 1), "payload")
+        coordinator.handle(answer, float(step))
+        assert coordinator.version == step + 1
+        assert not coordinator.policy.applied
+
+
+def test_tasks_wait_in_order() -> None:
+    """Holds the pool of waiting tasks against a list that is searched."""
+    drawn = random.Random(0)
+    waiting = Waiting()
+    expected: list[tuple[Task, int | None]] = []
+    step = 0
+    for _ in range(3000):
+        action = drawn.random()
+        if action < 0.3:
+            step += drawn.randint(0, 1)
+            task = Task(step, 1, Node(0, drawn.randrange(1 << 30)), 0, 1)
+            owner = drawn.randrange(5)
+            waiting.add(task, owner)
+            expected.append((task, owner))
+        elif action < 0.4 and expected:
+            # A lost worker's.
+            task = Task(expected[0][0].step, 1, Node(1, drawn.randrange(1 << 30)), 0, 1)
+            waiting.add(task, None)
+            expected.append((task, None))
+        elif action < 0.7:
+            worker = drawn.randrange(5)
+            own = [each for each, owner in expected if owner == worker]
+            share = [each for each in own if each.step == own[0].step]
+            assert waiting.take_share(worker) == share
+            expected = [each for each in expected if each[0] not in share]
+        else:
+            first = [min((each for each, _ in expected), key=lambda task: task.step)] if expected else []
+            assert waiting.take_any() == first
+            expected = [each for each in expected if each[0] not in first]
+        assert bool(waiting) is bool(expected)
