@@ -6,6 +6,11 @@ import pytest
 from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
+from thalweg.contract.process import prepare
+
+# Before any test imports gRPC, as in the processes of commands.
+prepare()
+
 # No test fails because the machine is busy.
 settings.register_profile("thalweg", deadline=None)
 settings.load_profile("thalweg")

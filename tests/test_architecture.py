@@ -17,6 +17,9 @@ ROOTS = {"client/thalweg/client/composition.py", "client/thalweg/client/local_mo
 # The only module that opens channels.
 CHANNELS = "proto/thalweg/contract/channel.py"
 
+# A process of Thalweg's own begins there; in `fleet.py`, with the first line of the program that it starts.
+ENTRY_POINTS = {"client/thalweg/command.py", "workers/thalweg/workers/actor.py", "workers/thalweg/workers/fleet.py"}
+
 
 class Import(NamedTuple):
     """An import of one of the house's packages. `late` within a function, `typed` only for the type checker."""
@@ -113,6 +116,15 @@ def test_one_place_opens_channels(folder: str) -> None:
     for path in modules(folder):
         found = [line for what, line in calls(ast.parse(path.read_text())) if re.search(r"\b(in)?secure_channel$", what)]
         assert bool(found) == (path.relative_to(HOUSE).as_posix() == CHANNELS), path
+
+
+def test_entry_points_alone_make_settings_of_the_whole_process() -> None:
+    for path in sorted(path for root in ("proto", "server", "workers", "client") for path in (HOUSE / root).rglob("*.py")):
+        relative = path.relative_to(HOUSE).as_posix()
+        text = path.read_text()
+        if GENERATED.search(path.name) or relative == "proto/thalweg/contract/process.py":
+            continue
+        assert ("contract.process" in text or "contract import process" in text) == (relative in ENTRY_POINTS), relative
 
 
 @pytest.mark.parametrize("folder", packages())

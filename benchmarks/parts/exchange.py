@@ -20,9 +20,9 @@ import psutil
 
 from benchmarks.parts import Cell, Table, run
 from thalweg.contract import payload
-from thalweg.contract.allocator import keep_freed
 from thalweg.contract.channel import CHUNK_BYTES, OPTIONS
 from thalweg.contract.payload import Parcel
+from thalweg.contract.process import keep_freed
 from thalweg.v1 import parameter_service_pb2 as pb
 
 _SMALL = 200

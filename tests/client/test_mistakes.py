@@ -352,7 +352,7 @@ def test_ctrl_c_before_anything_was_begun(command: Command, monkeypatch: pytest.
 
 def process(*arguments: object, stdout: int = subprocess.PIPE) -> "subprocess.CompletedProcess[str]":
     """The command in a process of its own, whose stderr gRPC writes to as well."""
-    program = [sys.executable, "-c", "from thalweg.client.cli import main; main()"]
+    program = [sys.executable, "-c", "from thalweg.command import main; main()"]
     return subprocess.run([*program, *map(str, arguments)], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
 
 

@@ -12,7 +12,7 @@ from tests.client.conftest import Command
 from thalweg.client.cli.app import app
 from thalweg.client.folders import expanded
 
-_MAIN = "from thalweg.client.cli.app import main; main()"
+_MAIN = "from thalweg.command import main; main()"
 
 
 def _run(shell: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:

@@ -139,7 +139,7 @@ def test_a_worker_is_killed(cluster: Cluster, expected: str) -> None:
 
 def test_all_workers_are_killed_at_once(cluster: Cluster, expected: str) -> None:
     job = cluster.submit()
-    for process in below(cluster.fleet, "ray::_WorkerActor"):
+    for process in below(cluster.fleet, "ray::WorkerActor"):
         process.kill()
     assert cluster.digest(job) == expected
     notices = [event["text"] for event in cluster.events(job) if event["event"] == "notice"]

@@ -79,7 +79,7 @@ def test_descriptors_are_left_for_what_is_written(monkeypatch: pytest.MonkeyPatc
 def test_the_command_raises_its_limit() -> None:
     program = """if True:
         import resource
-        from thalweg.client.cli.app import main
+        from thalweg.command import main
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard // 2, hard))
         try:

@@ -10,7 +10,6 @@ with local(workers=2) as client:
     outputs = job.predict(x)
 """
 
-import thalweg.contract  # noqa: F401 - first, because it prepares gRPC
 from thalweg.client.client import Client
 from thalweg.client.embedded import local
 from thalweg.client.job import Job

@@ -1,5 +1,6 @@
 """One connection to a server: deadlines, retries, and errors that users can read in place of gRPC's."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,7 +8,8 @@ from typing import Any, TypeVar
 
 import grpc
 
-from thalweg.contract.channel import Address, Endpoint
+from thalweg.client.problems import LocalError
+from thalweg.contract.channel import Address, Endpoint, forks_are_supported
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.v1 import training_service_pb2_grpc
 
@@ -51,11 +53,45 @@ class Connection:
         endpoint = Endpoint(address, token)
         self.metadata = endpoint.metadata
         self._channel = endpoint.open()
-        self.stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)
+        self._stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)
+        self._process = os.getpid()
+        self._closed = False
 
     def close(self) -> None:
         """Ends the connection, and with it every call."""
-        self._channel.close()
+        self._closed = True
+        if self._usable_here:
+            self._channel.close()
+
+    @property
+    def stub(self) -> training_service_pb2_grpc.TrainingServiceStub:
+        """The server's methods. Raises ThalwegError if the connection was closed, or belongs to another process."""
+        if self._closed:
+            raise self._was_closed()
+        if not self._usable_here:
+            raise LocalError(
+                f"this client of {self.address} was opened before the process forked; open another one in the new process, "
+                "or set GRPC_ENABLE_FORK_SUPPORT=1 before Python starts"
+            )
+        return self._stub
+
+    @property
+    def _usable_here(self) -> bool:
+        return self._process == os.getpid() or forks_are_supported()
+
+    def _was_closed(self) -> LocalError:
+        return LocalError(f"the client of {self.address} was closed; open another one to use its jobs")
+
+    @contextmanager
+    def open_throughout(self) -> Iterator[None]:
+        """Raises ThalwegError if the connection is closed within, by another thread."""
+        try:
+            yield
+        except ValueError as error:
+            # What gRPC raises then.
+            if not self._closed:
+                raise
+            raise self._was_closed() from error
 
     def call(self, method: Callable[..., T], request: Any, retry: bool = True, seconds: float = _CALL_SECONDS) -> T:
         """Makes a call with one answer. `retry` says whether a second call would change no more than one."""
@@ -69,7 +105,8 @@ class Connection:
         """Does something that calls the server, again if the server is unavailable. Raises ThalwegError if it fails."""
         for backoff in self.backoffs if retry else ():
             try:
-                return action()
+                with self.open_throughout():
+                    return action()
             except grpc.RpcError as error:
                 if code_of(error) is not grpc.StatusCode.UNAVAILABLE:
                     raise self.translated(error) from error
@@ -81,7 +118,8 @@ class Connection:
     def errors(self) -> Iterator[None]:
         """Raises what gRPC raises within as ThalwegError."""
         try:
-            yield
+            with self.open_throughout():
+                yield
         except grpc.RpcError as error:
             raise self.translated(error) from error
 

@@ -108,8 +108,9 @@ class Job:
         request = pb.WatchJobRequest(job_id=self.id, after_sequence=after)
         call = self._connection.stub.WatchJob(request, metadata=self._connection.metadata, timeout=seconds)
         try:
-            for response in call:
-                yield response.event
+            with self._connection.open_throughout():
+                for response in call:
+                    yield response.event
         finally:
             call.cancel()
 

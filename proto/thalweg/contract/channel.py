@@ -8,7 +8,12 @@ from typing import NamedTuple, TypeAlias
 
 import grpc
 
+from thalweg.contract.errors import ThalwegError
+
 _Ip: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# The process in which gRPC began what does not outlive a fork.
+_bound_to: int | None = None
 
 # About 1 MiB: large enough that a message's fixed cost does not show, small enough that it is handled while the next travels.
 CHUNK_BYTES = 1 << 20
@@ -86,6 +91,34 @@ def authorization(token: str | None) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {token}"),) if token else ()
 
 
+def forks_are_supported(default: bool = False) -> bool:
+    """Whether gRPC's support for forks is on; `default` is for where the environment says nothing.
+
+    In gRPC's core it is on by default, which lets a forked process open channels of its own. Only if it is asked for does gRPC's
+    Python part support forks too, so that also the channels that were open go on working.
+    """
+    said = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "")
+    return said.lower() in ("1", "true", "yes", "on") if said else default
+
+
+def bind_to_process() -> None:
+    """Takes note that this process begins what gRPC cannot have in processes that are forked from it: it crashes, or hangs."""
+    global _bound_to  # noqa: PLW0603 - it is the process's
+    _bound_to = os.getpid()
+
+
+def _check_forks() -> None:
+    """Raises ThalwegError if this process was forked from one in which gRPC was used in a way that forks do not support."""
+    if _bound_to not in (None, os.getpid()):
+        problem = (
+            "this process was forked from one that used gRPC in a way that does not support forks: it ran a server, or "
+            "GRPC_ENABLE_FORK_SUPPORT is 0; start it by multiprocessing's spawn or forkserver"
+        )
+        raise ThalwegError("LOCAL", {"problem": problem})
+    if not forks_are_supported(default=True):
+        bind_to_process()
+
+
 class Endpoint(NamedTuple):
     """A server that can be connected to: its address, and the token that it asks for, if any."""
 
@@ -99,10 +132,12 @@ class Endpoint(NamedTuple):
 
     def open(self, options: Sequence[tuple[str, int]] = OPTIONS) -> grpc.Channel:
         """A channel, to be closed or used as a context manager. It connects when it is first used."""
+        _check_forks()
         return grpc.insecure_channel(str(self.address), options=[*options, *self._proxy_options()])
 
     def open_aio(self, options: Sequence[tuple[str, int]] = OPTIONS) -> grpc.aio.Channel:
         """The same for asyncio."""
+        bind_to_process()
         return grpc.aio.insecure_channel(str(self.address), options=[*options, *self._proxy_options()])
 
     def _proxy_options(self) -> list[tuple[str, int]]:

@@ -1,3 +1,1 @@
 """The parameter server: parameters, optimizers, synchrony, jobs, storage and the gRPC services. Knows no model and no Ray."""
-
-import thalweg.contract  # noqa: F401 - first, because it prepares gRPC

@@ -10,8 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from thalweg.contract.allocator import keep_freed
-from thalweg.contract.channel import OPTIONS, Address
+from thalweg.contract.channel import OPTIONS, Address, bind_to_process
 from thalweg.server import limits
 from thalweg.server.services.guard import TokenCheck
 
@@ -49,7 +48,7 @@ class Hosted(ABC):
 
     def _begin(self) -> None:
         """Starts the thread, and waits until it serves. Raises whatever keeps it from that."""
-        keep_freed()
+        bind_to_process()
         self._thread.start()
         self._started.wait()
         if self._failure:

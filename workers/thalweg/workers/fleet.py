@@ -33,6 +33,8 @@ _START_SECONDS = 120.0
 # A keeper that says nothing for so long hangs in a call of Ray's.
 _SILENCE_SECONDS = 15.0
 _STOP_SECONDS = 10.0
+# Before anything imports gRPC.
+_PREPARED = "from thalweg.contract.process import prepare; prepare()"
 
 
 class FleetError(Exception):
@@ -198,7 +200,7 @@ class _Keeper:
         self._socket, theirs = socket.socketpair()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
         with theirs:
-            command = f"from thalweg.workers.keeper import main; main({theirs.fileno()})"
+            command = f"{_PREPARED}; from thalweg.workers.keeper import main; main({theirs.fileno()})"
             # In a session of its own, so that Ctrl-C, which a terminal sends to all of a group, leaves it to the fleet to end it.
             self._process = subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
                 [sys.executable, "-P", "-c", command],

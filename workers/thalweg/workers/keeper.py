@@ -6,13 +6,10 @@ The fleet ends this one then and starts another.
 
 import logging
 import os
-import platform
 import re
 import select
 import signal
-import threading
 from collections import defaultdict
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -23,6 +20,7 @@ from typing import Any
 from thalweg.contract.channel import Address
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2 as pb
+from thalweg.workers.actor import WorkerActor, end_with
 
 # Ray reads these when it is imported. The last: after how many seconds without the head a driver ends.
 _ENVIRONMENT = {
@@ -89,7 +87,7 @@ class Keeper:
         self._connection = connection
         self._node = ray.get_runtime_context().get_node_id()
         self._head = _own_head()
-        self._class = ray.remote(_WorkerActor)
+        self._class = ray.remote(WorkerActor)
         self._actors: dict[str, dict[Any, _Actor]] = defaultdict(dict)
         self._wanted: dict[str, pb.Allotment] = {}
         self._backoff: dict[str, float] = {}
@@ -187,28 +185,6 @@ class Keeper:
         actors[reference] = _Actor(handle, node, handle.answered.remote())
 
 
-class _WorkerActor:
-    """The Ray actor around a worker."""
-
-    def __init__(self) -> None:
-        self._answered = threading.Event()
-
-    def node(self) -> str:
-        """The host name of the machine that it runs on."""
-        return platform.node()
-
-    def work(self, server: Address, token: str | None, job_id: str, fleet: str) -> str:
-        """Works until the server says goodbye."""
-        from thalweg.workers.worker import work  # noqa: PLC0415 - imported where the actor runs
-
-        _end_with(os.getppid(), lambda: os._exit(1))
-        return work(server, token, job_id, f"{fleet}/{platform.node()}/{os.getpid()}", self._answered.set)
-
-    def answered(self) -> bool:
-        """Waits for the first task to be done."""
-        return self._answered.wait()
-
-
 def _how_it_died(text: str) -> str:
     """What Ray says of the end of an actor's process, in short."""
     if _SIGTERM in text:
@@ -217,20 +193,6 @@ def _how_it_died(text: str) -> str:
         return "it was killed, perhaps for want of memory, or it broke down without a word"
     code = _EXIT_CODE.search(text)
     return f"it ended with exit code {code[1]}" if code else text.partition("\n")[0]
-
-
-def _end_with(parent: int, end: Callable[[], object]) -> None:
-    """Calls `end` as soon as the process that started this one is gone.
-
-    Ray looks for that too, but takes a node that has died and was not waited for, as in a container without an init, for alive.
-    """
-
-    def watch() -> None:
-        with suppress(ProcessLookupError):
-            select.select([os.pidfd_open(parent)], [], [])
-        end()
-
-    threading.Thread(target=watch, name="thalweg-parent", daemon=True).start()
 
 
 def _own_head() -> list[int]:
@@ -262,7 +224,7 @@ def main(descriptor: int) -> None:
     """
     connection = Connection(descriptor)
     orders: Orders = connection.recv()
-    _end_with(orders.parent, lambda: os.killpg(os.getpid(), signal.SIGKILL))
+    end_with(orders.parent, lambda: os.killpg(os.getpid(), signal.SIGKILL))
     os.environ.update(_ENVIRONMENT | os.environ)
     try:
         import ray  # noqa: PLC0415 - takes a second

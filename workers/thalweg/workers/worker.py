@@ -9,7 +9,6 @@ import grpc
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from thalweg.contract.allocator import keep_freed
 from thalweg.contract.channel import Address, Endpoint
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.layout import Slab
@@ -36,7 +35,6 @@ def work(server: Address, token: str | None, job_id: str, name: str, answered: C
     Raises ThalwegError if the server is lost, and whatever the computation raises. A mistake in the job's model or data is told
     to the server, which fails the job.
     """
-    keep_freed()
     with Endpoint(server, token).open() as channel, ExitStack() as until_the_end:
         outbox: Outbox = queue.SimpleQueue()
         outbox.put(pb.WorkRequest(hello=pb.Hello(job_id=job_id, worker=name)))

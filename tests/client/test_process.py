@@ -1,0 +1,149 @@
+"""What the client does to the process that uses it: nothing; and what it says in processes that were forked from it."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from tests.client.helpers import NOWHERE
+from tests.end_to_end.cluster import running_server
+from thalweg.client import Client, ThalwegError
+from thalweg.server.service import Server
+
+# So that what this process prepared for itself is not inherited.
+SETTINGS = ("GRPC_ENABLE_FORK_SUPPORT", "GRPC_EXPERIMENTS", "GRPC_VERBOSITY")
+
+PURE = """
+import os, pathlib, sys
+before = dict(os.environ)
+from thalweg.contract import process
+def forbidden():
+    raise AssertionError("settings of the whole process are made")
+process.prepare = process.keep_freed = forbidden
+import thalweg.client
+import thalweg.workers.fleet, thalweg.workers.keeper, thalweg.workers.worker
+from thalweg.client.embedded import Embedded
+embedded = Embedded(pathlib.Path(sys.argv[1]))
+embedded.client.submit("xor")
+embedded.close()
+assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())
+"""
+
+FORKED = """
+import json, multiprocessing, pathlib, sys
+from thalweg.client import Client, ThalwegError
+from thalweg.client.embedded import Embedded
+
+def said(action):
+    try:
+        return len(action())
+    except ThalwegError as error:
+        return f"{error.reason}: {error}"
+
+def child(client, queue):
+    queue.put(said(client.jobs))
+    def own():
+        with Client(client.address, sys.argv[2] or None) as another:
+            return another.jobs()
+    queue.put(said(own))
+    client.close()
+
+if len(sys.argv) > 3:
+    embedded = Embedded(pathlib.Path(sys.argv[3]))
+with Client(sys.argv[1], sys.argv[2] or None) as client:
+    client.jobs()
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=child, args=(client, queue))
+    process.start()
+    inherited, own = queue.get(), queue.get()
+    process.join()
+    print(json.dumps([inherited, own, len(client.jobs()), process.exitcode]))
+if len(sys.argv) > 3:
+    embedded.close()
+"""
+
+
+def run(program: str, *arguments: object, **environment: str) -> str:
+    """What a program printed, in a process whose environment nobody prepared."""
+    variables = {name: value for name, value in os.environ.items() if name not in SETTINGS} | environment
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=variables, timeout=120).stdout
+
+
+def forked(server: Server, *arguments: object, **environment: str) -> tuple[Any, Any]:
+    """What the inherited client and one of its own say in a forked process, while the first one's process goes on."""
+    inherited, own, after, code = json.loads(run(FORKED, server.address, "", *arguments, **environment))
+    assert (after, code) == (0, 0)
+    return inherited, own
+
+
+def test_importing_and_embedding_change_nothing_in_the_process(tmp_path: object) -> None:
+    run(PURE, tmp_path)
+
+
+@pytest.mark.parametrize("module", ["thalweg.command", "thalweg.workers.actor"])
+def test_processes_are_prepared_before_they_import_grpc(module: str) -> None:
+    run(f"import sys, {module}; assert 'grpc' not in sys.modules")
+
+
+def test_a_forked_process_opens_a_client_of_its_own(server: Server) -> None:
+    inherited, own = forked(server)
+    assert inherited.startswith("LOCAL: this client of 127.0.0.1:")
+    assert "open another one in the new process" in inherited
+    assert own == 0
+
+
+def test_with_the_support_for_forks_also_the_inherited_client_works(server: Server) -> None:
+    assert forked(server, GRPC_ENABLE_FORK_SUPPORT="1") == (0, 0)
+
+
+def test_without_the_support_for_forks_a_forked_process_says_what_to_do(server: Server) -> None:
+    inherited, own = forked(server, GRPC_ENABLE_FORK_SUPPORT="0")
+    assert "open another one in the new process" in inherited
+    assert own.startswith("LOCAL: this process was forked")
+    assert "spawn" in own
+
+
+def test_a_process_forked_from_one_with_a_server_says_what_to_do(server: Server, tmp_path: object) -> None:
+    _, own = forked(server, f"{tmp_path}/embedded")
+    assert own.startswith("LOCAL: this process was forked from one that used gRPC")
+
+
+def test_what_a_closed_client_made_says_so(tmp_path: Any) -> None:
+    with running_server(tmp_path) as server:
+        with Client(server.address) as client:
+            job = client.submit("xor")
+        for action in (client.jobs, job.refresh, job.cancel, job.wait, lambda: list(job.watch()), job.parameters, job.history):
+            with pytest.raises(ThalwegError, match=f"the client of {server.address} was closed") as raised:
+                action()
+            assert raised.value.reason == "LOCAL"
+
+
+def test_a_watch_whose_client_is_closed_says_so(server: Server) -> None:
+    client = Client(server.address)
+    job = client.submit("xor")
+    problems: list[Exception] = []
+    begun = threading.Event()
+
+    def watch() -> None:
+        try:
+            for _ in job.watch():
+                begun.set()
+        except ThalwegError as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    begun.wait()
+    client.close()
+    thread.join()
+    assert "was closed" in str(problems[0])
+
+
+def test_a_client_that_was_never_used_is_closed() -> None:
+    Client(NOWHERE).close()

@@ -1,0 +1,51 @@
+"""A worker in a process of Ray's. Imports nothing that imports gRPC, before the process is prepared."""
+
+import os
+import platform
+import select
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from thalweg.contract.process import prepare
+
+if TYPE_CHECKING:
+    from thalweg.contract.channel import Address
+
+
+class WorkerActor:
+    """The Ray actor around a worker."""
+
+    def __init__(self) -> None:
+        prepare()
+        self._answered = threading.Event()
+
+    def node(self) -> str:
+        """The host name of the machine that it runs on."""
+        return platform.node()
+
+    def work(self, server: "Address", token: str | None, job_id: str, fleet: str) -> str:
+        """Works until the server says goodbye."""
+        from thalweg.workers.worker import work  # noqa: PLC0415 - imports gRPC
+
+        end_with(os.getppid(), lambda: os._exit(1))
+        return work(server, token, job_id, f"{fleet}/{platform.node()}/{os.getpid()}", self._answered.set)
+
+    def answered(self) -> bool:
+        """Waits for the first task to be done."""
+        return self._answered.wait()
+
+
+def end_with(parent: int, end: Callable[[], object]) -> None:
+    """Calls `end` as soon as the process that started this one is gone.
+
+    Ray looks for that too, but takes a node that has died and was not waited for, as in a container without an init, for alive.
+    """
+
+    def watch() -> None:
+        with suppress(ProcessLookupError):
+            select.select([os.pidfd_open(parent)], [], [])
+        end()
+
+    threading.Thread(target=watch, name="thalweg-parent", daemon=True).start()
