@@ -71,3 +71,14 @@ def test_a_file_system_without_locks_is_no_lock_that_is_held(
     with pytest.raises(OSError, match="its file system gives no file locks") as caught:
         FileLock.acquire(tmp_path / "lock")
     assert caught.value.errno == number
+
+
+def test_whether_a_lock_is_held_can_be_asked_without_making_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not FileLock.is_held(path)
+    assert not path.exists()
+    lock = FileLock.acquire(path)
+    path.chmod(0o400)
+    assert FileLock.is_held(path)
+    lock.release()
+    assert not FileLock.is_held(path)

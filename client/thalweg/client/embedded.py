@@ -23,6 +23,7 @@ from thalweg.client.local_models import check
 from thalweg.client.problems import LocalError
 from thalweg.client.records import ENDED
 from thalweg.client.runs import Run
+from thalweg.client.snapshot import copy_of, is_read_only
 from thalweg.contract.channel import Address, parse_address
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.states import state_name
@@ -234,25 +235,29 @@ def folder_of_jobs(folder: Path | None) -> Path:
 
 
 @contextmanager
-def attached(folder: Path | None, token: str | None = None) -> Iterator[Client]:
+def attached(folder: Path | None, token: str | None = None, writes: bool = False) -> Iterator[Client]:
     """A client of the server that runs on a folder, or, if none does, of one that runs there for as long as the context.
 
-    The folder is the embedded jobs' by default. Raises ThalwegError if there is no such folder, or none of both can be had.
+    The folder is the embedded jobs' by default. One in which nothing can be written can be looked at, unless `writes` says that
+    something is to be changed. Raises ThalwegError if there is no such folder, or no server can be had.
     """
     own = folder is None or has_token(folder)
     folder = folder_of_jobs(folder)
-    ours = folder_token(folder) if own else secrets.token_urlsafe()
-    try:
-        server = _start_embedded_server(folder, ours) if own else start_server(_LOOPBACK, folder, ours)
-    except FolderInUseError:
-        with Client(running_server(folder), token or (ours if own else None)) as client:
-            yield client
-        return
-    try:
-        with Client(server.address, ours) as client:
-            yield client
-    finally:
-        server.stop()
+    with ExitStack() as stack:
+        if is_read_only(folder) and not is_locked(folder):
+            if writes:
+                raise LocalError(f"the data folder {folder} is read-only: its jobs can be looked at, and not changed")
+            ours, settings = secrets.token_urlsafe(), {"resume_unfinished": not own}
+            server: RunningServer = start_server(_LOOPBACK, stack.enter_context(copy_of(folder)), ours, **settings)
+        else:
+            ours = folder_token(folder) if own else secrets.token_urlsafe()
+            try:
+                server = _start_embedded_server(folder, ours) if own else start_server(_LOOPBACK, folder, ours)
+            except FolderInUseError:
+                yield stack.enter_context(Client(running_server(folder), token or (ours if own else None)))
+                return
+        stack.callback(server.stop)
+        yield stack.enter_context(Client(server.address, ours))
 
 
 class Local:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from thalweg.client.problems import LocalError
 from thalweg.contract.channel import Address, parse_address
-from thalweg.contract.locks import FileLock, LockedError
+from thalweg.contract.locks import FileLock
 
 # A server that has its folder's lock says within this time where it listens.
 _START_SECONDS = 10.0
@@ -59,20 +59,15 @@ def folder_token(folder: Path) -> str:
             aside.unlink()
         return path.read_text()
     except OSError as error:
-        raise LocalError(f"cannot use the data folder {folder}: {error.strerror}") from error
+        raise LocalError(f"cannot use the data folder {folder}: {error.strerror}; choose another with --data") from error
 
 
 def is_locked(folder: Path) -> bool:
     """Whether a server uses a folder at this moment. Raises LocalError if that cannot be found out."""
     try:
-        FileLock.acquire(folder / "lock").release()
-    except LockedError:
-        return True
-    except FileNotFoundError:
-        return False
+        return FileLock.is_held(folder / "lock")
     except OSError as error:
-        raise LocalError(f"cannot use the data folder {folder}: {error.strerror}") from error
-    return False
+        raise LocalError(f"cannot use the data folder {folder}: {error.strerror}; choose another with --data") from error
 
 
 def has_token(folder: Path) -> bool:

@@ -36,7 +36,7 @@ class Run:
             self._lock = FileLock.acquire(aside)
             self._path = aside.rename(runs / name)
         except OSError as error:
-            raise LocalError(f"cannot use the data folder {folder}: {error.strerror}") from error
+            raise LocalError(f"cannot use the data folder {folder}: {error.strerror}; choose another with --data") from error
 
     def joined(self, server: Address) -> None:
         """Says where the server is that this run uses."""

@@ -38,6 +38,23 @@ class FileLock:
             raise OSError(error.errno, f"its file system gives no file locks ({error.strerror})", str(path)) from error
         return cls(path, descriptor)
 
+    @staticmethod
+    def is_held(path: Path) -> bool:
+        """Whether somebody holds the lock of a file, which need not be there. Raises OSError if the file cannot be read."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _HELD:
+                return True
+            raise
+        finally:
+            os.close(descriptor)
+        return False
+
     def release(self) -> None:
         """Gives the lock back, also where a forked process has inherited it."""
         if self._descriptor is not None:

@@ -208,7 +208,7 @@ def scale(
 
     [cyan]thalweg scale digits-1 8 --server host:7070[/]
     """
-    with connected(server, token_file, data) as client:
+    with connected(server, token_file, data, writes=True) as client:
         scaled = client.job(job)
         scaled.scale(workers)
     _print_state(scaled.message, f"wants {workers} worker{'' if workers == 1 else 's'}", json)
@@ -221,7 +221,7 @@ def cancel(job: JobId, server: Server = None, token_file: TokenFile = None, data
 
     [cyan]thalweg cancel digits-1 --server host:7070[/]
     """
-    with connected(server, token_file, data) as client:
+    with connected(server, token_file, data, writes=True) as client:
         cancelled = client.job(job)
         state = cancelled.cancel()
     _print_state(cancelled.message, state.lower(), json)
@@ -247,7 +247,7 @@ def delete(
     [cyan]thalweg delete digits-1[/]
     [cyan]thalweg delete digits-1 digits-2 --yes --server host:7070[/]
     """
-    with connected(server, token_file, data) as client:
+    with connected(server, token_file, data, writes=True) as client:
         found = [client.job(job) for job in dict.fromkeys(jobs)]
         if not yes and sys.stdin.isatty():
             _confirm(found, place_of(server, data))

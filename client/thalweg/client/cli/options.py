@@ -86,11 +86,11 @@ def _checked(token: str, source: str) -> str:
 
 
 @contextmanager
-def connected(server: str | None, token_file: Path | None, data: Path | None) -> Iterator[Client]:
-    """A client of the server that the options mean."""
+def connected(server: str | None, token_file: Path | None, data: Path | None, writes: bool = False) -> Iterator[Client]:
+    """A client of the server that the options mean. `writes` says that something is to be changed there."""
     meant, token = server_of(server, data), read_token(token_file)
     if meant is None:
-        with attached(data, token) as client:
+        with attached(data, token, writes) as client:
             yield client
     else:
         with Client(meant, token) as client:

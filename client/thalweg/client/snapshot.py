@@ -1,0 +1,43 @@
+"""A look into a data folder in which nothing can be written, such as one on a read-only file system, or another user's."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from thalweg.client.problems import LocalError
+
+# What belongs to running servers, and SQLite's index, which it makes anew.
+_LEFT_OUT = ("lock", "address", "token", "runs", "jobs.sqlite-shm")
+
+
+def is_read_only(folder: Path) -> bool:
+    """Whether there is a data folder that a server could not use because nothing can be written there."""
+    needed = (folder, *folder.glob("jobs.sqlite"), *folder.glob("lock"))
+    return folder.is_dir() and not all(os.access(path, os.W_OK) for path in needed)
+
+
+@contextmanager
+def copy_of(folder: Path) -> Iterator[Path]:
+    """A folder for a server with the jobs of one that is read-only: a copy of its database, and links to its other files.
+
+    It exists as long as the context. Raises LocalError if it cannot be made.
+    """
+    with tempfile.TemporaryDirectory(prefix="thalweg-look-") as name:
+        copy = Path(name)
+        try:
+            for path in folder.iterdir():
+                if path.name in _LEFT_OUT:
+                    continue
+                if path.is_dir():
+                    (copy / path.name).mkdir()
+                    for entry in path.iterdir():
+                        (copy / path.name / entry.name).symlink_to(entry.absolute())
+                else:
+                    # Its mode is not copied, which may be read-only.
+                    shutil.copyfile(path, copy / path.name)
+        except OSError as error:
+            raise LocalError(f"cannot read the data folder {folder}: {error.strerror}") from error
+        yield copy
