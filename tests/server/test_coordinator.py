@@ -258,7 +258,7 @@ def test_a_cancelled_job_can_be_taken_up_unless_it_is_in_the_midst_of_an_update(
     desk.join(1)
     desk.answer(1, 0, ROOT, chunks=[0])
     assert desk.handle(messages.CancelRequested()) == [messages.Finish(job_pb2.JOB_STATE_CANCELLED)]
-    assert desk.coordinator.phase is Phase.FINISHED
+    assert desk.coordinator.phase is Phase.ENDING
     assert desk.answer(1, 0, ROOT, chunks=[1]) == []
 
 
@@ -420,3 +420,15 @@ def test_a_task_says_which_chunks_it_is_about() -> None:
         desk.handle(messages.InitialReceived(1, chunk, "initial"))
     chunks = [each.task for each in of(messages.AssignDifferentiate, desk.decisions)]
     assert chunks == [Task(0, 1, ROOT, chunk, chunk + 1) for chunk in range(ELEMENTS)]
+
+
+def test_a_decided_end_fails_only_if_it_cannot_be_carried_out() -> None:
+    desk = Desk()
+    desk.join(1)
+    (finish,) = desk.handle(messages.CancelRequested())
+    assert isinstance(finish, messages.Finish)
+    for event in (messages.CancelRequested(), messages.WorkerLost(1), messages.Tick(), messages.RangeNotFinite(1)):
+        assert desk.handle(event) == []
+    assert desk.handle(messages.DriverFailed("no copy")) == [messages.Finish(job_pb2.JOB_STATE_FAILED, "no copy")]
+    desk.coordinator.finished()
+    assert desk.handle(messages.DriverFailed("late")) == []

@@ -12,6 +12,7 @@ from safetensors.numpy import save, save_file
 
 from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.end_to_end.refusals import Refusal, refusal
+from tests.server.test_storage import make_older
 from tests.server.test_training_service import LAYOUT, create, make_spec, upload
 from thalweg.contract import layout as layouts
 from thalweg.server import initial
@@ -176,7 +177,7 @@ def test_a_disk_that_takes_no_export_is_told(server: Server, stub: TrainingServi
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "export_parameters", full)
         told = refused(stub, {"job": job.id})
-    assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FAILED")
+    assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
     assert stub.CreateJob(pb.CreateJobRequest(spec=starting_from({"job": job.id}))).job.id == "job-2"
 
 
@@ -186,7 +187,7 @@ def test_uploads_are_known_to_be_used_after_a_restart(tmp_path: Path) -> None:
         for _ in range(2):
             stub.CreateJob(pb.CreateJobRequest(spec=starting_from({"file": "a", "sha256": sha256})))
     with sqlite3.connect(tmp_path / "jobs.sqlite") as database:
-        database.execute("DROP TABLE uploads_used")
+        make_older(database)
     database.close()
     with running_server(tmp_path) as server, stub_of(server) as stub:
         for job_id, kept in (("job-1", True), ("job-2", False)):

@@ -100,7 +100,7 @@ def test_a_job_that_is_opened_again_goes_on_counting(tmp_path: Path) -> None:
         async with running_journal(tmp_path, "a") as (journal, storage):
             note(journal, "one", "two")
             await journal.settled()
-            journal.close("a")
+            await journal.close("a")
             await journal.open("a")
             note(journal, "three")
             await journal.settled()

@@ -2,16 +2,20 @@
 
 import hashlib
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from thalweg.contract import layout as layouts
+from thalweg.server import schema
 from thalweg.server import storage as storage_module
+from thalweg.server.reserve import RESERVE_BYTES
 from thalweg.server.storage import Storage
 from thalweg.v1 import job_pb2, training_service_pb2
 
@@ -206,23 +210,26 @@ def test_a_deleted_job_takes_the_uploads_with_it_that_no_other_job_uses(storage:
     assert uploads(storage) == {unused}
 
 
-def test_an_upload_that_cannot_be_removed_is_removed_at_a_later_start(
+def test_what_cannot_be_removed_is_removed_at_a_later_start(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sha256 = put_upload(storage, b"content")
-    insert_using(storage, "a", sha256)
+    insert_using(storage, "a", put_upload(storage, b"content"))
+    storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
 
-    def refuse(path: Path, missing_ok: bool = False) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
+    storage.delete_job("a")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", refuse)
-        storage.delete_job("a")
+        patch.setattr(shutil, "rmtree", refuse)
+        storage.empty_bin()
     assert storage.job("a") is None
-    assert "cannot remove an upload that no job uses" in caplog.text
-    grow_old(storage, sha256)
-    Storage(storage.folder).close()
     assert uploads(storage) == set()
+    assert caplog.text.count("cannot remove") == 2
+    assert len(list((storage.folder / "deleted").iterdir())) == 2
+    Storage(storage.folder).close()
+    assert list((storage.folder / "deleted").iterdir()) == []
 
 
 def grow_old(storage: Storage, sha256: str) -> None:
@@ -240,11 +247,18 @@ def test_old_uploads_that_no_job_uses_are_removed_at_the_start(storage: Storage)
     assert uploads(storage) == {used, new, "notes"}
 
 
+def make_older(database: sqlite3.Connection) -> None:
+    """Takes a database back to what it was before formats were numbered."""
+    for table in ("uploads_used", "releases", "deaths", "clean_stop"):
+        database.execute(f"DROP TABLE {table}")
+    database.execute("PRAGMA user_version = 0")
+
+
 def test_what_jobs_of_an_earlier_release_use_is_known(storage: Storage) -> None:
     sha256 = put_upload(storage, b"content")
     for job_id in ("a", "b"):
         insert_using(storage, job_id, sha256)
-    storage._database.execute("DROP TABLE uploads_used")
+    make_older(storage._database)
     again = Storage(storage.folder)
     again.delete_job("a")
     assert uploads(storage) == {sha256}
@@ -294,17 +308,84 @@ def test_a_damaged_upload_is_nothing_to_start_from(storage: Storage) -> None:
         storage.initial(put_upload(storage, b"no parameters"))
 
 
-def test_a_removal_that_is_cut_off_leaves_a_job_that_can_be_removed(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    insert(storage, "a")
+def test_a_deletion_that_cannot_be_recorded_removes_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    insert_using(storage, "a", put_upload(storage, b"content"))
     storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "_transaction", lambda _: pytest.fail("the crash"))
         with pytest.raises(pytest.fail.Exception, match="the crash"):
             storage.delete_job("a")
     assert storage.job("a")
-    assert storage.parameters("a") is None
+    assert storage.parameters("a")
+    assert len(uploads(storage)) == 1
     storage.delete_job("a")
     assert storage.job("a") is None
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_deletion_that_a_crash_cut_off_has_happened_or_not(storage: Storage, recorded: bool) -> None:
+    insert(storage, "a")
+    storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        if not recorded:
+            # As if the machine went down between the files and the record.
+            patch.setattr(Storage, "_delete_records", lambda *_: [])
+        storage.delete_job("a")
+    again = Storage(storage.folder)
+    assert (again.job("a") is None) is recorded
+    assert (again.parameters("a") is None) is recorded
+    assert list((storage.folder / "deleted").iterdir()) == []
+    again.close()
+
+
+def test_a_newer_job_of_the_same_id_is_not_mixed_with_a_deleted_one(storage: Storage) -> None:
+    insert(storage, "a")
+    storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
+    storage.delete_job("a")
+    insert(storage, "a")
+    again = Storage(storage.folder)
+    assert again.job("a")
+    assert again.parameters("a") is None
+    again.close()
+
+
+def test_a_full_disk_takes_deletions(storage: Storage) -> None:
+    insert(storage, "a")
+    storage.record([("a", notice(1))])
+
+    def full(_: str) -> list[str]:
+        if (storage.folder / "reserve").exists():
+            raise sqlite3.OperationalError("database or disk is full")
+        return delete("a")
+
+    delete = storage._delete_records
+    assert (storage.folder / "reserve").stat().st_size == RESERVE_BYTES
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "_delete_records", full)
+        storage.delete_job("a")
+    assert storage.job("a") is None
+    assert not (storage.folder / "reserve").exists()
+    storage.empty_bin()
+    assert (storage.folder / "reserve").stat().st_size == RESERVE_BYTES
+
+
+def test_a_folder_of_a_newer_release_is_refused(storage: Storage) -> None:
+    storage._database.execute("PRAGMA user_version = 99")
+    storage._database.execute("INSERT INTO releases (release, format) VALUES ('9.9.9', 99)")
+    with pytest.raises(schema.NewerFormatError) as told:
+        Storage(storage.folder)
+    assert f"data format 99, written by Thalweg 9.9.9; this is Thalweg {version('thalweg')}" in str(told.value)
+    assert f"formats up to {schema.FORMAT}" in str(told.value)
+    # And left as it was.
+    assert storage._database.execute("PRAGMA user_version").fetchone() == (99,)
+
+
+def test_the_releases_that_wrote_a_folder_are_on_record(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for release in ("9.0.0", "9.0.0", "9.1.0"):
+        monkeypatch.setattr(schema, "version", lambda _, release=release: release)
+        Storage(storage.folder).close()
+    rows = storage._database.execute("SELECT release, format FROM releases ORDER BY number").fetchall()
+    assert rows == [(version("thalweg"), schema.FORMAT), ("9.0.0", schema.FORMAT), ("9.1.0", schema.FORMAT)]
 
 
 def test_what_a_crash_left_of_an_upload_is_cleared_away(tmp_path: Path) -> None:

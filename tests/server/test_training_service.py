@@ -16,6 +16,7 @@ import pytest
 from google.protobuf import json_format
 
 from tests.end_to_end.cluster import running_server, train
+from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.end_to_end.refusals import refusal
 from thalweg.server import room as room_module
@@ -216,14 +217,6 @@ def test_a_job_that_ends_before_its_parameters_exist_has_none(server: Server, st
     assert (call.code, call.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_TRAJECTORY")
 
 
-def test_a_job_whose_parameters_cannot_be_kept_fails(server: Server, stub: TrainingServiceStub, tmp_path: Path) -> None:
-    (tmp_path / "jobs" / "job-1" / "parameters.part").mkdir(parents=True)
-    job = train(server, make_spec())
-    assert job.state == job_pb2.JOB_STATE_FAILED
-    assert "could not write to its data folder" in job.error
-    assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
-
-
 def test_a_trajectory_that_cannot_be_kept_costs_no_weights(server: Server, stub: TrainingServiceStub, tmp_path: Path) -> None:
     (tmp_path / "jobs" / "job-1" / "trajectory.part").mkdir(parents=True)
     job = train(server, make_spec())
@@ -306,12 +299,18 @@ def test_a_job_that_is_ending_takes_no_more_workers_and_tells_no_more(
     assert failed.wait(DEADLINE)
     with Peer(server.address) as peer:
         assert "there is no job" in peer.turned_away(job.id)
+    told = refusal(cancelling.result)
+    assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
+    assert "database or disk is full. The job is ended, and that is recorded as soon as there is room." in told.message
     scaling = stub.ScaleJob.future(pb.ScaleJobRequest(job_id=job.id, workers=3))
-    assert stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.state == job_pb2.JOB_STATE_QUEUED
-    assert not cancelling.done()
+    assert refusal(scaling.result).reason == "STORAGE_FULL"
+    full = stub.GetJob(pb.GetJobRequest(job_id=job.id)).job
+    assert full.state == job_pb2.JOB_STATE_QUEUED
+    assert "waits for room" in full.status
     room.set()
-    assert cancelling.result().job.state == job_pb2.JOB_STATE_CANCELLED
-    assert refusal(scaling.result).reason == "JOB_ENDED"
+    wait_for(lambda: stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.state == job_pb2.JOB_STATE_CANCELLED)
+    assert stub.CancelJob(pb.CancelJobRequest(job_id=job.id)).job.state == job_pb2.JOB_STATE_CANCELLED
+    assert refusal(lambda: stub.ScaleJob(pb.ScaleJobRequest(job_id=job.id, workers=3))).reason == "JOB_ENDED"
     assert [event.WhichOneof("kind") for event in events_of(stub, job.id)] == ["state_changed"] * 2
     stub.DeleteJob(pb.DeleteJobRequest(job_id=job.id))
     assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
@@ -531,7 +530,7 @@ def test_an_upload_to_a_full_disk_is_refused(stub: TrainingServiceStub, tmp_path
     monkeypatch.setattr(Storage, "begin_upload", begin_upload)
     for size in (10, 2 << 20):
         refused = refusal(functools.partial(upload, stub, bytes(size)))
-        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FAILED")
+        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
         assert "No space left" in refused.message
     assert left_behind(tmp_path) == []
 

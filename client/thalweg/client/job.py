@@ -18,6 +18,7 @@ from thalweg.client.transfer import download_data, download_parameters, download
 from thalweg.client.weights import save_weights
 from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
+from thalweg.contract.states import ENDED as ENDED_STATES
 from thalweg.contract.states import state_name
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
@@ -133,10 +134,17 @@ class Job:
         return records.result(self.message)
 
     def cancel(self) -> str:
-        """Ends the job, if it has not ended, and gives its state. What was learnt so far stays."""
-        answer = self._connection.call(self._connection.stub.CancelJob, pb.CancelJobRequest(job_id=self.id))
-        self.message = answer.job
-        return state_name(self.message.state)
+        """Ends the job, if it has not ended, and gives its state. What was learnt so far stays.
+
+        Returns when the end is durable on the server, which may take long where a model is large. Raises ThalwegError
+        (STORAGE_FULL) if it waits for room there: the job has ended, and the server records it as soon as it can.
+        """
+        while True:
+            # The server answers before the call's deadline, and the end goes on there.
+            answer = self._connection.call(self._connection.stub.CancelJob, pb.CancelJobRequest(job_id=self.id))
+            self.message = answer.job
+            if self.message.state in ENDED_STATES:
+                return state_name(self.message.state)
 
     def resume(self) -> None:
         """Takes up the job at its last checkpoint, if it was cancelled or has failed. One that has not ended is left as it is.

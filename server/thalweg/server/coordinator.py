@@ -6,6 +6,8 @@ same decisions. A thin driver carries them out (`run.py`). A job goes through th
 - *preparing*: the first worker that has the model makes the initial parameters, unless they are given;
 - *training*: the synchrony policy decides about steps;
 - *evaluating*: at the end of an epoch on the validation set, at the end of the job on the training set too.
+
+Then its end is decided, and it has finished when the driver says that the end was carried out.
 """
 
 import math
@@ -67,6 +69,7 @@ class Phase(Enum):
     PREPARING = auto()
     TRAINING = auto()
     EVALUATING = auto()
+    ENDING = auto()
     FINISHED = auto()
 
 
@@ -106,7 +109,9 @@ class Coordinator:
 
     def handle(self, event: Event, now: float) -> list[Decision]:
         """The decisions that follow from an event at a time, in seconds, which never runs backwards."""
-        if self.phase is Phase.FINISHED:
+        if self.over:
+            if self.phase is Phase.ENDING and isinstance(event, DriverFailed):
+                return [Finish(job_pb2.JOB_STATE_FAILED, event.problem)]
             return []
         self._now = now
         if self.policy:
@@ -116,8 +121,17 @@ class Coordinator:
             self._heard[worker] = now
         decisions = self._decide(event)
         if any(isinstance(decision, Finish) for decision in decisions):
-            self.phase = Phase.FINISHED
+            self.phase = Phase.ENDING
         return decisions
+
+    @property
+    def over(self) -> bool:
+        """Whether the end is decided: nothing but a failure to carry it out changes anything."""
+        return self.phase in (Phase.ENDING, Phase.FINISHED)
+
+    def finished(self) -> None:
+        """The end was carried out."""
+        self.phase = Phase.FINISHED
 
     def _decide(self, event: Event) -> list[Decision]:
         match event:

@@ -3,8 +3,7 @@
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -33,6 +32,8 @@ class Hosted(ABC):
         self._started = threading.Event()
         self._failure: Exception | None = None
         self._limits = limits.limits()
+        self._checks = health.aio.HealthServicer()
+        self._services: tuple[str, ...] = ()
 
     @abstractmethod
     async def _serve(self) -> None:
@@ -82,15 +83,18 @@ class Hosted(ABC):
             ) from error
         return Address(self.address.host, port)
 
-    def _grpc_server(self, services: Iterable[str]) -> grpc.aio.Server:
+    async def _grpc_server(self, services: Iterable[str]) -> grpc.aio.Server:
         """A gRPC server that asks for the token, and tells of its health and of its services, which are to be added."""
         interceptors = [TokenCheck(self._token)] if self._token else []
         server = grpc.aio.server(options=[*OPTIONS, *limits.options(self._limits.connections)], interceptors=interceptors)
-        checks = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        serving = health_pb2.HealthCheckResponse.SERVING
-        settings: list[Coroutine[Any, Any, None]] = [checks.set(name, serving) for name in [*services, ""]]
-        for setting in settings:
-            self._loop.create_task(setting)
+        health_pb2_grpc.add_HealthServicer_to_server(self._checks, server)
+        self._services = (*services, "")
+        await self._set_health(serving=True)
         reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server)
         return server
+
+    async def _set_health(self, *, serving: bool) -> None:
+        """Tells those who check whether the services can do what they are asked for."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in self._services:
+            await self._checks.set(name, status)

@@ -3,14 +3,15 @@
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.layout import Slab
 from thalweg.contract.states import ENDED, state_name
-from thalweg.server import acceptance, validation
+from thalweg.server import acceptance, room, validation
 from thalweg.server.attention import Attention
 from thalweg.server.checkpoints import Checkpoint, NewerCheckpointError
 from thalweg.server.crew import Crew
@@ -21,6 +22,7 @@ from thalweg.server.initial import initial_slab
 from thalweg.server.journal import DISK_SECONDS, Journal
 from thalweg.server.keeping import Keeping
 from thalweg.server.places import Candidate, Queue, choose
+from thalweg.server.room import Shortage, is_full
 from thalweg.server.run import JobRun
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.shards import AttendingShard, Shards
@@ -31,6 +33,10 @@ from thalweg.server.trajectory import MOST_BYTES
 from thalweg.v1 import job_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
+# How often the end of a job is recorded anew if it breaks a constraint.
+_RECORD_ATTEMPTS = 3
+# A call is answered after this time, though what it asked for may not be durable yet: clients wait longer.
+_ANSWER_SECONDS = 20.0
 # A page of jobs stays well within gRPC's limit for a message.
 _PAGE_BYTES = 1 << 20
 # How soon it is noticed that a worker takes too long.
@@ -61,10 +67,15 @@ class Jobs:
         self._begun_before: set[str] = set()  # jobs that had begun when the server stopped
         self._queue = Queue({}, {})
         self._endings: dict[str, asyncio.Task[None]] = {}
+        self._shortages: dict[str, Shortage] = {}  # jobs whose results wait for room
+        self._rejected: set[str] = set()  # jobs that are ending, and of which an event was rejected
         self._accepting: set[asyncio.Task[job_pb2.Job]] = set()
+        self._asked: set[asyncio.Task[None]] = set()  # what calls have begun
         self._keeping = Keeping(storage, self.journal)
         self._going_back: dict[str, asyncio.Task[None]] = {}  # jobs whose run was given up, until they have another
         self._taking_up = asyncio.Lock()
+        self._removing = asyncio.Lock()
+        self._probing: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
 
     async def start(self, resume_unfinished: bool, kept: Collection[str] = ()) -> None:
@@ -91,7 +102,6 @@ class Jobs:
                 job.state, job.status = job_pb2.JOB_STATE_FAILED, ""
                 changed = training_service_pb2.StateChanged(job=job)
                 self.journal.record(job.id, training_service_pb2.Event(state_changed=changed))
-                self.journal.close(job.id)
         self.allot()
         self._ticker = asyncio.create_task(self._tick())
         try:
@@ -101,7 +111,7 @@ class Jobs:
 
     async def stop(self) -> None:
         """Waits for what is being written, but not for ever. Jobs that have not ended stay unfinished."""
-        for task in (self._ticker, *self._going_back.values()):
+        for task in (self._ticker, self._probing, *self._going_back.values()):
             if task:
                 task.cancel()
         written = (*self._accepting, *self._endings.values(), self._keeping.settled())
@@ -156,17 +166,20 @@ class Jobs:
         return run
 
     async def resume(self, job_id: str) -> job_pb2.Job:
-        """Takes up a job that was cancelled or has failed. Raises ThalwegError if it has succeeded."""
+        """Resumes a job that was cancelled or has failed. Raises ThalwegError if it has succeeded."""
+        await self._answer(job_id, self._resume(job_id), "The job is resumed, and that is recorded as soon as there is room.")
+        return await self.get(job_id)
+
+    async def _resume(self, job_id: str) -> None:
+        await self.ended(job_id)
         async with self._taking_up:
-            await self.ended(job_id)
             if job_id not in self._runs:
                 job = await self.get(job_id)
                 if job.state == job_pb2.JOB_STATE_SUCCEEDED:
                     raise ThalwegError("NOT_RESUMABLE", {"job": job_id, "problem": "it has succeeded"})
-                await self._take_up(job, "taken up again; the job")
-                await self.journal.settled()
+                await self._take_up(job, "resumed; the job")
                 self.allot()
-        return await self.get(job_id)
+        await self.journal.settled()
 
     def shard_lost(self, shard: AttendingShard) -> None:
         """A shard is gone, with what it held: the jobs that need it go back to their last checkpoints."""
@@ -189,10 +202,11 @@ class Jobs:
 
     async def _go_back(self, run: JobRun, what: str, failure: str) -> None:
         """Puts a new run in the place of one that was given up: from the last checkpoint, or, after a failure, to end the job."""
+        job_id = run.job.id
+        # Not within the lock: a deletion, which makes room, must not wait for room.
+        await self._keeping.settled()
+        await self.journal.settled()
         async with self._taking_up:
-            job_id = run.job.id
-            await self._keeping.settled()
-            await self.journal.settled()
             try:
                 again = self._begin_to_fail(run) if failure else await self._again(run, what)
             except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
@@ -219,7 +233,9 @@ class Jobs:
     def _events_rejected(self, job_id: str, problem: str) -> None:
         """An event of a job cannot be recorded, so what has happened since is not durable: the job fails, and no other."""
         run = self.run(job_id)
-        if run:
+        if job_id in self._endings:
+            self._rejected.add(job_id)
+        elif run:
             failure = f"internal error: the job's events cannot be recorded: {problem}"
             run.give_up(failure)
             self._replace(run, "", failure)
@@ -251,9 +267,9 @@ class Jobs:
     async def _accept(self, job: job_pb2.Job, request_id: str) -> job_pb2.Job:
         wanted_id = job.id
         try:
-            inserted = await self.journal.run(acceptance.accept, self.storage, job, request_id)
+            inserted = await self._record(job, request_id)
         except (sqlite3.Error, OSError) as error:
-            raise ThalwegError("STORAGE_FAILED", {"problem": str(error)}) from error
+            raise self.refusal(error, "No job was accepted.") from error
         if inserted is None:
             raise ThalwegError("JOB_EXISTS", {"job": wanted_id})
         if inserted is job:
@@ -261,9 +277,30 @@ class Jobs:
             run = self._begin(job)
             self._choose()
             run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, self._waiting(job))
-            await self.journal.settled()
             self.allot()
+            # It is on record; its first event may wait for room.
+            with suppress(ThalwegError):
+                await self._answer(job.id, self.journal.settled(), "")
         return inserted
+
+    async def _record(self, job: job_pb2.Job, request_id: str) -> job_pb2.Job | None:
+        """Makes a job durable, with the parameters that it starts from."""
+        known = await self.journal.run(self.storage.job_of_request, request_id)
+        if known:
+            return known
+        given = job.spec.model.initial
+        # What is exported must not be removed before it is used.
+        async with self._removing:
+            if given.job:
+                other = await self.journal.run(acceptance.check_source, self.storage, given.job)
+                given.sha256 = await self.journal.run_files(acceptance.export, self.storage, other)
+            return await self.journal.run(acceptance.accept, self.storage, job, request_id)
+
+    def refusal(self, error: Exception, consequence: str) -> ThalwegError:
+        """The error of a call whose write failed. If there is no room, the server's health says so until there is."""
+        if is_full(error) and (self._probing is None or self._probing.done()):
+            self._probing = asyncio.create_task(self.journal.room.write(lambda: self.journal.run(self.storage.probe)))
+        return self.journal.room.refusal(error, consequence)
 
     def _begin(self, job: job_pb2.Job, checkpoint: Checkpoint | None = None, recorded: Recorded = NOTHING_RECORDED) -> JobRun:
         run = JobRun(
@@ -312,6 +349,12 @@ class Jobs:
             job.progress.CopyFrom(run.job.progress)
             waits = run.job.status.startswith(NO_WORKERS) or not self.has_place(job.id)
             job.status = self._waiting(job) if waits else run.job.status
+            if shortage := self._shortages.get(job.id) or (self.journal.shortage if job.id in self._endings else None):
+                job.status = f"ended; its result is kept in memory and waits for room: {shortage}"
+            elif job.id in self._endings:
+                job.status = "ended; its result is being written"
+            elif self.journal.shortage:
+                job.status += f"; its events wait for room: {self.journal.shortage}"
         return job
 
     def _waiting(self, job: job_pb2.Job) -> str:
@@ -345,12 +388,55 @@ class Jobs:
         return jobs, token
 
     async def cancel(self, job_id: str) -> job_pb2.Job:
-        """Ends a job, if it has not ended."""
+        """Ends a job, if it has not ended. Gives it as it is on record, which may take longer to say that it has ended.
+
+        Raises ThalwegError if there is no such job, or if its end waits for room on the disk.
+        """
+        await self.get(job_id)
+        await self._answer(job_id, self._cancel(job_id), "The job is ended, and that is recorded as soon as there is room.")
+        return await self.get(job_id)
+
+    async def _cancel(self, job_id: str) -> None:
         while run := await self._living(job_id):
             run.cancel()
             await run.over.wait()
         await self.ended(job_id)
-        return await self.get(job_id)
+
+    async def _answer(self, job_id: str, work: Coroutine[Any, Any, None], consequence: str) -> None:
+        """Waits for what a call asked for, but neither for room on the disk nor for ever. The work goes on.
+
+        Raises what the work raises, and ThalwegError if it waits for room.
+        """
+        task = asyncio.create_task(work)
+        self._asked.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._asked.discard(task)
+            # A call that has been answered takes no error any more.
+            if not task.cancelled() and task.exception():
+                _log.debug("job %s: %s", job_id, task.exception())
+
+        task.add_done_callback(done)
+        waits = asyncio.create_task(self._shortage_of(job_id))
+        try:
+            await asyncio.wait({task, waits}, timeout=_ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waits.cancel()
+        if task.done():
+            task.result()
+        elif waits.done():
+            raise waits.result().error(consequence)
+
+    async def _shortage_of(self, job_id: str) -> Shortage:
+        """Waits until a job's events or its result wait for room, and not only until the next attempt to write them."""
+        while True:
+            change = self.journal.room.change
+            if self._shortages.get(job_id) or self.journal.shortage:
+                await asyncio.sleep(2 * room.RETRY_SECONDS)
+                if shortage := self._shortages.get(job_id) or self.journal.shortage:
+                    return shortage
+            else:
+                await change.wait()
 
     async def _living(self, job_id: str) -> JobRun | None:
         """The run of a job that has not ended and is not ending. Waits for that of a job that goes back to a checkpoint."""
@@ -364,12 +450,18 @@ class Jobs:
         """Waits for a job that is ending until its end is durable."""
         ending = self._endings.get(job_id)
         if ending:
-            await asyncio.shield(ending)
+            await asyncio.wait({ending})
 
     async def scale(self, job_id: str, workers: int) -> job_pb2.Job:
         """Changes how many workers a job wants. Raises ThalwegError if it has ended."""
         field = job_pb2.Training.DESCRIPTOR.fields_by_name["workers"]
         validation.check_value(field, workers, "workers")
+        await self.get(job_id)
+        consequence = "The number of workers is recorded as soon as there is room."
+        await self._answer(job_id, self._scale(job_id, workers), consequence)
+        return await self.get(job_id)
+
+    async def _scale(self, job_id: str, workers: int) -> None:
         run = await self._living(job_id)
         if run is None:
             await self.ended(job_id)
@@ -379,16 +471,25 @@ class Jobs:
         run.telemetry.enter(run.job.state, run.job.status)
         self.allot()
         await self.journal.settled()
-        return await self.get(job_id)
 
     async def delete(self, job_id: str) -> None:
-        """Removes a job that has ended. Raises ThalwegError if it has not."""
+        """Removes a job that has ended, also one whose end waits for room. Raises ThalwegError if it has not."""
         async with self._taking_up:
+            ending = self._endings.get(job_id)
+            if ending and (job_id in self._shortages or self.journal.shortage):
+                ending.cancel()
+                await asyncio.wait({ending})
+                await self.journal.files_settled()
             await self.ended(job_id)
             await self.get(job_id)
             if job_id in self._runs:
                 raise ThalwegError("JOB_NOT_ENDED", {"job": job_id})
-            await self.journal.run(self.storage.delete_job, job_id)
+            async with self._removing:
+                try:
+                    await self.journal.run(self.storage.delete_job, job_id)
+                except (sqlite3.Error, OSError) as error:
+                    raise self.refusal(error, "Nothing was removed.") from error
+            await self.journal.run_files(self.storage.empty_bin)
 
     async def watch(self, job_id: str, after: int) -> AsyncIterator[training_service_pb2.Event]:
         """The events of a job. Raises ThalwegError if there is none."""
@@ -404,7 +505,7 @@ class Jobs:
                 return now
         await self.ended(job_id)
         await self.get(job_id)
-        kept = await self.journal.run(self.storage.parameters, job_id)
+        kept = await self.journal.run_files(self.storage.parameters, job_id)
         if kept is None:
             raise ThalwegError("NO_PARAMETERS", {"job": job_id})
         return kept
@@ -415,7 +516,7 @@ class Jobs:
         await self.get(job_id)
         if job_id in self._runs:
             raise ThalwegError("JOB_NOT_ENDED", {"job": job_id})
-        kept = await self.journal.run(self.storage.trajectory, job_id)
+        kept = await self.journal.run_files(self.storage.trajectory, job_id)
         if kept is None:
             limit = f"models of at most {MOST_BYTES >> 21} MiB of parameters record one, once the first parameters exist"
             raise ThalwegError("NO_TRAJECTORY", {"job": job_id, "problem": limit})
@@ -439,21 +540,55 @@ class Jobs:
         self._endings[ending.job_id] = asyncio.create_task(self._end(ending))
 
     async def _end(self, ending: Ending) -> None:
-        """Makes the end of a job durable: first its parameters, then the word that it has ended."""
+        """Makes the end of a job durable: first its parameters, then the state that it ended in. The job ends whatever fails."""
         run = self._runs[ending.job_id]
+        try:
+            try:
+                await self._keeping.keep(ending, run.telemetry, partial(self._tell_shortage, ending.job_id))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
+                _log.exception("job %s: what it leaves cannot be kept", ending.job_id)
+                ending.state = job_pb2.JOB_STATE_FAILED
+                ending.error = ending.error or f"internal error: {type(error).__name__}: {error}"
+            await self._record_end(run, ending)
+            if ending.state == job_pb2.JOB_STATE_SUCCEEDED:
+                await self._keeping.remove_checkpoints(ending.job_id)
+        except Exception:  # noqa: BLE001 - whatever it is, the job ends
+            _log.exception("job %s: its end cannot be recorded", ending.job_id)
+        finally:
+            await self._forget(run)
+
+    async def _record_end(self, run: JobRun, ending: Ending) -> None:
         job = run.job
-        await self._keeping.keep(ending, run.telemetry)
         if ending.result:
             job.result.CopyFrom(ending.result)
         job.error = ending.error
         job.end_time.GetCurrentTime()
-        run.telemetry.enter(ending.state, "")
-        await self.journal.settled()
-        if ending.state == job_pb2.JOB_STATE_SUCCEEDED:
-            await self._keeping.remove_checkpoints(job.id)
-        self.journal.close(job.id)
-        run.dismiss()
-        del self._runs[job.id]
-        self._begun_before.discard(job.id)
+        for _ in range(_RECORD_ATTEMPTS):
+            self._rejected.discard(job.id)
+            run.telemetry.enter(ending.state, "")
+            await self.journal.settled()
+            if job.id not in self._rejected:
+                return
+        _log.error("job %s: its end is not recorded; the next start of the server resumes it", job.id)
+
+    async def _forget(self, run: JobRun) -> None:
+        """A job has ended: its place is free, and its workers may leave."""
+        job_id = run.job.id
+        self._runs.pop(job_id, None)
+        self._endings.pop(job_id, None)
+        self._shortages.pop(job_id, None)
+        self._begun_before.discard(job_id)
+        self._rejected.discard(job_id)
         self.allot()
-        del self._endings[job.id]
+        await self.journal.close(job_id)
+        try:
+            run.dismiss()
+        except Exception:  # noqa: BLE001 - they notice by themselves when the server says no more
+            _log.exception("job %s: its workers cannot be dismissed", job_id)
+
+    def _tell_shortage(self, job_id: str, shortage: Shortage | None) -> None:
+        """The result of a job that has ended waits for room, or does no longer."""
+        if shortage:
+            self._shortages[job_id] = shortage
+        else:
+            self._shortages.pop(job_id, None)

@@ -1,6 +1,7 @@
 """The journal: numbers events, makes them durable in groups, and only then tells them to those who watch.
 
-It also owns the two threads in which the disk is used: one for the storage, one for checkpoints, which may take long.
+It also owns the threads in which the disk is used: one for the database, one for checkpoints, and one for all other files.
+Events never wait for what may take long.
 """
 
 import asyncio
@@ -38,6 +39,8 @@ class Journal:
         self._on_rejected = rejected
         self._thread = ThreadPoolExecutor(1, "thalweg-storage")
         self._background = ThreadPoolExecutor(1, "thalweg-checkpoints")
+        self._files = ThreadPoolExecutor(1, "thalweg-files")
+        self._writing: list[tuple[str, training_service_pb2.Event]] = []
         self._pending: list[tuple[str, training_service_pb2.Event]] = []
         self._sequences: dict[str, int] = {}
         self._wake = asyncio.Event()
@@ -59,26 +62,40 @@ class Journal:
                 _log.error("%d events could not be written", self._recorded - self._durable)
             self._flusher.cancel()
         await self.run(self.storage.close)
-        self._thread.shutdown()
-        self._background.shutdown()
+        for thread in (self._thread, self._background, self._files):
+            thread.shutdown()
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Calls a function of the storage in its thread."""
+        """Calls a function that uses the database, in its thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))
 
     async def run_aside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Calls a function that reads or writes much and does not use the database, beside what the storage does."""
+        """Calls a function that reads or writes checkpoints, beside all else."""
         return await asyncio.get_running_loop().run_in_executor(self._background, lambda: function(*args, **kwargs))
+
+    async def run_files(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls a function that reads or writes results, uploads or exports, and not the database, after those called before."""
+        return await asyncio.get_running_loop().run_in_executor(self._files, lambda: function(*args, **kwargs))
+
+    async def files_settled(self) -> None:
+        """Waits for the files that are being read or written."""
+        await asyncio.gather(self.run_aside(lambda: None), self.run_files(lambda: None))
 
     async def open(self, job_id: str) -> None:
         """Begins to record a job's events, after those that it has. From here on, the count is kept here alone."""
         if job_id not in self._sequences:
-            await self.settled()
             self._sequences[job_id] = await self.run(self.storage.last_sequence, job_id)
 
-    def close(self, job_id: str) -> None:
-        """Forgets a job that records no more."""
+    async def close(self, job_id: str) -> None:
+        """Forgets a job that records no more, with what it has recorded and could not be written."""
         self._sequences.pop(job_id, None)
+        self._writing = [each for each in self._writing if each[0] != job_id]
+        await self._drop_pending(job_id)
+
+    async def _drop_pending(self, job_id: str) -> None:
+        kept = [each for each in self._pending if each[0] != job_id]
+        dropped, self._pending = len(self._pending) - len(kept), kept
+        await self._dealt_with(dropped)
 
     def record(self, job_id: str, event: training_service_pb2.Event) -> None:
         """Takes an event of an open job: numbers it and dates it."""
@@ -99,25 +116,27 @@ class Journal:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            batch, self._pending = self._pending, []
+            self._writing, self._pending = self._pending, []
+            count = len(self._writing)
             # Nothing is told before it is durable: while the disk is full, events wait.
             try:
-                await self._write(batch)
+                await self._write()
             except Exception:  # noqa: BLE001 - whatever it is, it is one event's
-                _log.exception("%d events cannot be recorded together; trying each alone", len(batch))
-                await self._write_each(batch)
-            await self._dealt_with(len(batch))
+                _log.exception("%d events cannot be recorded together; trying each alone", count)
+                await self._write_each()
+            await self._dealt_with(count)
 
-    async def _write(self, events: list[tuple[str, training_service_pb2.Event]]) -> None:
-        await self.room.write(lambda: self.run(self.storage.record, events), self._tell_shortage)
+    async def _write(self) -> None:
+        await self.room.write(lambda: self.run(self.storage.record, tuple(self._writing)), self._tell_shortage)
 
-    async def _write_each(self, events: list[tuple[str, training_service_pb2.Event]]) -> None:
+    async def _write_each(self) -> None:
         """Writes events one by one: an event that cannot be recorded stops its own job and no other."""
-        rejected: set[str] = set()
-        for job_id, event in events:
+        left, rejected = self._writing, set[str]()
+        for job_id, event in left:
+            self._writing = [(job_id, event)]
             if job_id not in rejected:
                 try:
-                    await self._write([(job_id, event)])
+                    await self._write()
                 except Exception as error:  # noqa: BLE001 - whatever it is, its job fails
                     _log.exception("job %s: event %d cannot be recorded", job_id, event.sequence)
                     rejected.add(job_id)
@@ -126,9 +145,7 @@ class Journal:
     async def _reject(self, job_id: str, problem: str) -> None:
         """Drops what a job has recorded and is not durable, and counts anew from what is."""
         self._on_rejected(job_id, problem)
-        kept = [each for each in self._pending if each[0] != job_id]
-        dropped, self._pending = len(self._pending) - len(kept), kept
-        await self._dealt_with(dropped)
+        await self._drop_pending(job_id)
         try:
             last = await self.run(self.storage.last_sequence, job_id)
         except Exception:  # noqa: BLE001 - what follows is rejected as well

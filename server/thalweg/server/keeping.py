@@ -9,6 +9,7 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.server.checkpoints import Checkpoint
 from thalweg.server.ending import Ending
 from thalweg.server.journal import DISK_SECONDS, Journal
+from thalweg.server.room import Shortage
 from thalweg.server.storage import Storage
 from thalweg.server.telemetry import Telemetry
 from thalweg.v1 import job_pb2, training_service_pb2
@@ -57,42 +58,51 @@ class Keeping:
             raise OSError("the events before it cannot be written") from None
         return await self._journal.run_aside(self._storage.checkpoints(job_id).write, checkpoint)
 
-    async def keep(self, ending: Ending, telemetry: Telemetry) -> None:
-        """Makes what comes of a job durable: its result, or where it is, if it ended before its time. If the result cannot be
-        kept, the ending says that the job has failed.
+    async def keep(self, ending: Ending, telemetry: Telemetry, tell: Callable[[Shortage | None], object]) -> None:
+        """Makes what a job leaves durable: its result, and where it was if it ended before its time.
+
+        While there is no room, it is kept in memory and tried again; `tell` hears of that. If the result cannot be kept for
+        another reason, the ending says that the job has failed.
         """
         try:
-            await self._keep_result(ending, telemetry)
+            # Memory comes back when other jobs end.
+            await self._journal.room.write(lambda: self._keep_result(ending), tell, also=(MemoryError,))
         except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
-            _log.error("job %s: cannot keep its parameters: %s", ending.job_id, error)
+            _log.exception("job %s: cannot keep its parameters", ending.job_id)
             ending.state = job_pb2.JOB_STATE_FAILED
             ending.error = ending.error or str(ThalwegError("STORAGE_FAILED", {"problem": str(error)}))
-        # What is on its way would otherwise come behind.
+        await self._keep_trajectory(ending)
+        # What is on its way would otherwise come after it.
         await self.settled()
-        if ending.checkpoint is None:
-            return
-        try:
-            await self._write(ending.job_id, ending.checkpoint)
-        except OSError as error:
-            telemetry.notice(f"no checkpoint of the last step could be kept: {error}")
-
-    async def _keep_result(self, ending: Ending, telemetry: Telemetry) -> None:
-        if ending.header is None or ending.slab is None:
-            return
-        await ending.seal()
-        await self._journal.run(self._storage.save_parameters, ending.job_id, ending.header, ending.slab)
-        if ending.trajectory and ending.trajectory.slabs:
-            header = training_service_pb2.TrajectoryHeader(layout=ending.header.layout, versions=ending.trajectory.versions)
+        if ending.checkpoint:
+            checkpoint = ending.checkpoint
             try:
-                await self._journal.run(self._storage.save_trajectory, ending.job_id, header, ending.trajectory.slabs)
-            except OSError as error:
-                # The weights are there; a picture less is no failure.
-                telemetry.notice(f"the trajectory could not be kept: {error}")
+                await self._journal.room.write(lambda: self._write(ending.job_id, checkpoint), tell)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
+                ending.problems.append(f"no checkpoint of the last step could be kept: {error or type(error).__name__}")
+        for problem in ending.problems:
+            telemetry.notice(problem)
+
+    async def _keep_result(self, ending: Ending) -> None:
+        if ending.header is not None and ending.slab is not None:
+            await ending.seal()
+            await self._journal.run_files(self._storage.save_parameters, ending.job_id, ending.header, ending.slab)
+
+    async def _keep_trajectory(self, ending: Ending) -> None:
+        if ending.header is None or ending.trajectory is None:
+            return
+        header = training_service_pb2.TrajectoryHeader(layout=ending.header.layout, versions=ending.trajectory.versions)
+        try:
+            slabs = ending.trajectory.slabs
+            if slabs:
+                await self._journal.run_files(self._storage.save_trajectory, ending.job_id, header, slabs)
+        except Exception as error:  # noqa: BLE001 - the weights are there; a picture less is no failure
+            ending.problems.append(f"the trajectory could not be kept: {error or type(error).__name__}")
 
     async def remove_checkpoints(self, job_id: str) -> None:
         """Removes the checkpoints of a job that needs them no more."""
         try:
             await self._journal.run_aside(self._storage.checkpoints(job_id).remove)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
             # They take room until the job is deleted, and do no other harm.
             _log.error("job %s: cannot remove its checkpoints: %s", job_id, error)

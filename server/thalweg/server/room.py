@@ -1,6 +1,7 @@
 """Room on the disk of the data folder: what cannot be written now is kept, tried again, and reported until it is written."""
 
 import asyncio
+import errno
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -36,6 +37,13 @@ def lacks_room(error: BaseException) -> bool:
     return isinstance(error, OSError)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed because the disk is full, or the user's share of it."""
+    if isinstance(error, sqlite3.OperationalError):
+        return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_FULL) & 0xFF == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 class Shortage(NamedTuple):
     """Why writes wait, and since when (UTC)."""
 
@@ -59,16 +67,19 @@ class Room:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._waiting: dict[object, Shortage] = {}
-        self._change = asyncio.Event()
+        # Set when a write begins or ceases to wait; another one takes its place then.
+        self.change = asyncio.Event()
 
     @property
     def shortage(self) -> Shortage | None:
         """The longest wait for room; None while nothing waits."""
         return next(iter(self._waiting.values()), None)
 
-    async def changed(self) -> None:
-        """Waits until a write begins or ceases to wait."""
-        await self._change.wait()
+    def refusal(self, error: Exception, consequence: str) -> ThalwegError:
+        """The error of a call whose write failed. `consequence` says what becomes of what the call asked for."""
+        if is_full(error):
+            return Shortage(self.folder, str(error), datetime.now(UTC)).error(consequence)
+        return ThalwegError("STORAGE_FAILED", {"problem": str(error)})
 
     async def write(
         self,
@@ -107,5 +118,5 @@ class Room:
         self._notify()
 
     def _notify(self) -> None:
-        change, self._change = self._change, asyncio.Event()
+        change, self.change = self.change, asyncio.Event()
         change.set()

@@ -19,7 +19,7 @@ from thalweg.server import messages, wire
 from thalweg.server.arrays import Arrays
 from thalweg.server.checkpoints import Checkpoint
 from thalweg.server.connections import Connection, Connections
-from thalweg.server.coordinator import Coordinator, Phase
+from thalweg.server.coordinator import Coordinator
 from thalweg.server.crew import Crew
 from thalweg.server.downloads import Download, Downloads
 from thalweg.server.ending import Ending
@@ -149,7 +149,7 @@ class JobRun:
         """A worker's stream ended."""
         if self.arrays:
             self.arrays.leave(worker)
-        if self._connections.leave(worker, missed=self.coordinator.phase is not Phase.FINISHED):
+        if self._connections.leave(worker, missed=not self.coordinator.over):
             self.handle(messages.WorkerLost(worker))
 
     def worker_crashed(self, problem: str) -> None:
@@ -362,27 +362,45 @@ class JobRun:
         return made
 
     def _finish(self, finish: messages.Finish) -> None:
-        self.telemetry.flush()
+        """Carries the end out, whatever fails on the way."""
+        try:
+            self.telemetry.flush()
+            self._hand_over(finish)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
+            _log.exception("job %s: its arrays cannot be handed over at its end", self.job.id)
+            problem = f"internal error: {type(error).__name__}: {error}"
+            self._end(Ending(self.job.id, messages.Finish(job_pb2.JOB_STATE_FAILED, finish.error or problem)))
+
+    def _hand_over(self, finish: messages.Finish) -> None:
         if self._checkpoint:
-            self._end(finish, self._checkpoint.position.version, {PARAMETERS: self._checkpoint.parameters})
+            version, slabs = self._checkpoint.position.version, {PARAMETERS: self._checkpoint.parameters}
+            self._end(self._ending(finish, version, slabs))
         elif self.arrays is None or self.arrays.broken or self.coordinator.policy is None:
-            self._end(finish)
+            self._end(Ending(self.job.id, finish))
         else:
             version = self.arrays.version
-            self.arrays.hand_over(lambda slabs: self._end(finish, version, slabs), state=finish.position is not None)
+            self.arrays.hand_over(
+                lambda slabs: self._end(self._ending(finish, version, slabs)), state=finish.position is not None
+            )
 
-    def _end(self, finish: messages.Finish, version: int = 0, slabs: State | None = None) -> None:
+    def _ending(self, finish: messages.Finish, version: int, slabs: State) -> Ending:
         ending = Ending(self.job.id, finish)
         try:
-            if slabs:
-                ending.collect(self, finish, version, slabs)
+            ending.collect(self, finish, version, slabs)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
-            _log.exception("job %s: what came of it cannot be kept", self.job.id)
+            _log.exception("job %s: its result cannot be kept", self.job.id)
             ending = Ending(self.job.id, messages.Finish(job_pb2.JOB_STATE_FAILED, f"{type(error).__name__}: {error}"))
-        if self.arrays:
-            self.arrays.close()
+        return ending
+
+    def _end(self, ending: Ending) -> None:
+        if self.over.is_set():
+            return
+        self.coordinator.finished()
+        self._turns.close()
         self._ended(ending)
         self.over.set()
+        if self.arrays:
+            self.arrays.close()
 
     def needs(self, shard: AttendingShard) -> bool:
         """Whether a shard holds something that the job cannot do without."""

@@ -1,5 +1,6 @@
 """The server as a whole: its data folder, its jobs, its services."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -13,6 +14,7 @@ from thalweg.contract.channel import Address
 from thalweg.contract.locks import FileLock, LockedError
 from thalweg.server.hosting import STOP_GRACE_SECONDS, Hosted, ServerStartError
 from thalweg.server.jobs import Jobs
+from thalweg.server.room import Room
 from thalweg.server.services.fleet import FleetService
 from thalweg.server.services.parameter import JobReception, ParameterService
 from thalweg.server.services.shard import ShardService
@@ -139,7 +141,7 @@ class Server(Hosted):
         runs = RunSettings(self.config.silence_seconds, self.config.checkpoint_seconds)
         sharing = _sharing(self._limits.guests) if self.config.shared_memory else None
         self.jobs = jobs = Jobs(storage, runs, self.config.max_running_jobs, sharing)
-        server = self._build(jobs)
+        server = await self._build(jobs)
         kept = self.config.kept()
         try:
             self.address = self._listen(server)
@@ -148,17 +150,26 @@ class Server(Hosted):
             except Exception as error:
                 raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
             await server.start()
+            telling = asyncio.create_task(self._tell_health(jobs.journal.room))
             self._started.set()
             await self._stop.wait()
             jobs.stopping = True
             await server.stop(STOP_GRACE_SECONDS)
+            telling.cancel()
         finally:
             await jobs.stop()
             if sharing:
                 sharing.close()
 
-    def _build(self, jobs: Jobs) -> grpc.aio.Server:
-        server = self._grpc_server(_SERVICES)
+    async def _tell_health(self, room: Room) -> None:
+        """Serving means that what is asked for can be written down."""
+        while True:
+            change = room.change
+            await self._set_health(serving=room.shortage is None)
+            await change.wait()
+
+    async def _build(self, jobs: Jobs) -> grpc.aio.Server:
+        server = await self._grpc_server(_SERVICES)
         training = TrainingService(jobs, self.config.max_upload_bytes)
         training_service_pb2_grpc.add_TrainingServiceServicer_to_server(training, server)
         fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(jobs), server)

@@ -85,7 +85,7 @@ class ShardServer(Hosted):
     async def _serve(self) -> None:
         self._outbox = _Outbox()
         self._shard = Shard(self._say, self.config.invitation_seconds)
-        server = self._grpc_server([parameter_service_pb2.DESCRIPTOR.services_by_name["ParameterService"].full_name])
+        server = await self._grpc_server([parameter_service_pb2.DESCRIPTOR.services_by_name["ParameterService"].full_name])
         ParameterService(self._shard).add_to(server)
         self.address = self._listen(server)
         await server.start()

@@ -1,56 +1,34 @@
 """What a server keeps on disk: jobs and their events in SQLite, parameters and uploaded data in files.
 
-Everything here blocks and belongs to one thread (see `journal.py`). A write that returned is durable.
+Everything here blocks. What uses the database belongs to one thread, and what uses no more than files of results and uploads to
+another one (see `journal.py`). A write that returned is durable.
 """
 
 import base64
 import hashlib
 import logging
 import re
-import shutil
 import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
 
 from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
-from thalweg.server import initial, tensors
+from thalweg.server import initial, schema, tensors
+from thalweg.server.bin import Bin
 from thalweg.server.checkpoints import Checkpoints
 from thalweg.server.disk import RealDisk, publish
 from thalweg.server.downloads import Download
+from thalweg.server.reserve import Reserve
 from thalweg.server.telemetry import told
+from thalweg.server.uses import uploads_of
 from thalweg.v1 import job_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    request_id TEXT UNIQUE,
-    job BLOB NOT NULL
-);
-CREATE TABLE IF NOT EXISTS events (
-    job_id TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
-    sequence INTEGER NOT NULL,
-    event BLOB NOT NULL,
-    PRIMARY KEY (job_id, sequence)
-) WITHOUT ROWID;
-"""
-_UPLOADS_SCHEMA = (
-    """
-CREATE TABLE uploads_used (
-    job_id TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
-    sha256 TEXT NOT NULL,
-    PRIMARY KEY (job_id, sha256)
-) WITHOUT ROWID
-""",
-    "CREATE INDEX uploads_used_by_sha256 ON uploads_used (sha256)",
-)
-
 PARAMETERS_FILE = "parameters.safetensors"
 TRAJECTORY_FILE = "trajectory.safetensors"
 _SLABS = "slabs"
@@ -72,9 +50,14 @@ class Storage:
         for part in (folder / "uploads").glob("*.part"):
             part.unlink()
         self._database = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False, isolation_level=None)
-        self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;" + _SCHEMA)
-        self._know_used_uploads()
+        self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
+        with self._transaction() as database:
+            schema.migrate(database)
+        self._bin = Bin(folder)
+        self._bin.restore(self._number_of)
+        self._bin.empty()
         self._remove_old_uploads()
+        self._reserve = Reserve(folder)
 
     def close(self) -> None:
         """Closes the database."""
@@ -114,16 +97,6 @@ class Storage:
         rows = [(job.id, sha256) for sha256 in uploads_of(job.spec)]
         self._database.executemany("INSERT INTO uploads_used VALUES (?, ?)", rows)
 
-    def _know_used_uploads(self) -> None:
-        """Makes the table of the uploads that jobs use, if an earlier release kept none."""
-        with self._transaction() as database:
-            if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'uploads_used'").fetchone():
-                return
-            for statement in _UPLOADS_SCHEMA:
-                database.execute(statement)
-            for (blob,) in database.execute("SELECT job FROM jobs"):
-                self._use_uploads(job_pb2.Job.FromString(blob))
-
     def _remove_old_uploads(self) -> None:
         """Removes the uploads that came long ago and that no job uses."""
         used = {sha256 for (sha256,) in self._database.execute("SELECT DISTINCT sha256 FROM uploads_used")}
@@ -157,22 +130,52 @@ class Storage:
         )
         return [(number, job_pb2.Job.FromString(blob)) for number, blob in rows]
 
+    def _number_of(self, job_id: str) -> int | None:
+        row = self._database.execute("SELECT number FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return int(row[0]) if row else None
+
     def delete_job(self, job_id: str) -> None:
-        """Removes a job, its events, its files, and the uploads that no other job uses."""
-        # The files first: what is left of a removal that a crash cut off is a job, and can be removed again.
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.job_folder(job_id))
+        """Removes a job, its events, its files, and the uploads that no other job uses: all of it or, if it raises, nothing.
+
+        What it took on the disk is free after `empty_bin`. A full disk has room in reserve for this.
+        """
+        number = self._number_of(job_id)
+        if number is None:
+            return
+        aside = self._bin.put(self.job_folder(job_id), f"{number}-{job_id}")
+        try:
+            unused = self._reserve.use(lambda: self._delete_records(job_id))
+        except BaseException:
+            if aside:
+                aside.rename(self.job_folder(job_id))
+            raise
+        # Uploads last: as long as there is the job, so is what it can be resumed with.
+        for sha256 in unused:
+            try:
+                self._bin.put(self.upload(sha256), f"upload-{sha256}")
+            except OSError as error:
+                _log.warning("cannot remove an upload that no job uses, a later start will: %s", error)
+
+    def _delete_records(self, job_id: str) -> list[str]:
+        """Removes a job and its events from the database, and gives the uploads that no other job uses."""
         with self._transaction() as database:
             others = "SELECT 1 FROM uploads_used AS other WHERE other.sha256 = mine.sha256 AND other.job_id != mine.job_id"
             query = f"SELECT sha256 FROM uploads_used AS mine WHERE job_id = ? AND NOT EXISTS ({others})"  # noqa: S608 - constants
-            unused = database.execute(query, (job_id,)).fetchall()
+            unused = [str(sha256) for (sha256,) in database.execute(query, (job_id,)).fetchall()]
             database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
-        # Uploads last: as long as there is the job, so is what it can be taken up with.
-        for (sha256,) in unused:
-            try:
-                self.upload(sha256).unlink(missing_ok=True)
-            except OSError as error:
-                _log.warning("cannot remove an upload that no job uses, a later start will: %s", error)
+        return unused
+
+    def empty_bin(self) -> None:
+        """Removes the files of deleted jobs, and puts room in reserve again. Uses no database."""
+        self._bin.empty()
+        self._reserve.fill()
+
+    def probe(self) -> None:
+        """Raises OSError or sqlite3.OperationalError if nothing can be written now. Uses the database."""
+        self._reserve.probe()
+        with self._transaction() as database:
+            # The same content: a page is written all the same.
+            database.execute("UPDATE releases SET release = release WHERE number = (SELECT max(number) FROM releases)")
 
     def record(self, events: Iterable[tuple[str, training_service_pb2.Event]]) -> None:
         """Appends events to their jobs; a change of state also becomes the job's record. All or none."""
@@ -291,8 +294,3 @@ class Storage:
             return False
         publish(self._disk, Path(file.name), self.upload(sha256))
         return True
-
-
-def uploads_of(spec: job_pb2.JobSpec) -> list[str]:
-    """The SHA-256s of the uploads that a job uses."""
-    return sorted({sha256 for sha256 in (spec.data.sha256, spec.model.initial.sha256) if sha256})

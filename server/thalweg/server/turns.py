@@ -48,11 +48,11 @@ class Turns:
 
     def go_on(self) -> None:
         """Goes on as far as that is possible."""
-        try:
-            self._go_on()
-        except Exception as error:  # noqa: BLE001 - half carried out, whatever it was
-            self._decisions = deque(self._decide(self._failed(error)))
-            self._go_on()
+        while True:
+            try:
+                return self._go_on()
+            except Exception as error:  # noqa: BLE001 - half carried out, whatever it was
+                self._decisions = deque(self._decide(self._failed(error)))
 
     def _go_on(self) -> None:
         while self._decisions or self._events:

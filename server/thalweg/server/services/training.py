@@ -99,7 +99,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
         return self._jobs.storage.upload(sha256)
 
     async def _receive(self, header: pb.UploadHeader, requests: AsyncIterator[pb.UploadDataRequest]) -> None:
-        run, storage, name = self._jobs.journal.run, self._jobs.storage, str(uuid.uuid4())
+        run, storage, name = self._jobs.journal.run_files, self._jobs.storage, str(uuid.uuid4())
         try:
             with await run(storage.begin_upload, name) as file:
                 received = 0
@@ -113,9 +113,9 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
                 if not await run(storage.finish_upload, file, header.sha256):
                     raise invalid(Violation("header.sha256", "is not the SHA-256 of the bytes that came"))
         except OSError as error:
-            raise ThalwegError("STORAGE_FAILED", {"problem": str(error)}) from error
+            raise self._jobs.refusal(error, "Nothing was kept of the upload.") from error
         finally:
-            # In the storage's thread, behind whatever a call that was cancelled left there to be done.
+            # In the files' thread, after whatever a call that was cancelled left there to be done.
             await asyncio.shield(run(storage.discard_upload, name))
 
     async def DownloadData(self, request: pb.DownloadDataRequest, context: Context) -> AsyncIterator[pb.DownloadDataResponse]:
@@ -124,7 +124,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             if not known:
                 raise ThalwegError("DATA_NOT_FOUND", {"sha256": request.sha256})
             with self._upload(request.sha256).open("rb") as file:
-                while part := await self._jobs.journal.run(file.read, CHUNK_BYTES):
+                while part := await self._jobs.journal.run_files(file.read, CHUNK_BYTES):
                     yield pb.DownloadDataResponse(data=part)
 
     async def GetServerInfo(self, _: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
