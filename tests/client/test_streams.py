@@ -40,6 +40,11 @@ def test_closed_streams_do_no_harm(shell: str, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+def test_a_stream_on_a_full_disk_is_named_as_the_problem() -> None:
+    ended = _run(">/dev/full", "gradcheck", "xor", "--json")
+    assert (ended.returncode, ended.stderr) == (1, b"thalweg: cannot print: No space left on device\n")
+
+
 def test_every_path_may_begin_with_a_tilde(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     commands = [each.callback for each in app.registered_commands]

@@ -1,5 +1,6 @@
 """The `thalweg` command: its parts, and the one place that turns errors into lines and exit codes."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -24,6 +25,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+# What writing to a stream may fail with.
+_STREAM_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 _CHOICES = "\n\n".join(
     f"[dim]{name}[/] {', '.join(choices)}"
@@ -94,6 +98,12 @@ def run(arguments: list[str] | None = None) -> int:
         # Whoever read has seen enough. Python would try to flush once more at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # Files are handled where they are used; a stream may be a file on a full disk, too.
+        if error.filename is None and error.errno in _STREAM_FAILURES:
+            complain(f"cannot print: {error.strerror}")
+            return 1
+        return _other(error)
     except Exception as error:  # noqa: BLE001 - a user gets a line, never a traceback
         return _other(error)
     return code if isinstance(code, int) else 0
