@@ -267,6 +267,20 @@ def test_predict(cluster: Cluster, command: Command) -> None:
     assert answer["outputs"] == cluster.gate.predict(np.load("x.npy")).tolist()
 
 
+def test_predict_without_a_file_takes_the_jobs_own_samples(cluster: Cluster, command: Command) -> None:
+    # The gate has no validation samples: those that it was trained on.
+    assert command("predict", "gate", "--server", cluster.address) == (0, "0\n1\n1\n0\n", "")
+    answer = command("predict", "digits", "--server", cluster.address, "--json").json
+    validation = cluster.digits.result().validation
+    assert validation
+    right = [a == b for a, b in zip(answer["classes"], answer["targets"], strict=True)]
+    assert len(right) == 359
+    assert sum(right) / len(right) == pytest.approx(validation.accuracy)
+    lines = command("predict", "digits", "--server", cluster.address).out.splitlines()
+    assert [" (target " not in line for line in lines] == right
+    assert [line.split()[0] for line in lines] == [str(each) for each in answer["classes"]]
+
+
 @pytest.mark.parametrize("ending", [".npy", ".npz", ".csv"])
 def test_predict_writes_outputs(ending: str, cluster: Cluster, command: Command) -> None:
     np.save("x.npy", [[0, 0], [0, 1]])

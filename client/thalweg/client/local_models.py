@@ -121,6 +121,20 @@ def read_samples(
     return found.x, found.notice
 
 
+def read_own_samples(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A job's own validation samples and their targets, as they stand in its data; without any, those that it was trained on.
+
+    `fetch` gives the file that was uploaded under a SHA-256. Raises ThalwegError if the data cannot be read.
+    """
+    with needs("workers", "the models are"):
+        from thalweg.workers import data  # noqa: PLC0415 - an extra
+    try:
+        found = data.held_out(spec, fetch)
+    except data.DataError as error:
+        raise _told(error) from error
+    return found.x, found.y
+
+
 def _features(header: pb.ParametersHeader) -> int:
     """How many features a sample of a table has, -1 if that is unknown."""
     if header.preprocessing.shape:

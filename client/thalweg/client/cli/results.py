@@ -1,16 +1,18 @@
 """Commands for what came of a job: its weights, its predictions, its pictures."""
 
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from numpy.typing import NDArray
 
 from thalweg.client.cli.options import Data, JobId, Json, Server, TokenFile, connected
 from thalweg.client.cli.output import complain, console, print_json
 from thalweg.client.cli.outputs import arrays, check_output, write_outputs
 from thalweg.client.folders import expanded
+from thalweg.client.local_models import Prediction, read_own_samples, read_samples
 from thalweg.client.local_models import predict as predict_with
-from thalweg.client.local_models import read_samples
 from thalweg.client.plotting import learning_curve, loss_slice, parse_element, save_figure
 from thalweg.client.weights import check_weights_name
 from thalweg.contract.errors import Violation, invalid
@@ -57,14 +59,15 @@ def weights(
 def predict(
     job: JobId,
     samples: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             parser=expanded,
-            metavar="INPUT",
-            help="The samples: .npy, .npz (array x), or .csv with the training data's columns.",
+            metavar="[INPUT]",
+            help="The samples: .npy, .npz (array x), or .csv with the training data's columns. "
+            "The job's own validation samples, if not given.",
             show_default=False,
         ),
-    ],
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", parser=expanded, metavar="FILE", help="Write the outputs there: .npy, .npz or .csv."),
@@ -91,11 +94,13 @@ def predict(
 
     Samples are prepared as the training data was. Columns of a
     table are found by the names that they had in the training data; its
-    target may be among them, and is left out.
+    target may be among them, and is left out. Of the job's own samples,
+    the target is printed as well where the prediction differs from it.
     Needs the extra: pip install 'thalweg\\[workers]'
 
     [bold]Examples[/]
 
+    [cyan]thalweg predict digits-1[/]
     [cyan]thalweg predict digits-1 images.npy[/]
     [cyan]thalweg predict digits-1 new.csv --json -o outputs.npy[/]
     """
@@ -104,7 +109,12 @@ def predict(
     with connected(server, token_file, data) as client:
         found = client.job(job)
         parameters, slab = found.slab()
-        x, notice = read_samples(samples, found.spec, parameters, header)
+        targets, notice = None, ""
+        if samples:
+            x, notice = read_samples(samples, found.spec, parameters, header)
+        else:
+            with tempfile.TemporaryDirectory(prefix="thalweg-") as folder:
+                x, targets = read_own_samples(found.spec, lambda sha256: found.download_data(sha256, Path(folder)))
         if notice:
             complain(notice)
         prediction = predict_with(found.spec, parameters, slab, x)
@@ -112,12 +122,32 @@ def predict(
     if output:
         write_outputs(output, prediction)
     if json:
-        print_json({"job": job} | {name: values.tolist() for name, values in arrays(prediction).items()})
+        own = {} if targets is None else {"targets": targets.tolist()}
+        print_json({"job": job} | {name: values.tolist() for name, values in arrays(prediction).items()} | own)
     elif output:
         console().print(f"{output}: outputs for {len(outputs):,} samples", markup=False, soft_wrap=True)
     else:
-        for row in (outputs if prediction.classes is None else prediction.classes).reshape(len(outputs), -1).tolist():
-            console().print(" ".join(f"{value:.6g}" for value in row), markup=False, soft_wrap=True)
+        _print_prediction(prediction, targets)
+
+
+def _print_prediction(prediction: Prediction, targets: NDArray[Any] | None) -> None:
+    """Prints a line for each sample, with its target where there is one and it differs."""
+    values = prediction.outputs if prediction.classes is None else prediction.classes
+    predicted = values.reshape(len(values), -1)
+    labels = predicted if targets is None else _labels(targets, predicted)
+    for row, label in zip(predicted, labels, strict=True):
+        target = f" (target {_words(label)})" if (row != label).any() else ""
+        console().print(_words(row) + target, markup=False, soft_wrap=True)
+
+
+def _words(row: NDArray[Any]) -> str:
+    return " ".join(f"{value:.6g}" for value in row)
+
+
+def _labels(targets: NDArray[Any], predicted: NDArray[Any]) -> NDArray[Any]:
+    """Targets in the form of what is printed of a prediction, shape (samples, values): of one-hot ones, the class."""
+    rows = targets.reshape(len(targets), -1)
+    return rows.argmax(1)[:, None] if rows.shape[1] != predicted.shape[1] else rows
 
 
 def plot(

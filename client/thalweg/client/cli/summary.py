@@ -76,7 +76,7 @@ def _print_summary(outcome: Outcome, place: str) -> None:
     for command, purpose in (
         (f"thalweg plot {result.job}{place}", "draws the learning curve"),
         (f"thalweg plot {result.job} --slice auto{place}", "the loss over one weight, and the way downhill"),
-        (f"thalweg predict {result.job} x.npy{place}", "what it makes of your samples"),
+        (f"thalweg predict {result.job}{place}", "what it makes of its validation samples, or of yours: add a file"),
     ):
         out.print(f"  [cyan]{command:<52}[/] [dim]{purpose}[/]", soft_wrap=True)
 

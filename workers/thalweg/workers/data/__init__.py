@@ -21,6 +21,7 @@ __all__ = [
     "MemoryLackError",
     "Samples",
     "Source",
+    "held_out",
     "load",
     "prepare",
     "preprocess",
@@ -68,6 +69,17 @@ def load(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Dataset:
     preprocessing.columns.extend(source.columns)
     preprocessing.target = source.target
     return Dataset(prepared[train], targets[train], prepared[validation], targets[validation], preprocessing)
+
+
+def held_out(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Source:
+    """A job's validation samples as they stand in the source; of a job without any, its training samples.
+
+    `spec` has its defaults filled in. Raises DataError if the data cannot be read.
+    """
+    source = read(spec.data, fetch)
+    train, validation = split(spec.seed, len(source.x), spec.data.validation_fraction)
+    chosen = validation if len(validation) else train
+    return source._replace(x=source.x[chosen], y=source.y[chosen])
 
 
 def read(data: job_pb2.Data, fetch: Callable[[str], Path]) -> Source:
