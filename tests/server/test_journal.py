@@ -12,6 +12,7 @@ import pytest
 
 from thalweg.server import journal as journal_module
 from thalweg.server import room as room_module
+from thalweg.server import watches as watches_module
 from thalweg.server.journal import Journal
 from thalweg.server.storage import Storage
 from thalweg.v1 import job_pb2, training_service_pb2
@@ -39,8 +40,10 @@ class FailingStorage(Storage):
 
 
 @asynccontextmanager
-async def running_journal(folder: Path, *jobs: str) -> AsyncIterator[tuple[Journal, FailingStorage]]:
-    storage = FailingStorage(folder)
+async def running_journal(
+    folder: Path, *jobs: str, kind: type[FailingStorage] = FailingStorage
+) -> AsyncIterator[tuple[Journal, FailingStorage]]:
+    storage = kind(folder)
     journal = Journal(storage, storage.reject)
     journal.start()
     for job in jobs:
@@ -124,7 +127,7 @@ def test_watching_goes_on_behind_any_number(tmp_path: Path, after: int) -> None:
 
 
 def test_watching_goes_on_behind_an_end_that_was_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "_PAGE", 2)
+    monkeypatch.setattr(watches_module, "_PAGE", 2)
 
     async def test() -> None:
         async with running_journal(tmp_path, "a") as (journal, _):
@@ -286,5 +289,57 @@ def test_an_open_journal_is_not_counted_anew(tmp_path: Path) -> None:
             await journal.settled()
             assert [event.sequence for event in storage.events("a", 0, 9)] == [1, 2]
             assert not storage.rejected
+
+    run(test())
+
+
+class ReadsStorage(FailingStorage):
+    """A storage that counts how often somebody reads events or a job."""
+
+    reads = 0
+
+    def events(self, job_id: str, after: int, limit: int) -> list[training_service_pb2.Event]:
+        self.reads += 1
+        return super().events(job_id, after, limit)
+
+
+def test_watchers_cost_the_disk_nothing_while_they_wait(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_journal(tmp_path, "a", "b", kind=ReadsStorage) as (journal, storage):
+            assert isinstance(storage, ReadsStorage)
+            note(journal, "one")
+            await journal.settled()
+            watching = [asyncio.create_task(told(journal)) for _ in range(50)]
+            idle = [asyncio.create_task(told(journal, job="b")) for _ in range(50)]
+            while storage.reads < 3:
+                await asyncio.sleep(0.001)
+            for number in range(100):
+                note(journal, str(number))
+                await journal.settled()
+            end(journal)
+            assert await asyncio.gather(*watching) == [list(range(1, 103))] * 50
+            end(journal, "b")
+            assert await asyncio.gather(*idle) == [[1]] * 50
+            # Each began with what was there, and found that there was no more; those that began together read once.
+            assert storage.reads <= 10
+
+    run(test())
+
+
+def test_a_watcher_that_falls_behind_misses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watches_module, "_RECENT", 3)
+
+    async def test() -> None:
+        async with running_journal(tmp_path, "a") as (journal, _):
+            heard: list[int] = []
+            slow = journal.watch("a", 0)
+            note(journal, "one")
+            heard.append((await anext(slow)).sequence)
+            for _ in range(20):
+                note(journal, "more")
+                await journal.settled()
+            end(journal)
+            heard += [event.sequence async for event in slow]
+            assert heard == list(range(1, 23))
 
     run(test())

@@ -6,19 +6,18 @@ Events never wait for what may take long.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from thalweg.contract.states import ENDED
 from thalweg.server.room import Room, Shortage
 from thalweg.server.storage import Storage
+from thalweg.server.watches import Watches
 from thalweg.v1 import training_service_pb2
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_PAGE = 256
 # How long a server that starts or stops waits for a disk that takes nothing.
 DISK_SECONDS = 5.0
 _log = logging.getLogger(__name__)
@@ -48,6 +47,7 @@ class Journal:
         self._recorded = 0
         self._durable = 0
         self._flusher: asyncio.Task[None] | None = None
+        self._watches = Watches(storage, self.run)
 
     def start(self) -> None:
         """Starts making events durable."""
@@ -127,7 +127,15 @@ class Journal:
             await self._dealt_with(count)
 
     async def _write(self) -> None:
-        await self.room.write(lambda: self.run(self.storage.record, tuple(self._writing)), self._tell_shortage)
+        written: tuple[tuple[str, training_service_pb2.Event], ...] = ()
+
+        def record() -> Awaitable[None]:
+            nonlocal written
+            written = tuple(self._writing)
+            return self.run(self.storage.record, written)
+
+        await self.room.write(record, self._tell_shortage)
+        self._watches.durable(written)
 
     async def _write_each(self) -> None:
         """Writes events one by one: an event that cannot be recorded stops its own job and no other."""
@@ -165,19 +173,6 @@ class Journal:
     def _tell_shortage(self, shortage: Shortage | None) -> None:
         self.shortage = shortage
 
-    async def watch(self, job_id: str, after: int) -> AsyncIterator[training_service_pb2.Event]:
-        """The events of a job behind a sequence number, those on disk first, then new ones, until the job has ended."""
-        while True:
-            durable = self._durable
-            # Read first: if it has ended here, the events that follow are all there are.
-            job = await self.run(self.storage.job, job_id)
-            events = await self.run(self.storage.events, job_id, after, _PAGE)
-            for event in events:
-                yield event
-                after = event.sequence
-            if events:
-                continue
-            if job is None or job.state in ENDED:
-                return
-            async with self._told:
-                await self._told.wait_for(lambda seen=durable: self._durable > seen)  # type: ignore[misc]
+    def watch(self, job_id: str, after: int) -> AsyncIterator[training_service_pb2.Event]:
+        """The events of a job after a sequence number, those on disk first, then new ones, until the job has ended."""
+        return self._watches.watch(job_id, after)
