@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.client.helpers import ENDLESS, NOWHERE, Cluster, start_worker
-from tests.end_to_end.cluster import running_server
+from tests.end_to_end.cluster import ThreadFleet, running_server
+from tests.end_to_end.command import wait_for
 from thalweg.client import (
     Client,
     EpochEnded,
@@ -23,6 +25,7 @@ from thalweg.client.local_models import predict
 from thalweg.client.problems import JobFileError
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import Violation
+from thalweg.server.journal import Journal
 from thalweg.server.service import Server
 from thalweg.workers import data
 from thalweg.workers.model import Model
@@ -298,10 +301,33 @@ def test_the_history_of_a_job_that_ended_is_all_that_happened(cluster: Cluster) 
     assert epochs[-1].validation == cluster.digits.result().validation
 
 
-def test_the_history_of_a_job_that_has_not_ended_does_not_wait(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thalweg.client.job._HISTORY_SECONDS", 1.0)
+def test_the_history_of_a_job_that_has_not_ended_does_not_wait(client: Client) -> None:
     job = client.submit("xor")
     assert [type(event) for event in job.history()] == [StateChanged]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["this release", "an earlier one"])
+def test_the_history_of_a_running_job_ends_whatever_the_clocks_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    monkeypatch.setattr("thalweg.client.job._HISTORY_SECONDS", 60.0 if known else 0.5)
+    if not known:
+        watch = Journal.watch
+        monkeypatch.setattr(Journal, "watch", lambda self, job, after, _: watch(self, job, after))
+    stamp = Timestamp.GetCurrentTime
+
+    def long_ago(self: Timestamp) -> None:
+        stamp(self)
+        self.seconds -= 3600
+
+    monkeypatch.setattr(Timestamp, "GetCurrentTime", long_ago)
+    with running_server(tmp_path) as server, Client(str(server.address)) as client, ThreadFleet(server.address, 1):
+        job = client.submit("xor", {"training.epochs": 1_000_000})
+        wait_for(lambda: job.progress.step > 0)
+        events = job.history()
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+        assert any(isinstance(event, WorkersChanged) for event in events)
+        job.cancel()
 
 
 def test_server_info_names_the_fleets(cluster: Cluster) -> None:

@@ -66,8 +66,8 @@ def end(journal: Journal, job: str = "a") -> None:
     journal.record(job, training_service_pb2.Event(state_changed=training_service_pb2.StateChanged(job=ended)))
 
 
-async def told(journal: Journal, after: int = 0, job: str = "a") -> list[int]:
-    return [event.sequence async for event in journal.watch(job, after)]
+async def told(journal: Journal, after: int = 0, job: str = "a", until_now: bool = False) -> list[int]:
+    return [event.sequence async for event in journal.watch(job, after, until_now)]
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -341,5 +341,21 @@ def test_a_watcher_that_falls_behind_misses_nothing(tmp_path: Path, monkeypatch:
             end(journal)
             heard += [event.sequence async for event in slow]
             assert heard == list(range(1, 23))
+
+    run(test())
+
+
+@pytest.mark.parametrize("after", [0, 1, 299, 300, 301, 1 << 62])
+def test_a_watch_until_now_ends_with_what_is_recorded(tmp_path: Path, after: int) -> None:
+    async def test() -> None:
+        async with running_journal(tmp_path, "a") as (journal, _):
+            assert await told(journal, until_now=True) == []
+            note(journal, *map(str, range(300)))
+            await journal.settled()
+            watching = asyncio.create_task(told(journal, after))
+            assert await told(journal, after, until_now=True) == list(range(after + 1, 301))
+            note(journal, "more")
+            end(journal)
+            await watching
 
     run(test())

@@ -491,10 +491,10 @@ class Jobs:
                     raise self.refusal(error, "Nothing was removed.") from error
             await self.journal.run_files(self.storage.empty_bin)
 
-    async def watch(self, job_id: str, after: int) -> AsyncIterator[training_service_pb2.Event]:
-        """The events of a job. Raises ThalwegError if there is none."""
+    async def watch(self, job_id: str, after: int, until_now: bool = False) -> AsyncIterator[training_service_pb2.Event]:
+        """The events of a job, as `Journal.watch` gives them. Raises ThalwegError if there is no such job."""
         await self.get(job_id)
-        async for event in self.journal.watch(job_id, after):
+        async for event in self.journal.watch(job_id, after, until_now):
             yield event
 
     async def parameters(self, job_id: str) -> Download[training_service_pb2.ParametersHeader]:

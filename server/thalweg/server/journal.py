@@ -6,6 +6,7 @@ Events never wait for what may take long.
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -173,6 +174,11 @@ class Journal:
     def _tell_shortage(self, shortage: Shortage | None) -> None:
         self.shortage = shortage
 
-    def watch(self, job_id: str, after: int) -> AsyncIterator[training_service_pb2.Event]:
-        """The events of a job after a sequence number, those on disk first, then new ones, until the job has ended."""
-        return self._watches.watch(job_id, after)
+    async def watch(self, job_id: str, after: int, until_now: bool = False) -> AsyncIterator[training_service_pb2.Event]:
+        """The events of a job after a sequence number, those on disk first, then new ones, until the job has ended.
+
+        With `until_now`, those that are durable now.
+        """
+        until = await self.run(self.storage.last_sequence, job_id) if until_now else math.inf
+        async for event in self._watches.watch(job_id, after, until):
+            yield event

@@ -62,12 +62,15 @@ class Watches:
             if topic:
                 topic.add(event)
 
-    async def watch(self, job_id: str, after: int) -> AsyncIterator[training_service_pb2.Event]:
-        """The events of a job after a sequence number, those on disk first, then new ones, until the job has ended."""
+    async def watch(self, job_id: str, after: int, until: float) -> AsyncIterator[training_service_pb2.Event]:
+        """The events of a job after a sequence number, those on disk first, then new ones, until the job has ended.
+
+        Ends before that after the event that has the number `until`, or a later one.
+        """
         topic = self._topics.setdefault(job_id, _Topic())
         topic.watchers += 1
         try:
-            while True:
+            while after < until:
                 changed = topic.changed
                 page = topic.after(after) or await self._read(topic, job_id, after)
                 for event in page.events:

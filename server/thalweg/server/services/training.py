@@ -61,7 +61,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
         async with errors(context):
-            async for event in self._jobs.watch(request.job_id, request.after_sequence):
+            async for event in self._jobs.watch(request.job_id, request.after_sequence, request.until_now):
                 yield pb.WatchJobResponse(event=event)
 
     # Coroutines, and no generators: a write that takes too long can be given up.
