@@ -55,6 +55,12 @@ def memory(root: Path = _ROOT) -> Memory:
     return Memory(total, max(0, min(available, total)))
 
 
+def resident(root: Path = _ROOT) -> int:
+    """The bytes of memory that this process has and that the system could not have back: 0 where it does not say."""
+    status = _fields(root / "proc/self/status", 1 << 10)
+    return status.get("RssAnon", 0) + status.get("RssShmem", 0)
+
+
 def raise_descriptor_limit() -> int:
     """Raises the number of files that this process may have open to the most that it is allowed, and returns it.
 

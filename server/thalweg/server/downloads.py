@@ -10,6 +10,9 @@ from thalweg.contract.channel import CHUNK_BYTES
 from thalweg.contract.layout import Slab
 from thalweg.v1 import training_service_pb2
 
+# Copies of a running job's parameters that are being downloaded at a time.
+MAX_COPIES = 2
+
 H = TypeVar("H", training_service_pb2.ParametersHeader, training_service_pb2.TrajectoryHeader)
 K = TypeVar("K", bound=Hashable)
 

@@ -13,6 +13,7 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.states import ENDED, state_name
 from thalweg.server import acceptance, room, validation
 from thalweg.server.attention import Attention
+from thalweg.server.budget import Budget
 from thalweg.server.checkpoints import Checkpoint, NewerCheckpointError
 from thalweg.server.crew import Crew
 from thalweg.server.downloads import Download
@@ -60,6 +61,7 @@ class Jobs:
         # Whether the server is stopping, and those who leave it are not missed.
         self.stopping = False
         self._crew = Crew()
+        self._budget = Budget()
         self.journal = Journal(storage, self._events_rejected)
         self.fleets = Fleets()
         self.shards = Shards()
@@ -315,6 +317,7 @@ class Jobs:
             sharing=self._sharing,
             shards=self.shards,
             crew=self._crew,
+            budget=self._budget,
         )
         self._runs[job.id] = run
         return run

@@ -15,28 +15,31 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.payload import Parcel
 from thalweg.contract.states import state_name
 from thalweg.contract.text import MAX_PROBLEM, visible
+from thalweg.server import budget as budgets
 from thalweg.server import messages, wire
 from thalweg.server.arrays import Arrays
+from thalweg.server.budget import Budget, OverBudgetError
 from thalweg.server.checkpoints import Checkpoint
 from thalweg.server.connections import Connection, Connections
 from thalweg.server.coordinator import Coordinator
 from thalweg.server.crew import Crew
-from thalweg.server.downloads import Download, Downloads
+from thalweg.server.downloads import MAX_COPIES, Download, Downloads
 from thalweg.server.ending import Ending
 from thalweg.server.messages import Facts, WorkerId
 from thalweg.server.optimizers import State
 from thalweg.server.parameters import PARAMETERS
+from thalweg.server.plan import Plan
 from thalweg.server.residuals import Residuals
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.shards import AttendingShard, Shards
 from thalweg.server.sharing import Sharing
-from thalweg.server.telemetry import NOTHING_RECORDED, Clock, Recorded, Recorder, Telemetry
+from thalweg.server.telemetry import NO_MEMORY, NOTHING_RECORDED, PREPARING, Clock, Recorded, Recorder, Telemetry
 from thalweg.server.turns import Turns
 from thalweg.v1 import job_pb2, parameter_service_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
-# Copies of the parameters that are being downloaded at a time.
-_MAX_COPIES = 2
+# How often a job that waits for memory asks for it.
+_ASK_SECONDS = 1.0
 
 
 class JobRun:
@@ -46,7 +49,8 @@ class JobRun:
     `checkpoint_done`. `checkpoint` and `recorded` are what earlier runs have left; `initial`, if the job is to start from given
     parameters, gives them as a slab of a layout, or raises ValueError.
     `sharing` is where workers on this machine get memory, if it is shared; `shards` are those over which the slab may be split;
-    `crew` shares in the arithmetic. `over` is set when the run has ended, or was given up.
+    `crew` shares in the arithmetic; `budget` promises the memory for the arrays. `over` is set when the run has ended, or was
+    given up.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class JobRun:
         sharing: Sharing | None = None,
         shards: Shards | None = None,
         crew: Crew | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.over = asyncio.Event()
         self.given_up = self.cancelled = False
@@ -84,7 +89,12 @@ class JobRun:
         self._residuals = Residuals()
         self._crew = crew
         self._shards = shards
-        self._downloads: Downloads[int, training_service_pb2.ParametersHeader] = Downloads(_MAX_COPIES)
+        self._downloads: Downloads[int, training_service_pb2.ParametersHeader] = Downloads(MAX_COPIES)
+        self._budget = budget
+        # Workers that are prepared while there is no memory for the job, and when it was last asked for.
+        self._unadmitted: dict[WorkerId, Facts] = {}
+        self._admitted = False
+        self._asked = 0.0
         # What no tick has told yet: a tick is lost if others have to wait.
         self._missed = 0.0
         self._turns = Turns(self._decide, self._carry_out, self._ready, self._failed)
@@ -147,6 +157,7 @@ class JobRun:
 
     def leave(self, worker: WorkerId) -> None:
         """A worker's stream ended."""
+        self._unadmitted.pop(worker, None)
         if self.arrays:
             self.arrays.leave(worker)
         if self._connections.leave(worker, missed=not self.coordinator.over):
@@ -161,6 +172,8 @@ class JobRun:
         self._missed += missed
         if self._connections:
             self.handle(messages.Tick(self._missed))
+        if self._unadmitted and self._clock() - self._asked >= _ASK_SECONDS:
+            self._admit()
 
     def checkpoint_done(self, version: int, size: int, seconds: float, problem: str = "") -> None:
         """A checkpoint that was to be saved is on disk, or, if there was a problem, is not."""
@@ -210,7 +223,36 @@ class JobRun:
             self._prepared = prepared
         elif self._prepared.layout != prepared.layout:
             raise wire.violation("another layout than the first worker's")
-        self.handle(messages.WorkerPrepared(worker, facts))
+        self._unadmitted[worker] = facts
+        self._admit()
+
+    def _admit(self) -> None:
+        """Lets the workers that are prepared begin, as soon as there is memory for the job's arrays."""
+        self._asked = self._clock()
+        while self._unadmitted and self._has_memory(next(iter(self._unadmitted.values()))):
+            worker = next(iter(self._unadmitted))
+            self.handle(messages.WorkerPrepared(worker, self._unadmitted.pop(worker)))
+
+    def _has_memory(self, facts: Facts) -> bool:
+        if self._admitted or self._budget is None or not facts.elements:
+            return True
+        plan = Plan(self.job.spec, facts)
+        need = budgets.of_server(plan, len(self._shards.suitable(plan)) if self._shards else 0)
+        try:
+            lack = self._budget.reserve(self, need)
+        except OverBudgetError as error:
+            self._unadmitted.clear()
+            self.fail(f"model.layers: {facts.elements:,} parameters do not fit in this server's memory: {error}")
+            return False
+        if lack:
+            # It is told once; how much is free changes all the time.
+            if not self.job.status.startswith(NO_MEMORY):
+                self.telemetry.enter(self.job.state, f"{NO_MEMORY}: {lack}")
+            self.job.status = f"{NO_MEMORY}: {lack}"
+            return False
+        self._admitted = True
+        self.job.status = PREPARING
+        return True
 
     def _allocate(self) -> None:
         """Makes the job's arrays."""
@@ -416,10 +458,17 @@ class JobRun:
         self._connections.forget()
         if self.arrays:
             self.arrays.close()
+        self._give_back()
         self.over.set()
 
+    def _give_back(self) -> None:
+        self._unadmitted.clear()
+        if self._budget:
+            self._budget.release(self)
+
     def dismiss(self) -> None:
-        """Tells the workers that the job has ended. To be called when that is durable."""
+        """Tells the workers that the job has ended, and gives its memory back. To be called when the end is durable."""
+        self._give_back()
         self._connections.say_goodbye(f"the job ended: {state_name(self.job.state)}")
 
     def release(self) -> None:

@@ -11,7 +11,8 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.payload import Parcel
 from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.contract.tree import Node
-from thalweg.server import messages, wire
+from thalweg.server import budget, messages, wire
+from thalweg.server.budget import Budget, OverBudgetError
 from thalweg.server.connections import broadcast
 from thalweg.server.messages import Facts
 from thalweg.server.parameters import PARAMETERS, Parameters
@@ -40,14 +41,13 @@ class _Guest:
 class _Share:
     """A range of one job's slab. `say` takes what the server is to hear of it."""
 
-    def __init__(self, number: int, make: pb.MakeShare, say: Callable[[pb.HoldRequest], None]) -> None:
+    def __init__(self, number: int, plan: Plan, chunks: range, say: Callable[[pb.HoldRequest], None]) -> None:
         self.number = number
-        plan = Plan(make.spec, Facts(make.elements, make.train_samples, 0, classifier=False))
-        self.parameters = Parameters(plan, chunks=range(make.first_chunk, make.end_chunk))
+        self.parameters = Parameters(plan, chunks=chunks)
         self.guests: dict[int, _Guest] = {}
         self._plan = plan
         self._say = say
-        self._sharing = JobSharing(None, make.spec)
+        self._sharing = JobSharing(None, plan.spec)
         self.kept: dict[int, Any] = {}
         self._numbers = itertools.count(1)
 
@@ -151,6 +151,7 @@ class Shard:
         self._say = say
         self._invitation_seconds = invitation_seconds
         self._shares: dict[int, _Share] = {}
+        self._budget = Budget()
         self._callers = 0
         self._invited = asyncio.Event()
 
@@ -159,7 +160,7 @@ class Shard:
         share = self._shares.get(command.share)
         try:
             if command.HasField("make"):
-                self._shares[command.share] = _Share(command.share, command.make, self._say)
+                self._shares[command.share] = self._make(command.share, command.make)
             elif command.HasField("drop"):
                 self._drop(command.share)
             elif share:
@@ -173,7 +174,15 @@ class Shard:
             self._invited.set()
             self._invited = asyncio.Event()
 
+    def _make(self, number: int, make: pb.MakeShare) -> _Share:
+        plan = Plan(make.spec, Facts(make.elements, make.train_samples, 0, classifier=False))
+        lack = self._budget.reserve(number, budget.of_shard(plan, make.end_chunk - make.first_chunk))
+        if lack:
+            raise OverBudgetError(lack)
+        return _Share(number, plan, range(make.first_chunk, make.end_chunk), self._say)
+
     def _drop(self, number: int) -> None:
+        self._budget.release(number)
         share = self._shares.pop(number, None)
         if share:
             share.end()

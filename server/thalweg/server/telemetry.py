@@ -12,6 +12,9 @@ from thalweg.v1 import job_pb2, training_service_pb2
 Clock: TypeAlias = Callable[[], float]
 # The status of a job without workers, by which it is known.
 NO_WORKERS = "waiting for workers"
+# That of a job whose arrays do not fit beside those of the jobs that run, and of one that has just got workers, or memory.
+NO_MEMORY = "waiting for memory on the server"
+PREPARING = "preparing the data and the model"
 # How often steps are told: often enough for a progress bar, seldom enough to cost nothing.
 _TELL_SECONDS = 0.2
 # Over how many seconds the rate of samples is measured.
@@ -104,7 +107,7 @@ class Telemetry:
         """Records who works for the job."""
         self.job.progress.workers = len(names)
         if names and self.job.state == job_pb2.JOB_STATE_QUEUED:
-            self.enter(job_pb2.JOB_STATE_RUNNING, "preparing the data and the model")
+            self.enter(job_pb2.JOB_STATE_RUNNING, PREPARING)
         elif not names:
             self.job.status = NO_WORKERS
         elif self.job.progress.total_steps:

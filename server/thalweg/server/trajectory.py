@@ -21,6 +21,8 @@ class Trajectory:
         self.wanted = room >= 1
         self._stride = max(1, -(-plan.total_steps // room)) if self.wanted else 0
         self._last = plan.total_steps
+        # The bytes of all snapshots that it will take.
+        self.max_bytes = slab_bytes * (-(-self._last // self._stride) + 1) if self.wanted else 0
         self.versions: list[int] = []
         self._slabs: list[Slab] = []
 
