@@ -1,7 +1,10 @@
 """Embedded runs, and the folders that they share. None of it starts Ray."""
 
+import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ from safetensors.numpy import save_file
 
 from tests.client.conftest import Command
 from tests.client.helpers import fleet_of_threads, names_in
-from thalweg.client import Client, LocalError, ThalwegError, folders, load_job, local, local_models
+from thalweg.client import Client, JobFailedError, LocalError, ThalwegError, folders, load_job, local, local_models
+from thalweg.client import embedded as embedded_module
 from thalweg.client.composition import start_server
 from thalweg.client.embedded import Embedded, attached
 from thalweg.client.folders import embedded_folder, folder_token, running_server, served_folder
@@ -148,3 +152,85 @@ def test_data_that_takes_long_to_read_is_left_to_the_workers(monkeypatch: pytest
     local_models.check(load_job("xor", {"data.npz": "data.npz"}))
     # Nor is there a file to read of data that only the server has.
     local_models.check(load_job("xor", {"data.npz": "nowhere.npz", "data.sha256": "0" * 64}))
+
+
+@contextmanager
+def training(folder: Path) -> Iterator[Client]:
+    """A client of an embedded server whose workers are threads, and which copies no file."""
+    embedded = Embedded(folder)
+    try:
+        with fleet_of_threads(embedded.client, folder_token(folder)):
+            yield embedded.client
+    finally:
+        embedded.close()
+
+
+@pytest.fixture
+def no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_module, "_MAX_COPIED_BYTES", 8)
+
+
+SETTINGS = {"data.npz": "data.npz", "training.epochs": 2}
+
+
+def test_a_large_file_is_used_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong()  # There is nothing wrong with it.
+    content = Path("data.npz").read_bytes()
+    uploads = tmp_path / "a" / "uploads"
+    with training(tmp_path / "a") as client:
+        copied = client.submit("xor", SETTINGS, id="copied").wait()
+        (upload,) = uploads.iterdir()
+        assert not upload.is_symlink()
+        client.job("copied").delete()
+        monkeypatch.setattr(embedded_module, "_MAX_COPIED_BYTES", 8)
+        referred = client.submit("xor", SETTINGS, id="referred").wait()
+        assert referred.weights_sha256 == copied.weights_sha256
+        assert upload.readlink() == tmp_path / "data.npz"
+        again = client.submit("xor", SETTINGS)
+        assert again.wait().weights_sha256 == copied.weights_sha256
+        for job in client.jobs():
+            job.delete()
+        assert names_in(uploads) == []
+    assert Path("data.npz").read_bytes() == content
+
+
+def test_a_large_file_that_changed_fails_the_job(tmp_path: Path, no_copies: None) -> None:
+    wrong()
+    embedded = Embedded(tmp_path / "a")
+    try:
+        job = embedded.client.submit("xor", SETTINGS)
+        wrong(y=np.arange(8) % 2 == 0)
+        with fleet_of_threads(embedded.client, folder_token(tmp_path / "a")):
+            with pytest.raises(JobFailedError, match=r"data\.npz has changed since the job was submitted"):
+                job.wait()
+            # What is in it now can be learnt from.
+            assert embedded.client.submit("xor", SETTINGS).wait().state == "SUCCEEDED"
+    finally:
+        embedded.close()
+
+
+def test_a_large_file_that_was_moved_is_found_when_it_is_submitted_again(tmp_path: Path, no_copies: None) -> None:
+    wrong()
+    with training(tmp_path / "a") as client:
+        first = client.submit("xor", SETTINGS).wait()
+    Path("data.npz").rename("moved.npz")
+    for path in (tmp_path / "a" / "uploads").iterdir():
+        os.utime(path, (0, 0), follow_symlinks=False)
+    with training(tmp_path / "a") as client:
+        with pytest.raises(ThalwegError, match=r"its file was moved or removed"):
+            client.submit("xor", SETTINGS | {"data.sha256": first_upload(tmp_path / "a")})
+        second = client.submit("xor", SETTINGS | {"data.npz": "moved.npz"}).wait()
+    assert second.weights_sha256 == first.weights_sha256
+
+
+def first_upload(folder: Path) -> str:
+    return next((folder / "uploads").iterdir()).name
+
+
+def test_a_large_file_that_cannot_be_read_is_told(tmp_path: Path, no_copies: None) -> None:
+    wrong()
+    with training(tmp_path / "a") as client:
+        shutil.rmtree(tmp_path / "a" / "uploads")
+        with pytest.raises(LocalError, match=r"cannot use .*data.npz from .*uploads: No such file or directory"):
+            client.submit("xor", SETTINGS)
+        (tmp_path / "a" / "uploads").mkdir()

@@ -167,7 +167,7 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
 
 
 def test_data_that_the_server_does_not_have_is_told(cluster: Cluster) -> None:
-    with pytest.raises(ThalwegError, match=f"no data with the SHA-256 {RIGHT} was uploaded") as caught:
+    with pytest.raises(ThalwegError, match=f"no data with the SHA-256 {RIGHT}: it was not uploaded") as caught:
         cluster.client.submit("xor", {"data": {"npz": "a.npz", "sha256": RIGHT}})
     assert caught.value.reason == "DATA_NOT_FOUND"
     with pytest.raises(ThalwegError, match="no data with"):

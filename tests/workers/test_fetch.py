@@ -23,12 +23,15 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 @contextmanager
-def serving(*contents: bytes) -> Iterator[grpc.Channel]:
-    """A channel to a server that answers each download with the next of some contents, and is asked for all of them."""
+def serving(*contents: bytes | Path) -> Iterator[grpc.Channel]:
+    """A channel to a server that answers each download with the next of some contents or paths, and is asked for all of them."""
     left = list(contents)
 
     def download(*_: object) -> Iterator[pb.DownloadDataResponse]:
         content = left.pop(0)
+        if isinstance(content, Path):
+            yield pb.DownloadDataResponse(path=str(content))
+            return
         for start in range(0, len(content), 3):
             yield pb.DownloadDataResponse(data=content[start : start + 3])
 
@@ -71,3 +74,26 @@ def test_a_job_whose_data_is_damaged_on_the_server_says_so(tmp_path: Path) -> No
         upload.write_bytes(content)
         with fleet_of_threads(server), pytest.raises(JobFailedError, match="the server's copy of the data is damaged"):
             job.wait()
+
+
+def test_a_file_on_this_machine_is_read_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "there"
+    path.write_bytes(CONTENT)
+    with serving(path) as channel, fetcher(channel, None) as fetch:
+        assert fetch(SHA256) == path
+
+
+def test_a_file_on_this_machine_that_changed_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "there"
+    path.write_bytes(b"changed")
+    with (
+        serving(path) as channel,
+        fetcher(channel, None) as fetch,
+        pytest.raises(DataError, match=r"there has changed since the job was submitted: its SHA-256 is .*; put the file back"),
+    ):
+        fetch(SHA256)
+
+
+def test_a_file_that_this_process_may_not_read_is_asked_for(tmp_path: Path) -> None:
+    with serving(tmp_path / "nowhere", CONTENT) as channel, fetcher(channel, None) as fetch:
+        assert fetch(SHA256).read_bytes() == CONTENT

@@ -1,6 +1,7 @@
 """A server, as Python programs use it."""
 
 import uuid
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -57,7 +58,7 @@ class Client:
             spec.name = name
         self._prepare(loaded)
         for message, path in loaded.uploads():
-            message.sha256 = upload(self._connection, path)
+            message.sha256 = self._upload(path)
         request = pb.CreateJobRequest(spec=spec, job_id=id or "", request_id=request_id or str(uuid.uuid4()))
         answer = self._connection.call(self._connection.stub.CreateJob, request, seconds=_CREATE_SECONDS)
         self._connection.began(answer.job.id)
@@ -65,6 +66,10 @@ class Client:
 
     def _prepare(self, job: JobFile) -> None:
         """What is to be done before a job's files are uploaded."""
+
+    def _upload(self, path: Path) -> str:
+        """Puts a file where the server finds it, and gives its SHA-256."""
+        return upload(self._connection, path)
 
     def resume(self, id: str) -> Job:  # noqa: A002 - what it is called everywhere else
         """Resumes a job that was cancelled, interrupted or has failed at its last checkpoint, and gives it.

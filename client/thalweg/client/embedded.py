@@ -24,6 +24,7 @@ from thalweg.client.problems import LocalError
 from thalweg.client.records import ENDED
 from thalweg.client.runs import Run
 from thalweg.client.snapshot import copy_of, is_read_only
+from thalweg.client.transfer import refer
 from thalweg.contract.channel import Address, parse_address
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.states import state_name
@@ -33,6 +34,8 @@ _LOOPBACK = Address("127.0.0.1", 0)
 # How long a run waits for an answer of the server that uses its folder, and how often it looks.
 _JOIN_SECONDS = 30.0
 _LOOK_SECONDS = 0.05
+# Smaller files are copied, so that jobs have them though they change. The server takes no larger ones.
+_MAX_COPIED_BYTES = 1 << 30
 # How often a run looks whether the others live.
 _GUARD_SECONDS = 0.25
 # Between one run's server and the next one's, on a busy machine, pass seconds.
@@ -73,7 +76,7 @@ class Embedded:
             self._run.leave()
             raise
         self._run.joined(address)
-        self.client = _EmbeddedClient(address, self._token, self._run.add)
+        self.client = _EmbeddedClient(address, self._token, folder, self._run.add)
         self._closing = threading.Event()
         self._guardian = threading.Thread(target=self._guard, name="thalweg-embedded", daemon=True)
         self._guardian.start()
@@ -189,15 +192,24 @@ class Embedded:
 
 
 class _EmbeddedClient(Client):
-    """A client whose jobs are checked here before they are submitted, and which survives a change of the server's process."""
+    """A client of a server on this machine, which survives a change of the server's process.
 
-    def __init__(self, address: Address, token: str, began: Callable[[str], object]) -> None:
+    Jobs are checked here before they are submitted. Large files are used where they are.
+    """
+
+    def __init__(self, address: Address, token: str, folder: Path, began: Callable[[str], object]) -> None:
         super().__init__(address, token)
+        self._uploads = folder / "uploads"
         self._connection.began = began
         self._connection.backoffs = _BACKOFFS
 
     def _prepare(self, job: JobFile) -> None:
         check(job)
+
+    def _upload(self, path: Path) -> str:
+        if path.stat().st_size > _MAX_COPIED_BYTES:
+            return refer(path, self._uploads)
+        return super()._upload(path)
 
 
 def _served(folder: Path) -> str:
@@ -219,7 +231,7 @@ def _start_embedded_server(folder: Path, token: str, address: Address | None = N
     while True:
         place = places.pop(0)
         try:
-            return start_server(place, folder, token, resume_unfinished=False, kept=kept, **settings)
+            return start_server(place, folder, token, resume_unfinished=False, kept=kept, local_workers=True, **settings)
         except FolderInUseError:
             raise
         except LocalError:

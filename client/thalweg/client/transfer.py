@@ -1,6 +1,7 @@
 """Large things over the wire, in chunks: data up; parameters, trajectories and data down."""
 
 import hashlib
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -42,6 +43,25 @@ def upload(connection: Connection, path: Path) -> str:
             connection.attempt(lambda: connection.stub.UploadData(requests(), metadata=connection.metadata))
     except OSError as error:
         raise LocalError(f"cannot read {path}: {error.strerror}") from error
+    return sha256
+
+
+def refer(path: Path, folder: Path) -> str:
+    """Lets a server on this machine, whose uploads lie in a folder, use a file where it is, and gives its SHA-256.
+
+    Raises ThalwegError if the file cannot be read, or the folder cannot be written.
+    """
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        target = folder / sha256
+        # Another file of the same content may have been moved or changed since; an upload stays.
+        if target.is_symlink() or not target.exists():
+            aside = folder / f"{uuid.uuid4()}.part"
+            aside.symlink_to(path.absolute())
+            aside.replace(target)
+    except OSError as error:
+        raise LocalError(f"cannot use {path} from {folder}: {error.strerror}") from error
     return sha256
 
 

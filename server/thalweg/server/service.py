@@ -54,6 +54,7 @@ class ServerConfig:
     locked. The others are recorded as interrupted.
 
     `shared_memory` is whether workers on this machine get parameters and give gradients in memory, where that is possible.
+    `local_workers` is whether all workers are on this machine, so that they can read data where it lies.
     """
 
     address: Address
@@ -67,6 +68,7 @@ class ServerConfig:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     max_running_jobs: int = 0
     shared_memory: bool = True
+    local_workers: bool = False
 
 
 def _sharing(max_guests: int) -> Sharing | None:
@@ -170,7 +172,7 @@ class Server(Hosted):
 
     async def _build(self, jobs: Jobs) -> grpc.aio.Server:
         server = await self._grpc_server(_SERVICES)
-        training = TrainingService(jobs, self.config.max_upload_bytes)
+        training = TrainingService(jobs, self.config.max_upload_bytes, self.config.local_workers)
         training_service_pb2_grpc.add_TrainingServiceServicer_to_server(training, server)
         fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(jobs), server)
         shard_service_pb2_grpc.add_ShardServiceServicer_to_server(ShardService(jobs), server)

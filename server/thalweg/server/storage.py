@@ -102,7 +102,7 @@ class Storage:
         used = {sha256 for (sha256,) in self._database.execute("SELECT DISTINCT sha256 FROM uploads_used")}
         for path in (self.folder / "uploads").iterdir():
             known = re.fullmatch("[0-9a-f]{64}", path.name) and path.name not in used
-            if known and time.time() - path.stat().st_mtime > _UNUSED_SECONDS:
+            if known and time.time() - path.lstat().st_mtime > _UNUSED_SECONDS:
                 path.unlink()
 
     def job_of_request(self, request_id: str) -> job_pb2.Job | None:

@@ -17,24 +17,49 @@ from thalweg.workers.data.errors import DataError
 def fetcher(channel: grpc.Channel, token: str | None) -> Iterator[Callable[[str], Path]]:
     """A function that gets the upload with a SHA-256 as a file, which exists as long as the context.
 
-    The function raises DataError if what the server has under that SHA-256 is damaged.
+    It is the file itself if it lies on this machine, and is not to be changed. The function raises DataError if what is found
+    under that SHA-256 is something else.
     """
     stub = training_service_pb2_grpc.TrainingServiceStub(channel)
     with tempfile.TemporaryDirectory(prefix="thalweg-data-") as folder:
 
         def fetch(sha256: str) -> Path:
-            path = Path(folder) / sha256
-            # What was damaged on its way is not so again.
-            for _ in range(2):
-                digest = hashlib.sha256()
-                request = training_service_pb2.DownloadDataRequest(sha256=sha256)
-                with path.open("wb") as file:
-                    for part in stub.DownloadData(request, metadata=authorization(token)):
-                        digest.update(part.data)
-                        file.write(part.data)
-                if digest.hexdigest() == sha256:
-                    return path
-            problem = f"the server's copy of the data is damaged: its SHA-256 is {digest.hexdigest()} in place of {sha256}"
-            raise DataError(f"data.sha256: {problem}; submit the job again from its files, which uploads the data again")
+            try:
+                return _received(stub, sha256, Path(folder), token, in_place=True)
+            except OSError:
+                # It lies where this process may not read it.
+                return _received(stub, sha256, Path(folder), token, in_place=False)
 
         yield fetch
+
+
+def _received(
+    stub: training_service_pb2_grpc.TrainingServiceStub, sha256: str, folder: Path, token: str | None, *, in_place: bool
+) -> Path:
+    path = folder / sha256
+    # What was damaged on its way is not so again.
+    for _ in range(2):
+        digest = hashlib.sha256()
+        request = training_service_pb2.DownloadDataRequest(sha256=sha256, in_place=in_place)
+        with path.open("wb") as file:
+            for part in stub.DownloadData(request, metadata=authorization(token)):
+                if part.path:
+                    return _checked(Path(part.path), sha256)
+                digest.update(part.data)
+                file.write(part.data)
+        if digest.hexdigest() == sha256:
+            return path
+    problem = f"the server's copy of the data is damaged: its SHA-256 is {digest.hexdigest()} in place of {sha256}"
+    raise DataError(f"data.sha256: {problem}; submit the job again from its files, which uploads the data again")
+
+
+def _checked(path: Path, sha256: str) -> Path:
+    """A file on this machine, if it still is what was submitted. Raises OSError if it cannot be read, and DataError."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise DataError(
+            f"data.sha256: {path} has changed since the job was submitted: its SHA-256 is {found} in place of {sha256}; "
+            "put the file back as it was, or submit the job again"
+        )
+    return path

@@ -25,7 +25,8 @@ _STALLED_SECONDS = 60.0
 class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
     """Translates clients' calls."""
 
-    def __init__(self, jobs: Jobs, max_upload_bytes: int) -> None:
+    def __init__(self, jobs: Jobs, max_upload_bytes: int, local_workers: bool = False) -> None:
+        self._local_workers = local_workers
         self._jobs = jobs
         self._max_upload_bytes = max_upload_bytes
 
@@ -123,6 +124,9 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             known = re.fullmatch("[0-9a-f]{64}", request.sha256) and self._upload(request.sha256).exists()
             if not known:
                 raise ThalwegError("DATA_NOT_FOUND", {"sha256": request.sha256})
+            if request.in_place and self._local_workers:
+                yield pb.DownloadDataResponse(path=str(self._upload(request.sha256).resolve()))
+                return
             with self._upload(request.sha256).open("rb") as file:
                 while part := await self._jobs.journal.run_files(file.read, CHUNK_BYTES):
                     yield pb.DownloadDataResponse(data=part)
