@@ -15,6 +15,7 @@ import grpc
 from thalweg.client import Client, Job
 from thalweg.contract.channel import Address, authorization
 from thalweg.contract.errors import ThalwegError
+from thalweg.contract.release import capacity
 from thalweg.server.service import Server
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1 import fleet_service_pb2_grpc
@@ -70,7 +71,7 @@ def start_worker(server: Address, job_id: str, token: str | None = None) -> thre
 def fleet_of_threads(server: Server | Client, token: str | None = None, slots: int = 2) -> Iterator[None]:
     """A fleet that gives each job the workers that the server allots."""
     outbox: queue.SimpleQueue[pb.AttendRequest | None] = queue.SimpleQueue()
-    outbox.put(pb.AttendRequest(capacity=pb.Capacity(name="threads", slots=slots)))
+    outbox.put(pb.AttendRequest(capacity=capacity("threads", slots)))
     with grpc.insecure_channel(str(server.address)) as channel:
         attending = fleet_service_pb2_grpc.FleetServiceStub(channel).Attend
         call = attending(iter(outbox.get, None), metadata=authorization(token))

@@ -12,6 +12,7 @@ import grpc
 
 from thalweg.contract.channel import Address
 from thalweg.contract.errors import ThalwegError
+from thalweg.contract.release import capacity
 from thalweg.server.service import Server, ServerConfig
 from thalweg.v1 import (
     fleet_service_pb2,
@@ -73,8 +74,8 @@ class ThreadFleet:
         self._inbox: queue.SimpleQueue[fleet_service_pb2.AttendResponse | tuple[str, threading.Thread]] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[fleet_service_pb2.AttendRequest | None] = queue.SimpleQueue()
         self._channel = grpc.insecure_channel(str(server))
-        capacity = fleet_service_pb2.Capacity(name=name, slots=slots)
-        self._outbox.put(fleet_service_pb2.AttendRequest(capacity=capacity))
+        offer = capacity(name, slots)
+        self._outbox.put(fleet_service_pb2.AttendRequest(capacity=offer))
         self._call = fleet_service_pb2_grpc.FleetServiceStub(self._channel).Attend(iter(self._outbox.get, None))
         self._threads = [threading.Thread(target=self._attend), threading.Thread(target=self._keep)]
 

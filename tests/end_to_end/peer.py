@@ -12,6 +12,7 @@ import grpc
 from tests.end_to_end.refusals import Refusal, refusal
 from thalweg.contract.channel import Address
 from thalweg.contract.layout import Slab
+from thalweg.contract.release import hello
 from thalweg.v1 import job_pb2, parameter_service_pb2_grpc
 from thalweg.v1 import parameter_service_pb2 as pb
 
@@ -42,21 +43,21 @@ class Peer:
         """Sends a message, or bytes that are none."""
         self._outbox.put(message)
 
-    def hello(self, job_id: str) -> job_pb2.JobSpec:
+    def hello(self, job_id: str, place: pb.Place | None = None) -> job_pb2.JobSpec:
         """Says hello, and gives the job's specification."""
-        self.send(pb.WorkRequest(hello=pb.Hello(job_id=job_id, worker="peer")))
+        self.send(pb.WorkRequest(hello=hello(job_id=job_id, worker="peer", place=place)))
         welcome: pb.Welcome = self.receive("welcome")
         return welcome.spec
 
     def turned_away(self, job_id: str) -> str:
         """Says hello, and gives the reason for the goodbye that answers it."""
-        self.send(pb.WorkRequest(hello=pb.Hello(job_id=job_id)))
+        self.send(pb.WorkRequest(hello=hello(job_id=job_id)))
         goodbye: pb.Goodbye = self.receive("goodbye")
         return goodbye.reason
 
-    def fail(self, problem: str) -> str:
-        """Says that the job cannot go on, and gives the reason for the goodbye that answers it."""
-        self.send(pb.WorkRequest(failure=pb.Failure(problem=problem)))
+    def fail(self, problem: str, scope: pb.Failure.Scope.ValueType = pb.Failure.SCOPE_JOB) -> str:
+        """Says that it cannot do its job, and gives the reason for the goodbye that answers it."""
+        self.send(pb.WorkRequest(failure=pb.Failure(problem=problem, scope=scope)))
         goodbye: pb.Goodbye = self.receive("goodbye")
         return goodbye.reason
 

@@ -17,6 +17,7 @@ from tests.end_to_end.refusals import refusal
 from tests.server.test_training_service import make_spec
 from thalweg.contract.channel import Address, connection_options
 from thalweg.contract.errors import ThalwegError
+from thalweg.contract.release import capacity
 from thalweg.server import hosting
 from thalweg.server.service import Server
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc
@@ -123,7 +124,7 @@ def test_one_that_watches_for_long_is_not_taken_for_an_attack(server: Server, la
 def test_a_fleet_that_attends(server: Server, laid: Cable) -> None:
     with stub_of(server) as stub, grpc.insecure_channel(str(laid.address), options=_QUICK) as channel:
         requests: queue.SimpleQueue[fleet_service_pb2.AttendRequest | None] = queue.SimpleQueue()
-        requests.put(fleet_service_pb2.AttendRequest(capacity=fleet_service_pb2.Capacity(name="far", slots=3)))
+        requests.put(fleet_service_pb2.AttendRequest(capacity=capacity("far", 3)))
         attending = fleet_service_pb2_grpc.FleetServiceStub(channel).Attend(iter(requests.get, None), timeout=DEADLINE)
         wait_for(lambda: stub.GetServerInfo(pb.GetServerInfoRequest()).fleets)
         laid.cut()

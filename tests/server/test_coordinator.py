@@ -8,10 +8,12 @@ from tests.server.specs import make_spec
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server import messages, plan
-from thalweg.server.coordinator import MOST_CRASHES, Coordinator, Phase
-from thalweg.server.messages import Drop, Facts, Position, Task
+from thalweg.server.coordinator import Coordinator, Phase
+from thalweg.server.failures import MAX_REPORTS
+from thalweg.server.messages import NOWHERE, Drop, Facts, Place, Position, Task
 from thalweg.server.settings import RunSettings
 from thalweg.v1 import job_pb2
+from thalweg.v1.parameter_service_pb2 import Failure
 
 ELEMENTS = 7
 CHUNKS = 4
@@ -40,10 +42,10 @@ class Desk:
         self.decisions += decisions
         return decisions
 
-    def join(self, *workers: int) -> None:
+    def join(self, *workers: int, place: Place = NOWHERE) -> None:
         """Workers come, prepared; the first of all makes the initial parameters."""
         for worker in workers:
-            self.handle(messages.WorkerJoined(worker))
+            self.handle(messages.WorkerJoined(worker, place))
             self.handle(messages.WorkerPrepared(worker, self.facts))
         if self.coordinator.phase is Phase.PREPARING:
             for chunk in range(CHUNKS):
@@ -178,25 +180,58 @@ def test_an_initializer_that_falls_silent_is_replaced() -> None:
     desk = Desk()
     desk.handle(messages.WorkerJoined(1))
     assert of(messages.AssignInitialize, desk.handle(messages.WorkerPrepared(1, desk.facts)))
-    desk.now += 9.0
+    desk.now += 4.0
     desk.handle(messages.WorkerJoined(2))
     assert not of(messages.AssignInitialize, desk.handle(messages.WorkerPrepared(2, desk.facts)))
-    desk.now += 2.0
+    desk.now += 7.0
     assert desk.handle(messages.Tick()) == [messages.Evict(1), messages.AssignInitialize(2)]
 
 
-def test_a_job_whose_workers_crash_at_every_start_fails() -> None:
+A, B, C, D = (Place("fleet", node, f"{node}.lab") for node in "abcd")
+
+
+def test_a_job_whose_workers_report_a_cause_at_every_start_fails() -> None:
     desk = Desk()
     desk.join(1)
-    for _ in range(MOST_CRASHES - 1):
-        assert desk.handle(messages.WorkerCrashed("out of memory")) == []
+    problem = "IndexError: index 7 is out of bounds"
+
+    def fail(worker: int) -> list[messages.Decision]:
+        desk.join(worker, place=A)
+        return desk.handle(messages.WorkerFailed(worker, problem, Failure.SCOPE_UNSPECIFIED))
+
+    for worker in range(10, 10 + MAX_REPORTS - 1):
+        assert not of(messages.Finish, fail(worker))
     desk.answer(1, 0, ROOT)
-    for _ in range(MOST_CRASHES - 1):
-        assert desk.handle(messages.WorkerCrashed("out of memory")) == []
-    (finish,) = desk.handle(messages.WorkerCrashed("out of memory"))
-    assert isinstance(finish, messages.Finish)
+    desk.handle(messages.WorkerLost(1))
+    for worker in range(20, 20 + MAX_REPORTS - 1):
+        assert not of(messages.Finish, fail(worker))
+    (finish,) = of(messages.Finish, fail(30))
     assert finish.state == job_pb2.JOB_STATE_FAILED
-    assert finish.error.endswith("out of memory")
+    assert (
+        finish.error == f"{MAX_REPORTS} workers in a row failed before any contributed anything; the last one reported: {problem}"
+    )
+
+
+def test_workers_that_are_killed_never_fail_a_job() -> None:
+    desk = Desk()
+    told: list[messages.Decision] = []
+    for _ in range(50):
+        told += desk.handle(messages.WorkerExited(A, "its process died", killed=True))
+    assert not of(messages.Finish, told)
+    trouble = desk.coordinator.trouble(desk.now)
+    assert trouble == (
+        "workers keep being killed before contributing anything (on a.lab, 50 times: its process died); trying again in 8 s"
+    )
+    # The first few times are told, then fewer and fewer.
+    assert len(of(messages.Tell, told)) == 7
+    assert of(messages.Avoid, told)[-1].places == (A,)
+    desk.now += 9
+    assert desk.handle(messages.Tick()) == [messages.Avoid(())]
+    desk.join(1, place=A)
+    desk.answer(1, 0, ROOT)
+    assert desk.coordinator.trouble(desk.now) == ""
+    desk.handle(messages.WorkerExited(A, "its process died", killed=True))
+    assert desk.coordinator.trouble(desk.now).startswith("a worker was killed")
 
 
 def test_checkpoints_are_due_after_some_time_and_one_at_a_time() -> None:
@@ -366,20 +401,112 @@ def test_an_update_that_is_not_finite_fails_the_job() -> None:
     assert finish.position is None
 
 
-def test_a_mistake_in_the_model_fails_the_job() -> None:
-    desk = Desk()
-    desk.join(1)
-    wrong = messages.WorkerFailed(1, "model.layers[0]: is wrong")
-    assert desk.handle(wrong) == [messages.Finish(job_pb2.JOB_STATE_FAILED, "model.layers[0]: is wrong")]
+def failed(worker: int, scope: messages.Scope) -> messages.WorkerFailed:
+    return messages.WorkerFailed(worker, "model.layers[0]: is wrong", scope)
 
 
-def test_workers_that_disagree_fail_the_job() -> None:
+@pytest.mark.parametrize("worked", [False, True])
+def test_a_mistake_in_the_job_that_no_other_worker_escaped_fails_it(worked: bool) -> None:
+    desk = Desk()
+    if worked:
+        desk.join(1)
+        desk.answer(1, 0, ROOT)
+    else:
+        desk.handle(messages.WorkerJoined(1, A))
+    decisions = desk.handle(failed(1, Failure.SCOPE_JOB))
+    assert decisions == [messages.Finish(job_pb2.JOB_STATE_FAILED, "model.layers[0]: is wrong")]
+
+
+@pytest.mark.parametrize("scope", [Failure.SCOPE_JOB, Failure.SCOPE_NODE, Failure.SCOPE_UNSPECIFIED])
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_late_worker_that_fails_is_let_go_and_the_job_goes_on(scope: messages.Scope, prepared: bool) -> None:
     desk = Desk()
     desk.join(1)
-    desk.handle(messages.WorkerJoined(2))
-    (finish,) = desk.handle(messages.WorkerPrepared(2, Facts(ELEMENTS + 1, 20, 0, True)))
-    assert isinstance(finish, messages.Finish)
-    assert "disagree" in finish.error
+    desk.answer(1, 0, ROOT)
+    desk.handle(messages.WorkerJoined(2, B))
+    if prepared:
+        desk.handle(messages.WorkerPrepared(2, desk.facts))
+    decisions = desk.handle(failed(2, scope))
+    assert decisions[0] == messages.Dismiss(2, "model.layers[0]: is wrong")
+    assert of(messages.Avoid, decisions) == [messages.Avoid((B,))]
+    (told,) = of(messages.Tell, decisions)
+    assert told.text.startswith("a worker failed on b.lab: model.layers[0]: is wrong; the job gets no more workers there for")
+    desk.answer(1, 1, ROOT)
+    assert desk.coordinator.version == 2
+    assert desk.handle(failed(2, scope)) == [], "it is gone"
+
+
+def test_a_worker_that_fails_while_others_are_prepared_does_not_fail_the_job() -> None:
+    desk = Desk()
+    desk.handle(messages.WorkerJoined(1, A))
+    desk.handle(messages.WorkerJoined(2, B))
+    desk.handle(messages.WorkerPrepared(1, desk.facts))
+    assert not of(messages.Finish, desk.handle(failed(2, Failure.SCOPE_JOB)))
+
+
+def test_a_job_whose_workers_lack_something_on_all_nodes_waits() -> None:
+    desk = Desk()
+    for worker, place in enumerate([A, B] * 20):
+        desk.handle(messages.WorkerJoined(worker, place))
+        lacking = messages.WorkerFailed(worker, "it has too little memory", Failure.SCOPE_NODE)
+        assert not of(messages.Finish, desk.handle(lacking))
+    assert desk.coordinator.trouble(desk.now) == (
+        "workers failed on b.lab (20 times): it has too little memory, and on 1 more node; trying again in 60 s"
+    )
+
+
+def test_a_few_odd_nodes_do_not_fail_a_job_that_has_workers_elsewhere() -> None:
+    desk = Desk()
+    desk.handle(messages.WorkerJoined(100, D))
+    desk.handle(messages.WorkerPrepared(100, desk.facts))
+
+    def fail(worker: int, place: Place) -> list[messages.Decision]:
+        desk.handle(messages.WorkerJoined(worker, place))
+        return of(messages.Finish, desk.handle(failed(worker, Failure.SCOPE_UNSPECIFIED)))
+
+    assert not any(fail(worker, place) for worker, place in enumerate([A, B, C] * MAX_REPORTS))
+
+
+def test_a_worker_that_disagrees_is_refused_and_the_job_goes_on() -> None:
+    desk = Desk()
+    desk.join(1)
+    desk.handle(messages.WorkerJoined(2, B))
+    refuse, told, avoid = desk.handle(messages.WorkerPrepared(2, Facts(ELEMENTS + 1, 20, 0, True)))
+    assert isinstance(refuse, messages.Refuse)
+    assert refuse.problem == (
+        "it found 8 parameters, 20 and 0 samples for training and validation, a classifier, "
+        "and others found 7 parameters, 20 and 0 samples for training and validation, a classifier"
+    )
+    assert isinstance(told, messages.Tell)
+    assert avoid == messages.Avoid((B,))
+    desk.answer(1, 0, ROOT)
+    assert desk.coordinator.version == 1
+
+
+def test_a_worker_that_takes_long_to_make_the_initial_parameters_is_not_waited_for() -> None:
+    desk = Desk()
+    for worker in (1, 2, 3):
+        desk.handle(messages.WorkerJoined(worker))
+        assigned = of(messages.AssignInitialize, desk.handle(messages.WorkerPrepared(worker, desk.facts)))
+        assert assigned == ([messages.AssignInitialize(1)] if worker == 1 else [])
+
+    def tick(seconds: float) -> list[messages.Decision]:
+        desk.now += seconds
+        for worker in (1, 2, 3):
+            desk.handle(messages.HeartbeatReceived(worker))
+        return desk.handle(messages.Tick())
+
+    assert tick(4.9) == []
+    assert tick(0.2) == [messages.AssignInitialize(2)]
+    assert tick(9.0) == []
+    assert tick(1.1) == [messages.AssignInitialize(3)]
+    assert tick(9.0) == []
+    # Of what the first had sent, nothing has to be made again; whose the chunks are makes no difference.
+    for worker, chunk in ((1, 0), (3, 0), (3, 1), (2, 1), (2, 2), (3, 3)):
+        desk.handle(messages.InitialReceived(worker, chunk, "initial"))
+    assert [each.chunk for each in of(messages.KeepInitial, desk.decisions)] == [0, 1, 2, 3]
+    assert desk.coordinator.phase is Phase.TRAINING
+    assert desk.handle(messages.InitialReceived(1, 1, "initial")) == []
 
 
 def test_contributions_for_no_task_and_from_nobody_are_dropped() -> None:

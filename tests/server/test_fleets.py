@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.server.test_training_service import make_spec
+from thalweg.contract.release import capacity, hello
 from thalweg.server.fleets import Shares, Wish, allot
-from thalweg.server.run import JobRun
 from thalweg.server.service import Server
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc, parameter_service_pb2
 from thalweg.v1 import training_service_pb2 as pb
@@ -49,9 +48,9 @@ def histories(draw: st.DrawFn) -> tuple[list[int], list[Wish], Shares]:
 @given(histories())
 def test_no_fleet_gives_more_than_it_has(history: tuple[list[int], list[Wish], Shares]) -> None:
     capacities, wishes, _ = history
-    for capacity, share in zip(capacities, allot(*history), strict=True):
+    for most, share in zip(capacities, allot(*history), strict=True):
         assert all(workers >= 0 for workers in share)
-        assert used(share, wishes) <= capacity
+        assert used(share, wishes) <= most
 
 
 @given(histories())
@@ -156,8 +155,8 @@ class AttendingFleet:
         self._inbox = stub.Attend(iter(self.outbox.get, None), timeout=DEADLINE)
 
     def tell(self, slots: int, name: str = "fleet") -> None:
-        capacity = fleet_service_pb2.Capacity(name=name, slots=slots)
-        self.outbox.put(fleet_service_pb2.AttendRequest(capacity=capacity))
+        offer = capacity(name, slots)
+        self.outbox.put(fleet_service_pb2.AttendRequest(capacity=offer))
 
     def told(self) -> dict[str, tuple[int, int]]:
         """The next allotment."""
@@ -285,38 +284,78 @@ def test_a_job_that_no_fleet_has_room_for_waits_and_the_next_one_is_served(serve
 def test_a_worker_that_ended_is_noticed(server: Server, stub: TrainingServiceStub) -> None:
     create(stub, "a", 1)
     with attending(server, 4, "mill") as fleet:
+        fleet.told_until({"a": (1, 1)})
         for job_id in ("nobody", "a"):
-            exited = fleet_service_pb2.WorkerExited(job_id=job_id, problem="killed " + "x" * 9999)
+            exited = fleet_service_pb2.WorkerExited(job_id=job_id, problem="lost " + "x" * 9999)
             fleet.outbox.put(fleet_service_pb2.AttendRequest(worker_exited=exited))
         for response in stub.WatchJob(pb.WatchJobRequest(job_id="a"), timeout=DEADLINE):
             if response.event.HasField("notice"):
                 break
-    assert response.event.notice.text.startswith("a worker of fleet mill ended and is replaced: killed xxx")
+    assert response.event.notice.text.startswith("a worker of fleet mill ended and is replaced: lost xxx")
     assert len(response.event.notice.text) < 1100
 
 
-def test_a_job_is_told_of_workers_that_crash(server: Server, stub: TrainingServiceStub, monkeypatch: pytest.MonkeyPatch) -> None:
-    crashes: list[str] = []
-    monkeypatch.setattr(JobRun, "worker_crashed", lambda _, problem: crashes.append(problem))
+@given(histories(), st.data())
+def test_limits_are_kept_and_no_room_is_left_that_they_allow(
+    history: tuple[list[int], list[Wish], Shares], data: st.DataObject
+) -> None:
+    capacities, wishes, now = history
+    limits = [[data.draw(st.none() | st.integers(0, 5)) for _ in wishes] for _ in capacities]
+    shares = allot(capacities, wishes, now, limits)
+    for share, row in zip(shares, limits, strict=True):
+        assert all(limit is None or workers <= limit for workers, limit in zip(share, row, strict=True))
+    for job, workers in enumerate(totals(shares, wishes)):
+        for most, share, row in zip(capacities, shares, limits, strict=True):
+            limit = row[job]
+            full = limit is not None and share[job] >= limit
+            assert full or workers >= wishes[job].workers or most - used(share, wishes) < wishes[job].slots
+    if any(any(limit is not None for limit in row) for row in limits):
+        return
+    assert shares == allot(capacities, wishes, now)
+
+
+def test_workers_that_are_at_work_stay_rather_than_those_that_may_be_starting() -> None:
+    wishes = [Wish(2, 1)]
+    assert allot([2, 2], wishes, [[2], [2]]) == [[2], [0]]
+    assert allot([2, 2], wishes, [[2], [2]], works=[[0], [2]]) == [[0], [2]]
+    assert allot([2, 2], wishes, [[2], [2]], works=[[0], [1]]) == [[1], [1]]
+
+
+def test_a_fleet_that_comes_back_keeps_its_workers(server: Server, stub: TrainingServiceStub) -> None:
+    def come(fleet: AttendingFleet, name: str, running: int) -> None:
+        runs = [fleet_service_pb2.Allotment(job_id="a", workers=running, slots_per_worker=1)] if running else []
+        offer = capacity(name, 1, fleet=name, running=runs)
+        fleet.outbox.put(fleet_service_pb2.AttendRequest(capacity=offer))
+
     create(stub, "a", 1)
-    with attending(server, 1, "far") as fleet:
-        for problem, crashed in (("no server", False), ("no luck", True)):
-            exited = fleet_service_pb2.WorkerExited(job_id="a", problem=problem, crashed=crashed)
-            fleet.outbox.put(fleet_service_pb2.AttendRequest(worker_exited=exited))
-        events = stub.WatchJob(pb.WatchJobRequest(job_id="a"), timeout=DEADLINE)
-        notices = (event.event.notice.text for event in events if event.event.HasField("notice"))
-        assert next(notices) == "a worker of fleet far ended and is replaced: no server"
-        assert next(notices) == "a worker of fleet far ended and is replaced: no luck"
-        stub.CancelJob(pb.CancelJobRequest(job_id="a"))
-    assert crashes == ["no luck"]
+    with attending(server, None) as mill, attending(server, None) as other, Peer(server.address) as worker:
+        come(mill, "mill", 0)
+        mill.told_until({"a": (1, 1)})
+        come(other, "other", 0)
+        assert other.told() == {}
+        worker.hello("a", parameter_service_pb2.Place(fleet="mill", node="one"))
+        mill.outbox.put(None)
+        mill.ends()
+        other.told_until({"a": (1, 1)})
+        with attending(server, None) as again:
+            come(again, "mill", 1)
+            assert again.told() == {"a": (1, 1)}
+            assert other.told() == {}
+            with attending(server, None) as once_more:
+                # The server has not heard that the stream before broke: it is the same fleet all the same.
+                come(once_more, "mill", 1)
+                assert once_more.told() == {"a": (1, 1)}
+                again.ends()
+                assert [name for name, _, _ in fleets_of(stub)] == ["other", "mill"]
 
 
 def test_what_a_fleet_and_its_workers_say_acts_on_no_terminal(server: Server, stub: TrainingServiceStub) -> None:
     create(stub, "a", 1)
     with attending(server, 4, "\x1b[2Jmill") as fleet, Peer(server.address) as worker:
+        fleet.told_until({"a": (1, 1)})
         exited = fleet_service_pb2.WorkerExited(job_id="a", problem="\u202eproblem\nthalweg: faked line")
         fleet.outbox.put(fleet_service_pb2.AttendRequest(worker_exited=exited))
-        worker.send(parameter_service_pb2.WorkRequest(hello=parameter_service_pb2.Hello(job_id="a", worker="\x1b[31mw")))
+        worker.send(parameter_service_pb2.WorkRequest(hello=hello(job_id="a", worker="\x1b[31mw")))
         worker.receive("welcome")
         worker.fail("\x9bfailure")
         events = [response.event for response in stub.WatchJob(pb.WatchJobRequest(job_id="a"), timeout=DEADLINE)]

@@ -12,6 +12,7 @@ from tests.end_to_end.peer import Peer
 from tests.end_to_end.refusals import refusal
 from tests.server.test_training_service import LAYOUT, PREPARED, make_spec
 from thalweg.contract.channel import Address
+from thalweg.contract.release import capacity, hello
 from thalweg.server.service import Server
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc, job_pb2, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
@@ -57,7 +58,7 @@ def gradient(**changes: Any) -> pb.WorkRequest:
 
 # What is said after hello.
 UNPREPARED: dict[str, pb.WorkRequest | bytes] = {
-    "hello again": pb.WorkRequest(hello=pb.Hello(job_id="job-1")),
+    "hello again": pb.WorkRequest(hello=hello(job_id="job-1")),
     "an empty message": pb.WorkRequest(),
     "a message of the future": b"\xfa\x3f\x01x",
     "a gradient": gradient(),
@@ -127,7 +128,7 @@ def test_a_stream_begins_with_hello(server: Server, first: pb.WorkRequest | None
 @pytest.mark.parametrize("job_id", ["", "nobody", "../x"])
 def test_a_worker_of_no_job_is_sent_away(server: Server, job_id: str) -> None:
     with Peer(server.address) as peer:
-        peer.send(pb.WorkRequest(hello=pb.Hello(job_id=job_id)))
+        peer.send(pb.WorkRequest(hello=hello(job_id=job_id)))
         assert "there is no job" in peer.receive("goodbye").reason
 
 
@@ -247,8 +248,8 @@ def test_parameters_that_are_not_finite_are_never_kept(server: Server, stub: Tra
         job = response.event.state_changed.job
     assert job.state == job_pb2.JOB_STATE_FAILED
     assert "NaN or infinite" in job.error
-    _, data = stub.DownloadParameters(training_service_pb2.DownloadParametersRequest(job_id=job_id))
-    assert data.data == INITIAL.tobytes()
+    _, *parts = stub.DownloadParameters(training_service_pb2.DownloadParametersRequest(job_id=job_id))
+    assert b"".join(part.data for part in parts) == INITIAL.tobytes()
 
 
 @pytest.mark.parametrize("shape", [(1 << 60,), (1 << 33, 1 << 33), (MOST,) * 8, (0,)])
@@ -267,8 +268,8 @@ def test_a_model_that_no_memory_holds_fails_its_job_alone(
 def test_a_long_complaint_is_cut(server: Server, stub: TrainingServiceStub) -> None:
     job_id = create(stub)
     with Peer(server.address) as peer:
-        peer.send(pb.WorkRequest(hello=pb.Hello(job_id=job_id, worker="w" * 1_000_000)))
-        peer.send(pb.WorkRequest(failure=pb.Failure(problem="model: " + "x" * 4_000_000)))
+        peer.send(pb.WorkRequest(hello=hello(job_id=job_id, worker="w" * 1_000_000)))
+        peer.send(pb.WorkRequest(failure=pb.Failure(problem="model: " + "x" * 4_000_000, scope=pb.Failure.SCOPE_JOB)))
         peer.receive("goodbye")
     job = stub.GetJob(training_service_pb2.GetJobRequest(job_id=job_id)).job
     assert job.error.startswith("model: xxx")
@@ -288,9 +289,9 @@ def test_bytes_that_are_no_message_end_the_stream(
     server: Server, stub: TrainingServiceStub, undisturbed: str, garbage: bytes
 ) -> None:
     job_id = create(stub)
-    for hello in (False, True):
+    for known in (False, True):
         with Peer(server.address) as peer:
-            if hello:
+            if known:
                 peer.hello(job_id)
             peer.send(garbage)
             assert peer.refusal().code is not grpc.StatusCode.OK
@@ -331,7 +332,7 @@ def attend(address: Address, message: fleet_service_pb2.AttendRequest) -> Callab
 
 
 def test_a_fleet_of_too_many_slots_is_refused(server: Server, stub: TrainingServiceStub) -> None:
-    capacity = fleet_service_pb2.Capacity(name="f", slots=1_000_001)
-    refused = refusal(attend(server.address, fleet_service_pb2.AttendRequest(capacity=capacity)))
+    offer = capacity("f", 1_000_001)
+    refused = refusal(attend(server.address, fleet_service_pb2.AttendRequest(capacity=offer)))
     assert (refused.reason, refused.fields) == ("INVALID_ARGUMENT", ["capacity.slots"])
     assert not stub.GetServerInfo(training_service_pb2.GetServerInfoRequest()).fleets

@@ -15,6 +15,7 @@ from tests.end_to_end.peer import DEADLINE, Peer
 from tests.end_to_end.refusals import Refusal, refusal
 from tests.server.specs import make_spec
 from thalweg.contract.channel import Address
+from thalweg.contract.release import hello
 from thalweg.server.hosting import ServerStartError
 from thalweg.server.service import Server
 from thalweg.server.shard_server import ShardConfig, ShardServer
@@ -88,7 +89,7 @@ def gradient(**changes: Any) -> pb.WorkRequest:
 def test_workers_without_an_invitation_are_refused(token: bytes, server: Server, shard: ShardServer) -> None:
     with Peer(server.address) as peer, Peer(shard.address) as guest:
         join(server, peer)
-        guest.send(pb.WorkRequest(hello=pb.Hello(token=token)))
+        guest.send(pb.WorkRequest(hello=hello(token=token)))
         assert guest.refusal().reason == "UNAUTHENTICATED"
 
 
@@ -104,14 +105,14 @@ def test_an_invitation_is_for_one(server: Server, shard: ShardServer) -> None:
     with Peer(server.address) as peer, Peer(shard.address) as guest, Peer(shard.address) as other:
         (invitation,) = join(server, peer).shards
         assert (invitation.address, invitation.first_chunk, invitation.end_chunk) == (str(shard.address), 0, 1)
-        guest.send(pb.WorkRequest(hello=pb.Hello(token=invitation.token)))
+        guest.send(pb.WorkRequest(hello=hello(token=invitation.token)))
         peer.receive("initialize")
         guest.send(pb.WorkRequest(initial=pb.ParametersChunk(data=CHUNK)))
         peer.send(pb.WorkRequest(initial=pb.ParametersChunk(chunk=1, data=CHUNK)))
         (own, task), (other_own, other_task) = (_unloaded(each.receive("differentiate")) for each in (guest, peer))
         assert (own.chunk, other_own.chunk) == (0, 1)
         assert task == other_task
-        other.send(pb.WorkRequest(hello=pb.Hello(token=invitation.token)))
+        other.send(pb.WorkRequest(hello=hello(token=invitation.token)))
         assert other.refusal().reason == "UNAUTHENTICATED"
 
 
@@ -136,7 +137,7 @@ SENSELESS: dict[str, pb.WorkRequest] = {
 def test_workers_that_make_no_sense_are_refused(what: str, server: Server, shard: ShardServer) -> None:
     with Peer(server.address) as peer, Peer(shard.address) as guest:
         (invitation,) = join(server, peer).shards
-        guest.send(pb.WorkRequest(hello=pb.Hello(token=invitation.token)))
+        guest.send(pb.WorkRequest(hello=hello(token=invitation.token)))
         guest.send(SENSELESS[what])
         assert guest.refusal().reason == "PROTOCOL_VIOLATION"
     assert server.jobs.shards.attending
@@ -146,7 +147,7 @@ def test_workers_that_make_no_sense_are_refused(what: str, server: Server, shard
 def test_what_nobody_asked_for_is_not_kept(server: Server, shard: ShardServer) -> None:
     with Peer(server.address) as peer, Peer(shard.address) as guest:
         (invitation,) = join(server, peer).shards
-        guest.send(pb.WorkRequest(hello=pb.Hello(token=invitation.token)))
+        guest.send(pb.WorkRequest(hello=hello(token=invitation.token)))
         for step in range(20):
             guest.send(gradient(step=step))
         with stub_of(server) as stub:

@@ -12,6 +12,7 @@ import pytest
 from tests.server.lifecycle import create, end_of, every_run_needs_its_shard, hold_together, lose_a_shard, run, running_jobs
 from tests.server.test_journal import poison
 from thalweg.server.checkpoints import Checkpoints
+from thalweg.server.messages import NOWHERE
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as wire
 
@@ -137,7 +138,7 @@ def test_a_run_that_was_given_up_records_nothing(tmp_path: Path, monkeypatch: py
 class Late:
     """A worker's connection, which notes what it hears."""
 
-    worker, name = 1, "late"
+    worker, name, place = 1, "late", NOWHERE
 
     def __init__(self) -> None:
         self.heard: list[str | None] = []

@@ -19,6 +19,7 @@ from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.end_to_end.command import wait_for
 from tests.server.specs import make_spec
 from thalweg.contract import memory
+from thalweg.contract.release import hello
 from thalweg.server import sharing
 from thalweg.server.service import Server
 from thalweg.server.sharing import Guest, Sharing
@@ -39,7 +40,7 @@ class Peer:
         self._outbox: queue.SimpleQueue[pb.WorkRequest | None] = queue.SimpleQueue()
         self._channel = grpc.insecure_channel(str(server.address))
         self._inbox = parameter_service_pb2_grpc.ParameterServiceStub(self._channel).Work(iter(self._outbox.get, None))
-        self.say(hello=pb.Hello(job_id=self.job, worker="by hand"))
+        self.say(hello=hello(job_id=self.job, worker="by hand"))
         self.offer = self.hear().welcome.shared_memory
 
     def say(self, **message: object) -> None:

@@ -19,6 +19,7 @@ from tests.end_to_end.cluster import running_server, train
 from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.end_to_end.refusals import refusal
+from thalweg.contract.release import capacity
 from thalweg.server import room as room_module
 from thalweg.server.parameters import Parameters
 from thalweg.server.service import Server
@@ -271,7 +272,7 @@ def test_why_a_job_waits_follows_the_fleets(server: Server, stub: TrainingServic
     capacities: queue.SimpleQueue[fleet_service_pb2.AttendRequest | None] = queue.SimpleQueue()
     with grpc.insecure_channel(str(server.address)) as channel:
         told = fleet_service_pb2_grpc.FleetServiceStub(channel).Attend(iter(capacities.get, None))
-        capacities.put(fleet_service_pb2.AttendRequest(capacity=fleet_service_pb2.Capacity(name="small", slots=2)))
+        capacities.put(fleet_service_pb2.AttendRequest(capacity=capacity("small", 2)))
         next(told)
         status = stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.status
         assert status == "waiting for workers: no fleet has the 3 CPU slots that each of them takes"

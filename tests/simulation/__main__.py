@@ -19,6 +19,11 @@ def _run(seed: int) -> tuple[int, str, dict[str, int]]:
         return seed, str(error) or "an assertion failed", {}
     counts = {field.name: value for field, value in cluster.counts.ListFields() if field.name != "greatest_staleness"}
     counts |= {"server starts": cluster.incarnations, "checkpoints": cluster.checkpoints, "damaged": len(cluster.problems)}
+    counts |= {
+        "workers that failed": cluster.let_go_of,
+        "workers refused": cluster.refused,
+        "killed at start": cluster.killed_at_start,
+    }
     return seed, "", counts
 
 

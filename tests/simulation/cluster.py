@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 
 from tests.simulation.disk import Crash, ImaginaryDisk
-from tests.simulation.worker import LAYOUT, TRAIN_SAMPLES, ImaginaryWorker, Leaf
+from tests.simulation.worker import LAYOUT, NODES, TRAIN_SAMPLES, ImaginaryWorker, Leaf
 from thalweg.contract import payload
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
 from thalweg.server import plan
 from thalweg.server.checkpoints import Checkpoint, Checkpoints
 from thalweg.server.ending import Ending
+from thalweg.server.failures import MAX_REPORTS
+from thalweg.server.messages import Place
 from thalweg.server.run import JobRun
 from thalweg.server.settings import RunSettings
 from thalweg.server.telemetry import Recorded, told
@@ -99,6 +101,10 @@ class Cluster:
         self.incarnations = 0
         self.checkpoints = 0
         self.repeated = 0
+        self.let_go_of = 0
+        self._failing = 0
+        self.refused = 0
+        self.killed_at_start = 0
         self.wanted = workers
         self._most_workers = most_workers
         self._settings = RunSettings(silence_seconds=0.3, checkpoint_seconds=checkpoint_seconds)
@@ -122,6 +128,8 @@ class Cluster:
             self.start_server()
             for _ in range(self.wanted):
                 self.join()
+            if "hang" in self.faults.kinds:
+                self._fault_hang()
             self.at(_TICK_SECONDS, self._tick)
             self.at(self.random.expovariate(1 / self.faults.seconds), self._fault)
             while self.ended is None:
@@ -247,8 +255,15 @@ class Cluster:
         if len(self.workers) < self.wanted:
             self.join()
 
-    def evicted(self, worker: ImaginaryWorker) -> None:
+    def let_go(self, worker: ImaginaryWorker) -> None:
+        """The server said goodbye: the worker ends, and, unless the job has ended, another one comes."""
+        self.let_go_of += not self._finished
+        self._rejoin_later(worker)
+
+    def evicted(self, worker: ImaginaryWorker, error: ThalwegError | None) -> None:
         """The server ended a worker's stream."""
+        self.refused += error is not None
+        assert error is None or worker.disagrees, f"an honest worker was refused: {error}"
         self._rejoin_later(worker)
 
     def beat(self, worker: ImaginaryWorker) -> None:
@@ -358,6 +373,39 @@ class Cluster:
         worker = self._some_worker()
         if worker:
             worker.slowness = self.random.choice([0.5, 10.0])
+
+    def _fault_fail(self) -> None:
+        """A worker that came late reports that it cannot do its job, and whose fault it takes that for."""
+        if self.run_ and self.run_.coordinator.version:
+            worker = self.join()
+            scope = self.random.choice([pb.Failure.SCOPE_UNSPECIFIED, pb.Failure.SCOPE_JOB, pb.Failure.SCOPE_NODE])
+            worker.fails = pb.Failure(problem="imaginary", scope=scope)
+            # Where many fail at their tasks, the job rightly fails.
+            if scope == pb.Failure.SCOPE_NODE or self._failing < MAX_REPORTS - 1:
+                worker.fails_at = self.random.choice(["welcome", "differentiate"])
+                self._failing += worker.fails_at == "differentiate" and scope != pb.Failure.SCOPE_NODE
+
+    def _fault_disagree(self) -> None:
+        """A worker comes, late, that finds another number of samples."""
+        if self.run_ and self.run_.coordinator.plan:
+            self.join().disagrees = True
+
+    def _fault_hang(self) -> None:
+        """Workers that are there take long to make the initial parameters, or hang there for good; later another one comes."""
+        for worker in self.workers.values():
+            worker.initialize_seconds = self.random.choice([0.0, 3.0, 2 * _LONGEST_SECONDS])
+        self.at(20.0, self._come)
+
+    def _come(self) -> None:
+        self.join()
+
+    def _fault_kill_at_start(self) -> None:
+        """The fleet says that workers were killed before they did anything, many times."""
+        for _ in range(self.random.randint(1, 20)):
+            if self.run_ and not self._finished:
+                self.killed_at_start += 1
+                node = f"node-{self.random.randrange(NODES)}"
+                self.run_.worker_exited(Place("imaginary", node, node), "its process died", self.random.random() < 0.8)
 
     def _fault_scale(self) -> None:
         self.wanted = self.random.randint(1, self._most_workers)

@@ -63,7 +63,21 @@ JOBS: dict[str, dict[str, Any]] = {
         "optimizer": _EXACT,
     },
 }
-_KINDS = ("kill", "cut", "stop", "slow", "stall", "scale", "crash", "full", "damage")
+_KINDS = (
+    "kill",
+    "cut",
+    "stop",
+    "slow",
+    "stall",
+    "scale",
+    "crash",
+    "full",
+    "damage",
+    "fail",
+    "disagree",
+    "hang",
+    "kill_at_start",
+)
 
 
 def spec_of(name: str) -> job_pb2.JobSpec:

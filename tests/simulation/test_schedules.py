@@ -1,5 +1,6 @@
 """No schedule of faults breaks a guarantee, and bugs that are planted are found. Named after docs/guarantees.md."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from tests.simulation.cluster import Cluster, Faults
 from tests.simulation.worker import noise
 from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
-from thalweg.server import checkpoints
+from thalweg.server import checkpoints, coordinator
 from thalweg.server.checkpoints import Checkpoints
 from thalweg.server.chunks import bits
+from thalweg.server.coordinator import Coordinator
 from thalweg.server.disk import Disk
-from thalweg.server.messages import ContributionReceived, Decision, Position, Task
+from thalweg.server.failures import Failures, Kind
+from thalweg.server.messages import ContributionReceived, Decision, Facts, Finish, Position, Task
 from thalweg.server.parameters import Parameters
 from thalweg.server.plan import Plan
 from thalweg.server.run import JobRun
@@ -41,6 +44,9 @@ def test_no_schedule_of_faults_breaks_a_guarantee(first: int) -> None:
 
 def test_the_schedules_meet_every_kind_of_fault() -> None:
     clusters = [schedules.check(seed) for seed in range(100)]
+    assert any(cluster.let_go_of for cluster in clusters)
+    assert any(cluster.refused for cluster in clusters)
+    assert any(cluster.killed_at_start for cluster in clusters)
     for count in ("duplicate", "late", "stale_incarnation", "reissued_tasks", "lost_workers", "lost_residuals"):
         assert any(getattr(cluster.counts, count) for cluster in clusters), count
     assert any(cluster.incarnations > 2 for cluster in clusters)
@@ -175,9 +181,51 @@ def _stale_residual(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Outgoing, "__init__", careless)
 
 
+def _failures_are_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job fails whatever a worker says of itself."""
+
+    def fail(_: Coordinator, __: int, problem: str, ___: object) -> list[Decision]:
+        return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
+
+    monkeypatch.setattr(Coordinator, "_worker_failed", fail)
+
+
+def _the_odd_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that found other facts works like all others."""
+    prepared = Coordinator._worker_prepared
+
+    def accept(self: Coordinator, worker: int, facts: Facts) -> list[Decision]:
+        return prepared(self, worker, self._facts or facts)
+
+    monkeypatch.setattr(Coordinator, "_worker_prepared", accept)
+
+
+def _kills_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that are killed count as workers that report a mistake."""
+    happened = Failures.happened
+    monkeypatch.setattr(Failures, "happened", lambda self, _, *what: happened(self, Kind.REPORTED, *what))
+
+
+def _one_initializer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first worker alone is to make the initial parameters."""
+    monkeypatch.setattr(coordinator, "_INITIALIZE_SECONDS", math.inf)
+
+
 @pytest.mark.parametrize(
     "plant",
-    [_twice, _late, _arrival_order, _one_buffer, _events_behind, _too_stale, _stale_residual],
+    [
+        _failures_are_the_jobs,
+        _the_odd_are_accepted,
+        _kills_are_counted,
+        _one_initializer,
+        _twice,
+        _late,
+        _arrival_order,
+        _one_buffer,
+        _events_behind,
+        _too_stale,
+        _stale_residual,
+    ],
 )
 def test_a_planted_bug_is_found(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in schedules.JOBS:

@@ -11,6 +11,7 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab, ranges
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
+from thalweg.server.messages import Place
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers.residuals import Outgoing
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 ELEMENTS = 7
 TRAIN_SAMPLES = 20
+NODES = 3
 LAYOUT = job_pb2.Layout(tensors=[job_pb2.Tensor(name="0.weight", shape=[ELEMENTS])], dtype="float32")
 _GRADIENT_SECONDS = 0.01
 Leaf = Callable[[Slab, int, int, int], Slab]
@@ -45,6 +47,13 @@ class ImaginaryWorker:
     def __init__(self, cluster: "Cluster", number: int) -> None:
         self.worker = number
         self.name = f"imaginary/{number}"
+        # Nodes take turns; several workers run on each.
+        self.place = Place("imaginary", f"node-{number % NODES}", f"node-{number % NODES}")
+        # What it reports, and instead of which answer: to `welcome`, or to a task.
+        self.fails: pb.Failure | None = None
+        self.fails_at = "welcome"
+        self.disagrees = False
+        self.initialize_seconds = 0.0  # how long it takes to make the initial parameters
         self.alive = True  # the process
         self.heard = True  # the network in between
         self.slowness = 1.0
@@ -65,8 +74,8 @@ class ImaginaryWorker:
         self.send(pb.WorkResponse.FromString(serialized))
 
     def evict(self, error: ThalwegError | None = None) -> None:
-        """The server's end of the stream: the worker is taken for lost, and hears of it if it can."""
-        self._cluster.evicted(self)
+        """The server's end of the stream: the worker is taken for lost or refused, and hears of it if it can."""
+        self._cluster.evicted(self, error)
 
     def seconds(self, message: pb.WorkResponse) -> float:
         """How long a message keeps the worker busy."""
@@ -74,16 +83,25 @@ class ImaginaryWorker:
             task = message.differentiate
             leaves = len(Node(task.level, task.index).leaves(self._spec.training.microbatches))
             return _GRADIENT_SECONDS * leaves * self.slowness
+        if message.HasField("initialize"):
+            return self.initialize_seconds
         return _GRADIENT_SECONDS * self.slowness if message.HasField("evaluate") else 0.0
 
     def handle(self, message: pb.WorkResponse) -> None:
         """Answers a message."""
+        if self.fails and message.WhichOneof("message") == self.fails_at:
+            self._say(failure=self.fails)
+            self.fails = None
+            return
         match message.WhichOneof("message"):
             case "welcome":
                 self._spec = message.welcome.spec
                 self.heartbeat_seconds = message.welcome.heartbeat_seconds
                 self._cluster.beat(self)
-                self._say(prepared=self._cluster.prepared)
+                prepared = pb.Prepared()
+                prepared.CopyFrom(self._cluster.prepared)
+                prepared.train_samples += self.disagrees
+                self._say(prepared=prepared)
             case "accepted":
                 self._chunk_elements = message.accepted.chunk_elements
                 self._incoming = codecs.of_parameters(self._spec, self._chunk_elements)
@@ -105,12 +123,13 @@ class ImaginaryWorker:
                 answer = pb.Evaluation(version=task.version, split=task.split, first=task.first, sums=sums)
                 self._say(evaluation=answer)
             case "goodbye":
-                self.alive = False
+                self._cluster.let_go(self)
 
     def _differentiate(self, task: pb.DifferentiateTask) -> None:
         parameters, node, leaf = self._buffers[task.version % 2], Node(task.level, task.index), self._cluster.leaf
         m = self._spec.training.microbatches
         gradient = tree.fold(node, m, lambda each: leaf(parameters, task.step, task.steps, each), np.add)
+        gradient = gradient + self.disagrees
         sums = tree.fold(node, m, lambda each: Sums(0.1 * each + float(parameters[0]), 1.0, 1), lambda a, b: a + b)
         self._outgoing.begin(node, task.step)
         for chunk in range(task.first_chunk, task.end_chunk):

@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator
 from itertools import chain, pairwise, repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from thalweg.contract.channel import Address
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2 as pb
-from thalweg.workers.keeper import LONGEST_BACKOFF, Alive, Keeper, Orders, RayLostError
+from thalweg.v1.parameter_service_pb2 import Place
+from thalweg.workers.keeper import LONGEST_BACKOFF, Alive, Hold, Keeper, Orders, RayLostError
 
+NONE = pb.WorkerExited.CAUSE_UNSPECIFIED
+KILLED = pb.WorkerExited.CAUSE_KILLED
+NODE = pb.WorkerExited.CAUSE_NODE
 # How long a worker lives, with what error it ends, and whether it has done a task.
 Fate = tuple[float, Exception | None, bool]
 LONG_LIFE: Fate = (1e9, None, True)
@@ -28,29 +32,29 @@ class RayTaskError(RayError):
         self.cause = cause
 
 
+class Call:
+    """A method of a worker that was called: the reference to what it will give."""
+
+    def __init__(self, actor: "Actor", method: str) -> None:
+        self.actor = actor
+        self.method = method
+
+    def remote(self, *_: Any) -> "Call":
+        return self
+
+    def is_done(self, now: float) -> bool:
+        actor = self.actor
+        return {"work": now >= actor.started + actor.seconds, "answered": actor.answers, "place": True}[self.method]
+
+
 class Actor:
     """A worker with the next fate."""
 
-    def __init__(self, ray: "Ray") -> None:
-        self._ray = ray
+    def __init__(self, ray: "Ray", node: str) -> None:
         self.started = ray.now
+        self.node = node
         self.seconds, self.error, self.answers = next(ray.fates)
-        self.work = Method(self, "work")
-        self.answered = Method(self, "answered")
-        self.node = Method(self, "node")
-
-    def is_done(self, method: str) -> bool:
-        return {"work": self._ray.now >= self.started + self.seconds, "answered": self.answers, "node": True}[method]
-
-
-class Method(NamedTuple):
-    """A method of an actor; as a reference, what it returns."""
-
-    actor: Actor
-    name: str
-
-    def remote(self, *_: Any) -> "Method":
-        return self
+        self.work, self.answered, self.place = Call(self, "work"), Call(self, "answered"), Call(self, "place")
 
 
 class Ray:
@@ -64,7 +68,10 @@ class Ray:
         self.now = 0.0
         self.fates: Iterator[Fate] = repeat(LONG_LIFE)
         self.starts: list[float] = []
+        self.nodes_of_starts: list[str] = []
         self.alive = True
+        self.util = self.scheduling_strategies = self
+        self._node = ""
 
     def get_runtime_context(self) -> Any:
         return self
@@ -80,20 +87,24 @@ class Ray:
         if arguments:
             return self
         self.starts.append(self.now)
-        return Actor(self)
+        self.nodes_of_starts.append(self._node)
+        return Actor(self, self._node)
 
-    def options(self, **_: Any) -> "Ray":
+    def options(self, *, scheduling_strategy: Any, **_: Any) -> "Ray":
+        self._node = "here" if scheduling_strategy == "SPREAD" else scheduling_strategy
         return self
 
-    def wait(self, references: list[Method], **_: Any) -> tuple[list[Any], list[Any]]:
-        return [reference for reference in references if reference.actor.is_done(reference.name)], []
+    def NodeAffinitySchedulingStrategy(self, node: str, soft: bool) -> str:  # noqa: N802 - Ray's name
+        assert not soft
+        return node
 
-    def get(self, reference: Method) -> Any:
-        if reference.name == "node":
-            return "far"
-        if reference.name == "work" and reference.actor.error:
+    def wait(self, references: list[Call], **_: Any) -> tuple[list[Any], list[Any]]:
+        return [reference for reference in references if reference.is_done(self.now)], []
+
+    def get(self, reference: Call) -> Any:
+        if reference.method == "work" and reference.actor.error:
             raise reference.actor.error
-        return True
+        return (reference.actor.node, f"{reference.actor.node}.lab") if reference.method == "place" else True
 
     def kill(self, _: Actor) -> None:
         return
@@ -102,11 +113,11 @@ class Ray:
 class Line:
     """The connection to a fleet that tells its allotment and hangs up at some time. Time passes while a keeper listens."""
 
-    def __init__(self, ray: Ray, until: float, workers: int) -> None:
+    def __init__(self, ray: Ray, until: float, workers: int, avoid: tuple[str, ...], then: list[Any]) -> None:
         self._ray = ray
         self._until = until
-        allotment = pb.Allotment(job_id="job", workers=workers, slots_per_worker=1)
-        self._inbox = [pb.AttendResponse(allotments=[allotment])]
+        allotment = pb.Allotment(job_id="job", workers=workers, slots_per_worker=1, avoid=avoid)
+        self._inbox = [*reversed(then), pb.AttendResponse(allotments=[allotment])]
         self.sent: list[Any] = []
 
     def send(self, message: Any) -> None:
@@ -116,7 +127,7 @@ class Line:
         self._ray.now += seconds
         return bool(self._inbox) or self._ray.now >= self._until
 
-    def recv(self) -> pb.AttendResponse:
+    def recv(self) -> Any:
         if not self._inbox:
             raise EOFError
         return self._inbox.pop()
@@ -129,10 +140,10 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
     return ray
 
 
-def run(ray: Ray, until: float, workers: int = 1) -> list[Any]:
-    """What a keeper says until the fleet hangs up."""
-    line: Any = Line(ray, until, workers)
-    Keeper(ray, Orders("fleet", Address("host", 1), None, "auto", 1, 1), line).run()
+def run(ray: Ray, until: float, workers: int = 1, avoid: tuple[str, ...] = (), then: tuple[Any, ...] = ()) -> list[Any]:
+    """What a keeper says until the fleet hangs up. `then` is what it is told after its allotment."""
+    line: Any = Line(ray, until, workers, avoid, list(then))
+    Keeper(ray, Orders("fleet", "id", Address("host", 1), None, "auto", 1, 1), line).run()
     said: list[Any] = line.sent
     return said
 
@@ -147,8 +158,29 @@ def exits(said: list[Any]) -> list[pb.WorkerExited]:
 
 
 def test_it_tells_the_capacity_of_all_nodes(ray: Ray) -> None:
-    said = run(ray, 1)
-    assert said == [Alive(5)] * len(said)
+    said = run(ray, 1, workers=0)
+    assert said == [Alive(5, ("here", "far"))] * len(said)
+
+
+def test_it_tells_how_many_workers_it_runs(ray: Ray) -> None:
+    assert run(ray, 1, workers=2)[-1] == Alive(5, ("here", "far"), {"job": (2, 1)})
+
+
+def test_where_a_node_is_to_be_avoided_workers_are_started_on_others_that_have_room(ray: Ray) -> None:
+    run(ray, 5, workers=5, avoid=("here",))
+    assert ray.nodes_of_starts == ["far"] * 3
+
+
+def test_where_all_nodes_are_to_be_avoided_nothing_is_started(ray: Ray) -> None:
+    run(ray, 5, avoid=("here", "far"))
+    assert not ray.starts
+
+
+def test_while_the_server_cannot_be_reached_what_runs_goes_on_and_nothing_is_started(ray: Ray) -> None:
+    ray.fates = chain([(2.0, RayTaskError(ThalwegError("UNREACHABLE")), True)], repeat(LONG_LIFE))
+    said = run(ray, 60, workers=2, then=(Hold(),))
+    assert len(ray.starts) == 2
+    assert said[-1].running == {"job": (1, 1)}
 
 
 def test_it_gives_up_when_its_own_node_has_died(ray: Ray) -> None:
@@ -160,7 +192,8 @@ def test_it_gives_up_when_its_own_node_has_died(ray: Ray) -> None:
 def test_a_worker_that_dies_at_its_start_again_and_again_is_started_less_and_less_often(ray: Ray) -> None:
     ray.fates = repeat((1.0, RayError("gone"), False))
     said = run(ray, 60)
-    assert all(exited.crashed for exited in exits(said))
+    assert {exited.cause for exited in exits(said)} == {KILLED}
+    assert exits(said)[0].place == Place(fleet="id", node="here", name="here.lab")
     assert gaps(ray) == sorted(gaps(ray))
     assert gaps(ray)[0] < 2
     assert gaps(ray)[-1] > LONGEST_BACKOFF
@@ -169,7 +202,7 @@ def test_a_worker_that_dies_at_its_start_again_and_again_is_started_less_and_les
 def test_a_worker_that_worked_is_replaced_at_once_however_young_it_died(ray: Ray) -> None:
     ray.fates = repeat((1.0, RayError("gone"), True))
     said = run(ray, 60)
-    assert not any(exited.crashed for exited in exits(said))
+    assert {exited.cause for exited in exits(said)} == {NONE}
     assert max(gaps(ray)) < 2
 
 
@@ -185,21 +218,21 @@ def test_no_more_workers_are_started_than_are_wanted(ray: Ray) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "answers", "crashed"),
+    ("error", "answers", "cause"),
     [
-        (RayTaskError(ValueError("no luck")), False, True),
-        (RayTaskError(ValueError("no luck")), True, True),
-        (RayTaskError(ThalwegError("UNREACHABLE")), False, False),
-        (RayTaskError(ThalwegError("INTERNAL")), False, False),
-        (RayTaskError(ThalwegError("PROTOCOL_VIOLATION")), False, True),
-        (RayError("gone"), False, True),
-        (RayError("gone"), True, False),
-        (RayError("The actor died because its node has died. Node Id: 1"), False, False),
+        (RayTaskError(ImportError("no package")), False, NODE),
+        (RayTaskError(ImportError("no package")), True, NONE),
+        (RayTaskError(ThalwegError("UNREACHABLE")), False, NONE),
+        (RayTaskError(ThalwegError("DISAGREES")), False, NONE),
+        (RayTaskError(ThalwegError("PROTOCOL_VIOLATION")), False, NONE),
+        (RayError("gone"), False, KILLED),
+        (RayError("gone"), True, NONE),
+        (RayError("The actor died because its node has died. Node Id: 1"), False, NONE),
     ],
 )
-def test_what_is_a_crash(ray: Ray, error: Exception, answers: bool, crashed: bool) -> None:
+def test_why_a_worker_ended(ray: Ray, error: Exception, answers: bool, cause: pb.WorkerExited.Cause.ValueType) -> None:
     ray.fates = repeat((1.0, error, answers))
-    assert exits(run(ray, 2))[0].crashed is crashed
+    assert exits(run(ray, 2))[0].cause == cause
 
 
 DIED = "The actor died unexpectedly.\n\tpid: 1\nThe actor is dead because its worker process has died. "
@@ -208,23 +241,23 @@ EXITED = f"{DIED}Worker exit type: SYSTEM_ERROR Worker exit detail: Worker exits
 
 
 @pytest.mark.parametrize(
-    ("error", "problem", "reported", "number"),
+    ("error", "problem", "number"),
     [
-        (RayTaskError(ValueError("no luck")), "ValueError: no luck", True, 0),
-        (RayTaskError(ThalwegError("PROTOCOL_VIOLATION", {"problem": "no"})), "no", True, 0),
-        (RayError(LOST), "killed, perhaps", False, 0),
-        (RayError(f"{EXITED}3."), "it ended with exit code 3", False, 0),
-        (RayError(f"{EXITED}1. The process receives a SIGTERM."), "ended by SIGTERM", False, 15),
-        (RayError("Task was killed: low on memory.\nMemory ..."), "its process died: Task was killed: low on memory.", False, 0),
+        (RayTaskError(ValueError("no luck")), "ValueError: no luck", 0),
+        (RayTaskError(ThalwegError("PROTOCOL_VIOLATION", {"problem": "no"})), "no", 0),
+        (RayError(LOST), "killed, perhaps", 0),
+        (RayError(f"{EXITED}3."), "it ended with exit code 3", 0),
+        (RayError(f"{EXITED}1. The process receives a SIGTERM."), "ended by SIGTERM", 15),
+        (RayError("Task was killed: low on memory.\nMemory ..."), "its process died: Task was killed: low on memory.", 0),
     ],
 )
-def test_how_a_worker_ended_is_said(ray: Ray, error: Exception, problem: str, reported: bool, number: int) -> None:
+def test_how_a_worker_ended_is_said(ray: Ray, error: Exception, problem: str, number: int) -> None:
     ray.fates = repeat((1.0, error, False))
     exited = exits(run(ray, 2))[0]
-    assert (exited.job_id, exited.node, exited.crashed) == ("job", "far", True)
+    assert (exited.job_id, exited.place) == ("job", Place(fleet="id", node="here", name="here.lab"))
     assert problem in exited.problem
     assert len(exited.problem) < 120
-    assert (exited.reported, exited.signal) == (reported, number)
+    assert exited.signal == number
 
 
 def test_a_worker_that_the_server_let_go_is_not_told_of(ray: Ray) -> None:

@@ -56,12 +56,15 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: A
     that the job was trained on, hold numbers that the model's dtype cannot, or lead to outputs that are not finite.
     """
     with needs("workers", "the models are"):
-        from thalweg.workers.model import Model, ModelError  # noqa: PLC0415 - an extra
+        from thalweg.workers.failures import NodeError  # noqa: PLC0415 - an extra
+        from thalweg.workers.model import Model, ModelError  # noqa: PLC0415
     samples = prepare_samples(header, x)
     try:
         model = Model(spec.model, samples.shape[1:], spec.seed, one_hot=spec.data.one_hot)
     except ModelError as error:
         raise invalid(Violation("x", f"{_shape(samples)}; with samples of that shape, {error}")) from error
+    except NodeError as error:
+        raise _told(error) from error
     for ours, theirs in zip(model.layout.tensors, header.layout.tensors, strict=True):
         if ours.shape != theirs.shape:
             wanted = f"{theirs.name} has the shape {tuple(theirs.shape)}, and would need {tuple(ours.shape)}"
@@ -181,11 +184,11 @@ def gradcheck(spec: job_pb2.JobSpec, file: Path | None) -> "list[Row]":
     """
     with needs("workers", "the models are"):
         from thalweg.workers import data, gradcheck  # noqa: PLC0415 - an extra
-        from thalweg.workers.model import ModelError  # noqa: PLC0415
+        from thalweg.workers.failures import MistakeError, NodeError  # noqa: PLC0415
     spec = _completed(spec)
     try:
         return gradcheck.gradcheck(spec, data.load(spec, lambda _: file or Path()))
-    except (ModelError, data.DataError) as error:
+    except (MistakeError, NodeError) as error:
         raise _told(error) from error
 
 
@@ -213,11 +216,12 @@ class Landscape:
     def __init__(self, spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> None:
         with needs("workers", "the models are"):
             from thalweg.workers import data  # noqa: PLC0415 - an extra
-            from thalweg.workers.model import Model, ModelError  # noqa: PLC0415
+            from thalweg.workers.failures import MistakeError, NodeError  # noqa: PLC0415
+            from thalweg.workers.model import Model  # noqa: PLC0415
         try:
             dataset = data.load(spec, fetch)
             self._model = Model(spec.model, dataset.input_shape, spec.seed, one_hot=spec.data.one_hot, dtype="float64")
-        except (ModelError, data.DataError) as error:
+        except (MistakeError, NodeError) as error:
             raise _told(error) from error
         room = max(64, min(_MOST_SAMPLES, _MOST_WORK // max(1, self._model.size)))
         chosen = np.linspace(0, len(dataset.train_x) - 1, min(room, len(dataset.train_x))).astype(np.intp)
@@ -240,7 +244,7 @@ class Landscape:
         return losses
 
 
-def _told(error: ValueError) -> Exception:
+def _told(error: Exception) -> Exception:
     """The error of a model or of data, whose message begins with the path of a field."""
     path, _, problem = str(error).partition(": ")
     return invalid(Violation(path, problem))

@@ -59,6 +59,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The job cannot be taken up again."""
     ERROR_REASON_EVICTED: _ErrorReason.ValueType  # 16
     """A worker was silent for too long. Its tasks were given to others."""
+    ERROR_REASON_INCOMPATIBLE: _ErrorReason.ValueType  # 21
+    """A worker or a fleet speaks another version of the protocol."""
+    ERROR_REASON_DISAGREES: _ErrorReason.ValueType  # 22
+    """What a worker says of the job is not what the others say."""
     ERROR_REASON_TOO_SLOW: _ErrorReason.ValueType  # 20
     """A client takes nothing of what it has asked for, and the server does not keep that any longer."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 14
@@ -103,6 +107,10 @@ ERROR_REASON_NOT_RESUMABLE: ErrorReason.ValueType  # 15
 """The job cannot be taken up again."""
 ERROR_REASON_EVICTED: ErrorReason.ValueType  # 16
 """A worker was silent for too long. Its tasks were given to others."""
+ERROR_REASON_INCOMPATIBLE: ErrorReason.ValueType  # 21
+"""A worker or a fleet speaks another version of the protocol."""
+ERROR_REASON_DISAGREES: ErrorReason.ValueType  # 22
+"""What a worker says of the job is not what the others say."""
 ERROR_REASON_TOO_SLOW: ErrorReason.ValueType  # 20
 """A client takes nothing of what it has asked for, and the server does not keep that any longer."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 14

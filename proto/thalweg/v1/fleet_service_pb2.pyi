@@ -9,6 +9,8 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from thalweg.v1 import parameter_service_pb2 as _parameter_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -60,19 +62,43 @@ class Capacity(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people."""
     slots: _builtins.int
     """CPU slots in all. A worker takes as many as its job's `threads_per_worker`."""
+    id: _builtins.str
+    """Chosen at random by the fleet, once: a fleet that comes back is known by it."""
+    protocol: _builtins.int
+    """The version of this protocol that the fleet speaks. A server refuses any other than its own, and names both."""
+    release: _builtins.str
+    """The fleet's release of Thalweg."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The nodes of its cluster, by their ids."""
+
+    @_builtins.property
+    def running(self) -> _containers.RepeatedCompositeFieldContainer[Global___Allotment]:
+        """The workers that it runs now, by job: a fleet that comes back keeps them, as far as they are still wanted."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         slots: _builtins.int = ...,
+        id: _builtins.str = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+        running: _abc.Iterable[Global___Allotment] | None = ...,
+        protocol: _builtins.int = ...,
+        release: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name", "nodes", b"nodes", "protocol", b"protocol", "release", b"release", "running", b"running", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -80,45 +106,64 @@ Global___Capacity: _TypeAlias = Capacity  # noqa: Y015
 
 @_typing.final
 class WorkerExited(_message.Message):
-    """A worker process ended though it was wanted. The fleet starts another."""
+    """A worker process ended though it was wanted. The fleet starts another. Workers themselves report what is wrong with a job
+    (`WorkRequest.failure`): a fleet's word fails none.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Cause:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[WorkerExited._Cause.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CAUSE_UNSPECIFIED: WorkerExited._Cause.ValueType  # 0
+        """Nothing that says anything about its next start: it lost the server, its node died, or it had done tasks before."""
+        CAUSE_KILLED: WorkerExited._Cause.ValueType  # 1
+        """Its process was killed, or ended without a report, before it had done a task."""
+        CAUSE_NODE: WorkerExited._Cause.ValueType  # 2
+        """It could not begin, as where a package is missing on its node."""
+
+    class Cause(_Cause, metaclass=_CauseEnumTypeWrapper):
+        """Why a worker ended."""
+
+    CAUSE_UNSPECIFIED: WorkerExited.Cause.ValueType  # 0
+    """Nothing that says anything about its next start: it lost the server, its node died, or it had done tasks before."""
+    CAUSE_KILLED: WorkerExited.Cause.ValueType  # 1
+    """Its process was killed, or ended without a report, before it had done a task."""
+    CAUSE_NODE: WorkerExited.Cause.ValueType  # 2
+    """It could not begin, as where a package is missing on its node."""
+
     JOB_ID_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
-    CRASHED_FIELD_NUMBER: _builtins.int
-    NODE_FIELD_NUMBER: _builtins.int
-    REPORTED_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job it worked for."""
     problem: _builtins.str
     """What is known of why."""
-    crashed: _builtins.bool
-    """Whether it ended by itself, by an exception or with its process, and not because it lost the server. A job whose workers crash
-    at every start fails.
-    """
-    node: _builtins.str
-    """The host name of the machine that it ran on; empty if it never ran."""
-    reported: _builtins.bool
-    """Whether the worker itself said why, by an exception. If not, and it crashed, its process was killed or broke down without a
-    word, and `problem` is what Ray supposes.
-    """
+    cause: Global___WorkerExited.Cause.ValueType
+    """Why."""
     signal: _builtins.int
     """The signal that ended its process; 0 if it was none, or Ray does not know which."""
+    @_builtins.property
+    def place(self) -> _parameter_service_pb2.Place:
+        """Where it ran, as far as that is known."""
+
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         problem: _builtins.str = ...,
-        crashed: _builtins.bool = ...,
-        node: _builtins.str = ...,
-        reported: _builtins.bool = ...,
+        cause: Global___WorkerExited.Cause.ValueType = ...,
+        place: _parameter_service_pb2.Place | None = ...,
         signal: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crashed", b"crashed", "job_id", b"job_id", "node", b"node", "problem", b"problem", "reported", b"reported", "signal", b"signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "job_id", b"job_id", "place", b"place", "problem", b"problem", "signal", b"signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -157,22 +202,28 @@ class Allotment(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     SLOTS_PER_WORKER_FIELD_NUMBER: _builtins.int
+    AVOID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job's id."""
     workers: _builtins.int
     """How many."""
     slots_per_worker: _builtins.int
     """CPU slots that each of them takes."""
+    @_builtins.property
+    def avoid(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes on which no more of them are to be started for now, by their ids: workers of this job failed there."""
+
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         workers: _builtins.int = ...,
         slots_per_worker: _builtins.int = ...,
+        avoid: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "slots_per_worker", b"slots_per_worker", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "job_id", b"job_id", "slots_per_worker", b"slots_per_worker", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -56,6 +56,46 @@ JOB_STATE_CANCELLED: JobState.ValueType  # 5
 """Ended by CancelJob."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
+class _WaitingFor:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WaitingForEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitingFor.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WAITING_FOR_UNSPECIFIED: _WaitingFor.ValueType  # 0
+    """Nothing: it makes progress, or has ended."""
+    WAITING_FOR_PLACE: _WaitingFor.ValueType  # 1
+    """A place: the server runs as many jobs as it may."""
+    WAITING_FOR_FLEET: _WaitingFor.ValueType  # 2
+    """A fleet: none attends on the server."""
+    WAITING_FOR_SLOTS: _WaitingFor.ValueType  # 3
+    """CPU slots: no fleet has as many as a worker takes."""
+    WAITING_FOR_WORKERS: _WaitingFor.ValueType  # 4
+    """Workers: they are starting, or other jobs have them."""
+    WAITING_FOR_NODE: _WaitingFor.ValueType  # 5
+    """A node: on those there are, workers fail or are killed before they contribute anything. The job tries again."""
+    WAITING_FOR_STORAGE: _WaitingFor.ValueType  # 6
+    """Room on the server's disk for its result."""
+
+class WaitingFor(_WaitingFor, metaclass=_WaitingForEnumTypeWrapper):
+    """What a job waits for."""
+
+WAITING_FOR_UNSPECIFIED: WaitingFor.ValueType  # 0
+"""Nothing: it makes progress, or has ended."""
+WAITING_FOR_PLACE: WaitingFor.ValueType  # 1
+"""A place: the server runs as many jobs as it may."""
+WAITING_FOR_FLEET: WaitingFor.ValueType  # 2
+"""A fleet: none attends on the server."""
+WAITING_FOR_SLOTS: WaitingFor.ValueType  # 3
+"""CPU slots: no fleet has as many as a worker takes."""
+WAITING_FOR_WORKERS: WaitingFor.ValueType  # 4
+"""Workers: they are starting, or other jobs have them."""
+WAITING_FOR_NODE: WaitingFor.ValueType  # 5
+"""A node: on those there are, workers fail or are killed before they contribute anything. The job tries again."""
+WAITING_FOR_STORAGE: WaitingFor.ValueType  # 6
+"""Room on the server's disk for its result."""
+Global___WaitingFor: _TypeAlias = WaitingFor  # noqa: Y015
+
 @_typing.final
 class JobSpec(_message.Message):
     """Everything that determines the result of a training run. Two jobs with equal specifications (`training.workers` and `priority`
@@ -1499,6 +1539,7 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id, unique on its server."""
     state: Global___JobState.ValueType
@@ -1507,6 +1548,8 @@ class Job(_message.Message):
     """What the job does or waits for, in words for people."""
     error: _builtins.str
     """Why it failed; empty otherwise."""
+    waiting_for: Global___WaitingFor.ValueType
+    """What the job waits for, as `status` says in words."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """The specification, with every default filled in."""
@@ -1544,10 +1587,11 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         progress: Global___Progress | None = ...,
         result: Global___Result | None = ...,
+        waiting_for: Global___WaitingFor.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "id", b"id", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "id", b"id", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state", "status", b"status", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -97,7 +97,7 @@ class WorkRequest(_message.Message):
 
     @_builtins.property
     def failure(self) -> Global___Failure:
-        """The job cannot go on because of its model or data. The worker ends."""
+        """The worker cannot do its job. It waits for Goodbye, and ends."""
 
     @_builtins.property
     def heartbeat(self) -> Global___Heartbeat:
@@ -202,26 +202,70 @@ class Hello(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job that it works for."""
     worker: _builtins.str
     """A name for people: where it runs."""
     token: _builtins.bytes
     """To a shard: what Accepted has."""
+    protocol: _builtins.int
+    """The version of this protocol that the worker speaks. A server refuses any other than its own, and names both."""
+    release: _builtins.str
+    """The worker's release of Thalweg."""
+    @_builtins.property
+    def place(self) -> Global___Place:
+        """Where the worker runs. Empty for one that no fleet started."""
+
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         worker: _builtins.str = ...,
         token: _builtins.bytes = ...,
+        protocol: _builtins.int = ...,
+        release: _builtins.str = ...,
+        place: Global___Place | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "token", b"token", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "place", b"place", "protocol", b"protocol", "release", b"release", "token", b"token", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class Place(_message.Message):
+    """Where a worker runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLEET_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    fleet: _builtins.str
+    """The fleet that started it: `Capacity.id`."""
+    node: _builtins.str
+    """The node of the fleet's cluster, by its id there."""
+    name: _builtins.str
+    """The node's name, for people."""
+    def __init__(
+        self,
+        *,
+        fleet: _builtins.str = ...,
+        node: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleet", b"fleet", "name", b"name", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Place: _TypeAlias = Place  # noqa: Y015
 
 @_typing.final
 class Welcome(_message.Message):
@@ -749,21 +793,53 @@ Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 
 @_typing.final
 class Failure(_message.Message):
-    """Why a worker cannot do its job, as a mistake that no other worker would escape."""
+    """Why a worker cannot do its job.
+
+    A job fails by a cause of its own, unless other workers got further with the same job; and when one worker after another reports
+    a cause of unknown scope, on all nodes where the job has workers, while none contributes anything. Any other failure is the
+    node's: the job gets no more workers there for a while.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Scope:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Failure._Scope.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SCOPE_UNSPECIFIED: Failure._Scope.ValueType  # 0
+        """The worker cannot tell."""
+        SCOPE_JOB: Failure._Scope.ValueType  # 1
+        """The job's: a mistake in the model or the data that no worker can escape."""
+        SCOPE_NODE: Failure._Scope.ValueType  # 2
+        """The node's: too little memory, a package that is not installed, a file that cannot be read."""
+
+    class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper):
+        """Whose the cause is."""
+
+    SCOPE_UNSPECIFIED: Failure.Scope.ValueType  # 0
+    """The worker cannot tell."""
+    SCOPE_JOB: Failure.Scope.ValueType  # 1
+    """The job's: a mistake in the model or the data that no worker can escape."""
+    SCOPE_NODE: Failure.Scope.ValueType  # 2
+    """The node's: too little memory, a package that is not installed, a file that cannot be read."""
+
     PROBLEM_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
     problem: _builtins.str
-    """What is wrong, beginning with the field of the job that it is about."""
+    """What is wrong. Where it is about a field of the job, it begins with that."""
+    scope: Global___Failure.Scope.ValueType
+    """Whose the cause is."""
     def __init__(
         self,
         *,
         problem: _builtins.str = ...,
+        scope: Global___Failure.Scope.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

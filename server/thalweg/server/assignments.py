@@ -147,7 +147,7 @@ class Assignments(Generic[T]):
         return sorted(self._idle, key=lambda worker: self._hands[worker].number)
 
     def overdue(self) -> list[T]:
-        """The tasks of workers that take too long and that nobody else has."""
+        """The tasks of workers that take too long. One that several have is overdue when it takes each of them longer still."""
         # This is asked at every message, so the median is taken only where somebody has been at work for long enough.
         first = next(iter(self._busy.values()), None)
         if first is None or self.now - first.since <= _LEAST_PATIENCE_SECONDS:
@@ -159,9 +159,17 @@ class Assignments(Generic[T]):
 
         least = max(_LEAST_PATIENCE_SECONDS, patience(self._smallest))
         slow = itertools.takewhile(lambda hand: self.now - hand.since > least, self._busy.values())
-        stuck = [hand for hand in slow if self.now - hand.since > patience(next(iter(hand.tasks.values())))]
-        stuck.sort(key=lambda hand: hand.number)
-        return [task for hand in stuck for task in hand.tasks if len(self._holders[task]) == 1]
+
+        def is_stuck(hand: _Hand[T], holders: int = 1) -> bool:
+            """Whether a worker takes too long for its first task; twice as long, if another one has that too, and so on."""
+            return self.now - hand.since > 2.0 ** (holders - 1) * patience(next(iter(hand.tasks.values())))
+
+        def is_overdue(task: T) -> bool:
+            holders = self._holders[task]
+            return all(is_stuck(self._hands[holder], len(holders)) for holder in holders)
+
+        stuck = sorted(filter(is_stuck, slow), key=lambda hand: hand.number)
+        return list(dict.fromkeys(task for hand in stuck for task in hand.tasks if is_overdue(task)))
 
     def weights(self, workers: Iterable[WorkerId]) -> dict[WorkerId, float]:
         """How much of the work each worker should get: in proportion to its speed, as far as that is known."""

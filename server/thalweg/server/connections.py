@@ -7,7 +7,7 @@ from typing import Protocol
 
 from thalweg.contract.errors import ThalwegError
 from thalweg.server import wire
-from thalweg.server.messages import WorkerId
+from thalweg.server.messages import Place, WorkerId
 from thalweg.server.parameters import Parameters
 from thalweg.server.settings import RunSettings
 from thalweg.server.sharing import JobSharing, Sharing
@@ -22,6 +22,7 @@ class Connection(Protocol):
 
     worker: WorkerId
     name: str
+    place: Place
 
     def send(self, message: parameter_service_pb2.WorkResponse) -> None:
         """Queues a message."""
@@ -90,6 +91,24 @@ class Connections:
             self._telemetry.notice(f"worker {connection.name} said nothing for {silent}; its tasks go to others")
             connection.evict()
             self.leave(worker)
+
+    def dismiss(self, worker: WorkerId, reason: str) -> None:
+        """Lets a worker go that cannot do its job."""
+        connection = self._all.get(worker)
+        if connection:
+            connection.send(parameter_service_pb2.WorkResponse(goodbye=parameter_service_pb2.Goodbye(reason=reason)))
+            self.leave(worker)
+
+    def refuse(self, worker: WorkerId, problem: str) -> None:
+        """Ends the stream of a worker that disagrees with the others."""
+        connection = self._all.get(worker)
+        if connection:
+            connection.evict(ThalwegError("DISAGREES", {"problem": problem}))
+            self.leave(worker)
+
+    def of_fleet(self, fleet: str) -> int:
+        """How many workers that a fleet started are there."""
+        return sum(connection.place.fleet == fleet for connection in self._all.values())
 
     def _changed(self) -> None:
         self._telemetry.workers_changed([connection.name for connection in self._all.values()])

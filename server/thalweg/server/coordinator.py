@@ -16,14 +16,17 @@ from enum import Enum, auto
 from thalweg.server import synchrony
 from thalweg.server.assignments import no_paces
 from thalweg.server.evaluation import Evaluation
+from thalweg.server.failures import Failures, Kind
 from thalweg.server.messages import (
     Accept,
     Allocate,
     AssignInitialize,
+    Avoid,
     CancelRequested,
     CheckpointDone,
     ContributionReceived,
     Decision,
+    Dismiss,
     DriverFailed,
     Drop,
     Dropped,
@@ -36,19 +39,25 @@ from thalweg.server.messages import (
     InitialReceived,
     KeepInitial,
     LoadGiven,
+    Place,
     Position,
     RangeNotFinite,
+    Refuse,
     ReportEpoch,
     ReportReady,
     ReportStep,
+    Scope,
     Split,
+    Tell,
     Tick,
-    WorkerCrashed,
+    WorkerExited,
     WorkerFailed,
     WorkerId,
     WorkerJoined,
     WorkerLost,
+    WorkerMisbehaved,
     WorkerPrepared,
+    WorkerRefused,
     WriteCheckpoint,
 )
 from thalweg.server.plan import Plan
@@ -57,8 +66,10 @@ from thalweg.server.synchrony.base import Policy
 from thalweg.server.synchrony.diverged import diverged
 from thalweg.v1 import job_pb2, parameter_service_pb2
 
-# So many workers in a row that crash before any of them contributes anything: the next would crash too.
-MOST_CRASHES = 5
+# How long a worker may take to make the initial parameters until another one is to make them too; then twice as long.
+_INITIALIZE_SECONDS = 5.0
+# Stands for the workers of a run before this one.
+_EARLIER_RUN: WorkerId = -1
 # Writing checkpoints takes at most this share of the time.
 _CHECKPOINT_SHARE = 0.1
 
@@ -91,14 +102,19 @@ class Coordinator:
         self._position = position or (Position(0, 0.0, 0) if given else None)
         self._now = 0.0
         self._heard: dict[WorkerId, float] = {}
+        self._places: dict[WorkerId, Place] = {}
+        self._failures = Failures()
+        self._avoided: tuple[Place, ...] = ()
+        # The first two workers that contributed anything: enough to tell whether another one than some worker has.
+        self._contributors: set[WorkerId] = {_EARLIER_RUN} if position and position.version else set()
         self._prepared: dict[WorkerId, None] = {}
         self._facts: Facts | None = None
-        self._initializer: WorkerId | None = None
+        self._initializers: dict[WorkerId, None] = {}
+        self._initialize_by = math.inf
         self._initial: set[int] = set()
         self._evaluation: Evaluation | None = None
         self._evaluation_paces = no_paces()
         self._epoch_loss = (0.0, 0)
-        self._crashes = 0
         self._checkpoint_due = math.inf
         self._writing = False
 
@@ -107,13 +123,17 @@ class Coordinator:
         """The number of updates applied."""
         return self.policy.version if self.policy else 0
 
+    def trouble(self, now: float) -> str:
+        """What keeps the job from having workers that contribute, in words for people; empty if nothing does."""
+        return self._failures.status(now)
+
     def handle(self, event: Event, now: float) -> list[Decision]:
         """The decisions that follow from an event at a time, in seconds, which never runs backwards."""
         if self.over:
             if self.phase is Phase.ENDING and isinstance(event, DriverFailed):
                 return [Finish(job_pb2.JOB_STATE_FAILED, event.problem)]
             return []
-        self._now = now
+        self._now = self._failures.now = now
         if self.policy:
             self.policy.at(now)
         worker = getattr(event, "worker", None)
@@ -135,16 +155,23 @@ class Coordinator:
 
     def _decide(self, event: Event) -> list[Decision]:
         match event:
-            case WorkerJoined(worker):
+            case WorkerJoined(worker, place):
                 self._heard[worker] = self._now
+                self._places[worker] = place
                 return []
             case WorkerPrepared(worker, facts):
                 return self._worker_prepared(worker, facts)
             case WorkerLost(worker):
                 return self._worker_lost(worker)
-            case WorkerCrashed(problem):
-                return self._worker_crashed(problem)
-            case WorkerFailed(_, problem) | DriverFailed(problem):
+            case WorkerExited(place, problem, killed):
+                return self._happened(Kind.KILLED if killed else Kind.NODE, place, problem)
+            case WorkerRefused(place, problem):
+                return self._happened(Kind.NODE, place, problem)
+            case WorkerFailed(worker, problem, scope):
+                return self._worker_failed(worker, problem, scope)
+            case WorkerMisbehaved(worker, problem):
+                return self._worker_misbehaved(worker, problem)
+            case DriverFailed(problem):
                 return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
             case InitialReceived():
                 return self._initial_received(event)
@@ -178,8 +205,9 @@ class Coordinator:
             self.plan = Plan(self.spec, facts)
             decisions.append(Allocate())
         elif facts != self._facts:
-            problem = f"workers disagree about the model or the data: {self._facts} and {facts}. Do all run the same release?"
-            return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
+            problem = f"it found {_words(facts)}, and others found {_words(self._facts)}"
+            happened = self._happened(Kind.NODE, self._places[worker], f"a worker disagrees with others: {problem}")
+            return [Refuse(worker, problem), *self._worker_lost(worker), *happened]
         self._prepared[worker] = None
         decisions.append(Accept(worker))
         if self.phase is not Phase.PREPARING:
@@ -189,10 +217,15 @@ class Coordinator:
         return decisions + self._assign_initialize()
 
     def _assign_initialize(self) -> list[Decision]:
-        if self._initializer is not None or not self._prepared:
+        """Lets a worker make the initial parameters, and another one too, if that takes long: all make the same."""
+        if self._initializers and self._now < self._initialize_by:
             return []
-        self._initializer = next(iter(self._prepared))
-        return [AssignInitialize(self._initializer)]
+        worker = next((worker for worker in self._prepared if worker not in self._initializers), None)
+        if worker is None:
+            return []
+        self._initializers[worker] = None
+        self._initialize_by = self._now + _INITIALIZE_SECONDS * 2.0 ** (len(self._initializers) - 1)
+        return [AssignInitialize(worker)]
 
     def _initial_received(self, event: InitialReceived) -> list[Decision]:
         if self.plan is None or self.phase is not Phase.PREPARING or self._position or event.worker not in self._prepared:
@@ -229,10 +262,10 @@ class Coordinator:
             return []
         prepared = worker in self._prepared
         self._prepared.pop(worker, None)
-        if self._initializer == worker:
-            self._initializer = None
-            if self.phase is Phase.PREPARING:
-                return self._assign_initialize()
+        self._places.pop(worker, None)
+        self._initializers.pop(worker, None)
+        if self.phase is Phase.PREPARING and not self._position:
+            return self._assign_initialize()
         if self.policy is None or not prepared:
             return []
         decisions = self.policy.lost(worker)
@@ -240,22 +273,61 @@ class Coordinator:
             self._evaluation.remove(worker)
         return decisions + self._assign_evaluation()
 
-    def _worker_crashed(self, problem: str) -> list[Decision]:
-        self._crashes += 1
-        if self._crashes < MOST_CRASHES:
+    def _worker_failed(self, worker: WorkerId, problem: str, scope: Scope) -> list[Decision]:
+        """A failure is the job's if the worker says so, and no other worker got further with the same job."""
+        if worker not in self._heard:
             return []
-        error = f"{self._crashes} workers in a row ended before they contributed anything; the last one said: {problem}"
-        return [Finish(job_pb2.JOB_STATE_FAILED, error)]
+        others_prepared = self._facts is not None and worker not in self._prepared
+        others_got_further = others_prepared or bool(self._contributors - {worker})
+        if scope == parameter_service_pb2.Failure.SCOPE_JOB and not others_got_further:
+            return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
+        node = scope == parameter_service_pb2.Failure.SCOPE_NODE or others_prepared
+        place = self._places[worker]
+        lost = self._worker_lost(worker)
+        return [Dismiss(worker, problem), *lost, *self._happened(Kind.NODE if node else Kind.REPORTED, place, problem)]
+
+    def _worker_misbehaved(self, worker: WorkerId, problem: str) -> list[Decision]:
+        if worker not in self._heard:
+            return []
+        place = self._places[worker]
+        return [*self._worker_lost(worker), *self._happened(Kind.NODE, place, problem)]
+
+    def _happened(self, kind: Kind, place: Place, problem: str) -> list[Decision]:
+        """Something went wrong with a worker: its node is left alone for a while, unless the job fails."""
+        text = self._failures.happened(kind, place, problem)
+        error = self._failures.failed(self._places.values())
+        if error:
+            return [Finish(job_pb2.JOB_STATE_FAILED, error)]
+        told: list[Decision] = [Tell(text)] if text else []
+        return told + self._avoid()
+
+    def _avoid(self) -> list[Decision]:
+        avoided = self._failures.avoided()
+        if avoided == self._avoided:
+            return []
+        self._avoided = avoided
+        return [Avoid(avoided)]
+
+    def _worker_contributed(self, worker: WorkerId) -> list[Decision]:
+        """What follows from a worker's contribution for those that failed."""
+        if len(self._contributors) < 2:
+            self._contributors.add(worker)
+        if not self._failures or worker not in self._places:
+            return []
+        self._failures.contributed(self._places[worker])
+        return self._avoid()
 
     def _tick(self, missed: float) -> list[Decision]:
         if missed:
             self._heard = {worker: min(self._now, heard + missed) for worker, heard in self._heard.items()}
-        decisions: list[Decision] = []
+        decisions: list[Decision] = self._avoid() if self._avoided else []
         for worker, heard in list(self._heard.items()):
             if self._now - heard > self._settings.silence_seconds:
                 decisions += [Evict(worker), *self._worker_lost(worker)]
         if self.policy and self.phase is Phase.TRAINING:
             decisions += self.policy.assign()
+        if self._initializers and self.phase is Phase.PREPARING:
+            decisions += self._assign_initialize()
         return decisions + self._assign_evaluation()
 
     def _contribution_received(self, event: ContributionReceived) -> list[Decision]:
@@ -263,9 +335,8 @@ class Coordinator:
             return [Dropped(event.worker, Drop.STALE_INCARNATION)]
         if self.policy is None or event.worker not in self._prepared:
             return [Dropped(event.worker, Drop.UNKNOWN)]
-        self._crashes = 0
         version = self.policy.version
-        decisions = self.policy.received(event)
+        decisions = self._worker_contributed(event.worker) + self.policy.received(event)
         self._add_losses(decisions)
         while self.policy.version > version and not any(isinstance(decision, Finish) for decision in decisions):
             version = self.policy.version
@@ -330,9 +401,9 @@ class Coordinator:
         evaluation = self._evaluation
         if evaluation is None or self.plan is None or not evaluation.received(event, self._now):
             return []
-        self._crashes = 0
+        contributed = self._worker_contributed(event.worker)
         if evaluation.open:
-            return self._assign_evaluation()
+            return contributed + self._assign_evaluation()
         self._evaluation = None
         sums = evaluation.total()
         if not math.isfinite(sums.loss):
@@ -342,5 +413,11 @@ class Coordinator:
         if self.plan.classifier:
             metrics.accuracy = sums.correct / evaluation.samples
         if evaluation.split == parameter_service_pb2.SPLIT_VALIDATION:
-            return self._after_validation(metrics)
+            return contributed + self._after_validation(metrics)
         return [Finish(job_pb2.JOB_STATE_SUCCEEDED, "", metrics, evaluation.validation)]
+
+
+def _words(facts: Facts) -> str:
+    kind = "a classifier" if facts.classifier else "no classifier"
+    samples = f"{facts.train_samples:,} and {facts.validation_samples:,} samples"
+    return f"{facts.elements:,} parameters, {samples} for training and validation, {kind}"

@@ -1,15 +1,46 @@
 """Which fleet gives how many workers to which job. Level-triggered: each fleet is always told its whole allotment."""
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
+from thalweg.server.messages import Place
 from thalweg.v1 import fleet_service_pb2, job_pb2
 
+_log = logging.getLogger(__name__)
 # How many workers each fleet gives to each job.
 Shares: TypeAlias = list[list[int]]
+# The most workers that each fleet may give to each job; None where there is no such limit.
+Limits: TypeAlias = Sequence[Sequence[int | None]]
+
+
+class Allotment(NamedTuple):
+    """What a job gets from a fleet: workers, with CPU slots for each, and no new ones on some nodes."""
+
+    workers: int
+    slots: int
+    avoid: tuple[str, ...] = ()
+
+
+class Applicant(Protocol):
+    """A job that wants workers, as a `JobRun` is."""
+
+    @property
+    def job(self) -> job_pb2.Job:
+        """What it wants."""
+        ...
+
+    @property
+    def avoided(self) -> tuple[Place, ...]:
+        """Where it is to get no more workers for now."""
+        ...
+
+    def workers_of(self, fleet: str) -> int:
+        """How many workers that a fleet started are connected."""
+        ...
 
 
 @dataclass(eq=False)
@@ -18,27 +49,57 @@ class AttendingFleet:
 
     name: str = ""
     slots: int = 0
-    allotments: dict[str, tuple[int, int]] = field(default_factory=dict)
+    id: str = ""
+    nodes: frozenset[str] = frozenset()
+    allotments: dict[str, Allotment] = field(default_factory=dict)
+    # How many workers of each job may be running there: as many as it was ever told to start, less those of which it said that
+    # they ended and that it was not to replace.
+    started: dict[str, int] = field(default_factory=dict)
+    # Whether it has said what it can hold, and whether it has come again on another stream.
+    known: bool = False
+    superseded: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def message(self) -> fleet_service_pb2.AttendResponse:
         """The allotment, as the fleet is told."""
         return fleet_service_pb2.AttendResponse(
             allotments=[
-                fleet_service_pb2.Allotment(job_id=job_id, workers=workers, slots_per_worker=slots)
-                for job_id, (workers, slots) in self.allotments.items()
+                fleet_service_pb2.Allotment(job_id=job_id, workers=workers, slots_per_worker=slots, avoid=avoid)
+                for job_id, (workers, slots, avoid) in self.allotments.items()
             ]
         )
 
     @property
     def allotted(self) -> int:
         """The CPU slots that are given to jobs."""
-        return sum(workers * slots for workers, slots in self.allotments.values())
+        return sum(allotment.workers * allotment.slots for allotment in self.allotments.values())
 
     def gives(self, job_id: str) -> int:
         """How many workers a job gets from it."""
-        workers, _ = self.allotments.get(job_id, (0, 0))
-        return workers
+        allotment = self.allotments.get(job_id)
+        return allotment.workers if allotment else 0
+
+    def give(self, allotments: dict[str, Allotment], jobs: Iterable[str]) -> None:
+        """Tells it what it gives to `jobs`, if that has changed."""
+        self.started = {job_id: max(self.started.get(job_id, 0), self.gives(job_id)) for job_id in jobs}
+        if allotments != self.allotments:
+            self.allotments = allotments
+            self.changed.set()
+
+    def exited(self, job_id: str) -> bool:
+        """It says that a worker of a job ended. Whether it can be one that it was told to start."""
+        most = max(self.started.get(job_id, 0), self.gives(job_id))
+        self.started[job_id] = max(most - 1, self.gives(job_id))
+        return most > 0
+
+    def avoids(self, applicant: Applicant) -> tuple[str, ...]:
+        """The nodes on which a job is to get no more workers; the empty id stands for those that are not known."""
+        return tuple(sorted(place.node for place in applicant.avoided if place.fleet == self.id))
+
+    def limit(self, applicant: Applicant) -> int | None:
+        """The most workers that a job may get: those that it has, where it is to get no more on any node."""
+        avoided = self.avoids(applicant)
+        return applicant.workers_of(self.id) if avoided and self.nodes.issubset(avoided) else None
 
 
 class Wish(NamedTuple):
@@ -55,56 +116,106 @@ class Fleets:
     def __init__(self) -> None:
         self.attending: list[AttendingFleet] = []
 
+    def add(self, fleet: AttendingFleet) -> None:
+        """A fleet came."""
+        self.attending.append(fleet)
+
+    def know(self, fleet: AttendingFleet, id_: str, running: Iterable[fleet_service_pb2.Allotment]) -> None:
+        """A fleet says who it is, and what it runs. One that attends already, by a stream that broke, is that fleet no longer."""
+        fleet.known, fleet.id = True, id_
+        for other in [other for other in self.attending if other is not fleet and id_ and other.id == id_]:
+            other.superseded = True
+            other.changed.set()
+            self.remove(other)
+        fleet.allotments = {each.job_id: Allotment(each.workers, each.slots_per_worker) for each in running}
+        _log.info("fleet %s joined with %d CPU slots", fleet.name, fleet.slots)
+
+    def remove(self, fleet: AttendingFleet) -> None:
+        """A fleet is gone."""
+        if fleet in self.attending:
+            self.attending.remove(fleet)
+            if fleet.known:
+                _log.info("fleet %s %s", fleet.name, "came again" if fleet.superseded else "left")
+
     def have_room(self, slots: int) -> bool:
         """Whether one of them could run a worker of so many CPU slots, if it had nothing else to do."""
         return any(fleet.slots >= slots for fleet in self.attending)
 
-    def allot(self, jobs: list[job_pb2.Job]) -> None:
+    def allot(self, applicants: Sequence[Applicant]) -> None:
         """Shares the fleets' slots out among the jobs, and tells the fleets what changed."""
-        now = [[fleet.gives(job.id) for job in jobs] for fleet in self.attending]
-        shares = allot([fleet.slots for fleet in self.attending], [_wish(job) for job in jobs], now)
+        # Workers that are connected stay before those that may still be starting.
+        works = [[each.workers_of(fleet.id) if fleet.id else 0 for each in applicants] for fleet in self.attending]
+        now = [[fleet.gives(each.job.id) for each in applicants] for fleet in self.attending]
+        limits = [[fleet.limit(each) for each in applicants] for fleet in self.attending]
+        wishes = [_wish(each.job) for each in applicants]
+        shares = allot([fleet.slots for fleet in self.attending], wishes, now, limits, works)
         for fleet, share in zip(self.attending, shares, strict=True):
             allotments = {
-                job.id: (workers, job.spec.training.threads_per_worker)
-                for job, workers in zip(jobs, share, strict=True)
+                each.job.id: Allotment(workers, each.job.spec.training.threads_per_worker, fleet.avoids(each))
+                for each, workers in zip(applicants, share, strict=True)
                 if workers
             }
-            if allotments != fleet.allotments:
-                fleet.allotments = allotments
-                fleet.changed.set()
+            fleet.give(allotments, [each.job.id for each in applicants])
 
 
 def _wish(job: job_pb2.Job) -> Wish:
     return Wish(job.spec.training.workers, job.spec.training.threads_per_worker, job.spec.priority)
 
 
-def allot(capacities: Sequence[int], wishes: Sequence[Wish], now: Shares) -> Shares:
+def allot(
+    capacities: Sequence[int], wishes: Sequence[Wish], now: Shares, limits: Limits | None = None, works: Shares | None = None
+) -> Shares:
     """How many workers each fleet gives to each job, from the fleets' CPU slots, the jobs' wishes and what each gets `now`.
 
     A job of higher priority is served first. Jobs of equal priority share alike: worker by worker, the job that has the fewest
     slots gets the next one, the first job where several have the fewest, until no wish is open or none fits anywhere (max-min
     fairness; Bertsekas and Gallager, Data Networks, 6.5.2).
 
-    How many workers a job gets depends on capacities and wishes alone. They stay on the fleets where they are, as far as there is
-    room for them.
+    How many workers a job gets depends on capacities, wishes and limits alone. They stay on the fleets where they are, as far as
+    there is room for them; first those that are at work, if `works` says how many.
     """
-    fair = _fill(capacities, wishes)
-    settled = _settle(capacities, wishes, [sum(share[job] for share in fair) for job in range(len(wishes))], now)
-    return fair if settled is None or _leaves_room(capacities, wishes, settled) else settled
+    room = _Room(capacities, wishes, limits)
+    fair = _fill(room)
+    settled = _settle(room, [sum(share[job] for share in fair) for job in range(len(wishes))], [*([works] if works else []), now])
+    return fair if settled is None or room.left(settled) else settled
 
 
-def _fill(capacities: Sequence[int], wishes: Sequence[Wish]) -> Shares:
+class _Room(NamedTuple):
+    """What there is to give, and who wants it."""
+
+    capacities: Sequence[int]
+    wishes: Sequence[Wish]
+    limits: Limits | None
+
+    def fits(self, fleet: int, job: int, free: int, given: int) -> int:
+        """How many more workers a fleet with some free slots, that has given some, could give to a job."""
+        limit = self.limits[fleet][job] if self.limits else None
+        fitting = max(0, free) // self.wishes[job].slots
+        return fitting if limit is None else max(0, min(fitting, limit - given))
+
+    def left(self, shares: Shares) -> bool:
+        """Whether a job could have one more worker."""
+        free = [capacity - _used(self.wishes, share) for capacity, share in zip(self.capacities, shares, strict=True)]
+        hungry = [job for job, wish in enumerate(self.wishes) if sum(share[job] for share in shares) < wish.workers]
+        return any(self.fits(fleet, job, free[fleet], shares[fleet][job]) for job in hungry for fleet in range(len(free)))
+
+    def none(self) -> Shares:
+        """Nothing for anybody."""
+        return [[0] * len(self.wishes) for _ in self.capacities]
+
+
+def _fill(room: _Room) -> Shares:
     """Fair shares, on the first fleets that have room."""
-    free = list(capacities)
-    shares = _none(capacities, wishes)
-    for priority in sorted({wish.priority for wish in wishes}, reverse=True):
+    free = list(room.capacities)
+    shares = room.none()
+    for priority in sorted({wish.priority for wish in room.wishes}, reverse=True):
         # By what each job has: slots, then its place in the order, then workers.
-        poorest = [(0, job, 0) for job, wish in enumerate(wishes) if wish.priority == priority and wish.workers]
+        poorest = [(0, job, 0) for job, wish in enumerate(room.wishes) if wish.priority == priority and wish.workers]
         heapify(poorest)
         while poorest:
             taken, job, workers = heappop(poorest)
-            wish = wishes[job]
-            fleet = next((fleet for fleet, room in enumerate(free) if room >= wish.slots), None)
+            wish = room.wishes[job]
+            fleet = next((each for each in range(len(free)) if room.fits(each, job, free[each], shares[each][job])), None)
             # Room only gets less: this job gets no more.
             if fleet is None:
                 continue
@@ -115,36 +226,31 @@ def _fill(capacities: Sequence[int], wishes: Sequence[Wish]) -> Shares:
     return shares
 
 
-def _settle(capacities: Sequence[int], wishes: Sequence[Wish], workers: list[int], now: Shares) -> Shares | None:
-    """A place for so many workers of each job, on the fleets where they are `now` if that can be. None if that leads nowhere."""
-    free, left = list(capacities), list(workers)
-    shares = _none(capacities, wishes)
+def _settle(room: _Room, workers: list[int], present: Sequence[Shares]) -> Shares | None:
+    """Places for each job's `workers`, on the fleets where they are if that can be: `present` says where, what counts most first.
+
+    None if that leads nowhere.
+    """
+    free, left, wishes = list(room.capacities), list(workers), room.wishes
+    shares = room.none()
 
     def give(fleet: int, job: int, most: int) -> None:
-        given = min(most, left[job], free[fleet] // wishes[job].slots)
+        given = min(most, left[job], room.fits(fleet, job, free[fleet], shares[fleet][job]))
         shares[fleet][job] += given
         free[fleet] -= given * wishes[job].slots
         left[job] -= given
 
-    # A job that gets fewer gives up those where room is short.
-    for fleet in sorted(range(len(free)), key=lambda fleet: _used(wishes, now[fleet]) - capacities[fleet]):
-        for job in range(len(wishes)):
-            give(fleet, job, now[fleet][job])
+    for now in present:
+        # A job that gets fewer gives up those where room is short.
+        shortage = [_used(wishes, share) - capacity for share, capacity in zip(now, room.capacities, strict=True)]
+        for fleet in sorted(range(len(free)), key=lambda each: shortage[each]):
+            for job in range(len(wishes)):
+                give(fleet, job, max(0, now[fleet][job] - shares[fleet][job]))
     # The widest workers are the hardest to place.
     for job in sorted(range(len(wishes)), key=lambda job: -wishes[job].slots):
         for fleet in range(len(free)):
             give(fleet, job, left[job])
     return None if any(left) else shares
-
-
-def _leaves_room(capacities: Sequence[int], wishes: Sequence[Wish], shares: Shares) -> bool:
-    """Whether a job could have one more worker."""
-    room = max((capacity - _used(wishes, share) for capacity, share in zip(capacities, shares, strict=True)), default=0)
-    return any(sum(share[job] for share in shares) < wish.workers and wish.slots <= room for job, wish in enumerate(wishes))
-
-
-def _none(capacities: Sequence[int], wishes: Sequence[Wish]) -> Shares:
-    return [[0] * len(wishes) for _ in capacities]
 
 
 def _used(wishes: Sequence[Wish], share: list[int]) -> int:

@@ -149,7 +149,7 @@ class Jobs:
         except NewerCheckpointError as error:
             refusal = f"{error}. Resume the job with that release, or submit it anew"
         steps, epochs = await self.journal.run(self.storage.told, job.id)
-        for field in ("progress", "result", "error", "end_time"):
+        for field in ("progress", "result", "error", "end_time", "waiting_for"):
             job.ClearField(field)
         where = "begins again"
         recorded = Recorded(steps, epochs)
@@ -278,7 +278,8 @@ class Jobs:
             await self.journal.open(job.id)
             run = self._begin(job)
             self._choose()
-            run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, self._waiting(job))
+            self._wait(job, run)
+            run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, job.status)
             self.allot()
             # It is on record; its first event may wait for room.
             with suppress(ThalwegError):
@@ -318,6 +319,7 @@ class Jobs:
             shards=self.shards,
             crew=self._crew,
             budget=self._budget,
+            avoid=self.allot,
         )
         self._runs[job.id] = run
         return run
@@ -350,28 +352,40 @@ class Jobs:
         run = self._runs.get(job.id)
         if run and job.state not in ENDED:
             job.progress.CopyFrom(run.job.progress)
-            waits = run.job.status.startswith(NO_WORKERS) or not self.has_place(job.id)
-            job.status = self._waiting(job) if waits else run.job.status
+            job.status, job.waiting_for = run.job.status, run.job.waiting_for
+            if run.job.waiting_for or not self.has_place(job.id):
+                self._wait(job, run)
             if shortage := self._shortages.get(job.id) or (self.journal.shortage if job.id in self._endings else None):
                 job.status = f"ended; its result is kept in memory and waits for room: {shortage}"
+                job.waiting_for = job_pb2.WAITING_FOR_STORAGE
             elif job.id in self._endings:
                 job.status = "ended; its result is being written"
+                job.ClearField("waiting_for")
             elif self.journal.shortage:
                 job.status += f"; its events wait for room: {self.journal.shortage}"
         return job
 
-    def _waiting(self, job: job_pb2.Job) -> str:
-        """Why a job without workers has none, as far as the queue and the fleets tell."""
+    def _wait(self, job: job_pb2.Job, run: JobRun) -> None:
+        """Says in a job why it has no workers."""
+        job.waiting_for, job.status = self._waiting(run)
+
+    def _waiting(self, run: JobRun) -> tuple[job_pb2.WaitingFor.ValueType, str]:
+        """Why a job without workers has none, as far as the queue, the fleets and its earlier workers tell."""
+        job = run.job
         slots = job.spec.training.threads_per_worker
         if job.id in self._queue.before:
             before = self._queue.before[job.id]
             places = f"{self.max_running} job{'' if self.max_running == 1 else 's'}"
-            return f"waiting for a place: the server runs {places} at a time, {before} {'is' if before == 1 else 'are'} before it"
+            ahead = f"{before} {'is' if before == 1 else 'are'} before it"
+            return job_pb2.WAITING_FOR_PLACE, f"waiting for a place: the server runs {places} at a time, {ahead}"
         if not self.fleets.attending:
-            return f"{NO_WORKERS}: no fleet attends on this server; start one with `thalweg fleet`"
+            no_fleet = "no fleet attends on this server; start one with `thalweg fleet`"
+            return job_pb2.WAITING_FOR_FLEET, f"{NO_WORKERS}: {no_fleet}"
         if not self.fleets.have_room(slots):
-            return f"{NO_WORKERS}: no fleet has the {slots} CPU slots that each of them takes"
-        return NO_WORKERS
+            return job_pb2.WAITING_FOR_SLOTS, f"{NO_WORKERS}: no fleet has the {slots} CPU slots that each of them takes"
+        if trouble := run.trouble():
+            return job_pb2.WAITING_FOR_NODE, f"{NO_WORKERS}: {trouble}"
+        return job_pb2.WAITING_FOR_WORKERS, NO_WORKERS
 
     async def list(self, page_size: int, page_token: str) -> tuple[list[job_pb2.Job], str]:
         """A page of jobs, the newest first, and the next page's token."""
@@ -528,7 +542,7 @@ class Jobs:
     def allot(self) -> None:
         """Gives places and shares the workers out anew. To be called whenever jobs or fleets have changed."""
         self._choose()
-        self.fleets.allot([self._runs[job_id].job for job_id in self._queue.places])
+        self.fleets.allot([self._runs[job_id] for job_id in self._queue.places])
 
     def _choose(self) -> None:
         """Gives the places anew."""
@@ -566,6 +580,7 @@ class Jobs:
             job.result.CopyFrom(ending.result)
         job.error = ending.error
         job.end_time.GetCurrentTime()
+        job.ClearField("waiting_for")
         for _ in range(_RECORD_ATTEMPTS):
             self._rejected.discard(job.id)
             run.telemetry.enter(ending.state, "")

@@ -14,6 +14,26 @@ from thalweg.v1 import job_pb2, parameter_service_pb2
 Payload = Any
 WorkerId = int
 Split: TypeAlias = parameter_service_pb2.Split.ValueType
+Scope: TypeAlias = parameter_service_pb2.Failure.Scope.ValueType
+
+
+class Place(NamedTuple):
+    """Where a worker runs: the fleet that started it and the node of the fleet's cluster, by their ids, and the node's name.
+
+    All are empty where no fleet is known.
+    """
+
+    fleet: str = ""
+    node: str = ""
+    name: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """By what it is the same place."""
+        return self.fleet, self.node
+
+
+NOWHERE = Place()
 
 
 class Facts(NamedTuple):
@@ -73,6 +93,7 @@ class WorkerJoined:
     """A worker opened its stream."""
 
     worker: WorkerId
+    place: Place = NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +119,34 @@ class HeartbeatReceived:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerCrashed:
-    """A fleet says that a worker ended by itself, by an exception or with its process."""
+class WorkerExited:
+    """A fleet says that a worker ended before it contributed anything: that it was `killed`, or else that it could not begin."""
 
+    place: Place
+    problem: str
+    killed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRefused:
+    """A worker that wanted to begin was refused."""
+
+    place: Place
     problem: str
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerFailed:
-    """A worker found a mistake in the model or the data."""
+    """A worker says that it cannot do its job."""
+
+    worker: WorkerId
+    problem: str
+    scope: Scope
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerMisbehaved:
+    """A worker broke the protocol. Its stream ends."""
 
     worker: WorkerId
     problem: str
@@ -183,8 +223,10 @@ Event = (
     | WorkerPrepared
     | WorkerLost
     | HeartbeatReceived
-    | WorkerCrashed
+    | WorkerExited
+    | WorkerRefused
     | WorkerFailed
+    | WorkerMisbehaved
     | InitialReceived
     | ContributionReceived
     | EvaluationReceived
@@ -211,6 +253,36 @@ class Evict:
     """A worker is taken for lost: end its stream."""
 
     worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Dismiss:
+    """A worker cannot do its job: let it go, and say why."""
+
+    worker: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """A worker disagrees with the others: end its stream with an error that names the problem."""
+
+    worker: WorkerId
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Avoid:
+    """The job is to get no more workers at these places for now. Replaces what was decided before."""
+
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Tell those who watch the job."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +434,10 @@ Decision = (
     Allocate
     | LoadGiven
     | Evict
+    | Dismiss
+    | Refuse
+    | Avoid
+    | Tell
     | Accept
     | AssignInitialize
     | KeepInitial

@@ -25,7 +25,7 @@ from thalweg.server.coordinator import Coordinator
 from thalweg.server.crew import Crew
 from thalweg.server.downloads import MAX_COPIES, Download, Downloads
 from thalweg.server.ending import Ending
-from thalweg.server.messages import Facts, WorkerId
+from thalweg.server.messages import Facts, Place, WorkerId
 from thalweg.server.optimizers import State
 from thalweg.server.parameters import PARAMETERS
 from thalweg.server.plan import Plan
@@ -49,8 +49,8 @@ class JobRun:
     `checkpoint_done`. `checkpoint` and `recorded` are what earlier runs have left; `initial`, if the job is to start from given
     parameters, gives them as a slab of a layout, or raises ValueError.
     `sharing` is where workers on this machine get memory, if it is shared; `shards` are those over which the slab may be split;
-    `crew` shares in the arithmetic; `budget` promises the memory for the arrays. `over` is set when the run has ended, or was
-    given up.
+    `crew` shares in the arithmetic; `budget` promises the memory for the arrays; `avoid` is called when `avoided` has changed,
+    the places where the job is to get no more workers for now. `over` is set when the run has ended, or was given up.
     """
 
     def __init__(
@@ -69,8 +69,11 @@ class JobRun:
         shards: Shards | None = None,
         crew: Crew | None = None,
         budget: Budget | None = None,
+        avoid: Callable[[], object] = lambda: None,
     ) -> None:
         self.over = asyncio.Event()
+        self.avoided: tuple[Place, ...] = ()
+        self._avoid = avoid
         self.given_up = self.cancelled = False
         self.telemetry = Telemetry(job, journal, clock, recorded)
         self.settings = settings
@@ -153,7 +156,7 @@ class JobRun:
             connection.send(parameter_service_pb2.WorkResponse(goodbye=goodbye))
             return
         self._connections.join(connection, self._hear)
-        self.handle(messages.WorkerJoined(connection.worker))
+        self.handle(messages.WorkerJoined(connection.worker, connection.place))
 
     def leave(self, worker: WorkerId) -> None:
         """A worker's stream ended."""
@@ -163,14 +166,26 @@ class JobRun:
         if self._connections.leave(worker, missed=not self.coordinator.over):
             self.handle(messages.WorkerLost(worker))
 
-    def worker_crashed(self, problem: str) -> None:
-        """A fleet tells that a worker of this job ended by itself."""
-        self.handle(messages.WorkerCrashed(visible(problem, MAX_PROBLEM)))
+    def worker_exited(self, place: Place, problem: str, killed: bool) -> None:
+        """A fleet says that a worker of this job ended before it contributed anything: `killed`, or unable to begin."""
+        self.handle(messages.WorkerExited(place, visible(problem, MAX_PROBLEM), killed))
+
+    def worker_refused(self, place: Place, problem: str) -> None:
+        """A worker that wanted to work for this job was refused."""
+        self.handle(messages.WorkerRefused(place, problem))
+
+    def trouble(self) -> str:
+        """What keeps the job from having workers that contribute, in words for people; empty if nothing does."""
+        return self.coordinator.trouble(self._clock())
+
+    def workers_of(self, fleet: str) -> int:
+        """How many workers that a fleet started are connected."""
+        return self._connections.of_fleet(fleet)
 
     def tick(self, missed: float = 0.0) -> None:
         """Some time has passed. For `missed` seconds of it nobody listened to the workers."""
         self._missed += missed
-        if self._connections:
+        if self._connections or self.avoided:
             self.handle(messages.Tick(self._missed))
         if self._unadmitted and self._clock() - self._asked >= _ASK_SECONDS:
             self._admit()
@@ -193,7 +208,14 @@ class JobRun:
         self.handle(messages.DriverFailed(problem))
 
     def receive(self, worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest]) -> None:
-        """Takes a worker's message. Raises ThalwegError if it makes no sense."""
+        """Takes a worker's message. Raises ThalwegError if it makes no sense: the worker's node is at fault."""
+        try:
+            self._receive(worker, request)
+        except ThalwegError as error:
+            self.handle(messages.WorkerMisbehaved(worker, str(error)))
+            raise
+
+    def _receive(self, worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest]) -> None:
         if request.message.HasField("gradient"):
             self.telemetry.exchange.gradient_bytes += len(request.data)
         if request.message.HasField("prepared"):
@@ -346,6 +368,15 @@ class JobRun:
                 self._count(reason)
             case messages.Evict(worker):
                 self._connections.evict(worker)
+            case messages.Dismiss(worker, reason):
+                self._connections.dismiss(worker, reason)
+            case messages.Refuse(worker, problem):
+                self._connections.refuse(worker, problem)
+            case messages.Avoid(places):
+                self.avoided = places
+                self._avoid()
+            case messages.Tell(text):
+                self.telemetry.notice(text)
             case messages.WriteCheckpoint(position):
                 self._write_checkpoint(position)
             case messages.Allocate():

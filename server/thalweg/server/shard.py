@@ -9,6 +9,7 @@ from typing import Any
 
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.payload import Parcel
+from thalweg.contract.release import check_protocol
 from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.contract.tree import Node
 from thalweg.server import budget, messages, wire
@@ -199,6 +200,7 @@ class Shard:
 
     async def admit(self, hello: parameter_service_pb2.Hello) -> tuple[Workplace, WorkerStream] | str:
         """The share to which a worker was invited. Raises ThalwegError if it was not, and the word of that is not on its way."""
+        check_protocol("worker", hello.protocol, hello.release)
         if self._callers >= _MOST_CALLERS:
             raise ThalwegError("UNAUTHENTICATED")
         self._callers += 1

@@ -193,7 +193,7 @@ class Shares:
                 self._send_all(tell=pb.TellTask(worker=decision.worker, task=wire.differentiate(decision)))
             case messages.AssignEvaluate(worker, task):
                 self._send_all(tell=pb.TellTask(worker=worker, task=wire.evaluate(task)))
-            case messages.Evict(worker):
+            case messages.Evict(worker) | messages.Dismiss(worker) | messages.Refuse(worker):
                 self.leave(worker)
         return decision
 

@@ -10,7 +10,7 @@ from thalweg.v1 import job_pb2, training_service_pb2
 
 # Seconds from any time on.
 Clock: TypeAlias = Callable[[], float]
-# The status of a job without workers, by which it is known.
+# The status of a job without workers begins with it.
 NO_WORKERS = "waiting for workers"
 # That of a job whose arrays do not fit beside those of the jobs that run, and of one that has just got workers, or memory.
 NO_MEMORY = "waiting for memory on the server"
@@ -88,7 +88,7 @@ class Telemetry:
         self.job.state = state
         self.job.status = status
         if state == job_pb2.JOB_STATE_RUNNING:
-            self._began = self._clock()
+            self._began = self._clock() if self._began is None else self._began
             if not self.job.HasField("start_time"):
                 self.job.start_time.GetCurrentTime()
         event = training_service_pb2.Event()
@@ -106,6 +106,7 @@ class Telemetry:
     def workers_changed(self, names: list[str]) -> None:
         """Records who works for the job."""
         self.job.progress.workers = len(names)
+        self.job.waiting_for = job_pb2.WAITING_FOR_UNSPECIFIED if names else job_pb2.WAITING_FOR_WORKERS
         if names and self.job.state == job_pb2.JOB_STATE_QUEUED:
             self.enter(job_pb2.JOB_STATE_RUNNING, PREPARING)
         elif not names:

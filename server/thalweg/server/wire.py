@@ -10,10 +10,10 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.memory import SharingError
 from thalweg.contract.payload import Parcel, serialize
 from thalweg.contract.sums import Sums
-from thalweg.contract.text import MAX_PROBLEM, visible
+from thalweg.contract.text import MAX_PROBLEM, MAX_WORKER_NAME, visible
 from thalweg.contract.tree import Node
 from thalweg.server import messages
-from thalweg.server.messages import WorkerId
+from thalweg.server.messages import Place, WorkerId
 from thalweg.server.parameters import Parameters
 from thalweg.server.plan import Plan
 from thalweg.server.sharing import JobSharing
@@ -71,7 +71,8 @@ def event_of(
         case "heartbeat":
             return messages.HeartbeatReceived(worker)
         case "failure":
-            return messages.WorkerFailed(worker, visible(message.failure.problem, MAX_PROBLEM))
+            failure = message.failure
+            return messages.WorkerFailed(worker, visible(failure.problem, MAX_PROBLEM), failure.scope)
         case kind:
             raise violation(f"{kind or 'an empty message'} was not expected")
 
@@ -131,6 +132,12 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None
         raise violation("a layout of another dtype, or with two tensors of one name")
     if any(visible(tensor.name) != tensor.name for tensor in tensors):
         raise violation("a tensor's name with characters that cannot be seen")
+
+
+def place_of(place: parameter_service_pb2.Place, worker: str) -> Place:
+    """Where a worker with a name runs, as a message says. Where no node is named, people know it by the worker's name."""
+    fleet, node = visible(place.fleet, MAX_WORKER_NAME), visible(place.node, MAX_WORKER_NAME)
+    return Place(fleet, node, visible(place.name or worker, MAX_WORKER_NAME))
 
 
 def violation(problem: str) -> ThalwegError:

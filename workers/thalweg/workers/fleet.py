@@ -11,21 +11,24 @@ import subprocess
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
+from time import monotonic
 from typing import Any
 
 import grpc
 
 from thalweg.contract.channel import Address, Endpoint
-from thalweg.contract.errors import from_rpc_error
+from thalweg.contract.errors import ThalwegError, from_rpc_error
+from thalweg.contract.release import capacity
 from thalweg.contract.text import MAX_LAST_WORDS, visible
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1 import fleet_service_pb2_grpc
-from thalweg.workers.keeper import FIRST_BACKOFF, LONGEST_BACKOFF, Alive, Failed, Orders
+from thalweg.workers.keeper import FIRST_BACKOFF, LONGEST_BACKOFF, Alive, Failed, Hold, Orders
 
 _log = logging.getLogger(__name__)
 # Ray takes some seconds to start, and many on a busy machine.
@@ -35,6 +38,8 @@ _SILENCE_SECONDS = 15.0
 _STOP_SECONDS = 10.0
 # Before anything imports gRPC.
 _PREPARED = "from thalweg.contract.process import prepare; prepare()"
+# How long workers are kept while the server cannot be reached: longer than the longest wait between two attempts.
+_GRACE_SECONDS = 15.0
 
 
 class FleetError(Exception):
@@ -62,8 +67,11 @@ class Fleet:
         # Guards what both threads use: the streams to the server and to the keeper, and what goes first on new ones.
         self._lock = threading.Lock()
         self._outbox: queue.SimpleQueue[pb.AttendRequest | None] = queue.SimpleQueue()
-        self._slots = 0
-        self._allotment = pb.AttendResponse()
+        self._id = uuid.uuid4().hex
+        self._cluster = Alive(0, ())
+        # Since when the server cannot be reached, while workers are kept; and what the keeper was told last.
+        self._lost_since: float | None = None
+        self._orders: pb.AttendResponse | Hold = pb.AttendResponse()
         self._keeper: _Keeper | None = None
         self._call: Any = None
         self._threads = [
@@ -75,9 +83,9 @@ class Fleet:
         """Starts or joins Ray, then attends. Raises FleetError if Ray cannot be had."""
         if find_spec("ray") is None:
             raise FleetError("Ray is not installed; install it with: pip install 'thalweg[workers]'")
-        self._keeper = _Keeper(self.config)
+        self._keeper = _Keeper(self.config, self._id)
         try:
-            self._slots = self._keeper.listen(_START_SECONDS).slots
+            self._cluster = self._keeper.listen(_START_SECONDS)
         except _KeeperLostError as error:
             self._drop_keeper()
             where = f"join the Ray cluster at {self.config.ray_address}" if self.config.ray_address else "start Ray"
@@ -100,21 +108,27 @@ class Fleet:
 
     def _attend(self) -> None:
         """Keeps a stream to the server, with a backoff between attempts."""
-        backoff = FIRST_BACKOFF
+        backoff, said = FIRST_BACKOFF, ""
+        where = f"the server at {self.config.server}"
         while not self._stop.is_set():
+            connected = False
             try:
                 with self._server.open() as channel:
                     for response in self._open(channel):
-                        backoff = FIRST_BACKOFF
+                        if not connected:
+                            _log.info("connected to %s", where)
+                            connected, backoff, said = True, FIRST_BACKOFF, ""
                         self._pass_on(response)
-                problem = "the server ended the stream"
+                problem = "it ended the connection"
             except grpc.RpcError as error:
-                problem = str(from_rpc_error(error, str(self.config.server)))
+                problem = _plain(from_rpc_error(error, str(self.config.server)))
             finally:
                 self._outbox.put(None)
             if not self._stop.is_set():
-                _log.warning("%s; trying again in %.1f s", problem, backoff)
-                self._pass_on(pb.AttendResponse())
+                if problem != said:
+                    _log.warning("%s %s: %s; trying again", "lost" if connected else "cannot reach", where, problem)
+                said = problem
+                self._hold()
             self._stop.wait(backoff)
             backoff = min(2 * backoff, LONGEST_BACKOFF)
 
@@ -133,12 +147,36 @@ class Fleet:
     def _pass_on(self, allotment: pb.AttendResponse) -> None:
         """Tells the keeper its allotment, and the next one, should this one be lost."""
         with self._lock:
-            self._allotment = allotment
-            if self._keeper:
-                self._keeper.tell(allotment)
+            self._lost_since = None
+            self._order(allotment)
+
+    def _hold(self) -> None:
+        """The server cannot be reached. Workers have streams of their own, which may be well: they are kept for a while."""
+        with self._lock:
+            if self._lost_since is None and self._orders != pb.AttendResponse():
+                self._lost_since = monotonic()
+                self._order(Hold())
+
+    def _let_go(self) -> None:
+        """Ends the workers, if the server could not be reached for long."""
+        with self._lock:
+            if self._lost_since is not None and monotonic() - self._lost_since > _GRACE_SECONDS:
+                self._lost_since = None
+                self._order(pb.AttendResponse())
+
+    def _order(self, orders: pb.AttendResponse | Hold) -> None:
+        self._orders = orders
+        if self._keeper:
+            self._keeper.tell(orders)
 
     def _tell_capacity(self) -> None:
-        self._outbox.put(pb.AttendRequest(capacity=pb.Capacity(name=self.config.name, slots=self._slots)))
+        cluster = self._cluster
+        running = [
+            pb.Allotment(job_id=job_id, workers=workers, slots_per_worker=slots)
+            for job_id, (workers, slots) in cluster.running.items()
+        ]
+        said = capacity(self.config.name, cluster.slots, fleet=self._id, nodes=cluster.nodes, running=running)
+        self._outbox.put(pb.AttendRequest(capacity=said))
 
     def _supervise(self) -> None:
         """Listens to the keeper, and starts another one when it is lost, with a backoff between attempts."""
@@ -146,14 +184,14 @@ class Fleet:
         while not self._stop.is_set():
             try:
                 keeper = self._keeper or self._replace_keeper()
-                self._set_slots(keeper.listen(_START_SECONDS).slots)
+                self._set_cluster(keeper.listen(_START_SECONDS))
                 backoff = FIRST_BACKOFF
                 while True:
                     self._heard(keeper.listen(_SILENCE_SECONDS))
             except (_KeeperLostError, OSError) as error:
                 problem = str(error)
             self._drop_keeper()
-            self._set_slots(0)
+            self._set_cluster(Alive(0, ()))
             if not self._stop.is_set():
                 _log.warning("Ray is lost: %s; trying again in %.1f s", problem, backoff)
             self._stop.wait(backoff)
@@ -162,8 +200,8 @@ class Fleet:
 
     def _replace_keeper(self) -> "_Keeper":
         with self._lock:
-            self._keeper = keeper = _Keeper(self.config)
-            keeper.tell(self._allotment)
+            self._keeper = keeper = _Keeper(self.config, self._id)
+            keeper.tell(self._orders)
             if self._stop.is_set():
                 keeper.hang_up()
             return keeper
@@ -176,17 +214,24 @@ class Fleet:
 
     def _heard(self, message: "Alive | pb.WorkerExited") -> None:
         if isinstance(message, Alive):
-            self._set_slots(message.slots)
+            self._set_cluster(message)
+            self._let_go()
         else:
             _log.warning("a worker of job %s ended: %s", message.job_id, message.problem)
             with self._lock:
                 self._outbox.put(pb.AttendRequest(worker_exited=message))
 
-    def _set_slots(self, slots: int) -> None:
+    def _set_cluster(self, cluster: Alive) -> None:
         with self._lock:
-            if slots != self._slots:
-                self._slots = slots
+            changed = (cluster.slots, cluster.nodes) != (self._cluster.slots, self._cluster.nodes)
+            self._cluster = cluster
+            if changed:
                 self._tell_capacity()
+
+
+def _plain(error: ThalwegError) -> str:
+    """Why the server cannot be reached, in words for people."""
+    return "nothing answers there" if error.reason == "UNREACHABLE" else str(error)
 
 
 class _KeeperLostError(Exception):
@@ -196,7 +241,7 @@ class _KeeperLostError(Exception):
 class _Keeper:
     """The fleet's end of a keeper: its process, and the connection to it."""
 
-    def __init__(self, config: FleetConfig) -> None:
+    def __init__(self, config: FleetConfig, fleet_id: str) -> None:
         self._socket, theirs = socket.socketpair()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
         with theirs:
@@ -212,9 +257,9 @@ class _Keeper:
             )
         self._connection = Connection(os.dup(self._socket.fileno()))
         slots = config.slots or os.cpu_count() or 1
-        self.tell(Orders(config.name, config.server, config.token, config.ray_address, slots, os.getpid()))
+        self.tell(Orders(config.name, fleet_id, config.server, config.token, config.ray_address, slots, os.getpid()))
 
-    def tell(self, message: Orders | pb.AttendResponse) -> None:
+    def tell(self, message: Orders | Hold | pb.AttendResponse) -> None:
         """Sends a message. If the keeper is gone, `listen` will say so."""
         with suppress(OSError):
             self._connection.send(message)

@@ -11,7 +11,7 @@ import select
 import signal
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
@@ -20,6 +20,7 @@ from typing import Any
 from thalweg.contract.channel import Address
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2 as pb
+from thalweg.v1.parameter_service_pb2 import Place
 from thalweg.workers.actor import WorkerActor, end_with
 
 # Ray reads these when it is imported. The last: after how many seconds without the head a driver ends.
@@ -43,9 +44,10 @@ _OBJECT_STORE_BYTES = 80 << 20
 
 @dataclass(frozen=True)
 class Orders:
-    """What a keeper is told first."""
+    """What a keeper is told first. `fleet` is a name for people, `fleet_id` the one that the server knows the fleet by."""
 
     fleet: str
+    fleet_id: str
     server: Address
     token: str | None
     ray_address: str | None
@@ -55,9 +57,17 @@ class Orders:
 
 @dataclass(frozen=True)
 class Alive:
-    """What a keeper says several times a second: the CPU slots that its cluster has now."""
+    """What a keeper says several times a second: the CPU slots and the nodes of its cluster,
+    and how many workers each job has, of how many slots each."""
 
     slots: int
+    nodes: tuple[str, ...]
+    running: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Tells a keeper that the server cannot be reached: what runs goes on, and nothing new is started."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +84,10 @@ class RayLostError(Exception):
 @dataclass
 class _Actor:
     handle: Any
-    node: Any
     answered: Any
+    place: Any
+    slots: int
+    node: str = ""
 
 
 class Keeper:
@@ -90,6 +102,8 @@ class Keeper:
         self._class = ray.remote(WorkerActor)
         self._actors: dict[str, dict[Any, _Actor]] = defaultdict(dict)
         self._wanted: dict[str, pb.Allotment] = {}
+        self._holding = False
+        self._cpus: dict[str, int] = {}
         self._backoff: dict[str, float] = {}
         self._not_before: dict[str, float] = defaultdict(float)
 
@@ -97,22 +111,30 @@ class Keeper:
         """Starts, ends and replaces actors until the fleet hangs up. Raises RayLostError, or what Ray raises."""
         with suppress(EOFError):
             while True:
-                self._connection.send(Alive(self._slots()))
+                self._look()
+                self._connection.send(Alive(sum(self._cpus.values()), tuple(self._cpus), self._running()))
                 if self._connection.poll(_LOOK_SECONDS):
-                    response: pb.AttendResponse = self._connection.recv()
-                    self._wanted = {allotment.job_id: allotment for allotment in response.allotments}
+                    message: Hold | pb.AttendResponse = self._connection.recv()
+                    self._holding = isinstance(message, Hold)
+                    if not isinstance(message, Hold):
+                        self._wanted = {allotment.job_id: allotment for allotment in message.allotments}
                 self._collect()
                 self._reconcile()
         self._wanted = {}
         self._reconcile()
 
-    def _slots(self) -> int:
+    def _running(self) -> dict[str, tuple[int, int]]:
+        """How many actors each job has, and how many slots each of them takes."""
+        return {job: (len(actors), next(iter(actors.values())).slots) for job, actors in self._actors.items() if actors}
+
+    def _look(self) -> None:
+        """Looks at the cluster's nodes: how many CPU slots each has."""
         if select.select(self._head, [], [], 0)[0]:
             raise RayLostError("a process of its head has died")
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
         if all(node["NodeID"] != self._node for node in nodes):
             raise RayLostError("this machine's Ray node has died")
-        return int(sum(node["Resources"].get("CPU", 0) for node in nodes))
+        self._cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in nodes}
 
     def _collect(self) -> None:
         """Looks which actors have ended."""
@@ -124,10 +146,11 @@ class Keeper:
             works = any(self._now(actor.answered) for actor in actors.values())
             for reference in done:
                 actor = actors.pop(reference)
-                exited = self._exited(reference, bool(self._now(actor.answered)))
+                exited = self._exited(reference, actor)
                 self._ray.kill(actor.handle)
                 if exited and job_id in self._wanted:
-                    exited.job_id, exited.node = job_id, self._now(actor.node) or ""
+                    exited.job_id = job_id
+                    exited.place.CopyFrom(self._place(actor))
                     self._connection.send(exited)
             backoff = FIRST_BACKOFF if works else 2 * self._backoff.get(job_id, FIRST_BACKOFF / 2)
             self._backoff[job_id] = min(backoff, LONGEST_BACKOFF)
@@ -141,23 +164,32 @@ class Keeper:
         except self._ray.exceptions.RayError:
             return None
 
-    def _exited(self, reference: Any, answered: bool) -> pb.WorkerExited | None:
+    def _place(self, actor: _Actor) -> Place:
+        """Where an actor runs or ran, as far as that is known."""
+        node, name = self._now(actor.place) or (actor.node, "")
+        return Place(fleet=self._orders.fleet_id, node=node, name=name)
+
+    def _exited(self, reference: Any, actor: _Actor) -> pb.WorkerExited | None:
         """How an actor ended; None if the server let it go."""
         try:
             self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ThalwegError):
-                # All others mean that the server is gone.
-                crashed = error.cause.reason == "PROTOCOL_VIOLATION"
-                return pb.WorkerExited(problem=str(error.cause), crashed=crashed, reported=True)
-            return pb.WorkerExited(problem=str(error).strip().rpartition("\n")[2], crashed=True, reported=True)
+                # The server is gone, or has refused the worker and knows why.
+                return pb.WorkerExited(problem=str(error.cause))
+            exited = pb.WorkerExited(problem=str(error).strip().rpartition("\n")[2], cause=pb.WorkerExited.CAUSE_NODE)
         except self._ray.exceptions.RayError as error:
             text = str(error).strip()
             if _NODE_DEATH in text:
                 return pb.WorkerExited(problem="its Ray node has died")
             signaled = signal.SIGTERM if _SIGTERM in text else 0
-            return pb.WorkerExited(problem=f"its process died: {_how_it_died(text)}", crashed=not answered, signal=signaled)
-        return None
+            problem = f"its process died: {_how_it_died(text)}"
+            exited = pb.WorkerExited(problem=problem, cause=pb.WorkerExited.CAUSE_KILLED, signal=signaled)
+        else:
+            return None
+        if self._now(actor.answered):
+            exited.cause = pb.WorkerExited.CAUSE_UNSPECIFIED
+        return exited
 
     def _reconcile(self) -> None:
         """Makes the actors as many as are wanted."""
@@ -172,17 +204,37 @@ class Keeper:
                 del self._actors[job_id]
                 self._backoff.pop(job_id, None)
                 self._not_before.pop(job_id, None)
-        for job_id, allotment in self._wanted.items():
+        for job_id, allotment in {} if self._holding else self._wanted.items():
             actors = self._actors[job_id]
             while len(actors) < allotment.workers and monotonic() >= self._not_before[job_id]:
-                self._start(actors, job_id, allotment.slots_per_worker)
+                if not self._start(actors, job_id, allotment):
+                    break
 
-    def _start(self, actors: dict[Any, _Actor], job_id: str, slots: int) -> None:
-        options = {"num_cpus": slots, "scheduling_strategy": "SPREAD", "max_restarts": 0, "max_concurrency": 2}
+    def _start(self, actors: dict[Any, _Actor], job_id: str, allotment: pb.Allotment) -> bool:
+        """Starts an actor: where Ray likes, or, if there are nodes to be avoided, on another. False if none has room."""
+        slots, node = allotment.slots_per_worker, ""
+        strategy: Any = "SPREAD"
+        if allotment.avoid:
+            node = self._roomiest(set(allotment.avoid), slots)
+            if not node:
+                return False
+            strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+        options = {"num_cpus": slots, "scheduling_strategy": strategy, "max_restarts": 0, "max_concurrency": 3}
         handle = self._class.options(**options).remote()
-        node = handle.node.remote()
-        reference = handle.work.remote(self._orders.server, self._orders.token, job_id, self._orders.fleet)
-        actors[reference] = _Actor(handle, node, handle.answered.remote())
+        orders = self._orders
+        reference = handle.work.remote(orders.server, orders.token, job_id, orders.fleet, orders.fleet_id)
+        actors[reference] = _Actor(handle, handle.answered.remote(), handle.place.remote(), slots, node)
+        return True
+
+    def _roomiest(self, avoid: set[str], slots: int) -> str:
+        """The node with the most free CPU slots, as far as this fleet uses them, that has enough. Empty if there is none."""
+        free = {node: cpus for node, cpus in self._cpus.items() if node not in avoid}
+        for actor in (actor for actors in self._actors.values() for actor in actors.values()):
+            actor.node = actor.node or self._place(actor).node
+            if actor.node in free:
+                free[actor.node] -= actor.slots
+        node = max(free, key=lambda each: free[each], default="")
+        return node if node and free[node] >= slots else ""
 
 
 def _how_it_died(text: str) -> str:
@@ -228,6 +280,7 @@ def main(descriptor: int) -> None:
     os.environ.update(_ENVIRONMENT | os.environ)
     try:
         import ray  # noqa: PLC0415 - takes a second
+        import ray.util.scheduling_strategies  # noqa: PLC0415
 
         _init(ray, orders)
         Keeper(ray, orders, connection).run()

@@ -13,6 +13,7 @@ from thalweg.contract import payload
 from thalweg.contract.channel import Endpoint, authorization, parse_address
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.payload import METHOD, Parcel
+from thalweg.contract.release import hello
 from thalweg.v1 import parameter_service_pb2 as pb
 
 # A message to a server, serialized or not yet; those that are on their way, None for their end; those that come.
@@ -58,7 +59,7 @@ class ShardStream:
         self._changed = threading.Condition()
         self._ended = False
         self._channel = Endpoint(parse_address(shard.address), token).open()
-        self.outbox.put(pb.WorkRequest(hello=pb.Hello(token=shard.token)))
+        self.outbox.put(pb.WorkRequest(hello=hello(token=shard.token)))
         self._inbox = open_stream(self._channel, self.outbox, token)
         self._thread = threading.Thread(target=self._read, name="thalweg-shard", daemon=True)
 

@@ -14,37 +14,46 @@ from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.layout import Slab
 from thalweg.contract.memory import SharingError
 from thalweg.contract.payload import Parcel
+from thalweg.contract.release import hello
 from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers import data, exchange
-from thalweg.workers.data import DataError
 from thalweg.workers.differentiation import Differentiator
 from thalweg.workers.exchange import Exchange
+from thalweg.workers.failures import NodeError, failure_of
 from thalweg.workers.fetch import fetcher
-from thalweg.workers.model import ModelError
 from thalweg.workers.streams import Inbox, Outbox, ShardStream, Streams, open_stream
 
 # How long the cost of numerical differentiation is measured.
 _MEASURE_SECONDS = 0.25
 
 
-def work(server: Address, token: str | None, job_id: str, name: str, answered: Callable[[], object] = lambda: None) -> str:
-    """Works for a job until the server says goodbye, and gives the reason that it says. Calls `answered` behind each task.
+def work(
+    server: Address,
+    token: str | None,
+    job_id: str,
+    name: str,
+    answered: Callable[[], object] = lambda: None,
+    place: pb.Place | None = None,
+) -> str:
+    """Works for a job until the server says goodbye, and gives the reason that it says. Calls `answered` after each task.
 
-    Raises ThalwegError if the server is lost, and whatever the computation raises. A mistake in the job's model or data is told
-    to the server, which fails the job.
+    `place` is where it runs, if a fleet started it. Raises ThalwegError if the server is lost or refuses the worker. Any other
+    error is reported to the server, which decides what it means for the job.
     """
     with Endpoint(server, token).open() as channel, ExitStack() as until_the_end:
         outbox: Outbox = queue.SimpleQueue()
-        outbox.put(pb.WorkRequest(hello=pb.Hello(job_id=job_id, worker=name)))
+        outbox.put(pb.WorkRequest(hello=hello(job_id=job_id, worker=name, place=place)))
         inbox = open_stream(channel, outbox, token)
         worker = _Worker(channel, token, outbox, inbox, until_the_end, answered)
         try:
             try:
                 return worker.run()
-            except (ModelError, DataError) as error:
-                outbox.put(pb.WorkRequest(failure=pb.Failure(problem=str(error))))
+            except (grpc.RpcError, SharingError, ThalwegError):
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the server is to know
+                outbox.put(pb.WorkRequest(failure=failure_of(error)))
                 return worker.goodbye()
         except grpc.RpcError as error:
             raise worker.lost_shard or from_rpc_error(error, str(server)) from error
@@ -178,19 +187,19 @@ class _Worker:
                 return exchange.Shared(self._peer, model.size, model.dtype, chunk_elements)
             return exchange.Streamed(self._spec, model.size, model.dtype, chunk_elements, self._streams)
         except MemoryError:
-            raise self._too_great() from None
+            raise self._too_large() from None
 
     def _initial(self) -> Slab:
         model = self._differentiator.model
         try:
             initial: Slab = np.empty(model.size, model.dtype)
         except MemoryError:
-            raise self._too_great() from None
+            raise self._too_large() from None
         model.initial(initial)
         return initial
 
-    def _too_great(self) -> ModelError:
-        return ModelError(f"model.layers: {self._differentiator.model.size:,} parameters do not fit in this worker's memory")
+    def _too_large(self) -> NodeError:
+        return NodeError(f"model.layers: {self._differentiator.model.size:,} parameters do not fit in this worker's memory")
 
     def _differentiate(self, task: pb.DifferentiateTask) -> None:
         node, end = Node(task.level, task.index), task.end_chunk
@@ -207,7 +216,7 @@ class _Worker:
         try:
             slab = self._exchange.slab(task.version)
         except MemoryError:
-            raise self._too_great() from None
+            raise self._too_large() from None
         sent = task.first_chunk
 
         def send_what_is_done(gradient: Slab, elements: int) -> None:

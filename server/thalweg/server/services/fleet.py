@@ -7,8 +7,9 @@ from typing import Any
 
 import grpc
 
+from thalweg.contract.release import check_protocol
 from thalweg.contract.text import MAX_FLEET_NAME, MAX_PROBLEM, visible
-from thalweg.server import validation
+from thalweg.server import validation, wire
 from thalweg.server.fleets import AttendingFleet
 from thalweg.server.jobs import Jobs
 from thalweg.server.services.guard import errors
@@ -32,7 +33,7 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
             fleet = AttendingFleet()
             listener = asyncio.create_task(self._listen(fleet, request_iterator))
             listener.add_done_callback(lambda _: fleet.changed.set())
-            self._jobs.fleets.attending.append(fleet)
+            self._jobs.fleets.add(fleet)
             try:
                 while True:
                     await fleet.changed.wait()
@@ -40,24 +41,39 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
                     if listener.done():
                         await listener
                         return
+                    if fleet.superseded:
+                        return
                     yield fleet.message()
             finally:
                 listener.cancel()
-                self._jobs.fleets.attending.remove(fleet)
+                self._jobs.fleets.remove(fleet)
                 self._jobs.allot()
 
     async def _listen(self, fleet: AttendingFleet, requests: AsyncIterator[pb.AttendRequest]) -> None:
         async for request in requests:
             if request.HasField("capacity"):
-                validation.check_value(_SLOTS, request.capacity.slots, "capacity.slots")
-                fleet.name, fleet.slots = visible(request.capacity.name, MAX_FLEET_NAME), request.capacity.slots
-                fleet.changed.set()
-                self._jobs.allot()
+                self._capacity(fleet, request.capacity)
             elif request.HasField("worker_exited"):
-                exited = request.worker_exited
-                run = self._jobs.run(exited.job_id)
-                if run:
-                    problem = visible(exited.problem, MAX_PROBLEM)
-                    run.telemetry.notice(f"a worker of fleet {fleet.name} ended and is replaced: {problem}")
-                    if exited.crashed:
-                        run.worker_crashed(problem)
+                self._worker_exited(fleet, request.worker_exited)
+
+    def _capacity(self, fleet: AttendingFleet, capacity: pb.Capacity) -> None:
+        check_protocol("fleet", capacity.protocol, capacity.release)
+        validation.check_value(_SLOTS, capacity.slots, "capacity.slots")
+        fleet.name, fleet.slots = visible(capacity.name, MAX_FLEET_NAME), capacity.slots
+        fleet.nodes = frozenset(capacity.nodes)
+        if not fleet.known:
+            self._jobs.fleets.know(fleet, capacity.id, capacity.running)
+        fleet.changed.set()
+        self._jobs.allot()
+
+    def _worker_exited(self, fleet: AttendingFleet, exited: pb.WorkerExited) -> None:
+        run = self._jobs.run(exited.job_id)
+        if run is None or not fleet.exited(exited.job_id):
+            _log.debug("fleet %s reports the end of a worker that it was not to start", fleet.name)
+            return
+        problem = visible(exited.problem, MAX_PROBLEM)
+        if exited.cause == pb.WorkerExited.CAUSE_UNSPECIFIED:
+            run.telemetry.notice(f"a worker of fleet {fleet.name} ended and is replaced: {problem}")
+            return
+        place = wire.place_of(exited.place, fleet.name)._replace(fleet=fleet.id)
+        run.worker_exited(place, problem, exited.cause == pb.WorkerExited.CAUSE_KILLED)

@@ -14,8 +14,11 @@ import grpc
 from thalweg.contract import payload
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.payload import Parcel
+from thalweg.contract.release import check_protocol
 from thalweg.contract.text import MAX_WORKER_NAME, visible
+from thalweg.server import wire
 from thalweg.server.jobs import Jobs
+from thalweg.server.messages import NOWHERE, Place
 from thalweg.server.services.guard import errors
 from thalweg.v1 import parameter_service_pb2 as pb
 
@@ -38,9 +41,10 @@ class WorkerStream:
     owes those gets no further parameters. So a worker that takes nothing costs the memory of a few versions, however long.
     """
 
-    def __init__(self, worker: int, name: str) -> None:
+    def __init__(self, worker: int, name: str, place: Place = NOWHERE) -> None:
         self.worker = worker
         self.name = name
+        self.place = place
         self._queue: deque[_Waiting] = deque()
         self._newest = -1
         self._filled = asyncio.Event()
@@ -136,11 +140,18 @@ class JobReception:
     async def admit(self, hello: pb.Hello) -> tuple[Workplace, WorkerStream] | str:
         """The job's run, if the job has a place."""
         run = self._jobs.run(hello.job_id)
+        place = wire.place_of(hello.place, hello.worker)
+        try:
+            check_protocol("worker", hello.protocol, hello.release)
+        except ThalwegError as error:
+            if run:
+                run.worker_refused(place, str(error))
+            raise
         if run is None:
             return f"there is no job {hello.job_id} to work for"
         if not self._jobs.has_place(hello.job_id):
             return f"job {hello.job_id} has no place yet"
-        return run, WorkerStream(next(self._ids), visible(hello.worker, MAX_WORKER_NAME))
+        return run, WorkerStream(next(self._ids), visible(hello.worker, MAX_WORKER_NAME), place)
 
 
 class ParameterService:

@@ -1,5 +1,6 @@
 """NumPy's files: one array (.npy), or an archive of named ones (.npz). Nothing in them is unpickled."""
 
+import errno
 import math
 import threading
 import zipfile
@@ -75,6 +76,8 @@ def _told(field: str, name: str, what: str) -> Iterator[None]:
     except MemoryError:
         raise MemoryLackError(f"{field}: {name!r} does not fit in this machine's memory") from None
     except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the system's, and so the node's
         # NumPy adds advice on its own functions, on further lines.
         problem, *_ = str(error).splitlines() or [type(error).__name__]
         raise DataError(f"{field}: {name!r} cannot be read as {what}: {problem}") from error

@@ -8,13 +8,14 @@ import numpy as np
 
 from thalweg.contract.layout import Slab
 from thalweg.workers.buffers import Buffers
+from thalweg.workers.failures import MistakeError
 
 Shape = tuple[int, ...]
 # (step, microbatch) of a training task, on which its dropout depends.
 Task = tuple[int, int]
 
 
-class ModelError(ValueError):
+class ModelError(MistakeError):
     """A model that cannot be, or does not fit its data. The message begins with the field of the job that it is about."""
 
 

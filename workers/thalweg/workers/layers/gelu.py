@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.workers.layers.base import Layer, ModelError, Shape, Task
+from thalweg.workers.failures import NodeError
+from thalweg.workers.layers.base import Layer, Shape, Task
 
 _CUBE = 0.044715
 
@@ -17,7 +18,7 @@ def _erf(path: str) -> Callable[..., Any]:
         from scipy.special import erf  # noqa: PLC0415 - only this layer needs SciPy
     except ImportError as error:
         problem = "needs SciPy: pip install 'thalweg[workers]'; or choose approximate = \"tanh\""
-        raise ModelError(f"{path}: {problem}") from error
+        raise NodeError(f"{path}: {problem}") from error
     return erf
 
 

@@ -1,0 +1,31 @@
+"""What keeps a worker from its work, and whose fault that is."""
+
+import logging
+
+from thalweg.v1 import parameter_service_pb2 as pb
+
+_log = logging.getLogger(__name__)
+
+
+class MistakeError(ValueError):
+    """A mistake in the job, which no worker can escape. The message begins with the field of the job that it is about."""
+
+
+class NodeError(Exception):
+    """Something that this worker's node lacks, and that another one may have. The message says what."""
+
+
+def failure_of(error: Exception) -> pb.Failure:
+    """How an exception is reported to the server."""
+    match error:
+        case MistakeError():
+            return pb.Failure(problem=str(error), scope=pb.Failure.SCOPE_JOB)
+        case NodeError():
+            return pb.Failure(problem=str(error), scope=pb.Failure.SCOPE_NODE)
+        case MemoryError():
+            problem = f"this worker has too little memory{f': {error}' if str(error) else ''}"
+            return pb.Failure(problem=problem, scope=pb.Failure.SCOPE_NODE)
+        case OSError() | ImportError():
+            return pb.Failure(problem=f"{type(error).__name__}: {error}", scope=pb.Failure.SCOPE_NODE)
+    _log.error("the worker failed", exc_info=error)
+    return pb.Failure(problem=f"{type(error).__name__}: {error}")
