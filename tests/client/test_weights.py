@@ -97,6 +97,8 @@ def test_a_servers_own_file_says_how_samples_are_prepared(cluster: Cluster, tmp_
     cluster.digits.save(tmp_path / "w.safetensors")
     x = np.random.default_rng(0).uniform(size=(5, 64))
     expected = cluster.digits.prepare(x)
+    with safe_open(kept, "numpy") as file, safe_open(tmp_path / "w.safetensors", "numpy") as written:
+        assert json.loads(file.metadata()["preprocessing"]) == json.loads(written.metadata()["preprocessing"])
     assert not np.array_equal(expected, x.astype(np.float32))
     assert np.array_equal(prepare(kept, x), expected)
     assert np.array_equal(prepare(tmp_path / "w.safetensors", x), expected)

@@ -195,6 +195,10 @@ def test_a_column_that_was_meant(tmp_path: Path) -> None:
         samples("sepal_length,petal_lenght\n1,2\n", tmp_path, dataset)
 
 
+def test_a_column_may_have_a_separator_in_its_name(tmp_path: Path) -> None:
+    assert samples("a;b\n5\n", tmp_path, load("a;b,c\n1,2\n", tmp_path)).x.tolist() == [[5]]
+
+
 def test_no_rows_are_no_samples(tmp_path: Path) -> None:
     assert samples("b,a\n", tmp_path, load(TRAINED, tmp_path)).x.shape == (0, 2)
 

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from thalweg.client.problems import LocalError
 from thalweg.contract import layout as layouts
+from thalweg.contract import preparation
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.layout import Slab
 from thalweg.v1 import job_pb2
@@ -29,24 +30,14 @@ def save_weights(path: Path, job: job_pb2.Job, header: pb.ParametersHeader, slab
     """Writes parameters to a file, whole or not at all. Raises ThalwegError if the file cannot be written, or by its name is not
     a safetensors file.
 
-    The file's metadata: `job`, `version` (updates behind the parameters), `weights_sha256`, and, as JSON, `spec` and
-    `preprocessing`: `shape` of one sample, `mean` and `scale` of each feature (the model sees (x - mean) / scale; empty for x
-    itself), and, of a table with names, `columns` in the order of the features and the `target`.
+    The file's metadata: `job`, `version` (the number of updates), `weights_sha256`, and, as JSON, `spec` and `preprocessing`.
     """
     check_weights_name(path, "path")
-    prepared = header.preprocessing
-    preprocessing = {
-        "shape": list(prepared.shape),
-        "mean": list(prepared.mean),
-        "scale": list(prepared.scale),
-        "columns": list(prepared.columns),
-        "target": prepared.target,
-    }
     metadata = {
         "job": job.id,
         "version": str(header.version),
         "weights_sha256": header.sha256,
-        "preprocessing": json.dumps(preprocessing),
+        preparation.PREPROCESSING: preparation.to_json(header.preprocessing),
         "spec": json.dumps(json_format.MessageToDict(job.spec, preserving_proto_field_name=True)),
     }
     tensors = {name: np.ascontiguousarray(view) for name, view in layouts.views(header.layout, slab).items()}
@@ -71,7 +62,7 @@ def read_header(path: Path, field: str) -> pb.ParametersHeader:
     try:
         if layouts.HEADER in metadata:
             return pb.ParametersHeader.FromString(base64.b64decode(metadata[layouts.HEADER]))
-        spec, preprocessing = json.loads(metadata["spec"]), json.loads(metadata["preprocessing"])
+        spec, preprocessing = json.loads(metadata["spec"]), json.loads(metadata[preparation.PREPROCESSING])
         return pb.ParametersHeader(
             layout=job_pb2.Layout(dtype=np.dtype(spec["model"]["dtype"]).name),
             version=int(metadata["version"]),

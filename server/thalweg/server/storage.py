@@ -15,8 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
+from types import MappingProxyType
 
 from thalweg.contract import layout as layouts
+from thalweg.contract import preparation
 from thalweg.contract.layout import Slab
 from thalweg.server import initial, schema, tensors
 from thalweg.server.bin import Bin
@@ -215,7 +217,9 @@ class Storage:
     def save_parameters(self, job_id: str, header: training_service_pb2.ParametersHeader, slab: Slab) -> None:
         """Keeps a job's parameters as a safetensors file."""
         path = self.job_folder(job_id) / PARAMETERS_FILE
-        self._save(path, layouts.views(header.layout, slab), header.SerializeToString())
+        # The message says it, too; this is for those who read the file without it.
+        said = {preparation.PREPROCESSING: preparation.to_json(header.preprocessing)}
+        self._save(path, layouts.views(header.layout, slab), header.SerializeToString(), said)
 
     def parameters(self, job_id: str) -> Download[training_service_pb2.ParametersHeader] | None:
         """The parameters that a job kept, tensor by tensor, where they lie. Raises ValueError if their file is damaged."""
@@ -265,10 +269,12 @@ class Storage:
         header = training_service_pb2.TrajectoryHeader.FromString(base64.b64decode(metadata[layouts.HEADER]))
         return Download(header, [found[_SLABS]])
 
-    def _save(self, path: Path, named: Mapping[str, tensors.Tensor], header: bytes) -> None:
+    def _save(
+        self, path: Path, named: Mapping[str, tensors.Tensor], header: bytes, said: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self._disk.make_folder(path.parent)
         aside = path.with_suffix(".part")
-        self._disk.write(aside, tensors.pieces(named, {layouts.HEADER: base64.b64encode(header).decode()}))
+        self._disk.write(aside, tensors.pieces(named, {layouts.HEADER: base64.b64encode(header).decode(), **said}))
         publish(self._disk, aside, path)
 
     def upload(self, sha256: str) -> Path:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from thalweg.v1 import job_pb2
 from thalweg.workers.data.errors import DataError
+from thalweg.workers.data.memory import check_memory
 from thalweg.workers.data.table import TO_PREDICT, Table
 
 # Of many names so many are listed in a message.
@@ -50,6 +51,7 @@ def to_train(table: Table, name: str, target: str) -> Source:
             raise DataError(f"data.target: {name!r} has no column {target!r}{hint}; it has {listed(table.names)}")
         position = table.names.index(target)
     target = table.names[position] if table.names else ""
+    check_memory(f"data.csv: {name!r}", table.values.nbytes)
     x, y = np.delete(table.values, position, axis=1), table.values[:, position].copy()
     return Source(x, y, table.names[:position] + table.names[position + 1 :], target)
 
@@ -63,6 +65,7 @@ def to_predict(table: Table, name: str, preprocessing: job_pb2.Preprocessing, ta
     """
     subject = f"{TO_PREDICT.field}: {name!r}"
     wanted, width = tuple(preprocessing.columns), table.values.shape[1]
+    check_memory(subject, table.values.nbytes)
     if wanted and table.names:
         return Samples(table.values[:, _by_name(table.names, subject, wanted, preprocessing.target)])
     if wanted and width != len(wanted):

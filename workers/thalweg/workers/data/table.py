@@ -128,6 +128,8 @@ class _Reading:
         self._words = words
         self._name = name
         self._names: tuple[str, ...] = ()
+        # What may stand between columns in place of commas.
+        self._separators = ""
 
     def table(self, rows: _Rows, header: bool | None) -> Table:
         numbered = iter(rows)
@@ -143,7 +145,7 @@ class _Reading:
             self._names = self._names_in(line, first, header)
         for line, cells in numbered:
             if len(cells) != len(first):
-                raise self._wrong(f"line {line} has {_count(len(cells), 'cell')}, and there are {_count(len(first), 'column')}")
+                raise self._bad_row(f"line {line} has {_count(len(cells), 'cell')}, and there are {_count(len(first), 'column')}")
             values.extend(self._numbers(line, cells))
             if len(values) > limit:
                 check_memory(f"{self._field}: {self._name!r}", 8 * len(values))
@@ -152,11 +154,15 @@ class _Reading:
     def _wrong(self, problem: str) -> DataError:
         return DataError(f"{self._field}: {problem}")
 
+    def _bad_row(self, problem: str) -> DataError:
+        """The error of a row. That of a table of one column, whose name holds another separator, is that separator."""
+        if self._separators:
+            problem = f"{self._name!r} has {self._separators} between its columns; write commas, and points in decimal numbers"
+        return self._wrong(problem)
+
     def _check_columns(self, first: list[str]) -> None:
-        separators = [words for separator, words in _SEPARATORS.items() if separator in first[0]]
-        if len(first) == 1 and separators:
-            problem = f"has {separators[0]} between its columns; write commas, and points in decimal numbers"
-            raise self._wrong(f"{self._name!r} {problem}")
+        if len(first) == 1:
+            self._separators = next((words for separator, words in _SEPARATORS.items() if separator in first[0]), "")
         if len(first) > MAX_FEATURES:
             remedy = "save them as a NumPy archive, with numpy.savez"
             raise self._wrong(f"{self._name!r} has {len(first):,} columns; at most {MAX_FEATURES:,} are read; {remedy}")
@@ -215,7 +221,7 @@ class _Reading:
                     return numbers
         position = next(index for index, cell in enumerate(cells) if not _is_number(cell))
         column = _shown(self._names[position]) if self._names else position + 1
-        raise self._wrong(f"line {line}, column {column}: {_shown(cells[position])} {_why_no_number(cells[position])}")
+        raise self._bad_row(f"line {line}, column {column}: {_shown(cells[position])} {_why_no_number(cells[position])}")
 
 
 def _is_number(cell: str) -> bool:
