@@ -155,3 +155,14 @@ def test_the_descriptor_limit_is_raised_to_the_most() -> None:
         "assert r.descriptors_left() == hard - 64"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_sizes_are_for_people() -> None:
+    sizes = {0: "0.00 MiB", 5 * MIB: "5.00 MiB", 102 * MIB: "102.00 MiB", 103 * MIB: "0.10 GiB", 5000 << 30: "5,000.00 GiB"}
+    assert [resources.size_text(size) for size in sizes] == list(sizes.values())
+
+
+def test_what_a_process_has_is_what_it_could_not_give_back(machine: Machine) -> None:
+    machine.write("proc/self/status", "VmRSS: 9 kB\nRssAnon:\t    2 kB\nRssFile: 4 kB\nRssShmem: 3 kB\n")
+    assert resources.resident(machine.root) == 5 << 10
+    assert resources.resident(machine.root / "elsewhere") == 0

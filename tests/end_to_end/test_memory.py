@@ -97,7 +97,7 @@ def test_a_server_of_512_mib_refuses_a_job_that_can_never_fit_and_trains_the_oth
         workers = [start_worker(limited_server, job_id) for job_id in ("small", "large")]
         wait_for(lambda: get(stub, "large").state == job_pb2.JOB_STATE_FAILED)
         error = get(stub, "large").error
-        assert "56,250,010 parameters do not fit in this server's memory: about 2.3 GiB" in error
+        assert "56,250,010 parameters do not fit in this server's memory: about 2.3" in error
         assert "and at most 0." in error
         # It is only now that the other has to be seen to go on.
         step = get(stub, "small").progress.step

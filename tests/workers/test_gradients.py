@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from thalweg.contract import rules
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
+from thalweg.workers import initializers as initializers_module
 from thalweg.workers.data import Dataset
 from thalweg.workers.gradcheck import TOLERANCE, gradcheck
 from thalweg.workers.initializers import INITIALIZERS
@@ -124,3 +125,13 @@ def test_initializers_have_their_variance(name: str, variance: float) -> None:
     assert slabs[0][:-200].var() == pytest.approx(variance, rel=0.05)
     assert not slabs[0][-200:].any()
     assert slabs[0].tobytes() == slabs[1].tobytes() != slabs[2].tobytes()
+
+
+def test_blocks_of_a_weight_are_drawn_as_the_whole_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, initialize in INITIALIZERS.items():
+        monkeypatch.setattr(initializers_module, "_BLOCK", 1 << 30)
+        whole, blocks = np.empty((7, 5), np.float32), np.empty((7, 5), np.float32)
+        initialize(np.random.Generator(np.random.Philox(3)), whole)
+        monkeypatch.setattr(initializers_module, "_BLOCK", 3)
+        initialize(np.random.Generator(np.random.Philox(3)), blocks)
+        assert blocks.tobytes() == whole.tobytes(), name

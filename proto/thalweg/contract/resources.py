@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _ROOT = Path("/")
+_MIB, _GIB = 1 << 20, 1 << 30
 
 
 class Memory(NamedTuple):
@@ -59,6 +60,11 @@ def resident(root: Path = _ROOT) -> int:
     """The bytes of memory that this process has and that the system could not have back: 0 where it does not say."""
     status = _fields(root / "proc/self/status", 1 << 10)
     return status.get("RssAnon", 0) + status.get("RssShmem", 0)
+
+
+def size_text(size: int) -> str:
+    """A number of bytes for people."""
+    return f"{size / _GIB:,.2f} GiB" if size >= _GIB / 10 else f"{size / _MIB:,.2f} MiB"
 
 
 def raise_descriptor_limit() -> int:

@@ -10,13 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from thalweg.contract import resources
+from thalweg.contract.resources import size_text
 from thalweg.server import optimizers
 from thalweg.server.downloads import MAX_COPIES
 from thalweg.server.plan import Plan
 from thalweg.server.synchrony.division import divide
 from thalweg.server.trajectory import Trajectory
-
-_GIB = 1 << 30
 
 
 class OverBudgetError(Exception):
@@ -82,11 +81,6 @@ def _slab_bytes(plan: Plan) -> int:
     return plan.elements * np.dtype(plan.spec.model.dtype).itemsize
 
 
-def gib(size: int) -> str:
-    """A size for people."""
-    return f"{size / _GIB:.1f} GiB" if size >= _GIB / 10 else f"{size / (1 << 20):.0f} MiB"
-
-
 class Budget:
     """What has been promised of this process's memory, and to whom.
 
@@ -112,12 +106,14 @@ class Budget:
         total, available = self._memory()
         most = total - self._base
         if need > most:
-            raise OverBudgetError(f"about {gib(need)} of memory are needed, and at most {gib(max(0, most))} can be had here")
+            raise OverBudgetError(
+                f"about {size_text(need)} of memory are needed, and at most {size_text(max(0, most))} can be had here"
+            )
         promised = sum(self._promised.values())
         free = max(0, available - max(0, promised - (self._resident() - self._base)))
         if need > free:
-            others = f", beside the {gib(promised)} that other jobs were promised" if promised else ""
-            return f"about {gib(need)} of memory are needed, and {gib(free)} are free{others}"
+            others = f", beside the {size_text(promised)} that other jobs were promised" if promised else ""
+            return f"about {size_text(need)} of memory are needed, and {size_text(free)} are free{others}"
         self._promised[owner] = need
         return ""
 

@@ -21,7 +21,7 @@ from thalweg.workers.model import Model
 from thalweg.workers.numerical import Batch, NumericalDifferentiator
 
 # Samples that are evaluated at once: few enough to stay in the cache, more would not be faster.
-_EVALUATION_BATCH = 256
+EVALUATION_BATCH = 256
 
 
 class Differentiator:
@@ -150,7 +150,7 @@ class Differentiator:
         """The sums over samples, without dropout."""
         self.model.bind(parameters)
         total = Sums()
-        for start in range(0, len(x), _EVALUATION_BATCH):
-            part = slice(start, start + _EVALUATION_BATCH)
+        for start in range(0, len(x), EVALUATION_BATCH):
+            part = slice(start, start + EVALUATION_BATCH)
             total += self.model.sums(x[part], y[part])
         return total

@@ -174,6 +174,9 @@ class Streamed(Exchange):
         super().__init__((np.empty(elements, dtype), np.empty(elements, dtype)), chunk_elements, streams.send)
         self._streams = streams
         self._slab: Slab = np.empty(elements, dtype)
+        # Taken at once, so that it counts when another worker on this machine asks for what is available.
+        for slab in self.parameters:
+            slab.fill(0)
         self._incoming = codecs.of_parameters(spec, chunk_elements)
         self._outgoing = Outgoing(spec, elements, chunk_elements)
 

@@ -18,10 +18,11 @@ class NodeError(Exception):
 def failure_of(error: Exception) -> pb.Failure:
     """How an exception is reported to the server."""
     match error:
-        case MistakeError():
-            return pb.Failure(problem=str(error), scope=pb.Failure.SCOPE_JOB)
+        # Before mistakes: data that is too large for this machine is both.
         case NodeError():
             return pb.Failure(problem=str(error), scope=pb.Failure.SCOPE_NODE)
+        case MistakeError():
+            return pb.Failure(problem=str(error), scope=pb.Failure.SCOPE_JOB)
         case MemoryError():
             problem = f"this worker has too little memory{f': {error}' if str(error) else ''}"
             return pb.Failure(problem=problem, scope=pb.Failure.SCOPE_NODE)

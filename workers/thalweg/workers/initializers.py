@@ -4,8 +4,11 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from thalweg.contract.layout import Slab
+from thalweg.contract.layout import Slab, ranges
+
+_BLOCK = 131_072
 
 Initializer = Callable[[np.random.Generator, Slab], None]
 
@@ -15,9 +18,17 @@ def _fans(weight: Slab) -> tuple[int, int]:
     return inputs, outputs
 
 
+def _fill(weight: Slab, draw: Callable[[int], NDArray[np.float64]]) -> None:
+    """Fills a weight, which is contiguous, with numbers that are drawn in order: block by block, so as to take little memory."""
+    flat = weight.reshape(-1)
+    for where in ranges(flat.size, _BLOCK):
+        flat[where] = draw(where.stop - where.start)
+
+
 def _normal(variance: Callable[[int, int], float]) -> Initializer:
     def initialize(generator: np.random.Generator, weight: Slab) -> None:
-        weight[...] = generator.normal(0.0, math.sqrt(variance(*_fans(weight))), weight.shape)
+        deviation = math.sqrt(variance(*_fans(weight)))
+        _fill(weight, lambda size: generator.normal(0.0, deviation, size))
 
     return initialize
 
@@ -25,7 +36,7 @@ def _normal(variance: Callable[[int, int], float]) -> Initializer:
 def _uniform(variance: Callable[[int, int], float]) -> Initializer:
     def initialize(generator: np.random.Generator, weight: Slab) -> None:
         bound = math.sqrt(3 * variance(*_fans(weight)))
-        weight[...] = generator.uniform(-bound, bound, weight.shape)
+        _fill(weight, lambda size: generator.uniform(-bound, bound, size))
 
     return initialize
 

@@ -1,5 +1,6 @@
 """A model: a sequence of layers and a loss, its parameters views of a slab."""
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable
@@ -90,6 +91,12 @@ class Model:
     def classifier(self) -> bool:
         """Whether samples are classified rightly or wrongly."""
         return self.loss.classifier
+
+    @property
+    def activations(self) -> int:
+        """How many numbers the layers keep for each sample: their outputs, and the gradients by their inputs."""
+        shapes = [*self._input_shapes, self.output_shape]
+        return sum(math.prod(inputs) + math.prod(outputs) for inputs, outputs in itertools.pairwise(shapes))
 
     def check_targets(self, targets: NDArray[Any]) -> None:
         """Raises ModelError if targets do not fit the model's output."""

@@ -18,8 +18,9 @@ from thalweg.contract.release import hello
 from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
-from thalweg.workers import data, exchange
-from thalweg.workers.differentiation import Differentiator
+from thalweg.workers import data, exchange, needs
+from thalweg.workers.data.memory import check_memory
+from thalweg.workers.differentiation import EVALUATION_BATCH, Differentiator
 from thalweg.workers.exchange import Exchange
 from thalweg.workers.failures import NodeError, failure_of
 from thalweg.workers.fetch import fetcher
@@ -128,6 +129,8 @@ class _Worker:
             dataset = data.load(spec, fetch)
         self._differentiator = Differentiator(spec, dataset)
         model = self._differentiator.model
+        need = needs.of_worker(spec, model, len(dataset.train_x), EVALUATION_BATCH, shared=self._peer is not None)
+        check_memory(f"model.layers: a worker for {model.size:,} parameters", need)
         prepared = pb.Prepared(
             layout=model.layout,
             train_samples=len(dataset.train_x),

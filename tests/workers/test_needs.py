@@ -1,0 +1,116 @@
+"""The memory that a worker needs is what it takes, and one that has too little says so before it takes any."""
+
+import queue
+import threading
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import json_format
+
+from tests.end_to_end.cluster import running_server, stub_of
+from tests.server.test_training_service import make_spec
+from thalweg.contract import tree
+from thalweg.contract.resources import Memory
+from thalweg.server import validation
+from thalweg.v1 import job_pb2, training_service_pb2
+from thalweg.workers import needs
+from thalweg.workers.data import Dataset
+from thalweg.workers.data import memory as data_memory
+from thalweg.workers.differentiation import Differentiator
+from thalweg.workers.exchange import Streamed
+from thalweg.workers.streams import Streams
+from thalweg.workers.worker import work
+
+WIDTH = 600
+
+
+def complete(**given: Any) -> job_pb2.JobSpec:
+    document: dict[str, Any] = {
+        "model": {
+            "layers": [{"dense": {"units": WIDTH}}, {"relu": {}}, {"dense": {"units": 3}}],
+            "loss": "softmax_cross_entropy",
+        },
+        "data": {"builtin": "digits"},
+        "training": {"batch_size": 8, "microbatches": 8, "workers": 1},
+        "optimizer": {"adam": {}},
+    }
+    document["training"] |= given.pop("training", {})
+    return validation.complete(json_format.ParseDict(document | given, job_pb2.JobSpec()))
+
+
+def prepared(spec: job_pb2.JobSpec) -> Differentiator:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(8, WIDTH)).astype(np.float32), generator.integers(0, 3, 8)
+    return Differentiator(spec, Dataset(x, y, x[:0], y[:0], job_pb2.Preprocessing()))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "training"),
+    [
+        (6, {}),
+        (5, {"workers": 2}),
+        (4, {"workers": 8}),
+        (11, {"codec": {"int8": {}}}),
+        (10, {"synchrony": {"local": {"steps": 2}}}),
+    ],
+)
+def test_a_worker_takes_what_it_needs(wanted: int, training: dict[str, Any]) -> None:
+    spec = complete(training=training)
+    assert needs.slabs(spec, shared=False) == wanted
+    tracemalloc.start()
+    differentiator = prepared(spec)
+    model = differentiator.model
+    exchange = Streamed(spec, model.size, model.dtype, 1 << 18, Streams(queue.SimpleQueue(), []))
+    model.initial(exchange.parameters[0])
+    share = spec.training.microbatches // spec.training.workers
+    exact = not spec.training.codec.HasField("int8")
+    for node in tree.cover(range(share), 8) if exact else [tree.Node(0, index) for index in range(share)]:
+        where, steps = slice(0, model.size), spec.training.synchrony.local.steps or 1
+        slab = exchange.slab(0)
+        differentiator.gradient(exchange.parameters[0], 0, 0, node, where, steps, out=slab)
+        exchange._outgoing.begin(node, 0)
+        exchange._outgoing.encode(slab[: 1 << 18], 0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # A slab has 1.4 MiB; beside the slabs there are activations, samples, and blocks of an optimizer's.
+    assert wanted - 1.1 < peak / (4 * model.size) < wanted + 1.9
+    need = needs.of_worker(spec, model, 8, 256, shared=False)
+    assert need == 4 * (wanted * model.size + (256 + 2) * model.activations)
+
+
+def test_the_documentation_says_how_many_bytes_a_parameter_takes() -> None:
+    bytes_ = {workers: 4 * needs.slabs(complete(training={"workers": workers}), shared=False) for workers in (1, 2, 8)}
+    text = " ".join((Path(__file__).parents[2] / "docs" / "cluster.md").read_text().split())
+    said = f"{bytes_[1]} bytes per parameter for a single worker, {bytes_[2]} for each of 2, {bytes_[8]} for each of 8"
+    assert said in text
+
+
+def test_parameters_that_are_shared_are_the_servers() -> None:
+    assert needs.slabs(complete(training={"workers": 2}), shared=True) == 3
+    assert needs.slabs(complete(training={"workers": 8}), shared=True) == 2
+    assert needs.slabs(complete(training={"gradient": "numerical"}), shared=True) == 2
+
+
+def test_activations_are_outputs_and_gradients_by_inputs() -> None:
+    model = prepared(complete()).model
+    assert model.activations == (WIDTH + WIDTH) + (WIDTH + WIDTH) + (WIDTH + 3)
+
+
+def test_a_worker_without_enough_memory_says_so_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    available = Memory(1 << 30, 1000)
+    monkeypatch.setattr(data_memory, "memory", lambda: available)
+    with running_server(tmp_path) as server, stub_of(server) as stub:
+        job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=make_spec())).job
+        worker = threading.Thread(target=work, args=(server.address, None, job.id, "w"), daemon=True)
+        worker.start()
+        wanted = "model.layers: a worker for 3 parameters needs 0.00 MiB of memory, and this machine has 0.00 MiB left"
+        for response in stub.WatchJob(training_service_pb2.WatchJobRequest(job_id=job.id)):
+            if wanted in str(response.event):
+                break
+        else:
+            pytest.fail("the job ended, and nobody said why")
+        stub.CancelJob(training_service_pb2.CancelJobRequest(job_id=job.id))
+        worker.join()
