@@ -316,6 +316,7 @@ def test_a_layer_that_needs_scipy_says_so(command: Command, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "scipy.special", None)
     message = "model.layers[1].gelu: needs SciPy: pip install 'thalweg[workers]'"
     check(command("gradcheck", "xor", "--set", "model.layers[1].gelu={}"), USAGE, message)
+    check(command("train", "xor", "--set", "model.layers[1].gelu={}"), USAGE, message)
 
 
 def test_a_bug_is_told_as_one(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

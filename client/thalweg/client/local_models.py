@@ -159,7 +159,8 @@ def check(job: JobFile) -> None:
     with needs("workers", "the models are"):
         from thalweg.server import initial  # noqa: PLC0415 - the one place that knows
         from thalweg.workers import data  # noqa: PLC0415 - an extra
-        from thalweg.workers.model import Model, ModelError  # noqa: PLC0415
+        from thalweg.workers.failures import MistakeError, NodeError  # noqa: PLC0415
+        from thalweg.workers.model import Model  # noqa: PLC0415
     spec = _completed(job.spec)
     if any(path.stat().st_size > _MAX_CHECKED_BYTES for _, path in job.uploads()) or (spec.data.sha256 and not job.data):
         return
@@ -168,7 +169,7 @@ def check(job: JobFile) -> None:
         model = Model(spec.model, dataset.input_shape, spec.seed, one_hot=spec.data.one_hot)
         for targets in (dataset.train_y, dataset.validation_y):
             model.check_targets(targets)
-    except (ModelError, data.DataError) as error:
+    except (MistakeError, NodeError) as error:
         raise _told(error) from error
     if job.initial:
         try:
