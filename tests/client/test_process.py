@@ -147,3 +147,22 @@ def test_a_watch_whose_client_is_closed_says_so(server: Server) -> None:
 
 def test_a_client_that_was_never_used_is_closed() -> None:
     Client(NOWHERE).close()
+
+
+@pytest.mark.parametrize("when", ["import numpy", "import grpc", "from thalweg.client.cli import"])
+def test_ctrl_c_while_the_command_is_imported_ends_it_without_a_word(when: str) -> None:
+    """A hook among the importers sends the signal when a module is looked for."""
+    module = when.removeprefix("import ").removeprefix("from ").removesuffix(" import")
+    program = f"""
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+from thalweg.command import main
+main(["--version"])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")

@@ -61,6 +61,17 @@ def test_signals_are_taken_again_from_whoever_took_them(inbox: Inbox) -> None:
         inbox.get()
 
 
+def test_a_signal_that_was_checked_for_does_not_come_again(inbox: Inbox) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(InterruptedBySignalError):
+        inbox.check()
+    assert attend(lambda: 5, inbox) == 5
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(InterruptedBySignalError) as caught:
+        inbox.get()
+    assert caught.value.number == signal.SIGTERM
+
+
 def test_what_is_attended_gives_its_value_or_its_error(inbox: Inbox) -> None:
     assert attend(lambda: 5, inbox) == 5
     with pytest.raises(ZeroDivisionError):

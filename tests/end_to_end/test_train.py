@@ -126,6 +126,9 @@ def test_ctrl_c_before_the_first_step_leaves_nothing_either(text: str, tmp_path:
     assert running.left_behind() == []
     assert "Traceback" not in ended.stderr
     assert "digits-1 was interrupted after" in ended.stderr
+    # Once.
+    assert "interrupted again" not in ended.stderr
+    assert "to go on: thalweg train --resume digits-1" in ended.stderr
 
 
 def test_sigterm_ends_the_job_too(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 With `local_models`, the only module of the client that imports the server or the workers, and only inside its functions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,15 +90,16 @@ def start_fleet(
     ray_address: str | None = None,
     slots: int | None = None,
     name: str | None = None,
+    check: Callable[[], object] = lambda: None,
 ) -> "Fleet":
-    """A running fleet that attends on a server. Raises ThalwegError if Ray cannot be had."""
+    """A running fleet that attends on a server. Raises ThalwegError if Ray cannot be had, and what `check` raises meanwhile."""
     require_ray()
     with needs("workers", "the workers are"):
         from thalweg.workers.fleet import Fleet, FleetConfig, FleetError  # noqa: PLC0415 - an extra
     named = {"name": name} if name else {}
     fleet = Fleet(FleetConfig(server=server, token=token, ray_address=ray_address, slots=slots, **named))
     try:
-        fleet.start()
+        fleet.start(check)
     except FleetError as error:
         raise LocalError(str(error)) from error
     return fleet

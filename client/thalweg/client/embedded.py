@@ -86,9 +86,9 @@ class Embedded:
         """What commands need besides a job's id to find it: nothing if it is kept in the usual folder."""
         return "" if self.folder == embedded_folder() else f" --data {shlex.quote(str(self.folder))}"
 
-    def start_fleet(self, slots: int) -> None:
-        """Starts Ray with so many CPU slots, and workers on it as jobs want them."""
-        fleet = start_fleet(self.client.address, self._token, slots=slots, name="embedded")
+    def start_fleet(self, slots: int, check: Callable[[], None] = lambda: None) -> None:
+        """Starts Ray with `slots` CPU slots, and workers on it as jobs want them. Raises what `check` raises meanwhile."""
+        fleet = start_fleet(self.client.address, self._token, slots=slots, name="embedded", check=check)
         self._stack.callback(fleet.stop)
 
     def abandon(self, job_id: str) -> None:

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 _START_SECONDS = 120.0
 # A keeper that says nothing for so long hangs in a call of Ray's.
 _SILENCE_SECONDS = 15.0
+_CHECK_SECONDS = 0.2
 _STOP_SECONDS = 10.0
 # Before anything imports gRPC.
 _PREPARED = "from thalweg.contract.process import prepare; prepare()"
@@ -79,17 +81,25 @@ class Fleet:
             threading.Thread(target=self._supervise, name="thalweg-fleet", daemon=True),
         ]
 
-    def start(self) -> None:
-        """Starts or joins Ray, then attends. Raises FleetError if Ray cannot be had."""
+    def start(self, check: Callable[[], object] = lambda: None) -> None:
+        """Starts or joins Ray, then attends. Raises FleetError if Ray cannot be had.
+
+        `check` is called several times a second while Ray starts; what it raises ends the start.
+        """
         if find_spec("ray") is None:
             raise FleetError("Ray is not installed; install it with: pip install 'thalweg[workers]'")
         self._keeper = _Keeper(self.config, self._id)
         try:
-            self._cluster = self._keeper.listen(_START_SECONDS)
+            self._cluster = self._keeper.listen(_START_SECONDS, check)
         except _KeeperLostError as error:
             self._drop_keeper()
             where = f"join the Ray cluster at {self.config.ray_address}" if self.config.ray_address else "start Ray"
             raise FleetError(f"cannot {where}: {error}") from error
+        except BaseException:
+            # With patience: Ray's own processes end in good order only if the keeper ends them.
+            self._stop.set()
+            self._drop_keeper()
+            raise
         for thread in self._threads:
             thread.start()
 
@@ -264,11 +274,14 @@ class _Keeper:
         with suppress(OSError):
             self._connection.send(message)
 
-    def listen(self, seconds: float) -> Any:
-        """The keeper's next message. Raises _KeeperLostError if it is gone, or says nothing for so long."""
+    def listen(self, seconds: float, check: Callable[[], object] = lambda: None) -> Any:
+        """The keeper's next message. Raises what `check` raises, and _KeeperLostError if it is gone or silent for so long."""
+        deadline = time.monotonic() + seconds
         try:
-            if not self._connection.poll(seconds):
-                raise _KeeperLostError(f"it has not answered for {seconds:.0f} s")
+            while not self._connection.poll(min(_CHECK_SECONDS, max(0.0, deadline - time.monotonic()))):
+                check()
+                if time.monotonic() >= deadline:
+                    raise _KeeperLostError(f"it has not answered for {seconds:.0f} s")
             message = self._connection.recv()
         except (EOFError, OSError) as error:
             raise _KeeperLostError(self._last_words()) from error

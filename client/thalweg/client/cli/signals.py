@@ -9,9 +9,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Signal(NamedTuple):
-    """A signal that came."""
+    """A signal that came, `order` counted from 1."""
 
     number: int
+    order: int
 
 
 class InterruptedBySignalError(Exception):
@@ -34,7 +35,9 @@ class Inbox:
         # Of all queues, the one that a signal handler may put into.
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._before: dict[signal.Signals, Any] = {}
-        self._received: int | None = None
+        self._received: list[int] = []
+        # How many of them were raised, if not in the order of the queue.
+        self._heeded = 0
 
     def __enter__(self) -> Self:
         self._before = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -52,21 +55,24 @@ class Inbox:
                 signal.signal(number, self._receive)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        self._received = self._received or number
-        self._items.put(Signal(number))
+        self._received.append(number)
+        self._items.put(Signal(number, len(self._received)))
 
     def put(self, item: Any) -> None:
         """Adds an item, from any thread."""
         self._items.put(item)
 
     def get(self) -> Any:
-        """Waits for the next item. Raises InterruptedBySignalError in place of a signal."""
-        item = self._items.get()
-        if isinstance(item, Signal):
-            raise InterruptedBySignalError(item.number)
-        return item
+        """Waits for the next item. Raises InterruptedBySignalError in place of a signal, unless `check` has raised for it."""
+        while True:
+            item = self._items.get()
+            if not isinstance(item, Signal):
+                return item
+            if item.order > self._heeded:
+                raise InterruptedBySignalError(item.number)
 
     def check(self) -> None:
         """Raises InterruptedBySignalError if a signal came."""
-        if self._received is not None:
-            raise InterruptedBySignalError(self._received)
+        if self._received:
+            self._heeded = len(self._received)
+            raise InterruptedBySignalError(self._received[0])

@@ -82,14 +82,10 @@ class Training:
         screen.say("starting Ray")
         training = job.spec.training
         try:
-            # In this thread, for Ray ends with the thread that started it; signals wait meanwhile.
-            self._embedded.start_fleet(training.workers * training.threads_per_worker)
+            self._embedded.start_fleet(training.workers * training.threads_per_worker, self._inbox.check)
         except ThalwegError:
             job.cancel()
             raise
-        finally:
-            self._inbox.listen()
-        self._inbox.check()
 
     def _in_place(self, event: Event) -> Event:
         """An event as it should be read here: that a job waits for a fleet is no news where one is being started."""
