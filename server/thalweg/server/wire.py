@@ -1,5 +1,6 @@
 """What workers say, as events; what is decided for them, as messages. What no honest worker says is refused here."""
 
+import math
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -17,7 +18,7 @@ from thalweg.server.messages import Place, WorkerId
 from thalweg.server.parameters import Parameters
 from thalweg.server.plan import Plan
 from thalweg.server.sharing import JobSharing
-from thalweg.v1 import parameter_service_pb2
+from thalweg.v1 import job_pb2, parameter_service_pb2
 
 # What no honest worker comes near, and a broken one may not fill the server's memory with.
 _MOST_SAMPLES = 1 << 28
@@ -132,6 +133,17 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None
         raise violation("a layout of another dtype, or with two tensors of one name")
     if any(visible(tensor.name) != tensor.name for tensor in tensors):
         raise violation("a tensor's name with characters that cannot be seen")
+    _check_preprocessing(prepared.preprocessing)
+
+
+def _check_preprocessing(preprocessing: job_pb2.Preprocessing) -> None:
+    if len(preprocessing.shape) > _MOST_AXES:
+        raise violation("samples of too many axes")
+    # A worker of release 0.1.0 says no shape, and no names.
+    features = math.prod(preprocessing.shape) if preprocessing.shape else len(preprocessing.mean)
+    counts = {len(preprocessing.mean), len(preprocessing.scale), len(preprocessing.columns)} - {0}
+    if counts - {features} or len(preprocessing.mean) != len(preprocessing.scale):
+        raise violation(f"means, deviations or names of another number of features than {features}")
 
 
 def place_of(place: parameter_service_pb2.Place, worker: str) -> Place:
