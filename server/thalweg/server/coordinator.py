@@ -24,6 +24,7 @@ from thalweg.server.messages import (
     Avoid,
     CancelRequested,
     CheckpointDone,
+    CheckpointRequested,
     ContributionReceived,
     Decision,
     Dismiss,
@@ -117,6 +118,7 @@ class Coordinator:
         self._epoch_loss = (0.0, 0)
         self._checkpoint_due = math.inf
         self._writing = False
+        self._requested = False
 
     @property
     def version(self) -> int:
@@ -186,7 +188,10 @@ class Coordinator:
             case CheckpointDone(seconds):
                 self._writing = False
                 self._checkpoint_due = self._now + max(self._settings.checkpoint_seconds, seconds / _CHECKPOINT_SHARE)
-                return []
+                return self._checkpoint_if_whole() if self._requested else []
+            case CheckpointRequested():
+                self._requested = True
+                return self._checkpoint_if_whole()
             case Tick(missed):
                 return self._tick(missed)
             case CancelRequested():
@@ -352,10 +357,14 @@ class Coordinator:
                 total, samples = (0.0, 0) if begins else self._epoch_loss
                 self._epoch_loss = (total + decision.loss * decision.samples, samples + decision.samples)
 
+    def _checkpoint_if_whole(self) -> list[Decision]:
+        """A checkpoint now, unless an update is half done: then it follows when the next version is whole."""
+        return self._checkpoint() if self.policy and self.policy.whole() else []
+
     def _checkpoint(self) -> list[Decision]:
-        if self._writing or self._now < self._checkpoint_due:
+        if self._writing or (self._now < self._checkpoint_due and not self._requested):
             return []
-        self._writing = True
+        self._writing, self._requested = True, False
         return [WriteCheckpoint(self._here())]
 
     def _here(self) -> Position:

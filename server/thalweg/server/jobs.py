@@ -8,9 +8,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from thalweg.contract import layout as layouts
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.layout import Slab
 from thalweg.contract.states import ENDED, state_name
+from thalweg.contract.text import visible
 from thalweg.server import acceptance, room, validation
 from thalweg.server.attention import Attention
 from thalweg.server.budget import Budget
@@ -19,12 +21,13 @@ from thalweg.server.crew import Crew
 from thalweg.server.downloads import Download
 from thalweg.server.ending import Ending
 from thalweg.server.fleets import Fleets
+from thalweg.server.foreign import ForeignSpecError, known
 from thalweg.server.initial import initial_slab
 from thalweg.server.journal import DISK_SECONDS, Journal
 from thalweg.server.keeping import Keeping
 from thalweg.server.places import Candidate, Queue, choose
 from thalweg.server.room import Shortage, is_full
-from thalweg.server.run import JobRun
+from thalweg.server.run import JobRun, header_of
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.shards import AttendingShard, Shards
 from thalweg.server.sharing import Sharing
@@ -38,6 +41,10 @@ _log = logging.getLogger(__name__)
 _RECORD_ATTEMPTS = 3
 # A call is answered after this time, though what it asked for may not be durable yet: clients wait longer.
 _ANSWER_SECONDS = 20.0
+# A job that ran at so many deaths of the server in a row is not resumed by itself.
+MAX_DEATHS = 3
+# How long a server that stops waits for the checkpoints of its jobs.
+_STOP_CHECKPOINT_SECONDS = 4.0
 # A page of jobs stays well within gRPC's limit for a message.
 _PAGE_BYTES = 1 << 20
 # How soon it is noticed that a worker takes too long.
@@ -69,6 +76,8 @@ class Jobs:
         self._begun_before: set[str] = set()  # jobs that had begun when the server stopped
         self._queue = Queue({}, {})
         self._endings: dict[str, asyncio.Task[None]] = {}
+        self._deaths: dict[str, int] = {}  # how often in a row the server had died while a job ran, when this one started
+        self._progressed: set[str] = set()  # jobs of which this server has written a checkpoint
         self._shortages: dict[str, Shortage] = {}  # jobs whose results wait for room
         self._rejected: set[str] = set()  # jobs that are ending, and of which an event was rejected
         self._accepting: set[asyncio.Task[job_pb2.Job]] = set()
@@ -91,25 +100,60 @@ class Jobs:
         while page := await self.journal.run(self.storage.jobs, 100, before):
             unfinished += [job for _, job in page if job.state not in ENDED]
             before = page[-1][0]
+        running = [job.id for job in unfinished if job.state == job_pb2.JOB_STATE_RUNNING]
+        # Durable before any of them runs.
+        self._deaths = await self.journal.run(self.storage.count_deaths, running)
         for job in reversed(unfinished):
-            if resume_unfinished or job.id in kept:
-                running = job.state == job_pb2.JOB_STATE_RUNNING
-                await self._take_up(job, "the server was restarted; the job")
-                if running or job.progress.step:
-                    self._begun_before.add(job.id)
-            else:
-                await self.journal.open(job.id)
-                job.error = "interrupted: the process that ran it ended before it did"
-                job.end_time.GetCurrentTime()
-                job.state, job.status = job_pb2.JOB_STATE_FAILED, ""
-                changed = training_service_pb2.StateChanged(job=job)
-                self.journal.record(job.id, training_service_pb2.Event(state_changed=changed))
+            reason = self._why_not(job, resume_unfinished or job.id in kept)
+            if reason:
+                await self._set_aside(job, reason)
+                continue
+            begun = job.state == job_pb2.JOB_STATE_RUNNING or job.progress.step
+            await self._take_up(job, "the server was restarted; the job")
+            if begun:
+                self._begun_before.add(job.id)
         self.allot()
         self._ticker = asyncio.create_task(self._tick())
         try:
             await asyncio.wait_for(self.journal.settled(), DISK_SECONDS)
         except TimeoutError:
             raise OSError("nothing can be written there; is the disk full?") from None
+
+    def _why_not(self, job: job_pb2.Job, wanted: bool) -> str:
+        """Why a job that was not brought to its end is not resumed when the server starts; empty if it is."""
+        if not wanted:
+            return "interrupted: the process that ran it ended before it did"
+        deaths = self._deaths.get(job.id, 0)
+        if deaths >= MAX_DEATHS:
+            return (
+                f"set aside: the server died {deaths} times in a row while this job ran and before it wrote a checkpoint; "
+                f"if the server was short of memory, give it more. Resume the job to try again"
+            )
+        try:
+            job.spec.CopyFrom(known(job.spec))
+        except ForeignSpecError as error:
+            return (
+                f"written by another release of Thalweg: {error}. The data folder was last used by release "
+                f"{self.storage.written_by}; resume the job with the release that accepted it"
+            )
+        return ""
+
+    async def _set_aside(self, job: job_pb2.Job, error: str) -> None:
+        """Records that a job has failed without running. It can be resumed."""
+        _log.warning("job %s: %s", job.id, error)
+        await self.journal.open(job.id)
+        job.error = error
+        job.end_time.GetCurrentTime()
+        job.state, job.status = job_pb2.JOB_STATE_FAILED, ""
+        job.ClearField("waiting_for")
+        changed = training_service_pb2.StateChanged(job=job)
+        self.journal.record(job.id, training_service_pb2.Event(state_changed=changed))
+
+    async def write_checkpoints(self) -> None:
+        """Has the jobs that are training write checkpoints before the server stops, but does not wait for ever."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_CHECKPOINT_SECONDS):
+                await asyncio.gather(*(run.write_checkpoint() for run in self._runs.values()))
 
     async def stop(self) -> None:
         """Waits for what is being written, but not for ever. Jobs that have not ended stay unfinished."""
@@ -122,6 +166,11 @@ class Jobs:
         for run in self._runs.values():
             run.release()
         self._crew.close()
+        if self._ticker:
+            try:
+                await self.journal.run(self.storage.stop_cleanly)
+            except (sqlite3.Error, OSError) as error:
+                _log.error("it cannot be recorded that the server stopped: %s", error)
         await self.journal.stop()
 
     async def _tick(self) -> None:
@@ -148,6 +197,9 @@ class Jobs:
             checkpoint, problems = await self.journal.run_aside(self.storage.checkpoints(job.id).latest)
         except NewerCheckpointError as error:
             refusal = f"{error}. Resume the job with that release, or submit it anew"
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's
+            _log.exception("job %s: its checkpoints cannot be read", job.id)
+            refusal = f"its checkpoints cannot be read: {error or type(error).__name__}"
         steps, epochs = await self.journal.run(self.storage.told, job.id)
         for field in ("progress", "result", "error", "end_time", "waiting_for"):
             job.ClearField(field)
@@ -163,6 +215,7 @@ class Jobs:
         for problem in problems:
             run.telemetry.notice(problem)
         run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, f"{what} {where}")
+        _log.info("job %s: %s %s", job.id, what, where)
         if refusal:
             run.fail(refusal)
         return run
@@ -179,6 +232,13 @@ class Jobs:
                 job = await self.get(job_id)
                 if job.state == job_pb2.JOB_STATE_SUCCEEDED:
                     raise ThalwegError("NOT_RESUMABLE", {"job": job_id, "problem": "it has succeeded"})
+                try:
+                    job.spec.CopyFrom(known(job.spec))
+                except ForeignSpecError as error:
+                    raise ThalwegError("NOT_RESUMABLE", {"job": job_id, "problem": str(error)}) from error
+                self._deaths.pop(job_id, None)
+                self._progressed.discard(job_id)
+                await self.journal.run(self.storage.forget_deaths, job_id)
                 await self._take_up(job, "resumed; the job")
                 self.allot()
         await self.journal.settled()
@@ -246,10 +306,20 @@ class Jobs:
         """Writes a checkpoint while the run goes on."""
 
         def written(size: int, seconds: float, problem: str) -> None:
+            if not problem:
+                self._note_progress(run.job.id)
             if self.run(run.job.id) is run:
                 run.checkpoint_done(checkpoint.position.version, size, seconds, problem)
 
         self._keeping.save(run.job.id, checkpoint, written)
+
+    def _note_progress(self, job_id: str) -> None:
+        """A job has a checkpoint that this server has written: if the server dies, this job is hardly the reason."""
+        if job_id not in self._progressed:
+            self._progressed.add(job_id)
+            task = asyncio.create_task(self.journal.room.write(lambda: self.journal.run(self.storage.note_progress, job_id)))
+            self._asked.add(task)
+            task.add_done_callback(self._asked.discard)
 
     async def create(self, request: training_service_pb2.CreateJobRequest) -> job_pb2.Job:
         """Accepts a job. Raises ThalwegError if it is not right."""
@@ -275,6 +345,7 @@ class Jobs:
         if inserted is None:
             raise ThalwegError("JOB_EXISTS", {"job": wanted_id})
         if inserted is job:
+            _log.info("job %s: accepted", job.id)
             await self.journal.open(job.id)
             run = self._begin(job)
             self._choose()
@@ -523,9 +594,19 @@ class Jobs:
         await self.ended(job_id)
         await self.get(job_id)
         kept = await self.journal.run_files(self.storage.parameters, job_id)
-        if kept is None:
+        return kept or await self._last_kept(job_id)
+
+    async def _last_kept(self, job_id: str) -> Download[training_service_pb2.ParametersHeader]:
+        """The parameters of a job's last checkpoint. Raises ThalwegError if there is none."""
+        try:
+            checkpoint, _ = await self.journal.run_aside(self.storage.checkpoints(job_id).latest)
+        except NewerCheckpointError as error:
+            raise ThalwegError("NO_PARAMETERS", {"job": job_id}) from error
+        if checkpoint is None:
             raise ThalwegError("NO_PARAMETERS", {"job": job_id})
-        return kept
+        header = header_of(checkpoint.prepared, checkpoint.position.version)
+        header.sha256 = await asyncio.to_thread(layouts.digest, checkpoint.parameters)
+        return Download(header, [checkpoint.parameters])
 
     async def trajectory(self, job_id: str) -> Download[training_service_pb2.TrajectoryHeader]:
         """A job's trajectory. Raises ThalwegError if it kept none."""
@@ -586,6 +667,8 @@ class Jobs:
             run.telemetry.enter(ending.state, "")
             await self.journal.settled()
             if job.id not in self._rejected:
+                reason = f": {visible(job.error)}" if job.error else ""
+                _log.info("job %s: ended as %s at step %d%s", job.id, state_name(job.state), job.progress.step, reason)
                 return
         _log.error("job %s: its end is not recorded; the next start of the server resumes it", job.id)
 
@@ -597,6 +680,7 @@ class Jobs:
         self._shortages.pop(job_id, None)
         self._begun_before.discard(job_id)
         self._rejected.discard(job_id)
+        self._progressed.discard(job_id)
         self.allot()
         await self.journal.close(job_id)
         try:

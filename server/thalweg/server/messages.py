@@ -207,6 +207,11 @@ class CheckpointDone:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointRequested:
+    """The server is about to stop: a checkpoint is wanted as soon as possible."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed. For `missed` seconds of it nobody listened to the workers."""
 
@@ -233,6 +238,7 @@ Event = (
     | RangeNotFinite
     | DriverFailed
     | CheckpointDone
+    | CheckpointRequested
     | Tick
     | CancelRequested
 )

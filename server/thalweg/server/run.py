@@ -75,6 +75,8 @@ class JobRun:
         self.avoided: tuple[Place, ...] = ()
         self._avoid = avoid
         self.given_up = self.cancelled = False
+        self._checkpointed = asyncio.Event()
+        self._awaited_version = 0
         self.telemetry = Telemetry(job, journal, clock, recorded)
         self.settings = settings
         position = checkpoint.position if checkpoint else None
@@ -144,10 +146,7 @@ class JobRun:
 
     def header(self, version: int) -> training_service_pb2.ParametersHeader:
         """What is said of parameters at a version, without their SHA-256: to compute that takes long."""
-        prepared = self._prepared or parameter_service_pb2.Prepared()
-        return training_service_pb2.ParametersHeader(
-            layout=prepared.layout, version=version, preprocessing=prepared.preprocessing
-        )
+        return header_of(self._prepared or parameter_service_pb2.Prepared(), version)
 
     def join(self, connection: Connection) -> None:
         """A worker opened its stream. One that comes to a run that is over is sent away."""
@@ -155,6 +154,7 @@ class JobRun:
             goodbye = parameter_service_pb2.Goodbye(reason="the run that this worker came for is over")
             connection.send(parameter_service_pb2.WorkResponse(goodbye=goodbye))
             return
+        _log.info("job %s: worker %s came, %d in all", self.job.id, visible(connection.name), len(self._connections) + 1)
         self._connections.join(connection, self._hear)
         self.handle(messages.WorkerJoined(connection.worker, connection.place))
 
@@ -164,6 +164,7 @@ class JobRun:
         if self.arrays:
             self.arrays.leave(worker)
         if self._connections.leave(worker, missed=not self.coordinator.over):
+            _log.info("job %s: a worker left, %d in all", self.job.id, len(self._connections))
             self.handle(messages.WorkerLost(worker))
 
     def worker_exited(self, place: Place, problem: str, killed: bool) -> None:
@@ -197,6 +198,22 @@ class JobRun:
         else:
             self.telemetry.checkpoint_written(version, size, seconds)
         self.handle(messages.CheckpointDone(seconds))
+        if version >= self._awaited_version:
+            self._checkpointed.set()
+
+    async def write_checkpoint(self) -> None:
+        """Has a checkpoint written as soon as possible, and waits for it. Does nothing if there is nothing new to be kept."""
+        if self.over.is_set() or self.arrays is None or self.coordinator.policy is None:
+            return
+        self._awaited_version = self.coordinator.version
+        self._checkpointed.clear()
+        self.handle(messages.CheckpointRequested())
+        waits = [asyncio.create_task(event.wait()) for event in (self._checkpointed, self.over)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
 
     def cancel(self) -> None:
         """Somebody asked for the end."""
@@ -505,6 +522,11 @@ class JobRun:
     def release(self) -> None:
         """Shares no more memory."""
         self._shared.close()
+
+
+def header_of(prepared: parameter_service_pb2.Prepared, version: int) -> training_service_pb2.ParametersHeader:
+    """What is said of parameters at a version, without their SHA-256."""
+    return training_service_pb2.ParametersHeader(layout=prepared.layout, version=version, preprocessing=prepared.preprocessing)
 
 
 class _JobError(Exception):

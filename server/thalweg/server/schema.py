@@ -51,10 +51,11 @@ _STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second)
 FORMAT = len(_STEPS)
 
 
-def migrate(database: sqlite3.Connection) -> None:
+def migrate(database: sqlite3.Connection) -> str:
     """Brings a database to the format of this release, within the caller's transaction, and records the release.
 
-    Raises NewerFormatError if it is of a format that this release does not know.
+    Gives the release that used it before, this one if there was none. Raises NewerFormatError if it is of a format that this
+    release does not know.
     """
     (found,) = database.execute("PRAGMA user_version").fetchone()
     own = version("thalweg")
@@ -66,8 +67,10 @@ def migrate(database: sqlite3.Connection) -> None:
     for step in _STEPS[found:]:
         step(database)
     database.execute(f"PRAGMA user_version = {FORMAT}")
-    if (_last_release(database), found) != (own, FORMAT):
+    last = database.execute("SELECT release, format FROM releases ORDER BY number DESC LIMIT 1").fetchone()
+    if last != (own, FORMAT):
         database.execute("INSERT INTO releases (release, format) VALUES (?, ?)", (own, FORMAT))
+    return str(last[0]) if last else own
 
 
 def _last_release(database: sqlite3.Connection) -> str:

@@ -155,6 +155,7 @@ class Server(Hosted):
             telling = asyncio.create_task(self._tell_health(jobs.journal.room))
             self._started.set()
             await self._stop.wait()
+            await jobs.write_checkpoints()
             jobs.stopping = True
             await server.stop(STOP_GRACE_SECONDS)
             telling.cancel()

@@ -54,7 +54,8 @@ class Storage:
         self._database = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False, isolation_level=None)
         self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
         with self._transaction() as database:
-            schema.migrate(database)
+            # The release that used the folder last.
+            self.written_by = schema.migrate(database)
         self._bin = Bin(folder)
         self._bin.restore(self._number_of)
         self._bin.empty()
@@ -166,6 +167,35 @@ class Storage:
             unused = [str(sha256) for (sha256,) in database.execute(query, (job_id,)).fetchall()]
             database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
         return unused
+
+    def count_deaths(self, running: Iterable[str]) -> dict[str, int]:
+        """To be called when a server starts, with the jobs that ran when the one before ended: how often in a row a server died
+        while they ran and had not made any progress that lasts. Durable when it returns.
+        """
+        with self._transaction() as database:
+            if database.execute("SELECT 1 FROM clean_stop").fetchone():
+                database.execute("DELETE FROM clean_stop")
+                database.execute("DELETE FROM deaths")
+                return {}
+            for job_id in running:
+                database.execute("INSERT OR IGNORE INTO deaths VALUES (?, 0)", (job_id,))
+                database.execute("UPDATE deaths SET deaths = deaths + 1 WHERE job_id = ?", (job_id,))
+            return dict(database.execute("SELECT job_id, deaths FROM deaths"))
+
+    def forget_deaths(self, job_id: str) -> None:
+        """Somebody resumes a job, knowing what it did: the count begins anew."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM deaths WHERE job_id = ?", (job_id,))
+
+    def note_progress(self, job_id: str) -> None:
+        """A job has made progress that lasts: a death of this server does not count against it."""
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO deaths VALUES (?, -1)", (job_id,))
+
+    def stop_cleanly(self) -> None:
+        """The server stops and did not die."""
+        with self._transaction() as database:
+            database.execute("INSERT OR IGNORE INTO clean_stop VALUES (1)")
 
     def empty_bin(self) -> None:
         """Removes the files of deleted jobs, and puts room in reserve again. Uses no database."""

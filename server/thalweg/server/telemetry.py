@@ -1,5 +1,6 @@
 """What a running job tells about itself: its state, its progress, its events."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Protocol, TypeAlias
 from thalweg.server.plan import Plan
 from thalweg.v1 import job_pb2, training_service_pb2
 
+_log = logging.getLogger(__name__)
 # Seconds from any time on.
 Clock: TypeAlias = Callable[[], float]
 # The status of a job without workers begins with it.
@@ -88,7 +90,9 @@ class Telemetry:
         self.job.state = state
         self.job.status = status
         if state == job_pb2.JOB_STATE_RUNNING:
-            self._began = self._clock() if self._began is None else self._began
+            if self._began is None:
+                _log.info("job %s: began", self.job.id)
+                self._began = self._clock()
             if not self.job.HasField("start_time"):
                 self.job.start_time.GetCurrentTime()
         event = training_service_pb2.Event()

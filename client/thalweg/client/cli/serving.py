@@ -1,6 +1,7 @@
 """Commands that run a cluster's parts: a server, a fleet."""
 
 import logging
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from thalweg.contract.channel import DEFAULT_PORT, Address, parse_address
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.text import VisibleFormatter
 
+_log = logging.getLogger(__name__)
 _MEBIBYTE = 1 << 20
 _LONGEST_SECONDS = 1e6
 
@@ -201,11 +203,14 @@ def _announce(facts: dict[str, str], words: str, json: bool) -> None:
 
 
 def _wait(inbox: Inbox) -> None:
-    """Waits for a signal. To end by one is how these commands end."""
-    try:
-        inbox.get()
-    except InterruptedBySignalError:
-        return
+    """Waits for a signal. To end by one is how these commands end, except by SIGHUP: they have nothing to read anew."""
+    while True:
+        try:
+            inbox.get()
+        except InterruptedBySignalError as signalled:
+            if signalled.number != signal.SIGHUP:
+                return
+            _log.info("SIGHUP changes nothing; SIGTERM stops")
 
 
 def _log_to_stderr() -> None:

@@ -1,22 +1,28 @@
 """TrainingService: what clients ask for."""
 
 import asyncio
+import logging
 import re
 import uuid
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 import grpc
 
 from thalweg.contract.channel import CHUNK_BYTES
 from thalweg.contract.errors import ThalwegError, Violation, invalid
+from thalweg.contract.text import MAX_ADDRESS, visible
 from thalweg.server.jobs import Jobs
 from thalweg.server.services.guard import errors
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1 import training_service_pb2_grpc
 
+_log = logging.getLogger(__name__)
+# What is not a job's id is not logged at length.
+_MAX_ID = 63
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 # A client that takes nothing of a download for so long has lost interest.
 _STALLED_SECONDS = 60.0
@@ -32,7 +38,9 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
         async with errors(context):
-            return pb.CreateJobResponse(job=await self._jobs.create(request))
+            job = await self._jobs.create(request)
+            _log.info("job %s: submitted by %s", job.id, _caller(context))
+            return pb.CreateJobResponse(job=job)
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
         async with errors(context):
@@ -45,20 +53,26 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
         async with errors(context):
+            _log.info("job %s: cancellation asked for by %s", visible(request.job_id, _MAX_ID), _caller(context))
             return pb.CancelJobResponse(job=await self._jobs.cancel(request.job_id))
 
     async def DeleteJob(self, request: pb.DeleteJobRequest, context: Context) -> pb.DeleteJobResponse:
         async with errors(context):
             await self._jobs.delete(request.job_id)
+            _log.info("job %s: deleted by %s", request.job_id, _caller(context))
             return pb.DeleteJobResponse()
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> pb.ResumeJobResponse:
         async with errors(context):
-            return pb.ResumeJobResponse(job=await self._jobs.resume(request.job_id))
+            job = await self._jobs.resume(request.job_id)
+            _log.info("job %s: resumed by %s", job.id, _caller(context))
+            return pb.ResumeJobResponse(job=job)
 
     async def ScaleJob(self, request: pb.ScaleJobRequest, context: Context) -> pb.ScaleJobResponse:
         async with errors(context):
-            return pb.ScaleJobResponse(job=await self._jobs.scale(request.job_id, request.workers))
+            job = await self._jobs.scale(request.job_id, request.workers)
+            _log.info("job %s: scaled to %d workers by %s", job.id, request.workers, _caller(context))
+            return pb.ScaleJobResponse(job=job)
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
         async with errors(context):
@@ -143,6 +157,11 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
                 max_upload_bytes=self._max_upload_bytes,
                 max_running_jobs=self._jobs.max_running,
             )
+
+
+def _caller(context: Context) -> str:
+    """Where a call comes from, for the log."""
+    return visible(unquote(context.peer()), MAX_ADDRESS)
 
 
 async def _write(context: Context, message: object) -> None:

@@ -1,0 +1,146 @@
+"""The data folder of an earlier release, and jobs on record that another release wrote."""
+
+import sqlite3
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.cluster import running_server, stub_of
+from tests.end_to_end.refusals import refusal
+from tests.server.test_service import refuses
+from tests.server.test_training_service import create, events_of, make_spec
+from thalweg.server import schema, validation
+from thalweg.server.foreign import ForeignSpecError, known
+from thalweg.v1 import job_pb2
+from thalweg.v1 import training_service_pb2 as pb
+from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
+from thalweg.workers.worker import work
+
+FOLDER = Path(__file__).parent.parent / "data" / "data-folder-1.tar.gz"
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """The data folder of a server that was killed (see tests/data/make_data_folder.py)."""
+    with tarfile.open(FOLDER) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "data"
+
+
+def get(stub: TrainingServiceStub, job_id: str) -> job_pb2.Job:
+    return stub.GetJob(pb.GetJobRequest(job_id=job_id)).job
+
+
+def version_of(stub: TrainingServiceStub, job_id: str) -> int:
+    return next(iter(stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job_id)))).header.version
+
+
+def hold_together(stub: TrainingServiceStub, job_id: str) -> None:
+    """The events of a job have no gap, and tell of each step once."""
+    events = events_of(stub, job_id)
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    steps = [event.steps_taken.first_step + i for event in events for i in range(len(event.steps_taken.losses))]
+    assert steps == list(range(len(steps)))
+
+
+def test_an_earlier_releases_jobs_are_resumed_and_end_with_the_same_bits(old: Path) -> None:
+    with running_server(old) as server, stub_of(server) as stub:
+        undisturbed = get(stub, "undisturbed")
+        assert undisturbed.state == job_pb2.JOB_STATE_SUCCEEDED
+        expected = undisturbed.result.weights_sha256
+        assert "goes on from step 1" in get(stub, "running").status
+        assert "begins again" in get(stub, "queued").status
+        # Before any worker has come, what a checkpoint holds is there.
+        assert version_of(stub, "running") == 1
+        assert version_of(stub, "cancelled") == 17
+        stub.ResumeJob(pb.ResumeJobRequest(job_id="cancelled"))
+        for job_id in ("running", "queued", "cancelled"):
+            assert "SUCCEEDED" in work(server.address, None, job_id, "worker")
+            assert get(stub, job_id).result.weights_sha256 == expected
+            hold_together(stub, job_id)
+        assert get(stub, "failed").error
+        for job_id in ("undisturbed", "failed", "uploaded"):
+            hold_together(stub, job_id)
+            assert version_of(stub, job_id)
+        assert list(stub.DownloadTrajectory(pb.DownloadTrajectoryRequest(job_id="undisturbed")))
+        assert list((old / "uploads").iterdir())
+        stub.DeleteJob(pb.DeleteJobRequest(job_id="uploaded"))
+        assert not list((old / "uploads").iterdir())
+        # A call that is repeated finds the job that it made then.
+        assert create(stub, job_id="queued", request_id="request-queued").id == "queued"
+        assert create(stub).id == "job-7"
+
+
+def rewritten(folder: Path, job_id: str, change: Callable[[bytes], bytes]) -> None:
+    """Changes the specification of a job on record, as another release may have written it."""
+    with sqlite3.connect(folder / "jobs.sqlite") as database:
+        (blob,) = database.execute("SELECT job FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        job = job_pb2.Job.FromString(blob)
+        spec = job_pb2.JobSpec.FromString(change(job.spec.SerializeToString()))
+        job.spec.CopyFrom(spec)
+        database.execute("UPDATE jobs SET job = ? WHERE id = ?", (job.SerializeToString(), job_id))
+    database.close()
+
+
+def _newer_field(spec: bytes) -> bytes:
+    # Field 99, a number: 1.
+    return spec + b"\x98\x06\x01"
+
+
+def _newer_value(spec: bytes) -> bytes:
+    changed = job_pb2.JobSpec.FromString(spec)
+    changed.model.loss = "a_loss_of_tomorrow"
+    return changed.SerializeToString()
+
+
+@pytest.mark.parametrize(("change", "words"), [(_newer_field, "field 99 of the job"), (_newer_value, "a_loss_of_tomorrow")])
+def test_a_job_that_asks_for_what_this_release_does_not_know_is_not_run(
+    tmp_path: Path, change: Callable[[bytes], bytes], words: str
+) -> None:
+    with running_server(tmp_path) as server, stub_of(server) as stub:
+        create(stub, job_id="foreign")
+        create(stub, job_id="own")
+    rewritten(tmp_path, "foreign", change)
+    for _ in range(2):
+        with running_server(tmp_path) as server, stub_of(server) as stub:
+            job = get(stub, "foreign")
+            assert job.state == job_pb2.JOB_STATE_FAILED
+            assert job.error.startswith("written by another release of Thalweg")
+            assert words in job.error
+            told = refusal(lambda: stub.ResumeJob(pb.ResumeJobRequest(job_id="foreign")))
+            assert told.reason == "NOT_RESUMABLE"
+            assert words in told.message
+            assert get(stub, "own").state == job_pb2.JOB_STATE_QUEUED
+            hold_together(stub, "foreign")
+    # Nothing of it is lost to the release that knows it.
+    with sqlite3.connect(tmp_path / "jobs.sqlite") as database:
+        (blob,) = database.execute("SELECT job FROM jobs WHERE id = 'foreign'").fetchone()
+    database.close()
+    kept = job_pb2.Job.FromString(blob).spec
+    with pytest.raises(ForeignSpecError):
+        known(kept)
+    with running_server(tmp_path) as server, stub_of(server) as stub:
+        assert "SUCCEEDED" in work(server.address, None, "own", "worker")
+
+
+def test_a_field_that_is_unknown_anywhere_is_found() -> None:
+    spec = validation.complete(make_spec())
+    assert known(spec) == spec
+    layer = spec.model.layers[0]
+    layer.MergeFrom(job_pb2.Layer.FromString(layer.SerializeToString() + b"\x98\x06\x01"))
+    with pytest.raises(ForeignSpecError, match=r"field 99 of model.layers\[0\]"):
+        known(spec)
+
+
+def test_a_folder_of_a_newer_release_is_refused_when_the_server_starts(tmp_path: Path) -> None:
+    with running_server(tmp_path):
+        pass
+    with sqlite3.connect(tmp_path / "jobs.sqlite") as database:
+        database.execute(f"PRAGMA user_version = {schema.FORMAT + 1}")
+        database.execute("INSERT INTO releases (release, format) VALUES ('7.0', ?)", (schema.FORMAT + 1,))
+    database.close()
+    told = refuses(tmp_path)
+    assert f"data format {schema.FORMAT + 1}, written by Thalweg 7.0" in told
+    assert f"formats up to {schema.FORMAT}" in told
