@@ -241,6 +241,15 @@ def test_samples_that_do_not_fit_a_job_of_the_first_release(which: str, x: objec
     assert str(caught.value).startswith(message)
 
 
+def test_samples_may_have_many_axes(cluster: Cluster) -> None:
+    x = np.ones((4, *[1] * 12))
+    np.savez("a.npz", x=x, y=np.zeros(4))
+    layers = [{"flatten": {}}, {"dense": {"units": 1}}, {"sigmoid": {}}]
+    job = cluster.client.submit("xor", {"data.npz": "a.npz", "model.layers": layers, "training.epochs": 1})
+    job.wait()
+    assert job.predict(x).shape == (4, 1)
+
+
 def test_outputs_that_are_not_finite_are_told(cluster: Cluster) -> None:
     """Each sample can be held, and what the layers make of one cannot."""
     job = cluster.client.submit("xor", {"model.loss": "mean_squared_error", "model.layers": [{"dense": {"units": 1}}]})

@@ -24,6 +24,8 @@ from thalweg.v1 import job_pb2, parameter_service_pb2
 _MOST_SAMPLES = 1 << 28
 _MOST_TENSORS = 4096
 _MOST_AXES = 8
+# NumPy's own limit.
+_MAX_SAMPLE_AXES = 64
 
 
 def request_of(data: bytes) -> Parcel[parameter_service_pb2.WorkRequest]:
@@ -137,7 +139,7 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None
 
 
 def _check_preprocessing(preprocessing: job_pb2.Preprocessing) -> None:
-    if len(preprocessing.shape) > _MOST_AXES:
+    if len(preprocessing.shape) > _MAX_SAMPLE_AXES:
         raise violation("samples of too many axes")
     # A worker of release 0.1.0 says no shape, and no names.
     features = math.prod(preprocessing.shape) if preprocessing.shape else len(preprocessing.mean)
