@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from thalweg.client.cli.options import Data, JobId, Json, Server, TokenFile, connected
 from thalweg.client.cli.output import complain, console, print_json
-from thalweg.client.cli.outputs import arrays, check_output, write_outputs
+from thalweg.client.cli.predictions import arrays, check_output, write_outputs
 from thalweg.client.folders import expanded
 from thalweg.client.local_models import Prediction, read_own_samples, read_samples
 from thalweg.client.local_models import predict as predict_with

@@ -1,4 +1,4 @@
-"""Files of outputs that a model gives."""
+"""Files of what a model makes of samples: outputs, classes and probabilities."""
 
 import csv
 import math
