@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
@@ -180,9 +181,8 @@ def test_a_deleted_job_leaves_nothing(storage: Storage) -> None:
 
 def put_upload(storage: Storage, content: bytes) -> str:
     sha256 = hashlib.sha256(content).hexdigest()
-    with storage.begin_upload("one") as file:
-        file.write(content)
-        assert storage.finish_upload(file, sha256)
+    storage.uploads.receive("one", content)
+    assert storage.uploads.finish("one", sha256)
     return sha256
 
 
@@ -390,8 +390,7 @@ def test_the_releases_that_wrote_a_folder_are_on_record(storage: Storage, monkey
 
 def test_what_a_crash_left_of_an_upload_is_cleared_away(tmp_path: Path) -> None:
     first = Storage(tmp_path)
-    with first.begin_upload("cut-off") as file:
-        file.write(b"half of it")
+    first.uploads.receive("cut-off", b"half of it")
     first.close()
     assert list((tmp_path / "uploads").iterdir())
     Storage(tmp_path).close()
@@ -469,13 +468,57 @@ def test_a_file_that_cannot_be_written_is_an_os_error(storage: Storage) -> None:
 def test_an_upload_appears_only_when_it_is_verified(storage: Storage) -> None:
     content = b"content"
     sha256 = hashlib.sha256(content).hexdigest()
-    with storage.begin_upload("one") as file:
-        file.write(content[:-1])
-        assert not storage.finish_upload(file, sha256)
-        assert not storage.upload(sha256).exists()
-        file.seek(0, 2)
-        file.write(content[-1:])
-        assert not storage.upload(sha256).exists()
-        assert storage.finish_upload(file, sha256)
+    storage.uploads.receive("one", content[:-1])
+    assert not storage.uploads.finish("one", sha256)
+    assert not storage.upload(sha256).exists()
+    storage.uploads.receive("one", content[-1:])
+    assert not storage.upload(sha256).exists()
+    assert storage.uploads.finish("one", sha256)
     assert storage.upload(sha256).read_bytes() == content
     assert [path.name for path in (storage.folder / "uploads").iterdir()] == [sha256]
+
+
+def test_a_damaged_upload_is_not_whole_and_replaced(storage: Storage) -> None:
+    content = b"content"
+    sha256 = put_upload(storage, content)
+    assert storage.uploads.whole(sha256)
+    storage.upload(sha256).write_bytes(b"Content")
+    assert not storage.uploads.whole(sha256)
+    assert put_upload(storage, content) == sha256
+    assert storage.uploads.whole(sha256)
+    assert not storage.uploads.whole("0" * 64)
+
+
+def test_an_upload_that_is_asked_for_again_counts_as_new(storage: Storage) -> None:
+    kept, old = put_upload(storage, b"kept"), put_upload(storage, b"old")
+    long_ago = time.time() - 3 * 24 * 3600
+    for sha256 in (kept, old):
+        os.utime(storage.upload(sha256), (long_ago, long_ago))
+    assert storage.uploads.whole(kept)
+    storage.remove_unused_uploads()
+    assert uploads(storage) == {kept}
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["this release's", "an earlier one's"])
+def test_the_database_shrinks_when_events_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool) -> None:
+    monkeypatch.setattr(storage_module, "_FREED_PAGES", 500)
+    if earlier:
+        with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as database:
+            database.executescript("PRAGMA journal_mode = WAL; CREATE TABLE other (a)")
+    storage = Storage(tmp_path)
+    insert(storage, "a")
+    insert(storage, "b")
+    storage.record([("b", notice(1))])
+    text = training_service_pb2.Notice(text="x" * 10_000)
+    storage.record([("a", training_service_pb2.Event(sequence=each, notice=text)) for each in range(1, 501)])
+    database_file = tmp_path / "jobs.sqlite"
+    storage.delete_job("a")
+    large = database_file.stat().st_size
+    steps = 1
+    while storage.shrink():
+        steps += 1
+    assert earlier or steps > 2
+    assert database_file.stat().st_size < large / 10
+    assert storage.last_sequence("b") == 1
+    assert not storage.shrink()
+    storage.close()

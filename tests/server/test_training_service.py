@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from google.protobuf import json_format
 
@@ -23,7 +24,9 @@ from thalweg.contract.release import capacity
 from thalweg.server import room as room_module
 from thalweg.server.parameters import Parameters
 from thalweg.server.service import Server
+from thalweg.server.services import training
 from thalweg.server.storage import Storage
+from thalweg.server.uploads import Uploads
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc, job_pb2, parameter_service_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -489,12 +492,12 @@ def test_an_upload_that_breaks_off_leaves_nothing(
     stub: TrainingServiceStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     begun, go_on, finish = threading.Event(), threading.Event(), threading.Event()
-    begin = Storage.begin_upload
+    receive = Uploads.receive
 
-    def begin_slowly(storage: Storage, name: str) -> io.BufferedRandom:
+    def receive_slowly(uploads: Uploads, name: str, data: bytes) -> None:
         begun.set()
         go_on.wait(DEADLINE)
-        return begin(storage, name)
+        receive(uploads, name, data)
 
     def requests() -> Iterator[pb.UploadDataRequest]:
         yield pb.UploadDataRequest(header=pb.UploadHeader(sha256="0" * 64, size=10))
@@ -504,7 +507,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(
     if at == "its first bytes":
         go_on.set()
     with monkeypatch.context() as patch:
-        patch.setattr(Storage, "begin_upload", begin_slowly)
+        patch.setattr(Uploads, "receive", receive_slowly)
         call = stub.UploadData.future(requests())
         assert begun.wait(DEADLINE)
         call.cancel()
@@ -521,19 +524,62 @@ def test_an_upload_that_breaks_off_leaves_nothing(
 
 
 def test_an_upload_to_a_full_disk_is_refused(stub: TrainingServiceStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class FullDisk(io.FileIO):
-        def write(self, data: Any) -> int:
+    receive = Uploads.receive
+
+    def full(uploads: Uploads, name: str, data: bytes) -> None:
+        receive(uploads, name, data[:5])
+        if data:
             raise OSError(28, "No space left on device")
 
-    def begin_upload(storage: Storage, name: str) -> io.BufferedRandom:
-        return io.BufferedRandom(FullDisk(storage.folder / "uploads" / f"{name}.part", "w+b"))
-
-    monkeypatch.setattr(Storage, "begin_upload", begin_upload)
+    monkeypatch.setattr(Uploads, "receive", full)
     for size in (10, 2 << 20):
         refused = refusal(functools.partial(upload, stub, bytes(size)))
         assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
         assert "No space left" in refused.message
     assert left_behind(tmp_path) == []
+
+
+def test_a_damaged_upload_is_repaired_by_another(stub: TrainingServiceStub, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000
+    sha256 = upload(stub, content)
+    (tmp_path / "uploads" / sha256).write_bytes(b"x" + content[1:])
+    assert upload(stub, content) == sha256
+    assert download(stub, sha256) == content
+    assert left_behind(tmp_path) == [sha256]
+
+
+def test_an_upload_that_stops_is_ended(stub: TrainingServiceStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_STALLED_SECONDS", 0.2)
+    finish = threading.Event()
+
+    def requests() -> Iterator[pb.UploadDataRequest]:
+        yield pb.UploadDataRequest(header=pb.UploadHeader(sha256="0" * 64, size=10))
+        yield pb.UploadDataRequest(data=b"x")
+        finish.wait(DEADLINE)
+
+    refused = refusal(lambda: stub.UploadData(requests()))
+    finish.set()
+    assert (refused.code, refused.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "TOO_SLOW")
+    assert left_behind(tmp_path) == []
+
+
+def test_uploads_that_wait_for_more_hold_no_descriptor(stub: TrainingServiceStub, tmp_path: Path) -> None:
+    finish = threading.Event()
+
+    def requests(number: int) -> Iterator[pb.UploadDataRequest]:
+        yield pb.UploadDataRequest(header=pb.UploadHeader(sha256=f"{number:064}", size=10))
+        yield pb.UploadDataRequest(data=b"x")
+        finish.wait(DEADLINE)
+
+    def open_files() -> int:
+        return sum(file.path.endswith(".part") for file in psutil.Process().open_files())
+
+    calls = [stub.UploadData.future(requests(number)) for number in range(20)]
+    wait_for(lambda: sum(path.stat().st_size for path in (tmp_path / "uploads").iterdir()) == 20)
+    wait_for(lambda: open_files() == 0)
+    finish.set()
+    for call in calls:
+        assert refusal(call.result).reason == "INVALID_ARGUMENT"
 
 
 @pytest.mark.parametrize("sha256", ["", "0" * 64, "../jobs.sqlite", "0" * 63 + "/"])

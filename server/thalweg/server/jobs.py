@@ -49,6 +49,8 @@ _STOP_CHECKPOINT_SECONDS = 4.0
 _PAGE_BYTES = 1 << 20
 # How soon it is noticed that a worker takes too long.
 _TICK_SECONDS = 0.025
+# How often room on the disk is given back that nothing needs.
+_TIDY_SECONDS = 3600.0
 
 
 class Jobs:
@@ -88,6 +90,8 @@ class Jobs:
         self._removing = asyncio.Lock()
         self._probing: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
+        self._tidier: asyncio.Task[None] | None = None
+        self._untidy = asyncio.Event()
 
     async def start(self, resume_unfinished: bool, kept: Collection[str] = ()) -> None:
         """Resumes the jobs that have not ended: all, or those in `kept`. Records that the others were interrupted.
@@ -114,6 +118,7 @@ class Jobs:
                 self._begun_before.add(job.id)
         self.allot()
         self._ticker = asyncio.create_task(self._tick())
+        self._tidier = asyncio.create_task(self._tidy())
         try:
             await asyncio.wait_for(self.journal.settled(), DISK_SECONDS)
         except TimeoutError:
@@ -157,7 +162,7 @@ class Jobs:
 
     async def stop(self) -> None:
         """Waits for what is being written, but not for ever. Jobs that have not ended stay unfinished."""
-        for task in (self._ticker, self._probing, *self._going_back.values()):
+        for task in (self._ticker, self._tidier, self._probing, *self._going_back.values()):
             if task:
                 task.cancel()
         written = (*self._accepting, *self._endings.values(), self._keeping.settled())
@@ -184,6 +189,20 @@ class Jobs:
             for shard in self.shards.silent(self.settings.silence_seconds, missed):
                 shard.give_up()
                 self.shard_lost(shard)
+
+    async def _tidy(self) -> None:
+        """Now and then, and after deletions, gives back room on the disk that nothing needs."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._untidy.wait(), _TIDY_SECONDS)
+            self._untidy.clear()
+            try:
+                await self.journal.run(self.storage.remove_unused_uploads)
+                # Step by step, so that nothing else waits for long.
+                while await self.journal.run(self.storage.shrink):
+                    pass
+            except (OSError, sqlite3.Error) as error:
+                _log.warning("room on the disk that nothing needs cannot be given back: %s", error)
 
     def _tick_runs(self, missed: float) -> None:
         for run in list(self._runs.values()):
@@ -578,6 +597,7 @@ class Jobs:
                 except (sqlite3.Error, OSError) as error:
                     raise self.refusal(error, "Nothing was removed.") from error
             await self.journal.run_files(self.storage.empty_bin)
+            self._untidy.set()
 
     async def watch(self, job_id: str, after: int, until_now: bool = False) -> AsyncIterator[training_service_pb2.Event]:
         """The events of a job, as `Journal.watch` gives them. Raises ThalwegError if there is no such job."""

@@ -7,13 +7,10 @@ another one (see `journal.py`). A write that returned is durable.
 import base64
 import hashlib
 import logging
-import re
 import sqlite3
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import BufferedRandom
 from pathlib import Path
 from types import MappingProxyType
 
@@ -27,6 +24,7 @@ from thalweg.server.disk import RealDisk, publish
 from thalweg.server.downloads import Download
 from thalweg.server.reserve import Reserve
 from thalweg.server.telemetry import told
+from thalweg.server.uploads import Uploads
 from thalweg.server.uses import uploads_of
 from thalweg.v1 import job_pb2, training_service_pb2
 
@@ -36,8 +34,10 @@ TRAJECTORY_FILE = "trajectory.safetensors"
 _SLABS = "slabs"
 # SQLite's integers end here; the contract's go on.
 _MOST_INTEGER = (1 << 63) - 1
-# Whoever uploads a file has so long to create a job that uses it.
-_UNUSED_SECONDS = 24 * 3600.0
+# Pages of 4 KiB that are given back at a time: events wait meanwhile.
+_FREED_PAGES = 1024
+# Pages of an earlier release's database that is written anew at once: 256 MiB.
+_REWRITTEN_PAGES = 1 << 16
 
 
 class Storage:
@@ -47,11 +47,10 @@ class Storage:
         self.folder = folder
         self._disk = RealDisk()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "uploads").mkdir(exist_ok=True)
-        # What a crash left of uploads.
-        for part in (folder / "uploads").glob("*.part"):
-            part.unlink()
+        self.uploads = Uploads(folder / "uploads", self._disk)
         self._database = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False, isolation_level=None)
+        # Of a database that is new: the pages of what is deleted can be given back.
+        self._database.execute("PRAGMA auto_vacuum = INCREMENTAL")
         self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
         with self._transaction() as database:
             # The release that used the folder last.
@@ -59,7 +58,7 @@ class Storage:
         self._bin = Bin(folder)
         self._bin.restore(self._number_of)
         self._bin.empty()
-        self._remove_old_uploads()
+        self.remove_unused_uploads()
         self._reserve = Reserve(folder)
 
     def close(self) -> None:
@@ -100,13 +99,35 @@ class Storage:
         rows = [(job.id, sha256) for sha256 in uploads_of(job.spec)]
         self._database.executemany("INSERT INTO uploads_used VALUES (?, ?)", rows)
 
-    def _remove_old_uploads(self) -> None:
-        """Removes the uploads that came long ago and that no job uses."""
-        used = {sha256 for (sha256,) in self._database.execute("SELECT DISTINCT sha256 FROM uploads_used")}
-        for path in (self.folder / "uploads").iterdir():
-            known = re.fullmatch("[0-9a-f]{64}", path.name) and path.name not in used
-            if known and time.time() - path.lstat().st_mtime > _UNUSED_SECONDS:
-                path.unlink()
+    def remove_unused_uploads(self) -> None:
+        """Removes the uploads that came long ago and that no job uses. Raises OSError."""
+        self.uploads.remove_unused({sha256 for (sha256,) in self._database.execute("SELECT DISTINCT sha256 FROM uploads_used")})
+
+    def shrink(self) -> bool:
+        """Gives some of the room back that deleted records have left in the database. Whether there is more to be given back."""
+        free = self._free_pages()
+        if not free:
+            return False
+        (kind,) = self._database.execute("PRAGMA auto_vacuum").fetchone()
+        if kind:
+            # As a script: each step of this statement frees one page, and `execute` takes one.
+            self._database.executescript(f"PRAGMA incremental_vacuum({_FREED_PAGES})")
+            self._checkpoint_log()
+            return 0 < self._free_pages() < free
+        # An earlier release made it: it is written anew, once, which takes long if it is large.
+        (pages,) = self._database.execute("PRAGMA page_count").fetchone()
+        if pages <= _REWRITTEN_PAGES:
+            self._database.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            self._database.execute("VACUUM")
+            self._checkpoint_log()
+        return False
+
+    def _checkpoint_log(self) -> None:
+        """Brings the database's own file up to date, which else happens later."""
+        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _free_pages(self) -> int:
+        return int(self._database.execute("PRAGMA freelist_count").fetchone()[0])
 
     def job_of_request(self, request_id: str) -> job_pb2.Job | None:
         """The job that a request made, if it had an id and made one."""
@@ -268,12 +289,12 @@ class Storage:
         named = {tensor.name: array for tensor, array in zip(kept.header.layout.tensors, kept.arrays, strict=True)}
         name = str(uuid.uuid4())
         try:
-            self._disk.write(self._part(name), tensors.pieces(named, {}))
-            with self._part(name).open("rb") as file:
+            self._disk.write(self.uploads.part(name), tensors.pieces(named, {}))
+            with self.uploads.part(name).open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            publish(self._disk, self._part(name), self.upload(sha256))
+            publish(self._disk, self.uploads.part(name), self.upload(sha256))
         finally:
-            self.discard_upload(name)
+            self.uploads.discard(name)
         return sha256
 
     def initial(self, sha256: str) -> dict[str, Slab]:
@@ -309,24 +330,4 @@ class Storage:
 
     def upload(self, sha256: str) -> Path:
         """Where an uploaded file lies, or would lie."""
-        return self.folder / "uploads" / sha256
-
-    def begin_upload(self, name: str) -> BufferedRandom:
-        """A file, aside, to receive an upload. `finish_upload` makes it one; then, or else, `discard_upload` clears up."""
-        return self._part(name).open("w+b")
-
-    def discard_upload(self, name: str) -> None:
-        """Removes what was received and did not become an upload."""
-        self._part(name).unlink(missing_ok=True)
-
-    def _part(self, name: str) -> Path:
-        return self.folder / "uploads" / f"{name}.part"
-
-    def finish_upload(self, file: BufferedRandom, sha256: str) -> bool:
-        """Makes what was received an upload. False if it has another SHA-256."""
-        file.flush()
-        file.seek(0)
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            return False
-        publish(self._disk, Path(file.name), self.upload(sha256))
-        return True
+        return self.uploads.path(sha256)

@@ -4,9 +4,9 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 # What is not a job's id is not logged at length.
 _MAX_ID = 63
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-# A client that takes nothing of a download for so long has lost interest.
+# A client that neither takes nor sends anything for so long has lost interest.
 _STALLED_SECONDS = 60.0
 
 
@@ -106,44 +106,50 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
                 raise invalid(Violation("header.sha256", "must be a SHA-256 in hexadecimal, and come first"))
             if header.size > self._max_upload_bytes:
                 raise ThalwegError("TOO_LARGE", {"thing": "the file", "limit": f"{self._max_upload_bytes:,} bytes"})
-            if not self._upload(header.sha256).exists():
+            if not await asyncio.to_thread(self._jobs.storage.uploads.whole, header.sha256):
                 await self._receive(header, request_iterator)
             return pb.UploadDataResponse(sha256=header.sha256)
 
-    def _upload(self, sha256: str) -> Path:
-        return self._jobs.storage.upload(sha256)
-
     async def _receive(self, header: pb.UploadHeader, requests: AsyncIterator[pb.UploadDataRequest]) -> None:
-        run, storage, name = self._jobs.journal.run_files, self._jobs.storage, str(uuid.uuid4())
+        run, uploads, name = self._jobs.journal.run_files, self._jobs.storage.uploads, str(uuid.uuid4())
         try:
-            with await run(storage.begin_upload, name) as file:
-                received = 0
-                async for request in requests:
-                    received += len(request.data)
-                    if received > header.size:
-                        raise invalid(Violation("data", f"is more than the {header.size} bytes that the header told"))
-                    await run(file.write, request.data)
-                if received < header.size:
-                    raise invalid(Violation("data", f"ended after {received} of {header.size} bytes"))
-                if not await run(storage.finish_upload, file, header.sha256):
-                    raise invalid(Violation("header.sha256", "is not the SHA-256 of the bytes that came"))
+            await run(uploads.receive, name, b"")
+            received = 0
+            while request := await _next(requests):
+                received += len(request.data)
+                if received > header.size:
+                    raise invalid(Violation("data", f"is more than the {header.size} bytes that the header told"))
+                await run(uploads.receive, name, request.data)
+            if received < header.size:
+                raise invalid(Violation("data", f"ended after {received} of {header.size} bytes"))
+            if not await run(uploads.finish, name, header.sha256):
+                raise invalid(Violation("header.sha256", "is not the SHA-256 of the bytes that came"))
         except OSError as error:
             raise self._jobs.refusal(error, "Nothing was kept of the upload.") from error
         finally:
             # In the files' thread, after whatever a call that was cancelled left there to be done.
-            await asyncio.shield(run(storage.discard_upload, name))
+            await asyncio.shield(run(uploads.discard, name))
 
-    async def DownloadData(self, request: pb.DownloadDataRequest, context: Context) -> AsyncIterator[pb.DownloadDataResponse]:
+    async def DownloadData(  # type: ignore[override]
+        self, request: pb.DownloadDataRequest, context: Context
+    ) -> None:
         async with errors(context):
-            known = re.fullmatch("[0-9a-f]{64}", request.sha256) and self._upload(request.sha256).exists()
-            if not known:
+            uploads, start = self._jobs.storage.uploads, 0
+            if not re.fullmatch("[0-9a-f]{64}", request.sha256):
                 raise ThalwegError("DATA_NOT_FOUND", {"sha256": request.sha256})
-            if request.in_place and self._local_workers:
-                yield pb.DownloadDataResponse(path=str(self._upload(request.sha256).resolve()))
+            part = await self._read(request.sha256, start)
+            if part is not None and request.in_place and self._local_workers:
+                await _write(context, pb.DownloadDataResponse(path=str(uploads.path(request.sha256).resolve())))
                 return
-            with self._upload(request.sha256).open("rb") as file:
-                while part := await self._jobs.journal.run_files(file.read, CHUNK_BYTES):
-                    yield pb.DownloadDataResponse(data=part)
+            while part:
+                await _write(context, pb.DownloadDataResponse(data=part))
+                start += len(part)
+                part = await self._read(request.sha256, start)
+            if part is None:
+                raise ThalwegError("DATA_NOT_FOUND", {"sha256": request.sha256})
+
+    async def _read(self, sha256: str, start: int) -> bytes | None:
+        return await self._jobs.journal.run_files(self._jobs.storage.uploads.read, sha256, start, CHUNK_BYTES)
 
     async def GetServerInfo(self, _: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         async with errors(context):
@@ -164,12 +170,26 @@ def _caller(context: Context) -> str:
     return visible(unquote(context.peer()), MAX_ADDRESS)
 
 
+async def _next(requests: AsyncIterator[pb.UploadDataRequest]) -> pb.UploadDataRequest | None:
+    """The next message of a stream; None at its end. Raises ThalwegError if the client sends none for too long."""
+    with _stalled():
+        async with asyncio.timeout(_STALLED_SECONDS):
+            return await anext(requests, None)
+
+
 async def _write(context: Context, message: object) -> None:
     """Sends a message of a stream. Raises ThalwegError if the client takes none for too long, CancelledError if it is gone."""
     try:
-        async with asyncio.timeout(_STALLED_SECONDS):
-            await context.write(message)
+        with _stalled():
+            async with asyncio.timeout(_STALLED_SECONDS):
+                await context.write(message)
     except grpc.aio.InternalError as error:
         raise asyncio.CancelledError("the client ended the call") from error
+
+
+@contextmanager
+def _stalled() -> Iterator[None]:
+    try:
+        yield
     except TimeoutError:
         raise ThalwegError("TOO_SLOW", {"seconds": f"{_STALLED_SECONDS:g}"}) from None
