@@ -17,6 +17,14 @@ settings.load_profile("thalweg")
 
 
 @pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test sees the servers that its user runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Workers that are threads of this process pin its BLAS as long as they live: the first to end would unpin the others'."""
     with threadpool_limits(1, "blas"):

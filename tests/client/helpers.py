@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from thalweg.client import Client, Job
-from thalweg.contract.channel import Address, authorization
+from thalweg.contract.channel import Address, Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.release import capacity
 from thalweg.server.service import Server
@@ -74,7 +74,7 @@ def fleet_of_threads(server: Server | Client, token: str | None = None, slots: i
     outbox.put(pb.AttendRequest(capacity=capacity("threads", slots)))
     with grpc.insecure_channel(str(server.address)) as channel:
         attending = fleet_service_pb2_grpc.FleetServiceStub(channel).Attend
-        call = attending(iter(outbox.get, None), metadata=authorization(token))
+        call = attending(iter(outbox.get, None), metadata=Endpoint(server.address, token).metadata)
 
         def attend() -> None:
             started: Counter[str] = Counter()

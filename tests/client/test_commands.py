@@ -4,11 +4,14 @@ import io
 import json
 import os
 import signal
+import stat
 import threading
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+import grpc
 import numpy as np
 import pytest
 import typer
@@ -17,12 +20,14 @@ from safetensors.numpy import load_file
 from tests.client.conftest import Command
 from tests.client.helpers import Cluster, Printed, fleet_of_threads, names_in, start_worker
 from tests.end_to_end.cluster import running_server
+from tests.end_to_end.refusals import refusal
 from thalweg.client import Client, Job, StepsTaken, load_job
 from thalweg.client.cli import serving
 from thalweg.client.cli.app import app
 from thalweg.client.cli.display import Log
+from thalweg.contract.channel import Address, parse_address
 from thalweg.server.service import Server
-from thalweg.v1 import job_pb2
+from thalweg.v1 import job_pb2, training_service_pb2, training_service_pb2_grpc
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 JOB_KEYS = {
@@ -515,3 +520,78 @@ def test_serve(number: signal.Signals, command: Command, tmp_path: Path, monkeyp
     assert set(printed.json) == {"address", "data"}
     assert printed.json["data"] == f"{tmp_path}/kept"
     assert command("jobs", "--data", "kept", "--json").json["jobs"][0]["job"] == "xor-1"
+
+
+def _serving(monkeypatch: pytest.MonkeyPatch, look: Callable[[Address], object]) -> None:
+    """Looks at a server that a command runs, then ends it."""
+    announce = serving._announce
+
+    def announced(facts: dict[str, str], words: str, json: bool) -> None:
+        announce(facts, words, json)
+        look(parse_address(facts["address"]))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(serving, "_announce", announced)
+
+
+def _of_another_user(address: Address) -> str:
+    """What a call is answered that carries no token: what another user of this machine would see."""
+    with grpc.insecure_channel(str(address)) as channel:
+        stub = training_service_pb2_grpc.TrainingServiceStub(channel)
+        return refusal(lambda: stub.ListJobs(training_service_pb2.ListJobsRequest(), timeout=30)).reason
+
+
+def test_a_server_on_loopback_lets_in_its_own_user(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens: list[str] = []
+
+    def look(address: Address) -> None:
+        for name in (str(address), f"localhost:{address.port}"):
+            with Client(name) as client:
+                assert len(client.jobs()) == len(tokens)
+        # A token that is meant for another server does no harm.
+        with Client(address, "of another server") as client:
+            job = client.submit("xor", {"training.epochs": 1})
+            with fleet_of_threads(client):
+                assert job.wait().state == "SUCCEEDED"
+        assert _of_another_user(address) == "UNAUTHENTICATED"
+        path = Path("kept/server-token")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        tokens.append(path.read_text())
+
+    _serving(monkeypatch, look)
+    for _ in range(2):
+        assert command("serve", "--address", "127.0.0.1:0", "--data", "kept").code == 0
+    # Fleets and workers that outlive the server's process go on with what they know.
+    assert tokens[0] == tokens[1]
+    assert {stat.S_IMODE(path.stat().st_mode) & 0o077 for path in Path("kept").rglob("*")} == {0}
+
+
+def test_a_server_that_trusts_the_network_asks_nobody(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    _serving(monkeypatch, lambda address: Client(address).jobs() and None)
+    assert command("serve", "--address", "127.0.0.1:0", "--data", "kept", "--trust-network").code == 0
+    assert not Path("kept/server-token").exists()
+
+
+def test_a_server_whose_user_has_no_home_says_where_the_token_is(
+    command: Command, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def look(address: Address) -> None:
+        with Client(address, Path("kept/server-token").read_text()) as client:
+            assert client.jobs() == []
+
+    Path("file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", "file/below")
+    _serving(monkeypatch, look)
+    assert command("serve", "--address", "127.0.0.1:0", "--data", "kept").code == 0
+    assert "kept/server-token" in caplog.text
+
+
+def test_a_token_that_others_may_read_is_a_warning(cluster: Cluster, command: Command) -> None:
+    token = Path("token")
+    token.write_text("secret")
+    token.chmod(0o644)
+    printed = command("jobs", "--server", cluster.address, "--token-file", "token")
+    assert printed.code == 0
+    assert printed.err == "thalweg: --token-file: token is open to other users (mode 644): chmod 600 token\n"
+    token.chmod(0o600)
+    assert command("jobs", "--server", cluster.address, "--token-file", "token").err == ""

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from thalweg.contract.tokens import state_home
+
 THALWEG = Path(sys.executable).with_name("thalweg")
 # By this variable the processes that a command leaves behind are known.
 _MARK = "THALWEG_TEST_MARK"
@@ -95,7 +97,8 @@ class Running:
 
 def _environment(home: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("THALWEG_", "RAY_"))}
-    return kept | {"HOME": str(home), "XDG_DATA_HOME": str(home / "data")}
+    # Clients in this process find the token of a server that a command runs.
+    return kept | {"HOME": str(home), "XDG_DATA_HOME": str(home / "data"), "XDG_STATE_HOME": str(state_home())}
 
 
 def _has(process: psutil.Process, mark: str) -> bool:

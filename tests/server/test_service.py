@@ -131,6 +131,57 @@ def test_only_its_user_may_look_into_the_folder(tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
 
 
+def test_what_is_kept_in_a_folder_that_others_may_enter_is_private(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = os.umask(0o022)
+    try:
+        # As an earlier release left it.
+        for name in ("jobs", "uploads"):
+            (tmp_path / name).mkdir(mode=0o755)
+        (tmp_path / "jobs.sqlite").touch(0o644)
+        tmp_path.chmod(0o755)
+        with running_server(tmp_path) as server, stub_of(server) as stub:
+            job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=make_spec())).job
+            stub.CancelJob(training_service_pb2.CancelJobRequest(job_id=job.id))
+            # What is left out says nothing of jobs.
+            kept = [path for path in tmp_path.iterdir() if path.name not in ("address", "reserve")]
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in kept}
+    finally:
+        os.umask(before)
+    assert {"jobs", "uploads", "jobs.sqlite", "jobs.sqlite-wal", "lock"} <= modes.keys()
+    assert {name for name, mode in modes.items() if mode & 0o077} == set()
+    assert f"{tmp_path} is open to other users (mode 755)" in caplog.text
+
+
+@pytest.fixture
+def two_addresses(monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """The addresses of this machine that its name `localhost` stands for."""
+    ips = ("127.0.0.1", "127.0.0.2")
+    infos = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 0)) for ip in (*ips, ips[0], "192.0.2.1")]
+    known = socket.getaddrinfo
+    names = {"localhost": infos}
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **more: names.get(host) or known(host, *args, **more))
+    return ips
+
+
+def test_a_name_is_listened_at_with_all_its_addresses(tmp_path: Path, two_addresses: tuple[str, str]) -> None:
+    server = Server(ServerConfig(Address("localhost", 0), tmp_path))
+    address = server.start()
+    try:
+        assert address.host == "localhost"
+        assert server.listening == tuple(Address(ip, address.port) for ip in two_addresses)
+        for where in server.listening:
+            socket.create_connection(where).close()
+    finally:
+        server.stop()
+
+
+def test_a_name_one_of_whose_addresses_is_in_use_is_refused(tmp_path: Path, two_addresses: tuple[str, str]) -> None:
+    with socket.create_server((two_addresses[1], 0)) as listening:
+        port = listening.getsockname()[1]
+        told = refuses(tmp_path, Address("localhost", port))
+        assert f"cannot listen at 127.0.0.2:{port}, which localhost stands for" in told
+
+
 def test_the_address_is_written_down_while_the_server_runs(tmp_path: Path) -> None:
     with running_server(tmp_path) as server:
         assert (tmp_path / "address").read_text() == f"{server.address}\n"

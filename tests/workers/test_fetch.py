@@ -48,7 +48,7 @@ def serving(*contents: bytes | Path) -> Iterator[grpc.Channel]:
 
 
 def test_what_was_damaged_on_its_way_is_fetched_again() -> None:
-    with serving(CONTENT[:-1] + b"!", CONTENT) as channel, fetcher(channel, None) as fetch:
+    with serving(CONTENT[:-1] + b"!", CONTENT) as channel, fetcher(channel, ()) as fetch:
         path = fetch(SHA256)
         assert path.read_bytes() == CONTENT
     assert not path.exists()
@@ -56,7 +56,7 @@ def test_what_was_damaged_on_its_way_is_fetched_again() -> None:
 
 def test_what_stays_damaged_is_said() -> None:
     damaged = b"a,b\n1,3\n"
-    with serving(damaged, damaged) as channel, fetcher(channel, None) as fetch, pytest.raises(DataError) as caught:
+    with serving(damaged, damaged) as channel, fetcher(channel, ()) as fetch, pytest.raises(DataError) as caught:
         fetch(SHA256)
     has = hashlib.sha256(damaged).hexdigest()
     problem = f"the server's copy of the data is damaged: its SHA-256 is {has} in place of {SHA256}"
@@ -79,7 +79,7 @@ def test_a_job_whose_data_is_damaged_on_the_server_says_so(tmp_path: Path) -> No
 def test_a_file_on_this_machine_is_read_where_it_is(tmp_path: Path) -> None:
     path = tmp_path / "there"
     path.write_bytes(CONTENT)
-    with serving(path) as channel, fetcher(channel, None) as fetch:
+    with serving(path) as channel, fetcher(channel, ()) as fetch:
         assert fetch(SHA256) == path
 
 
@@ -88,12 +88,12 @@ def test_a_file_on_this_machine_that_changed_is_told(tmp_path: Path) -> None:
     path.write_bytes(b"changed")
     with (
         serving(path) as channel,
-        fetcher(channel, None) as fetch,
+        fetcher(channel, ()) as fetch,
         pytest.raises(DataError, match=r"there has changed since the job was submitted: its SHA-256 is .*; put the file back"),
     ):
         fetch(SHA256)
 
 
 def test_a_file_that_this_process_may_not_read_is_asked_for(tmp_path: Path) -> None:
-    with serving(tmp_path / "nowhere", CONTENT) as channel, fetcher(channel, None) as fetch:
+    with serving(tmp_path / "nowhere", CONTENT) as channel, fetcher(channel, ()) as fetch:
         assert fetch(SHA256).read_bytes() == CONTENT

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from thalweg.client.problems import LocalError
 from thalweg.contract.channel import Address
+from thalweg.contract.errors import Violation, invalid
 
 if TYPE_CHECKING:
     from thalweg.server.service import Server
@@ -66,6 +67,8 @@ def start_server(address: Address, folder: Path, token: str | None, **settings: 
         server.start()
     except service.FolderInUseError as error:
         raise FolderInUseError(str(error)) from error
+    except hosting.ExposedError as error:
+        raise invalid(Violation("--address", str(error))) from error
     except (hosting.ServerStartError, OSError) as error:
         raise LocalError(str(error)) from error
     return server
@@ -78,6 +81,8 @@ def start_shard(address: Address, server: Address, token: str | None, *, trust_n
     shard = shard_server.ShardServer(shard_server.ShardConfig(address, server, token, trust_network))
     try:
         shard.start()
+    except hosting.ExposedError as error:
+        raise invalid(Violation("--address", str(error))) from error
     except hosting.ServerStartError as error:
         raise LocalError(str(error)) from error
     return shard

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import grpc
 
 from thalweg.client.problems import LocalError
-from thalweg.contract.channel import Address, Endpoint, forks_are_supported
+from thalweg.contract.channel import Address, Endpoint, Metadata, forks_are_supported
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.v1 import training_service_pb2_grpc
 
@@ -50,9 +50,8 @@ class Connection:
         self.address = address
         self.began: Callable[[str], object] = lambda _: None
         self.backoffs: Sequence[float] = _BACKOFFS
-        endpoint = Endpoint(address, token)
-        self.metadata = endpoint.metadata
-        self._channel = endpoint.open()
+        self._endpoint = Endpoint(address, token)
+        self._channel = self._endpoint.open()
         self._stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)
         self._process = os.getpid()
         self._closed = False
@@ -62,6 +61,11 @@ class Connection:
         self._closed = True
         if self._usable_here:
             self._channel.close()
+
+    @property
+    def metadata(self) -> Metadata:
+        """What goes with a call that is made now."""
+        return self._endpoint.metadata
 
     @property
     def stub(self) -> training_service_pb2_grpc.TrainingServiceStub:

@@ -13,6 +13,9 @@ from thalweg.contract.locks import FileLock
 # A server that has its folder's lock says within this time where it listens.
 _START_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
+_EMBEDDED_TOKEN = "token"  # noqa: S105 - the name of a file
+# That of `thalweg serve` on loopback.
+SERVER_TOKEN = "server-token"  # noqa: S105 - the name of a file
 
 
 AnyPath = str | os.PathLike[str]
@@ -40,17 +43,17 @@ def served_folder() -> Path:
     return _data_home() / "server"
 
 
-def folder_token(folder: Path) -> str:
-    """The token of the servers that run embedded on a folder: made once, readable for this user alone.
+def folder_token(folder: Path, name: str = _EMBEDDED_TOKEN) -> str:
+    """The token of the servers that run on a folder, by default embedded ones: made once, readable for this user alone.
 
     Whoever may read the folder may use its server; other users of the machine, who reach loopback as well, may not. Raises
     ThalwegError if the folder cannot be used.
     """
-    path = folder / "token"
+    path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not has_token(folder):
-            aside = folder / f"token-{secrets.token_hex(8)}"
+        if not path.exists():
+            aside = folder / f"{name}-{secrets.token_hex(8)}"
             with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(secrets.token_urlsafe(24))
             # Of two that make one at the same time, both use the first one's.
@@ -72,7 +75,7 @@ def is_locked(folder: Path) -> bool:
 
 def has_token(folder: Path) -> bool:
     """Whether servers ran embedded on a folder."""
-    return (folder / "token").exists()
+    return (folder / _EMBEDDED_TOKEN).exists()
 
 
 def running_server(folder: Path) -> Address:

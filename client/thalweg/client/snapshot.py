@@ -10,7 +10,7 @@ from pathlib import Path
 from thalweg.client.problems import LocalError
 
 # What belongs to running servers, and SQLite's index, which it makes anew.
-_LEFT_OUT = ("lock", "address", "token", "runs", "jobs.sqlite-shm")
+_LEFT_OUT = ("lock", "address", "token", "server-token", "runs", "jobs.sqlite-shm")
 
 
 def is_read_only(folder: Path) -> bool:

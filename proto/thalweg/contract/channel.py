@@ -8,8 +8,11 @@ from typing import NamedTuple, TypeAlias
 
 import grpc
 
+from thalweg.contract import tokens
 from thalweg.contract.errors import ThalwegError
 
+# Names and values that go with a call.
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
 _Ip: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # The process in which gRPC began what does not outlive a fork.
@@ -86,7 +89,7 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port))
 
 
-def authorization(token: str | None) -> tuple[tuple[str, str], ...]:
+def authorization(token: str | None) -> Metadata:
     """The metadata that a call carries."""
     return (("authorization", f"Bearer {token}"),) if token else ()
 
@@ -120,15 +123,19 @@ def _check_forks() -> None:
 
 
 class Endpoint(NamedTuple):
-    """A server that can be connected to: its address, and the token that it asks for, if any."""
+    """A server that can be connected to: its address, and the token that it asks for, if any.
+
+    Of a server of this user's on loopback, the token that it made for itself takes the place of any other.
+    """
 
     address: Address
     token: str | None = None
 
     @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """The metadata that goes with every call."""
-        return authorization(self.token)
+    def metadata(self) -> Metadata:
+        """The metadata that goes with a call that is made now."""
+        own = tokens.find(*self.address) if self.address.is_loopback else None
+        return authorization(own or self.token)
 
     def open(self, options: Sequence[tuple[str, int]] = OPTIONS) -> grpc.Channel:
         """A channel, to be closed or used as a context manager. It connects when it is first used."""

@@ -1,9 +1,11 @@
 """What a server and a shard have in common: an address, and a thread with an event loop in which everything happens."""
 
 import asyncio
+import socket
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import suppress
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -20,11 +22,19 @@ class ServerStartError(Exception):
     """The server cannot start; the message says why and what would do."""
 
 
+class ExposedError(ServerStartError):
+    """Others could come without a token."""
+
+
 class Hosted(ABC):
-    """Serves gRPC in a thread of its own. `address` is where it listens, as soon as it does."""
+    """Serves gRPC in a thread of its own.
+
+    `address` is where it listens, as soon as it does; `listening` is the same without names: one may stand for several addresses.
+    """
 
     def __init__(self, address: Address, token: str | None) -> None:
         self.address = address
+        self.listening: tuple[Address, ...] = ()
         self._token = token
         self._thread = threading.Thread(target=self._run, name="thalweg-server", daemon=True)
         self._loop = asyncio.new_event_loop()
@@ -40,11 +50,11 @@ class Hosted(ABC):
         """Serves until `_stop` is set; sets `_started` when it does."""
 
     def _check_exposure(self, trust_network: bool) -> None:
-        """Raises ServerStartError if others could come without a token."""
+        """Raises ExposedError if others could come without a token."""
         if not (self.address.is_loopback or self._token or trust_network):
-            raise ServerStartError(
-                f"{self.address} can be reached from other machines, so it needs a token: set THALWEG_TOKEN or --token-file. "
-                "On a network that only trusted machines can reach, --trust-network does without."
+            raise ExposedError(
+                f"{self.address} can be reached from other machines, so the server needs a token: --token-file, or "
+                "THALWEG_TOKEN; on a network that only trusted machines can reach, --trust-network does without"
             )
 
     def _begin(self) -> None:
@@ -74,13 +84,18 @@ class Hosted(ABC):
                 self._started.set()
 
     def _listen(self, server: grpc.aio.Server) -> Address:
-        try:
-            port = server.add_insecure_port(str(self.address))
-        except RuntimeError as error:
-            raise ServerStartError(
-                f"cannot listen at {self.address}: the address is not this machine's, or the port is in use. "
-                "Choose another with --address HOST:PORT, port 0 for any free one."
-            ) from error
+        port = self.address.port
+        for host in _hosts(self.address.host):
+            where = Address(host, port)
+            try:
+                port = server.add_insecure_port(str(where))
+            except RuntimeError as error:
+                name = where if host == self.address.host else f"{where}, which {self.address.host} stands for"
+                raise ServerStartError(
+                    f"cannot listen at {name}: the address is not this machine's, or the port is in use. "
+                    "Choose another with --address HOST:PORT, port 0 for any free one."
+                ) from error
+            self.listening += (Address(host, port),)
         return Address(self.address.host, port)
 
     async def _grpc_server(self, services: Iterable[str]) -> grpc.aio.Server:
@@ -98,3 +113,18 @@ class Hosted(ABC):
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in self._services:
             await self._checks.set(name, status)
+
+
+def _hosts(host: str) -> list[str]:
+    """The IP addresses of this machine that a host's name stands for. gRPC calls it a success to listen at one of them.
+
+    The host itself, if it is an IP address, or nothing is known of it.
+    """
+    found: dict[str, None] = {}
+    with suppress(OSError):
+        for family, _, _, _, (ip, *_) in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+            # A name may stand for addresses that this machine does not have, as ::1 where there is no IPv6.
+            with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.bind((ip, 0))
+                found[str(ip)] = None
+    return list(found) or [host]

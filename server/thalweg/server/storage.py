@@ -22,6 +22,7 @@ from thalweg.server.bin import Bin
 from thalweg.server.checkpoints import Checkpoints
 from thalweg.server.disk import RealDisk, publish
 from thalweg.server.downloads import Download
+from thalweg.server.privacy import keep_private
 from thalweg.server.reserve import Reserve
 from thalweg.server.telemetry import told
 from thalweg.server.uploads import Uploads
@@ -46,7 +47,7 @@ class Storage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._disk = RealDisk()
-        folder.mkdir(parents=True, exist_ok=True)
+        keep_private(folder)
         self.uploads = Uploads(folder / "uploads", self._disk)
         self._database = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False, isolation_level=None)
         # Of a database that is new: the pages of what is deleted can be given back.

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import grpc
 
-from thalweg.contract.channel import authorization
+from thalweg.contract.channel import Metadata
 from thalweg.v1 import training_service_pb2, training_service_pb2_grpc
 from thalweg.workers.data.errors import DataError
 
 
 @contextmanager
-def fetcher(channel: grpc.Channel, token: str | None) -> Iterator[Callable[[str], Path]]:
+def fetcher(channel: grpc.Channel, metadata: Metadata) -> Iterator[Callable[[str], Path]]:
     """A function that gets the upload with a SHA-256 as a file, which exists as long as the context.
 
     It is the file itself if it lies on this machine, and is not to be changed. The function raises DataError if what is found
@@ -25,16 +25,21 @@ def fetcher(channel: grpc.Channel, token: str | None) -> Iterator[Callable[[str]
 
         def fetch(sha256: str) -> Path:
             try:
-                return _received(stub, sha256, Path(folder), token, in_place=True)
+                return _received(stub, sha256, Path(folder), metadata, in_place=True)
             except OSError:
                 # It lies where this process may not read it.
-                return _received(stub, sha256, Path(folder), token, in_place=False)
+                return _received(stub, sha256, Path(folder), metadata, in_place=False)
 
         yield fetch
 
 
 def _received(
-    stub: training_service_pb2_grpc.TrainingServiceStub, sha256: str, folder: Path, token: str | None, *, in_place: bool
+    stub: training_service_pb2_grpc.TrainingServiceStub,
+    sha256: str,
+    folder: Path,
+    metadata: Metadata,
+    *,
+    in_place: bool,
 ) -> Path:
     path = folder / sha256
     # What was damaged on its way is not so again.
@@ -42,7 +47,7 @@ def _received(
         digest = hashlib.sha256()
         request = training_service_pb2.DownloadDataRequest(sha256=sha256, in_place=in_place)
         with path.open("wb") as file:
-            for part in stub.DownloadData(request, metadata=authorization(token)):
+            for part in stub.DownloadData(request, metadata=metadata):
                 if part.path:
                     return _checked(Path(part.path), sha256)
                 digest.update(part.data)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 
 from thalweg.contract import payload
-from thalweg.contract.channel import Endpoint, authorization, parse_address
+from thalweg.contract.channel import Endpoint, Metadata, authorization, parse_address
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.payload import METHOD, Parcel
 from thalweg.contract.release import hello
@@ -36,10 +36,10 @@ class Inbox(Protocol):
         ...
 
 
-def open_stream(channel: grpc.Channel, outbox: Outbox, token: str | None) -> Inbox:
+def open_stream(channel: grpc.Channel, outbox: Outbox, metadata: Metadata) -> Inbox:
     """Opens a stream. The generated stub would copy the large part of every message, several times."""
     method: Any = channel.stream_stream(METHOD, payload.serialize, payload.response_of)
-    inbox: Inbox = method(iter(outbox.get, None), metadata=authorization(token))
+    inbox: Inbox = method(iter(outbox.get, None), metadata=metadata)
     return inbox
 
 
@@ -60,7 +60,7 @@ class ShardStream:
         self._ended = False
         self._channel = Endpoint(parse_address(shard.address), token).open()
         self.outbox.put(pb.WorkRequest(hello=hello(token=shard.token)))
-        self._inbox = open_stream(self._channel, self.outbox, token)
+        self._inbox = open_stream(self._channel, self.outbox, authorization(token))
         self._thread = threading.Thread(target=self._read, name="thalweg-shard", daemon=True)
 
     def __enter__(self) -> "ShardStream":

@@ -43,11 +43,12 @@ def work(
     `place` is where it runs, if a fleet started it. Raises ThalwegError if the server is lost or refuses the worker. Any other
     error is reported to the server, which decides what it means for the job.
     """
-    with Endpoint(server, token).open() as channel, ExitStack() as until_the_end:
+    endpoint = Endpoint(server, token)
+    with endpoint.open() as channel, ExitStack() as until_the_end:
         outbox: Outbox = queue.SimpleQueue()
         outbox.put(pb.WorkRequest(hello=hello(job_id=job_id, worker=name, place=place)))
-        inbox = open_stream(channel, outbox, token)
-        worker = _Worker(channel, token, outbox, inbox, until_the_end, answered)
+        inbox = open_stream(channel, outbox, endpoint.metadata)
+        worker = _Worker(channel, endpoint, outbox, inbox, until_the_end, answered)
         try:
             try:
                 return worker.run()
@@ -90,7 +91,7 @@ class _Worker:
     def __init__(
         self,
         channel: grpc.Channel,
-        token: str | None,
+        endpoint: Endpoint,
         outbox: Outbox,
         inbox: Inbox,
         until_the_end: ExitStack,
@@ -98,7 +99,7 @@ class _Worker:
     ) -> None:
         self.lost_shard: ThalwegError | None = None
         self._channel = channel
-        self._token = token
+        self._endpoint = endpoint
         self._outbox = outbox
         self._inbox: Iterator[Parcel[pb.WorkResponse]] = inbox
         self._cancel = inbox.cancel
@@ -125,7 +126,7 @@ class _Worker:
 
     def _prepare(self, spec: job_pb2.JobSpec) -> None:
         self._spec = spec
-        with fetcher(self._channel, self._token) as fetch:
+        with fetcher(self._channel, self._endpoint.metadata) as fetch:
             dataset = data.load(spec, fetch)
         self._differentiator = Differentiator(spec, dataset)
         model = self._differentiator.model
@@ -169,7 +170,7 @@ class _Worker:
                     for chunk, part in enumerate(self._exchange.initial(self._initial())):
                         self._streams.send_chunk(chunk, part)
                 case "accepted":
-                    shards = [ShardStream(shard, self._token, self._shard_lost) for shard in message.accepted.shards]
+                    shards = [ShardStream(shard, self._endpoint.token, self._shard_lost) for shard in message.accepted.shards]
                     self._streams = self._until_the_end.enter_context(Streams(self._outbox, shards))
                     self._exchange = self._agreed(message.accepted)
                 case "goodbye":

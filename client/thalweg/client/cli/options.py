@@ -1,6 +1,8 @@
 """The options that commands share, and what they mean."""
 
 import os
+import shlex
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from thalweg.client.cli.output import complain
 from thalweg.client.client import Client
 from thalweg.client.embedded import attached, folder_of_jobs
 from thalweg.client.folders import expanded
@@ -76,6 +79,9 @@ def read_token(token_file: Path | None) -> str | None:
         raise invalid(Violation("--token-file", f"{token_file} is not a text file")) from error
     if not token:
         raise invalid(Violation("--token-file", f"{token_file} is empty"))
+    mode = stat.S_IMODE(expanded(token_file).stat().st_mode)
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        complain(f"--token-file: {token_file} is open to other users (mode {mode:o}): chmod 600 {shlex.quote(str(token_file))}")
     return _checked(token, "--token-file")
 
 

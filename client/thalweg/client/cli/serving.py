@@ -1,7 +1,10 @@
 """Commands that run a cluster's parts: a server, a fleet."""
 
 import logging
+import os
 import signal
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +14,11 @@ from thalweg.client.cli.options import Json, TokenFile, read_token, server_of
 from thalweg.client.cli.output import console, print_json
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
 from thalweg.client.composition import start_fleet, start_server, start_shard
-from thalweg.client.folders import expanded, served_folder
+from thalweg.client.folders import SERVER_TOKEN, expanded, folder_token, served_folder
 from thalweg.contract.channel import DEFAULT_PORT, Address, parse_address
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.text import VisibleFormatter
+from thalweg.contract.tokens import published
 
 _log = logging.getLogger(__name__)
 _MEBIBYTE = 1 << 20
@@ -37,7 +41,10 @@ def serve(
     trust_network: Annotated[
         bool,
         typer.Option(
-            "--trust-network", metavar="", help="Listen beyond this machine without a token. Anyone who can connect is let in."
+            "--trust-network",
+            metavar="",
+            help="Ask for no token, also beyond this machine. Anyone who can connect is let in. Else a server on this machine's "
+            "loopback lets in its own user, and others only with a token.",
         ),
     ] = False,
     max_upload: Annotated[
@@ -102,12 +109,6 @@ def serve(
     """
     where = _address("--address", address)
     token = read_token(token_file)
-    if not (where.is_loopback or token or trust_network):
-        problem = (
-            f"{where} can be reached from other machines, so the server needs a token: --token-file, or THALWEG_TOKEN; "
-            "--trust-network does without"
-        )
-        raise invalid(Violation("--address", problem))
     given = {
         "max_upload_bytes": max_upload and max_upload * _MEBIBYTE,
         "max_running_jobs": max_running,
@@ -124,15 +125,36 @@ def serve(
         _serve_shard(where, _address("--shard-of", shard_of), token, trust_network, json)
         return
     folder = expanded(data or served_folder()).absolute()
-    with Inbox() as inbox:
+    own = where.is_loopback and not (token or trust_network)
+    with Inbox() as inbox, _private_files(), ExitStack() as stack:
+        if own:
+            token = folder_token(folder, SERVER_TOKEN)
         server = start_server(where, folder, token, trust_network=trust_network, shared_memory=shared_memory, **settings)
-        try:
-            _announce(
-                {"address": str(server.address), "data": str(folder)}, f"serving at {server.address}, data in {folder}", json
-            )
-            _wait(inbox)
-        finally:
-            server.stop()
+        stack.callback(server.stop)
+        if own:
+            _publish(stack, server.listening, token, folder)
+        at = " and ".join(map(str, server.listening))
+        _announce({"address": str(server.address), "data": str(folder)}, f"serving at {at}, data in {folder}", json)
+        _wait(inbox)
+
+
+def _publish(stack: ExitStack, addresses: Sequence[Address], token: str | None, folder: Path) -> None:
+    """Lets this user's clients find the token that the server made for itself."""
+    try:
+        stack.enter_context(published(addresses, token or ""))
+    except OSError as error:
+        problem = "clients cannot find the server's token by themselves: %s; give them --token-file %s"
+        _log.warning(problem, error, folder / SERVER_TOKEN)
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """What this process writes meanwhile, this user alone may read."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _serve_shard(where: Address, server: Address, token: str | None, trust_network: bool, json: bool) -> None:
