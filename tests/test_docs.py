@@ -15,6 +15,7 @@ import pytest
 from tests import pytorch
 from tests.client.helpers import fleet_of_threads
 from tests.end_to_end.cluster import running_server
+from thalweg import client
 from thalweg.client import Client
 from thalweg.client.jobfile import load_job
 from thalweg.contract import rules
@@ -118,3 +119,34 @@ def test_the_readmes_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert float(lines[9].split()[2]) > 0.95
     assert re.fullmatch("[0-9a-f]{64}", lines[10])
     assert getattr(names["outputs"], "shape", None) == (1, 10)
+
+
+def test_the_page_on_python_names_all_that_is_public() -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"\w+", page))
+    methods = {name for kind in (client.Client, client.Job) for name in vars(kind) if not name.startswith("_")}
+    assert methods | set(client.__all__) <= words | {"address", "message"}
+
+
+@pytest.mark.ray
+def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    try:
+        for block in blocks(ROOT / "docs" / "python.md", "python"):
+            exec(compile(block, "python.md", "exec"), names)
+    finally:
+        names["cluster"].close()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("INVALID_ARGUMENT training.epochs: ")
+    state, epochs, _, accuracy, digest = lines[1].split()
+    assert (state, epochs, len(digest)) == ("SUCCEEDED", "20", 64)
+    assert float(accuracy) > 0.8
+    assert [line.split()[0] for line in lines[2:6]] == ["25", "50", "75", "100"]
+    assert lines[6] == "[('long', 'CANCELLED'), ('my-xor', 'SUCCEEDED'), ('quadrants-1', 'SUCCEEDED')]"
+    assert names["weights"]["2.weight"].shape == (2, 16)
+    assert names["outputs"].shape == (5, 2)
+    assert set(names["classes"]) <= {0, 1}
+    assert (tmp_path / "quadrants.safetensors").is_file()
+    assert (tmp_path / "slice.png").is_file()

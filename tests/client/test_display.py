@@ -1,7 +1,9 @@
 """What people see of a job while it runs: a bar with numbers on a terminal, lines elsewhere."""
 
 import io
+import sys
 from datetime import UTC, datetime
+from types import ModuleType
 
 import pytest
 from rich.console import Console
@@ -19,7 +21,7 @@ from thalweg.client import (
     WorkersChanged,
 )
 from thalweg.client.cli import display as displays
-from thalweg.client.cli.display import Log, Picture, Screen, count_workers, display
+from thalweg.client.cli.display import Log, Notebook, Picture, Screen, count_workers, display
 from thalweg.client.records import Event
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -204,3 +206,49 @@ def test_a_real_job_is_shown(cluster: Cluster) -> None:
     assert len(shown.picture.epochs) == 3
     assert f"validation {accuracy.accuracy * 100:.1f} %" in " ".join(shown.picture.numbers())
     assert " samples/s" in " ".join(shown.picture.numbers())
+
+
+def test_a_notebook_shows_a_bar_that_moves(monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> None:
+    drawn: list[tuple[str, str]] = []
+
+    class Handle:
+        def update(self, shown: Notebook) -> None:
+            drawn.append((repr(shown), shown._repr_html_()))
+
+    output = ModuleType("IPython.display")
+    output.display = lambda shown, display_id: Handle()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", output)
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    with display("<gate>") as screen:
+        assert isinstance(screen, Notebook)
+        for event in cluster.gate.history():
+            screen.show(event)
+        screen.note("something <else>")
+    text, html = drawn[-1]
+    assert text.startswith("<gate>: step 40 of 40, loss ")
+    assert text.endswith("\nsomething <else>")
+    assert html.startswith('<progress style="width: 20em" value="40" max="40"></progress> &lt;gate&gt;: step 40 of 40, loss ')
+    assert html.endswith("<br>something &lt;else&gt;")
+
+
+@pytest.mark.parametrize(
+    ("progress", "interactive", "shown"), [(None, False, False), (None, True, True), (True, False, True), (False, True, False)]
+)
+def test_a_job_that_is_waited_for_shows_its_progress_where_people_type(
+    progress: bool | None,
+    interactive: bool,
+    shown: bool,
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    if not interactive:
+        monkeypatch.delattr(sys, "ps1")
+    job = cluster.client.submit("xor", {"training.epochs": 10})
+    job.wait(progress)
+    assert (f"{job.id}: epoch 10 of 10: loss " in capsys.readouterr().err) == shown
+    job.wait(progress)
+    assert capsys.readouterr().err == ""
+    job.delete()

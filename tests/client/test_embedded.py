@@ -234,3 +234,11 @@ def test_a_large_file_that_cannot_be_read_is_told(tmp_path: Path, no_copies: Non
         with pytest.raises(LocalError, match=r"cannot use .*data.npz from .*uploads: No such file or directory"):
             client.submit("xor", SETTINGS)
         (tmp_path / "a" / "uploads").mkdir()
+
+
+def test_large_arrays_are_moved_and_not_copied(tmp_path: Path, no_copies: None) -> None:
+    with training(tmp_path / "a") as client:
+        job = client.submit("xor", {"training.epochs": 2}, data=(np.eye(2), [0, 1]))
+        (upload,) = (tmp_path / "a" / "uploads").iterdir()
+        assert not upload.is_symlink()
+        assert job.wait().state == "SUCCEEDED"

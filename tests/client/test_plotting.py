@@ -225,3 +225,13 @@ def test_a_picture_is_written_whole(name: str, cluster: Cluster, tmp_path: Path)
     begin = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[Path(name).suffix.lower()]
     assert (tmp_path / name).read_bytes().startswith(begin)
     assert [found for found in names_in(tmp_path) if found != "home"] == [name]
+
+
+def test_a_job_draws_itself(cluster: Cluster, tmp_path: Path) -> None:
+    figure = cluster.digits.plot(path=tmp_path / "curve.svg")
+    assert figure.get_suptitle().startswith("digits")
+    assert (tmp_path / "curve.svg").stat().st_size
+    assert "the way downhill" in cluster.gate.plot(slice="auto").get_suptitle()
+    assert "the way downhill" in cluster.gate.plot("0.bias[1]").get_suptitle()
+    with pytest.raises(ThalwegError, match=r"path: curve\.txt: pictures end in \.png, \.svg, \.pdf"):
+        cluster.gate.plot(path=tmp_path / "curve.txt")

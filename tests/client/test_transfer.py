@@ -181,3 +181,44 @@ def test_a_file_that_vanished_is_told(cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(LocalError) as caught:
         cluster.client.submit(loaded)
     assert str(caught.value) == f"cannot read {path}: No such file or directory"
+
+
+X, Y = [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], [0, 1, 1, 0]
+
+
+def test_arrays_are_learnt_from_like_a_file_of_them(cluster: Cluster, tmp_path: Path) -> None:
+    np.savez(tmp_path / "arrays.npz", x=np.array(X), y=np.array(Y))
+    settings = {"training.epochs": 5}
+    of_file = cluster.client.submit("xor", settings | {"data.npz": str(tmp_path / "arrays.npz")})
+    of_arrays = cluster.client.submit("xor", settings, data=(X, np.array(Y)))
+    of_loaded = cluster.client.submit(load_job("xor", settings), data=(np.array(X), Y))
+    of_nowhere = cluster.client.submit("xor", [*(f"{k}={v}" for k, v in settings.items()), "data.csv=nowhere.csv"], data=(X, Y))
+    jobs = of_file, of_arrays, of_loaded, of_nowhere
+    assert {job.spec.data.sha256 for job in jobs} == {of_file.spec.data.sha256}
+    assert of_arrays.spec.data.npz == "arrays.npz"
+    assert len({job.wait().weights_sha256 for job in jobs}) == 1
+    for job in jobs:
+        job.delete()
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ((X,), "must be a pair of arrays: the samples x, and their targets y"),
+        ((X, ["a", "b", "c", "d"]), "y holds elements of type <U1, and must hold real numbers"),
+        (([[1.0], [1.0, 2.0]], [0, 1]), "x is not an array: "),
+    ],
+)
+def test_what_is_no_pair_of_arrays_is_told(data: Any, problem: str, cluster: Cluster) -> None:
+    with pytest.raises(ThalwegError) as caught:
+        cluster.client.submit("xor", data=data)
+    assert str(caught.value).startswith(f"data: {problem}")
+
+
+def test_arrays_that_find_no_room_are_told(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(LocalError, match=r"cannot write the arrays to .*: No space left on device"):
+        cluster.client.submit("xor", data=(X, Y))

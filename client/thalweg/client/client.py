@@ -1,13 +1,16 @@
 """A server, as Python programs use it."""
 
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 
+from thalweg.client.arrays import Arrays, write_arrays
 from thalweg.client.connection import Connection
 from thalweg.client.job import Job
-from thalweg.client.jobfile import JobFile, JobSource, Settings, load_job
+from thalweg.client.jobfile import JobFile, JobSource, Settings, load_job, with_data
 from thalweg.client.transfer import upload
 from thalweg.contract.channel import Address, parse_address
 from thalweg.contract.errors import Violation, invalid
@@ -42,6 +45,7 @@ class Client:
         job: JobSource | JobFile,
         settings: Settings = (),
         *,
+        data: Arrays | None = None,
         name: str | None = None,
         id: str | None = None,  # noqa: A002 - what it is called everywhere else
         request_id: str | None = None,
@@ -49,16 +53,25 @@ class Client:
         """Hands a job to the server, with the files that it needs, and gives it. It runs from then on by itself.
 
         `job` is the name of a packaged job, the path of a TOML file, a dictionary of the same shape, or a JobSpec. `settings` are
-        laid over it: `{"training.epochs": 5}`, or texts `training.epochs=5`. `name` replaces the job's name; `id` chooses its id.
-        Two calls with the same `request_id` create one job.
+        laid over it: `{"training.epochs": 5}`, or texts `training.epochs=5`. `data` is a pair of arrays, samples and targets, to
+        learn from in place of what the job says. `name` replaces the job's name; `id` chooses its id. Two calls with the same
+        `request_id` create one job. Raises ThalwegError if the job is not right, or is not accepted.
         """
-        loaded = job if isinstance(job, JobFile) else load_job(job, settings)
-        spec = loaded.spec
-        if name is not None:
-            spec.name = name
-        self._prepare(loaded)
-        for message, path in loaded.uploads():
-            message.sha256 = self._upload(path)
+        with ExitStack() as stack:
+            arrays = None
+            if data is not None:
+                folder = stack.enter_context(TemporaryDirectory(prefix="thalweg-arrays-"))
+                arrays = write_arrays(data, Path(folder))
+            if not isinstance(job, JobFile):
+                loaded = load_job(job, settings, arrays)
+            else:
+                loaded = with_data(job, arrays) if arrays else job
+            spec = loaded.spec
+            if name is not None:
+                spec.name = name
+            self._prepare(loaded)
+            for message, path in loaded.uploads():
+                message.sha256 = self._upload(path, path == arrays)
         request = pb.CreateJobRequest(spec=spec, job_id=id or "", request_id=request_id or str(uuid.uuid4()))
         answer = self._connection.call(self._connection.stub.CreateJob, request, seconds=_CREATE_SECONDS)
         self._connection.began(answer.job.id)
@@ -67,8 +80,8 @@ class Client:
     def _prepare(self, job: JobFile) -> None:
         """What is to be done before a job's files are uploaded."""
 
-    def _upload(self, path: Path) -> str:
-        """Puts a file where the server finds it, and gives its SHA-256."""
+    def _upload(self, path: Path, temporary: bool) -> str:  # noqa: ARG002 - matters where nothing is copied
+        """Puts a file, which may be `temporary`, where the server finds it, and gives its SHA-256."""
         return upload(self._connection, path)
 
     def resume(self, id: str) -> Job:  # noqa: A002 - what it is called everywhere else

@@ -206,10 +206,10 @@ class _EmbeddedClient(Client):
     def _prepare(self, job: JobFile) -> None:
         check(job)
 
-    def _upload(self, path: Path) -> str:
+    def _upload(self, path: Path, temporary: bool) -> str:
         if path.stat().st_size > _MAX_COPIED_BYTES:
-            return refer(path, self._uploads)
-        return super()._upload(path)
+            return refer(path, self._uploads, move=temporary)
+        return super()._upload(path, temporary)
 
 
 def _served(folder: Path) -> str:

@@ -1,7 +1,9 @@
 """A job on a server, as Python programs use it."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,8 @@ from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from thalweg.client.local_models import Prediction
 
 # How long a broken watch tries to go on: a server that restarts is back by then.
@@ -116,12 +120,22 @@ class Job:
         finally:
             call.cancel()
 
-    def wait(self) -> Result:
-        """Waits until the job has ended, and gives what came of it. Raises JobFailedError if it failed."""
+    def wait(self, progress: bool | None = None) -> Result:
+        """Waits until the job has ended, and gives its result. Raises JobFailedError if it failed.
+
+        `progress` says whether to show a bar meanwhile, in the notebook or on stderr. By default it is shown where people type:
+        in notebooks and interactive interpreters.
+        """
+        from thalweg.client.cli.display import display  # noqa: PLC0415 - it imports this module
+
         self.refresh()
-        while state_name(self.message.state) not in ENDED:
-            for _ in self.watch(self._seen):
-                pass
+        shown = hasattr(sys, "ps1") if progress is None else progress
+        with ExitStack() as stack:
+            screen = stack.enter_context(display(self.id)) if shown and state_name(self.message.state) not in ENDED else None
+            while state_name(self.message.state) not in ENDED:
+                for event in self.watch(self._seen):
+                    if screen:
+                        screen.show(event)
         if self.message.state == job_pb2.JOB_STATE_FAILED:
             raise JobFailedError(self.id, self.message.error)
         return self.last_result()
@@ -215,6 +229,22 @@ class Job:
 
         header, slab = self.slab()
         return local_models.predict(self.spec, header, slab, x)
+
+    def plot(self, slice: str | None = None, path: AnyPath | None = None) -> "Figure":  # noqa: A002 - as the command's option
+        """The job's learning curve, or the loss over one weight, as a matplotlib figure, which a notebook shows.
+
+        `slice` names the weight, as `0.weight[3,5]`, or is `auto` for the one that training moved the most. `path` is a .png,
+        .svg or .pdf file to write as well. Needs the extra `plot`, and for a slice `workers`. Raises ThalwegError.
+        """
+        from thalweg.client import plotting  # noqa: PLC0415 - it imports this module
+
+        if slice is None:
+            figure = plotting.learning_curve(self)
+        else:
+            figure = plotting.loss_slice(self, None if slice == "auto" else plotting.parse_element(slice))
+        if path is not None:
+            plotting.save_figure(figure, expanded(path))
+        return figure
 
     def history(self) -> list[Event]:
         """The events up to now, without waiting for further ones."""

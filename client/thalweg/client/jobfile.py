@@ -19,7 +19,7 @@ from google.protobuf import json_format
 from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.mapping import Walk, values_of
 from thalweg.client.problems import JobFileError
-from thalweg.client.settings import lay_over, read_settings
+from thalweg.client.settings import Setting, lay_over, read_settings
 from thalweg.client.weights import check_weights
 from thalweg.contract.encoding import UTF8, why_not_utf8
 from thalweg.contract.errors import Violation, invalid
@@ -72,17 +72,27 @@ def toml_of(spec: job_pb2.JobSpec) -> str:
     return tomli_w.dumps(values_of(spec))
 
 
-def load_job(job: JobSource, settings: Settings = ()) -> JobFile:
+def with_data(job: JobFile, data: Path) -> JobFile:
+    """The job, learning from an .npz file. Its specification has the file's name alone."""
+    spec = job_pb2.JobSpec()
+    spec.CopyFrom(job.spec)
+    spec.data.npz = data.name
+    spec.data.ClearField("sha256")
+    return JobFile(spec, data, job.initial)
+
+
+def load_job(job: JobSource, settings: Settings = (), data: Path | None = None) -> JobFile:
     """The specification of a job, with settings laid over it.
 
     `job` is the name of a packaged job, the path of a TOML file, a mapping of the same shape, or a specification as such.
     `settings` are texts `PATH=VALUE` or a mapping of paths to values. Relative paths of files are relative to the job file's
-    folder, in settings and mappings to the current one. Raises ThalwegError with every fault that can be seen without a server.
+    folder, in settings and mappings to the current one. `data` is an .npz file to learn from in place of what the job says.
+    Raises ThalwegError with every fault that can be seen without a server.
     """
     source, document, folder = _document(job)
     folders = dict.fromkeys(_FILES, folder)
     values = _walked(document, source)
-    for setting in read_settings(settings):
+    for setting in [*read_settings(settings), *([Setting("data.npz", str(data), None)] if data else [])]:
         lay_over(values, job_pb2.JobSpec.DESCRIPTOR, setting)
         # The next one finds tables where it looks for them.
         values = _walked(values, "")
@@ -100,7 +110,8 @@ def load_job(job: JobSource, settings: Settings = ()) -> JobFile:
     initial = _file(spec.model.initial, "model.initial", folders)
     if initial:
         check_weights(initial, "model.initial.file")
-    return JobFile(spec, _file(spec.data, "data", folders), initial)
+    loaded = JobFile(spec, _file(spec.data, "data", folders), initial)
+    return with_data(loaded, data) if data else loaded
 
 
 def _below(values: dict[str, Any], path: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Large things over the wire, in chunks: data up; parameters, trajectories and data down."""
 
 import hashlib
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -46,9 +47,10 @@ def upload(connection: Connection, path: Path) -> str:
     return sha256
 
 
-def refer(path: Path, folder: Path) -> str:
+def refer(path: Path, folder: Path, move: bool = False) -> str:
     """Lets a server on this machine, whose uploads lie in a folder, use a file where it is, and gives its SHA-256.
 
+    With `move` the file is put there itself.
     Raises ThalwegError if the file cannot be read, or the folder cannot be written.
     """
     try:
@@ -58,7 +60,10 @@ def refer(path: Path, folder: Path) -> str:
         # Another file of the same content may have been moved or changed since; an upload stays.
         if target.is_symlink() or not target.exists():
             aside = folder / f"{uuid.uuid4()}.part"
-            aside.symlink_to(path.absolute())
+            if move:
+                shutil.move(path, aside)
+            else:
+                aside.symlink_to(path.absolute())
             aside.replace(target)
     except OSError as error:
         raise LocalError(f"cannot use {path} from {folder}: {error.strerror}") from error

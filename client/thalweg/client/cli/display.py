@@ -2,8 +2,10 @@
 
 import sys
 import time
+from html import escape
+from importlib import import_module
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -31,6 +33,8 @@ _EPOCH_LINES = 10
 _STEP_LINE_SECONDS = 30.0
 # Over how long the pace is measured from which the time left follows: steps may take minutes.
 _PACE_SECONDS = 3600.0
+# How often a notebook's bar moves.
+_DRAW_SECONDS = 0.2
 
 
 class Picture:
@@ -108,7 +112,9 @@ class Display(Protocol):
 
 
 def display(name: str) -> Display:
-    """A display on stderr."""
+    """A display in the notebook that this process belongs to, or on stderr."""
+    if "ipykernel" in sys.modules:
+        return Notebook(name)
     return Screen(name, console(stderr=True)) if sys.stderr.isatty() else Log(name)
 
 
@@ -226,3 +232,60 @@ class Screen:
                     completed=progress.step,
                     epoch=f"epoch {epoch}/{progress.total_epochs}",
                 )
+
+
+class Notebook:
+    """A bar and a line of numbers in the output of a notebook's cell."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.picture = Picture()
+        self._notes: list[str] = []
+        self._drawn = 0.0
+        # A notebook has it.
+        self._output: Any = import_module("IPython.display")
+        self._handle: Any = None
+
+    def __enter__(self) -> Self:
+        self._handle = self._output.display(self, display_id=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._draw()
+
+    def __repr__(self) -> str:
+        progress = self.picture.progress
+        done = f"step {progress.step:,} of {progress.total_steps:,}" if progress else ""
+        line = ", ".join(filter(None, [done, *self.picture.numbers(), self.picture.status]))
+        return "\n".join([f"{self.name}: {line}", *self._notes])
+
+    def _repr_html_(self) -> str:
+        progress = self.picture.progress
+        value = f'value="{progress.step}" max="{max(1, progress.total_steps)}"' if progress else ""
+        first, *notes = map(escape, repr(self).splitlines())
+        return "<br>".join([f'<progress style="width: 20em" {value}></progress> {first}', *notes])
+
+    def _draw(self) -> None:
+        self._drawn = time.monotonic()
+        self._handle.update(self)
+
+    def say(self, text: str) -> None:
+        """Shows what happens beside the numbers."""
+        self.picture.status = text
+        self._draw()
+
+    def note(self, text: str) -> None:
+        """Adds a line below the bar."""
+        self._notes.append(visible(text))
+        self._draw()
+
+    def show(self, event: Event) -> None:
+        """Moves the bar, a few times a second."""
+        self.picture.take(event)
+        match event:
+            case Notice():
+                self.note(event.text)
+            case CheckpointFailed():
+                self.note(words_of(event))
+            case _ if not isinstance(event, StepsTaken) or time.monotonic() - self._drawn > _DRAW_SECONDS:
+                self._draw()

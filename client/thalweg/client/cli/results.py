@@ -13,12 +13,11 @@ from thalweg.client.cli.predictions import arrays, check_output, write_outputs
 from thalweg.client.folders import expanded
 from thalweg.client.local_models import Prediction, read_own_samples, read_samples
 from thalweg.client.local_models import predict as predict_with
-from thalweg.client.plotting import learning_curve, loss_slice, parse_element, save_figure
+from thalweg.client.plotting import PICTURES, learning_curve, loss_slice, parse_element, save_figure
 from thalweg.client.weights import check_weights_name
 from thalweg.contract.errors import Violation, invalid
 
 _AUTO = "auto"
-_PICTURES = (".png", ".svg", ".pdf")
 
 
 def weights(
@@ -189,8 +188,8 @@ def plot(
     element = parse_element(slices[0]) if slices and slices[0] != _AUTO else None
     suffix = "".join(f"-{part}" for part in (element.tensor, *element.index)) if element else "-slice" if slices else ""
     path = (output or Path(f"{job}{suffix}.png")).absolute()
-    if path.suffix.lower() not in _PICTURES:
-        raise invalid(Violation("--output", f"{path.name}: pictures end in {', '.join(_PICTURES)}"))
+    if path.suffix.lower() not in PICTURES:
+        raise invalid(Violation("--output", f"{path.name}: pictures end in {', '.join(PICTURES)}"))
     with connected(server, token_file, data) as client:
         found = client.job(job)
         figure = loss_slice(found, element) if slices else learning_curve(found)

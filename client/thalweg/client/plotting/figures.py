@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from thalweg.client.composition import needs
 from thalweg.client.weights import write_whole
+from thalweg.contract.errors import Violation, invalid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PICTURES = (".png", ".svg", ".pdf")
 INK = "#1f2933"
 FAINT = "#8a95a3"
 GRID = "#e4e8ed"
@@ -46,4 +48,6 @@ def title(figure: "Figure", axes: "Axes", text: str, below: str) -> None:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Writes a figure, in the format that the file's ending says, whole or not at all. Raises ThalwegError."""
+    if path.suffix.lower() not in PICTURES:
+        raise invalid(Violation("path", f"{path.name}: pictures end in {', '.join(PICTURES)}"))
     write_whole(path, figure.savefig)

@@ -1,0 +1,40 @@
+"""Samples and targets that are arrays of this process, as a file that a job learns from."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from thalweg.client.problems import LocalError
+from thalweg.contract.errors import Violation, invalid
+
+# What the file is called in the job's specification.
+NAME = "arrays.npz"
+Arrays = tuple[ArrayLike, ArrayLike]
+
+
+def write_arrays(data: Arrays, folder: Path) -> Path:
+    """Writes samples `x` and targets `y`, both with the samples on their first axis, to a file in a folder, and gives its path.
+
+    Equal arrays give equal files. Raises ThalwegError if they are not two arrays of numbers, or cannot be written.
+    """
+    if not isinstance(data, tuple) or len(data) != 2:
+        raise invalid(Violation("data", "must be a pair of arrays: the samples x, and their targets y"))
+    x, y = (_numbers(name, values) for name, values in zip("xy", data, strict=True))
+    path = folder / NAME
+    try:
+        np.savez(path, x=x, y=y)
+    except OSError as error:
+        raise LocalError(f"cannot write the arrays to {folder}: {error.strerror}") from error
+    return path
+
+
+def _numbers(name: str, values: ArrayLike) -> NDArray[Any]:
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise invalid(Violation("data", f"{name} is not an array: {error}")) from error
+    if array.dtype.kind not in "biuf":
+        raise invalid(Violation("data", f"{name} holds elements of type {array.dtype}, and must hold real numbers"))
+    return array
