@@ -33,8 +33,12 @@ def get(stub: TrainingServiceStub, job_id: str) -> job_pb2.Job:
     return stub.GetJob(pb.GetJobRequest(job_id=job_id)).job
 
 
+def header_of(stub: TrainingServiceStub, job_id: str) -> pb.ParametersHeader:
+    return next(iter(stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job_id)))).header
+
+
 def version_of(stub: TrainingServiceStub, job_id: str) -> int:
-    return next(iter(stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job_id)))).header.version
+    return header_of(stub, job_id).version
 
 
 def hold_together(stub: TrainingServiceStub, job_id: str) -> None:
@@ -60,6 +64,7 @@ def test_an_earlier_releases_jobs_are_resumed_and_end_with_the_same_bits(old: Pa
             assert "SUCCEEDED" in work(server.address, None, job_id, "worker")
             assert get(stub, job_id).result.weights_sha256 == expected
             hold_together(stub, job_id)
+            assert header_of(stub, job_id).preprocessing.shape == [2]
         assert get(stub, "failed").error
         for job_id in ("undisturbed", "failed", "uploaded"):
             hold_together(stub, job_id)

@@ -262,6 +262,9 @@ class JobRun:
             self._prepared = prepared
         elif self._prepared.layout != prepared.layout:
             raise wire.violation("another layout than the first worker's")
+        elif not self._prepared.preprocessing.shape:
+            # That of a checkpoint of release 0.1.0, which does not say what samples are.
+            self._prepared = prepared
         self._unadmitted[worker] = facts
         self._admit()
 
