@@ -174,10 +174,14 @@ class Job:
         """Removes the job, which must have ended, with all that the server kept of it."""
         self._connection.call(self._connection.stub.DeleteJob, pb.DeleteJobRequest(job_id=self.id), retry=False)
 
-    def scale(self, workers: int) -> None:
-        """Changes how many workers the job wants. Its result does not depend on it."""
+    def scale(self, workers: int) -> str:
+        """Changes how many workers the job wants; 0 pauses it. Its result does not depend on it.
+
+        Gives what is worth knowing about it in words, such as that there are fewer CPU slots; empty if nothing is.
+        """
         answer = self._connection.call(self._connection.stub.ScaleJob, pb.ScaleJobRequest(job_id=self.id, workers=workers))
         self.message = answer.job
+        return answer.note
 
     def slab(self) -> tuple[pb.ParametersHeader, Slab]:
         """The parameters in one array, and its header: layout, version, SHA-256 and preprocessing."""

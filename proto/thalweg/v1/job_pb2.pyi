@@ -76,6 +76,10 @@ class _WaitingForEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitingFor
     """A node: on those there are, workers fail or are killed before they contribute anything. The job tries again."""
     WAITING_FOR_STORAGE: _WaitingFor.ValueType  # 6
     """Room on the server's disk for its result."""
+    WAITING_FOR_MEMORY: _WaitingFor.ValueType  # 7
+    """Memory on the server, which other jobs use."""
+    WAITING_FOR_SCALING: _WaitingFor.ValueType  # 8
+    """Somebody to scale it: it is paused."""
 
 class WaitingFor(_WaitingFor, metaclass=_WaitingForEnumTypeWrapper):
     """What a job waits for."""
@@ -94,6 +98,10 @@ WAITING_FOR_NODE: WaitingFor.ValueType  # 5
 """A node: on those there are, workers fail or are killed before they contribute anything. The job tries again."""
 WAITING_FOR_STORAGE: WaitingFor.ValueType  # 6
 """Room on the server's disk for its result."""
+WAITING_FOR_MEMORY: WaitingFor.ValueType  # 7
+"""Memory on the server, which other jobs use."""
+WAITING_FOR_SCALING: WaitingFor.ValueType  # 8
+"""Somebody to scale it: it is paused."""
 Global___WaitingFor: _TypeAlias = WaitingFor  # noqa: Y015
 
 @_typing.final
@@ -1540,6 +1548,7 @@ class Job(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id, unique on its server."""
     state: Global___JobState.ValueType
@@ -1550,6 +1559,8 @@ class Job(_message.Message):
     """Why it failed; empty otherwise."""
     waiting_for: Global___WaitingFor.ValueType
     """What the job waits for, as `status` says in words."""
+    paused: _builtins.bool
+    """Whether it is paused (ScaleJob): it has no workers and no place, until it is scaled again."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """The specification, with every default filled in."""
@@ -1588,10 +1599,11 @@ class Job(_message.Message):
         progress: Global___Progress | None = ...,
         result: Global___Result | None = ...,
         waiting_for: Global___WaitingFor.ValueType = ...,
+        paused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "id", b"id", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state", "status", b"status", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "id", b"id", "paused", b"paused", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state", "status", b"status", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -318,7 +318,9 @@ class ScaleJobRequest(_message.Message):
     job_id: _builtins.str
     """The job's id."""
     workers: _builtins.int
-    """How many workers the job wants from now on, at least 1."""
+    """How many workers the job wants from now on. With 0 it is paused: it gives up its workers and its place, keeps its parameters in the
+    server's memory, and goes on, when it has a place again, once it is scaled to at least 1.
+    """
     def __init__(
         self,
         *,
@@ -340,6 +342,9 @@ class ScaleJobResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    note: _builtins.str
+    """What is worth knowing about it, in words for people: that the fleets have not as many CPU slots, say. Empty if nothing is."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """The job."""
@@ -348,10 +353,11 @@ class ScaleJobResponse(_message.Message):
         self,
         *,
         job: _job_pb2.Job | None = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "note", b"note"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -151,7 +151,7 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ScaleJob(self, request, context):
-        """Changes how many workers a job wants. The result of the job does not depend on it.
+        """Changes how many workers a job wants, and pauses it where that is none. The result of the job does not depend on it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

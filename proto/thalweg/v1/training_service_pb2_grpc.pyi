@@ -48,7 +48,7 @@ class TrainingServiceStub:
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.DeleteJobRequest, _training_service_pb2.DeleteJobResponse]
     """Removes a job that has ended, with all that it kept, and with uploads that no other job uses."""
     ScaleJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ScaleJobRequest, _training_service_pb2.ScaleJobResponse]
-    """Changes how many workers a job wants. The result of the job does not depend on it."""
+    """Changes how many workers a job wants, and pauses it where that is none. The result of the job does not depend on it."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_training_service_pb2.WatchJobRequest, _training_service_pb2.WatchJobResponse]
     """The events of a job, those recorded first, then new ones as they come, until the job has ended."""
     DownloadParameters: _grpc.UnaryStreamMultiCallable[_training_service_pb2.DownloadParametersRequest, _training_service_pb2.DownloadParametersResponse]
@@ -82,7 +82,7 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     DeleteJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.DeleteJobRequest, _training_service_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """Removes a job that has ended, with all that it kept, and with uploads that no other job uses."""
     ScaleJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ScaleJobRequest, _training_service_pb2.ScaleJobResponse]  # type: ignore[assignment]
-    """Changes how many workers a job wants. The result of the job does not depend on it."""
+    """Changes how many workers a job wants, and pauses it where that is none. The result of the job does not depend on it."""
     WatchJob: _aio.UnaryStreamMultiCallable[_training_service_pb2.WatchJobRequest, _training_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """The events of a job, those recorded first, then new ones as they come, until the job has ended."""
     DownloadParameters: _aio.UnaryStreamMultiCallable[_training_service_pb2.DownloadParametersRequest, _training_service_pb2.DownloadParametersResponse]  # type: ignore[assignment]
@@ -155,7 +155,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_service_pb2.ScaleJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_service_pb2.ScaleJobResponse, _abc.Awaitable[_training_service_pb2.ScaleJobResponse]]:
-        """Changes how many workers a job wants. The result of the job does not depend on it."""
+        """Changes how many workers a job wants, and pauses it where that is none. The result of the job does not depend on it."""
 
     @_abc_1.abstractmethod
     def WatchJob(

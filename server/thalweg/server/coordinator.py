@@ -40,6 +40,7 @@ from thalweg.server.messages import (
     InitialReceived,
     KeepInitial,
     LoadGiven,
+    PauseRequested,
     Place,
     Position,
     RangeNotFinite,
@@ -194,6 +195,8 @@ class Coordinator:
                 return self._checkpoint_if_whole()
             case Tick(missed):
                 return self._tick(missed)
+            case PauseRequested():
+                return self._pause()
             case CancelRequested():
                 whole = self.policy is not None and self.policy.whole()
                 return [Finish(job_pb2.JOB_STATE_CANCELLED, position=self._here() if whole else None)]
@@ -321,6 +324,18 @@ class Coordinator:
             return []
         self._failures.contributed(self._places[worker])
         return self._avoid()
+
+    def _pause(self) -> list[Decision]:
+        """Lets all workers go. Where everything is at one version, that is kept on disk."""
+        decisions: list[Decision] = []
+        if self.policy and self.policy.whole() and self.version and not self._writing:
+            self._writing = True
+            decisions.append(WriteCheckpoint(self._here()))
+        for worker in list(self._heard):
+            decisions.append(Dismiss(worker, "the job is paused"))
+            # What others would get to do now, they will not do.
+            self._worker_lost(worker)
+        return decisions
 
     def _tick(self, missed: float) -> list[Decision]:
         if missed:

@@ -104,7 +104,7 @@ class Jobs:
         while page := await self.journal.run(self.storage.jobs, 100, before):
             unfinished += [job for _, job in page if job.state not in ENDED]
             before = page[-1][0]
-        running = [job.id for job in unfinished if job.state == job_pb2.JOB_STATE_RUNNING]
+        running = [job.id for job in unfinished if job.state == job_pb2.JOB_STATE_RUNNING and not job.paused]
         # Durable before any of them runs.
         self._deaths = await self.journal.run(self.storage.count_deaths, running)
         for job in reversed(unfinished):
@@ -112,7 +112,7 @@ class Jobs:
             if reason:
                 await self._set_aside(job, reason)
                 continue
-            begun = job.state == job_pb2.JOB_STATE_RUNNING or job.progress.step
+            begun = (job.state == job_pb2.JOB_STATE_RUNNING or job.progress.step) and not job.paused
             await self._take_up(job, "the server was restarted; the job")
             if begun:
                 self._begun_before.add(job.id)
@@ -258,6 +258,7 @@ class Jobs:
                 self._deaths.pop(job_id, None)
                 self._progressed.discard(job_id)
                 await self.journal.run(self.storage.forget_deaths, job_id)
+                job.ClearField("paused")
                 await self._take_up(job, "resumed; the job")
                 self.allot()
         await self.journal.settled()
@@ -443,7 +444,7 @@ class Jobs:
         if run and job.state not in ENDED:
             job.progress.CopyFrom(run.job.progress)
             job.status, job.waiting_for = run.job.status, run.job.waiting_for
-            if run.job.waiting_for or not self.has_place(job.id):
+            if not run.job.progress.workers and (run.job.waiting_for or not self.has_place(job.id)):
                 self._wait(job, run)
             if shortage := self._shortages.get(job.id) or (self.journal.shortage if job.id in self._endings else None):
                 job.status = f"ended; its result is kept in memory and waits for room: {shortage}"
@@ -463,6 +464,8 @@ class Jobs:
         """Why a job without workers has none, as far as the queue, the fleets and its earlier workers tell."""
         job = run.job
         slots = job.spec.training.threads_per_worker
+        if job.paused:
+            return job_pb2.WAITING_FOR_SCALING, f"paused; `thalweg scale {job.id} N` resumes it with N workers"
         if job.id in self._queue.before:
             before = self._queue.before[job.id]
             places = f"{self.max_running} job{'' if self.max_running == 1 else 's'}"
@@ -560,9 +563,9 @@ class Jobs:
             await asyncio.wait({ending})
 
     async def scale(self, job_id: str, workers: int) -> job_pb2.Job:
-        """Changes how many workers a job wants. Raises ThalwegError if it has ended."""
-        field = job_pb2.Training.DESCRIPTOR.fields_by_name["workers"]
-        validation.check_value(field, workers, "workers")
+        """Changes how many workers a job wants; 0 pauses it. Raises ThalwegError if it has ended."""
+        if workers:
+            validation.check_value(job_pb2.Training.DESCRIPTOR.fields_by_name["workers"], workers, "workers")
         await self.get(job_id)
         consequence = "The number of workers is recorded as soon as there is room."
         await self._answer(job_id, self._scale(job_id, workers), consequence)
@@ -574,10 +577,32 @@ class Jobs:
             await self.ended(job_id)
             job = await self.get(job_id)
             raise ThalwegError("JOB_ENDED", {"job": job_id, "state": state_name(job.state)})
-        run.job.spec.training.workers = workers
+        if workers:
+            run.job.spec.training.workers = workers
+            run.job.paused = False
+        elif not run.job.paused:
+            run.job.paused = True
+            # It gives up its place as well: others would wait for nothing.
+            self._begun_before.discard(job_id)
+            self._choose()
+            run.pause()
+        self._choose()
+        if not run.job.progress.workers:
+            self._wait(run.job, run)
         run.telemetry.enter(run.job.state, run.job.status)
         self.allot()
         await self.journal.settled()
+
+    def shortage_of_slots(self, job: job_pb2.Job) -> str:
+        """That the fleets have not as many CPU slots as a job's workers take, in words for people; empty if they have."""
+        slots, wanted = job.spec.training.threads_per_worker, job.spec.training.workers
+        if job.paused:
+            return ""
+        room = sum(fleet.slots // slots for fleet in self.fleets.attending)
+        if room >= wanted:
+            return ""
+        have = sum(fleet.slots for fleet in self.fleets.attending)
+        return f"the fleets have {have} CPU slots, room for {room} of the {wanted} workers; more start when there is room"
 
     async def delete(self, job_id: str) -> None:
         """Removes a job that has ended, also one whose end waits for room. Raises ThalwegError if it has not."""
@@ -647,10 +672,11 @@ class Jobs:
 
     def _choose(self) -> None:
         """Gives the places anew."""
-        self._queue = choose(self.max_running, [self._candidate(run.job) for run in self._runs.values()])
+        self._queue = choose(self.max_running, [self._candidate(run.job) for run in self._runs.values() if not run.job.paused])
 
     def _candidate(self, job: job_pb2.Job) -> Candidate:
-        begun = job.state == job_pb2.JOB_STATE_RUNNING or job.id in self._begun_before
+        # A job that was paused has given up its place, and waits for one like a job that has not begun.
+        begun = (job.state == job_pb2.JOB_STATE_RUNNING and self.has_place(job.id)) or job.id in self._begun_before
         servable = not self.fleets.attending or self.fleets.have_room(job.spec.training.threads_per_worker)
         return Candidate(job.id, job.spec.priority, begun, servable)
 
@@ -682,6 +708,7 @@ class Jobs:
         job.error = ending.error
         job.end_time.GetCurrentTime()
         job.ClearField("waiting_for")
+        job.ClearField("paused")
         for _ in range(_RECORD_ATTEMPTS):
             self._rejected.discard(job.id)
             run.telemetry.enter(ending.state, "")

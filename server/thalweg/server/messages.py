@@ -223,6 +223,11 @@ class CancelRequested:
     """Somebody asked for the job's end."""
 
 
+@dataclass(frozen=True, slots=True)
+class PauseRequested:
+    """The job is to have no workers for now."""
+
+
 Event = (
     WorkerJoined
     | WorkerPrepared
@@ -241,6 +246,7 @@ Event = (
     | CheckpointRequested
     | Tick
     | CancelRequested
+    | PauseRequested
 )
 
 

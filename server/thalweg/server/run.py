@@ -220,6 +220,10 @@ class JobRun:
         self.cancelled = True
         self.handle(messages.CancelRequested())
 
+    def pause(self) -> None:
+        """Lets all workers go. Those that come are welcome."""
+        self.handle(messages.PauseRequested())
+
     def fail(self, problem: str) -> None:
         """Ends the job: the server cannot go on with it."""
         self.handle(messages.DriverFailed(problem))
@@ -288,11 +292,13 @@ class JobRun:
             return False
         if lack:
             # It is told once; how much is free changes all the time.
-            if not self.job.status.startswith(NO_MEMORY):
+            if self.job.waiting_for != job_pb2.WAITING_FOR_MEMORY:
+                self.job.waiting_for = job_pb2.WAITING_FOR_MEMORY
                 self.telemetry.enter(self.job.state, f"{NO_MEMORY}: {lack}")
             self.job.status = f"{NO_MEMORY}: {lack}"
             return False
         self._admitted = True
+        self.job.ClearField("waiting_for")
         self.job.status = PREPARING
         return True
 

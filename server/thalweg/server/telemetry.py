@@ -110,7 +110,10 @@ class Telemetry:
     def workers_changed(self, names: list[str]) -> None:
         """Records who works for the job."""
         self.job.progress.workers = len(names)
-        self.job.waiting_for = job_pb2.WAITING_FOR_UNSPECIFIED if names else job_pb2.WAITING_FOR_WORKERS
+        if not names:
+            self.job.waiting_for = job_pb2.WAITING_FOR_WORKERS
+        elif self.job.waiting_for != job_pb2.WAITING_FOR_MEMORY:
+            self.job.ClearField("waiting_for")
         if names and self.job.state == job_pb2.JOB_STATE_QUEUED:
             self.enter(job_pb2.JOB_STATE_RUNNING, PREPARING)
         elif not names:

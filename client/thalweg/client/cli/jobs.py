@@ -196,7 +196,9 @@ def _event_json(event: Event) -> dict[str, Any]:
 
 def scale(
     job: JobId,
-    workers: Annotated[int, typer.Argument(metavar="WORKERS", min=1, help="How many workers the job wants from now on.")],
+    workers: Annotated[
+        int, typer.Argument(metavar="WORKERS", min=0, help="How many workers the job wants from now on; 0 pauses it.")
+    ],
     server: Server = None,
     token_file: TokenFile = None,
     data: Data = None,
@@ -204,14 +206,21 @@ def scale(
 ) -> None:
     """Changes how many workers a job wants; its result stays the same.
 
+    With 0 the job is paused, and gives up its workers and its place among
+    those that run. It goes on when it is scaled again.
+
     [bold]Examples[/]
 
     [cyan]thalweg scale digits-1 8 --server host:7070[/]
+    [cyan]thalweg scale digits-1 0 --server host:7070[/]
     """
     with connected(server, token_file, data, writes=True) as client:
         scaled = client.job(job)
-        scaled.scale(workers)
-    _print_state(scaled.message, f"wants {workers} worker{'' if workers == 1 else 's'}", json)
+        note = scaled.scale(workers)
+    words = f"wants {workers} worker{'' if workers == 1 else 's'}" if workers else "is paused; scale it again to go on"
+    _print_state(scaled.message, words, json)
+    if note:
+        complain(note)
 
 
 def cancel(job: JobId, server: Server = None, token_file: TokenFile = None, data: Data = None, json: Json = False) -> None:

@@ -16,7 +16,7 @@ from rich.segment import Segment
 from thalweg.client import records
 from thalweg.client.records import Metrics, Result
 from thalweg.contract.errors import ThalwegError
-from thalweg.contract.states import state_name
+from thalweg.contract.states import state_name, waiting_name
 from thalweg.contract.text import is_visible, visible, visible_lines
 from thalweg.v1 import job_pb2
 
@@ -115,6 +115,7 @@ def job_json(job: job_pb2.Job) -> dict[str, Any]:
         "job": job.id,
         "state": state_name(job.state),
         "status": job.status,
+        "waiting_for": waiting_name(job.waiting_for),
         "create_time": job.create_time.ToJsonString(),
     }
     for name in ("start_time", "end_time"):

@@ -72,7 +72,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
         async with errors(context):
             job = await self._jobs.scale(request.job_id, request.workers)
             _log.info("job %s: scaled to %d workers by %s", job.id, request.workers, _caller(context))
-            return pb.ScaleJobResponse(job=job)
+            return pb.ScaleJobResponse(job=job, note=self._jobs.shortage_of_slots(job))
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
         async with errors(context):
