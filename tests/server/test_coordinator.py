@@ -368,6 +368,18 @@ def test_asynchronous_training_goes_on_with_the_steps_that_are_left(position: Po
     assert sorted(step for _, step, _ in desk.tasks()) == left
 
 
+def test_a_step_that_an_earlier_run_did_is_not_handed_out_again_when_those_before_it_are_done() -> None:
+    desk = Desk(epochs=2, batch_size=4, synchrony={"asynchronous": {}})
+    desk.coordinator = Coordinator(desk.spec, SETTINGS, Position(6, 1.0, 4, (6,)))
+    desk.handle(messages.WorkerJoined(1))
+    desk.handle(messages.WorkerPrepared(1, desk.facts))
+    steps = []
+    for version in range(6, 10):
+        steps.append(desk.tasks()[-1][1])
+        desk.answer(1, steps[-1], ROOT, version=version)
+    assert steps == [5, 7, 8, 9]
+
+
 def test_a_round_of_local_steps_is_one_update() -> None:
     desk = Desk(epochs=2, batch_size=4, synchrony={"local": {"steps": 4}})
     desk.join(1)

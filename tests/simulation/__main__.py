@@ -1,7 +1,6 @@
 """Runs schedules of faults, and prints those that break a guarantee."""
 
 import argparse
-import os
 import sys
 import time
 import traceback
@@ -10,6 +9,7 @@ from collections.abc import Iterable
 from multiprocessing import Pool
 
 from tests.simulation.schedules import check, disturbed
+from thalweg.contract.resources import cpus
 
 
 def _run(seed: int) -> tuple[int, str, dict[str, int]]:
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--schedules", type=int, default=1000, metavar="N", help="how many schedules (1000)")
     parser.add_argument("--first", type=int, default=1, metavar="SEED", help="the first one's seed (1)")
     parser.add_argument("--seed", type=int, metavar="SEED", help="runs one schedule alone, and shows where it fails")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), metavar="N", help="how many at a time (one a core)")
+    parser.add_argument("--processes", type=int, default=cpus(), metavar="N", help="how many at a time (one a core)")
     options = parser.parse_args()
     if options.seed is not None:
         name, _, cluster = disturbed(options.seed)

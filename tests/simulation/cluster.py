@@ -17,10 +17,12 @@ from thalweg.contract import payload
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
 from thalweg.server import plan
+from thalweg.server.arrays import Arrays
 from thalweg.server.checkpoints import Checkpoint, Checkpoints
 from thalweg.server.ending import Ending
 from thalweg.server.failures import MAX_REPORTS
 from thalweg.server.messages import Place
+from thalweg.server.optimizers import State
 from thalweg.server.run import JobRun
 from thalweg.server.settings import RunSettings
 from thalweg.server.telemetry import Recorded, told
@@ -117,6 +119,7 @@ class Cluster:
         self._finished: Ending | None = None
         self._received = 0
         self._stalled_until = 0.0
+        self._no_memory = False
 
     def at(self, seconds: float, action: Callable[[], None]) -> None:
         """Lets something happen later."""
@@ -124,7 +127,7 @@ class Cluster:
 
     def run(self) -> Slab:
         """Runs to the end, and gives the final parameters."""
-        with small_chunks():
+        with small_chunks(), self._scarce_memory():
             self.start_server()
             for _ in range(self.wanted):
                 self.join()
@@ -142,6 +145,19 @@ class Cluster:
         assert self.ended.state == job_pb2.JOB_STATE_SUCCEEDED, self.ended.error
         assert self.ended.slab is not None
         return self.ended.slab
+
+    @contextmanager
+    def _scarce_memory(self) -> Iterator[None]:
+        copy = Arrays.copy
+
+        def scarce(arrays: Arrays, then: Callable[[State], object], *, state: bool) -> None:
+            if self._no_memory:
+                raise MemoryError("nothing is left")
+            copy(arrays, then, state=state)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Arrays, "copy", scarce)
+            yield
 
     def start_server(self) -> None:
         """The server starts, and takes the job up where it was."""
@@ -426,6 +442,15 @@ class Cluster:
 
         def room() -> None:
             self.disk.full = False
+
+        self.at(self.random.uniform(0.05, 0.5), room)
+
+    def _fault_memory(self) -> None:
+        """There is no memory for copies, for a while."""
+        self._no_memory = True
+
+        def room() -> None:
+            self._no_memory = False
 
         self.at(self.random.uniform(0.05, 0.5), room)
 

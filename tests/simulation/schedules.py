@@ -73,6 +73,7 @@ _KINDS = (
     "crash",
     "full",
     "damage",
+    "memory",
     "fail",
     "disagree",
     "hang",

@@ -68,8 +68,8 @@ def slab(file: int, elements: int, dtype: np.dtype[np.floating], *, writable: bo
         raise SharingError(f"a file of {actual} bytes{'' if sealed else ', not sealed'}, not one of {size}")
     if size == 0:
         return np.empty(0, dtype)
-    mapped = _mapped(file, size, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
-    array = np.frombuffer(memoryview(mapped), dtype)
+    content = mapped(file, size, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+    array = np.frombuffer(memoryview(content), dtype)
     array.flags.writeable = writable
     return array
 
@@ -83,7 +83,7 @@ def _libc() -> ctypes.CDLL:
     return libc
 
 
-def _mapped(file: int, size: int, access: int) -> "ctypes.Array[ctypes.c_char]":
+def mapped(file: int, size: int, access: int) -> "ctypes.Array[ctypes.c_char]":
     """A file's bytes, mapped for as long as they are referred to. Raises OSError.
 
     `mmap.mmap` would keep a second descriptor of the file open for as long; there may be hundreds of such files.
@@ -93,9 +93,9 @@ def _mapped(file: int, size: int, access: int) -> "ctypes.Array[ctypes.c_char]":
     if address == ctypes.c_void_p(-1).value:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
-    mapped = (ctypes.c_char * size).from_address(address)
-    weakref.finalize(mapped, libc.munmap, address, size).atexit = False
-    return mapped
+    content = (ctypes.c_char * size).from_address(address)
+    weakref.finalize(content, libc.munmap, address, size).atexit = False
+    return content
 
 
 def listen() -> tuple[socket.socket, str]:

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from thalweg.contract import resources
 from thalweg.contract.layout import Slab
+from thalweg.contract.resources import size_text
 from thalweg.server import messages, optimizers
 from thalweg.server.crew import Crew
 from thalweg.server.messages import WorkerId
@@ -18,6 +20,9 @@ from thalweg.server.telemetry import Telemetry
 from thalweg.server.trajectory import Trajectory
 from thalweg.server.turns import Turns
 from thalweg.v1 import parameter_service_pb2
+
+# Bytes for which it pays to ask first whether they are available.
+_MIN_CHECKED = 32 << 20
 
 
 class Arrays:
@@ -68,6 +73,7 @@ class Arrays:
         Calls `then` with the slabs by name: at once, or, where they are split, when all parts have come; if they do.
         Raises MemoryError if there is no room for them.
         """
+        self._check_room(len(self.parameters.slabs) if state else 1)
         if self._shares:
             self._shares.copy(then, state=state)
         else:
@@ -79,6 +85,12 @@ class Arrays:
             self._shares.copy(then, state=state)
         else:
             then(self._slabs(state))
+
+    def _check_room(self, slabs: int) -> None:
+        """Raises MemoryError if fewer bytes are available than some slabs take: the system would end the process instead."""
+        need = slabs * self.parameters.plan.elements * self.parameters.dtype.itemsize
+        if need >= _MIN_CHECKED and need > (available := resources.memory().available):
+            raise MemoryError(f"{size_text(need)} are needed, and {size_text(available)} are available")
 
     def _slabs(self, state: bool) -> State:
         return {name: slab for name, slab in self.parameters.slabs.items() if state or name == PARAMETERS}

@@ -6,6 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
+from thalweg.contract import memory
+
 
 class Disk(Protocol):
     """A file system. Only what was synchronised is sure to survive a crash; all methods raise OSError if they fail."""
@@ -62,9 +66,10 @@ class RealDisk:
 
     def read(self, path: Path) -> memoryview:
         with path.open("rb") as file:
-            # Nothing cannot be mapped.
-            empty = os.fstat(file.fileno()).st_size == 0
-            return memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                return memoryview(b"")
+            return np.frombuffer(memoryview(memory.mapped(file.fileno(), size, mmap.PROT_READ)), np.uint8).data.toreadonly()
 
     def names(self, folder: Path) -> list[str]:
         return [path.name for path in folder.iterdir()] if folder.is_dir() else []

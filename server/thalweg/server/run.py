@@ -130,7 +130,10 @@ class JobRun:
             version, slab = self._checkpoint.position.version, self._checkpoint.parameters
         elif self.arrays:
             version, copies = self.arrays.version, asyncio.Queue[State]()
-            self.arrays.copy(copies.put_nowait, state=False)
+            try:
+                self.arrays.copy(copies.put_nowait, state=False)
+            except MemoryError as error:
+                raise ThalwegError("OUT_OF_MEMORY", {"problem": str(error)}) from error
             over = asyncio.create_task(self.over.wait())
             over.add_done_callback(lambda _: copies.put_nowait({}))
             found = (await copies.get()).get(PARAMETERS)

@@ -73,6 +73,8 @@ class Asynchronous(Policy):
 
     def _task_waits(self) -> bool:
         """Whether there is a task that nobody has."""
+        # Steps that an earlier run did may lie right after those that are done, and are not in `applied` any more.
+        self._next = max(self._next, self._first)
         while self._next < self._end and self._next in self.applied:
             self._next += 1
         return bool(self._returned) or self._next < self._end
