@@ -177,3 +177,25 @@ def test_checkpoints_are_counted_and_told() -> None:
     assert failed.checkpoint_failed.problem == "no space left on device"
     checkpoints = telemetry.job.progress.checkpoints
     assert (checkpoints.written, checkpoints.failed, checkpoints.step) == (1, 1, 3)
+
+
+def test_workers_are_told_by_who_comes_and_goes(clock: Clock) -> None:
+    telemetry, recorder, _ = make()
+    names: list[str] = []
+    for number in range(3000):
+        names.append(f"worker-{number}")
+        telemetry.workers_changed(names, joined=[names[-1]])
+    while names:
+        gone = names.pop(len(names) // 2)
+        telemetry.workers_changed(names, left=[gone])
+    changes = [event.workers_changed for event in recorder.events if event.HasField("workers_changed")]
+    here: list[str] = []
+    for change in changes:
+        here = [name for name in here if name not in change.left] + list(change.joined)
+        assert change.workers == len(here)
+        assert not change.names or sorted(change.names) == sorted(here)
+        assert change.names or not here or len(here) > 16
+        assert change.ByteSize() < 1 << 20
+    assert len(changes) == 6000
+    # A list with each of them would be 9,000,000 names.
+    assert sum(len(change.names) for change in changes) < 20_000

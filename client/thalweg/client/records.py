@@ -142,10 +142,15 @@ class EpochEnded(_Recorded):
 
 @dataclass(frozen=True)
 class WorkersChanged(_Recorded):
-    """The number of connected workers changed. `names` says where each runs."""
+    """The number of connected workers changed. Names say where workers run: `joined` those that came, `left` those that went.
+
+    `names` are all of them, where they are few, and now and then where they are more; else it is empty.
+    """
 
     workers: int
     names: tuple[str, ...]
+    joined: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -254,7 +259,7 @@ def event(message: pb.Event) -> Event | None:
             return EpochEnded(sequence, time, epoch.epoch, epoch.step, epoch.train_loss, metrics(epoch, "validation"))
         case "workers_changed":
             change = message.workers_changed
-            return WorkersChanged(sequence, time, change.workers, tuple(change.names))
+            return WorkersChanged(sequence, time, change.workers, tuple(change.names), tuple(change.joined), tuple(change.left))
         case "notice":
             return Notice(sequence, time, message.notice.text)
         case "checkpoint_written":

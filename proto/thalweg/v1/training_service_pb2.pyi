@@ -587,27 +587,39 @@ Global___EpochEnded: _TypeAlias = EpochEnded  # noqa: Y015
 
 @_typing.final
 class WorkersChanged(_message.Message):
-    """The number of connected workers changed."""
+    """The number of connected workers changed. A name says where a worker runs, and on which fleet; several may have the same."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKERS_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
+    JOINED_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
     workers: _builtins.int
     """How many there are now."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Where each runs, and on which fleet."""
+        """All of them, where they are few, and now and then where they are more; else none."""
+
+    @_builtins.property
+    def joined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that came."""
+
+    @_builtins.property
+    def left(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that went."""
 
     def __init__(
         self,
         *,
         workers: _builtins.int = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
+        joined: _abc.Iterable[_builtins.str] | None = ...,
+        left: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["joined", b"joined", "left", b"left", "names", b"names", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

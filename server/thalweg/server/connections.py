@@ -56,6 +56,7 @@ class Connections:
         self._telemetry = telemetry
         self._settings = settings
         self._all: dict[WorkerId, Connection] = {}
+        self._names: dict[WorkerId, str] = {}
 
     def __len__(self) -> int:
         return len(self._all)
@@ -64,6 +65,7 @@ class Connections:
         """A worker came: it is welcomed. `hear` is told what it says beside its stream."""
         worker = connection.worker
         self._all[worker] = connection
+        self._names[worker] = connection.name
         offer = self.shared.invite(worker, partial(hear, connection), partial(self._cut, connection))
         welcome = parameter_service_pb2.Welcome(
             spec=self._telemetry.job.spec,
@@ -72,15 +74,16 @@ class Connections:
             shared_memory=offer,
         )
         connection.send(parameter_service_pb2.WorkResponse(welcome=welcome))
-        self._changed()
+        self._telemetry.workers_changed(self._names.values(), joined=[connection.name])
 
     def leave(self, worker: WorkerId, missed: bool = True) -> bool:
         """A worker is gone. Whether it was still there, and is missed."""
         self.shared.leave(worker)
-        if self._all.pop(worker, None) is None or not missed:
+        name = self._names.pop(worker, None)
+        if self._all.pop(worker, None) is None or name is None or not missed:
             return False
         self._telemetry.contributions.lost_workers += 1
-        self._changed()
+        self._telemetry.workers_changed(self._names.values(), left=[name])
         return True
 
     def evict(self, worker: WorkerId) -> None:
@@ -109,9 +112,6 @@ class Connections:
     def of_fleet(self, fleet: str) -> int:
         """How many workers that a fleet started are there."""
         return sum(connection.place.fleet == fleet for connection in self._all.values())
-
-    def _changed(self) -> None:
-        self._telemetry.workers_changed([connection.name for connection in self._all.values()])
 
     def _cut(self, connection: Connection, problem: str) -> None:
         """Nothing more can be said to a worker that shares memory."""
@@ -157,3 +157,4 @@ class Connections:
     def forget(self) -> None:
         """Whose stream ends from now on is not missed."""
         self._all.clear()
+        self._names.clear()

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -19,6 +19,8 @@ NO_MEMORY = "waiting for memory on the server"
 PREPARING = "preparing the data and the model"
 # How often steps are told: often enough for a progress bar, seldom enough to cost nothing.
 _TELL_SECONDS = 0.2
+# So few workers are listed whenever one comes or goes, and more than so many never: an event fits a message of gRPC's.
+_FEW, _MAX_LISTED = 16, 1000
 # Over how many seconds the rate of samples is measured.
 _RATE_SECONDS = 10.0
 
@@ -76,6 +78,7 @@ class Telemetry:
         self._journal: Recorder = journal
         self._clock = clock
         self._recorded = recorded
+        self._unlisted = 0
         self._losses: list[float] = []
         self._first_step = 0
         self._told = 0.0
@@ -107,9 +110,9 @@ class Telemetry:
         """Records something worth knowing."""
         self._journal.record(self.job.id, training_service_pb2.Event(notice=training_service_pb2.Notice(text=text)))
 
-    def workers_changed(self, names: list[str]) -> None:
-        """Records who works for the job."""
-        self.job.progress.workers = len(names)
+    def workers_changed(self, names: Collection[str], joined: Iterable[str] = (), left: Iterable[str] = ()) -> None:
+        """Records who came to work for the job, or went. `names` are those of all who are there now."""
+        workers = self.job.progress.workers = len(names)
         if not names:
             self.job.waiting_for = job_pb2.WAITING_FOR_WORKERS
         elif self.job.waiting_for != job_pb2.WAITING_FOR_MEMORY:
@@ -120,7 +123,12 @@ class Telemetry:
             self.job.status = NO_WORKERS
         elif self.job.progress.total_steps:
             self.job.status = "training"
-        change = training_service_pb2.WorkersChanged(workers=len(names), names=names)
+        change = training_service_pb2.WorkersChanged(workers=workers, joined=joined, left=left)
+        self._unlisted += 1
+        # In all, not more names are written so than there were changes, but for a few.
+        if workers <= max(_FEW, min(self._unlisted, _MAX_LISTED)):
+            change.names.extend(names)
+            self._unlisted = 0
         self._journal.record(self.job.id, training_service_pb2.Event(workers_changed=change))
 
     def planned(self, plan: Plan, loss_seconds: float) -> None:
