@@ -4,15 +4,22 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.command import wait_for
 from tests.server.test_training_service import events_of, make_spec
+from thalweg.contract import resources
+from thalweg.contract.errors import from_rpc_error
+from thalweg.contract.resources import Memory
+from thalweg.server import arrays, shard, validation
 from thalweg.server.arrays import Arrays
+from thalweg.server.budget import Budget
 from thalweg.server.optimizers import State
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
+from thalweg.v1.shard_service_pb2 import HoldRequest, MakeShare, ShareCommand
 from thalweg.workers.worker import work
 
 
@@ -55,3 +62,42 @@ def test_a_snapshot_without_memory_is_left_out(tmp_path: Path, monkeypatch: pyte
         assert any(notice.startswith("the trajectory lacks step 1:") for notice in notices), notices
         first = next(iter(stub.DownloadTrajectory(pb.DownloadTrajectoryRequest(job_id=job.id))))
         assert list(first.header.versions) == [2], "the last one needs no copy"
+
+
+def test_a_copy_that_is_larger_than_what_is_available_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "_MIN_CHECKED", 0)
+    with running_server(tmp_path, checkpoint_seconds=0.01) as server, stub_of(server) as stub:
+        spec = make_spec(training={"epochs": 1_000_000, "batch_size": 4, "microbatches": 1}, optimizer={"adam": {}})
+        job = stub.CreateJob(pb.CreateJobRequest(spec=spec)).job
+        worker = threading.Thread(target=work, args=(server.address, None, job.id, "w"), daemon=True)
+        worker.start()
+        wait_for(lambda: stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.progress.checkpoints.written)
+        with monkeypatch.context() as scarce:
+            # Enough for the three parameters, and not for the optimizer's state.
+            scarce.setattr(resources, "memory", lambda: Memory(1 << 30, 20))
+            before = stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.progress.checkpoints.failed
+            wait_for(lambda: stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.progress.checkpoints.failed > before)
+            assert list(stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job.id)))
+            scarce.setattr(resources, "memory", lambda: Memory(1 << 30, 0))
+            with pytest.raises(grpc.RpcError) as caught:
+                list(stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job.id)))
+            assert from_rpc_error(caught.value, "").reason == "OUT_OF_MEMORY"
+            assert "0.00 MiB are needed, and 0.00 MiB are available" in str(from_rpc_error(caught.value, ""))
+        stub.CancelJob(pb.CancelJobRequest(job_id=job.id))
+        worker.join()
+
+
+def test_a_shard_refuses_a_share_for_which_it_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[HoldRequest] = []
+    monkeypatch.setattr(shard, "Budget", lambda: Budget(lambda: Memory(1 << 30, 1 << 20), lambda: 0))
+    holder = shard.Shard(said.append)
+    spec = validation.complete(make_spec())
+    make = MakeShare(spec=spec, elements=1 << 20, train_samples=4, first_chunk=0, end_chunk=2)
+    holder.do(ShareCommand(share=7, make=make))
+    (refusal,) = said
+    assert refusal.share == 7
+    assert "about 14.00 MiB of memory are needed, and 1.00 MiB are free" in refusal.failure.problem
+    said.clear()
+    make.elements = 1000
+    holder.do(ShareCommand(share=8, make=make))
+    assert not said
