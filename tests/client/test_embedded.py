@@ -30,6 +30,24 @@ def test_folders_are_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert served_folder() == tmp_path / "home" / ".local" / "share" / "thalweg" / "server"
 
 
+def test_a_relative_home_of_data_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "data")
+    assert embedded_folder() == tmp_path / "home" / ".local" / "share" / "thalweg" / "embedded"
+
+
+def test_a_user_without_a_home_is_told_what_to_do(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    problem = "thalweg: this user has no home folder; choose a folder with --data\n"
+    assert command("train", "xor") == command("jobs") == (1, "", problem)
+    embedded = Embedded(tmp_path / "a")
+    assert embedded.place == f" --data {tmp_path / 'a'}"
+    embedded.close()
+
+
 def test_a_folders_token_is_made_once_and_is_this_users_alone(tmp_path: Path) -> None:
     token = folder_token(tmp_path / "a")
     assert len(token) >= 32

@@ -1,11 +1,13 @@
 """Runs at the same time share one folder, one server and one list of jobs, whichever of them ends first, and however."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -200,6 +202,37 @@ def test_a_server_that_does_not_answer_is_waited_for_and_not_for_ever(tmp_path: 
         first.communicate("")
     assert checks
     assert names_in(tmp_path / "runs") == []
+
+
+def test_a_server_that_is_stopped_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_module, "_JOIN_SECONDS", 0.1)
+    monkeypatch.setattr(embedded_module, "_PROBE_SECONDS", 0.1)
+    with another_process(tmp_path) as first:
+        first.send_signal(signal.SIGSTOP)
+        with pytest.raises(FolderInUseError, match="continue or end the process that it runs in, or choose another folder"):
+            Embedded(tmp_path)
+        first.send_signal(signal.SIGCONT)
+        with a_run(tmp_path) as second:
+            assert second.client.jobs() == []
+        first.communicate("")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_runs_in_threads_and_forked_processes_are_runs_of_their_own(tmp_path: Path) -> None:
+    with a_run(tmp_path) as first, ThreadPoolExecutor(1) as threads:
+        job = first.client.submit("xor", id="first")
+        second = threads.submit(Embedded, tmp_path).result()
+        second.client.submit("xor", id="second")
+        child = os.fork()
+        if child == 0:
+            # The run is its parent's.
+            first.close()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert job.state == "QUEUED"
+        threads.submit(second.close).result()
+        assert first.client.job("second").state == "CANCELLED"
+        assert job.state == "QUEUED"
 
 
 def test_another_release_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

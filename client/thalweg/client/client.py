@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from thalweg.client.arrays import Arrays, write_arrays
-from thalweg.client.connection import Connection
+from thalweg.client.connection import CALL_SECONDS, Connection
 from thalweg.client.job import Job
 from thalweg.client.jobfile import JobFile, JobSource, Settings, load_job, with_data
 from thalweg.client.transfer import upload
@@ -109,9 +109,9 @@ class Client:
         answer = self._connection.call(self._connection.stub.GetJob, pb.GetJobRequest(job_id=id))
         return Job(self._connection, answer.job)
 
-    def server_info(self) -> pb.GetServerInfoResponse:
+    def server_info(self, seconds: float = CALL_SECONDS) -> pb.GetServerInfoResponse:
         """The server's version, its fleets, and the greatest upload that it takes."""
-        return self._connection.call(self._connection.stub.GetServerInfo, pb.GetServerInfoRequest())
+        return self._connection.call(self._connection.stub.GetServerInfo, pb.GetServerInfoRequest(), seconds=seconds)
 
 
 def _address(text: str) -> Address:

@@ -15,7 +15,7 @@ from thalweg.v1 import training_service_pb2_grpc
 
 T = TypeVar("T")
 
-_CALL_SECONDS = 30.0
+CALL_SECONDS = 30.0
 # How long an attempt waits behind the one that failed. A server that is only being restarted is back by then, and a wrong address
 # is told within a second.
 _BACKOFFS = (0.1, 0.5)
@@ -97,11 +97,11 @@ class Connection:
                 raise
             raise self._was_closed() from error
 
-    def call(self, method: Callable[..., T], request: Any, retry: bool = True, seconds: float = _CALL_SECONDS) -> T:
+    def call(self, method: Callable[..., T], request: Any, retry: bool = True, seconds: float = CALL_SECONDS) -> T:
         """Makes a call with one answer. `retry` says whether a second call would change no more than one."""
         return self.attempt(lambda: self.call_once(method, request, seconds), retry)
 
-    def call_once(self, method: Callable[..., T], request: Any, seconds: float = _CALL_SECONDS) -> T:
+    def call_once(self, method: Callable[..., T], request: Any, seconds: float = CALL_SECONDS) -> T:
         """Makes a call with one answer, once. Raises what gRPC raises."""
         return method(request, metadata=self.metadata, timeout=seconds)
 

@@ -17,7 +17,7 @@ from typing import Any
 from thalweg.client import runs
 from thalweg.client.client import Client
 from thalweg.client.composition import FolderInUseError, RunningServer, load_server, require_ray, start_fleet, start_server
-from thalweg.client.folders import embedded_folder, expanded, folder_token, has_token, is_locked, running_server
+from thalweg.client.folders import embedded_folder, expanded, folder_token, has_token, is_locked, is_usual, running_server
 from thalweg.client.jobfile import JobFile
 from thalweg.client.local_models import check
 from thalweg.client.problems import LocalError
@@ -34,6 +34,7 @@ _LOOPBACK = Address("127.0.0.1", 0)
 # How long a run waits for an answer of the server that uses its folder, and how often it looks.
 _JOIN_SECONDS = 30.0
 _LOOK_SECONDS = 0.05
+_PROBE_SECONDS = 2.0
 # Smaller files are copied, so that jobs have them though they change. The server takes no larger ones.
 _MAX_COPIED_BYTES = 1 << 30
 # How often a run looks whether the others live.
@@ -84,7 +85,7 @@ class Embedded:
     @property
     def place(self) -> str:
         """What commands need besides a job's id to find it: nothing if it is kept in the usual folder."""
-        return "" if self.folder == embedded_folder() else f" --data {shlex.quote(str(self.folder))}"
+        return "" if is_usual(self.folder) else f" --data {shlex.quote(str(self.folder))}"
 
     def start_fleet(self, slots: int, check: Callable[[], None] = lambda: None) -> None:
         """Starts Ray with `slots` CPU slots, and workers on it as jobs want them. Raises what `check` raises meanwhile."""
@@ -138,7 +139,7 @@ class Embedded:
             return None
         try:
             with Client(address, self._token) as client:
-                theirs = client.server_info().version
+                theirs = client.server_info(_PROBE_SECONDS).version
         except ThalwegError as error:
             if error.reason == "UNAUTHENTICATED":
                 raise FolderInUseError(_served(self.folder)) from error

@@ -30,16 +30,31 @@ def expanded(path: AnyPath) -> Path:
 
 
 def _data_home() -> Path:
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "thalweg"
+    # The standard says to pass over a relative path, which would mean another folder in each current one.
+    chosen = Path(os.environ.get("XDG_DATA_HOME", ""))
+    if chosen.is_absolute():
+        return chosen / "thalweg"
+    try:
+        return Path.home() / ".local" / "share" / "thalweg"
+    except RuntimeError as error:
+        raise LocalError("this user has no home folder; choose a folder with --data") from error
 
 
 def embedded_folder() -> Path:
-    """The data folder of jobs that run embedded, in the process that started them."""
+    """The data folder of jobs that run embedded, if no other is chosen. Raises LocalError if the user has no home."""
     return _data_home() / "embedded"
 
 
+def is_usual(folder: Path) -> bool:
+    """Whether embedded jobs are kept in a folder if no other is chosen."""
+    try:
+        return folder == embedded_folder()
+    except LocalError:
+        return False
+
+
 def served_folder() -> Path:
-    """The data folder of `thalweg serve`."""
+    """The data folder of `thalweg serve`, if no other is chosen. Raises LocalError if the user has no home."""
     return _data_home() / "server"
 
 
