@@ -37,7 +37,8 @@ _START_SECONDS = 120.0
 # A keeper that says nothing for so long hangs in a call of Ray's.
 _SILENCE_SECONDS = 15.0
 _CHECK_SECONDS = 0.2
-_STOP_SECONDS = 10.0
+# How long its end may take: on a busy machine, and where it comes while Ray starts, long.
+_STOP_SECONDS = 30.0
 # Before anything imports gRPC.
 _PREPARED = "from thalweg.contract.process import prepare; prepare()"
 # How long workers are kept while the server cannot be reached: longer than the longest wait between two attempts.
