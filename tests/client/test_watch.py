@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.client.helpers import ENDLESS, Cluster, start_worker
+from tests.end_to_end.command import wait_for
 from thalweg.client import Client, Event, StateChanged, StepsTaken, ThalwegError
 from thalweg.client.connection import Connection
 from thalweg.contract.channel import Address
@@ -122,3 +123,26 @@ def test_a_watch_of_a_server_that_stays_away_is_given_up(tmp_path: Path, monkeyp
         with pytest.raises(ThalwegError) as caught:
             list(watch)
     assert caught.value.reason == "UNREACHABLE"
+
+
+def test_a_watch_says_that_the_server_cannot_be_reached(tmp_path: Path) -> None:
+    first = Server(ServerConfig(Address("127.0.0.1", 0), tmp_path / "server"))
+    address = first.start()
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    with Client(address) as client:
+        job = client.submit("xor", ENDLESS)
+        watcher = threading.Thread(target=lambda: list(client.job(job.id).watch(0, said.put)))
+        watcher.start()
+        wait_for(lambda: client.job(job.id).message.status)
+        first.stop()
+        assert said.get() == f"the server at {address} cannot be reached; trying again"
+        second = Server(ServerConfig(address, tmp_path / "server"))
+        second.start()
+        try:
+            while "cannot be reached" in (back := said.get()):
+                pass
+            assert "restarted" in back
+            client.job(job.id).cancel()
+            watcher.join()
+        finally:
+            second.stop()

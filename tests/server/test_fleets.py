@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.server.test_training_service import make_spec
 from thalweg.contract.release import capacity, hello
@@ -364,3 +366,22 @@ def test_what_a_fleet_and_its_workers_say_acts_on_no_terminal(server: Server, st
     assert ended in [event.notice.text for event in events]
     assert [r"\x1b[31mw"] in [list(event.workers_changed.names) for event in events]
     assert events[-1].state_changed.job.error == r"\x9bfailure"
+
+
+def test_the_servers_log_says_who_comes_and_goes(
+    server: Server, stub: TrainingServiceStub, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    def logged(line: str) -> None:
+        wait_for(lambda: line in caplog.messages)
+
+    create(stub, "a", 1)
+    with attending(server, 4, "mill") as fleet, Peer(server.address) as worker:
+        fleet.told_until({"a": (1, 1)})
+        logged("fleet mill joined with 4 CPU slots")
+        worker.hello("a")
+        logged("job a: worker peer joined")
+        worker.finish()
+        logged("job a: worker peer left")
+    logged("fleet mill left")

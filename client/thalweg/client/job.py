@@ -83,16 +83,20 @@ class Job:
             self.message = call(self._connection.stub.GetJob, pb.GetJobRequest(job_id=self.id)).job
         return self.message
 
-    def watch(self, after: int = 0) -> Iterator[Event]:
+    def watch(self, after: int = 0, say: Callable[[str], object] = lambda _: None) -> Iterator[Event]:
         """The job's events behind the sequence number `after`, those recorded first, then new ones, until the job has ended.
 
         Of a job that was taken up again, they tell of an end in the midst. Behind the last, `message` is the ended job's record.
-        What breaks is taken up where it broke; if that does not succeed within a minute, raises ThalwegError.
+        What breaks is taken up where it broke; if that does not succeed within a minute, raises ThalwegError. `say` is called
+        with words for people when the server cannot be reached, and with the job's status when it can again.
         """
         backoff, broken_since = _FIRST_BACKOFF, None
         while True:
             opened = time.monotonic()
             try:
+                if broken_since is not None:
+                    self._refreshed(self._connection.call_once)
+                    say(self.message.status)
                 for message in self._stream(after):
                     after = self._seen = message.sequence
                     backoff, broken_since = _FIRST_BACKOFF, None
@@ -107,6 +111,7 @@ class Job:
                     backoff, broken_since = _FIRST_BACKOFF, now
                 if code_of(error) not in _BROKEN or now + backoff > broken_since + _RECONNECT_SECONDS:
                     raise self._connection.translated(error) from error
+                say(f"the server at {self._connection.address} cannot be reached; trying again")
             time.sleep(backoff)
             backoff = min(2 * backoff, _LONGEST_BACKOFF)
 

@@ -74,6 +74,7 @@ class Connections:
             shared_memory=offer,
         )
         connection.send(parameter_service_pb2.WorkResponse(welcome=welcome))
+        _log.info("job %s: worker %s joined", self._telemetry.job.id, connection.name)
         self._telemetry.workers_changed(self._names.values(), joined=[connection.name])
 
     def leave(self, worker: WorkerId, missed: bool = True) -> bool:
@@ -82,6 +83,7 @@ class Connections:
         name = self._names.pop(worker, None)
         if self._all.pop(worker, None) is None or name is None or not missed:
             return False
+        _log.info("job %s: worker %s left", self._telemetry.job.id, name)
         self._telemetry.contributions.lost_workers += 1
         self._telemetry.workers_changed(self._names.values(), left=[name])
         return True
@@ -114,8 +116,8 @@ class Connections:
         return sum(connection.place.fleet == fleet for connection in self._all.values())
 
     def _cut(self, connection: Connection, problem: str) -> None:
-        """Nothing more can be said to a worker that shares memory."""
-        _log.info("job %s: worker %s is lost: %s", self._telemetry.job.id, connection.name, problem)
+        """Nothing more can be said to a worker that shares memory: it has ended, as a rule, and that is logged when it leaves."""
+        _log.debug("job %s: the socket of worker %s: %s", self._telemetry.job.id, connection.name, problem)
         connection.evict()
 
     def accept(

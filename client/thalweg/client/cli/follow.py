@@ -19,14 +19,16 @@ class _Done(NamedTuple):
     error: BaseException | None
 
 
-def follow(job: Job, inbox: Inbox, show: Callable[[Event], None], after: int = 0) -> None:
-    """Hands a job's events to `show`, in this thread, until it has ended.
+def follow(
+    job: Job, inbox: Inbox, show: Callable[[Event], None], after: int = 0, say: Callable[[str], None] = lambda _: None
+) -> None:
+    """Hands a job's events to `show`, in this thread, until it has ended, and to `say` that the server cannot be reached, or can.
 
     Raises ThalwegError if the stream breaks for good, and InterruptedBySignalError.
     """
 
     def watch() -> None:
-        for event in job.watch(after):
+        for event in job.watch(after, lambda words: inbox.put((say, words))):
             inbox.put((watch, event))
 
     _start(watch, inbox)
@@ -38,6 +40,8 @@ def follow(job: Job, inbox: Inbox, show: Callable[[Event], None], after: int = 0
                 return
             case (action, event) if action is watch:
                 show(event)
+            case (action, words) if action is say:
+                say(words)
 
 
 def attend(action: Callable[[], T], inbox: Inbox) -> T:

@@ -176,7 +176,7 @@ def watch(
         else:
             with display(watched.id) as screen:
                 screen.say(watched.message.status)
-                follow(watched, inbox, screen.show, after)
+                follow(watched, inbox, screen.show, after, screen.say)
     message = watched.message
     state = state_name(message.state)
     if state != "SUCCEEDED":

@@ -204,7 +204,11 @@ def fleet(
         running = start_fleet(where, token, ray_address=ray_address, slots=slots, name=name)
         inbox.listen()
         try:
-            _announce({"server": str(where), "name": running.config.name}, f"attending on {where} as {running.config.name}", json)
+            _announce(
+                {"server": str(where), "name": running.config.name},
+                f"fleet {running.config.name} for the server at {where}",
+                json,
+            )
             _wait(inbox)
         finally:
             running.stop()

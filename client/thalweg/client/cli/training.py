@@ -68,7 +68,7 @@ class Training:
             try:
                 self._start_fleet(job, screen)
                 after = past[-1].sequence if past else 0
-                follow(job, self._inbox, lambda event: screen.show(self._in_place(event)), after)
+                follow(job, self._inbox, lambda event: screen.show(self._in_place(event)), after, screen.say)
                 outcome = self._ended(job)
             except InterruptedBySignalError as interruption:
                 screen.say("ending the job")
