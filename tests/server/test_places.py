@@ -1,5 +1,6 @@
 """Places: which jobs may have workers, on a server that runs only so many at a time; and what the others are told."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.peer import Peer
 from tests.server.test_fleets import attending, create
 from tests.server.test_training_service import PREPARED
+from thalweg.server import jobs as jobs_module
 from thalweg.server.places import Candidate, choose
 from thalweg.server.service import Server
+from thalweg.server.storage import Storage
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -172,3 +175,21 @@ def test_jobs_that_had_begun_keep_their_places_over_a_restart(tmp_path: Path) ->
         cancel(stub, "begun")
         with Peer(server.address) as peer:
             peer.hello("waiting")
+
+
+def test_with_many_jobs_workers_are_shared_out_once_for_many_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module, "_QUICK_SECONDS", 0.0)
+    monkeypatch.setattr(jobs_module, "_ALLOT_SHARE", 1e-4)
+
+    async def test() -> None:
+        jobs = jobs_module.Jobs(Storage(tmp_path))
+        allotted: list[int] = []
+        jobs.fleets.allot = allotted.append  # type: ignore[assignment,method-assign]
+        for _ in range(100):
+            jobs.allot()
+        assert len(allotted) == 1
+        while len(allotted) < 2:
+            await asyncio.sleep(0.001)
+        await jobs.stop()
+
+    asyncio.run(test())

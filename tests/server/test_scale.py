@@ -2,6 +2,7 @@
 
 import random
 import sys
+from collections import deque
 from types import FrameType
 from typing import Any
 
@@ -14,6 +15,8 @@ from thalweg.server import messages
 from thalweg.server.coordinator import Coordinator
 from thalweg.server.messages import Facts, Task
 from thalweg.server.settings import RunSettings
+from thalweg.server.synchrony import rounds
+from thalweg.server.synchrony.rounds import Rounds
 from thalweg.server.synchrony.waiting import Waiting
 
 
@@ -99,6 +102,30 @@ def test_what_is_done_of_an_epoch_takes_no_room() -> None:
         coordinator.handle(answer, float(step))
         assert coordinator.version == step + 1
         assert not coordinator.policy.applied
+
+
+@pytest.mark.parametrize("workers", [1, 40])
+def test_steps_that_nobody_can_take_soon_are_not_begun(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    monkeypatch.setattr(rounds, "_ENOUGH", 64)
+    stale = {"batch_size": 16, "microbatches": 16, "synchrony": {"stale": {"bound": 1000}}, "codec": {"int8": {}}}
+    coordinator, given = started(workers, 16 * 50, **stale)
+    policy = coordinator.policy
+    assert isinstance(policy, Rounds)
+    tasks = deque(given)
+    most, answered = 0, 0
+    while coordinator.version < 120:
+        task = tasks.popleft()
+        answer = messages.ContributionReceived(
+            task.worker, task.version, task.task.step, task.task.node, range(1), Sums(1.0, 0, 1), "payload"
+        )
+        answered += 1
+        tasks.extend(
+            each for each in coordinator.handle(answer, 0.001 * answered) if isinstance(each, messages.AssignDifferentiate)
+        )
+        most = max(most, len(policy._open))
+    # One step has 16 tasks, and each worker has those of one step at most.
+    assert most <= 64 // 16 + workers + 1
+    assert answered >= 120 * 16
 
 
 def test_tasks_wait_in_order() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import suppress
 from functools import partial
@@ -49,6 +50,8 @@ _STOP_CHECKPOINT_SECONDS = 4.0
 _PAGE_BYTES = 1 << 20
 # How soon it is noticed that a worker takes too long.
 _TICK_SECONDS = 0.025
+# Sharing workers out takes this share of the time at most, except where it takes less than that many seconds.
+_ALLOT_SHARE, _QUICK_SECONDS = 0.2, 0.005
 # How often room on the disk is given back that nothing needs.
 _TIDY_SECONDS = 3600.0
 
@@ -89,6 +92,8 @@ class Jobs:
         self._taking_up = asyncio.Lock()
         self._removing = asyncio.Lock()
         self._probing: asyncio.Task[None] | None = None
+        self._allotting: asyncio.TimerHandle | None = None
+        self._allot_from = 0.0  # when there is time for it again
         self._ticker: asyncio.Task[None] | None = None
         self._tidier: asyncio.Task[None] | None = None
         self._untidy = asyncio.Event()
@@ -162,7 +167,7 @@ class Jobs:
 
     async def stop(self) -> None:
         """Waits for what is being written, but not for ever. Jobs that have not ended stay unfinished."""
-        for task in (self._ticker, self._tidier, self._probing, *self._going_back.values()):
+        for task in (self._allotting, self._ticker, self._tidier, self._probing, *self._going_back.values()):
             if task:
                 task.cancel()
         written = (*self._accepting, *self._endings.values(), self._keeping.settled())
@@ -666,9 +671,24 @@ class Jobs:
         return kept
 
     def allot(self) -> None:
-        """Gives places and shares the workers out anew. To be called whenever jobs or fleets have changed."""
+        """Gives places and shares the workers out anew. To be called whenever jobs or fleets have changed.
+
+        With thousands of jobs that takes long: then it happens once for all changes of some time.
+        """
+        loop = asyncio.get_running_loop()
+        if self._allotting is None and loop.time() < self._allot_from:
+            self._allotting = loop.call_at(self._allot_from, self._allot)
+        elif self._allotting is None:
+            self._allot()
+
+    def _allot(self) -> None:
+        began = time.perf_counter()
+        self._allotting = None
         self._choose()
         self.fleets.allot([self._runs[job_id] for job_id in self._queue.places])
+        took = time.perf_counter() - began
+        if took > _QUICK_SECONDS:
+            self._allot_from = asyncio.get_running_loop().time() + took / _ALLOT_SHARE
 
     def _choose(self) -> None:
         """Gives the places anew."""

@@ -27,6 +27,9 @@ from thalweg.server.synchrony.division import Part, divide
 from thalweg.server.synchrony.gathering import Gathering
 from thalweg.server.synchrony.waiting import Waiting
 
+# Tasks that wait: from so many on, no further step is begun for now. A job may allow for a thousand steps of thousands of tasks.
+_ENOUGH = 1 << 14
+
 
 class Rounds(Policy):
     """The decisions of one job's steps. A step's contributions may be computed up to `bound` versions before the step's own."""
@@ -35,6 +38,8 @@ class Rounds(Policy):
         super().__init__(plan, version, applied)
         self._bound = bound
         self._began = version
+        self._end = version  # of the epoch that is under way
+        self._held_back = False
         self._workers: dict[WorkerId, bool] = {}  # whether each has the current parameters
         self._open: dict[int, Gathering] = {}
         self._waiting = Waiting()
@@ -49,18 +54,23 @@ class Rounds(Policy):
         return not self._applied
 
     def begin(self) -> list[Decision]:
-        plan = self.plan
-        while self._began <= self.version + self._bound and self._began < plan.end_of_epoch(self.version):
+        self._end = self.plan.end_of_epoch(self.version)
+        self._begin_steps()
+        return self._apply() + self.assign()
+
+    def _begin_steps(self) -> None:
+        """Begins the steps that may be begun, unless so many tasks wait that there is time for that later."""
+        while (more := self._began <= self.version + self._bound and self._began < self._end) and len(self._waiting) < _ENOUGH:
             weights = self._tasks.weights(self.current())
             shared = self._divide(weights)
-            step = plan.minibatch(self._began)
-            self._open[step] = Gathering(plan, step, [task for _, task in shared])
+            step = self.plan.minibatch(self._began)
+            self._open[step] = Gathering(self.plan, step, [task for _, task in shared])
             for worker, task in shared:
                 self._waiting.add(task, worker)
             for unused in weights.keys() - {worker for worker, _ in shared}:
                 self._tasks.passed_over(unused)
             self._began += 1
-        return self._apply() + self.assign()
+        self._held_back = more
 
     def _divide(self, weights: dict[WorkerId, float]) -> list[tuple[WorkerId | None, Task]]:
         """The next step's tasks, and who is to have each. Steps that are divided alike are looked at once."""
@@ -70,6 +80,8 @@ class Rounds(Policy):
         return [(worker, Task(step, end - step, *part)) for worker, part in self._division]
 
     def assign(self) -> list[Decision]:
+        if self._held_back and len(self._waiting) < _ENOUGH // 2:
+            self._begin_steps()
         decisions: list[Decision] = []
         for find in (self._waiting.take_share, lambda _: self._waiting.take_any()):
             for worker in self._idle() if self._waiting else ():

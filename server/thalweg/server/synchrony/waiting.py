@@ -19,8 +19,8 @@ class Waiting:
         self._shares: dict[WorkerId | None, dict[int, _Ordered]] = {}
         self._steps: dict[int, _Ordered] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._owners)
+    def __len__(self) -> int:
+        return len(self._owners)
 
     def add(self, task: Task, owner: WorkerId | None) -> None:
         """A task is to be handed out: to its owner when that is idle, or else to any other."""
