@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from tests.end_to_end.refusals import Refusal, refusal
-from thalweg.contract.channel import Address
+from thalweg.contract.channel import Address, authorization
 from thalweg.contract.layout import Slab
 from thalweg.contract.release import hello
 from thalweg.v1 import job_pb2, parameter_service_pb2_grpc
@@ -23,7 +23,7 @@ DEADLINE = 60.0
 class Peer:
     """A worker's stream, message by message."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, token: str | None = None) -> None:
         self._channel = grpc.insecure_channel(str(address))
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         method: Any = self._channel.stream_stream(
@@ -31,7 +31,7 @@ class Peer:
             request_serializer=lambda message: message if isinstance(message, bytes) else message.SerializeToString(),
             response_deserializer=pb.WorkResponse.FromString,
         )
-        self.call = method(iter(self._outbox.get, None), timeout=DEADLINE)
+        self.call = method(iter(self._outbox.get, None), timeout=DEADLINE, metadata=authorization(token))
 
     def __enter__(self) -> "Peer":
         return self

@@ -1,5 +1,6 @@
 """Tokens: asked for by every method of every service; and what is open to all."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,11 +32,11 @@ def channel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpc.Channel]:
         yield channel
 
 
-def call(channel: grpc.Channel, method: Any, metadata: Any) -> Any:
-    """Calls a method, of whatever kind it is, with an empty message."""
+def call(channel: grpc.Channel, method: Any, metadata: Any, message: bytes = b"") -> Any:
+    """Calls a method, of whatever kind it is, by default with an empty message."""
     name = f"/{method.containing_service.full_name}/{method.name}"
     make: Any = channel.stream_stream(name, lambda message: message, lambda message: message)
-    return make(iter([b""]), metadata=metadata, timeout=30)
+    return make(iter([message]), metadata=metadata, timeout=30)
 
 
 WRONG: dict[str, Any] = {
@@ -99,3 +100,17 @@ def test_reflection_names_the_services_to_those_with_the_token(channel: grpc.Cha
 def test_a_server_without_a_token_asks_for_none(tmp_path_factory: pytest.TempPathFactory) -> None:
     with running_server(tmp_path_factory.mktemp("data")) as server, grpc.insecure_channel(str(server.address)) as channel:
         assert {service.full_name for service in SERVICES} <= reflected(channel, ())
+
+
+def test_garbage_is_not_read_before_the_token_is_known(channel: grpc.Channel, caplog: pytest.LogCaptureFixture) -> None:
+    for method in METHODS:
+        refused = refusal(lambda method=method: call(channel, method, (), b"\xff\xff\xff"))  # type: ignore[misc]
+        assert refused.reason == "UNAUTHENTICATED", method.name
+    assert caplog.records == []
+
+
+def test_garbage_leaves_no_traceback(channel: grpc.Channel, caplog: pytest.LogCaptureFixture) -> None:
+    for method in METHODS:
+        refused = refusal(lambda method=method: call(channel, method, authorization(TOKEN), b"\xff\xff\xff"))  # type: ignore[misc]
+        assert refused.reason == "PROTOCOL_VIOLATION", method.name
+    assert [record for record in caplog.records if record.levelno > logging.INFO or record.exc_info] == []

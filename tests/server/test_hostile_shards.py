@@ -1,7 +1,10 @@
 """Shards, and workers of shards, that are broken or hostile: their stream ends, and nothing else does."""
 
+import hmac
 import queue
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,21 @@ from thalweg.server.shard_server import ShardConfig, ShardServer
 from thalweg.v1 import job_pb2, shard_service_pb2_grpc, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.v1 import shard_service_pb2 as shard_pb
+from thalweg.workers.streams import ShardStream
 
 CHUNK_ELEMENTS = 1 << 18
 PREPARED = pb.Prepared(
     layout=job_pb2.Layout(tensors=[job_pb2.Tensor(name="0.weight", shape=[2 * CHUNK_ELEMENTS])], dtype="float32"), train_samples=4
 )
 CHUNK = np.zeros(CHUNK_ELEMENTS, np.float32).tobytes()
-OFFER = shard_pb.HoldRequest(offer=shard_pb.ShardOffer(address=":7071"))
+SECRET = b"s" * 32
+
+
+class Confirms(shard_service_pb2_grpc.ShardConfirmationServicer):
+    """What a shard answers that is called back."""
+
+    def Confirm(self, request: shard_pb.ConfirmRequest, _: Any) -> shard_pb.ConfirmResponse:  # noqa: N802 - as gRPC calls it
+        return shard_pb.ConfirmResponse(proof=hmac.digest(SECRET, request.challenge, "sha256"))
 
 
 class ShardPeer:
@@ -39,6 +50,10 @@ class ShardPeer:
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         stub = shard_service_pb2_grpc.ShardServiceStub(self._channel)
         self.call = stub.Hold(iter(self._outbox.get, None), timeout=DEADLINE)
+        self._confirmation = grpc.server(ThreadPoolExecutor(1))
+        shard_service_pb2_grpc.add_ShardConfirmationServicer_to_server(Confirms(), self._confirmation)
+        self.port = self._confirmation.add_insecure_port("127.0.0.1:0")
+        self._confirmation.start()
 
     def __enter__(self) -> "ShardPeer":
         return self
@@ -46,6 +61,12 @@ class ShardPeer:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
         self._outbox.put(None)
+        self._confirmation.stop(None)
+
+    def offer(self, address: str = "", secret: bytes = SECRET) -> None:
+        """Offers itself, by default where it is reached."""
+        offer = shard_pb.ShardOffer(address=address or f":{self.port}", secret=secret)
+        self.send(shard_pb.HoldRequest(offer=offer))
 
     def send(self, message: shard_pb.HoldRequest) -> None:
         self._outbox.put(message)
@@ -85,12 +106,26 @@ def gradient(**changes: Any) -> pb.WorkRequest:
     return pb.WorkRequest(gradient=pb.GradientChunk(**{"chunk": 0, "data": CHUNK, **changes}))
 
 
-@pytest.mark.parametrize("token", [b"", b"x" * 32, b"x" * 100_000])
-def test_workers_without_an_invitation_are_refused(token: bytes, server: Server, shard: ShardServer) -> None:
-    with Peer(server.address) as peer, Peer(shard.address) as guest:
-        join(server, peer)
+@contextmanager
+def guest_of(shard: ShardServer, token: bytes) -> Iterator[Peer]:
+    """A worker at a shard that carries, and says, a token."""
+    with Peer(shard.address, token.hex()) as guest:
         guest.send(pb.WorkRequest(hello=hello(token=token)))
-        assert guest.refusal().reason == "UNAUTHENTICATED"
+        yield guest
+
+
+@pytest.mark.parametrize("token", [b"", b"x" * 32, b"x" * 1000])
+def test_workers_without_an_invitation_are_refused(token: bytes, server: Server, shard: ShardServer) -> None:
+    with Peer(server.address) as peer:
+        (invitation,) = join(server, peer).shards
+        with guest_of(shard, token) as guest:
+            assert guest.refusal().reason == "UNAUTHENTICATED"
+        # What is carried by the call is asked for before anything is read, and what is said as well.
+        with Peer(shard.address) as guest:
+            assert guest.refusal().reason == "UNAUTHENTICATED"
+        with Peer(shard.address, invitation.token.hex()) as guest:
+            guest.send(pb.WorkRequest(hello=hello(token=token)))
+            assert guest.refusal().reason == "UNAUTHENTICATED"
 
 
 def _unloaded(task: pb.DifferentiateTask) -> tuple[pb.ParametersChunk, pb.DifferentiateTask]:
@@ -102,18 +137,18 @@ def _unloaded(task: pb.DifferentiateTask) -> tuple[pb.ParametersChunk, pb.Differ
 
 
 def test_an_invitation_is_for_one(server: Server, shard: ShardServer) -> None:
-    with Peer(server.address) as peer, Peer(shard.address) as guest, Peer(shard.address) as other:
+    with Peer(server.address) as peer, ExitStack() as stack:
         (invitation,) = join(server, peer).shards
+        guest = stack.enter_context(guest_of(shard, invitation.token))
         assert (invitation.address, invitation.first_chunk, invitation.end_chunk) == (str(shard.address), 0, 1)
-        guest.send(pb.WorkRequest(hello=hello(token=invitation.token)))
         peer.receive("initialize")
         guest.send(pb.WorkRequest(initial=pb.ParametersChunk(data=CHUNK)))
         peer.send(pb.WorkRequest(initial=pb.ParametersChunk(chunk=1, data=CHUNK)))
         (own, task), (other_own, other_task) = (_unloaded(each.receive("differentiate")) for each in (guest, peer))
         assert (own.chunk, other_own.chunk) == (0, 1)
         assert task == other_task
-        other.send(pb.WorkRequest(hello=hello(token=invitation.token)))
-        assert other.refusal().reason == "UNAUTHENTICATED"
+        with guest_of(shard, invitation.token) as other:
+            assert other.refusal().reason == "UNAUTHENTICATED"
 
 
 SENSELESS: dict[str, pb.WorkRequest] = {
@@ -135,9 +170,9 @@ SENSELESS: dict[str, pb.WorkRequest] = {
 
 @pytest.mark.parametrize("what", SENSELESS)
 def test_workers_that_make_no_sense_are_refused(what: str, server: Server, shard: ShardServer) -> None:
-    with Peer(server.address) as peer, Peer(shard.address) as guest:
+    with Peer(server.address) as peer, ExitStack() as stack:
         (invitation,) = join(server, peer).shards
-        guest.send(pb.WorkRequest(hello=hello(token=invitation.token)))
+        guest = stack.enter_context(guest_of(shard, invitation.token))
         guest.send(SENSELESS[what])
         assert guest.refusal().reason == "PROTOCOL_VIOLATION"
     assert server.jobs.shards.attending
@@ -145,9 +180,9 @@ def test_workers_that_make_no_sense_are_refused(what: str, server: Server, shard
 
 
 def test_what_nobody_asked_for_is_not_kept(server: Server, shard: ShardServer) -> None:
-    with Peer(server.address) as peer, Peer(shard.address) as guest:
+    with Peer(server.address) as peer, ExitStack() as stack:
         (invitation,) = join(server, peer).shards
-        guest.send(pb.WorkRequest(hello=hello(token=invitation.token)))
+        guest = stack.enter_context(guest_of(shard, invitation.token))
         for step in range(20):
             guest.send(gradient(step=step))
         with stub_of(server) as stub:
@@ -160,6 +195,8 @@ def test_what_nobody_asked_for_is_not_kept(server: Server, shard: ShardServer) -
 HOSTILE: dict[str, list[Callable[[int], shard_pb.HoldRequest]]] = {
     "no offer": [lambda _: shard_pb.HoldRequest(heartbeat=pb.Heartbeat())],
     "no port": [lambda _: shard_pb.HoldRequest(offer=shard_pb.ShardOffer(address=":x"))],
+    "an address that is none": [lambda _: shard_pb.HoldRequest(offer=shard_pb.ShardOffer(address="unix:/x", secret=SECRET))],
+    "no secret": [lambda _: shard_pb.HoldRequest(offer=shard_pb.ShardOffer(address=":1"))],
 }
 
 
@@ -174,7 +211,7 @@ def test_shards_that_make_no_sense_are_refused(what: str, server: Server) -> Non
 
 def test_a_shard_that_cannot_do_what_it_is_told_fails_the_job(server: Server) -> None:
     with ShardPeer(server.address) as shard, Peer(server.address) as peer:
-        shard.send(OFFER)
+        shard.offer()
         wait_for(lambda: server.jobs.shards.attending)
         join(server, peer)
         piece = shard_pb.Piece(copy=1, slab="parameters", chunk=1, data=CHUNK)
@@ -188,8 +225,8 @@ def test_a_shard_that_cannot_do_what_it_is_told_fails_the_job(server: Server) ->
 
 def test_a_silent_shard_is_taken_for_lost(tmp_path: Path) -> None:
     with running_server(tmp_path, silence_seconds=0.5) as server, ShardPeer(server.address) as peer:
-        peer.send(OFFER)
-        wait_for(lambda: [shard.address for shard in server.jobs.shards.attending] == ["127.0.0.1:7071"])
+        peer.offer()
+        wait_for(lambda: [shard.address for shard in server.jobs.shards.attending] == [f"127.0.0.1:{peer.port}"])
         assert peer.refusal().reason == "EVICTED"
         assert server.jobs.shards.attending == []
 
@@ -197,7 +234,7 @@ def test_a_silent_shard_is_taken_for_lost(tmp_path: Path) -> None:
 def test_a_shard_needs_the_token(tmp_path: Path) -> None:
     with running_server(tmp_path, token="secret") as server:
         with ShardPeer(server.address) as peer:
-            peer.send(OFFER)
+            peer.offer()
             assert peer.refusal().reason == "UNAUTHENTICATED"
         shard = ShardServer(ShardConfig(Address("127.0.0.1", 0), server.address, "secret"))
         shard.start()
@@ -205,6 +242,38 @@ def test_a_shard_needs_the_token(tmp_path: Path) -> None:
         with Peer(shard.address) as guest:
             assert guest.refusal().reason == "UNAUTHENTICATED"
         shard.stop()
+
+
+UNREACHABLE = {"nobody": "127.0.0.1:1", "another process": "", "no shard": "server"}
+
+
+@pytest.mark.parametrize("who", UNREACHABLE)
+def test_a_shard_that_is_not_reached_where_it_says_is_refused(who: str, server: Server) -> None:
+    address = str(server.address) if who == "no shard" else UNREACHABLE[who]
+    with ShardPeer(server.address) as peer:
+        # Another process answers by its own secret.
+        peer.offer(address, b"t" * 32 if who == "another process" else SECRET)
+        refused = peer.refusal()
+        assert refused.reason == "SHARD_UNREACHABLE"
+        assert (address or f"127.0.0.1:{peer.port}") in refused.message
+        assert server.jobs.shards.attending == []
+
+
+def test_workers_show_a_shard_nothing_but_their_invitations(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    class Listener(grpc.GenericRpcHandler):
+        def service(self, details: Any) -> Any:
+            seen.append(dict(details.invocation_metadata).get("authorization", ""))
+
+    listener = grpc.server(ThreadPoolExecutor(1))
+    listener.add_generic_rpc_handlers((Listener(),))
+    port = listener.add_insecure_port("127.0.0.1:0")
+    listener.start()
+    with ShardStream(pb.ShardRange(address=f"127.0.0.1:{port}", token=b"t" * 32), lambda _: None):
+        wait_for(lambda: seen)
+    listener.stop(None)
+    assert seen == [f"Bearer {(b't' * 32).hex()}"]
 
 
 def test_a_shard_is_not_exposed_without_a_token() -> None:

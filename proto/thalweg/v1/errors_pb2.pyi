@@ -67,6 +67,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A client takes nothing of what it has asked for, or sends nothing more of an upload."""
     ERROR_REASON_OUT_OF_MEMORY: _ErrorReason.ValueType  # 24
     """The server has too little memory for what was asked for."""
+    ERROR_REASON_SHARD_UNREACHABLE: _ErrorReason.ValueType  # 40
+    """The server cannot reach a shard where it offers itself, so neither can workers."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 14
     """Something that the catalogue does not know."""
     ERROR_REASON_LOCAL: _ErrorReason.ValueType  # 32
@@ -117,6 +119,8 @@ ERROR_REASON_TOO_SLOW: ErrorReason.ValueType  # 20
 """A client takes nothing of what it has asked for, or sends nothing more of an upload."""
 ERROR_REASON_OUT_OF_MEMORY: ErrorReason.ValueType  # 24
 """The server has too little memory for what was asked for."""
+ERROR_REASON_SHARD_UNREACHABLE: ErrorReason.ValueType  # 40
+"""The server cannot reach a shard where it offers itself, so neither can workers."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 14
 """Something that the catalogue does not know."""
 ERROR_REASON_LOCAL: ErrorReason.ValueType  # 32

@@ -328,7 +328,7 @@ class SharedMemory(_message.Message):
     address: _builtins.str
     """The socket's name in Linux's abstract namespace."""
     token: _builtins.bytes
-    """What proves that the worker was invited."""
+    """What proves that the worker was invited. In hexadecimal, it is also the token that the shard asks the stream for."""
     def __init__(
         self,
         *,

@@ -99,3 +99,79 @@ class ShardService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ShardConfirmationStub:
+    """Offered by shards: the server calls back the address that a shard offers, before it takes the shard on. Asks for no token.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Confirm = channel.unary_unary(
+                '/thalweg.v1.ShardConfirmation/Confirm',
+                request_serializer=thalweg_dot_v1_dot_shard__service__pb2.ConfirmRequest.SerializeToString,
+                response_deserializer=thalweg_dot_v1_dot_shard__service__pb2.ConfirmResponse.FromString,
+                _registered_method=True)
+
+
+class ShardConfirmationServicer:
+    """Offered by shards: the server calls back the address that a shard offers, before it takes the shard on. Asks for no token.
+    """
+
+    def Confirm(self, request, context):
+        """Proves that the shard is reached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ShardConfirmationServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Confirm': grpc.unary_unary_rpc_method_handler(
+                    servicer.Confirm,
+                    request_deserializer=thalweg_dot_v1_dot_shard__service__pb2.ConfirmRequest.FromString,
+                    response_serializer=thalweg_dot_v1_dot_shard__service__pb2.ConfirmResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'thalweg.v1.ShardConfirmation', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('thalweg.v1.ShardConfirmation', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ShardConfirmation:
+    """Offered by shards: the server calls back the address that a shard offers, before it takes the shard on. Asks for no token.
+    """
+
+    @staticmethod
+    def Confirm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thalweg.v1.ShardConfirmation/Confirm',
+            thalweg_dot_v1_dot_shard__service__pb2.ConfirmRequest.SerializeToString,
+            thalweg_dot_v1_dot_shard__service__pb2.ConfirmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

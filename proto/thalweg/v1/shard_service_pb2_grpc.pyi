@@ -65,3 +65,34 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         """A shard is there for as long as the stream lasts. With its end, all that it holds is lost."""
 
 def add_ShardServiceServicer_to_server(servicer: ShardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ShardConfirmationStub:
+    """Offered by shards: the server calls back the address that a shard offers, before it takes the shard on. Asks for no token."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ShardConfirmationAsyncStub: ...
+    Confirm: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.ConfirmRequest, _shard_service_pb2.ConfirmResponse]
+    """Proves that the shard is reached."""
+
+@_typing.type_check_only
+class ShardConfirmationAsyncStub(ShardConfirmationStub):
+    """Offered by shards: the server calls back the address that a shard offers, before it takes the shard on. Asks for no token."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Confirm: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.ConfirmRequest, _shard_service_pb2.ConfirmResponse]  # type: ignore[assignment]
+    """Proves that the shard is reached."""
+
+class ShardConfirmationServicer(metaclass=_abc_1.ABCMeta):
+    """Offered by shards: the server calls back the address that a shard offers, before it takes the shard on. Asks for no token."""
+
+    @_abc_1.abstractmethod
+    def Confirm(
+        self,
+        request: _shard_service_pb2.ConfirmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.ConfirmResponse, _abc.Awaitable[_shard_service_pb2.ConfirmResponse]]:
+        """Proves that the shard is reached."""
+
+def add_ShardConfirmationServicer_to_server(servicer: ShardConfirmationServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from thalweg.contract.channel import OPTIONS, Address, bind_to_process
 from thalweg.server import limits
-from thalweg.server.services.guard import TokenCheck
+from thalweg.server.services.guard import Admits, Guard
 
 STOP_GRACE_SECONDS = 1.0
 
@@ -42,6 +42,8 @@ class Hosted(ABC):
         self._started = threading.Event()
         self._failure: Exception | None = None
         self._limits = limits.limits()
+        # Methods that ask for something else than the token.
+        self._exceptions: dict[str, Admits] = {}
         self._checks = health.aio.HealthServicer()
         self._services: tuple[str, ...] = ()
 
@@ -100,8 +102,10 @@ class Hosted(ABC):
 
     async def _grpc_server(self, services: Iterable[str]) -> grpc.aio.Server:
         """A gRPC server that asks for the token, and tells of its health and of its services, which are to be added."""
-        interceptors = [TokenCheck(self._token)] if self._token else []
-        server = grpc.aio.server(options=[*OPTIONS, *limits.options(self._limits.connections)], interceptors=interceptors)
+        server = grpc.aio.server(
+            options=[*OPTIONS, *limits.options(self._limits.connections)],
+            interceptors=[Guard(self._token or None, self._exceptions)],
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, server)
         self._services = (*services, "")
         await self._set_health(serving=True)

@@ -198,24 +198,37 @@ class Shard:
         for number in list(self._shares):
             self._drop(number)
 
-    async def admit(self, hello: parameter_service_pb2.Hello) -> tuple[Workplace, WorkerStream] | str:
-        """The share to which a worker was invited. Raises ThalwegError if it was not, and the word of that is not on its way."""
-        check_protocol("worker", hello.protocol, hello.release)
+    async def expects(self, bearer: str) -> bool:
+        """Whether a stream that carries a token is that of a worker that was invited, or that soon turns out to be."""
         if self._callers >= _MOST_CALLERS:
-            raise ThalwegError("UNAUTHENTICATED")
+            return False
         self._callers += 1
         try:
-            return await asyncio.wait_for(self._await_invitation(hello.token), self._invitation_seconds)
-        except TimeoutError:
-            raise ThalwegError("UNAUTHENTICATED") from None
+            await asyncio.wait_for(self._await_invitation(bytes.fromhex(bearer)), self._invitation_seconds)
+        except (TimeoutError, ValueError):
+            return False
         finally:
             self._callers -= 1
+        return True
 
-    async def _await_invitation(self, token: bytes) -> tuple[Workplace, WorkerStream]:
-        while True:
-            for share in self._shares.values():
-                for guest in share.guests.values():
-                    if not guest.come and hmac.compare_digest(guest.token, token):
-                        guest.come = True
-                        return share, guest.stream
+    async def _await_invitation(self, token: bytes) -> None:
+        while not self._invited_with(token):
             await self._invited.wait()
+
+    def _invited_with(self, token: bytes) -> tuple[_Share, _Guest] | None:
+        """The worker that was invited with a token and has not come, and where to."""
+        for share in self._shares.values():
+            for guest in share.guests.values():
+                if not guest.come and hmac.compare_digest(guest.token, token):
+                    return share, guest
+        return None
+
+    async def admit(self, hello: parameter_service_pb2.Hello) -> tuple[Workplace, WorkerStream] | str:
+        """The share to which a worker was invited. Raises ThalwegError if it was not."""
+        check_protocol("worker", hello.protocol, hello.release)
+        found = self._invited_with(hello.token)
+        if found is None:
+            raise ThalwegError("UNAUTHENTICATED")
+        share, guest = found
+        guest.come = True
+        return share, guest.stream

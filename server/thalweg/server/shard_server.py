@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import logging
+import secrets
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -12,7 +13,11 @@ import grpc
 
 from thalweg.contract.channel import Address, Endpoint
 from thalweg.contract.errors import from_rpc_error
+from thalweg.contract.payload import METHOD
 from thalweg.server.hosting import STOP_GRACE_SECONDS, Hosted
+from thalweg.server.services import confirmation
+from thalweg.server.services.confirmation import Confirmation
+from thalweg.server.services.guard import everyone
 from thalweg.server.services.parameter import ParameterService
 from thalweg.server.shard import INVITATION_SECONDS, Shard
 from thalweg.v1 import parameter_service_pb2, shard_service_pb2_grpc
@@ -63,6 +68,9 @@ class ShardServer(Hosted):
         super().__init__(config.address, config.token)
         self.config = config
         self._server = Endpoint(config.server, config.token)
+        self._secret = secrets.token_bytes(32)
+        # The server does not show its token at an address before it knows who is there, and workers never show it to a shard.
+        self._exceptions = {confirmation.METHOD: everyone, METHOD: self._invited}
 
     def start(self) -> Address:
         """Starts the shard and gives the address at which it listens. Raises ServerStartError if it cannot.
@@ -82,11 +90,15 @@ class ShardServer(Hosted):
         """Stops the shard. What it holds is lost, and its server goes on without."""
         self._end()
 
+    async def _invited(self, bearer: str) -> bool:
+        return await self._shard.expects(bearer)
+
     async def _serve(self) -> None:
         self._outbox = _Outbox()
         self._shard = Shard(self._say, self.config.invitation_seconds)
         server = await self._grpc_server([parameter_service_pb2.DESCRIPTOR.services_by_name["ParameterService"].full_name])
         ParameterService(self._shard).add_to(server)
+        shard_service_pb2_grpc.add_ShardConfirmationServicer_to_server(Confirmation(self._secret), server)
         self.address = self._listen(server)
         await server.start()
         self._started.set()
@@ -122,6 +134,7 @@ class ShardServer(Hosted):
     async def _hold(self, channel: grpc.aio.Channel) -> bool:
         """One stream, to its end. Whether the shard was taken on."""
         offer = pb.ShardOffer(address=str(Address("" if _is_any(self.address.host) else self.address.host, self.address.port)))
+        offer.secret = self._secret
         self._outbox.put(pb.HoldRequest(offer=offer))
         stub = shard_service_pb2_grpc.ShardServiceStub(channel)
         call = stub.Hold(self._outbox.messages(), metadata=self._server.metadata)

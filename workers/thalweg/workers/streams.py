@@ -49,7 +49,7 @@ class ShardStream:
     `lost` is called, in that thread, if the shard is lost; when it has said goodbye, it is not.
     """
 
-    def __init__(self, shard: pb.ShardRange, token: str | None, lost: Callable[[ThalwegError], object]) -> None:
+    def __init__(self, shard: pb.ShardRange, lost: Callable[[ThalwegError], object]) -> None:
         self.chunks = range(shard.first_chunk, shard.end_chunk)
         self.outbox: Outbox = queue.SimpleQueue()
         self._address = shard.address
@@ -58,9 +58,11 @@ class ShardStream:
         self._most = _VERSIONS * len(self.chunks) + _TASKS
         self._changed = threading.Condition()
         self._ended = False
-        self._channel = Endpoint(parse_address(shard.address), token).open()
+        # The server's own token is none of a shard's business.
+        endpoint = Endpoint(parse_address(shard.address), shard.token.hex())
+        self._channel = endpoint.open()
         self.outbox.put(pb.WorkRequest(hello=hello(token=shard.token)))
-        self._inbox = open_stream(self._channel, self.outbox, authorization(token))
+        self._inbox = open_stream(self._channel, self.outbox, authorization(endpoint.token))
         self._thread = threading.Thread(target=self._read, name="thalweg-shard", daemon=True)
 
     def __enter__(self) -> "ShardStream":

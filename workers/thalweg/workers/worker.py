@@ -170,7 +170,7 @@ class _Worker:
                     for chunk, part in enumerate(self._exchange.initial(self._initial())):
                         self._streams.send_chunk(chunk, part)
                 case "accepted":
-                    shards = [ShardStream(shard, self._endpoint.token, self._shard_lost) for shard in message.accepted.shards]
+                    shards = [ShardStream(shard, self._shard_lost) for shard in message.accepted.shards]
                     self._streams = self._until_the_end.enter_context(Streams(self._outbox, shards))
                     self._exchange = self._agreed(message.accepted)
                 case "goodbye":

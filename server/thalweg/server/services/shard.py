@@ -13,6 +13,7 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.text import MAX_ADDRESS, visible
 from thalweg.server import wire
 from thalweg.server.jobs import Jobs
+from thalweg.server.services.confirmation import confirm
 from thalweg.server.services.guard import errors
 from thalweg.server.shards import AttendingShard
 from thalweg.v1 import shard_service_pb2 as pb
@@ -35,7 +36,9 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
             opening = await anext(requests, None)
             if opening is None or not opening.HasField("offer"):
                 raise wire.violation("a stream begins with an offer")
-            shard = AttendingShard(_reached_at(visible(opening.offer.address, MAX_ADDRESS), context.peer()))
+            address = _reached_at(visible(opening.offer.address, MAX_ADDRESS), context.peer())
+            await confirm(address, opening.offer.secret)
+            shard = AttendingShard(str(address))
             take_on = pb.TakeOn(heartbeat_seconds=self._jobs.settings.heartbeat_seconds)
             shard.send(pb.ShareCommand(take_on=take_on))
             listener = asyncio.create_task(_listen(requests, shard))
@@ -59,7 +62,7 @@ async def _listen(requests: AsyncIterator[pb.HoldRequest], shard: AttendingShard
         shard.hear(request)
 
 
-def _reached_at(address: str, peer: str) -> str:
+def _reached_at(address: str, peer: str) -> Address:
     """Where a shard is reached that says an address, perhaps without a host, and comes from gRPC's name for a peer."""
     try:
         host, port = parse_address(address)
@@ -67,4 +70,4 @@ def _reached_at(address: str, peer: str) -> str:
             host = parse_address(unquote(peer).partition(":")[2]).host
     except ValueError as error:
         raise wire.violation(f"{address} is no address") from error
-    return str(Address(host, port))
+    return Address(host, port)
