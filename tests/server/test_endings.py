@@ -26,6 +26,7 @@ from thalweg.server.run import JobRun
 from thalweg.server.service import Server
 from thalweg.server.storage import Storage
 from thalweg.server.trajectory import Trajectory
+from thalweg.server.uploads import Uploads
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -134,7 +135,7 @@ def test_a_job_ends_whatever_fails_at_its_end(
 def test_cancelling_answers_though_the_end_takes_long(
     server: Server, stub: TrainingServiceStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs_module, "_ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(jobs_module, "ANSWER_SECONDS", 0.01)
     writing, go_on, save = threading.Event(), threading.Event(), Storage.save_parameters
 
     def slow(*arguments: Any) -> None:
@@ -157,24 +158,25 @@ def test_cancelling_answers_though_the_end_takes_long(
             assert client.job(job.id).cancel() == "CANCELLED"
 
 
-@pytest.mark.parametrize("slow", ["save_parameters", "parameters", "export_parameters", "finish_upload"])
+@pytest.mark.parametrize("slow", ["save_parameters", "parameters", "export_parameters", "finish"])
 def test_jobs_are_accepted_and_scaled_while_files_take_long(
     server: Server, stub: TrainingServiceStub, monkeypatch: pytest.MonkeyPatch, slow: str
 ) -> None:
     done, waiting = train(server, make_spec()), create(stub)
-    begun, go_on, function = threading.Event(), threading.Event(), getattr(Storage, slow)
+    owner = Uploads if slow == "finish" else Storage
+    begun, go_on, function = threading.Event(), threading.Event(), getattr(owner, slow)
 
     def blocking(*arguments: Any) -> Any:
         begun.set()
         assert go_on.wait(DEADLINE)
         return function(*arguments)
 
-    monkeypatch.setattr(Storage, slow, blocking)
+    monkeypatch.setattr(owner, slow, blocking)
     calls: dict[str, Callable[[], object]] = {
         "save_parameters": lambda: train(server, make_spec()),
         "parameters": lambda: list(stub.DownloadParameters(pb.DownloadParametersRequest(job_id=done.id))),
         "export_parameters": lambda: create(stub, model={**MODEL, "initial": {"job": done.id}}),
-        "finish_upload": lambda: upload(stub, b"content"),
+        "finish": lambda: upload(stub, b"content"),
     }
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(calls[slow])

@@ -11,6 +11,7 @@ import pytest
 
 from tests.server.lifecycle import create, end_of, every_run_needs_its_shard, hold_together, lose_a_shard, run, running_jobs
 from tests.server.test_journal import poison
+from thalweg.contract.errors import ThalwegError
 from thalweg.server.checkpoints import Checkpoints
 from thalweg.server.messages import NOWHERE
 from thalweg.v1 import job_pb2
@@ -106,7 +107,8 @@ def test_an_event_that_cannot_be_recorded_fails_its_job_alone(tmp_path: Path) ->
             await jobs.journal.run(poison, jobs.storage, poisoned, 2)
             scaling = asyncio.create_task(jobs.scale(poisoned, 2))
             assert (await jobs.scale(innocent, 2)).spec.training.workers == 2
-            await scaling
+            with pytest.raises(ThalwegError, match="has ended"):
+                await scaling
             job = await end_of(jobs, poisoned)
             assert job.state == job_pb2.JOB_STATE_FAILED
             assert "the job's events cannot be recorded: IntegrityError" in job.error

@@ -456,10 +456,11 @@ def test_a_file_is_whole_or_not_there(storage: Storage, monkeypatch: pytest.Monk
 
 
 def test_a_file_that_cannot_be_written_is_an_os_error(storage: Storage) -> None:
-    (storage.folder / "jobs").write_text("in the way")
+    in_the_way = storage.folder / "jobs" / "a"
+    in_the_way.write_text("in the way")
     with pytest.raises(OSError, match="jobs"):
         storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
-    (storage.folder / "jobs").unlink()
+    in_the_way.unlink()
     (storage.job_folder("a") / "parameters.part").mkdir(parents=True)
     with pytest.raises(OSError, match=r"parameters\.part"):
         storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))

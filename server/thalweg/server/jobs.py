@@ -4,17 +4,17 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Collection, Coroutine
+from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.layout import Slab
 from thalweg.contract.states import ENDED, state_name
 from thalweg.contract.text import visible
-from thalweg.server import acceptance, room, validation
+from thalweg.server import acceptance, validation
+from thalweg.server.answers import ANSWER_SECONDS, Answers
 from thalweg.server.attention import Attention
 from thalweg.server.budget import Budget
 from thalweg.server.checkpoints import Checkpoint, NewerCheckpointError
@@ -27,7 +27,7 @@ from thalweg.server.initial import initial_slab
 from thalweg.server.journal import DISK_SECONDS, Journal
 from thalweg.server.keeping import Keeping
 from thalweg.server.places import Candidate, Queue, choose
-from thalweg.server.room import Shortage, is_full
+from thalweg.server.room import Shortage
 from thalweg.server.run import JobRun, header_of
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.shards import AttendingShard, Shards
@@ -40,8 +40,6 @@ from thalweg.v1 import job_pb2, training_service_pb2
 _log = logging.getLogger(__name__)
 # How often the end of a job is recorded anew if it breaks a constraint.
 _RECORD_ATTEMPTS = 3
-# A call is answered after this time, though what it asked for may not be durable yet: clients wait longer.
-_ANSWER_SECONDS = 20.0
 # A job that ran at so many deaths of the server in a row is not resumed by itself.
 MAX_DEATHS = 3
 # How long a server that stops waits for the checkpoints of its jobs.
@@ -75,6 +73,7 @@ class Jobs:
         self._crew = Crew()
         self._budget = Budget()
         self.journal = Journal(storage, self._events_rejected)
+        self.answers = Answers(self.journal)
         self.fleets = Fleets()
         self.shards = Shards()
         self._runs: dict[str, JobRun] = {}  # in the order in which they were accepted
@@ -83,15 +82,12 @@ class Jobs:
         self._endings: dict[str, asyncio.Task[None]] = {}
         self._deaths: dict[str, int] = {}  # how often in a row the server had died while a job ran, when this one started
         self._progressed: set[str] = set()  # jobs of which this server has written a checkpoint
-        self._shortages: dict[str, Shortage] = {}  # jobs whose results wait for room
         self._rejected: set[str] = set()  # jobs that are ending, and of which an event was rejected
         self._accepting: set[asyncio.Task[job_pb2.Job]] = set()
-        self._asked: set[asyncio.Task[None]] = set()  # what calls have begun
         self._keeping = Keeping(storage, self.journal)
         self._going_back: dict[str, asyncio.Task[None]] = {}  # jobs whose run was given up, until they have another
         self._taking_up = asyncio.Lock()
         self._removing = asyncio.Lock()
-        self._probing: asyncio.Task[None] | None = None
         self._allotting: asyncio.TimerHandle | None = None
         self._allot_from = 0.0  # when there is time for it again
         self._ticker: asyncio.Task[None] | None = None
@@ -167,12 +163,13 @@ class Jobs:
 
     async def stop(self) -> None:
         """Waits for what is being written, but not for ever. Jobs that have not ended stay unfinished."""
-        for task in (self._allotting, self._ticker, self._tidier, self._probing, *self._going_back.values()):
+        for task in (self._allotting, self._ticker, self._tidier, *self._going_back.values()):
             if task:
                 task.cancel()
         written = (*self._accepting, *self._endings.values(), self._keeping.settled())
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*written, return_exceptions=True), DISK_SECONDS)
+        self.answers.close()
         for run in self._runs.values():
             run.release()
         self._crew.close()
@@ -246,7 +243,9 @@ class Jobs:
 
     async def resume(self, job_id: str) -> job_pb2.Job:
         """Resumes a job that was cancelled or has failed. Raises ThalwegError if it has succeeded."""
-        await self._answer(job_id, self._resume(job_id), "The job is resumed, and that is recorded as soon as there is room.")
+        await self.answers.wait(
+            job_id, self._resume(job_id), "The job is resumed, and that is recorded as soon as there is room.", ANSWER_SECONDS
+        )
         return await self.get(job_id)
 
     async def _resume(self, job_id: str) -> None:
@@ -273,7 +272,8 @@ class Jobs:
         if shard not in self.shards.attending:
             return
         self.shards.attending.remove(shard)
-        for run in [] if self.stopping else [run for run in self._runs.values() if run.needs(shard) and not run.given_up]:
+        living = [] if self.stopping else [run for run in self._runs.values() if self.run(run.job.id) is run]
+        for run in [run for run in living if run.needs(shard)]:
             reason = f"shard {shard.address} was lost"
             run.give_up(f"{reason}; the job goes back to its last checkpoint")
             self._replace(run, f"{reason}; the job")
@@ -342,9 +342,7 @@ class Jobs:
         """A job has a checkpoint that this server has written: if the server dies, this job is hardly the reason."""
         if job_id not in self._progressed:
             self._progressed.add(job_id)
-            task = asyncio.create_task(self.journal.room.write(lambda: self.journal.run(self.storage.note_progress, job_id)))
-            self._asked.add(task)
-            task.add_done_callback(self._asked.discard)
+            self.answers.begin(self.journal.room.write(lambda: self.journal.run(self.storage.note_progress, job_id)))
 
     async def create(self, request: training_service_pb2.CreateJobRequest) -> job_pb2.Job:
         """Accepts a job. Raises ThalwegError if it is not right."""
@@ -366,7 +364,7 @@ class Jobs:
         try:
             inserted = await self._record(job, request_id)
         except (sqlite3.Error, OSError) as error:
-            raise self.refusal(error, "No job was accepted.") from error
+            raise self.answers.refusal(error, "No job was accepted.") from error
         if inserted is None:
             raise ThalwegError("JOB_EXISTS", {"job": wanted_id})
         if inserted is job:
@@ -379,7 +377,7 @@ class Jobs:
             self.allot()
             # It is on record; its first event may wait for room.
             with suppress(ThalwegError):
-                await self._answer(job.id, self.journal.settled(), "")
+                await self.answers.wait(job.id, self.journal.settled(), "", ANSWER_SECONDS)
         return inserted
 
     async def _record(self, job: job_pb2.Job, request_id: str) -> job_pb2.Job | None:
@@ -394,12 +392,6 @@ class Jobs:
                 other = await self.journal.run(acceptance.check_source, self.storage, given.job)
                 given.sha256 = await self.journal.run_files(acceptance.export, self.storage, other)
             return await self.journal.run(acceptance.accept, self.storage, job, request_id)
-
-    def refusal(self, error: Exception, consequence: str) -> ThalwegError:
-        """The error of a call whose write failed. If there is no room, the server's health says so until there is."""
-        if is_full(error) and (self._probing is None or self._probing.done()):
-            self._probing = asyncio.create_task(self.journal.room.write(lambda: self.journal.run(self.storage.probe)))
-        return self.journal.room.refusal(error, consequence)
 
     def _begin(self, job: job_pb2.Job, checkpoint: Checkpoint | None = None, recorded: Recorded = NOTHING_RECORDED) -> JobRun:
         run = JobRun(
@@ -451,7 +443,7 @@ class Jobs:
             job.status, job.waiting_for = run.job.status, run.job.waiting_for
             if not run.job.progress.workers and (run.job.waiting_for or not self.has_place(job.id)):
                 self._wait(job, run)
-            if shortage := self._shortages.get(job.id) or (self.journal.shortage if job.id in self._endings else None):
+            if shortage := self.answers.shortages.get(job.id) or (self.journal.shortage if job.id in self._endings else None):
                 job.status = f"ended; its result is kept in memory and waits for room: {shortage}"
                 job.waiting_for = job_pb2.WAITING_FOR_STORAGE
             elif job.id in self._endings:
@@ -508,7 +500,9 @@ class Jobs:
         Raises ThalwegError if there is no such job, or if its end waits for room on the disk.
         """
         await self.get(job_id)
-        await self._answer(job_id, self._cancel(job_id), "The job is ended, and that is recorded as soon as there is room.")
+        await self.answers.wait(
+            job_id, self._cancel(job_id), "The job is ended, and that is recorded as soon as there is room.", ANSWER_SECONDS
+        )
         return await self.get(job_id)
 
     async def _cancel(self, job_id: str) -> None:
@@ -516,42 +510,6 @@ class Jobs:
             run.cancel()
             await run.over.wait()
         await self.ended(job_id)
-
-    async def _answer(self, job_id: str, work: Coroutine[Any, Any, None], consequence: str) -> None:
-        """Waits for what a call asked for, but neither for room on the disk nor for ever. The work goes on.
-
-        Raises what the work raises, and ThalwegError if it waits for room.
-        """
-        task = asyncio.create_task(work)
-        self._asked.add(task)
-
-        def done(task: asyncio.Task[None]) -> None:
-            self._asked.discard(task)
-            # A call that has been answered takes no error any more.
-            if not task.cancelled() and task.exception():
-                _log.debug("job %s: %s", job_id, task.exception())
-
-        task.add_done_callback(done)
-        waits = asyncio.create_task(self._shortage_of(job_id))
-        try:
-            await asyncio.wait({task, waits}, timeout=_ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waits.cancel()
-        if task.done():
-            task.result()
-        elif waits.done():
-            raise waits.result().error(consequence)
-
-    async def _shortage_of(self, job_id: str) -> Shortage:
-        """Waits until a job's events or its result wait for room, and not only until the next attempt to write them."""
-        while True:
-            change = self.journal.room.change
-            if self._shortages.get(job_id) or self.journal.shortage:
-                await asyncio.sleep(2 * room.RETRY_SECONDS)
-                if shortage := self._shortages.get(job_id) or self.journal.shortage:
-                    return shortage
-            else:
-                await change.wait()
 
     async def _living(self, job_id: str) -> JobRun | None:
         """The run of a job that has not ended and is not ending. Waits for that of a job that goes back to a checkpoint."""
@@ -573,22 +531,27 @@ class Jobs:
             validation.check_value(job_pb2.Training.DESCRIPTOR.fields_by_name["workers"], workers, "workers")
         await self.get(job_id)
         consequence = "The number of workers is recorded as soon as there is room."
-        await self._answer(job_id, self._scale(job_id, workers), consequence)
+        await self.answers.wait(job_id, self._scale(job_id, workers), consequence, ANSWER_SECONDS)
         return await self.get(job_id)
 
     async def _scale(self, job_id: str, workers: int) -> None:
-        run = await self._living(job_id)
-        if run is None:
-            await self.ended(job_id)
-            job = await self.get(job_id)
-            raise ThalwegError("JOB_ENDED", {"job": job_id, "state": state_name(job.state)})
+        while run := await self._living(job_id):
+            self._scale_run(run, workers)
+            await self.journal.settled()
+            if not run.given_up:
+                return
+        await self.ended(job_id)
+        job = await self.get(job_id)
+        raise ThalwegError("JOB_ENDED", {"job": job_id, "state": state_name(job.state)})
+
+    def _scale_run(self, run: JobRun, workers: int) -> None:
         if workers:
             run.job.spec.training.workers = workers
             run.job.paused = False
         elif not run.job.paused:
             run.job.paused = True
             # It gives up its place as well: others would wait for nothing.
-            self._begun_before.discard(job_id)
+            self._begun_before.discard(run.job.id)
             self._choose()
             run.pause()
         self._choose()
@@ -596,7 +559,6 @@ class Jobs:
             self._wait(run.job, run)
         run.telemetry.enter(run.job.state, run.job.status)
         self.allot()
-        await self.journal.settled()
 
     def shortage_of_slots(self, job: job_pb2.Job) -> str:
         """That the fleets have not as many CPU slots as a job's workers take, in words for people; empty if they have."""
@@ -612,12 +574,13 @@ class Jobs:
     async def delete(self, job_id: str) -> None:
         """Removes a job that has ended, also one whose end waits for room. Raises ThalwegError if it has not."""
         async with self._taking_up:
-            ending = self._endings.get(job_id)
-            if ending and (job_id in self._shortages or self.journal.shortage):
+            if ending := self._endings.get(job_id):
+                short = self.answers.begin(self.answers.shortage_of(job_id))
+                await asyncio.wait({ending, short}, return_when=asyncio.FIRST_COMPLETED)
+                short.cancel()
                 ending.cancel()
                 await asyncio.wait({ending})
                 await self.journal.files_settled()
-            await self.ended(job_id)
             await self.get(job_id)
             if job_id in self._runs:
                 raise ThalwegError("JOB_NOT_ENDED", {"job": job_id})
@@ -625,7 +588,7 @@ class Jobs:
                 try:
                     await self.journal.run(self.storage.delete_job, job_id)
                 except (sqlite3.Error, OSError) as error:
-                    raise self.refusal(error, "Nothing was removed.") from error
+                    raise self.answers.refusal(error, "Nothing was removed.") from error
             await self.journal.run_files(self.storage.empty_bin)
             self._untidy.set()
 
@@ -637,11 +600,12 @@ class Jobs:
 
     async def parameters(self, job_id: str) -> Download[training_service_pb2.ParametersHeader]:
         """A job's parameters. Raises ThalwegError if it has none."""
-        while run := await self._living(job_id):
+        later = "The parameters can be had when there is room."
+        while run := await self.answers.wait(job_id, self._living(job_id), later):
             now = await run.snapshot()
             if now:
                 return now
-        await self.ended(job_id)
+        await self.answers.wait(job_id, self.ended(job_id), later)
         await self.get(job_id)
         kept = await self.journal.run_files(self.storage.parameters, job_id)
         return kept or await self._last_kept(job_id)
@@ -660,7 +624,7 @@ class Jobs:
 
     async def trajectory(self, job_id: str) -> Download[training_service_pb2.TrajectoryHeader]:
         """A job's trajectory. Raises ThalwegError if it kept none."""
-        await self.ended(job_id)
+        await self.answers.wait(job_id, self.ended(job_id), "The trajectory can be had when there is room.")
         await self.get(job_id)
         if job_id in self._runs:
             raise ThalwegError("JOB_NOT_ENDED", {"job": job_id})
@@ -744,7 +708,7 @@ class Jobs:
         job_id = run.job.id
         self._runs.pop(job_id, None)
         self._endings.pop(job_id, None)
-        self._shortages.pop(job_id, None)
+        self.answers.shortages.pop(job_id, None)
         self._begun_before.discard(job_id)
         self._rejected.discard(job_id)
         self._progressed.discard(job_id)
@@ -758,6 +722,6 @@ class Jobs:
     def _tell_shortage(self, job_id: str, shortage: Shortage | None) -> None:
         """The result of a job that has ended waits for room, or does no longer."""
         if shortage:
-            self._shortages[job_id] = shortage
+            self.answers.shortages[job_id] = shortage
         else:
-            self._shortages.pop(job_id, None)
+            self.answers.shortages.pop(job_id, None)

@@ -125,7 +125,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             if not await run(uploads.finish, name, header.sha256):
                 raise invalid(Violation("header.sha256", "is not the SHA-256 of the bytes that came"))
         except OSError as error:
-            raise self._jobs.refusal(error, "Nothing was kept of the upload.") from error
+            raise self._jobs.answers.refusal(error, "Nothing was kept of the upload.") from error
         finally:
             # In the files' thread, after whatever a call that was cancelled left there to be done.
             await asyncio.shield(run(uploads.discard, name))
