@@ -70,6 +70,7 @@ class Ray:
         self.starts: list[float] = []
         self.nodes_of_starts: list[str] = []
         self.alive = True
+        self.killed: list[Actor] = []
         self.util = self.scheduling_strategies = self
         self._node = ""
 
@@ -106,8 +107,8 @@ class Ray:
             raise reference.actor.error
         return (reference.actor.node, f"{reference.actor.node}.lab") if reference.method == "place" else True
 
-    def kill(self, _: Actor) -> None:
-        return
+    def kill(self, actor: Actor) -> None:
+        self.killed.append(actor)
 
 
 class Line:
@@ -174,6 +175,13 @@ def test_where_a_node_is_to_be_avoided_workers_are_started_on_others_that_have_r
 def test_where_all_nodes_are_to_be_avoided_nothing_is_started(ray: Ray) -> None:
     run(ray, 5, avoid=("here", "far"))
     assert not ray.starts
+
+
+def test_where_fewer_are_wanted_those_that_work_stay(ray: Ray) -> None:
+    ray.fates = chain([(1e9, None, True), (1e9, None, False), (1e9, None, True)], repeat(LONG_LIFE))
+    fewer = pb.AttendResponse(allotments=[pb.Allotment(job_id="job", workers=2, slots_per_worker=1)])
+    run(ray, 5, workers=3, then=(fewer,))
+    assert [actor.answers for actor in ray.killed[:1]] == [False]
 
 
 def test_while_the_server_cannot_be_reached_what_runs_goes_on_and_nothing_is_started(ray: Ray) -> None:

@@ -130,8 +130,9 @@ class Connections:
         try:
             shared = self.shared.accept(worker)
         except OSError as error:
-            # Its stream is about to break anyhow, if the worker is gone.
-            self._telemetry.notice(f"no memory could be shared with worker {connection.name}: {error}")
+            # Its stream is about to break anyhow, if the worker is gone, and that is no news.
+            if not isinstance(error, ConnectionError):
+                self._telemetry.notice(f"no memory could be shared with worker {connection.name}: {error}")
             connection.evict()
             return
         shards = invite(worker)

@@ -198,8 +198,10 @@ class Keeper:
             wanted = allotment.workers if allotment else 0
             actors = self._actors[job_id]
             while len(actors) > wanted:
-                _, actor = actors.popitem()
-                self._ray.kill(actor.handle)
+                # The last one, and rather one that has done nothing yet.
+                started = list(reversed(actors))
+                reference = next((each for each in started if not self._now(actors[each].answered)), started[0])
+                self._ray.kill(actors.pop(reference).handle)
             if not allotment:
                 del self._actors[job_id]
                 self._backoff.pop(job_id, None)

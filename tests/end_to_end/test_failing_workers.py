@@ -1,0 +1,50 @@
+"""Workers that are killed before they contribute anything, as real processes: the job waits, says why, and ends all the same."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.end_to_end.command import wait_for
+from tests.end_to_end.test_chaos import Cluster
+from tests.end_to_end.watching import undisturbed
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
+
+# More often in a row than any number of reports after which a job fails.
+KILLS = 7
+JOB = ("training.epochs=40",)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        yield Cluster(tmp_path, stack)
+
+
+def actors(cluster: Cluster) -> set[int]:
+    """The processes of the workers that the fleet has started, also of those that have not said a word yet."""
+    found = set()
+    for process in cluster.fleet.processes():
+        with suppress(psutil.Error):
+            if process.name().startswith("ray::Worker"):
+                found.add(process.pid)
+    return found
+
+
+def test_workers_that_are_killed_at_every_start_do_not_fail_the_job(cluster: Cluster) -> None:
+    watching = cluster.run(2, *JOB)
+    for _ in range(KILLS):
+        for pid in wait_for(lambda: actors(cluster) or watching.ended):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    trouble = wait_for(lambda: [job for job in cluster("jobs", cluster.job)["jobs"] if job["waiting_for"] == "node"])
+    assert "killed before contributing anything" in trouble[0]["status"]
+    assert "trying again" in trouble[0]["status"]
+    assert cluster.digest(watching) == undisturbed("digits", *JOB)
+    notices = [event["text"] for event in watching.of("notice")]
+    assert any("workers keep being killed before contributing anything" in notice for notice in notices), notices
