@@ -143,6 +143,10 @@ WRONG: dict[str, tuple[Callable[[], list[str]], str]] = {
     "text in place of numbers": (lambda: wrong(x=np.array("text")), "data.npz: "),
     "labels out of range": (lambda: wrong(y=np.full(8, 12)), "model.loss: binary_cross_entropy wants targets from 0 to 1"),
     "a model that does not fit": (lambda: ["--set", "model.layers=[{dense={units=3}}]"], "model.layers: the model's output has"),
+    "a model for another machine": (
+        lambda: ["--set", "model.layers=[{dense={units=1000000}}, {dense={units=1000000}}, {dense={units=1}}]"],
+        "model.layers: a worker for 1,000,005,000,001 parameters needs",
+    ),
     "parameters of another model": (lambda: ["--set", "model.initial.file=other.safetensors"], "model.initial.file: the model's"),
 }
 

@@ -147,29 +147,16 @@ def npz(folder: Path) -> str:
     return str(folder / "data.npz")
 
 
-WRONG = {
-    "a model that fits no memory": (
-        ["model.layers=[{dense={units=1000000}}, {dense={units=1000000}}, {dense={units=10}}]"],
-        "model.layers: 1,000,016,000,010 parameters do not fit the server's memory",
-    ),
-    "a loss that becomes infinite": (
-        ["model.layers=[{dense={units=1}}]", "model.loss=mean_squared_error", "optimizer={sgd={learning_rate=1e30}}"],
-        "Lower the optimizer's learning_rate",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_what_is_only_found_in_training_fails_the_job_in_one_line(case: str, tmp_path: Path) -> None:
-    settings, message = WRONG[case]
-    arguments = [f"data.npz={npz(tmp_path)}", *settings]
-    ended = thalweg(tmp_path, "train", "digits", "--json", *[part for setting in arguments for part in ("--set", setting)])
+def test_what_is_only_found_in_training_fails_the_job_in_one_line(tmp_path: Path) -> None:
+    layers, loss = "model.layers=[{dense={units=1}}]", "model.loss=mean_squared_error"
+    settings = [f"data.npz={npz(tmp_path)}", layers, loss, "optimizer={sgd={learning_rate=1e30}}"]
+    ended = thalweg(tmp_path, "train", "digits", "--json", *[part for setting in settings for part in ("--set", setting)])
     assert ended.code == 1
     complaints = [line for line in ended.stderr.splitlines() if line.startswith("thalweg: ")]
     assert complaints[0].startswith("thalweg: job digits-1 failed: ")
-    assert message in complaints[0]
+    assert "Lower the optimizer's learning_rate" in complaints[0]
     assert ended.answer["state"] == "FAILED"
-    assert message in ended.answer["error"]
+    assert "Lower the optimizer's learning_rate" in ended.answer["error"]
 
 
 def test_two_runs_at_a_time_share_one_list_of_jobs(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from thalweg.client.jobfile import JobFile
 from thalweg.client.weights import read_header
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.layout import Slab
+from thalweg.contract.resources import memory, size_text
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -159,6 +160,8 @@ def check(job: JobFile) -> None:
     with needs("workers", "the models are"):
         from thalweg.server import initial  # noqa: PLC0415 - the one place that knows
         from thalweg.workers import data  # noqa: PLC0415 - an extra
+        from thalweg.workers import needs as takes  # noqa: PLC0415
+        from thalweg.workers.differentiation import EVALUATION_BATCH  # noqa: PLC0415
         from thalweg.workers.failures import MistakeError, NodeError  # noqa: PLC0415
         from thalweg.workers.model import Model  # noqa: PLC0415
     spec = _completed(job.spec)
@@ -171,6 +174,12 @@ def check(job: JobFile) -> None:
             model.check_targets(targets)
     except (MistakeError, NodeError) as error:
         raise _told(error) from error
+    need, most = takes.of_worker(spec, model, len(dataset.train_x), EVALUATION_BATCH, shared=True), memory().total
+    if need > most:
+        problem = (
+            f"a worker for {model.size:,} parameters needs {size_text(need)} of memory, and this machine has {size_text(most)}"
+        )
+        raise invalid(Violation("model.layers", problem))
     if job.initial:
         try:
             initial.initial_slab(model.layout, initial.read(job.initial))
