@@ -17,6 +17,7 @@ from thalweg.client.composition import start_fleet, start_server, start_shard
 from thalweg.client.folders import SERVER_TOKEN, expanded, folder_token, served_folder
 from thalweg.contract.channel import DEFAULT_PORT, Address, parse_address
 from thalweg.contract.errors import Violation, invalid
+from thalweg.contract.logs import Sparingly
 from thalweg.contract.text import VisibleFormatter
 from thalweg.contract.tokens import published
 
@@ -242,4 +243,5 @@ def _wait(inbox: Inbox) -> None:
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(Sparingly("grpc"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
