@@ -1,28 +1,75 @@
-"""Whose fault a failure is: the job's where no worker could do better, else the node's."""
+"""Whose fault a worker says that something is, and what the server makes of that."""
+
+from pathlib import Path
 
 import pytest
+from google.protobuf import json_format
 
+from tests.end_to_end.cluster import running_server, stub_of
+from tests.end_to_end.command import wait_for
+from thalweg.server import validation
+from thalweg.server.failures import MAX_REPORTS
+from thalweg.v1 import job_pb2
+from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Failure
-from thalweg.workers.data import DataError, MemoryLackError
+from thalweg.workers.data.errors import DataError, MemoryLackError
+from thalweg.workers.differentiation import Differentiator
 from thalweg.workers.failures import NodeError, failure_of
-from thalweg.workers.layers import ModelError
+from thalweg.workers.layers import gelu
+from thalweg.workers.model import ModelError
+from thalweg.workers.worker import work
 
 
 @pytest.mark.parametrize(
-    ("error", "scope"),
+    ("error", "scope", "problem"),
     [
-        (ModelError("model.layers: no"), Failure.SCOPE_JOB),
-        (DataError("data.csv: no"), Failure.SCOPE_JOB),
-        (MemoryLackError("data.csv: needs 9 GiB"), Failure.SCOPE_NODE),
-        (NodeError("no SciPy"), Failure.SCOPE_NODE),
-        (MemoryError("9 GiB"), Failure.SCOPE_NODE),
-        (PermissionError("9"), Failure.SCOPE_NODE),
-        (ImportError("scipy"), Failure.SCOPE_NODE),
-        (ZeroDivisionError("9"), Failure.SCOPE_UNSPECIFIED),
+        (ModelError("model.layers[0]: no"), Failure.SCOPE_JOB, "model.layers[0]: no"),
+        (DataError("data.csv: no"), Failure.SCOPE_JOB, "data.csv: no"),
+        (MemoryLackError("data.npz: too large"), Failure.SCOPE_NODE, "data.npz: too large"),
+        (NodeError("needs SciPy"), Failure.SCOPE_NODE, "needs SciPy"),
+        (MemoryError(), Failure.SCOPE_NODE, "this worker has too little memory"),
+        (OSError(5, "cannot be read"), Failure.SCOPE_NODE, "OSError: [Errno 5] cannot be read"),
+        (ImportError("no package"), Failure.SCOPE_NODE, "ImportError: no package"),
+        (IndexError("7"), Failure.SCOPE_UNSPECIFIED, "IndexError: 7"),
     ],
-    ids=lambda value: type(value).__name__,
 )
-def test_a_failure_has_a_scope(error: Exception, scope: Failure.Scope.ValueType) -> None:
-    failure = failure_of(error)
-    assert failure.scope == scope
-    assert str(error) in failure.problem
+def test_whose_fault_it_is(error: Exception, scope: Failure.Scope.ValueType, problem: str) -> None:
+    assert failure_of(error) == Failure(problem=problem, scope=scope)
+
+
+def spec() -> job_pb2.JobSpec:
+    job = {
+        "model": {"layers": [{"dense": {"units": 2}}, {"gelu": {}}, {"dense": {"units": 1}}], "loss": "mean_squared_error"},
+        "data": {"builtin": "xor"},
+        "optimizer": {"sgd": {}},
+    }
+    return validation.complete(json_format.ParseDict(job, job_pb2.JobSpec()))
+
+
+def test_a_package_that_one_node_lacks_fails_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_scipy(path: str) -> None:
+        raise NodeError(f"{path}: needs SciPy")
+
+    with running_server(tmp_path) as server, stub_of(server) as stub:
+        stub.CreateJob(pb.CreateJobRequest(spec=spec(), job_id="a"))
+        with monkeypatch.context() as patch:
+            patch.setattr(gelu, "_erf", without_scipy)
+            for _ in range(7):
+                assert work(server.address, None, "a", "poor") == "model.layers[1].gelu: needs SciPy"
+        job = stub.GetJob(pb.GetJobRequest(job_id="a")).job
+        assert job.state == job_pb2.JOB_STATE_RUNNING
+        assert work(server.address, None, "a", "rich") == "the job ended: SUCCEEDED"
+
+
+def test_an_exception_that_nobody_can_place_fails_the_job_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("7")
+
+    monkeypatch.setattr(Differentiator, "gradient", broken)
+    with running_server(tmp_path) as server, stub_of(server) as stub:
+        stub.CreateJob(pb.CreateJobRequest(spec=spec(), job_id="a"))
+        for _ in range(MAX_REPORTS):
+            assert stub.GetJob(pb.GetJobRequest(job_id="a")).job.state != job_pb2.JOB_STATE_FAILED
+            assert work(server.address, None, "a", "broken") == "IndexError: 7"
+        wait_for(lambda: stub.GetJob(pb.GetJobRequest(job_id="a")).job.state == job_pb2.JOB_STATE_FAILED)
+        assert stub.GetJob(pb.GetJobRequest(job_id="a")).job.error.endswith("the last one reported: IndexError: 7")
