@@ -17,6 +17,7 @@ from thalweg.server import arrays, shard, validation
 from thalweg.server.arrays import Arrays
 from thalweg.server.budget import Budget
 from thalweg.server.optimizers import State
+from thalweg.server.pieces import Piece
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.shard_service_pb2 import HoldRequest, MakeShare, ShareCommand
@@ -88,13 +89,14 @@ def test_a_copy_that_is_larger_than_what_is_available_is_not_begun(tmp_path: Pat
 
 
 def test_a_shard_refuses_a_share_for_which_it_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[HoldRequest] = []
+    said: list[HoldRequest | Piece] = []
     monkeypatch.setattr(shard, "Budget", lambda: Budget(lambda: Memory(1 << 30, 1 << 20), lambda: 0))
     holder = shard.Shard(said.append)
     spec = validation.complete(make_spec())
     make = MakeShare(spec=spec, elements=1 << 20, train_samples=4, first_chunk=0, end_chunk=2)
     holder.do(ShareCommand(share=7, make=make))
     (refusal,) = said
+    assert isinstance(refusal, HoldRequest)
     assert refusal.share == 7
     assert "about 14.00 MiB of memory are needed, and 1.00 MiB are free" in refusal.failure.problem
     said.clear()

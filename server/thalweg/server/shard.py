@@ -16,7 +16,8 @@ from thalweg.server import budget, messages, wire
 from thalweg.server.budget import Budget, OverBudgetError
 from thalweg.server.connections import broadcast
 from thalweg.server.messages import Facts
-from thalweg.server.parameters import PARAMETERS, Parameters
+from thalweg.server.parameters import Parameters
+from thalweg.server.pieces import Piece, Pieces
 from thalweg.server.plan import Plan
 from thalweg.server.services.parameter import WorkerStream, Workplace
 from thalweg.server.sharing import JobSharing
@@ -42,7 +43,7 @@ class _Guest:
 class _Share:
     """A range of one job's slab. `say` takes what the server is to hear of it."""
 
-    def __init__(self, number: int, plan: Plan, chunks: range, say: Callable[[pb.HoldRequest], None]) -> None:
+    def __init__(self, number: int, plan: Plan, chunks: range, say: Callable[[pb.HoldRequest | Piece], None]) -> None:
         self.number = number
         self.parameters = Parameters(plan, chunks=chunks)
         self.guests: dict[int, _Guest] = {}
@@ -51,6 +52,7 @@ class _Share:
         self._sharing = JobSharing(None, plan.spec)
         self.kept: dict[int, Any] = {}
         self._numbers = itertools.count(1)
+        self._pieces = Pieces(number, self.parameters)
 
     def join(self, stream: WorkerStream) -> None:
         """A worker that was invited has come."""
@@ -91,9 +93,11 @@ class _Share:
                 if guest:
                     guest.stream.send(command.tell.task)
             case "keep_initial":
+                self._pieces.before_change()
                 kept = self.kept.pop(command.keep_initial.kept)
                 parameters.keep_initial(command.keep_initial.chunk, kept)
             case "load":
+                self._pieces.before_change()
                 self._load(command.load)
             case "keep":
                 keep = command.keep
@@ -112,6 +116,7 @@ class _Share:
             case "apply":
                 apply = command.apply
                 chunks = range(apply.first_chunk, apply.end_chunk)
+                self._pieces.before_update(apply.version, chunks)
                 finite = parameters.apply(apply.version, apply.step, chunks, apply.schedule_factor)
                 self._tell(applied=pb.Applied(version=apply.version, finite=finite))
             case "send":
@@ -119,7 +124,9 @@ class _Share:
             case "promote":
                 parameters.promote(command.promote.version, command.promote.step)
             case "copy":
-                self._copy(command.copy)
+                # They are copied one by one, when there is nothing more urgent to be sent.
+                for piece in self._pieces.copy(command.copy.copy, command.copy.state):
+                    self._say(piece)
 
     def _load(self, load: pb.LoadShare) -> None:
         self.parameters.version = load.version
@@ -129,14 +136,6 @@ class _Share:
     def _send(self, send: pb.SendShare) -> None:
         streams = [self.guests[worker].stream for worker in send.workers if worker in self.guests]
         broadcast(self.parameters, streams, send.version, range(send.first_chunk, send.end_chunk))
-
-    def _copy(self, copy: pb.CopyShare) -> None:
-        """Copies now what is sent piece by piece, when there is nothing more urgent."""
-        parameters = self.parameters
-        for name, slab in parameters.slabs.items():
-            for chunk in parameters.chunks if copy.state or name == PARAMETERS else ():
-                data = slab[parameters.where(chunk)].tobytes()
-                self._tell(copied=pb.Piece(copy=copy.copy, slab=name, chunk=chunk, data=data))
 
     def end(self) -> None:
         """The share is dropped."""
@@ -148,7 +147,7 @@ class _Share:
 class Shard:
     """All shares of one shard, for as long as it is taken on by a server. Belongs to an event loop."""
 
-    def __init__(self, say: Callable[[pb.HoldRequest], None], invitation_seconds: float = INVITATION_SECONDS) -> None:
+    def __init__(self, say: Callable[[pb.HoldRequest | Piece], None], invitation_seconds: float = INVITATION_SECONDS) -> None:
         self._say = say
         self._invitation_seconds = invitation_seconds
         self._shares: dict[int, _Share] = {}

@@ -15,6 +15,7 @@ from thalweg.contract.channel import Address, Endpoint
 from thalweg.contract.errors import from_rpc_error
 from thalweg.contract.payload import METHOD
 from thalweg.server.hosting import STOP_GRACE_SECONDS, Hosted
+from thalweg.server.pieces import Piece
 from thalweg.server.services import confirmation
 from thalweg.server.services.confirmation import Confirmation
 from thalweg.server.services.guard import everyone
@@ -44,12 +45,15 @@ class _Outbox:
 
     def __init__(self) -> None:
         self._urgent: deque[pb.HoldRequest] = deque()
-        self._copies: deque[pb.HoldRequest] = deque()
+        self._copies: deque[Piece] = deque()
         self._filled = asyncio.Event()
 
-    def put(self, message: pb.HoldRequest) -> None:
-        """Queues a message."""
-        (self._copies if message.HasField("copied") else self._urgent).append(message)
+    def put(self, message: pb.HoldRequest | Piece) -> None:
+        """Queues a message, or a piece of a copy."""
+        if isinstance(message, Piece):
+            self._copies.append(message)
+        else:
+            self._urgent.append(message)
         self._filled.set()
 
     async def messages(self) -> AsyncIterator[pb.HoldRequest]:
@@ -58,7 +62,7 @@ class _Outbox:
             await self._filled.wait()
             self._filled.clear()
             while self._urgent or self._copies:
-                yield (self._urgent or self._copies).popleft()
+                yield self._urgent.popleft() if self._urgent else self._copies.popleft().message()
 
 
 class ShardServer(Hosted):
@@ -109,7 +113,7 @@ class ShardServer(Hosted):
             await attending
         await server.stop(STOP_GRACE_SECONDS)
 
-    def _say(self, message: pb.HoldRequest) -> None:
+    def _say(self, message: pb.HoldRequest | Piece) -> None:
         self._outbox.put(message)
 
     async def _attend(self) -> None:
