@@ -19,6 +19,8 @@ NO_MEMORY = "waiting for memory on the server"
 PREPARING = "preparing the data and the model"
 # How often steps are told: often enough for a progress bar, seldom enough to cost nothing.
 _TELL_SECONDS = 0.2
+# The longer a job has run, the more seldom: its events are kept as long as the job.
+_TELL_SHARE, _MAX_TELL_SECONDS = 0.001, 2.0
 # So few workers are listed whenever one comes or goes, and more than so many never: an event fits a message of gRPC's.
 _FEW, _MAX_LISTED = 16, 1000
 # Over how many seconds the rate of samples is measured.
@@ -156,7 +158,7 @@ class Telemetry:
             self._losses.append(loss)
         progress.loss = loss
         progress.learning_rate = self._base_rate * schedule_factor
-        if self._clock() - self._told >= _TELL_SECONDS:
+        if self._clock() - self._told >= min(max(_TELL_SECONDS, self.seconds * _TELL_SHARE), _MAX_TELL_SECONDS):
             self.flush()
 
     def flush(self) -> None:
