@@ -85,6 +85,15 @@ def test_health_is_open_to_all(channel: grpc.Channel, service: str) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
+def test_health_is_watched_by_those_with_the_token(channel: grpc.Channel) -> None:
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest()
+    assert refusal(lambda: stub.Watch(request, timeout=30)).code is grpc.StatusCode.UNAUTHENTICATED
+    watch = stub.Watch(request, metadata=authorization(TOKEN), timeout=30)
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    watch.cancel()
+
+
 def reflected(channel: grpc.Channel, metadata: Any) -> set[str]:
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
