@@ -46,7 +46,7 @@ def test_the_log_tells_what_happens_to_a_job_and_by_whom(serving: Running) -> No
     assert [what for what, _, _ in told] == [
         "job job-1: accepted",
         "job job-1: submitted",
-        "job job-1: worker a-worker came, 1 in all",
+        "job job-1: worker a-worker joined",
         "job job-1: began",
         "job job-1: ended as SUCCEEDED at step 2",
         "job job-2: accepted",

@@ -16,7 +16,7 @@ from tests.simulation.worker import LAYOUT, NODES, TRAIN_SAMPLES, ImaginaryWorke
 from thalweg.contract import payload
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
-from thalweg.server import plan
+from thalweg.server import messages, plan
 from thalweg.server.arrays import Arrays
 from thalweg.server.checkpoints import Checkpoint, Checkpoints
 from thalweg.server.ending import Ending
@@ -431,7 +431,9 @@ class Cluster:
             self.join()
 
     def _fault_crash(self) -> None:
-        """The server goes down now, or at one of the next steps of a write."""
+        """The server goes down now, or at one of the next steps of a write. It may have been about to stop, and said so."""
+        if self.run_ and not self._finished and self.random.random() < 0.3:
+            self.run_.handle(messages.CheckpointRequested())
         if self.random.random() < 0.5:
             self.disk.crash_after = self.random.randrange(16)
         elif self.run_:

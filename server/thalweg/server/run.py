@@ -157,7 +157,6 @@ class JobRun:
             goodbye = parameter_service_pb2.Goodbye(reason="the run that this worker came for is over")
             connection.send(parameter_service_pb2.WorkResponse(goodbye=goodbye))
             return
-        _log.info("job %s: worker %s came, %d in all", self.job.id, visible(connection.name), len(self._connections) + 1)
         self._connections.join(connection, self._hear)
         self.handle(messages.WorkerJoined(connection.worker, connection.place))
 
@@ -167,7 +166,6 @@ class JobRun:
         if self.arrays:
             self.arrays.leave(worker)
         if self._connections.leave(worker, missed=not self.coordinator.over):
-            _log.info("job %s: a worker left, %d in all", self.job.id, len(self._connections))
             self.handle(messages.WorkerLost(worker))
 
     def worker_exited(self, place: Place, problem: str, killed: bool) -> None:

@@ -47,7 +47,6 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
             finally:
                 listener.cancel()
                 self._jobs.fleets.remove(fleet)
-                _log.info("fleet %s is gone", fleet.name)
                 self._jobs.allot()
 
     async def _listen(self, fleet: AttendingFleet, requests: AsyncIterator[pb.AttendRequest]) -> None:
@@ -61,7 +60,6 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
         check_protocol("fleet", capacity.protocol, capacity.release)
         validation.check_value(_SLOTS, capacity.slots, "capacity.slots")
         fleet.name, fleet.slots = visible(capacity.name, MAX_FLEET_NAME), capacity.slots
-        _log.info("fleet %s attends with %d slots", fleet.name, fleet.slots)
         fleet.nodes = frozenset(capacity.nodes)
         if not fleet.known:
             self._jobs.fleets.know(fleet, capacity.id, capacity.running)
