@@ -68,7 +68,8 @@ def test_submit(server: Server, command: Command) -> None:
     assert command("submit", "xor", "--server", server.address) == (0, "xor-1\n", "")
     printed = command("submit", "xor", "--set", "training.workers=3", "--id", "mine", "--server", server.address, "--json")
     assert printed.code == 0
-    assert set(printed.json) == JOB_KEYS
+    assert set(printed.json) == JOB_KEYS | {"waiting_for"}
+    assert printed.json["waiting_for"] == "fleet"
     assert printed.json["job"] == "mine"
     assert printed.json["state"] == "QUEUED"
     assert printed.json["wanted_workers"] == 3
@@ -157,7 +158,13 @@ def test_watch_tells_by_its_exit_code_that_a_job_did_not_succeed(server: Server,
 
 def test_scale_cancel_and_delete(server: Server, client: Client, command: Command) -> None:
     client.submit("xor", id="mine")
-    assert command("scale", "mine", 1, "--server", server.address) == (0, "mine wants 1 worker\n", "")
+    note = "thalweg: no fleet attends on this server; workers start when one does\n"
+    assert command("scale", "mine", 1, "--server", server.address) == (0, "mine wants 1 worker\n", note)
+    paused = command("scale", "mine", 0, "--server", server.address)
+    assert paused == (0, "mine is paused; scale it again to go on\n", "")
+    listed = command("jobs", "mine", "--server", server.address, "--json").json["jobs"][0]
+    assert listed["waiting_for"] == "scaling"
+    assert listed["status"] == "paused; `thalweg scale mine N` resumes it with N workers"
     assert command("scale", "mine", 7, "--server", server.address, "--json").json["wanted_workers"] == 7
     assert command("cancel", "mine", "--server", server.address) == (0, "mine cancelled\n", "")
     assert command("cancel", "mine", "--server", server.address, "--json").json["state"] == "CANCELLED"

@@ -42,7 +42,7 @@ def test_workers_that_are_killed_at_every_start_do_not_fail_the_job(cluster: Clu
         for pid in wait_for(lambda: actors(cluster) or watching.ended):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    trouble = wait_for(lambda: [job for job in cluster("jobs", cluster.job)["jobs"] if job["waiting_for"] == "node"])
+    trouble = wait_for(lambda: [job for job in cluster("jobs", cluster.job)["jobs"] if job.get("waiting_for") == "node"])
     assert "killed before contributing anything" in trouble[0]["status"]
     assert "trying again" in trouble[0]["status"]
     assert cluster.digest(watching) == undisturbed("digits", *JOB)

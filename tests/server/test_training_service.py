@@ -387,7 +387,6 @@ INVALID: list[tuple[str, Any, list[str]]] = [
     ("CreateJob", pb.CreateJobRequest(spec=make_spec(), job_id="../a"), ["job_id"]),
     ("CreateJob", pb.CreateJobRequest(spec=make_spec(), request_id="a b"), ["request_id"]),
     ("CreateJob", pb.CreateJobRequest(spec=make_spec(), request_id="x" * 129), ["request_id"]),
-    ("ScaleJob", pb.ScaleJobRequest(job_id="job-1", workers=0), ["workers"]),
     ("ScaleJob", pb.ScaleJobRequest(job_id="job-1", workers=4_000_000_000), ["workers"]),
     ("ListJobs", pb.ListJobsRequest(page_token="x"), ["page_token"]),
     ("ListJobs", pb.ListJobsRequest(page_token="9" * 30), ["page_token"]),

@@ -9,10 +9,9 @@ State: TypeAlias = job_pb2.JobState.ValueType
 ENDED: frozenset[State] = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED})
 
 
-def waiting_name(waiting_for: job_pb2.WaitingFor.ValueType) -> str | None:
-    """What a job waits for: the name in the enum without its prefix, in lower case. None if it waits for nothing."""
-    name = job_pb2.WaitingFor.Name(waiting_for).removeprefix("WAITING_FOR_").lower()
-    return name if waiting_for else None
+def waiting_name(waiting_for: job_pb2.WaitingFor.ValueType) -> str:
+    """What a job waits for: the name in the enum without its prefix, in lower case."""
+    return job_pb2.WaitingFor.Name(waiting_for).removeprefix("WAITING_FOR_").lower()
 
 
 def state_name(state: State) -> str:

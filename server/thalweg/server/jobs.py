@@ -565,6 +565,8 @@ class Jobs:
         slots, wanted = job.spec.training.threads_per_worker, job.spec.training.workers
         if job.paused:
             return ""
+        if not self.fleets.attending:
+            return "no fleet attends on this server; workers start when one does"
         room = sum(fleet.slots // slots for fleet in self.fleets.attending)
         if room >= wanted:
             return ""

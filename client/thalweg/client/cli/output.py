@@ -115,12 +115,13 @@ def job_json(job: job_pb2.Job) -> dict[str, Any]:
         "job": job.id,
         "state": state_name(job.state),
         "status": job.status,
-        "waiting_for": waiting_name(job.waiting_for),
         "create_time": job.create_time.ToJsonString(),
     }
     for name in ("start_time", "end_time"):
         if job.HasField(name):
             answer[name] = getattr(job, name).ToJsonString()
+    if job.waiting_for:
+        answer["waiting_for"] = waiting_name(job.waiting_for)
     if job.error:
         answer["error"] = job.error
     answer |= {
