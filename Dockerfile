@@ -6,7 +6,8 @@ ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_
 
 RUN groupadd --gid 1000 thalweg \
  && useradd --uid 1000 --gid thalweg --create-home thalweg \
- && install -d -o thalweg -g thalweg /data
+ && install -d -o thalweg -g thalweg /data \
+ && install -d -o thalweg -g thalweg -m 700 /secrets
 
 WORKDIR /thalweg
 # Dependencies first: they change seldom, and their layer is kept.

@@ -123,6 +123,15 @@ class Host(_Namespaces):
         script.chmod(0o755)
         return script
 
+    def listening(self) -> list[str]:
+        """Where its processes listen for other hosts: address and port."""
+        found = []
+        for line in self("ss", "--tcp", "--listening", "--numeric", "--no-header").splitlines():
+            ip, _, port = line.split()[3].rpartition(":")
+            if ip.strip("[]").removeprefix("::ffff:") in ("*", "0.0.0.0", "::", self.address):
+                found.append(f"{self.address}:{port}")
+        return sorted(set(found))
+
 
 class Network:
     """A switch, and hosts that are joined to it. A context manager; addresses are 10.88.0.2 and following."""

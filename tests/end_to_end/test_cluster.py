@@ -95,10 +95,13 @@ def below(running: Running, *names: str) -> list[psutil.Process]:
 
 
 class RayCluster:
-    """A Ray cluster of this machine alone, at a port that stays the same."""
+    """A Ray cluster of this machine alone, at a port that stays the same, with a token in a file unless it is to be open."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, is_open: bool = False) -> None:
         self._home = home
+        self.token_file = home / "ray-token"
+        self.token_file.write_text("a-secret-of-rays\n")
+        self._environment = {} if is_open else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_file)}
         with socket.create_server(("127.0.0.1", 0)) as server:
             self._port = server.getsockname()[1]
         self.address = f"127.0.0.1:{self._port}"
@@ -110,7 +113,7 @@ class RayCluster:
         quiet = ("--include-dashboard=false", "--disable-usage-stats")
         where = ("--port", str(self._port), "--node-ip-address", "127.0.0.1")
         program = THALWEG.with_name("ray")
-        self._command = Running(self._home, "start", "--head", *where, *size, *quiet, program=program)
+        self._command = Running(self._home, "start", "--head", *where, *size, *quiet, program=program, **self._environment)
         assert self._command.process.wait() == 0, self._command.stderr
 
     def kill(self) -> None:
@@ -213,12 +216,67 @@ def test_a_ray_cluster_dies_and_is_started_again(tmp_path: Path, expected: str) 
     with ExitStack() as stack:
         stack.callback(ray.kill)
         ray.start()
-        cluster = Cluster(tmp_path, stack, fleet=("--ray-address", ray.address))
+        fleet = ("--ray-address", ray.address, "--ray-token-file", str(ray.token_file))
+        cluster = Cluster(tmp_path, stack, fleet=fleet)
         job = cluster.submit()
         ray.kill()
         cluster.fleet.until("Ray is lost")
         ray.start()
         assert cluster.digest(job) == expected
+
+
+def test_a_ray_cluster_lets_nobody_in_without_its_token(tmp_path: Path) -> None:
+    ray = RayCluster(tmp_path)
+    with ExitStack() as stack:
+        stack.callback(ray.kill)
+        ray.start()
+        without = thalweg(tmp_path, "fleet", "--ray-address", ray.address)
+        assert without.code == 1
+        assert f"cannot join the Ray cluster at {ray.address} without its token" in without.stderr
+        (tmp_path / "other").write_text("another-token")
+        refused = thalweg(tmp_path, "fleet", "--ray-address", ray.address, "--ray-token-file", "other")
+        assert refused.code == 1
+        assert f"cannot join the Ray cluster at {ray.address}: it refuses this token" in refused.stderr
+        # Where Ray itself looks.
+        arguments = ("fleet", "--ray-address", ray.address, "--name", "of-the-environment")
+        with service(tmp_path, *arguments, RAY_AUTH_TOKEN_PATH="ray-token") as (_, facts):
+            assert facts["name"] == "of-the-environment"
+
+
+def test_a_ray_cluster_that_asks_for_no_token_is_refused_unless_its_network_is_trusted(tmp_path: Path) -> None:
+    ray = RayCluster(tmp_path, is_open=True)
+    with ExitStack() as stack:
+        stack.callback(ray.kill)
+        ray.start()
+        fleet = ("fleet", "--ray-address", ray.address)
+        refused = thalweg(tmp_path, *fleet, "--ray-token-file", "ray-token")
+        assert refused.code == 1
+        assert "it asks nobody for a token, so it runs code for whoever reaches its ports" in refused.stderr
+        stack.enter_context(service(tmp_path, *fleet, "--trust-network"))
+        assert not (tmp_path / ".ray").exists()
+
+
+def test_a_ray_of_its_own_leaves_nothing_at_home_and_listens_on_loopback_only(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.submit()
+    listening = {
+        connection.laddr.ip
+        for process in cluster.fleet.processes()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+    assert not (tmp_path / ".ray").exists()
+
+
+def test_two_rays_of_their_own_have_tokens_of_their_own(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        fleets = [stack.enter_context(service(tmp_path, "fleet", "--slots", "1"))[0] for _ in range(2)]
+        environments = [process.environ() for fleet in fleets for process in below(fleet, "raylet")]
+    assert [environment["RAY_AUTH_MODE"] for environment in environments] == ["token", "token"]
+    tokens = {environment["RAY_AUTH_TOKEN"] for environment in environments}
+    assert len(tokens) == 2
+    assert all(len(token) == 64 for token in tokens)
 
 
 def _waits(home: Path, job: str, address: str) -> dict[str, Any] | None:

@@ -5,13 +5,16 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.end_to_end import intruder
 from tests.end_to_end.command import thalweg, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +50,7 @@ class Compose:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
+        self._place = ("--server", f"127.0.0.1:{self.port}")
 
     def __call__(self, *arguments: str) -> str:
         """What a docker-compose command prints."""
@@ -61,9 +65,14 @@ class Compose:
         assert ended.returncode == 0, ended.stderr
         return ended.stdout
 
+    @cached_property
+    def token(self) -> str:
+        """The server's token, which the cluster made itself."""
+        return self("exec", "-T", "server", "cat", "/secrets/token").strip()
+
     def thalweg(self, *arguments: str) -> list[Any]:
         """What a command on this machine answers."""
-        ended = thalweg(self._home, *arguments, "--server", f"127.0.0.1:{self.port}", "--json")
+        ended = thalweg(self._home, *arguments, *self._place, "--json", THALWEG_TOKEN=self.token)
         assert ended.code == 0, ended.stderr
         return [json.loads(line) for line in ended.stdout.splitlines()]
 
@@ -74,7 +83,7 @@ class Compose:
 
     def serves(self) -> bool:
         """Whether the server answers."""
-        return thalweg(self._home, "jobs", "--server", f"127.0.0.1:{self.port}").code == 0
+        return thalweg(self._home, "jobs", *self._place, THALWEG_TOKEN=self.token).code == 0
 
     def left(self) -> dict[str, list[str]]:
         """What the engine has of this cluster."""
@@ -94,8 +103,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     compose("up", "-d", "--scale", "worker=2")
     yield compose
     compose("down")
-    # Jobs outlive the containers; all else is gone.
-    assert compose.left() == {"containers": [], "networks": [], "volumes": [f"{compose.name}_data"]}
+    # Jobs and secrets outlive the containers; all else is gone.
+    kept = [f"{compose.name}_data", f"{compose.name}_secrets"]
+    assert compose.left() == {"containers": [], "networks": [], "volumes": kept}
     compose("down", "-v")
     assert compose.left() == {"containers": [], "networks": [], "volumes": []}
     assert docker("volume", "ls", "-q") == volumes
@@ -155,6 +165,38 @@ def test_one_port_is_published_on_loopback_only(cluster: Compose) -> None:
     assert published == {f"7070/tcp -> 127.0.0.1:{cluster.port}"}
 
 
+def test_who_reaches_the_containers_needs_a_secret(cluster: Compose, tmp_path: Path) -> None:
+    """Every user of this machine reaches the containers' addresses, and the published port."""
+    refused = thalweg(tmp_path, "jobs", "--server", f"127.0.0.1:{cluster.port}")
+    assert refused.code == 1
+    assert "this server asks for a token" in refused.stderr
+    of_network = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    (head,) = docker("inspect", "-f", of_network, *cluster("ps", "-q", "head").split())
+    (worker, *_) = docker("inspect", "-f", of_network, *cluster("ps", "-q", "worker").split())
+    # Ray's head with its server for clients, and the manager of a node.
+    ports = (f"{head}:6379", f"{head}:10001", f"{worker}:6380")
+    command = [sys.executable, intruder.__file__, head, *ports]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
+    assert found == {"code": "ConnectionError", "ports": {key: ["UNAUTHENTICATED"] for key in ports}}
+
+
+def test_no_secret_is_in_the_environment_of_a_service(cluster: Compose) -> None:
+    secrets = [cluster("exec", "-T", "server", "cat", f"/secrets/{name}").strip() for name in ("token", "ray-token")]
+    assert all(len(secret) == 64 for secret in secrets)
+    for container in cluster("ps", "-q").split():
+        inspected = docker("inspect", container)
+        assert not any(secret in line for secret in secrets for line in inspected)
+    assert cluster("exec", "-T", "server", "stat", "-c", "%a", "/secrets/token", "/secrets/ray-token").split() == ["600", "600"]
+
+
+@pytest.mark.parametrize(
+    "limits", [("--shm-size=64m",), ("--read-only", "--tmpfs=/tmp", "--tmpfs=/data"), ("--user=12345:12345",)]
+)
+def test_the_image_trains_in_a_container_with_little(cluster: Compose, expected: str, limits: tuple[str, ...]) -> None:
+    command = ["run", "--rm", "--network=none", *limits, "thalweg", "train", *JOB, "--json", "--data", "/tmp/jobs"]
+    assert json.loads(docker(*command)[-1])["weights_sha256"] == expected
+
+
 class Machines:
     """Machines of their own addresses on a network of their own, set up by hand as docs/cluster.md says."""
 
@@ -165,7 +207,8 @@ class Machines:
     def start(self, machine: str, *command: str) -> str:
         """Starts a machine that runs a command, and gives its name."""
         options = ["--network", self.name, "--network-alias", machine, "--name", f"{self.name}-{machine}", "--init"]
-        environment = ["-e", "THALWEG_TOKEN=a-secret", "-e", "THALWEG_SERVER=server:7070"]
+        tokens = ["-e", "THALWEG_TOKEN=a-secret", "-e", "RAY_AUTH_MODE=token", "-e", "RAY_AUTH_TOKEN=a-secret-of-rays"]
+        environment = [*tokens, "-e", "THALWEG_SERVER=server:7070"]
         docker("run", "-d", *options, *environment, "--shm-size=512m", "--entrypoint", "sh", "thalweg", "-c", " ".join(command))
         return f"{self.name}-{machine}"
 

@@ -1,14 +1,16 @@
 """A server, a Ray head and two Ray nodes as hosts of their own, and a network that fails: the same bits all the same."""
 
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.end_to_end import hosts
-from tests.end_to_end.command import THALWEG, Running, service, thalweg, wait_for
+from tests.end_to_end import hosts, intruder
+from tests.end_to_end.command import THALWEG, Ended, Running, service, thalweg, wait_for
 from tests.end_to_end.faults import slowed
 from tests.end_to_end.hosts import Host, Network
 from tests.end_to_end.watching import Watching, undisturbed
@@ -22,6 +24,7 @@ pytestmark = [
 ]
 
 TOKEN = {"THALWEG_TOKEN": "a-secret"}
+RAY_TOKEN = "a-secret-of-rays"
 RAY = THALWEG.with_name("ray")
 # As in docker-compose.yml. Ray alone would take a third of the memory for each host's object store.
 RAY_OPTIONS = ("--object-store-memory=80000000", "--disable-usage-stats", "--block")
@@ -36,21 +39,29 @@ class Cluster:
         self.network = network
         self._stack = stack
         self.server = network.host("server")
+        self.stranger = network.host("stranger")
         self.head = network.host("head")
         self.nodes = [network.host(f"node{number}") for number in (1, 2)]
         self.address = f"{self.server.address}:7070"
         serve = ("serve", "--address", self.address, "--data", str(self.server.home / "data"))
         stack.enter_context(service(self.server.home, *serve, program=self.server.thalweg, **TOKEN))
+        # Nothing that a run on one's own leaves behind disturbs a cluster.
+        alone = thalweg(self.head.home, "train", "and", "--json", program=self.head.thalweg)
+        assert alone.code == 0, alone.stderr
         self._ray(self.head, "--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false")
-        self._ray_address = f"{self.head.address}:6379"
-        fleet = ("fleet", "--server", self.address, "--ray-address", self._ray_address, "--name", "hosts")
+        self.ray_address = f"{self.head.address}:6379"
+        token_file = str(self.head.home / "ray-token")
+        ray = ("--ray-address", self.ray_address, "--ray-token-file", token_file)
+        fleet = ("fleet", "--server", self.address, "--name", "hosts", *ray)
         self.fleet, _ = stack.enter_context(service(self.head.home, *fleet, program=self.head.thalweg, **TOKEN))
         self._running = {node: self._join(node) for node in self.nodes}
 
     def _ray(self, host: Host, *arguments: str) -> Running:
         """A Ray node on a host."""
         options = (f"--node-ip-address={host.address}", *RAY_OPTIONS)
-        running = Running(host.home, "start", *arguments, *options, program=host.program(RAY))
+        (host.home / "ray-token").write_text(f"{RAY_TOKEN}\n")
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(host.home / "ray-token")}
+        running = Running(host.home, "start", *arguments, *options, program=host.program(RAY), **token)
         self._stack.callback(running.end)
         self._stack.callback(host.kill)
         while "Ray runtime started" not in running.line():
@@ -58,7 +69,7 @@ class Cluster:
         return running
 
     def _join(self, node: Host) -> Running:
-        return self._ray(node, f"--address={self._ray_address}", "--num-cpus=1")
+        return self._ray(node, f"--address={self.ray_address}", "--num-cpus=1")
 
     def mend(self) -> None:
         """Starts Ray again where it has ended, as a service manager would: a node that its head took for dead ends."""
@@ -74,10 +85,10 @@ class Cluster:
         assert ended.code == 0, ended.stderr
         return ended.answer
 
-    def submit(self) -> Watching:
+    def submit(self, epochs: int = EPOCHS) -> Watching:
         """A job of two workers, one on each node, that has taken some steps."""
         self.mend()
-        self.job = str(self._thalweg("submit", "digits", "--set", f"training.epochs={EPOCHS}")["job"])
+        self.job = str(self._thalweg("submit", "digits", "--set", f"training.epochs={epochs}")["job"])
         watching = Watching(self.server.home, self.job, self.address, self.server.thalweg, **TOKEN)
         self._stack.callback(watching.stop)
         watching.until_workers(2)
@@ -85,6 +96,26 @@ class Cluster:
         # By now both take part.
         watching.until_steps(500)
         return watching
+
+    def join_as_node(self, **environment: str) -> Ended:
+        """The end of an attempt to join the Ray cluster with a host that is none of it."""
+        joining = ("start", f"--address={self.ray_address}", f"--node-ip-address={self.stranger.address}", *RAY_OPTIONS)
+        try:
+            return Running(self.stranger.home, *joining, program=self.stranger.program(RAY), **environment).end()
+        finally:
+            self.stranger.kill()
+
+    def cancel(self) -> None:
+        """Ends the job."""
+        self._thalweg("cancel", self.job)
+
+    def intrude(self, *ports: str, **environment: str) -> Any:
+        """What comes of trying to get into the Ray cluster from a host that is none of it."""
+        python = self.stranger.program(Path(sys.executable))
+        running = Running(self.stranger.home, intruder.__file__, self.head.address, *ports, program=python, **environment)
+        ended = running.end()
+        assert ended.code == 0, ended.stderr
+        return ended.answer
 
     def digest(self, watching: Watching) -> str:
         """The digest of what comes of a job, which is waited for."""
@@ -133,6 +164,32 @@ def test_the_servers_host_is_cut_off_and_returns(cluster: Cluster, expected: str
         watching.until_workers(0)
         wait_for(lambda: cluster.fleet.stderr.count("trying again") > said)
     assert cluster.digest(watching) == expected
+
+
+def test_a_stranger_without_the_token_gets_nowhere_in_the_ray_cluster(cluster: Cluster) -> None:
+    cluster.submit(epochs=1_000_000)
+    ports = [port for host in (cluster.head, *cluster.nodes) for port in host.listening()]
+    for token in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another-secret"}):
+        assert cluster.join_as_node(**token).code != 0
+        found = cluster.intrude(*ports, **token)
+        assert found["code"] == "ConnectionError"
+        statuses = [status for of_port in found["ports"].values() for status in of_port]
+        assert set(statuses) <= {"UNAUTHENTICATED", "401", "closed"}
+        # The head, and a raylet with two ports and a worker on each node.
+        assert statuses.count("UNAUTHENTICATED") > len(("head", *2 * ("raylet", "objects", "worker")))
+        assert all(found["ports"].values())
+    # With the token, code runs: it was the token that was missing.
+    assert cluster.intrude(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=RAY_TOKEN)["code"] == "it ran"
+    cluster.cancel()
+
+
+def test_a_fleet_whose_server_only_its_own_machine_reaches_is_refused(cluster: Cluster) -> None:
+    token_file = str(cluster.head.home / "ray-token")
+    fleet = ("fleet", "--server", "127.0.0.1:7070", "--ray-address", cluster.ray_address, "--ray-token-file", token_file)
+    refused = thalweg(cluster.head.home, *fleet, program=cluster.head.thalweg)
+    assert refused.code == 1
+    others = ", ".join(sorted(node.address for node in cluster.nodes))
+    assert f"the Ray cluster has other machines: {others}; give an address that all of them reach" in refused.stderr
 
 
 @pytest.mark.skipif(hosts.wire_problem() is not None, reason=str(hosts.wire_problem()))

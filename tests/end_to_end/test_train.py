@@ -47,6 +47,26 @@ def test_bulk_results_depend_on_the_job_alone(tmp_path: Path) -> None:
     assert digest("training.workers=2", "seed=8") not in digests
 
 
+def test_a_file_called_like_a_module_in_the_current_folder_is_not_run(tmp_path: Path) -> None:
+    for module in ("threadpoolctl", "numpy", "ray", "numbers", "thalweg", "data"):
+        (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write(__name__)\nraise SystemExit\n")
+    ended = thalweg(tmp_path, "train", "and", "--json", PYTHONPATH="")
+    assert ended.code == 0, ended.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_it_trains_without_a_home(tmp_path: Path) -> None:
+    # Nobody can make a folder there.
+    nowhere = "/proc/nobody"
+    given = ("--data", str(tmp_path / "jobs"))
+    ended = thalweg(tmp_path, "train", "and", "--json", *given, HOME=nowhere, XDG_DATA_HOME="")
+    assert ended.code == 0, ended.stderr
+    assert Path(ended.answer["weights"]).is_relative_to(tmp_path / "jobs")
+    refused = thalweg(tmp_path, "train", "and", HOME=nowhere, XDG_DATA_HOME="")
+    assert refused.code == 1
+    assert "cannot use the data folder /proc/nobody/.local/share/thalweg/embedded" in refused.stderr
+
+
 def test_xor_is_learnt_by_numerical_differentiation(tmp_path: Path) -> None:
     ended = thalweg(tmp_path, "train", "xor", "--json", "--set", "training.gradient=numerical")
     assert ended.code == 0, ended.stderr

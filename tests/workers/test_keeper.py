@@ -69,6 +69,7 @@ class Ray:
         self.fates: Iterator[Fate] = repeat(LONG_LIFE)
         self.starts: list[float] = []
         self.nodes_of_starts: list[str] = []
+        self.resources: list[dict[str, float]] = []
         self.alive = True
         self.killed: list[Actor] = []
         self.util = self.scheduling_strategies = self
@@ -81,8 +82,11 @@ class Ray:
         return "here"
 
     def nodes(self) -> list[dict[str, Any]]:
-        far = {"NodeID": "far", "Alive": True, "Resources": {"CPU": 3.0}}
-        return [{"NodeID": "here", "Alive": self.alive, "Resources": {"CPU": 2.0}}, far]
+        nodes = [("here", "10.0.0.1", 2.0, self.alive), ("far", "10.0.0.2", 3.0, True), ("gone", "10.0.0.3", 4.0, False)]
+        return [
+            {"NodeID": node, "NodeManagerAddress": address, "Alive": alive, "Resources": {"CPU": cpus}}
+            for node, address, cpus, alive in nodes
+        ]
 
     def remote(self, *arguments: Any) -> Any:
         if arguments:
@@ -91,8 +95,9 @@ class Ray:
         self.nodes_of_starts.append(self._node)
         return Actor(self, self._node)
 
-    def options(self, *, scheduling_strategy: Any, **_: Any) -> "Ray":
+    def options(self, *, scheduling_strategy: Any, resources: dict[str, float], **_: Any) -> "Ray":
         self._node = "here" if scheduling_strategy == "SPREAD" else scheduling_strategy
+        self.resources.append(resources)
         return self
 
     def NodeAffinitySchedulingStrategy(self, node: str, soft: bool) -> str:  # noqa: N802 - Ray's name
@@ -141,10 +146,17 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
     return ray
 
 
-def run(ray: Ray, until: float, workers: int = 1, avoid: tuple[str, ...] = (), then: tuple[Any, ...] = ()) -> list[Any]:
+def run(
+    ray: Ray,
+    until: float,
+    workers: int = 1,
+    avoid: tuple[str, ...] = (),
+    then: tuple[Any, ...] = (),
+    server: str = "host",
+) -> list[Any]:
     """What a keeper says until the fleet hangs up. `then` is what it is told after its allotment."""
     line: Any = Line(ray, until, workers, avoid, list(then))
-    Keeper(ray, Orders("fleet", "id", Address("host", 1), None, "auto", 1, 1), line).run()
+    Keeper(ray, Orders("fleet", "id", Address(server, 1), None, "auto", 1, 1), line).run()
     said: list[Any] = line.sent
     return said
 
@@ -189,6 +201,17 @@ def test_while_the_server_cannot_be_reached_what_runs_goes_on_and_nothing_is_sta
     said = run(ray, 60, workers=2, then=(Hold(),))
     assert len(ray.starts) == 2
     assert said[-1].running == {"job": (1, 1)}
+
+
+def test_where_only_this_machine_reaches_the_server_others_get_no_workers_and_are_named(ray: Ray) -> None:
+    said = run(ray, 1, server="127.0.0.1")
+    assert (said[-1].slots, said[-1].nodes, said[-1].unreachable) == (2, ("here",), ("10.0.0.2",))
+    assert [list(resources) for resources in ray.resources] == [["node:10.0.0.1"]]
+
+
+def test_workers_may_start_on_any_machine_that_reaches_the_server(ray: Ray) -> None:
+    run(ray, 1)
+    assert ray.resources == [{}]
 
 
 def test_it_gives_up_when_its_own_node_has_died(ray: Ray) -> None:

@@ -93,6 +93,8 @@ def start_fleet(
     token: str | None,
     *,
     ray_address: str | None = None,
+    ray_token_file: Path | None = None,
+    trust_network: bool = False,
     slots: int | None = None,
     name: str | None = None,
     check: Callable[[], object] = lambda: None,
@@ -102,7 +104,17 @@ def start_fleet(
     with needs("workers", "the workers are"):
         from thalweg.workers.fleet import Fleet, FleetConfig, FleetError  # noqa: PLC0415 - an extra
     named = {"name": name} if name else {}
-    fleet = Fleet(FleetConfig(server=server, token=token, ray_address=ray_address, slots=slots, **named))
+    fleet = Fleet(
+        FleetConfig(
+            server=server,
+            token=token,
+            ray_address=ray_address,
+            ray_token_file=ray_token_file,
+            trust_network=trust_network,
+            slots=slots,
+            **named,
+        )
+    )
     try:
         fleet.start(check)
     except FleetError as error:

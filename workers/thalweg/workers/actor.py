@@ -2,13 +2,11 @@
 
 import os
 import platform
-import select
 import threading
-from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from thalweg.contract.process import prepare
+from thalweg.workers.processes import end_with
 
 if TYPE_CHECKING:
     from thalweg.contract.channel import Address
@@ -40,17 +38,3 @@ class WorkerActor:
     def answered(self) -> bool:
         """Waits for the first task to be done."""
         return self._answered.wait()
-
-
-def end_with(parent: int, end: Callable[[], object]) -> None:
-    """Calls `end` as soon as the process that started this one is gone.
-
-    Ray looks for that too, but takes a node that has died and was not waited for, as in a container without an init, for alive.
-    """
-
-    def watch() -> None:
-        with suppress(ProcessLookupError):
-            select.select([os.pidfd_open(parent)], [], [])
-        end()
-
-    threading.Thread(target=watch, name="thalweg-parent", daemon=True).start()

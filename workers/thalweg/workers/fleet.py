@@ -4,7 +4,6 @@ import logging
 import os
 import platform
 import queue
-import select
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -26,10 +26,13 @@ import grpc
 from thalweg.contract.channel import Address, Endpoint
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.release import capacity
+from thalweg.contract.resources import cpus
 from thalweg.contract.text import MAX_LAST_WORDS, visible
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1 import fleet_service_pb2_grpc
+from thalweg.workers import ray_environment
 from thalweg.workers.keeper import FIRST_BACKOFF, LONGEST_BACKOFF, Alive, Failed, Hold, Orders
+from thalweg.workers.processes import wait_for_end
 
 _log = logging.getLogger(__name__)
 # Ray takes some seconds to start, and many on a busy machine.
@@ -43,6 +46,9 @@ _STOP_SECONDS = 30.0
 _PREPARED = "from thalweg.contract.process import prepare; prepare()"
 # How long workers are kept while the server cannot be reached: longer than the longest wait between two attempts.
 _GRACE_SECONDS = 15.0
+# What Ray's head says to a driver that has not its token.
+_REFUSED = "InvalidAuthToken"
+_HOW_TO_GIVE = "give the one that its nodes were started with, by --ray-token-file FILE or RAY_AUTH_TOKEN_PATH"
 
 
 class FleetError(Exception):
@@ -51,11 +57,17 @@ class FleetError(Exception):
 
 @dataclass(frozen=True)
 class FleetConfig:
-    """How a fleet runs: on the Ray cluster at `ray_address`, or, if that is None, on a Ray of its own with `slots` CPU slots."""
+    """How a fleet runs: on the Ray cluster at `ray_address`, or, if that is None, on a Ray of its own with `slots` CPU slots.
+
+    `ray_token_file` holds the cluster's token; if None, it is where Ray itself looks. A cluster without one is refused, unless
+    `trust_network`.
+    """
 
     server: Address
     token: str | None = None
     ray_address: str | None = None
+    ray_token_file: Path | None = None
+    trust_network: bool = False
     slots: int | None = None
     name: str = field(default_factory=platform.node)
 
@@ -89,18 +101,27 @@ class Fleet:
         """
         if find_spec("ray") is None:
             raise FleetError("Ray is not installed; install it with: pip install 'thalweg[workers]'")
+        where = f"join the Ray cluster at {self.config.ray_address}" if self.config.ray_address else "start Ray"
+        has_token = self.config.ray_token_file or self.config.trust_network or ray_environment.has_token()
+        if self.config.ray_address and not has_token:
+            raise FleetError(f"cannot {where} without its token; {_HOW_TO_GIVE}")
         self._keeper = _Keeper(self.config, self._id)
         try:
             self._cluster = self._keeper.listen(_START_SECONDS, check)
         except _KeeperLostError as error:
             self._drop_keeper()
-            where = f"join the Ray cluster at {self.config.ray_address}" if self.config.ray_address else "start Ray"
             raise FleetError(f"cannot {where}: {error}") from error
         except BaseException:
             # With patience: Ray's own processes end in good order only if the keeper ends them.
             self._stop.set()
             self._drop_keeper()
             raise
+        if self._cluster.unreachable:
+            self._drop_keeper()
+            raise FleetError(
+                f"the server's address {self.config.server} can be reached from this machine only, and the Ray cluster has other "
+                f"machines: {', '.join(self._cluster.unreachable)}; give an address that all of them reach with --server"
+            )
         for thread in self._threads:
             thread.start()
 
@@ -234,6 +255,9 @@ class Fleet:
 
     def _set_cluster(self, cluster: Alive) -> None:
         with self._lock:
+            if added := set(cluster.unreachable) - set(self._cluster.unreachable):
+                where = ", ".join(sorted(added))
+                _log.warning("no workers on %s: the server's address %s is this machine's own", where, self.config.server)
             changed = (cluster.slots, cluster.nodes) != (self._cluster.slots, self._cluster.nodes)
             self._cluster = cluster
             if changed:
@@ -265,10 +289,18 @@ class _Keeper:
                 stderr=self._errors,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
+                env=self._environment(config),
             )
         self._connection = Connection(os.dup(self._socket.fileno()))
-        slots = config.slots or os.cpu_count() or 1
-        self.tell(Orders(config.name, fleet_id, config.server, config.token, config.ray_address, slots, os.getpid()))
+        where = config.ray_address, config.slots or cpus()
+        orders = Orders(config.name, fleet_id, config.server, config.token, *where, os.getpid(), config.trust_network)
+        self.tell(orders)
+
+    @staticmethod
+    def _environment(config: FleetConfig) -> dict[str, str]:
+        if config.ray_address is None:
+            return ray_environment.for_own_ray()
+        return ray_environment.for_cluster(config.ray_token_file, trust_network=config.trust_network)
 
     def tell(self, message: Orders | Hold | pb.AttendResponse) -> None:
         """Sends a message. If the keeper is gone, `listen` will say so."""
@@ -285,14 +317,21 @@ class _Keeper:
                     raise _KeeperLostError(f"it has not answered for {seconds:.0f} s")
             message = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise _KeeperLostError(self._last_words()) from error
+            raise _KeeperLostError(self._refusal() or self._last_words()) from error
         if isinstance(message, Failed):
-            raise _KeeperLostError(message.problem)
+            raise _KeeperLostError(self._refusal() or message.problem)
         return message
 
-    def _last_words(self) -> str:
+    def _refusal(self) -> str | None:
+        """That the cluster has another token, if it was that."""
+        return f"it refuses this token; {_HOW_TO_GIVE}" if _REFUSED in self._said() else None
+
+    def _said(self) -> str:
         self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return self._errors.read().decode(errors="replace").strip()
+
+    def _last_words(self) -> str:
+        lines = self._said().splitlines()
         # Ray puts the time, the process and the thread in brackets before it.
         return visible(lines[-1].rpartition("] ")[2], MAX_LAST_WORDS) if lines else "its driver ended without a word"
 
@@ -304,9 +343,7 @@ class _Keeper:
     def end(self, patience: float) -> None:
         """Waits so many seconds for the process to end, then ends it and whatever is left of the Ray that it started."""
         self.hang_up()
-        descriptor = os.pidfd_open(self._process.pid)
-        select.select([descriptor], [], [], patience)
-        os.close(descriptor)
+        wait_for_end(self._process.pid, patience)
         # The process leads a group of its own. Its number is not given to another before the process was waited for.
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

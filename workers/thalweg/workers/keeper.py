@@ -7,7 +7,6 @@ The fleet ends this one then and starts another.
 import logging
 import os
 import re
-import select
 import signal
 from collections import defaultdict
 from contextlib import suppress
@@ -17,18 +16,15 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from thalweg.contract.channel import Address
+import grpc
+
+from thalweg.contract.channel import Address, Endpoint, parse_address
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Place
-from thalweg.workers.actor import WorkerActor, end_with
+from thalweg.workers.actor import WorkerActor
+from thalweg.workers.processes import end_with, has_ended
 
-# Ray reads these when it is imported. The last: after how many seconds without the head a driver ends.
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "3",
-}
 # How often it looks whether actors ended or nodes came: Ray tells neither by itself.
 _LOOK_SECONDS = 0.25
 FIRST_BACKOFF = 0.5
@@ -40,6 +36,10 @@ _EXIT_CODE = re.compile(r"Worker exits with an exit code (\d+)")
 _SIGTERM = "The process receives a SIGTERM"
 # Nothing is kept in Ray's object store; this is the least that Ray allows.
 _OBJECT_STORE_BYTES = 80 << 20
+_LEAST_RESOURCE = 0.0001
+# Ray adds the driver's folder to the workers' Python path, in front. Nobody can put a file here, on this machine or on others.
+_FOLDER = "/proc/sys/kernel"
+_PROBE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,23 @@ class Orders:
     ray_address: str | None
     slots: int
     parent: int
+    # Whether the Ray cluster may be one that runs code for whoever reaches it.
+    trust_network: bool = False
 
 
 @dataclass(frozen=True)
 class Alive:
     """What a keeper says several times a second: the CPU slots and the nodes of its cluster,
-    and how many workers each job has, of how many slots each."""
+    and how many workers each job has, of how many slots each.
+
+    If the server can be reached from this machine alone, these are the machine's nodes, and `unreachable` are the addresses of
+    the cluster's other machines.
+    """
 
     slots: int
     nodes: tuple[str, ...]
     running: dict[str, tuple[int, int]] = field(default_factory=dict)
+    unreachable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,10 @@ class Failed:
 
 class RayLostError(Exception):
     """The Ray cluster, or this machine's part in it, is gone."""
+
+
+class RayOpenError(Exception):
+    """The Ray cluster asks nobody for a token."""
 
 
 @dataclass
@@ -104,6 +115,9 @@ class Keeper:
         self._wanted: dict[str, pb.Allotment] = {}
         self._holding = False
         self._cpus: dict[str, int] = {}
+        self._unreachable: tuple[str, ...] = ()
+        # What an actor needs besides CPU slots.
+        self._resources: dict[str, float] = {}
         self._backoff: dict[str, float] = {}
         self._not_before: dict[str, float] = defaultdict(float)
 
@@ -112,7 +126,7 @@ class Keeper:
         with suppress(EOFError):
             while True:
                 self._look()
-                self._connection.send(Alive(sum(self._cpus.values()), tuple(self._cpus), self._running()))
+                self._connection.send(Alive(sum(self._cpus.values()), tuple(self._cpus), self._running(), self._unreachable))
                 if self._connection.poll(_LOOK_SECONDS):
                     message: Hold | pb.AttendResponse = self._connection.recv()
                     self._holding = isinstance(message, Hold)
@@ -128,12 +142,18 @@ class Keeper:
         return {job: (len(actors), next(iter(actors.values())).slots) for job, actors in self._actors.items() if actors}
 
     def _look(self) -> None:
-        """Looks at the cluster's nodes: how many CPU slots each has."""
-        if select.select(self._head, [], [], 0)[0]:
+        """Looks at the cluster's nodes: which of them reach the server, and how many CPU slots each of these has."""
+        if any(map(has_ended, self._head)):
             raise RayLostError("a process of its head has died")
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
-        if all(node["NodeID"] != self._node for node in nodes):
+        here = next((node["NodeManagerAddress"] for node in nodes if node["NodeID"] == self._node), None)
+        if here is None:
             raise RayLostError("this machine's Ray node has died")
+        if self._orders.server.is_loopback:
+            self._unreachable = tuple(sorted({node["NodeManagerAddress"] for node in nodes} - {here}))
+            nodes = [node for node in nodes if node["NodeManagerAddress"] == here]
+            # A resource that Ray gives every node.
+            self._resources = {f"node:{here}": _LEAST_RESOURCE}
         self._cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in nodes}
 
     def _collect(self) -> None:
@@ -221,7 +241,8 @@ class Keeper:
             if not node:
                 return False
             strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
-        options = {"num_cpus": slots, "scheduling_strategy": strategy, "max_restarts": 0, "max_concurrency": 3}
+        options = {"num_cpus": slots, "resources": self._resources, "scheduling_strategy": strategy}
+        options |= {"max_restarts": 0, "max_concurrency": 3}
         handle = self._class.options(**options).remote()
         orders = self._orders
         reference = handle.work.remote(orders.server, orders.token, job_id, orders.fleet, orders.fleet_id)
@@ -250,14 +271,14 @@ def _how_it_died(text: str) -> str:
 
 
 def _own_head() -> list[int]:
-    """File descriptors, readable when they die, of the processes of a Ray head that this process has started, if any.
+    """The processes of a Ray head that this process has started, if any.
 
-    Ray notices by itself, but, in the case of a raylet, only after a quarter of a minute.
+    Ray notices by itself when they die, but, in the case of a raylet, only after a quarter of a minute.
     """
     with suppress(OSError):
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         names = {int(child): Path(f"/proc/{child}/comm").read_text().strip() for child in children}
-        return [os.pidfd_open(child) for child, name in names.items() if name in ("gcs_server", "raylet")]
+        return [child for child, name in names.items() if name in ("gcs_server", "raylet")]
     return []
 
 
@@ -269,17 +290,35 @@ def _init(ray: Any, orders: Orders) -> None:
         options |= {"address": "local", "num_cpus": orders.slots, "num_gpus": 0}
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     ray.init(**options)
+    if not orders.trust_network and not _asks_for_a_token(parse_address(ray.get_runtime_context().gcs_address)):
+        raise RayOpenError(
+            "it asks nobody for a token, so it runs code for whoever reaches its ports: start all of its nodes with "
+            "RAY_AUTH_MODE=token and a token (docs/cluster.md); --trust-network does without"
+        )
+
+
+def _asks_for_a_token(address: Address) -> bool:
+    """Whether a Ray cluster refuses a caller that has no token. `address` is its head's."""
+    with Endpoint(address).open() as channel:
+        ask: Any = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        try:
+            ask(b"", timeout=_PROBE_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                return True
+            raise RayLostError(f"its head does not say whether it asks for a token: {error.details()}") from error
+    return False
 
 
 def main(descriptor: int) -> None:
-    """Runs a keeper for the fleet at the other end of a connection.
+    """Runs a keeper for the fleet at the other end of a connection, in the environment that the fleet has made.
 
     The fleet starts it as the leader of a process group, in which a Ray of its own is too, and ends the group with it.
     """
     connection = Connection(descriptor)
     orders: Orders = connection.recv()
     end_with(orders.parent, lambda: os.killpg(os.getpid(), signal.SIGKILL))
-    os.environ.update(_ENVIRONMENT | os.environ)
+    os.chdir(_FOLDER)
     try:
         import ray  # noqa: PLC0415 - takes a second
         import ray.util.scheduling_strategies  # noqa: PLC0415

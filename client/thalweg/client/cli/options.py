@@ -71,18 +71,28 @@ def read_token(token_file: Path | None) -> str | None:
     """The token that is meant, if any. Raises ThalwegError if the file cannot be read or holds none."""
     if token_file is None:
         return _checked(os.environ.get("THALWEG_TOKEN", "").strip(), "THALWEG_TOKEN") or None
+    return _read_file(token_file, "--token-file")
+
+
+def check_token_file(token_file: Path | None, option: str) -> None:
+    """Raises ThalwegError if there is meant to be a file with a token, and it cannot be read or holds none."""
+    if token_file is not None:
+        _read_file(token_file, option)
+
+
+def _read_file(token_file: Path, option: str) -> str:
     try:
         token = expanded(token_file).read_text(encoding=UTF8).strip()
     except OSError as error:
-        raise invalid(Violation("--token-file", f"cannot read {token_file}: {error.strerror}")) from error
+        raise invalid(Violation(option, f"cannot read {token_file}: {error.strerror}")) from error
     except UnicodeDecodeError as error:
-        raise invalid(Violation("--token-file", f"{token_file} is not a text file")) from error
+        raise invalid(Violation(option, f"{token_file} is not a text file")) from error
     if not token:
-        raise invalid(Violation("--token-file", f"{token_file} is empty"))
+        raise invalid(Violation(option, f"{token_file} is empty"))
     mode = stat.S_IMODE(expanded(token_file).stat().st_mode)
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        complain(f"--token-file: {token_file} is open to other users (mode {mode:o}): chmod 600 {shlex.quote(str(token_file))}")
-    return _checked(token, "--token-file")
+        complain(f"{option}: {token_file} is open to other users (mode {mode:o}): chmod 600 {shlex.quote(str(token_file))}")
+    return _checked(token, option)
 
 
 def _checked(token: str, source: str) -> str:

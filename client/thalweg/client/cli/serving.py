@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from thalweg.client.cli.options import Json, TokenFile, read_token, server_of
+from thalweg.client.cli.options import Json, TokenFile, check_token_file, read_token, server_of
 from thalweg.client.cli.output import console, print_json
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
 from thalweg.client.composition import start_fleet, start_server, start_shard
@@ -181,8 +181,31 @@ def fleet(
         ),
     ] = None,
     slots: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="CPU slots of the Ray that is started. All cores, if not given.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="CPU slots of the Ray that is started. The CPUs that it may use, if not given.",
+            show_default=False,
+        ),
     ] = None,
+    ray_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            parser=expanded,
+            metavar="FILE",
+            help="The file that holds the Ray cluster's token. Where Ray itself looks for it, if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    trust_network: Annotated[
+        bool,
+        typer.Option(
+            "--trust-network",
+            metavar="",
+            help="Join a Ray cluster that asks for no token. Anyone who can connect to it runs code there.",
+        ),
+    ] = False,
     token_file: TokenFile = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="A name for people. The machine's, if not given.")] = None,
     json: Json = False,
@@ -194,15 +217,27 @@ def fleet(
     [bold]Examples[/]
 
     [cyan]thalweg fleet --server 127.0.0.1:7070[/]
-    [cyan]thalweg fleet --server host:7070 --ray-address auto --token-file token[/]
+    [cyan]thalweg fleet --server host:7070 --ray-address auto --ray-token-file ray-token --token-file token[/]
     """
     meant = server_of(server, None) or f"127.0.0.1:{DEFAULT_PORT}"
     where, token = _address("--server", meant), read_token(token_file)
     if ray_address and slots:
         raise invalid(Violation("--slots", "has no meaning together with --ray-address: the cluster has its own"))
+    for option, given in {"--ray-token-file": ray_token_file, "--trust-network": trust_network}.items():
+        if given and not ray_address:
+            raise invalid(Violation(option, "has no meaning without --ray-address: a Ray that is started has a token of its own"))
+    check_token_file(ray_token_file, "--ray-token-file")
     _log_to_stderr()
     with Inbox() as inbox:
-        running = start_fleet(where, token, ray_address=ray_address, slots=slots, name=name)
+        running = start_fleet(
+            where,
+            token,
+            ray_address=ray_address,
+            ray_token_file=ray_token_file,
+            trust_network=trust_network,
+            slots=slots,
+            name=name,
+        )
         inbox.listen()
         try:
             _announce(

@@ -1,0 +1,59 @@
+"""The environment in which a fleet drives Ray. Ray's own processes on this machine, and workers, inherit it."""
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+# Ray reads these when it is imported. The last: after how many seconds without the head a driver ends.
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "3",
+}
+# Without a token, Ray runs code for whoever reaches its ports.
+_AUTHENTICATION = {"RAY_AUTH_MODE": "token"}
+# What it is called in Ray where it is not for clusters: everything listens on loopback alone.
+_LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 - a variable's name
+_TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - a variable's name
+
+
+def for_own_ray(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """For a Ray of the fleet's own: with a new token, which nobody else knows and no file holds, and on loopback alone."""
+    return _without(environment, _TOKEN_PATH, "RAY_ADDRESS") | {_TOKEN: secrets.token_hex(32)} | _LOOPBACK_ONLY
+
+
+def for_cluster(
+    token_file: Path | None, *, trust_network: bool = False, environment: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """For a Ray cluster, whose token is in a file, or where Ray itself looks: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray.
+
+    With `trust_network` the cluster may do without; Ray insists on some token nevertheless.
+    """
+    if token_file:
+        return _without(environment, _TOKEN) | {_TOKEN_PATH: str(token_file.absolute())}
+    if trust_network and not has_token(environment):
+        return _without(environment) | {_TOKEN: secrets.token_hex(32)}
+    return _without(environment)
+
+
+def has_token(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether there is a token for Ray clusters where Ray looks for it."""
+    if environment.get(_TOKEN) or environment.get(_TOKEN_PATH):
+        return True
+    try:
+        return (Path.home() / ".ray" / "auth_token").exists()
+    except (RuntimeError, OSError):
+        return False
+
+
+def _without(environment: Mapping[str, str], *names: str) -> dict[str, str]:
+    """An environment without some variables, and with what all drivers of Ray need."""
+    kept = {name: value for name, value in environment.items() if name not in names}
+    # The driver works in another folder than this process. An empty entry of PYTHONPATH would be the current folder.
+    if path := kept.get(_TOKEN_PATH):
+        kept[_TOKEN_PATH] = os.path.abspath(path)  # noqa: PTH100
+    if entries := [os.path.abspath(entry) for entry in kept.pop("PYTHONPATH", "").split(os.pathsep) if entry]:  # noqa: PTH100
+        kept["PYTHONPATH"] = os.pathsep.join(entries)
+    return _SETTINGS | kept | _AUTHENTICATION
