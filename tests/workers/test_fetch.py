@@ -54,6 +54,15 @@ def test_what_was_damaged_on_its_way_is_fetched_again() -> None:
     assert not path.exists()
 
 
+def test_a_copy_has_no_name_that_a_killed_worker_could_leave_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with serving(CONTENT) as channel, fetcher(channel, ()) as fetch:
+        path = fetch(SHA256)
+        assert list(tmp_path.iterdir()) == []
+        # Each reader begins at its start.
+        assert [path.read_bytes(), path.read_bytes()] == [CONTENT, CONTENT]
+
+
 def test_what_stays_damaged_is_said() -> None:
     damaged = b"a,b\n1,3\n"
     with serving(damaged, damaged) as channel, fetcher(channel, ()) as fetch, pytest.raises(DataError) as caught:

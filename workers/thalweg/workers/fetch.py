@@ -3,8 +3,9 @@
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 import grpc
 
@@ -17,18 +18,20 @@ from thalweg.workers.data.errors import DataError
 def fetcher(channel: grpc.Channel, metadata: Metadata) -> Iterator[Callable[[str], Path]]:
     """A function that gets the upload with a SHA-256 as a file, which exists as long as the context.
 
-    It is the file itself if it lies on this machine, and is not to be changed. The function raises DataError if what is found
-    under that SHA-256 is something else.
+    It is the file itself if it lies on this machine, and is not to be changed. Else it is a copy without a name in any folder:
+    nothing is left of it, even when this process is killed. The function raises DataError if what is found under that SHA-256 is
+    something else.
     """
     stub = training_service_pb2_grpc.TrainingServiceStub(channel)
-    with tempfile.TemporaryDirectory(prefix="thalweg-data-") as folder:
+    with ExitStack() as until_the_end:
 
         def fetch(sha256: str) -> Path:
+            file = until_the_end.enter_context(tempfile.TemporaryFile())
             try:
-                return _received(stub, sha256, Path(folder), metadata, in_place=True)
+                return _received(stub, sha256, file, metadata, in_place=True)
             except OSError:
                 # It lies where this process may not read it.
-                return _received(stub, sha256, Path(folder), metadata, in_place=False)
+                return _received(stub, sha256, file, metadata, in_place=False)
 
         yield fetch
 
@@ -36,24 +39,25 @@ def fetcher(channel: grpc.Channel, metadata: Metadata) -> Iterator[Callable[[str
 def _received(
     stub: training_service_pb2_grpc.TrainingServiceStub,
     sha256: str,
-    folder: Path,
+    file: IO[bytes],
     metadata: Metadata,
     *,
     in_place: bool,
 ) -> Path:
-    path = folder / sha256
     # What was damaged on its way is not so again.
     for _ in range(2):
         digest = hashlib.sha256()
         request = training_service_pb2.DownloadDataRequest(sha256=sha256, in_place=in_place)
-        with path.open("wb") as file:
-            for part in stub.DownloadData(request, metadata=metadata):
-                if part.path:
-                    return _checked(Path(part.path), sha256)
-                digest.update(part.data)
-                file.write(part.data)
+        file.seek(0)
+        file.truncate()
+        for part in stub.DownloadData(request, metadata=metadata):
+            if part.path:
+                return _checked(Path(part.path), sha256)
+            digest.update(part.data)
+            file.write(part.data)
+        file.flush()
         if digest.hexdigest() == sha256:
-            return path
+            return Path(f"/proc/self/fd/{file.fileno()}")
     problem = f"the server's copy of the data is damaged: its SHA-256 is {digest.hexdigest()} in place of {sha256}"
     raise DataError(f"data.sha256: {problem}; submit the job again from its files, which uploads the data again")
 
