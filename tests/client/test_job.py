@@ -130,10 +130,13 @@ def test_scaling_changes_what_is_wanted_and_not_what_is_learnt(cluster: Cluster)
         job.scale(3)
 
 
-def test_scaling_to_nothing_is_refused(client: Client) -> None:
+def test_scaling_to_nothing_pauses_a_job(client: Client) -> None:
     job = client.submit("xor")
-    with pytest.raises(ThalwegError, match="workers: 0 is not allowed; it must be at least 1"):
-        job.scale(0)
+    job.scale(0)
+    assert job.message.paused
+    assert "paused" in job.message.status
+    job.scale(1)
+    assert not job.message.paused
 
 
 def test_a_job_without_parameters_says_so(client: Client) -> None:

@@ -218,7 +218,7 @@ def waiting(cluster: Cluster) -> Iterator[None]:
         (["plot", "gate", "--slice", "0.weight"], "--slice: '0.weight' names no weight; write TENSOR[I,J]"),
         (["plot", "gate", "--slice", "0.wieght[0,0]"], "--slice: there is no tensor '0.wieght'; did you mean 0.weight?"),
         (["plot", "gate", "--slice", "0.weight[8,0]"], "--slice: 0.weight[8,0] is outside"),
-        (["scale", "gate", "0"], "Invalid value for 'WORKERS'"),
+        (["scale", "gate", "--", "-1"], "Invalid value for 'WORKERS'"),
         (["scale", "gate", "99999"], "workers: 99999 is not allowed; it must be at least 1 and at most 10000"),
         (["plot", "gate", "--slice", "0.weight[0,0]", "--slice", "0.bias[0]"], "--slice: was given 2 times"),
         (["submit", "xor", "--id", "My_id"], "job_id: invalid job id 'My_id'; use 1 to 63"),
