@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from tests.client.conftest import Command
 from tests.client.helpers import Cluster, Printed, fleet_of_threads, names_in, start_worker
 from tests.end_to_end.cluster import running_server
+from tests.end_to_end.command import thalweg
 from tests.end_to_end.refusals import refusal
 from thalweg.client import Client, Job, StepsTaken, load_job
 from thalweg.client.cli import serving
@@ -51,6 +52,11 @@ def test_every_command_explains_itself(name: str, option: str, command: Command)
     assert f"Usage: thalweg {name}" in printed.out
     assert "--json" in printed.out
     assert "Examples" in printed.out
+
+
+def test_where_python_removes_descriptions_help_says_so(tmp_path: Path) -> None:
+    ended = thalweg(tmp_path, "train", "--help", PYTHONOPTIMIZE="2", COLUMNS="120")
+    assert "PYTHONOPTIMIZE=2, or python -OO, removes descriptions" in ended.stdout
 
 
 def test_help_names_what_there_is_to_choose_from(command: Command) -> None:

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,8 @@ THALWEG = Path(sys.executable).with_name("thalweg")
 # By this variable the processes that a command leaves behind are known.
 _MARK = "THALWEG_TEST_MARK"
 _PATIENCE = 120.0
+# How long what is ending may take to end.
+_LEAVING = 5.0
 
 
 class Ended(NamedTuple):
@@ -43,6 +48,10 @@ class Running:
         self.home = home
         self._errors = home / f"stderr-{self.mark}"
         home.mkdir(parents=True, exist_ok=True)
+        # Where a Ray of its own makes its folder: with a short path, as its sockets need.
+        self.ray = Path(tempfile.mkdtemp(prefix="t"))
+        weakref.finalize(self, shutil.rmtree, self.ray, ignore_errors=True)
+        rays = {"RAY_TMPDIR": str(self.ray)} if program == THALWEG else {}
         with self._errors.open("w") as errors:
             self.process = subprocess.Popen(
                 [str(program), *arguments],
@@ -50,7 +59,7 @@ class Running:
                 stderr=errors,
                 text=True,
                 cwd=home,
-                env=_environment(home) | {_MARK: self.mark} | environment,
+                env=_environment(home) | {_MARK: self.mark} | rays | environment,
                 start_new_session=True,
             )
 
@@ -85,12 +94,17 @@ class Running:
         return [process for process in psutil.process_iter() if _has(process, self.mark)]
 
     def left_behind(self) -> list[str]:
-        """As `processes`. Gives those that are ending the time to end."""
-        _, alive = psutil.wait_procs(self.processes(), timeout=5)
-        return [" ".join(process.cmdline()) for process in alive]
+        """Its `processes`, and its Ray's files. Gives those that are ending the time to end."""
+        deadline = time.monotonic() + _LEAVING
+        while True:
+            _, alive = psutil.wait_procs(self.processes(), timeout=max(0.0, deadline - time.monotonic()))
+            left = [*(" ".join(process.cmdline()) for process in alive), *map(str, self.ray.rglob("*"))]
+            if not left or time.monotonic() > deadline:
+                return left
+            time.sleep(0.02)
 
     def assert_nothing_left(self) -> None:
-        """Fails if it left a process behind, and says which."""
+        """Fails if it left a process or a file of Ray's behind, and says which."""
         left = self.left_behind()
         assert left == [], left
 

@@ -179,6 +179,24 @@ def test_what_is_only_found_in_training_fails_the_job_in_one_line(tmp_path: Path
     assert "Lower the optimizer's learning_rate" in ended.answer["error"]
 
 
+def test_ray_starts_whatever_is_set_for_other_programs(tmp_path: Path) -> None:
+    temporary = tmp_path / "日 本" / ("l" * 90)
+    temporary.mkdir(parents=True)
+    ended = thalweg(tmp_path, "train", "xor", "--json", RAY_TMPDIR="", TMPDIR=str(temporary), PYTHONOPTIMIZE="2")
+    assert ended.code == 0, ended.stderr
+    assert ended.answer["state"] == "SUCCEEDED"
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_run_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    running = Running(tmp_path, "train", "digits", *LONG)
+    running.until("2 workers")
+    assert [path.name for path in running.ray.iterdir()]
+    running.process.kill()
+    running.end()
+    running.assert_nothing_left()
+
+
 def test_two_runs_at_a_time_share_one_list_of_jobs(tmp_path: Path) -> None:
     """The second uses the server of the first, goes on when that is interrupted, and ends with the bits of an undisturbed run."""
     epochs = ("--set", "training.epochs=300", "--json")

@@ -1,5 +1,6 @@
 """What a keeper does about workers that end: on a Ray that is imagined, with a clock of its own."""
 
+import resource
 from collections.abc import Iterator
 from itertools import chain, pairwise, repeat
 from typing import Any
@@ -10,7 +11,7 @@ from thalweg.contract.channel import Address
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Place
-from thalweg.workers.keeper import LONGEST_BACKOFF, Alive, Hold, Keeper, Orders, RayLostError
+from thalweg.workers.keeper import LONGEST_BACKOFF, Alive, Hold, Keeper, Orders, RayLostError, _init
 
 NONE = pb.WorkerExited.CAUSE_UNSPECIFIED
 KILLED = pb.WorkerExited.CAUSE_KILLED
@@ -294,3 +295,9 @@ def test_how_a_worker_ended_is_said(ray: Ray, error: Exception, problem: str, nu
 def test_a_worker_that_the_server_let_go_is_not_told_of(ray: Ray) -> None:
     ray.fates = repeat((1.0, None, True))
     assert not exits(run(ray, 10))
+
+
+def test_a_limit_of_files_sizes_that_ray_cannot_do_with_is_said_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: {resource.RLIMIT_FSIZE: (1 << 20, 1 << 20)}[which])
+    with pytest.raises(RayLostError, match=r"files of at most 1\.00 MiB, and Ray needs 81\.00 MiB"):
+        _init(None, Orders("fleet", "id", Address("host", 1), None, None, 1, 1))

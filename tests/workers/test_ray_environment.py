@@ -6,6 +6,8 @@ import pytest
 
 from thalweg.workers.ray_environment import for_cluster, for_own_ray, has_token
 
+FOLDER = Path("/folder")
+
 
 def test_a_ray_of_its_own_has_a_new_token_and_listens_on_loopback() -> None:
     given = {
@@ -13,12 +15,14 @@ def test_a_ray_of_its_own_has_a_new_token_and_listens_on_loopback() -> None:
         "RAY_AUTH_TOKEN": "mine",
         "RAY_AUTH_TOKEN_PATH": "/mine",
         "RAY_ADDRESS": "host:1",
+        "RAY_TMPDIR": "/elsewhere",
         "A": "b",
     }
-    first, second = for_own_ray(given), for_own_ray(given)
+    first, second = for_own_ray(FOLDER, given), for_own_ray(FOLDER, given)
     assert first["RAY_AUTH_MODE"] == "token"
     assert len({"mine", first["RAY_AUTH_TOKEN"], second["RAY_AUTH_TOKEN"]}) == 3
     assert first["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert first["RAY_TMPDIR"] == str(FOLDER)
     assert first["A"] == "b"
     assert not first.keys() & {"RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"}
 
@@ -48,5 +52,10 @@ def test_where_ray_looks_for_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_entries_of_pythonpath_mean_the_same_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert for_own_ray({"PYTHONPATH": "/a::b:"})["PYTHONPATH"] == f"/a:{tmp_path / 'b'}"
-    assert "PYTHONPATH" not in for_own_ray({"PYTHONPATH": ":"})
+    assert for_own_ray(FOLDER, {"PYTHONPATH": "/a::b:"})["PYTHONPATH"] == f"/a:{tmp_path / 'b'}"
+    assert "PYTHONPATH" not in for_own_ray(FOLDER, {"PYTHONPATH": ":"})
+
+
+def test_ray_keeps_the_docstrings_that_it_needs() -> None:
+    given = {"PYTHONOPTIMIZE": "2", "RAY_AUTH_TOKEN": "mine"}
+    assert not {"PYTHONOPTIMIZE"} & (for_own_ray(FOLDER, given).keys() | for_cluster(None, environment=given).keys())

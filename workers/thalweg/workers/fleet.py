@@ -12,14 +12,14 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import IO, Any
 
 import grpc
 
@@ -33,6 +33,7 @@ from thalweg.v1 import fleet_service_pb2_grpc
 from thalweg.workers import ray_environment
 from thalweg.workers.keeper import FIRST_BACKOFF, LONGEST_BACKOFF, Alive, Failed, Hold, Orders
 from thalweg.workers.processes import wait_for_end
+from thalweg.workers.ray_folder import RayFolder, RayFolderError
 
 _log = logging.getLogger(__name__)
 # Ray takes some seconds to start, and many on a busy machine.
@@ -105,8 +106,8 @@ class Fleet:
         has_token = self.config.ray_token_file or self.config.trust_network or ray_environment.has_token()
         if self.config.ray_address and not has_token:
             raise FleetError(f"cannot {where} without its token; {_HOW_TO_GIVE}")
-        self._keeper = _Keeper(self.config, self._id)
         try:
+            self._keeper = _Keeper(self.config, self._id)
             self._cluster = self._keeper.listen(_START_SECONDS, check)
         except _KeeperLostError as error:
             self._drop_keeper()
@@ -277,30 +278,22 @@ class _Keeper:
     """The fleet's end of a keeper: its process, and the connection to it."""
 
     def __init__(self, config: FleetConfig, fleet_id: str) -> None:
-        self._socket, theirs = socket.socketpair()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
-        with theirs:
-            command = f"{_PREPARED}; from thalweg.workers.keeper import main; main({theirs.fileno()})"
-            # In a session of its own, so that Ctrl-C, which a terminal sends to all of a group, leaves it to the fleet to end it.
-            self._process = subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
-                [sys.executable, "-P", "-c", command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                env=self._environment(config),
-            )
+        with ExitStack() as stack:
+            folder = _new_folder() if config.ray_address is None else None
+            if folder:
+                stack.callback(folder.remove)
+            path = folder.path if folder else None
+            self._socket, theirs = socket.socketpair()
+            stack.callback(self._socket.close)
+            self._errors = stack.enter_context(tempfile.TemporaryFile())
+            with theirs:
+                self._process = _run(theirs.fileno(), self._errors, _environment(config, path))
+            # What is to be closed or removed when the process has ended.
+            self._stack = stack.pop_all()
         self._connection = Connection(os.dup(self._socket.fileno()))
         where = config.ray_address, config.slots or cpus()
-        orders = Orders(config.name, fleet_id, config.server, config.token, *where, os.getpid(), config.trust_network)
+        orders = Orders(config.name, fleet_id, config.server, config.token, *where, os.getpid(), config.trust_network, path)
         self.tell(orders)
-
-    @staticmethod
-    def _environment(config: FleetConfig) -> dict[str, str]:
-        if config.ray_address is None:
-            return ray_environment.for_own_ray()
-        return ray_environment.for_cluster(config.ray_token_file, trust_network=config.trust_network)
 
     def tell(self, message: Orders | Hold | pb.AttendResponse) -> None:
         """Sends a message. If the keeper is gone, `listen` will say so."""
@@ -348,5 +341,36 @@ class _Keeper:
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._connection.close()
-        self._socket.close()
-        self._errors.close()
+        self._stack.close()
+
+
+def _run(descriptor: int, errors: IO[bytes], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """A keeper's process, which has the other end of the connection as a descriptor."""
+    command = f"{_PREPARED}; from thalweg.workers.keeper import main; main({descriptor})"
+    try:
+        # In a session of its own, so that Ctrl-C, which a terminal sends to all of a group, leaves it to the fleet to end it.
+        return subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
+            [sys.executable, "-P", "-c", command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            pass_fds=[descriptor],
+            start_new_session=True,
+            env=environment,
+        )
+    except OSError as error:
+        raise _KeeperLostError(f"its driver, a process of {sys.executable}, cannot be started: {error.strerror}") from error
+
+
+def _new_folder() -> RayFolder:
+    try:
+        return RayFolder.make()
+    except RayFolderError as error:
+        raise _KeeperLostError(str(error)) from error
+
+
+def _environment(config: FleetConfig, folder: Path | None) -> dict[str, str]:
+    """A keeper's environment. `folder` is where a Ray of its own keeps its files."""
+    if folder:
+        return ray_environment.for_own_ray(folder)
+    return ray_environment.for_cluster(config.ray_token_file, trust_network=config.trust_network)

@@ -7,6 +7,7 @@ The fleet ends this one then and starts another.
 import logging
 import os
 import re
+import resource
 import signal
 from collections import defaultdict
 from contextlib import suppress
@@ -20,10 +21,12 @@ import grpc
 
 from thalweg.contract.channel import Address, Endpoint, parse_address
 from thalweg.contract.errors import ThalwegError
+from thalweg.contract.resources import size_text
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Place
 from thalweg.workers.actor import WorkerActor
 from thalweg.workers.processes import end_with, has_ended
+from thalweg.workers.ray_folder import end_and_remove
 
 # How often it looks whether actors ended or nodes came: Ray tells neither by itself.
 _LOOK_SECONDS = 0.25
@@ -40,6 +43,7 @@ _LEAST_RESOURCE = 0.0001
 # Ray adds the driver's folder to the workers' Python path, in front. Nobody can put a file here, on this machine or on others.
 _FOLDER = "/proc/sys/kernel"
 _PROBE_SECONDS = 10.0
+_LARGEST_FILE_BYTES = _OBJECT_STORE_BYTES + (1 << 20)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Orders:
     parent: int
     # Whether the Ray cluster may be one that runs code for whoever reaches it.
     trust_network: bool = False
+    # Where a Ray of its own keeps its files.
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -282,11 +288,29 @@ def _own_head() -> list[int]:
     return []
 
 
+def _end_group(folder: Path | None) -> None:
+    """Ends this process with its group: the fleet, which would do it, is gone."""
+    if folder:
+        end_and_remove(folder)
+    os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def _check_file_limit() -> None:
+    """Raises RayLostError if Ray could not make its largest file. It says nothing of that, and fails after a minute."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit != resource.RLIM_INFINITY and limit < _LARGEST_FILE_BYTES:
+        allowed, needed = size_text(limit), size_text(_LARGEST_FILE_BYTES)
+        raise RayLostError(
+            f"this process may write files of at most {allowed}, and Ray needs {needed}; raise the limit (ulimit -f)"
+        )
+
+
 def _init(ray: Any, orders: Orders) -> None:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "thalweg"}
     if orders.ray_address:
         options["address"] = orders.ray_address
     else:
+        _check_file_limit()
         options |= {"address": "local", "num_cpus": orders.slots, "num_gpus": 0}
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     ray.init(**options)
@@ -317,7 +341,7 @@ def main(descriptor: int) -> None:
     """
     connection = Connection(descriptor)
     orders: Orders = connection.recv()
-    end_with(orders.parent, lambda: os.killpg(os.getpid(), signal.SIGKILL))
+    end_with(orders.parent, lambda: _end_group(orders.folder))
     os.chdir(_FOLDER)
     try:
         import ray  # noqa: PLC0415 - takes a second

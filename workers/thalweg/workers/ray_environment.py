@@ -19,9 +19,13 @@ _TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 - a variable's name
 _TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - a variable's name
 
 
-def for_own_ray(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """For a Ray of the fleet's own: with a new token, which nobody else knows and no file holds, and on loopback alone."""
-    return _without(environment, _TOKEN_PATH, "RAY_ADDRESS") | {_TOKEN: secrets.token_hex(32)} | _LOOPBACK_ONLY
+def for_own_ray(folder: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """For a Ray of the fleet's own, which keeps its files in a folder.
+
+    It has a new token, which nobody else knows and no file holds, and is on loopback alone.
+    """
+    own = {_TOKEN: secrets.token_hex(32), "RAY_TMPDIR": str(folder)}
+    return _without(environment, _TOKEN_PATH, "RAY_ADDRESS") | own | _LOOPBACK_ONLY
 
 
 def for_cluster(
@@ -50,7 +54,8 @@ def has_token(environment: Mapping[str, str] = os.environ) -> bool:
 
 def _without(environment: Mapping[str, str], *names: str) -> dict[str, str]:
     """An environment without some variables, and with what all drivers of Ray need."""
-    kept = {name: value for name, value in environment.items() if name not in names}
+    # Parts of Ray do not start without their docstrings.
+    kept = {name: value for name, value in environment.items() if name not in ("PYTHONOPTIMIZE", *names)}
     # The driver works in another folder than this process. An empty entry of PYTHONPATH would be the current folder.
     if path := kept.get(_TOKEN_PATH):
         kept[_TOKEN_PATH] = os.path.abspath(path)  # noqa: PTH100

@@ -48,9 +48,17 @@ _PANELS: dict[str, list[Callable[..., None]]] = {
     "Run a cluster": [serving.serve, serving.fleet],
     "Jobs": [jobs.submit, jobs.jobs, jobfiles.show, jobs.watch, jobs.scale, jobs.cancel, jobs.delete],
 }
+
+
+def _described(command: Callable[..., None]) -> str:
+    """A command's docstring, which is its help, or where it went."""
+    return command.__doc__ or "(PYTHONOPTIMIZE=2, or python -OO, removes descriptions)"
+
+
 for panel, commands in _PANELS.items():
     for command in commands:
-        app.command(rich_help_panel=panel, epilog=_CHOICES if command in (train.train, jobs.submit) else None)(command)
+        epilog = _CHOICES if command in (train.train, jobs.submit) else None
+        app.command(rich_help_panel=panel, help=_described(command), epilog=epilog)(command)
 
 
 def _print_version(wanted: bool) -> None:
