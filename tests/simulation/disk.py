@@ -80,7 +80,7 @@ class ImaginaryDisk:
         """The machine goes down and comes back."""
         self.crash_after = None
         after: dict[Path, _File] = {}
-        for path in self._files.keys() | self._durable.keys():
+        for path in sorted(self._files.keys() | self._durable.keys()):
             old, new = self._durable.get(path), self._files.get(path)
             # Of each name that was changed and not synchronised, either is found.
             file = old if old is new or self._random.random() < 0.5 else new
