@@ -35,7 +35,7 @@ CHUNK = np.zeros(CHUNK_ELEMENTS, np.float32).tobytes()
 SECRET = b"s" * 32
 
 
-class Confirms(shard_service_pb2_grpc.ShardConfirmationServicer):
+class Confirms(shard_service_pb2_grpc.ShardConfirmationServiceServicer):
     """What a shard answers that is called back."""
 
     def Confirm(self, request: shard_pb.ConfirmRequest, _: Any) -> shard_pb.ConfirmResponse:  # noqa: N802 - as gRPC calls it
@@ -51,7 +51,7 @@ class ShardPeer:
         stub = shard_service_pb2_grpc.ShardServiceStub(self._channel)
         self.call = stub.Hold(iter(self._outbox.get, None), timeout=DEADLINE)
         self._confirmation = grpc.server(ThreadPoolExecutor(1))
-        shard_service_pb2_grpc.add_ShardConfirmationServicer_to_server(Confirms(), self._confirmation)
+        shard_service_pb2_grpc.add_ShardConfirmationServiceServicer_to_server(Confirms(), self._confirmation)
         self.port = self._confirmation.add_insecure_port("127.0.0.1:0")
         self._confirmation.start()
 

@@ -101,7 +101,7 @@ class ShardService:
             _registered_method=True)
 
 
-class ShardConfirmationStub:
+class ShardConfirmationServiceStub:
     """Offered by shards: the server calls back the address that a shard offers, before it takes the shard on. Asks for no token.
     """
 
@@ -112,13 +112,13 @@ class ShardConfirmationStub:
             channel: A grpc.Channel.
         """
         self.Confirm = channel.unary_unary(
-                '/thalweg.v1.ShardConfirmation/Confirm',
+                '/thalweg.v1.ShardConfirmationService/Confirm',
                 request_serializer=thalweg_dot_v1_dot_shard__service__pb2.ConfirmRequest.SerializeToString,
                 response_deserializer=thalweg_dot_v1_dot_shard__service__pb2.ConfirmResponse.FromString,
                 _registered_method=True)
 
 
-class ShardConfirmationServicer:
+class ShardConfirmationServiceServicer:
     """Offered by shards: the server calls back the address that a shard offers, before it takes the shard on. Asks for no token.
     """
 
@@ -130,7 +130,7 @@ class ShardConfirmationServicer:
         raise NotImplementedError('Method not implemented!')
 
 
-def add_ShardConfirmationServicer_to_server(servicer, server):
+def add_ShardConfirmationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Confirm': grpc.unary_unary_rpc_method_handler(
                     servicer.Confirm,
@@ -139,13 +139,13 @@ def add_ShardConfirmationServicer_to_server(servicer, server):
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'thalweg.v1.ShardConfirmation', rpc_method_handlers)
+            'thalweg.v1.ShardConfirmationService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('thalweg.v1.ShardConfirmation', rpc_method_handlers)
+    server.add_registered_method_handlers('thalweg.v1.ShardConfirmationService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
-class ShardConfirmation:
+class ShardConfirmationService:
     """Offered by shards: the server calls back the address that a shard offers, before it takes the shard on. Asks for no token.
     """
 
@@ -163,7 +163,7 @@ class ShardConfirmation:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/thalweg.v1.ShardConfirmation/Confirm',
+            '/thalweg.v1.ShardConfirmationService/Confirm',
             thalweg_dot_v1_dot_shard__service__pb2.ConfirmRequest.SerializeToString,
             thalweg_dot_v1_dot_shard__service__pb2.ConfirmResponse.FromString,
             options,

@@ -66,25 +66,25 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_ShardServiceServicer_to_server(servicer: ShardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
-class ShardConfirmationStub:
+class ShardConfirmationServiceStub:
     """Offered by shards: the server calls back the address that a shard offers, before it takes the shard on. Asks for no token."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> ShardConfirmationAsyncStub: ...
+    def __new__(cls, channel: _aio.Channel) -> ShardConfirmationServiceAsyncStub: ...
     Confirm: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.ConfirmRequest, _shard_service_pb2.ConfirmResponse]
     """Proves that the shard is reached."""
 
 @_typing.type_check_only
-class ShardConfirmationAsyncStub(ShardConfirmationStub):
+class ShardConfirmationServiceAsyncStub(ShardConfirmationServiceStub):
     """Offered by shards: the server calls back the address that a shard offers, before it takes the shard on. Asks for no token."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Confirm: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.ConfirmRequest, _shard_service_pb2.ConfirmResponse]  # type: ignore[assignment]
     """Proves that the shard is reached."""
 
-class ShardConfirmationServicer(metaclass=_abc_1.ABCMeta):
+class ShardConfirmationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Offered by shards: the server calls back the address that a shard offers, before it takes the shard on. Asks for no token."""
 
     @_abc_1.abstractmethod
@@ -95,4 +95,4 @@ class ShardConfirmationServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_shard_service_pb2.ConfirmResponse, _abc.Awaitable[_shard_service_pb2.ConfirmResponse]]:
         """Proves that the shard is reached."""
 
-def add_ShardConfirmationServicer_to_server(servicer: ShardConfirmationServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_ShardConfirmationServiceServicer_to_server(servicer: ShardConfirmationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

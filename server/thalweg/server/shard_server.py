@@ -102,7 +102,7 @@ class ShardServer(Hosted):
         self._shard = Shard(self._say, self.config.invitation_seconds)
         server = await self._grpc_server([parameter_service_pb2.DESCRIPTOR.services_by_name["ParameterService"].full_name])
         ParameterService(self._shard).add_to(server)
-        shard_service_pb2_grpc.add_ShardConfirmationServicer_to_server(Confirmation(self._secret), server)
+        shard_service_pb2_grpc.add_ShardConfirmationServiceServicer_to_server(Confirmation(self._secret), server)
         self.address = self._listen(server)
         await server.start()
         self._started.set()

@@ -12,14 +12,14 @@ from thalweg.server import wire
 from thalweg.v1 import shard_service_pb2 as pb
 from thalweg.v1 import shard_service_pb2_grpc
 
-METHOD = "/thalweg.v1.ShardConfirmation/Confirm"
+METHOD = "/thalweg.v1.ShardConfirmationService/Confirm"
 _MIN_SECRET_BYTES = 16
 _CHALLENGE_BYTES = 32
 # A shard that is reached answers at once; but its machine may be busy.
 _SECONDS = 10.0
 
 
-class Confirmation(shard_service_pb2_grpc.ShardConfirmationServicer):
+class Confirmation(shard_service_pb2_grpc.ShardConfirmationServiceServicer):
     """The shard's end. `secret` is that of its offer."""
 
     def __init__(self, secret: bytes) -> None:
@@ -36,7 +36,7 @@ async def confirm(address: Address, secret: bytes) -> None:
     challenge = secrets.token_bytes(_CHALLENGE_BYTES)
     try:
         async with Endpoint(address).open_aio() as channel:
-            stub: Any = shard_service_pb2_grpc.ShardConfirmationStub(channel)
+            stub: Any = shard_service_pb2_grpc.ShardConfirmationServiceStub(channel)
             answer = await stub.Confirm(pb.ConfirmRequest(challenge=challenge), timeout=_SECONDS)
     except grpc.aio.AioRpcError as error:
         problem = error.details() or error.code().name
