@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,22 @@ def test_folders_are_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_relative_home_of_data_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", "data")
     assert embedded_folder() == tmp_path / "home" / ".local" / "share" / "thalweg" / "embedded"
+
+
+def test_without_the_older_loopback_servers_listen_at_the_newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    monkeypatch.setattr(embedded_module, "_LOOPBACKS", ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "::1")))
+    embedded = Embedded(tmp_path)
+    assert embedded.client.address.host == "::1"
+    embedded.close()
+    monkeypatch.setattr(embedded_module, "_LOOPBACKS", ((socket.AF_INET, "192.0.2.1"),))
+    with pytest.raises(LocalError, match=r"neither 127\.0\.0\.1 nor ::1"):
+        Embedded(tmp_path)
+    with pytest.raises(LocalError, match=r"neither 127\.0\.0\.1 nor ::1"), attached(tmp_path):
+        pass
 
 
 def test_a_user_without_a_home_is_told_what_to_do(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from thalweg.contract.channel import Address
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Place
+from thalweg.workers import keeper
 from thalweg.workers.keeper import LONGEST_BACKOFF, Alive, Hold, Keeper, Orders, RayLostError, _init
 
 NONE = pb.WorkerExited.CAUSE_UNSPECIFIED
@@ -295,6 +296,12 @@ def test_how_a_worker_ended_is_said(ray: Ray, error: Exception, problem: str, nu
 def test_a_worker_that_the_server_let_go_is_not_told_of(ray: Ray) -> None:
     ray.fates = repeat((1.0, None, True))
     assert not exits(run(ray, 10))
+
+
+def test_a_machine_without_the_address_that_ray_needs_is_said_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "_LOOPBACK", "192.0.2.1")
+    with pytest.raises(RayLostError, match=r"has no 192\.0\.2\.1, where it listens; add it: ip address add"):
+        _init(None, Orders("fleet", "id", Address("host", 1), None, None, 1, 1))
 
 
 def test_a_limit_of_files_sizes_that_ray_cannot_do_with_is_said_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:

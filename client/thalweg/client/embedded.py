@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import shlex
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.states import state_name
 
 _log = logging.getLogger(__name__)
-_LOOPBACK = Address("127.0.0.1", 0)
+_LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 # How long a run waits for an answer of the server that uses its folder, and how often it looks.
 _JOIN_SECONDS = 30.0
 _LOOK_SECONDS = 0.05
@@ -222,12 +223,21 @@ def _served(folder: Path) -> str:
     )
 
 
+def _loopback() -> Address:
+    """Any free port of this machine's loopback. Raises ThalwegError if it has none."""
+    for family, host in _LOOPBACKS:
+        with suppress(OSError), socket.socket(family) as probe:
+            probe.bind((host, 0))
+            return Address(host, 0)
+    raise LocalError("this machine has neither 127.0.0.1 nor ::1, where a server could listen; bring them up: ip link set lo up")
+
+
 def _start_embedded_server(folder: Path, token: str, address: Address | None = None, **settings: Any) -> RunningServer:
     """A server on a folder of embedded jobs, at `address`, or where the runs that live look for one.
 
     Raises ThalwegError if it cannot start: FolderInUseError if another server uses the folder.
     """
-    places = [address] if address else [*{told.server for told in runs.told(folder) if told.server}, _LOOPBACK]
+    places = [address] if address else [*{told.server for told in runs.told(folder) if told.server}, _loopback()]
     kept = partial(runs.jobs_of_the_living, folder)
     while True:
         place = places.pop(0)
@@ -261,11 +271,11 @@ def attached(folder: Path | None, token: str | None = None, writes: bool = False
             if writes:
                 raise LocalError(f"the data folder {folder} is read-only: its jobs can be looked at, and not changed")
             ours, settings = secrets.token_urlsafe(), {"resume_unfinished": not own}
-            server: RunningServer = start_server(_LOOPBACK, stack.enter_context(copy_of(folder)), ours, **settings)
+            server: RunningServer = start_server(_loopback(), stack.enter_context(copy_of(folder)), ours, **settings)
         else:
             ours = folder_token(folder) if own else secrets.token_urlsafe()
             try:
-                server = _start_embedded_server(folder, ours) if own else start_server(_LOOPBACK, folder, ours)
+                server = _start_embedded_server(folder, ours) if own else start_server(_loopback(), folder, ours)
             except FolderInUseError:
                 yield stack.enter_context(Client(running_server(folder), token or (ours if own else None)))
                 return

@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import signal
+import socket
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ _LEAST_RESOURCE = 0.0001
 # Ray adds the driver's folder to the workers' Python path, in front. Nobody can put a file here, on this machine or on others.
 _FOLDER = "/proc/sys/kernel"
 _PROBE_SECONDS = 10.0
+_LOOPBACK = "127.0.0.1"
 _LARGEST_FILE_BYTES = _OBJECT_STORE_BYTES + (1 << 20)
 
 
@@ -295,8 +297,18 @@ def _end_group(folder: Path | None) -> None:
     os.killpg(os.getpid(), signal.SIGKILL)
 
 
-def _check_file_limit() -> None:
-    """Raises RayLostError if Ray could not make its largest file. It says nothing of that, and fails after a minute."""
+def _check_machine() -> None:
+    """Raises RayLostError if Ray cannot start here, which it would find out in a minute, and not say.
+
+    It needs an address to listen at, and files of some size.
+    """
+    with socket.socket() as probe:
+        try:
+            probe.bind((_LOOPBACK, 0))
+        except OSError as error:
+            raise RayLostError(
+                f"this machine has no {_LOOPBACK}, where it listens; add it: ip address add {_LOOPBACK}/8 dev lo"
+            ) from error
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit != resource.RLIM_INFINITY and limit < _LARGEST_FILE_BYTES:
         allowed, needed = size_text(limit), size_text(_LARGEST_FILE_BYTES)
@@ -310,7 +322,7 @@ def _init(ray: Any, orders: Orders) -> None:
     if orders.ray_address:
         options["address"] = orders.ray_address
     else:
-        _check_file_limit()
+        _check_machine()
         options |= {"address": "local", "num_cpus": orders.slots, "num_gpus": 0}
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     ray.init(**options)
