@@ -249,7 +249,7 @@ def test_old_uploads_that_no_job_uses_are_removed_at_the_start(storage: Storage)
 
 def make_older(database: sqlite3.Connection) -> None:
     """Takes a database back to what it was before formats were numbered."""
-    for table in ("uploads_used", "releases", "deaths", "clean_stop"):
+    for table in ("uploads_used", "releases", "deaths", "clean_stop", "tallies"):
         database.execute(f"DROP TABLE {table}")
     database.execute("PRAGMA user_version = 0")
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from thalweg.contract import layout as layouts
-from thalweg.contract import states
+from thalweg.contract import states, strides
 from thalweg.contract.layout import Slab
 from thalweg.contract.states import state_name
 from thalweg.v1 import job_pb2
@@ -123,16 +123,34 @@ class StateChanged(_Recorded):
 
 @dataclass(frozen=True)
 class StepsTaken(_Recorded):
-    """Steps were taken. `losses` has one for each, on its minibatch before its update, from `first_step` on."""
+    """Steps were taken: `steps` of them, from `first_step` on. `losses` has one for each, on its minibatch before its update.
+
+    Older events of long jobs are merged. Where `stride` is more than 1, each of `losses` is the mean over the steps from one
+    multiple of `stride` to before the next, the first and the last over those of them that belong to the event: see `spans`.
+    """
 
     first_step: int
     losses: tuple[float, ...]
     progress: Progress
+    stride: int = 1
+    steps: int = -1
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            object.__setattr__(self, "steps", len(self.losses))
+
+    def spans(self) -> list[range]:
+        """For each of `losses` the steps that it stands for."""
+        starts, counts = strides.spans(self.first_step, self.steps, self.stride)
+        return [range(start, start + count) for start, count in zip(starts.tolist(), counts.tolist(), strict=True)]
 
 
 @dataclass(frozen=True)
 class EpochEnded(_Recorded):
-    """An epoch ended. `train_loss` is the mean over its minibatches, `step` the steps taken so far."""
+    """An epoch ended. `train_loss` is the mean over its minibatches, `step` the steps taken so far.
+
+    Of a job with more than 20,000 epochs, the server keeps every second, fourth and so on of the older ones.
+    """
 
     epoch: int
     step: int
@@ -253,7 +271,10 @@ def event(message: pb.Event) -> Event | None:
             return StateChanged(sequence, time, state_name(job.state), job.status, job.error)
         case "steps_taken":
             steps = message.steps_taken
-            return StepsTaken(sequence, time, steps.first_step, tuple(steps.losses), progress(steps.progress))
+            losses, stride = tuple(steps.losses), steps.stride or 1
+            return StepsTaken(
+                sequence, time, steps.first_step, losses, progress(steps.progress), stride, steps.steps or len(losses)
+            )
         case "epoch_ended":
             epoch = message.epoch_ended
             return EpochEnded(sequence, time, epoch.epoch, epoch.step, epoch.train_loss, metrics(epoch, "validation"))

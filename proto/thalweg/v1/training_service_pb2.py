@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from thalweg.v1 import job_pb2 as thalweg_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!thalweg/v1/training_service.proto\x12\nthalweg.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14thalweg/v1/job.proto\"Y\n\x10\x43reateJobRequest\x12!\n\x04spec\x18\x01 \x01(\x0b\x32\x13.thalweg.v1.JobSpec\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"1\n\x11\x43reateJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.thalweg.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\".\n\x0eGetJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.thalweg.v1.Job\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.thalweg.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"1\n\x11\x43\x61ncelJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.thalweg.v1.Job\"\"\n\x10ResumeJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"1\n\x11ResumeJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.thalweg.v1.Job\"\"\n\x10\x44\x65leteJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse\"2\n\x0fScaleJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07workers\x18\x02 \x01(\r\">\n\x10ScaleJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.thalweg.v1.Job\x12\x0c\n\x04note\x18\x02 \x01(\t\"L\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\x12\x11\n\tuntil_now\x18\x03 \x01(\x08\"4\n\x10WatchJobResponse\x12 \n\x05\x65vent\x18\x01 \x01(\x0b\x32\x11.thalweg.v1.Event\"\xb1\x03\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rstate_changed\x18\x03 \x01(\x0b\x32\x18.thalweg.v1.StateChangedH\x00\x12-\n\x0bsteps_taken\x18\x04 \x01(\x0b\x32\x16.thalweg.v1.StepsTakenH\x00\x12-\n\x0b\x65poch_ended\x18\x05 \x01(\x0b\x32\x16.thalweg.v1.EpochEndedH\x00\x12\x35\n\x0fworkers_changed\x18\x06 \x01(\x0b\x32\x1a.thalweg.v1.WorkersChangedH\x00\x12$\n\x06notice\x18\x07 \x01(\x0b\x32\x12.thalweg.v1.NoticeH\x00\x12;\n\x12\x63heckpoint_written\x18\x08 \x01(\x0b\x32\x1d.thalweg.v1.CheckpointWrittenH\x00\x12\x39\n\x11\x63heckpoint_failed\x18\t \x01(\x0b\x32\x1c.thalweg.v1.CheckpointFailedH\x00\x42\x06\n\x04kind\",\n\x0cStateChanged\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.thalweg.v1.Job\"X\n\nStepsTaken\x12\x12\n\nfirst_step\x18\x01 \x01(\x04\x12\x0e\n\x06losses\x18\x02 \x03(\x01\x12&\n\x08progress\x18\x03 \x01(\x0b\x32\x14.thalweg.v1.Progress\"f\n\nEpochEnded\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x12\n\ntrain_loss\x18\x03 \x01(\x01\x12\'\n\nvalidation\x18\x04 \x01(\x0b\x32\x13.thalweg.v1.Metrics\"N\n\x0eWorkersChanged\x12\x0f\n\x07workers\x18\x01 \x01(\r\x12\r\n\x05names\x18\x02 \x03(\t\x12\x0e\n\x06joined\x18\x03 \x03(\t\x12\x0c\n\x04left\x18\x04 \x03(\t\"D\n\x11\x43heckpointWritten\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"4\n\x10\x43heckpointFailed\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07problem\x18\x02 \x01(\t\"\x16\n\x06Notice\x12\x0c\n\x04text\x18\x01 \x01(\t\"+\n\x19\x44ownloadParametersRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"d\n\x1a\x44ownloadParametersResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.thalweg.v1.ParametersHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x89\x01\n\x10ParametersHeader\x12\"\n\x06layout\x18\x01 \x01(\x0b\x32\x12.thalweg.v1.Layout\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x30\n\rpreprocessing\x18\x04 \x01(\x0b\x32\x19.thalweg.v1.Preprocessing\"+\n\x19\x44ownloadTrajectoryRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"d\n\x1a\x44ownloadTrajectoryResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.thalweg.v1.TrajectoryHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"H\n\x10TrajectoryHeader\x12\"\n\x06layout\x18\x01 \x01(\x0b\x32\x12.thalweg.v1.Layout\x12\x10\n\x08versions\x18\x02 \x03(\x04\"W\n\x11UploadDataRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.thalweg.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\",\n\x0cUploadHeader\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"$\n\x12UploadDataResponse\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"7\n\x13\x44ownloadDataRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x10\n\x08in_place\x18\x02 \x01(\x08\"2\n\x14\x44ownloadDataResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\x83\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12%\n\x06\x66leets\x18\x02 \x03(\x0b\x32\x15.thalweg.v1.FleetInfo\x12\x18\n\x10max_upload_bytes\x18\x03 \x01(\x04\x12\x18\n\x10max_running_jobs\x18\x04 \x01(\r\"=\n\tFleetInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\r\x12\x10\n\x08\x61llotted\x18\x03 \x01(\r2\x99\x08\n\x0fTrainingService\x12H\n\tCreateJob\x12\x1c.thalweg.v1.CreateJobRequest\x1a\x1d.thalweg.v1.CreateJobResponse\x12?\n\x06GetJob\x12\x19.thalweg.v1.GetJobRequest\x1a\x1a.thalweg.v1.GetJobResponse\x12\x45\n\x08ListJobs\x12\x1b.thalweg.v1.ListJobsRequest\x1a\x1c.thalweg.v1.ListJobsResponse\x12H\n\tCancelJob\x12\x1c.thalweg.v1.CancelJobRequest\x1a\x1d.thalweg.v1.CancelJobResponse\x12H\n\tResumeJob\x12\x1c.thalweg.v1.ResumeJobRequest\x1a\x1d.thalweg.v1.ResumeJobResponse\x12H\n\tDeleteJob\x12\x1c.thalweg.v1.DeleteJobRequest\x1a\x1d.thalweg.v1.DeleteJobResponse\x12\x45\n\x08ScaleJob\x12\x1b.thalweg.v1.ScaleJobRequest\x1a\x1c.thalweg.v1.ScaleJobResponse\x12G\n\x08WatchJob\x12\x1b.thalweg.v1.WatchJobRequest\x1a\x1c.thalweg.v1.WatchJobResponse0\x01\x12\x65\n\x12\x44ownloadParameters\x12%.thalweg.v1.DownloadParametersRequest\x1a&.thalweg.v1.DownloadParametersResponse0\x01\x12\x65\n\x12\x44ownloadTrajectory\x12%.thalweg.v1.DownloadTrajectoryRequest\x1a&.thalweg.v1.DownloadTrajectoryResponse0\x01\x12M\n\nUploadData\x12\x1d.thalweg.v1.UploadDataRequest\x1a\x1e.thalweg.v1.UploadDataResponse(\x01\x12S\n\x0c\x44ownloadData\x12\x1f.thalweg.v1.DownloadDataRequest\x1a .thalweg.v1.DownloadDataResponse0\x01\x12T\n\rGetServerInfo\x12 .thalweg.v1.GetServerInfoRequest\x1a!.thalweg.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!thalweg/v1/training_service.proto\x12\nthalweg.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14thalweg/v1/job.proto\"Y\n\x10\x43reateJobRequest\x12!\n\x04spec\x18\x01 \x01(\x0b\x32\x13.thalweg.v1.JobSpec\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"1\n\x11\x43reateJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.thalweg.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\".\n\x0eGetJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.thalweg.v1.Job\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.thalweg.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"1\n\x11\x43\x61ncelJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.thalweg.v1.Job\"\"\n\x10ResumeJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"1\n\x11ResumeJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.thalweg.v1.Job\"\"\n\x10\x44\x65leteJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse\"2\n\x0fScaleJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07workers\x18\x02 \x01(\r\">\n\x10ScaleJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.thalweg.v1.Job\x12\x0c\n\x04note\x18\x02 \x01(\t\"L\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\x12\x11\n\tuntil_now\x18\x03 \x01(\x08\"4\n\x10WatchJobResponse\x12 \n\x05\x65vent\x18\x01 \x01(\x0b\x32\x11.thalweg.v1.Event\"\xb1\x03\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rstate_changed\x18\x03 \x01(\x0b\x32\x18.thalweg.v1.StateChangedH\x00\x12-\n\x0bsteps_taken\x18\x04 \x01(\x0b\x32\x16.thalweg.v1.StepsTakenH\x00\x12-\n\x0b\x65poch_ended\x18\x05 \x01(\x0b\x32\x16.thalweg.v1.EpochEndedH\x00\x12\x35\n\x0fworkers_changed\x18\x06 \x01(\x0b\x32\x1a.thalweg.v1.WorkersChangedH\x00\x12$\n\x06notice\x18\x07 \x01(\x0b\x32\x12.thalweg.v1.NoticeH\x00\x12;\n\x12\x63heckpoint_written\x18\x08 \x01(\x0b\x32\x1d.thalweg.v1.CheckpointWrittenH\x00\x12\x39\n\x11\x63heckpoint_failed\x18\t \x01(\x0b\x32\x1c.thalweg.v1.CheckpointFailedH\x00\x42\x06\n\x04kind\",\n\x0cStateChanged\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.thalweg.v1.Job\"w\n\nStepsTaken\x12\x12\n\nfirst_step\x18\x01 \x01(\x04\x12\x0e\n\x06losses\x18\x02 \x03(\x01\x12&\n\x08progress\x18\x03 \x01(\x0b\x32\x14.thalweg.v1.Progress\x12\x0e\n\x06stride\x18\x04 \x01(\x04\x12\r\n\x05steps\x18\x05 \x01(\x04\"f\n\nEpochEnded\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x12\n\ntrain_loss\x18\x03 \x01(\x01\x12\'\n\nvalidation\x18\x04 \x01(\x0b\x32\x13.thalweg.v1.Metrics\"N\n\x0eWorkersChanged\x12\x0f\n\x07workers\x18\x01 \x01(\r\x12\r\n\x05names\x18\x02 \x03(\t\x12\x0e\n\x06joined\x18\x03 \x03(\t\x12\x0c\n\x04left\x18\x04 \x03(\t\"D\n\x11\x43heckpointWritten\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"4\n\x10\x43heckpointFailed\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07problem\x18\x02 \x01(\t\"\x16\n\x06Notice\x12\x0c\n\x04text\x18\x01 \x01(\t\"+\n\x19\x44ownloadParametersRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"d\n\x1a\x44ownloadParametersResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.thalweg.v1.ParametersHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x89\x01\n\x10ParametersHeader\x12\"\n\x06layout\x18\x01 \x01(\x0b\x32\x12.thalweg.v1.Layout\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x30\n\rpreprocessing\x18\x04 \x01(\x0b\x32\x19.thalweg.v1.Preprocessing\"+\n\x19\x44ownloadTrajectoryRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"d\n\x1a\x44ownloadTrajectoryResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.thalweg.v1.TrajectoryHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"H\n\x10TrajectoryHeader\x12\"\n\x06layout\x18\x01 \x01(\x0b\x32\x12.thalweg.v1.Layout\x12\x10\n\x08versions\x18\x02 \x03(\x04\"W\n\x11UploadDataRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.thalweg.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\",\n\x0cUploadHeader\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"$\n\x12UploadDataResponse\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"7\n\x13\x44ownloadDataRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x10\n\x08in_place\x18\x02 \x01(\x08\"2\n\x14\x44ownloadDataResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\x83\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12%\n\x06\x66leets\x18\x02 \x03(\x0b\x32\x15.thalweg.v1.FleetInfo\x12\x18\n\x10max_upload_bytes\x18\x03 \x01(\x04\x12\x18\n\x10max_running_jobs\x18\x04 \x01(\r\"=\n\tFleetInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\r\x12\x10\n\x08\x61llotted\x18\x03 \x01(\r2\x99\x08\n\x0fTrainingService\x12H\n\tCreateJob\x12\x1c.thalweg.v1.CreateJobRequest\x1a\x1d.thalweg.v1.CreateJobResponse\x12?\n\x06GetJob\x12\x19.thalweg.v1.GetJobRequest\x1a\x1a.thalweg.v1.GetJobResponse\x12\x45\n\x08ListJobs\x12\x1b.thalweg.v1.ListJobsRequest\x1a\x1c.thalweg.v1.ListJobsResponse\x12H\n\tCancelJob\x12\x1c.thalweg.v1.CancelJobRequest\x1a\x1d.thalweg.v1.CancelJobResponse\x12H\n\tResumeJob\x12\x1c.thalweg.v1.ResumeJobRequest\x1a\x1d.thalweg.v1.ResumeJobResponse\x12H\n\tDeleteJob\x12\x1c.thalweg.v1.DeleteJobRequest\x1a\x1d.thalweg.v1.DeleteJobResponse\x12\x45\n\x08ScaleJob\x12\x1b.thalweg.v1.ScaleJobRequest\x1a\x1c.thalweg.v1.ScaleJobResponse\x12G\n\x08WatchJob\x12\x1b.thalweg.v1.WatchJobRequest\x1a\x1c.thalweg.v1.WatchJobResponse0\x01\x12\x65\n\x12\x44ownloadParameters\x12%.thalweg.v1.DownloadParametersRequest\x1a&.thalweg.v1.DownloadParametersResponse0\x01\x12\x65\n\x12\x44ownloadTrajectory\x12%.thalweg.v1.DownloadTrajectoryRequest\x1a&.thalweg.v1.DownloadTrajectoryResponse0\x01\x12M\n\nUploadData\x12\x1d.thalweg.v1.UploadDataRequest\x1a\x1e.thalweg.v1.UploadDataResponse(\x01\x12S\n\x0c\x44ownloadData\x12\x1f.thalweg.v1.DownloadDataRequest\x1a .thalweg.v1.DownloadDataResponse0\x01\x12T\n\rGetServerInfo\x12 .thalweg.v1.GetServerInfoRequest\x1a!.thalweg.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -70,45 +70,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATECHANGED']._serialized_start=1376
   _globals['_STATECHANGED']._serialized_end=1420
   _globals['_STEPSTAKEN']._serialized_start=1422
-  _globals['_STEPSTAKEN']._serialized_end=1510
-  _globals['_EPOCHENDED']._serialized_start=1512
-  _globals['_EPOCHENDED']._serialized_end=1614
-  _globals['_WORKERSCHANGED']._serialized_start=1616
-  _globals['_WORKERSCHANGED']._serialized_end=1694
-  _globals['_CHECKPOINTWRITTEN']._serialized_start=1696
-  _globals['_CHECKPOINTWRITTEN']._serialized_end=1764
-  _globals['_CHECKPOINTFAILED']._serialized_start=1766
-  _globals['_CHECKPOINTFAILED']._serialized_end=1818
-  _globals['_NOTICE']._serialized_start=1820
-  _globals['_NOTICE']._serialized_end=1842
-  _globals['_DOWNLOADPARAMETERSREQUEST']._serialized_start=1844
-  _globals['_DOWNLOADPARAMETERSREQUEST']._serialized_end=1887
-  _globals['_DOWNLOADPARAMETERSRESPONSE']._serialized_start=1889
-  _globals['_DOWNLOADPARAMETERSRESPONSE']._serialized_end=1989
-  _globals['_PARAMETERSHEADER']._serialized_start=1992
-  _globals['_PARAMETERSHEADER']._serialized_end=2129
-  _globals['_DOWNLOADTRAJECTORYREQUEST']._serialized_start=2131
-  _globals['_DOWNLOADTRAJECTORYREQUEST']._serialized_end=2174
-  _globals['_DOWNLOADTRAJECTORYRESPONSE']._serialized_start=2176
-  _globals['_DOWNLOADTRAJECTORYRESPONSE']._serialized_end=2276
-  _globals['_TRAJECTORYHEADER']._serialized_start=2278
-  _globals['_TRAJECTORYHEADER']._serialized_end=2350
-  _globals['_UPLOADDATAREQUEST']._serialized_start=2352
-  _globals['_UPLOADDATAREQUEST']._serialized_end=2439
-  _globals['_UPLOADHEADER']._serialized_start=2441
-  _globals['_UPLOADHEADER']._serialized_end=2485
-  _globals['_UPLOADDATARESPONSE']._serialized_start=2487
-  _globals['_UPLOADDATARESPONSE']._serialized_end=2523
-  _globals['_DOWNLOADDATAREQUEST']._serialized_start=2525
-  _globals['_DOWNLOADDATAREQUEST']._serialized_end=2580
-  _globals['_DOWNLOADDATARESPONSE']._serialized_start=2582
-  _globals['_DOWNLOADDATARESPONSE']._serialized_end=2632
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=2634
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=2656
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=2659
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=2790
-  _globals['_FLEETINFO']._serialized_start=2792
-  _globals['_FLEETINFO']._serialized_end=2853
-  _globals['_TRAININGSERVICE']._serialized_start=2856
-  _globals['_TRAININGSERVICE']._serialized_end=3905
+  _globals['_STEPSTAKEN']._serialized_end=1541
+  _globals['_EPOCHENDED']._serialized_start=1543
+  _globals['_EPOCHENDED']._serialized_end=1645
+  _globals['_WORKERSCHANGED']._serialized_start=1647
+  _globals['_WORKERSCHANGED']._serialized_end=1725
+  _globals['_CHECKPOINTWRITTEN']._serialized_start=1727
+  _globals['_CHECKPOINTWRITTEN']._serialized_end=1795
+  _globals['_CHECKPOINTFAILED']._serialized_start=1797
+  _globals['_CHECKPOINTFAILED']._serialized_end=1849
+  _globals['_NOTICE']._serialized_start=1851
+  _globals['_NOTICE']._serialized_end=1873
+  _globals['_DOWNLOADPARAMETERSREQUEST']._serialized_start=1875
+  _globals['_DOWNLOADPARAMETERSREQUEST']._serialized_end=1918
+  _globals['_DOWNLOADPARAMETERSRESPONSE']._serialized_start=1920
+  _globals['_DOWNLOADPARAMETERSRESPONSE']._serialized_end=2020
+  _globals['_PARAMETERSHEADER']._serialized_start=2023
+  _globals['_PARAMETERSHEADER']._serialized_end=2160
+  _globals['_DOWNLOADTRAJECTORYREQUEST']._serialized_start=2162
+  _globals['_DOWNLOADTRAJECTORYREQUEST']._serialized_end=2205
+  _globals['_DOWNLOADTRAJECTORYRESPONSE']._serialized_start=2207
+  _globals['_DOWNLOADTRAJECTORYRESPONSE']._serialized_end=2307
+  _globals['_TRAJECTORYHEADER']._serialized_start=2309
+  _globals['_TRAJECTORYHEADER']._serialized_end=2381
+  _globals['_UPLOADDATAREQUEST']._serialized_start=2383
+  _globals['_UPLOADDATAREQUEST']._serialized_end=2470
+  _globals['_UPLOADHEADER']._serialized_start=2472
+  _globals['_UPLOADHEADER']._serialized_end=2516
+  _globals['_UPLOADDATARESPONSE']._serialized_start=2518
+  _globals['_UPLOADDATARESPONSE']._serialized_end=2554
+  _globals['_DOWNLOADDATAREQUEST']._serialized_start=2556
+  _globals['_DOWNLOADDATAREQUEST']._serialized_end=2611
+  _globals['_DOWNLOADDATARESPONSE']._serialized_start=2613
+  _globals['_DOWNLOADDATARESPONSE']._serialized_end=2663
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=2665
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=2687
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=2690
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=2821
+  _globals['_FLEETINFO']._serialized_start=2823
+  _globals['_FLEETINFO']._serialized_end=2884
+  _globals['_TRAININGSERVICE']._serialized_start=2887
+  _globals['_TRAININGSERVICE']._serialized_end=3936
 # @@protoc_insertion_point(module_scope)

@@ -435,7 +435,9 @@ class Event(_message.Message):
     CHECKPOINT_WRITTEN_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FAILED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Counts the job's events from 1, without a gap."""
+    """Counts the job's events from 1. Numbers only grow, and are told without a gap as long as the events are recent. Of older ones some
+    are merged or removed, so that the record of a job has a bound: then their numbers are missing. See StepsTaken and Notice.
+    """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -517,18 +519,31 @@ Global___StateChanged: _TypeAlias = StateChanged  # noqa: Y015
 
 @_typing.final
 class StepsTaken(_message.Message):
-    """Steps were taken. Told a few times a second, so it may come behind the end of their epoch."""
+    """Steps were taken. Told a few times a second, so it may come behind the end of their epoch.
+
+    Older events are merged: one then stands for several, with the number, the time and the progress of the last of them. A client that
+    goes on after one of the others gets the merged event, and so some steps again, but misses none. In long jobs, losses are merged as
+    well: see `stride`. A client that does not know `stride` finds fewer losses than steps.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FIRST_STEP_FIELD_NUMBER: _builtins.int
     LOSSES_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    STRIDE_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     first_step: _builtins.int
     """The version of the parameters that the first of `losses` belongs to."""
+    stride: _builtins.int
+    """A power of two: each of `losses` is the mean over the steps from one multiple of `stride` to before the next. The first and the
+    last are over those of them that belong to the event. 0 is 1: each step has its own.
+    """
+    steps: _builtins.int
+    """How many steps were taken; 0 is as many as there are losses."""
     @_builtins.property
     def losses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The loss of each step, on its minibatch, before its update."""
+        """The loss of each step, on its minibatch, before its update; or, where `stride` is more than 1, means of these."""
 
     @_builtins.property
     def progress(self) -> _job_pb2.Progress:
@@ -540,10 +555,12 @@ class StepsTaken(_message.Message):
         first_step: _builtins.int = ...,
         losses: _abc.Iterable[_builtins.float] | None = ...,
         progress: _job_pb2.Progress | None = ...,
+        stride: _builtins.int = ...,
+        steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_step", b"first_step", "losses", b"losses", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_step", b"first_step", "losses", b"losses", "progress", b"progress", "steps", b"steps", "stride", b"stride"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -551,7 +568,7 @@ Global___StepsTaken: _TypeAlias = StepsTaken  # noqa: Y015
 
 @_typing.final
 class EpochEnded(_message.Message):
-    """An epoch ended."""
+    """An epoch ended. Of a job with more than 20,000 epochs, every second, fourth and so on of the older events is kept."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -683,7 +700,9 @@ Global___CheckpointFailed: _TypeAlias = CheckpointFailed  # noqa: Y015
 
 @_typing.final
 class Notice(_message.Message):
-    """Something worth knowing."""
+    """Something worth knowing. Of a job's older notices, failed checkpoints included, the latest 1,000 are kept at least; of its older
+    changes of workers and written checkpoints, the latest 200.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

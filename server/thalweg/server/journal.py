@@ -7,6 +7,7 @@ Events never wait for what may take long.
 import asyncio
 import logging
 import math
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -21,6 +22,8 @@ T = TypeVar("T")
 
 # How long a server that starts or stops waits for a disk that takes nothing.
 DISK_SECONDS = 5.0
+# How often older events are looked after, and how long events and training have the machine between two steps of that.
+_THIN_SECONDS, _THIN_PAUSE = 10.0, 0.02
 _log = logging.getLogger(__name__)
 
 
@@ -48,11 +51,13 @@ class Journal:
         self._recorded = 0
         self._durable = 0
         self._flusher: asyncio.Task[None] | None = None
+        self._thinner: asyncio.Task[None] | None = None
         self._watches = Watches(storage, self.run)
 
     def start(self) -> None:
-        """Starts making events durable."""
+        """Starts making events durable, and merging older ones."""
         self._flusher = asyncio.create_task(self._flush())
+        self._thinner = asyncio.create_task(self._thin())
 
     async def stop(self) -> None:
         """Waits until all recorded events are durable, but not for ever, and closes the storage."""
@@ -62,6 +67,8 @@ class Journal:
             except TimeoutError:
                 _log.error("%d events could not be written", self._recorded - self._durable)
             self._flusher.cancel()
+        if self._thinner:
+            self._thinner.cancel()
         await self.run(self.storage.close)
         for thread in (self._thread, self._background, self._files):
             thread.shutdown()
@@ -126,6 +133,16 @@ class Journal:
                 _log.exception("%d events cannot be recorded together; trying each alone", count)
                 await self._write_each()
             await self._dealt_with(count)
+
+    async def _thin(self) -> None:
+        """Keeps the record of each job within bounds, in small steps."""
+        while True:
+            await asyncio.sleep(_THIN_SECONDS)
+            try:
+                while await self.run(self.storage.thin):
+                    await asyncio.sleep(_THIN_PAUSE)
+            except (OSError, sqlite3.Error) as error:
+                _log.warning("older events cannot be merged now: %s", error)
 
     async def _write(self) -> None:
         written: tuple[tuple[str, training_service_pb2.Event], ...] = ()

@@ -47,7 +47,28 @@ def _second(database: sqlite3.Connection) -> None:
     database.execute("CREATE TABLE clean_stop (number INTEGER PRIMARY KEY CHECK (number = 1))")
 
 
-_STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second)
+def _third(database: sqlite3.Connection) -> None:
+    """What each job's events tell of in all, and how far the older ones are merged. See `thinning.py`."""
+    database.execute(
+        "CREATE TABLE tallies (job_id TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE, "
+        # NULL until the events of an earlier release have been read.
+        "steps INTEGER, epochs INTEGER, "
+        # Bytes of events that are not merged, or more.
+        "fresh INTEGER NOT NULL DEFAULT 0, "
+        # The merged part: up to which number it goes, the stride of its losses, and what it has.
+        "upto INTEGER NOT NULL DEFAULT 0, stride INTEGER NOT NULL DEFAULT 1, losses INTEGER NOT NULL DEFAULT 0, "
+        "parcels INTEGER NOT NULL DEFAULT 0, notices INTEGER NOT NULL DEFAULT 0, routine INTEGER NOT NULL DEFAULT 0, "
+        # Every how many epochs one is kept, and how many of the merged part are.
+        "epoch_stride INTEGER NOT NULL DEFAULT 1, ends INTEGER NOT NULL DEFAULT 0, "
+        # Of a pass over the merged part: what is yet to be removed, and how many parcels the last one left, -1 while it goes on.
+        "surplus_notices INTEGER NOT NULL DEFAULT 0, surplus_routine INTEGER NOT NULL DEFAULT 0, "
+        "packed INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID"
+    )
+    # How much there is to be merged is found later, job by job.
+    database.execute("INSERT INTO tallies (job_id, fresh) SELECT id, 1 << 40 FROM jobs")
+
+
+_STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second, _third)
 FORMAT = len(_STEPS)
 
 

@@ -25,6 +25,7 @@ from thalweg.server.downloads import Download
 from thalweg.server.privacy import keep_private
 from thalweg.server.reserve import Reserve
 from thalweg.server.telemetry import told
+from thalweg.server.thinning import BOUNDS, NOTHING, Bounds, Tally, Thinning
 from thalweg.server.uploads import Uploads
 from thalweg.server.uses import uploads_of
 from thalweg.v1 import job_pb2, training_service_pb2
@@ -37,14 +38,14 @@ _SLABS = "slabs"
 _MOST_INTEGER = (1 << 63) - 1
 # Pages of 4 KiB that are given back at a time: events wait meanwhile.
 _FREED_PAGES = 1024
-# Pages of an earlier release's database that is written anew at once: 256 MiB.
+# Pages in use of an earlier release's database that is written anew at once: 256 MiB.
 _REWRITTEN_PAGES = 1 << 16
 
 
 class Storage:
     """The data folder of one server."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bounds: Bounds = BOUNDS) -> None:
         self.folder = folder
         self._disk = RealDisk()
         keep_private(folder)
@@ -56,6 +57,7 @@ class Storage:
         with self._transaction() as database:
             # The release that used the folder last.
             self.written_by = schema.migrate(database)
+        self._thinning = Thinning(self._database, bounds)
         self._bin = Bin(folder)
         self._bin.restore(self._number_of)
         self._bin.empty()
@@ -93,6 +95,7 @@ class Storage:
                 return None
             values = (job.id, request_id or None, job.SerializeToString())
             database.execute("INSERT INTO jobs (id, request_id, job) VALUES (?, ?, ?)", values)
+            database.execute("INSERT INTO tallies (job_id, steps, epochs) VALUES (?, 0, 0)", (job.id,))
             self._use_uploads(job)
         return job
 
@@ -115,9 +118,9 @@ class Storage:
             self._database.executescript(f"PRAGMA incremental_vacuum({_FREED_PAGES})")
             self._checkpoint_log()
             return 0 < self._free_pages() < free
-        # An earlier release made it: it is written anew, once, which takes long if it is large.
+        # An earlier release made it: it is written anew, once, which takes long if much of it is in use.
         (pages,) = self._database.execute("PRAGMA page_count").fetchone()
-        if pages <= _REWRITTEN_PAGES:
+        if pages - free <= _REWRITTEN_PAGES:
             self._database.execute("PRAGMA auto_vacuum = INCREMENTAL")
             self._database.execute("VACUUM")
             self._checkpoint_log()
@@ -233,12 +236,25 @@ class Storage:
 
     def record(self, events: Iterable[tuple[str, training_service_pb2.Event]]) -> None:
         """Appends events to their jobs; a change of state also becomes the job's record. All or none."""
+        tallies: dict[str, Tally] = {}
         with self._transaction() as database:
             for job_id, event in events:
-                database.execute("INSERT INTO events VALUES (?, ?, ?)", (job_id, event.sequence, event.SerializeToString()))
+                content = event.SerializeToString()
+                database.execute("INSERT INTO events VALUES (?, ?, ?)", (job_id, event.sequence, content))
+                tallies[job_id] = tallies.get(job_id, NOTHING).plus(event, len(content))
                 if event.HasField("state_changed"):
                     blob = event.state_changed.job.SerializeToString()
                     database.execute("UPDATE jobs SET job = ? WHERE id = ?", (blob, job_id))
+            # What is not known yet remains so: the greater of NULL and a number is NULL.
+            database.executemany(
+                "UPDATE tallies SET steps = max(steps, ?), epochs = max(epochs, ?), fresh = fresh + ? WHERE job_id = ?",
+                [(*tally, job_id) for job_id, tally in tallies.items()],
+            )
+
+    def thin(self) -> bool:
+        """Merges some older events of a job whose record grows. Whether there may be more to do. Durable when it returns."""
+        with self._transaction():
+            return self._thinning.step()
 
     def events(self, job_id: str, after: int, limit: int) -> list[training_service_pb2.Event]:
         """Events of a job behind a sequence number, in order."""
@@ -255,8 +271,15 @@ class Storage:
 
     def told(self, job_id: str) -> tuple[int, int]:
         """How many steps, and how many epochs, a job's events tell of."""
+        row = self._database.execute("SELECT steps, epochs FROM tallies WHERE job_id = ?", (job_id,)).fetchone()
+        if row and row[0] is not None:
+            return int(row[0]), int(row[1])
+        # Recorded by an earlier release: they are read once.
         rows = self._database.execute("SELECT event FROM events WHERE job_id = ? ORDER BY sequence DESC", (job_id,))
-        return told(training_service_pb2.Event.FromString(blob) for (blob,) in rows)
+        found = told(training_service_pb2.Event.FromString(blob) for (blob,) in rows)
+        with self._transaction() as database:
+            database.execute("UPDATE tallies SET steps = ?, epochs = ? WHERE job_id = ?", (*found, job_id))
+        return found
 
     def job_folder(self, job_id: str) -> Path:
         """Where a job's files lie."""

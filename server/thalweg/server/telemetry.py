@@ -57,12 +57,17 @@ class Recorded:
 NOTHING_RECORDED = Recorded()
 
 
+def steps_end(taken: training_service_pb2.StepsTaken) -> int:
+    """The step after the last one that an event tells of."""
+    return taken.first_step + (taken.steps or len(taken.losses))
+
+
 def told(events: Iterable[training_service_pb2.Event]) -> tuple[int, int]:
     """How many steps, and how many epochs, events tell of, which come in falling order."""
     steps = epochs = 0
     for event in events:
         if event.HasField("steps_taken") and not steps:
-            steps = event.steps_taken.first_step + len(event.steps_taken.losses)
+            steps = steps_end(event.steps_taken)
         elif event.HasField("epoch_ended") and not epochs:
             epochs = event.epoch_ended.epoch
         if steps and epochs:

@@ -1,6 +1,7 @@
 """The learning curve: what training and validation loss did, and how accurate the model became."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,7 +26,9 @@ _LOGARITHMIC = 30.0
 
 
 class History(NamedTuple):
-    """A job's course. `steps` has the shape (2, n): epochs, as fractions, and the loss of each step; the others are by epoch."""
+    """A job's course. `steps` has the shape (2, n): epochs, as fractions, and the loss of each step, or the mean of several steps
+    in their middle. The others are by epoch.
+    """
 
     steps: Curve
     train: Curve
@@ -61,12 +64,19 @@ def learning_curve(job: Job) -> "Figure":
 
 def course(events: Sequence[Event]) -> History:
     """The course of a job from its events. Of a job that began again, what was last."""
-    losses: dict[int, float] = {}
+    # First steps that losses stand for, in rising order, and the middles of what they stand for with the losses.
+    firsts: list[int] = []
+    points: list[tuple[float, float]] = []
     epochs: dict[int, EpochEnded] = {}
     per_epoch = 1.0
     for event in events:
         if isinstance(event, StepsTaken):
-            losses |= dict(enumerate(event.losses, event.first_step))
+            # What is told again, of a job that began again or in a merged event, replaces what was told.
+            known = bisect_left(firsts, event.first_step)
+            del firsts[known:], points[known:]
+            for span, loss in zip(event.spans(), event.losses, strict=True):
+                firsts.append(span.start)
+                points.append(((span.start + span.stop - 1) / 2, loss))
             if event.progress.total_epochs:
                 per_epoch = event.progress.total_steps / event.progress.total_epochs
         elif isinstance(event, EpochEnded):
@@ -74,7 +84,7 @@ def course(events: Sequence[Event]) -> History:
     ends = [epochs[number] for number in sorted(epochs)]
     return History(
         # The loss of a step was measured before its update.
-        steps=_curve((step / per_epoch, losses[step]) for step in sorted(losses)),
+        steps=_curve((step / per_epoch, loss) for step, loss in points),
         train=_curve((end.epoch - 0.5, end.train_loss) for end in ends),
         validation=_curve((end.epoch, end.validation.loss) for end in ends if end.validation),
         accuracy=_curve(

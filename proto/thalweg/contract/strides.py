@@ -1,0 +1,16 @@
+"""Losses of which each stands for several steps: for which ones."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Steps = NDArray[np.int64]
+
+
+def spans(first: int, steps: int, stride: int) -> tuple[Steps, Steps]:
+    """For each loss of an event about `steps` steps from `first` on, the first step that it stands for, and how many it does.
+
+    Both have the shape (losses). Each goes from one multiple of `stride` to before the next, as far as that belongs to the event.
+    """
+    starts = np.arange(first // stride, -(-(first + steps) // stride), dtype=np.int64)[:steps] * stride
+    starts[:1] = first
+    return starts, np.diff(starts, append=first + steps)
