@@ -279,6 +279,16 @@ def test_two_rays_of_their_own_have_tokens_of_their_own(tmp_path: Path) -> None:
     assert all(len(token) == 64 for token in tokens)
 
 
+def test_a_fleet_offers_the_cpus_that_it_may_use(tmp_path: Path) -> None:
+    confined = tmp_path / "confined"
+    one = min(os.sched_getaffinity(0))
+    confined.write_text(f'#!/bin/sh\nexec taskset --cpu-list {one} {THALWEG} "$@"\n')
+    confined.chmod(0o755)
+    with service(tmp_path, "fleet", program=confined) as (fleet, _):
+        (raylet,) = below(fleet, "raylet")
+        assert any("CPU,1," in f"{argument}," for argument in raylet.cmdline() if "resource" in argument), raylet.cmdline()
+
+
 def _waits(home: Path, job: str, address: str) -> dict[str, Any] | None:
     found: dict[str, Any] = thalweg(home, "jobs", job, "--server", address, "--json").answer["jobs"][0]
     return found if found["status"].startswith("waiting for workers") else None
