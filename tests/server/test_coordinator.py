@@ -294,7 +294,7 @@ def test_a_cancelled_job_can_be_taken_up_unless_it_is_in_the_midst_of_an_update(
     desk.answer(1, 0, ROOT, chunks=[0])
     assert desk.handle(messages.CancelRequested()) == [messages.Finish(job_pb2.JOB_STATE_CANCELLED)]
     assert desk.coordinator.phase is Phase.ENDING
-    assert desk.answer(1, 0, ROOT, chunks=[1]) == []
+    assert desk.answer(1, 0, ROOT, chunks=[1]) == [messages.Dropped(1, messages.Drop.LATE)]
 
 
 @pytest.mark.parametrize("bound", [0, 1, 2])

@@ -16,7 +16,7 @@ from tests.simulation.worker import LAYOUT, NODES, TRAIN_SAMPLES, ImaginaryWorke
 from thalweg.contract import payload
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
-from thalweg.server import messages, plan
+from thalweg.server import copies, messages, plan
 from thalweg.server.arrays import Arrays
 from thalweg.server.checkpoints import Checkpoint, Checkpoints
 from thalweg.server.ending import Ending
@@ -40,6 +40,8 @@ def small_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "CHUNK_BYTES", 8)
         patch.setattr(plan, "NUMERICAL_CHUNKS", 2)
+        # Copies take several turns.
+        patch.setattr(copies, "SLICE_BYTES", 8)
         yield
 
 
@@ -178,7 +180,18 @@ class Cluster:
             clock=lambda: self.now,
             checkpoint=checkpoint,
             recorded=recorded,
+            spare=self._spare,
         )
+
+    def _spare(self, act: Callable[[], bool]) -> None:
+        """Copies go on now and then, until the server dies."""
+        run = self.run_
+
+        def turn() -> None:
+            if run is not None and self.run_ is run and act():
+                self._spare(act)
+
+        self.at(self.random.expovariate(1 / self.faults.latency), turn)
 
     def _account(self) -> None:
         """Every contribution that came is accounted for."""

@@ -18,6 +18,7 @@ from thalweg.server import checkpoints, coordinator
 from thalweg.server.checkpoints import Checkpoints
 from thalweg.server.chunks import bits
 from thalweg.server.coordinator import Coordinator
+from thalweg.server.copies import Copies
 from thalweg.server.disk import Disk
 from thalweg.server.failures import Failures, Kind
 from thalweg.server.messages import ContributionReceived, Decision, Facts, Finish, Position, Task
@@ -147,6 +148,11 @@ def _without_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoints, "write", eager)
 
 
+def _copied_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update changes what has yet to be copied for a checkpoint."""
+    monkeypatch.setattr(Copies, "before_update", lambda *_: None)
+
+
 def _events_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint is ahead of the steps that were told."""
 
@@ -222,6 +228,7 @@ def _one_initializer(monkeypatch: pytest.MonkeyPatch) -> None:
         _late,
         _arrival_order,
         _one_buffer,
+        _copied_too_late,
         _events_behind,
         _too_stale,
         _stale_residual,

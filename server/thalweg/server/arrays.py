@@ -8,6 +8,7 @@ from thalweg.contract import resources
 from thalweg.contract.layout import Slab
 from thalweg.contract.resources import size_text
 from thalweg.server import messages, optimizers
+from thalweg.server.copies import Copies, Spare, between_events
 from thalweg.server.crew import Crew
 from thalweg.server.messages import WorkerId
 from thalweg.server.optimizers import State
@@ -29,7 +30,8 @@ class Arrays:
     """Parameters, gradients, optimizer state and trajectory. `parameters` are those that are here.
 
     They are split over the shards that are there, if there are any that suit the job; else the parameters lie where `sharing`
-    lets workers read them. `crew` shares in the arithmetic. Raises MemoryError or ValueError if they do not fit.
+    lets workers read them. `crew` shares in the arithmetic, `spare` gives time for copies. Raises MemoryError or ValueError if
+    they do not fit.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Arrays:
         turns: Turns,
         telemetry: Telemetry,
         crew: Crew | None = None,
+        spare: Spare = between_events,
     ) -> None:
         self.trajectory = Trajectory(plan)
         self._telemetry = telemetry
@@ -47,11 +50,12 @@ class Arrays:
         suitable = shards.suitable(plan) if shards else []
         if shards and suitable:
             sharing.withdraw()
-            self._shares = Shares(plan, suitable, shards, turns, telemetry.exchange, crew)
-            self.parameters = self._shares.parameters
+            self._shares = Shares(plan, suitable, shards, turns, telemetry.exchange, crew, spare)
+            self.parameters, self._copies = self._shares.parameters, self._shares.copies
             telemetry.notice(f"the parameters are split over this server and {', '.join(self._shares.addresses)}")
         else:
             self.parameters = Parameters(plan, sharing.allocate(plan.elements, np.dtype(plan.spec.model.dtype)), crew)
+            self._copies = Copies(self.parameters, spare, turns.fail)
 
     @property
     def version(self) -> int:
@@ -65,26 +69,28 @@ class Arrays:
         """
         if state is not None:
             state = optimizers.make(self.parameters.plan.optimizer).migrated(state)
+        self._copies.before_change()
         (self._shares.load if self._shares else self.parameters.restore)(version, parameters, state)
 
     def copy(self, then: Callable[[State], object], *, state: bool) -> None:
         """Has the parameters, and the optimizer's state if that is wanted, copied as they are now.
 
-        Calls `then` with the slabs by name: at once, or, where they are split, when all parts have come; if they do.
-        Raises MemoryError if there is no room for them.
+        Calls `then` with the slabs by name, in the order in which this was called: at once if they are small and all here, else
+        when all parts have been copied, or have come; if they do. Raises MemoryError if there is no room for them.
         """
         self._check_room(len(self.parameters.slabs) if state else 1)
         if self._shares:
             self._shares.copy(then, state=state)
         else:
-            then({name: slab.copy() for name, slab in self._slabs(state).items()})
+            slabs: State = {name: np.empty(slab.shape, slab.dtype) for name, slab in self._slabs(state).items()}
+            self._copies.copy(slabs, lambda: then(slabs))
 
     def hand_over(self, then: Callable[[State], object], *, state: bool) -> None:
-        """As `copy`, when nothing changes the arrays any more: those that are here need not be copied."""
+        """As `copy`, when nothing changes the arrays any more: if all are here, they are not copied."""
         if self._shares:
             self._shares.copy(then, state=state)
         else:
-            then(self._slabs(state))
+            self._copies.after(lambda: then(self._slabs(state)))
 
     def _check_room(self, slabs: int) -> None:
         """Raises MemoryError if fewer bytes are available than some slabs take: the system would end the process instead."""
@@ -134,12 +140,14 @@ class Arrays:
             case messages.MeasureGradient(step):
                 parameters.measure(step)
             case messages.ApplyRange(version, step, chunks, factor):
+                self._copies.before_update(version, chunks)
                 if not parameters.apply(version, step, chunks, factor):
                     return messages.RangeNotFinite(version)
             case messages.Promote(version, step):
                 parameters.promote(version, step)
                 self._offer()
             case messages.KeepInitial(chunk, payload):
+                self._copies.before_change()
                 parameters.keep_initial(chunk, payload)
             case messages.ReportReady():
                 self._offer()
@@ -168,4 +176,5 @@ class Arrays:
         """Nothing is needed any more: frees the arrays, here and at shards, but for those that somebody else has."""
         if self._shares:
             self._shares.close()
+        self._copies.drop()
         self.parameters.drop()

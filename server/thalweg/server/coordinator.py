@@ -135,6 +135,8 @@ class Coordinator:
         if self.over:
             if self.phase is Phase.ENDING and isinstance(event, DriverFailed):
                 return [Finish(job_pb2.JOB_STATE_FAILED, event.problem)]
+            if self.phase is Phase.ENDING and isinstance(event, ContributionReceived):
+                return [Dropped(event.worker, Drop.LATE if event.worker in self._heard else Drop.STALE_INCARNATION)]
             return []
         self._now = self._failures.now = now
         if self.policy:

@@ -22,6 +22,7 @@ from thalweg.server.budget import Budget, OverBudgetError
 from thalweg.server.checkpoints import Checkpoint
 from thalweg.server.connections import Connection, Connections
 from thalweg.server.coordinator import Coordinator
+from thalweg.server.copies import Spare, between_events
 from thalweg.server.crew import Crew
 from thalweg.server.downloads import MAX_COPIES, Download, Downloads
 from thalweg.server.ending import Ending
@@ -70,10 +71,12 @@ class JobRun:
         crew: Crew | None = None,
         budget: Budget | None = None,
         avoid: Callable[[], object] = lambda: None,
+        spare: Spare = between_events,
     ) -> None:
         self.over = asyncio.Event()
         self.avoided: tuple[Place, ...] = ()
         self._avoid = avoid
+        self._spare = spare
         self.given_up = self.cancelled = False
         self._checkpointed = asyncio.Event()
         self._awaited_version = 0
@@ -309,7 +312,7 @@ class JobRun:
         if plan is None or self._prepared is None:
             return
         try:
-            self.arrays = Arrays(plan, self._shared, self._shards, self._turns, self.telemetry, self._crew)
+            self.arrays = Arrays(plan, self._shared, self._shards, self._turns, self.telemetry, self._crew, self._spare)
         except (MemoryError, ValueError):
             elements = layouts.elements(self._prepared.layout)
             raise _JobError(f"model.layers: {elements:,} parameters do not fit the server's memory") from None

@@ -13,6 +13,7 @@ from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.contract.tree import Node
 from thalweg.server import messages, wire
 from thalweg.server.chunks import bits
+from thalweg.server.copies import Copies, Spare
 from thalweg.server.crew import Crew
 from thalweg.server.messages import WorkerId
 from thalweg.server.optimizers import State
@@ -24,6 +25,8 @@ from thalweg.v1 import job_pb2, parameter_service_pb2
 from thalweg.v1 import shard_service_pb2 as pb
 
 _TOKEN_BYTES = 32
+# Stands for all parts of a copy that are made here.
+_OWN = ("", -1)
 
 
 class Held(NamedTuple):
@@ -67,9 +70,12 @@ class Shares:
         turns: Turns,
         exchange: job_pb2.Exchange,
         crew: Crew | None,
+        spare: Spare,
     ) -> None:
         *ranges, own = split(plan.chunks, len(shards) + 1)
         self.parameters = Parameters(plan, crew=crew, chunks=own)
+        # Of what is here.
+        self.copies = Copies(self.parameters, spare, turns.fail)
         self._plan = plan
         self._turns = turns
         self._exchange = exchange
@@ -79,7 +85,7 @@ class Shares:
         self._measured: list[float] | None = None
         # Whether a command could not be carried out, and nothing can be had from that shard any more.
         self.broken = False
-        self._copies: dict[int, _Copy] = {}
+        self._whole: dict[int, _Copy] = {}
         self._copy_numbers = itertools.count(1)
         for share in self._shares:
             share.shard.begin(share.number, lambda message, share=share: self._hear(share, message))  # type: ignore[misc]
@@ -101,7 +107,7 @@ class Shares:
         for share in self._shares:
             share.shard.end(share.number)
         self._shares = []
-        self._copies.clear()
+        self._whole.clear()
 
     def invite(self, worker: WorkerId) -> list[parameter_service_pb2.ShardRange]:
         """Lets a worker come to the shards, and says how."""
@@ -137,16 +143,15 @@ class Shares:
 
         Calls `then` with the slabs by name when all parts have come: in the order in which this was called, or never.
         """
-        own = {name: slab for name, slab in self.parameters.slabs.items() if state or name == PARAMETERS}
-        slabs: State = {name: np.empty(self._plan.elements, self.parameters.dtype) for name in own}
-        for chunk in self.parameters.chunks:
-            for name, slab in own.items():
-                slabs[name][self._plan.chunk_range(chunk)] = slab[self.parameters.where(chunk)]
-        number = next(self._copy_numbers)
-        chunks = range(self.parameters.chunks.start)
-        self._copies[number] = _Copy(slabs, {(name, chunk) for name in slabs for chunk in chunks}, then)
+        names = [name for name in self.parameters.slabs if state or name == PARAMETERS]
+        slabs: State = {name: np.empty(self._plan.elements, self.parameters.dtype) for name in names}
+        number, first = next(self._copy_numbers), self.parameters.chunks.start
+        missing = {(name, chunk) for name in slabs for chunk in range(first)} | {_OWN}
+        self._whole[number] = _Copy(slabs, missing, then)
         for share in self._shares:
             share.send(copy=pb.CopyShare(copy=number, state=state))
+        own = slice(self._plan.chunk_range(first).start, None)
+        self.copies.copy({name: slab[own] for name, slab in slabs.items()}, lambda: self._came(number, _OWN))
 
     def ready(self, decision: messages.Decision) -> bool:
         """Whether nothing has to be answered before a decision is carried out."""
@@ -263,7 +268,7 @@ class Shares:
         self._turns.go_on()
 
     def _copied(self, share: _Share, piece: pb.Piece) -> None:
-        copy = self._copies.get(piece.copy)
+        copy = self._whole.get(piece.copy)
         if copy is None:
             return
         if piece.chunk not in share.chunks or (piece.slab, piece.chunk) not in copy.missing:
@@ -273,9 +278,15 @@ class Shares:
             self.parameters.as_they_are.decode(piece.data, part)
         except ValueError as error:
             raise wire.violation(f"chunk {piece.chunk} {error}") from error
-        copy.missing.remove((piece.slab, piece.chunk))
+        self._came(piece.copy, (piece.slab, piece.chunk))
+
+    def _came(self, number: int, part: tuple[str, int]) -> None:
+        copy = self._whole.get(number)
+        if copy is None:
+            return
+        copy.missing.remove(part)
         if not copy.missing:
-            del self._copies[piece.copy]
+            del self._whole[number]
             copy.then(copy.slabs)
 
 

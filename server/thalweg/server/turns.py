@@ -46,6 +46,10 @@ class Turns:
             self._events.appendleft(event)
             self.go_on()
 
+    def fail(self, error: Exception) -> None:
+        """Something that was decided has failed."""
+        self.interrupt(self._failed(error))
+
     def go_on(self) -> None:
         """Goes on as far as that is possible."""
         while True:
