@@ -1,5 +1,7 @@
 """Peers that are broken or hostile: their stream ends, and nothing else does."""
 
+import gc
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -290,7 +292,7 @@ CUT = gradient(data=bytes(100_000)).SerializeToString()[:-1]
     "garbage", [b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x02\x0a\xff", b"\x0a\x03\x0a\x01\xff", bytes(1000), CUT]
 )
 def test_bytes_that_are_no_message_end_the_stream(
-    server: Server, stub: TrainingServiceStub, undisturbed: str, garbage: bytes
+    server: Server, stub: TrainingServiceStub, undisturbed: str, garbage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     job_id = create(stub)
     for known in (False, True):
@@ -300,6 +302,9 @@ def test_bytes_that_are_no_message_end_the_stream(
             peer.send(garbage)
             assert peer.refusal().code is not grpc.StatusCode.OK
     finishes(server, job_id, undisturbed)
+    # Tasks that nobody ended are logged when they are collected.
+    gc.collect()
+    assert [record.message for record in caplog.records if record.levelno > logging.INFO or record.exc_info] == []
 
 
 def test_a_message_over_grpcs_limit_is_refused(server: Server, stub: TrainingServiceStub, undisturbed: str) -> None:

@@ -12,7 +12,7 @@ from thalweg.contract.text import MAX_FLEET_NAME, MAX_PROBLEM, visible
 from thalweg.server import validation, wire
 from thalweg.server.fleets import AttendingFleet
 from thalweg.server.jobs import Jobs
-from thalweg.server.services.guard import errors
+from thalweg.server.services.guard import end, errors
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1 import fleet_service_pb2_grpc
 
@@ -45,9 +45,9 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
                         return
                     yield fleet.message()
             finally:
-                listener.cancel()
                 self._jobs.fleets.remove(fleet)
                 self._jobs.allot()
+                await end(listener)
 
     async def _listen(self, fleet: AttendingFleet, requests: AsyncIterator[pb.AttendRequest]) -> None:
         async for request in requests:

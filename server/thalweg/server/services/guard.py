@@ -1,5 +1,6 @@
 """What every call passes: the check of its token, and the translation of errors into statuses."""
 
+import asyncio
 import hmac
 import inspect
 import logging
@@ -101,3 +102,10 @@ async def errors(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[N
         _log.exception("a call failed")
         internal = ThalwegError("INTERNAL", {"problem": f"{type(error).__name__}: {error}"})
         await context.abort_with_status(rpc_status.to_status(to_status(internal)))
+
+
+async def end(*tasks: asyncio.Task[None]) -> list[BaseException | None]:
+    """Cancels the tasks of a call, waits until all of them have ended, and gives the error with which each did."""
+    for task in tasks:
+        task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,7 +6,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import grpc
@@ -19,10 +18,12 @@ from thalweg.contract.text import MAX_WORKER_NAME, visible
 from thalweg.server import wire
 from thalweg.server.jobs import Jobs
 from thalweg.server.messages import NOWHERE, Place
-from thalweg.server.services.guard import errors
+from thalweg.server.services.guard import end, errors
 from thalweg.v1 import parameter_service_pb2 as pb
 
 _log = logging.getLogger(__name__)
+# With these a write fails when its stream has ended.
+_STREAM_ENDED = (grpc.aio.UsageError, grpc.aio.InternalError, grpc.aio.AbortError)
 
 
 class _Waiting(NamedTuple):
@@ -187,10 +188,9 @@ class ParameterService:
                     await task
             finally:
                 place.leave(stream.worker)
-                for task in (reader, eviction, writer):
-                    task.cancel()
-                    with suppress(asyncio.CancelledError, grpc.aio.UsageError, grpc.aio.InternalError, ThalwegError):
-                        await task
+                *_, problem = await end(reader, eviction, writer)
+                if isinstance(problem, Exception) and not isinstance(problem, _STREAM_ENDED):
+                    raise problem
 
 
 async def _read(requests: AsyncIterator[Parcel[pb.WorkRequest]], place: Workplace, stream: WorkerStream) -> None:

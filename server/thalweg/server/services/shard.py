@@ -14,7 +14,7 @@ from thalweg.contract.text import MAX_ADDRESS, visible
 from thalweg.server import wire
 from thalweg.server.jobs import Jobs
 from thalweg.server.services.confirmation import confirm
-from thalweg.server.services.guard import errors
+from thalweg.server.services.guard import end, errors
 from thalweg.server.shards import AttendingShard
 from thalweg.v1 import shard_service_pb2 as pb
 from thalweg.v1 import shard_service_pb2_grpc
@@ -53,8 +53,8 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
                 await listener
             finally:
                 _log.info("shard %s is gone", shard.address)
-                listener.cancel()
                 self._jobs.shard_lost(shard)
+                await end(listener)
 
 
 async def _listen(requests: AsyncIterator[pb.HoldRequest], shard: AttendingShard) -> None:
