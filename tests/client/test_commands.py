@@ -59,6 +59,10 @@ def test_where_python_removes_descriptions_help_says_so(tmp_path: Path) -> None:
     assert "PYTHONOPTIMIZE=2, or python -OO, removes descriptions" in ended.stdout
 
 
+def test_a_terminal_of_no_size_is_no_reason_to_print_nothing(tmp_path: Path) -> None:
+    assert "Trains a job" in thalweg(tmp_path, "--help", COLUMNS="0").stdout
+
+
 def test_help_names_what_there_is_to_choose_from(command: Command) -> None:
     assert "Train" in command("--help").out
     words = command("submit", "--help").out

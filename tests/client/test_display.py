@@ -190,7 +190,10 @@ def test_what_people_read_is_no_markup() -> None:
 def test_a_display_is_what_stderr_can_show(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(display("a"), Log)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     assert isinstance(display("a"), Screen)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(display("a"), Log)
 
 
 def test_a_real_job_is_shown(cluster: Cluster) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from thalweg.client.cli import gradcheck, jobfiles, jobs, results, serving, train
-from thalweg.client.cli.output import complain, exit_code, make_streams_tolerant
+from thalweg.client.cli.output import complain, exit_code, forget_empty_size, make_streams_tolerant
 from thalweg.client.cli.signals import InterruptedBySignalError
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.resources import raise_descriptor_limit
@@ -86,6 +86,7 @@ def thalweg(
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line, and ends the process with its exit code."""
     make_streams_tolerant()
+    forget_empty_size()
     raise_descriptor_limit()
     sys.exit(run(arguments))
 

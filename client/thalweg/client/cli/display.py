@@ -115,7 +115,9 @@ def display(name: str) -> Display:
     """A display in the notebook that this process belongs to, or on stderr."""
     if "ipykernel" in sys.modules:
         return Notebook(name)
-    return Screen(name, console(stderr=True)) if sys.stderr.isatty() else Log(name)
+    terminal = console(stderr=True)
+    # On one that cannot move its cursor nothing would be seen of a bar.
+    return Screen(name, terminal) if sys.stderr.isatty() and not terminal.is_dumb_terminal else Log(name)
 
 
 class Log:

@@ -42,6 +42,13 @@ def make_streams_tolerant() -> None:
             stream.reconfigure(errors="replace")
 
 
+def forget_empty_size() -> None:
+    """Forgets a terminal's size of nothing, as some editors' shells give it: nothing at all would be printed on it."""
+    for name in ("COLUMNS", "LINES"):
+        if os.environ.get(name, "").strip() == "0":
+            del os.environ[name]
+
+
 class _VisibleConsole(Console):
     """A console on which nothing that is printed acts on the terminal, but what the console itself adds."""
 
