@@ -2,23 +2,26 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-from tests.server.lifecycle import every_run_needs_its_shard, hold_together
+from tests.server.lifecycle import events_of, every_run_needs_its_shard, hold_together
 from tests.simulation import town as town_module
 from tests.simulation.cluster import small_chunks
 from tests.simulation.schedules import undisturbed
-from tests.simulation.town import Town
+from tests.simulation.town import FillingStorage, Town
 from thalweg.contract.states import ENDED
-from thalweg.server import room
+from thalweg.server import journal, room
 from thalweg.server.answers import Answers
 from thalweg.server.jobs import Jobs
 from thalweg.server.room import Shortage
 from thalweg.server.run import JobRun
+from thalweg.server.telemetry import steps_end
+from thalweg.server.thinning import Bounds
 from thalweg.v1 import job_pb2
+from thalweg.v1 import training_service_pb2 as pb
 
 _CALLS = 25
 _MOST_SEEDS = 60
@@ -53,6 +56,59 @@ def check(folder: Path, seed: int) -> Town:
 @pytest.mark.parametrize("seed", range(30))
 def test_whatever_is_asked_and_goes_wrong_jobs_end(tmp_path: Path, seed: int) -> None:
     check(tmp_path, seed)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_merging_older_events_meanwhile_loses_no_step_and_no_state(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_THIN_SECONDS", 0.001)
+    monkeypatch.setattr(journal, "_THIN_PAUSE", 0.0)
+    # Whether what was answered is on record then depends on how long other work takes in the storage's thread.
+    monkeypatch.setattr(Town, "_poison", Town._nothing)
+    told: dict[str, dict[int, job_pb2.Job]] = {}
+    record = FillingStorage.record
+
+    def recording(self: FillingStorage, events: Iterable[tuple[str, pb.Event]]) -> None:
+        events = list(events)
+        record(self, events)
+        for job_id, event in events:
+            if event.HasField("state_changed"):
+                told.setdefault(job_id, {})[event.sequence] = event.state_changed.job
+
+    thin, merged = FillingStorage.thin, list[bool]()
+
+    def thinning(self: FillingStorage) -> bool:
+        merged.append(thin(self))
+        return merged[-1]
+
+    monkeypatch.setattr(FillingStorage, "record", recording)
+    monkeypatch.setattr(FillingStorage, "thin", thinning)
+    bounds = Bounds(recent_bytes=200, losses=10, parcels=3, parcel_losses=4, notices=2, routine=2, step_events=7, step_losses=20)
+    town = Town(tmp_path, seed, bounds)
+
+    async def live() -> None:
+        await town.live(_CALLS)
+        for _, job in await town.jobs.journal.run(town.storage.jobs, 1000):
+            assert job.state in ENDED
+            while await town.jobs.journal.run(town.storage.thin):
+                pass
+            events = await events_of(town.jobs, job.id)
+            states = {event.sequence: event.state_changed.job for event in events if event.HasField("state_changed")}
+            # Of a job that was deleted, another one may have the id.
+            assert states.items() <= told[job.id].items()
+            assert len(states) == len([sequence for sequence in told[job.id] if sequence <= events[-1].sequence])
+            epochs = max(event.epoch_ended.epoch for event in events)
+            steps = 0
+            for taken in [event.steps_taken for event in events if event.HasField("steps_taken")]:
+                assert taken.first_step == steps
+                steps = steps_end(taken)
+            assert await town.jobs.journal.run(town.storage.told, job.id) == (steps, epochs)
+        assert any(merged)
+        await town.stop()
+
+    with small_chunks():
+        asyncio.run(live())
 
 
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

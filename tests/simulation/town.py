@@ -22,6 +22,7 @@ from thalweg.server.run import JobRun
 from thalweg.server.settings import RunSettings
 from thalweg.server.shards import AttendingShard
 from thalweg.server.storage import Storage
+from thalweg.server.thinning import BOUNDS, Bounds
 from thalweg.v1 import job_pb2, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 
@@ -53,6 +54,10 @@ class FillingStorage(Storage):
     def probe(self) -> None:
         self._need_room(OSError(errno.ENOSPC, "No space left on device"))
         super().probe()
+
+    def thin(self) -> bool:
+        self._need_room(sqlite3.OperationalError("database or disk is full"))
+        return super().thin()
 
     def _need_room(self, error: Exception) -> None:
         if self.full:
@@ -91,7 +96,8 @@ class _Street:
 class Town:
     """A server's jobs, those who ask something of them, and everything that goes wrong."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, bounds: Bounds = BOUNDS) -> None:
+        self._bounds = bounds
         self.random = random.Random(seed)
         self.folder = folder
         self.jobs: Jobs
@@ -110,7 +116,8 @@ class Town:
 
     async def start(self) -> None:
         """A server starts on the data folder."""
-        self.jobs = Jobs(FillingStorage(self.folder), RunSettings(checkpoint_seconds=self.random.choice([0.0, 0.01, 1.0])), 3)
+        storage = FillingStorage(self.folder, self._bounds)
+        self.jobs = Jobs(storage, RunSettings(checkpoint_seconds=self.random.choice([0.0, 0.01, 1.0])), 3)
         await self.jobs.start(resume_unfinished=True)
 
     async def live(self, calls: int) -> None:

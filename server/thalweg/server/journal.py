@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from thalweg.server.room import Room, Shortage
+from thalweg.server.room import Room, Shortage, lacks_room
 from thalweg.server.storage import Storage
 from thalweg.server.watches import Watches
 from thalweg.v1 import training_service_pb2
@@ -142,7 +142,8 @@ class Journal:
                 while await self.run(self.storage.thin):
                     await asyncio.sleep(_THIN_PAUSE)
             except (OSError, sqlite3.Error) as error:
-                _log.warning("older events cannot be merged now: %s", error)
+                # A full disk is reported by those who wait for room: there is time for this.
+                _log.log(logging.INFO if lacks_room(error) else logging.WARNING, "older events cannot be merged now: %s", error)
 
     async def _write(self) -> None:
         written: tuple[tuple[str, training_service_pb2.Event], ...] = ()
