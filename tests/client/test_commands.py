@@ -1,10 +1,12 @@
 """Commands, for people and for machines, against a real server."""
 
+import errno
 import io
 import json
 import os
 import signal
 import stat
+import tempfile
 import threading
 import tomllib
 from collections.abc import Callable
@@ -61,6 +63,17 @@ def test_where_python_removes_descriptions_help_says_so(tmp_path: Path) -> None:
 
 def test_a_terminal_of_no_size_is_no_reason_to_print_nothing(tmp_path: Path) -> None:
     assert "Trains a job" in thalweg(tmp_path, "--help", COLUMNS="0").stdout
+
+
+def test_where_no_temporary_files_can_be_made_a_command_says_so(
+    cluster: Cluster, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    problem = "No usable temporary directory found in ['/tmp']; set TMPDIR to a folder in which files can be made"
+    assert command("predict", "gate", "--server", cluster.address) == (1, "", f"thalweg: {problem}\n")
 
 
 def test_help_names_what_there_is_to_choose_from(command: Command) -> None:
@@ -243,6 +256,7 @@ def test_show_prints_a_job_file_that_trains_the_same(cluster: Cluster, command: 
 
 def test_init_writes_a_job_file_to_begin_from(command: Command, tmp_path: Path) -> None:
     assert command("init").out == f"{tmp_path}/digits.toml: train it with `thalweg train digits.toml`\n"
+    assert command("init", "-o", "a job.toml").out == f"{tmp_path}/a job.toml: train it with `thalweg train 'a job.toml'`\n"
     assert load_job("digits.toml") == load_job("digits")
     again = command("init")
     assert (again.code, again.err) == (

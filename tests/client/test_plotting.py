@@ -1,5 +1,6 @@
 """Pictures: what they draw is what happened."""
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from thalweg.client import Client, EpochEnded, LocalError, Metrics, Progress, St
 from thalweg.client.local_models import Landscape
 from thalweg.client.plotting import Element, learning_curve, loss_slice, parse_element, save_figure
 from thalweg.client.plotting.curve import _thinned, course
+from thalweg.client.plotting.figures import new_figure
 from thalweg.client.plotting.slices import locate, measure, most_moved
 from thalweg.v1 import job_pb2
 
@@ -225,6 +227,18 @@ def test_a_picture_is_written_whole(name: str, cluster: Cluster, tmp_path: Path)
     begin = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[Path(name).suffix.lower()]
     assert (tmp_path / name).read_bytes().startswith(begin)
     assert [found for found in names_in(tmp_path) if found != "home"] == [name]
+
+
+def test_why_matplotlib_cannot_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ReadOnly:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "matplotlib.figure":
+                raise OSError("Matplotlib requires access to a writable cache directory")
+
+    monkeypatch.delitem(sys.modules, "matplotlib.figure")
+    monkeypatch.setattr(sys, "meta_path", [ReadOnly(), *sys.meta_path])
+    with pytest.raises(LocalError, match="requires access to a writable cache directory"):
+        new_figure(1, 1)
 
 
 def test_a_job_draws_itself(cluster: Cluster, tmp_path: Path) -> None:

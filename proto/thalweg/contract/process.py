@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+import tempfile
 
 _ENVIRONMENT = {
     # Ray's processes are forked from the process that starts it. With its support for forks gRPC would let each fork wait for its
@@ -17,10 +18,13 @@ _ENVIRONMENT = {
 # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3), the latter at most 32 MiB.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _MAX_BYTES = 32 << 20
+_IN_MEMORY = "/dev/shm"  # noqa: S108 - tempfile makes files there that this user alone can open
 
 
 def prepare() -> None:
-    """Prepares gRPC, where the environment does not say otherwise, and the allocator, for a process that is Thalweg's own.
+    """Prepares gRPC, where the environment does not say otherwise, the allocator, and a folder for temporary files.
+
+    For a process that is Thalweg's own.
 
     To be called before anything imports `grpc`, which reads its settings then. A program that uses Thalweg as a library may call
     it too, as its first act: an embedded server answers sooner.
@@ -28,6 +32,19 @@ def prepare() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     keep_freed()
+    find_temporary_folder()
+
+
+def find_temporary_folder() -> None:
+    """Sets TMPDIR where Python knows no folder for temporary files, but one in memory can be used.
+
+    Containers whose file system is read-only have such a one. Processes that this one starts inherit it.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        if os.access(_IN_MEMORY, os.W_OK):
+            os.environ["TMPDIR"] = _IN_MEMORY
 
 
 def keep_freed() -> None:

@@ -285,7 +285,7 @@ class _Keeper:
             path = folder.path if folder else None
             self._socket, theirs = socket.socketpair()
             stack.callback(self._socket.close)
-            self._errors = stack.enter_context(tempfile.TemporaryFile())
+            self._errors = stack.enter_context(tempfile.TemporaryFile(dir=path))
             with theirs:
                 self._process = _run(theirs.fileno(), self._errors, _environment(config, path))
             # What is to be closed or removed when the process has ended.

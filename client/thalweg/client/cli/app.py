@@ -112,6 +112,10 @@ def run(arguments: list[str] | None = None) -> int:
         if error.filename is None and error.errno in _STREAM_FAILURES:
             complain(f"cannot print: {error.strerror}")
             return 1
+        if error.filename is None and isinstance(error, FileNotFoundError):
+            # Of those of Python's own, it is tempfile's.
+            complain(f"{error.strerror}; set TMPDIR to a folder in which files can be made")
+            return 1
         return _other(error)
     except Exception as error:  # noqa: BLE001 - a user gets a line, never a traceback
         return _other(error)

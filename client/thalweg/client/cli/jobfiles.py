@@ -1,5 +1,6 @@
 """Commands for job files: what a job's settings are, and a file to begin from."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -88,4 +89,4 @@ def init(
     if json:
         print_json({"job": job, "file": str(path)})
     else:
-        console().print(f"{path}: train it with `thalweg train {path.name}`", markup=False, soft_wrap=True)
+        console().print(f"{path}: train it with `thalweg train {shlex.quote(path.name)}`", markup=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg.client.composition import needs
+from thalweg.client.problems import LocalError
 from thalweg.client.weights import write_whole
 from thalweg.contract.errors import Violation, invalid
 
@@ -23,7 +24,11 @@ GREEN = "#2f9e6e"
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure, in inches. It belongs to nobody: nothing is shared with other figures of this process."""
     with needs("plot", "matplotlib is"):
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+        try:
+            from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+        except OSError as error:
+            # It needs a folder for its cache.
+            raise LocalError(str(error)) from error
     return Figure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
 
 
