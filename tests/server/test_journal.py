@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
@@ -103,7 +104,7 @@ def test_a_job_that_is_opened_again_goes_on_counting(tmp_path: Path) -> None:
         async with running_journal(tmp_path, "a") as (journal, storage):
             note(journal, "one", "two")
             await journal.settled()
-            await journal.close("a")
+            journal.close("a")
             await journal.open("a")
             note(journal, "three")
             await journal.settled()
@@ -276,6 +277,44 @@ def test_what_is_recorded_while_an_event_is_rejected_has_the_next_numbers(tmp_pa
             await journal.settled()
             texts = [(event.sequence, event.notice.text) for event in storage.events("a", 0, 9)]
             assert texts == [(1, "poison"), (2, "while it is counted")]
+
+    run(test())
+
+
+class GatedStorage(FailingStorage):
+    """A storage that records what a `gate` lets through, when it is open."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.gate = threading.Event()
+        self.waiting = threading.Event()
+
+    def record(self, events: Iterable[tuple[str, training_service_pb2.Event]]) -> None:
+        self.waiting.set()
+        self.gate.wait()
+        super().record(events)
+
+
+def test_dropped_events_of_one_job_do_not_make_those_of_another_durable(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_journal(tmp_path, "a", "b", kind=GatedStorage) as (journal, storage):
+            assert isinstance(storage, GatedStorage)
+            storage.gate.set()
+            await journal.run(poison, storage, "a", 1)
+            storage.gate.clear()
+            storage.waiting.clear()
+            note(journal, "rejected")
+            while not storage.waiting.is_set():
+                await asyncio.sleep(0)
+            note(journal, "waits", job="b")
+            settled = asyncio.create_task(journal.settled())
+            await asyncio.sleep(0)
+            # Recorded after the event that is waited for, and dropped before it is written.
+            note(journal, "dropped", "dropped", "dropped")
+            storage.gate.set()
+            await settled
+            assert [event.notice.text for event in storage.events("b", 0, 9)] == ["waits"]
+            assert [job for job, _ in storage.rejected] == ["a"]
 
     run(test())
 

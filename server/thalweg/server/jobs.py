@@ -536,9 +536,10 @@ class Jobs:
 
     async def _scale(self, job_id: str, workers: int) -> None:
         while run := await self._living(job_id):
+            rejections = self.journal.rejections[job_id]
             self._scale_run(run, workers)
             await self.journal.settled()
-            if not run.given_up:
+            if not run.given_up and self.journal.rejections[job_id] == rejections:
                 return
         await self.ended(job_id)
         job = await self.get(job_id)
@@ -715,7 +716,7 @@ class Jobs:
         self._rejected.discard(job_id)
         self._progressed.discard(job_id)
         self.allot()
-        await self.journal.close(job_id)
+        self.journal.close(job_id)
         try:
             run.dismiss()
         except Exception:  # noqa: BLE001 - they notice by themselves when the server says no more

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import math
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -44,8 +45,12 @@ class Journal:
         self._background = ThreadPoolExecutor(1, "thalweg-checkpoints")
         self._files = ThreadPoolExecutor(1, "thalweg-files")
         self._writing: list[tuple[str, training_service_pb2.Event]] = []
-        self._pending: list[tuple[str, training_service_pb2.Event]] = []
+        # None in place of an event that was dropped: it still has its turn, for those who wait until what was recorded before
+        # them is durable count events.
+        self._pending: list[tuple[str, training_service_pb2.Event | None]] = []
         self._sequences: dict[str, int] = {}
+        # How often events were rejected, of jobs of which any were.
+        self.rejections: Counter[str] = Counter()
         self._wake = asyncio.Event()
         self._told = asyncio.Condition()
         self._recorded = 0
@@ -94,16 +99,14 @@ class Journal:
         if job_id not in self._sequences:
             self._sequences[job_id] = await self.run(self.storage.last_sequence, job_id)
 
-    async def close(self, job_id: str) -> None:
+    def close(self, job_id: str) -> None:
         """Forgets a job that records no more, with what it has recorded and could not be written."""
         self._sequences.pop(job_id, None)
         self._writing = [each for each in self._writing if each[0] != job_id]
-        await self._drop_pending(job_id)
+        self._drop_pending(job_id)
 
-    async def _drop_pending(self, job_id: str) -> None:
-        kept = [each for each in self._pending if each[0] != job_id]
-        dropped, self._pending = len(self._pending) - len(kept), kept
-        await self._dealt_with(dropped)
+    def _drop_pending(self, job_id: str) -> None:
+        self._pending = [(job, None if job == job_id else event) for job, event in self._pending]
 
     def record(self, job_id: str, event: training_service_pb2.Event) -> None:
         """Takes an event of an open job: numbers it and dates it."""
@@ -124,8 +127,9 @@ class Journal:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            self._writing, self._pending = self._pending, []
-            count = len(self._writing)
+            count = len(self._pending)
+            self._writing = [(job_id, event) for job_id, event in self._pending if event]
+            self._pending = []
             # Nothing is told before it is durable: while the disk is full, events wait.
             try:
                 await self._write()
@@ -171,8 +175,9 @@ class Journal:
 
     async def _reject(self, job_id: str, problem: str) -> None:
         """Drops what a job has recorded and is not durable, and counts anew from what is."""
+        self.rejections[job_id] += 1
         self._on_rejected(job_id, problem)
-        await self._drop_pending(job_id)
+        self._drop_pending(job_id)
         try:
             last = await self.run(self.storage.last_sequence, job_id)
         except Exception:  # noqa: BLE001 - what follows is rejected as well
@@ -180,7 +185,7 @@ class Journal:
             return
         if job_id in self._sequences:
             self._sequences[job_id] = last
-            for _, event in (each for each in self._pending if each[0] == job_id):
+            for event in (event for job, event in self._pending if event and job == job_id):
                 self._sequences[job_id] += 1
                 event.sequence = self._sequences[job_id]
 

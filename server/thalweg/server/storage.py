@@ -298,10 +298,11 @@ class Storage:
 
     def parameters(self, job_id: str) -> Download[training_service_pb2.ParametersHeader] | None:
         """The parameters that a job kept, tensor by tensor, where they lie. Raises ValueError if their file is damaged."""
-        path = self.job_folder(job_id) / PARAMETERS_FILE
-        if not path.exists():
+        try:
+            found, metadata = tensors.read(self._disk.read(self.job_folder(job_id) / PARAMETERS_FILE))
+        except FileNotFoundError:
+            # There are none, or the job is deleted just now.
             return None
-        found, metadata = tensors.read(self._disk.read(path))
         header = training_service_pb2.ParametersHeader.FromString(base64.b64decode(metadata[layouts.HEADER]))
         return Download(header, [found[tensor.name] for tensor in header.layout.tensors])
 
@@ -337,10 +338,10 @@ class Storage:
 
     def trajectory(self, job_id: str) -> Download[training_service_pb2.TrajectoryHeader] | None:
         """The trajectory that a job kept, of shape (versions, elements), where it lies. Raises ValueError if it is damaged."""
-        path = self.job_folder(job_id) / TRAJECTORY_FILE
-        if not path.exists():
+        try:
+            found, metadata = tensors.read(self._disk.read(self.job_folder(job_id) / TRAJECTORY_FILE))
+        except FileNotFoundError:
             return None
-        found, metadata = tensors.read(self._disk.read(path))
         header = training_service_pb2.TrajectoryHeader.FromString(base64.b64decode(metadata[layouts.HEADER]))
         return Download(header, [found[_SLABS]])
 
