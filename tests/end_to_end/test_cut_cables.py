@@ -15,6 +15,7 @@ from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE
 from tests.end_to_end.refusals import refusal
 from tests.server.test_training_service import make_spec
+from thalweg.contract import channel
 from thalweg.contract.channel import Address, connection_options
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.release import capacity
@@ -90,7 +91,7 @@ def cable(server: Address) -> Iterator[Cable]:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(hosting, "OPTIONS", _QUICK)
-    monkeypatch.setattr(worker, "OPTIONS", _QUICK)
+    monkeypatch.setattr(channel, "OPTIONS", _QUICK)
     with running_server(tmp_path) as server:
         yield server
 
@@ -102,18 +103,18 @@ def laid(server: Server) -> Iterator[Cable]:
 
 
 def test_a_client_that_watches(server: Server, laid: Cable) -> None:
-    with stub_of(server) as stub, grpc.insecure_channel(str(laid.address), options=_QUICK) as channel:
+    with stub_of(server) as stub, grpc.insecure_channel(str(laid.address), options=_QUICK) as opened:
         job = stub.CreateJob(pb.CreateJobRequest(spec=make_spec())).job
-        events = TrainingServiceStub(channel).WatchJob(pb.WatchJobRequest(job_id=job.id), timeout=DEADLINE)
+        events = TrainingServiceStub(opened).WatchJob(pb.WatchJobRequest(job_id=job.id), timeout=DEADLINE)
         next(events)
         laid.cut()
         assert refusal(lambda: events).code is grpc.StatusCode.UNAVAILABLE
 
 
 def test_one_that_watches_for_long_is_not_taken_for_an_attack(server: Server, laid: Cable) -> None:
-    with stub_of(server) as stub, grpc.insecure_channel(str(laid.address), options=_QUICK) as channel:
+    with stub_of(server) as stub, grpc.insecure_channel(str(laid.address), options=_QUICK) as opened:
         job = stub.CreateJob(pb.CreateJobRequest(spec=make_spec())).job
-        events = TrainingServiceStub(channel).WatchJob(pb.WatchJobRequest(job_id=job.id), timeout=DEADLINE)
+        events = TrainingServiceStub(opened).WatchJob(pb.WatchJobRequest(job_id=job.id), timeout=DEADLINE)
         next(events)
         before = laid.sent
         wait_for(lambda: laid.sent > before + 40)
@@ -122,10 +123,10 @@ def test_one_that_watches_for_long_is_not_taken_for_an_attack(server: Server, la
 
 
 def test_a_fleet_that_attends(server: Server, laid: Cable) -> None:
-    with stub_of(server) as stub, grpc.insecure_channel(str(laid.address), options=_QUICK) as channel:
+    with stub_of(server) as stub, grpc.insecure_channel(str(laid.address), options=_QUICK) as opened:
         requests: queue.SimpleQueue[fleet_service_pb2.AttendRequest | None] = queue.SimpleQueue()
         requests.put(fleet_service_pb2.AttendRequest(capacity=capacity("far", 3)))
-        attending = fleet_service_pb2_grpc.FleetServiceStub(channel).Attend(iter(requests.get, None), timeout=DEADLINE)
+        attending = fleet_service_pb2_grpc.FleetServiceStub(opened).Attend(iter(requests.get, None), timeout=DEADLINE)
         wait_for(lambda: stub.GetServerInfo(pb.GetServerInfoRequest()).fleets)
         laid.cut()
         assert refusal(lambda: attending).code is grpc.StatusCode.UNAVAILABLE

@@ -137,15 +137,15 @@ class Endpoint(NamedTuple):
         own = tokens.find(*self.address) if self.address.is_loopback else None
         return authorization(own or self.token)
 
-    def open(self, options: Sequence[tuple[str, int]] = OPTIONS) -> grpc.Channel:
+    def open(self) -> grpc.Channel:
         """A channel, to be closed or used as a context manager. It connects when it is first used."""
         _check_forks()
-        return grpc.insecure_channel(str(self.address), options=[*options, *self._proxy_options()])
+        return grpc.insecure_channel(str(self.address), options=[*OPTIONS, *self._proxy_options()])
 
-    def open_aio(self, options: Sequence[tuple[str, int]] = OPTIONS) -> grpc.aio.Channel:
+    def open_aio(self) -> grpc.aio.Channel:
         """The same for asyncio."""
         bind_to_process()
-        return grpc.aio.insecure_channel(str(self.address), options=[*options, *self._proxy_options()])
+        return grpc.aio.insecure_channel(str(self.address), options=[*OPTIONS, *self._proxy_options()])
 
     def _proxy_options(self) -> list[tuple[str, int]]:
         return [("grpc.enable_http_proxy", 0)] if is_reached_directly(self.address) else []
