@@ -50,6 +50,8 @@ class Script(parameter_service_pb2_grpc.ParameterServiceServicer):
                 case "gradient":
                     self.gradients.append(request.gradient)
                     yield pb.WorkResponse(goodbye=pb.Goodbye(reason="done"))
+                case "failure":
+                    yield pb.WorkResponse(goodbye=pb.Goodbye(reason=request.failure.problem))
 
 
 @contextmanager
@@ -101,8 +103,8 @@ def test_the_thread_ends_with_a_worker_that_fails(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("no luck")
 
     monkeypatch.setattr(data, "load", broken_load)
-    with serving(script) as address, pytest.raises(RuntimeError, match="no luck"):
-        worker.work(address, None, "job", "worker")
+    with serving(script) as address:
+        assert worker.work(address, None, "job", "worker") == "RuntimeError: no luck"
     assert not threads_of_heartbeats()
 
 
