@@ -1,12 +1,20 @@
 """What a keeper does about workers that end: on a Ray that is imagined, with a clock of its own."""
 
+import os
 import resource
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import chain, pairwise, repeat
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.end_to_end.command import wait_for
 from thalweg.contract.channel import Address
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2 as pb
@@ -296,6 +304,43 @@ def test_how_a_worker_ended_is_said(ray: Ray, error: Exception, problem: str, nu
 def test_a_worker_that_the_server_let_go_is_not_told_of(ray: Ray) -> None:
     ray.fates = repeat((1.0, None, True))
     assert not exits(run(ray, 10))
+
+
+def test_a_fleet_that_has_not_hung_up_but_is_gone_is_noticed(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(line: Line, message: Any) -> None:
+        if ray.now >= 1:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(Line, "send", gone)
+    with pytest.raises(BrokenPipeError):
+        run(ray, 1)
+
+
+DRIVER = """
+import sys, types
+for name in ("ray", "ray.util", "ray.util.scheduling_strategies"):
+    sys.modules[name] = types.ModuleType(name)
+from thalweg.workers import keeper
+def lost(*_):
+    raise keeper.RayLostError("its head has died")
+keeper._init = lost
+keeper.main(int(sys.argv[1]))
+"""
+
+
+def test_a_driver_whose_fleet_is_gone_has_rays_folder_removed(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    folder = tmp_path / "ray"
+    folder.mkdir()
+    # This process, which takes the fleet's part, lives on: only the closed connection tells that the fleet is gone.
+    orders = Orders("fleet", "id", Address("host", 1), None, None, 1, os.getpid(), folder=folder)
+    command = [sys.executable, "-c", DRIVER, str(theirs.fileno())]
+    with theirs, Connection(ours.detach()) as connection:
+        connection.send(orders)
+        connection.close()
+        driver = subprocess.run(command, pass_fds=[theirs.fileno()], start_new_session=True, check=False)
+    assert driver.returncode == -signal.SIGKILL
+    wait_for(lambda: not folder.exists())
 
 
 def test_a_machine_without_the_address_that_ray_needs_is_said_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:

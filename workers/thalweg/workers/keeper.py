@@ -130,11 +130,14 @@ class Keeper:
         self._not_before: dict[str, float] = defaultdict(float)
 
     def run(self) -> None:
-        """Starts, ends and replaces actors until the fleet hangs up. Raises RayLostError, or what Ray raises."""
+        """Starts, ends and replaces actors until the fleet hangs up.
+
+        Raises OSError if the fleet is gone, RayLostError, or what Ray raises.
+        """
         with suppress(EOFError):
             while True:
                 self._look()
-                self._connection.send(Alive(sum(self._cpus.values()), tuple(self._cpus), self._running(), self._unreachable))
+                self._report()
                 if self._connection.poll(_LOOK_SECONDS):
                     message: Hold | pb.AttendResponse = self._connection.recv()
                     self._holding = isinstance(message, Hold)
@@ -142,8 +145,13 @@ class Keeper:
                         self._wanted = {allotment.job_id: allotment for allotment in message.allotments}
                 self._collect()
                 self._reconcile()
+        # One that has hung up still listens.
+        self._report()
         self._wanted = {}
         self._reconcile()
+
+    def _report(self) -> None:
+        self._connection.send(Alive(sum(self._cpus.values()), tuple(self._cpus), self._running(), self._unreachable))
 
     def _running(self) -> dict[str, tuple[int, int]]:
         """How many actors each job has, and how many slots each of them takes."""
@@ -362,7 +370,9 @@ def main(descriptor: int) -> None:
         _init(ray, orders)
         Keeper(ray, orders, connection).run()
     except Exception as error:  # noqa: BLE001 - told to the fleet, whatever it is; Ray can no longer be asked to shut down
-        with suppress(OSError):
+        try:
             connection.send(Failed(str(error).strip() or type(error).__name__))
+        except OSError:
+            _end_group(orders.folder)
         os._exit(1)
     ray.shutdown()
