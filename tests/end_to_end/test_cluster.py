@@ -22,7 +22,12 @@ JOB = ("digits", "--set", "training.epochs=120")
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The digest of an undisturbed run with one worker."""
-    ended = thalweg(tmp_path_factory.mktemp("undisturbed"), "train", *JOB, "--set", "training.workers=1", "--json")
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"), JOB)
+
+
+def undisturbed(home: Path, job: tuple[str, ...]) -> str:
+    """The digest of a job that one worker trains, with nobody else about."""
+    ended = thalweg(home, "train", *job, "--set", "training.workers=1", "--json")
     assert ended.code == 0, ended.stderr
     return str(ended.answer["weights_sha256"])
 
@@ -59,9 +64,11 @@ class Cluster:
         assert ended.code == 0, ended.stderr
         return ended.answer
 
-    def submit(self) -> str:
+    def submit(self, job: tuple[str, ...] = JOB) -> str:
         """A job that has taken some steps."""
-        job = str(self("submit", *JOB)["job"])
+        return self._begun(str(self("submit", *job)["job"]))
+
+    def _begun(self, job: str) -> str:
         wait_for(lambda: self("jobs", job)["jobs"][0]["steps"] > 50)
         return job
 
@@ -150,12 +157,14 @@ def test_all_workers_are_killed_at_once(cluster: Cluster, expected: str) -> None
     assert all("its process died" in notice for notice in notices)
 
 
-def test_workers_come_and_go(cluster: Cluster, expected: str) -> None:
-    job = cluster.submit()
+def test_workers_come_and_go(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
+    # Long enough for workers to start three times over.
+    longer = (*JOB, "--set", "training.epochs=600")
+    job = cluster.submit(longer)
     for workers in (3, 1, 2):
         cluster("scale", job, str(workers))
         cluster.workers(job, workers)
-    assert cluster.digest(job) == expected
+    assert cluster.digest(job) == undisturbed(tmp_path_factory.mktemp("longer"), longer)
 
 
 def test_the_server_is_killed(cluster: Cluster, expected: str) -> None:
