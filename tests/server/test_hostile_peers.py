@@ -1,6 +1,7 @@
 """Peers that are broken or hostile: their stream ends, and nothing else does."""
 
 import gc
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -303,7 +304,9 @@ def test_bytes_that_are_no_message_end_the_stream(
     finishes(server, job_id, undisturbed)
     # Tasks that nobody ended are logged when they are collected.
     gc.collect()
-    assert [record.message for record in caplog.records if record.name == "asyncio" or record.exc_info] == []
+    told = [record.message for record in caplog.records if record.levelno > logging.INFO or record.exc_info]
+    # A busy machine is no fault of the stream's.
+    assert [message for message in told if not message.startswith("the server listened to nobody")] == []
 
 
 def test_a_message_over_grpcs_limit_is_refused(server: Server, stub: TrainingServiceStub, undisturbed: str) -> None:
