@@ -25,7 +25,11 @@ def stored(results: Mapping[str, Any]) -> dict[str, Any]:
         name: {kind: {system: round(ratio, 3) for system, ratio in _own(workload[kind]).items()} for kind in BASES}
         for name, workload in results["workloads"].items()
     }
-    return {"tolerance": TOLERANCE, "workloads": workloads}
+    return {"tolerance": TOLERANCE, "cpu": _cpu(results), "workloads": workloads}
+
+
+def _cpu(results: Mapping[str, Any]) -> str:
+    return str(results.get("machine", {}).get("cpu", ""))
 
 
 def _own(values: Mapping[str, float]) -> dict[str, float]:
@@ -33,10 +37,11 @@ def _own(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def store(results: Mapping[str, Any], file: Path) -> None:
-    """Writes ratios, over those of the same workloads; others stay."""
+    """Writes ratios, over those of the same workloads; others stay, if they are of the same processor."""
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"workloads": {}}
     new = stored(results)
-    document = new | kept | {"workloads": kept["workloads"] | new["workloads"]}
+    others = kept["workloads"] if kept.get("cpu", new["cpu"]) == new["cpu"] else {}
+    document = new | kept | {"cpu": new["cpu"], "workloads": others | new["workloads"]}
     file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
@@ -63,6 +68,11 @@ def check(results: Mapping[str, Any], file: Path) -> tuple[bool, list[str]]:
         else:
             held += 1
     lines.append(f"{held} ratios held, {regressed} regressed")
+    if "cpu" in kept and kept["cpu"] != _cpu(results):
+        lines.append(
+            f"the stored ratios are of {kept['cpu']}, the measured ones of {_cpu(results)}: on another processor they "
+            "are others; store those of the release to compare with on this one"
+        )
     if not held and not regressed:
         lines.append(f"nothing that was measured is in {file}")
     return bool(held) and not regressed, lines

@@ -78,6 +78,17 @@ def test_storing_keeps_other_workloads_and_the_tolerance(tmp_path: Path) -> None
     assert kept["workloads"]["small"]["ratio_to_ray"] == {"thalweg": 4.0}
 
 
+def test_ratios_of_another_processor_are_others(tmp_path: Path) -> None:
+    file = tmp_path / "ratios.json"
+    file.write_text(json.dumps({"tolerance": 0.1, "cpu": "another one", "workloads": {"wide": {}}}))
+    _, lines = regressions.check(found(), file)
+    assert "the stored ratios are of another one, the measured ones of a processor" in lines[-1] + lines[-2]
+    regressions.store(found(), file)
+    kept = json.loads(file.read_text())
+    assert kept["cpu"] == "a processor"
+    assert list(kept["workloads"]) == ["small"]
+
+
 def test_the_command_reports_and_ends_as_the_check_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ratios, page = tmp_path / "ratios.json", tmp_path / "page.md"
     page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
