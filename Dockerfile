@@ -17,6 +17,7 @@ print('\n'.join(p['dependencies'] + e['server'] + e['workers']))" > /tmp/require
  && pip install -c constraints.txt -r /tmp/requirements.txt "hatchling>=1.27"
 COPY README.md LICENSE ./
 COPY proto proto
+COPY learning learning
 COPY server server
 COPY workers workers
 COPY client client

@@ -22,7 +22,7 @@ from tests.end_to_end.command import service
 from thalweg.client import Client, Job
 from thalweg.contract.channel import Address
 from thalweg.contract.sums import Sums
-from thalweg.workers import model
+from thalweg.learning.sequential import model
 from thalweg.workers.worker import work
 
 # Workers that only sleep share a process, so that dozens of them start in reasonable time.

@@ -24,10 +24,15 @@ ENTRY_POINTS = {"client/thalweg/command.py", "workers/thalweg/workers/actor.py",
 class Import(NamedTuple):
     """An import of one of the house's packages. `late` within a function, `typed` only for the type checker."""
 
-    package: str
+    module: str
     line: int
     late: bool
     typed: bool
+
+    @property
+    def package(self) -> str:
+        """The package's name, without `thalweg`."""
+        return self.module.split(".")[1]
 
 
 def packages() -> dict[str, set[str]]:
@@ -55,9 +60,8 @@ def imports(tree: ast.AST, late: bool = False, typed: bool = False) -> Iterator[
             assert node.level == 0, f"line {node.lineno}: a relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
-            parts = name.split(".")
-            if parts[0] == "thalweg":
-                yield Import(parts[1], getattr(node, "lineno", 0), late, typed)
+            if name.startswith("thalweg."):
+                yield Import(name, getattr(node, "lineno", 0), late, typed)
         yield from imports(node, within, checked)
 
 
@@ -73,11 +77,13 @@ def test_the_table_is_read() -> None:
     assert packages() == {
         "proto/thalweg/v1": set(),
         "proto/thalweg/contract": {"v1"},
-        "server/thalweg/server": {"v1", "contract"},
-        "workers/thalweg/workers": {"v1", "contract", "server"},
+        "learning/thalweg/learning": {"v1", "contract"},
+        "server/thalweg/server": {"v1", "contract", "learning"},
+        "workers/thalweg/workers": {"v1", "contract", "learning"},
         "client/thalweg/client": {"v1", "contract"},
     }
     assert "the others only in `composition` and `local_models`, late" in TABLE
+    assert "of that only `optimizers`, `schedules` and `clipping`" in TABLE
 
 
 @pytest.mark.parametrize("folder", packages())
@@ -95,13 +101,37 @@ def test_the_composition_root_imports_the_others_and_so_the_table_says_something
     assert {"server", "workers"} <= found
 
 
-@pytest.mark.parametrize("folder", ["server/thalweg/server", "proto/thalweg/contract", "client/thalweg/client"])
-def test_only_workers_know_ray(folder: str) -> None:
+def test_of_the_mathematics_the_server_knows_how_parameters_are_updated_and_no_model() -> None:
+    rooms = set()
+    for path in modules("server/thalweg/server"):
+        rooms |= {each.module.split(".")[2] for each in imports(ast.parse(path.read_text())) if each.package == "learning"}
+    assert rooms == {"optimizers", "schedules", "clipping"}
+
+
+def foreign(folder: str) -> dict[str, set[str]]:
+    """For each module of a folder, the packages that it imports, early or late."""
+    found: dict[str, set[str]] = {}
     for path in modules(folder):
+        names = []
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not any(name.split(".")[0] == "ray" for name in names), path
+        found[path.relative_to(HOUSE).as_posix()] = {name.split(".")[0] for name in names}
+    return found
+
+
+def test_the_mathematics_knows_neither_calls_nor_threads() -> None:
+    folder = "learning/thalweg/learning"
+    assert not {path: found for path, found in foreign(folder).items() if found & {"grpc", "asyncio", "concurrent"}}
+    assert not [
+        path for path in modules(folder) if any(what.endswith("Thread") for what, _ in calls(ast.parse(path.read_text())))
+    ]
+
+
+@pytest.mark.parametrize("folder", sorted(packages().keys() - {"workers/thalweg/workers"}))
+def test_only_workers_know_ray(folder: str) -> None:
+    assert not {path for path, found in foreign(folder).items() if "ray" in found}
+    assert any("ray" in found for found in foreign("workers/thalweg/workers").values())
 
 
 def test_nothing_waits_for_time_to_pass_in_the_server() -> None:
@@ -119,7 +149,8 @@ def test_one_place_opens_channels(folder: str) -> None:
 
 
 def test_entry_points_alone_make_settings_of_the_whole_process() -> None:
-    for path in sorted(path for root in ("proto", "server", "workers", "client") for path in (HOUSE / root).rglob("*.py")):
+    roots = {HOUSE / folder.split("/", maxsplit=1)[0] for folder in packages()}
+    for path in sorted(path for root in roots for path in root.rglob("*.py")):
         relative = path.relative_to(HOUSE).as_posix()
         text = path.read_text()
         if GENERATED.search(path.name) or relative == "proto/thalweg/contract/process.py":

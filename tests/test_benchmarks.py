@@ -16,7 +16,7 @@ from benchmarks.program import WARM_UP_SECONDS, WARM_UP_STEPS, Rate, Unavailable
 from benchmarks.systems import SYSTEMS, ProgramError, System, limit_over_grpc
 from benchmarks.systems.limit import specification
 from benchmarks.workloads import WORKLOADS, Workload
-from thalweg.workers.model import Model
+from thalweg.learning.sequential.model import Model
 
 RATES = {"thalweg": [90.0, 110.0, 100.0], "limit": [400.0, 200.0, 300.0], "ddp": [50.0, 40.0, 60.0], "ray": [20.0, 25.0, 30.0]}
 

@@ -19,9 +19,9 @@ from thalweg import client
 from thalweg.client import Client
 from thalweg.client.jobfile import load_job
 from thalweg.contract import rules
+from thalweg.learning import data
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
-from thalweg.workers import data
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("workers/**/README.md"))]

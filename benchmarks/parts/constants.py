@@ -29,8 +29,9 @@ from benchmarks.workloads import WORKERS, WORKLOADS, Workload
 from thalweg.client.jobfile import load_job
 from thalweg.contract import codecs
 from thalweg.contract.channel import CHUNK_BYTES, OPTIONS
-from thalweg.server import optimizers, validation
-from thalweg.workers.model import Model
+from thalweg.learning import optimizers
+from thalweg.learning.sequential.model import Model
+from thalweg.server import validation
 
 _FEW, _MANY = 1, 8
 _SMALL = 2_000

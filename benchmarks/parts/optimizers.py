@@ -14,7 +14,8 @@ import numpy as np
 
 from benchmarks.parts import Cell, Table, run
 from thalweg.client.jobfile import load_job
-from thalweg.server import optimizers, validation
+from thalweg.learning import optimizers
+from thalweg.server import validation
 
 PARAMETERS = 20_000_000
 _ITEM = 4

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.parts import Table, run
 from thalweg.client import StepsTaken, WorkersChanged
 from thalweg.client.embedded import Embedded
-from thalweg.workers.data import load
+from thalweg.learning.data import load
 
 WORKERS = 2
 

@@ -20,9 +20,10 @@ from benchmarks.systems.thalweg import document
 from benchmarks.workloads import WORKERS, Workload
 from thalweg.client.jobfile import load_job
 from thalweg.contract.layout import Slab
-from thalweg.server import optimizers, validation
+from thalweg.learning import optimizers
+from thalweg.learning.sequential.model import Model
+from thalweg.server import validation
 from thalweg.v1 import job_pb2
-from thalweg.workers.model import Model
 
 
 def specification(workload: Workload) -> job_pb2.JobSpec:

@@ -405,7 +405,7 @@ def test_gradcheck(command: Command) -> None:
 
 
 def test_gradcheck_of_a_wrong_gradient_fails(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from thalweg.workers.layers.tanh import Tanh
+    from thalweg.learning.sequential.layers.tanh import Tanh
 
     monkeypatch.setattr(Tanh, "backward", lambda self, gradient, *_: gradient)
     printed = command("gradcheck", "xor", "--json")

@@ -25,10 +25,10 @@ from thalweg.client.local_models import predict
 from thalweg.client.problems import JobFileError
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import Violation
+from thalweg.learning import data
+from thalweg.learning.sequential.model import Model
 from thalweg.server.journal import Journal
 from thalweg.server.service import Server
-from thalweg.workers import data
-from thalweg.workers.model import Model
 
 
 def test_a_job_without_workers_waits_and_says_so(client: Client) -> None:

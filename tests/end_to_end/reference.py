@@ -8,12 +8,11 @@ from thalweg.contract import codecs, tree
 from thalweg.contract.channel import CHUNK_BYTES
 from thalweg.contract.codecs import Codec
 from thalweg.contract.layout import Slab
-from thalweg.server import clipping, optimizers, schedules
+from thalweg.learning import clipping, data, optimizers, schedules
+from thalweg.learning.data.sampling import Sampler
+from thalweg.learning.numerical import NumericalDifferentiator
+from thalweg.learning.sequential.model import Model
 from thalweg.v1 import job_pb2
-from thalweg.workers import data
-from thalweg.workers.data.sampling import Sampler
-from thalweg.workers.model import Model
-from thalweg.workers.numerical import NumericalDifferentiator
 
 # What a microbatch adds to a step: a gradient, the sum of losses, the number of samples.
 Part = tuple[Slab, float, int]

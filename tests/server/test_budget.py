@@ -8,7 +8,8 @@ import pytest
 
 from tests.server.specs import make_spec
 from thalweg.contract.resources import Memory
-from thalweg.server import budget, optimizers, validation
+from thalweg.learning import optimizers
+from thalweg.server import budget, validation
 from thalweg.server.budget import Budget, OverBudgetError
 from thalweg.server.messages import Facts
 from thalweg.server.parameters import Parameters

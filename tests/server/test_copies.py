@@ -13,10 +13,10 @@ from tests.server.test_training_service import events_of, make_spec
 from thalweg.contract import resources
 from thalweg.contract.errors import from_rpc_error
 from thalweg.contract.resources import Memory
+from thalweg.learning.optimizers import State
 from thalweg.server import arrays, shard, validation
 from thalweg.server.arrays import Arrays
 from thalweg.server.budget import Budget
-from thalweg.server.optimizers import State
 from thalweg.server.pieces import Piece
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb

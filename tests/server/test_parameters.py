@@ -10,9 +10,10 @@ from tests.server.specs import make_spec
 from thalweg.contract import tree
 from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
-from thalweg.server import clipping, plan, validation
+from thalweg.learning import clipping
+from thalweg.learning.optimizers import State
+from thalweg.server import plan, validation
 from thalweg.server.messages import Facts
-from thalweg.server.optimizers import State
 from thalweg.server.parameters import PARAMETERS, Parameters
 from thalweg.server.plan import Plan
 from thalweg.v1 import job_pb2

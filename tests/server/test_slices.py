@@ -15,11 +15,11 @@ from tests.server import test_training_service as training_service
 from tests.server.specs import make_spec
 from thalweg.contract import tree
 from thalweg.contract.layout import Slab
+from thalweg.learning.optimizers import State
 from thalweg.server import copies as copies_module
 from thalweg.server import plan as plans
 from thalweg.server.copies import Copies, between_events
 from thalweg.server.messages import Facts
-from thalweg.server.optimizers import State
 from thalweg.server.parameters import Parameters
 from thalweg.server.plan import Plan
 from thalweg.v1 import job_pb2

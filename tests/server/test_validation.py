@@ -9,7 +9,8 @@ from google.protobuf.descriptor import Descriptor
 
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.rules import choice_of, default_of, real_oneofs, rules_of
-from thalweg.server import schedules, synchrony, validation
+from thalweg.learning import schedules
+from thalweg.server import synchrony, validation
 from thalweg.v1 import job_pb2
 
 GOOD: dict[str, Any] = {

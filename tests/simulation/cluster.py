@@ -16,13 +16,13 @@ from tests.simulation.worker import LAYOUT, NODES, TRAIN_SAMPLES, ImaginaryWorke
 from thalweg.contract import payload
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
+from thalweg.learning.optimizers import State
 from thalweg.server import copies, messages, plan
 from thalweg.server.arrays import Arrays
 from thalweg.server.checkpoints import Checkpoint, Checkpoints
 from thalweg.server.ending import Ending
 from thalweg.server.failures import MAX_REPORTS
 from thalweg.server.messages import Place
-from thalweg.server.optimizers import State
 from thalweg.server.run import JobRun
 from thalweg.server.settings import RunSettings
 from thalweg.server.telemetry import Recorded, told

@@ -9,10 +9,10 @@ from google.protobuf import json_format
 
 from thalweg.contract import tree
 from thalweg.contract.tree import Node
+from thalweg.learning.data import Dataset
+from thalweg.learning.data.gathering import Gatherer
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
-from thalweg.workers.data import Dataset
-from thalweg.workers.data.gathering import Gatherer
 from thalweg.workers.differentiation import Differentiator
 
 LOSSES: dict[str, list[dict[str, Any]]] = {

@@ -7,16 +7,17 @@ from google.protobuf import json_format
 
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.command import wait_for
+from thalweg.learning.data.errors import DataError, MemoryLackError
+from thalweg.learning.errors import NodeError
+from thalweg.learning.sequential.layers import gelu
+from thalweg.learning.sequential.model import ModelError
 from thalweg.server import validation
 from thalweg.server.failures import MAX_REPORTS
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Failure
-from thalweg.workers.data.errors import DataError, MemoryLackError
 from thalweg.workers.differentiation import Differentiator
-from thalweg.workers.failures import NodeError, failure_of
-from thalweg.workers.layers import gelu
-from thalweg.workers.model import ModelError
+from thalweg.workers.failures import failure_of
 from thalweg.workers.worker import work
 
 

@@ -13,9 +13,9 @@ import pytest
 from tests.client.helpers import fleet_of_threads
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client, JobFailedError
+from thalweg.learning.data import DataError
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1 import training_service_pb2_grpc
-from thalweg.workers.data import DataError
 from thalweg.workers.fetch import fetcher
 
 CONTENT = b"a,b\n1,2\n"

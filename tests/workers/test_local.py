@@ -12,12 +12,12 @@ from thalweg.contract import tree
 from thalweg.contract.layout import Slab
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
-from thalweg.server import optimizers, validation
+from thalweg.learning import data, optimizers
+from thalweg.learning.data.sampling import Sampler
+from thalweg.learning.sequential.model import Model
+from thalweg.server import validation
 from thalweg.v1 import job_pb2
-from thalweg.workers import data
-from thalweg.workers.data.sampling import Sampler
 from thalweg.workers.differentiation import Differentiator
-from thalweg.workers.model import Model
 
 LAYERS = [{"dense": {"units": 6}}, {"tanh": {}}, {"dropout": {"p": 0.3}}, {"dense": {"units": 10}}]
 OPTIMIZERS: dict[str, dict[str, Any]] = {

@@ -14,11 +14,11 @@ from tests.end_to_end.cluster import running_server, stub_of
 from tests.server.test_training_service import make_spec
 from thalweg.contract import tree
 from thalweg.contract.resources import Memory
+from thalweg.learning.data import Dataset
+from thalweg.learning.data import memory as data_memory
 from thalweg.server import validation
 from thalweg.v1 import job_pb2, training_service_pb2
 from thalweg.workers import needs
-from thalweg.workers.data import Dataset
-from thalweg.workers.data import memory as data_memory
 from thalweg.workers.differentiation import Differentiator
 from thalweg.workers.exchange import Streamed
 from thalweg.workers.streams import Streams

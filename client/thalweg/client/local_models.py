@@ -22,7 +22,7 @@ from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from thalweg.workers.gradcheck import Row
+    from thalweg.learning.gradcheck import Row
 
 # What a landscape may cost: multiplications for one point.
 _MOST_WORK = 1 << 28
@@ -57,8 +57,8 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: A
     that the job was trained on, hold numbers that the model's dtype cannot, or lead to outputs that are not finite.
     """
     with needs("workers", "the models are"):
-        from thalweg.workers.failures import NodeError  # noqa: PLC0415 - an extra
-        from thalweg.workers.model import Model, ModelError  # noqa: PLC0415
+        from thalweg.learning.errors import NodeError  # noqa: PLC0415 - an extra
+        from thalweg.learning.sequential.model import Model, ModelError  # noqa: PLC0415
     samples = prepare_samples(header, x)
     try:
         model = Model(spec.model, samples.shape[1:], spec.seed, one_hot=spec.data.one_hot)
@@ -98,7 +98,7 @@ def prepare_samples(header: pb.ParametersHeader, x: ArrayLike) -> Slab:
     Raises ThalwegError if they are not of the kind that the job was trained on, or hold numbers that the dtype cannot.
     """
     with needs("workers", "the models are"):
-        from thalweg.workers import data  # noqa: PLC0415 - an extra
+        from thalweg.learning import data  # noqa: PLC0415 - an extra
     try:
         return data.prepare(x, header.preprocessing, np.dtype(header.layout.dtype))
     except data.DataError as error:
@@ -115,7 +115,7 @@ def read_samples(
     notice says. Raises ThalwegError if the file cannot be read, or its columns are others.
     """
     with needs("workers", "the models are"):
-        from thalweg.workers import data  # noqa: PLC0415 - an extra
+        from thalweg.learning import data  # noqa: PLC0415 - an extra
     try:
         found = data.read_samples(path, spec.data, header.preprocessing, _features(header), names)
     except OSError as error:
@@ -131,7 +131,7 @@ def read_own_samples(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> tup
     `fetch` gives the file that was uploaded under a SHA-256. Raises ThalwegError if the data cannot be read.
     """
     with needs("workers", "the models are"):
-        from thalweg.workers import data  # noqa: PLC0415 - an extra
+        from thalweg.learning import data  # noqa: PLC0415 - an extra
     try:
         found = data.held_out(spec, fetch)
     except data.DataError as error:
@@ -158,12 +158,12 @@ def check(job: JobFile) -> None:
     Files that take long to read, and parameters that only a server has, are left to the worker. Raises ThalwegError.
     """
     with needs("workers", "the models are"):
+        from thalweg.learning import data  # noqa: PLC0415 - an extra
+        from thalweg.learning.errors import MistakeError, NodeError  # noqa: PLC0415
+        from thalweg.learning.sequential.model import Model  # noqa: PLC0415
         from thalweg.server import initial  # noqa: PLC0415 - the one place that knows
-        from thalweg.workers import data  # noqa: PLC0415 - an extra
         from thalweg.workers import needs as takes  # noqa: PLC0415
         from thalweg.workers.differentiation import EVALUATION_BATCH  # noqa: PLC0415
-        from thalweg.workers.failures import MistakeError, NodeError  # noqa: PLC0415
-        from thalweg.workers.model import Model  # noqa: PLC0415
     spec = _completed(job.spec)
     if any(path.stat().st_size > _MAX_CHECKED_BYTES for _, path in job.uploads()) or (spec.data.sha256 and not job.data):
         return
@@ -193,8 +193,8 @@ def gradcheck(spec: job_pb2.JobSpec, file: Path | None) -> "list[Row]":
     `file` is the one that the job learns from, None for built-in data. Raises ThalwegError if the job is not right.
     """
     with needs("workers", "the models are"):
-        from thalweg.workers import data, gradcheck  # noqa: PLC0415 - an extra
-        from thalweg.workers.failures import MistakeError, NodeError  # noqa: PLC0415
+        from thalweg.learning import data, gradcheck  # noqa: PLC0415 - an extra
+        from thalweg.learning.errors import MistakeError, NodeError  # noqa: PLC0415
     spec = _completed(spec)
     try:
         return gradcheck.gradcheck(spec, data.load(spec, lambda _: file or Path()))
@@ -225,9 +225,9 @@ class Landscape:
 
     def __init__(self, spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> None:
         with needs("workers", "the models are"):
-            from thalweg.workers import data  # noqa: PLC0415 - an extra
-            from thalweg.workers.failures import MistakeError, NodeError  # noqa: PLC0415
-            from thalweg.workers.model import Model  # noqa: PLC0415
+            from thalweg.learning import data  # noqa: PLC0415 - an extra
+            from thalweg.learning.errors import MistakeError, NodeError  # noqa: PLC0415
+            from thalweg.learning.sequential.model import Model  # noqa: PLC0415
         try:
             dataset = data.load(spec, fetch)
             self._model = Model(spec.model, dataset.input_shape, spec.seed, one_hot=spec.data.one_hot, dtype="float64")

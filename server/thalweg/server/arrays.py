@@ -7,11 +7,12 @@ import numpy as np
 from thalweg.contract import resources
 from thalweg.contract.layout import Slab
 from thalweg.contract.resources import size_text
-from thalweg.server import messages, optimizers
+from thalweg.learning import optimizers
+from thalweg.learning.optimizers import State
+from thalweg.server import messages
 from thalweg.server.copies import Copies, Spare, between_events
 from thalweg.server.crew import Crew
 from thalweg.server.messages import WorkerId
-from thalweg.server.optimizers import State
 from thalweg.server.parameters import PARAMETERS, Parameters
 from thalweg.server.plan import Plan
 from thalweg.server.shards import AttendingShard, Shards

@@ -11,7 +11,7 @@ import numpy as np
 
 from thalweg.contract import resources
 from thalweg.contract.resources import size_text
-from thalweg.server import optimizers
+from thalweg.learning import optimizers
 from thalweg.server.downloads import MAX_COPIES
 from thalweg.server.plan import Plan
 from thalweg.server.synchrony.division import divide

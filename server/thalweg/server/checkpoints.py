@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.contract.layout import Slab
+from thalweg.learning.optimizers import State
 from thalweg.server import tensors
 from thalweg.server.disk import Disk, publish
 from thalweg.server.messages import Position
-from thalweg.server.optimizers import State
 from thalweg.server.settings import KEPT_CHECKPOINTS
 from thalweg.v1 import parameter_service_pb2
 

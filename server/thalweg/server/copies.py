@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 from thalweg.contract.layout import Slab
-from thalweg.server.optimizers import State
+from thalweg.learning.optimizers import State
 from thalweg.server.parameters import Parameters
 from thalweg.server.pieces import Part, Waiting
 

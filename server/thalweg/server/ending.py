@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
+from thalweg.learning.optimizers import State
 from thalweg.server import messages
 from thalweg.server.checkpoints import Checkpoint
-from thalweg.server.optimizers import State
 from thalweg.server.parameters import PARAMETERS
 from thalweg.server.trajectory import Trajectory
 from thalweg.v1 import job_pb2, training_service_pb2

@@ -17,9 +17,9 @@ import numpy as np
 from thalweg.contract import codecs, tree
 from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
-from thalweg.server import clipping, optimizers
+from thalweg.learning import clipping, optimizers
+from thalweg.learning.optimizers import State
 from thalweg.server.crew import Crew
-from thalweg.server.optimizers import State
 from thalweg.server.plan import Plan
 
 # A chunk of a gradient: an array, or two whose sum it is.

@@ -2,7 +2,7 @@
 
 from thalweg.contract import codecs
 from thalweg.contract.channel import CHUNK_BYTES
-from thalweg.server import schedules
+from thalweg.learning import schedules
 from thalweg.server.messages import Facts
 from thalweg.v1 import job_pb2
 

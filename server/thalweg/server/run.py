@@ -15,6 +15,7 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.payload import Parcel
 from thalweg.contract.states import state_name
 from thalweg.contract.text import MAX_PROBLEM, visible
+from thalweg.learning.optimizers import State
 from thalweg.server import budget as budgets
 from thalweg.server import messages, wire
 from thalweg.server.arrays import Arrays
@@ -27,7 +28,6 @@ from thalweg.server.crew import Crew
 from thalweg.server.downloads import MAX_COPIES, Download, Downloads
 from thalweg.server.ending import Ending
 from thalweg.server.messages import Facts, Place, WorkerId
-from thalweg.server.optimizers import State
 from thalweg.server.parameters import PARAMETERS
 from thalweg.server.plan import Plan
 from thalweg.server.residuals import Residuals

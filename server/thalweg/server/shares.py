@@ -11,12 +11,12 @@ import numpy as np
 from thalweg.contract.layout import Slab
 from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.contract.tree import Node
+from thalweg.learning.optimizers import State
 from thalweg.server import messages, wire
 from thalweg.server.chunks import bits
 from thalweg.server.copies import Copies, Spare
 from thalweg.server.crew import Crew
 from thalweg.server.messages import WorkerId
-from thalweg.server.optimizers import State
 from thalweg.server.parameters import PARAMETERS, Parameters
 from thalweg.server.plan import Plan
 from thalweg.server.shards import AttendingShard, Shards, split

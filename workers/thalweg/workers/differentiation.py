@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from thalweg.contract.layout import Slab
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
+from thalweg.learning.data import Dataset
+from thalweg.learning.data.gathering import Gatherer
+from thalweg.learning.data.sampling import Sampler
+from thalweg.learning.numerical import Batch, NumericalDifferentiator
+from thalweg.learning.sequential.model import Model
 from thalweg.v1 import job_pb2
 from thalweg.workers.adding import Finished, Slabs, add_up
-from thalweg.workers.data import Dataset
-from thalweg.workers.data.gathering import Gatherer
-from thalweg.workers.data.sampling import Sampler
 from thalweg.workers.local import Lanes
-from thalweg.workers.model import Model
-from thalweg.workers.numerical import Batch, NumericalDifferentiator
 
 # Samples that are evaluated at once: few enough to stay in the cache, more would not be faster.
 EVALUATION_BATCH = 256

@@ -1,18 +1,11 @@
-"""What keeps a worker from its work, and whose fault that is."""
+"""How what keeps a worker from its work is reported to the server."""
 
 import logging
 
+from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.v1 import parameter_service_pb2 as pb
 
 _log = logging.getLogger(__name__)
-
-
-class MistakeError(ValueError):
-    """A mistake in the job, which no worker can escape. The message begins with the field of the job that it is about."""
-
-
-class NodeError(Exception):
-    """Something that this worker's node lacks, and that another one may have. The message says what."""
 
 
 def failure_of(error: Exception) -> pb.Failure:

@@ -10,8 +10,8 @@ from typing import IO
 import grpc
 
 from thalweg.contract.channel import Metadata
+from thalweg.learning.data.errors import DataError
 from thalweg.v1 import training_service_pb2, training_service_pb2_grpc
-from thalweg.workers.data.errors import DataError
 
 
 @contextmanager

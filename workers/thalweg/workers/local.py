@@ -4,10 +4,10 @@ import numpy as np
 
 from thalweg.contract.layout import Slab
 from thalweg.contract.sums import Sums
-from thalweg.server import clipping, optimizers, schedules
+from thalweg.learning import clipping, optimizers, schedules
+from thalweg.learning.data.gathering import Gatherer
+from thalweg.learning.sequential.model import Model
 from thalweg.v1 import job_pb2
-from thalweg.workers.data.gathering import Gatherer
-from thalweg.workers.model import Model
 
 
 class Lanes:

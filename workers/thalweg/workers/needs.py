@@ -1,9 +1,9 @@
 """The memory that a worker needs for a job, besides the data: computed before any of it is taken."""
 
 from thalweg.contract import codecs, tree
-from thalweg.server import optimizers
+from thalweg.learning import optimizers
+from thalweg.learning.sequential.model import Model
 from thalweg.v1 import job_pb2
-from thalweg.workers.model import Model
 
 # The samples of a minibatch are divided almost evenly: layers have buffers for two sizes of microbatches.
 _SIZES = 2

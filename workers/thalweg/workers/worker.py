@@ -16,13 +16,15 @@ from thalweg.contract.memory import SharingError
 from thalweg.contract.payload import Parcel
 from thalweg.contract.release import hello
 from thalweg.contract.tree import Node
+from thalweg.learning import data
+from thalweg.learning.data.memory import check_memory
+from thalweg.learning.errors import NodeError
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
-from thalweg.workers import data, exchange, needs
-from thalweg.workers.data.memory import check_memory
+from thalweg.workers import exchange, needs
 from thalweg.workers.differentiation import EVALUATION_BATCH, Differentiator
 from thalweg.workers.exchange import Exchange
-from thalweg.workers.failures import NodeError, failure_of
+from thalweg.workers.failures import failure_of
 from thalweg.workers.fetch import fetcher
 from thalweg.workers.streams import Inbox, Outbox, ShardStream, Streams, open_stream
 

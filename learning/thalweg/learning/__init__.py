@@ -1,0 +1,1 @@
+"""The mathematics: models, losses, optimizers, schedules, data, differentiation. No gRPC, threads, jobs or Ray."""

@@ -1,0 +1,117 @@
+"""Which columns of a table are features and which is the target: by name where there are names."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thalweg.learning.data.errors import DataError
+from thalweg.learning.data.memory import check_memory
+from thalweg.learning.data.table import TO_PREDICT, Table
+from thalweg.v1 import job_pb2
+
+# Of many names so many are listed in a message.
+_MAX_LISTED = 12
+
+
+class Source(NamedTuple):
+    """Samples `x` and targets `y` as they stand in a source; if that names columns, those of the features and of the target."""
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+    columns: tuple[str, ...] = ()
+    target: str = ""
+
+
+class Samples(NamedTuple):
+    """Samples to predict from, as they stand in a file, and what their user should know of how they were taken, if anything."""
+
+    x: NDArray[Any]
+    notice: str = ""
+
+
+def to_train(table: Table, name: str, target: str) -> Source:
+    """The column called `target`, the last one if that is empty, as targets, and the others as features.
+
+    Raises DataError, which calls the file `name`, if there are none.
+    """
+    rows, width = table.values.shape
+    if width < 2:
+        raise DataError(f"data.csv: {name!r} has one column; there must be at least two, separated by commas")
+    if not rows:
+        raise DataError(f"data.csv: {name!r} has no lines below its column names")
+    position = width - 1
+    if target:
+        if not table.names:
+            raise DataError(f"data.target: {name!r} has no column names (data.header = false), and its last column is the target")
+        if target not in table.names:
+            hint = _meant(target, table.names)
+            raise DataError(f"data.target: {name!r} has no column {target!r}{hint}; it has {listed(table.names)}")
+        position = table.names.index(target)
+    target = table.names[position] if table.names else ""
+    check_memory(f"data.csv: {name!r}", table.values.nbytes)
+    x, y = np.delete(table.values, position, axis=1), table.values[:, position].copy()
+    return Source(x, y, table.names[:position] + table.names[position + 1 :], target)
+
+
+def to_predict(table: Table, name: str, preprocessing: job_pb2.Preprocessing, target: str, features: int) -> Samples:
+    """The features of a table, in the order in which the model takes them. The target may be among its columns, and is left out.
+
+    Where the names of the features are not known, columns are taken in their order; `target` is then what the job calls it, and
+    `features` how many there are, -1 if that is unknown. Raises DataError, which calls the file `name`, if columns are missing,
+    or others are there.
+    """
+    subject = f"{TO_PREDICT.field}: {name!r}"
+    wanted, width = tuple(preprocessing.columns), table.values.shape[1]
+    check_memory(subject, table.values.nbytes)
+    if wanted and table.names:
+        return Samples(table.values[:, _by_name(table.names, subject, wanted, preprocessing.target)])
+    if wanted and width != len(wanted):
+        problem = f"has {width} columns without names; the job was trained on {len(wanted)}: {listed(wanted)}"
+        raise DataError(f"{subject} {problem}")
+    left_out = -1
+    if target in table.names:
+        left_out = table.names.index(target)
+    elif width == features + 1:
+        left_out = width - 1
+    notices = []
+    if table.names:
+        notices.append("the job keeps no column names, so the columns were taken in their order")
+    elif wanted:
+        notices.append(f"the columns were taken in the order of the training data: {listed(wanted)}")
+    if left_out == width - 1 and features >= 0:
+        notices.append("the last column was left out as the target")
+    values = table.values if left_out < 0 else np.delete(table.values, left_out, axis=1)
+    return Samples(values, f"{name}: {', and '.join(notices)}" if notices else "")
+
+
+def _by_name(names: Sequence[str], subject: str, wanted: Sequence[str], target: str) -> list[int]:
+    """The positions of the wanted columns among those of a table."""
+    positions = {name: position for position, name in enumerate(names)}
+    missing = [name for name in wanted if name not in positions]
+    known = {*wanted, target}
+    others = [name for name in names if name not in known]
+    if missing or others:
+        problems = [f"lacks {_columns(missing)}{_meant(missing[0], others)}"] if missing else []
+        problems += [f"has {_columns(others)}, which the job was not trained on"] if others else []
+        remedy = "name the columns as in the training data" if missing else "remove what is not a feature"
+        raise DataError(f"{subject} {' and '.join(problems)}; {remedy}: {listed(wanted)}")
+    return [positions[name] for name in wanted]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message: the first ones, and how many more there are."""
+    names = list(names)
+    more = len(names) - _MAX_LISTED
+    return ", ".join(map(repr, names[:_MAX_LISTED])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _columns(names: Sequence[str]) -> str:
+    return f"the column{'' if len(names) == 1 else 's'} {listed(names)}"
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1) if len(known) <= 1000 else []
+    return f" (did you mean {close[0]!r}?)" if close else ""

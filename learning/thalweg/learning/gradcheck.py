@@ -1,0 +1,75 @@
+"""Holds a model's backpropagation against numerical differentiation, in double precision, tensor by tensor."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from thalweg.learning.data import Dataset
+from thalweg.learning.numerical import CENTRAL_STEP, NumericalDifferentiator
+from thalweg.learning.sequential.model import Model
+from thalweg.v1 import job_pb2
+
+TOLERANCE = 1e-6
+# Coordinates of one tensor that are checked; of a larger one, so many, evenly spread.
+MOST_COORDINATES = 2000
+# Samples that the loss is taken over.
+SAMPLES = 8
+# Rounding a loss changes its difference by so much, several times over. Of a gradient so small that this is more than the
+# tolerance, the difference tells no better.
+_NOISE = 8 * float(np.finfo(np.float64).eps) / (2 * CENTRAL_STEP)
+
+
+class Row(NamedTuple):
+    """What was found for one tensor.
+
+    `relative_error` is the greatest difference between the two gradients, divided by the greatest absolute value of either in the
+    tensor, or by what rounding alone would be the tolerance's share of, whichever is greater.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    checked: int
+    absolute_error: float
+    relative_error: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is below the tolerance."""
+        return self.relative_error < TOLERANCE
+
+
+def gradcheck(spec: job_pb2.JobSpec, dataset: Dataset) -> list[Row]:
+    """One row for each tensor of a job's model, at its initial parameters and on its first training samples.
+
+    Dropout is drawn as in the first task. Raises ModelError if the model does not fit the data.
+    """
+    model = Model(spec.model, dataset.input_shape, spec.seed, one_hot=spec.data.one_hot, dtype="float64")
+    model.check_targets(dataset.train_y)
+    x = dataset.train_x[:SAMPLES].astype(np.float64)
+    y = dataset.train_y[:SAMPLES]
+    parameters = np.empty(model.size, np.float64)
+    model.initial(parameters)
+    # Biases start at zero, where a relu may sit on its kink and a mistake may be hidden; so all is moved a little.
+    parameters += np.random.default_rng(spec.seed).normal(0, 0.01, model.size)
+    model.bind(parameters)
+    backpropagated = np.empty(model.size, np.float64)
+    loss = model.loss_and_gradient(x, y, len(x), (0, 0), backpropagated).loss / len(x)
+    numerical = NumericalDifferentiator(model, "numerical")
+    batch = numerical.at(parameters, x, y, (0, 0))
+    noise = _NOISE * max(1.0, abs(loss)) / TOLERANCE
+
+    rows, start = [], 0
+    for tensor in model.layout.tensors:
+        size = math.prod(tensor.shape)
+        positions = start + np.linspace(0, size - 1, min(size, MOST_COORDINATES)).astype(np.int64)
+        found = np.empty(1)
+        differences = np.empty(len(positions))
+        for i, position in enumerate(positions):
+            numerical.differentiate(batch, len(x), slice(int(position), int(position) + 1), found)
+            differences[i] = found[0]
+        error = float(np.max(np.abs(differences - backpropagated[positions])))
+        scale = max(float(np.max(np.abs(differences))), float(np.max(np.abs(backpropagated[positions]))), noise)
+        rows.append(Row(tensor.name, tuple(tensor.shape), len(positions), error, error / scale if error else 0.0))
+        start += size
+    return rows

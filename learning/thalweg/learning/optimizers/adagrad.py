@@ -1,0 +1,29 @@
+"""AdaGrad."""
+
+import numpy as np
+
+from thalweg.contract.layout import Slab
+from thalweg.learning.optimizers.base import Descent, Optimizer, State
+
+
+class Adagrad(Optimizer):
+    """s ← s + g²; w ← w − learning_rate / (1 + t · learning_rate_decay) · g / (√s + eps) (Duchi et al. 2011)."""
+
+    slots = ("sum",)
+
+    def init(self, size: int, dtype: np.dtype[np.floating]) -> State:
+        return {"sum": np.full(size, self.hyperparameters.initial_accumulator_value, dtype)}
+
+    def descent(self, learning_rate: float, step: int) -> Descent:
+        eps = self.hyperparameters.eps
+        rate = learning_rate / (1 + step * self.hyperparameters.learning_rate_decay)
+
+        def descend(gradient: Slab, state: State, fall: Slab, scratch: Slab) -> None:
+            total = state["sum"]
+            total += np.multiply(gradient, gradient, out=scratch)
+            np.sqrt(total, out=fall)
+            fall += eps
+            np.divide(gradient, fall, out=fall)
+            fall *= rate
+
+        return descend

@@ -1,0 +1,52 @@
+"""Adam."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from thalweg.contract.layout import Slab
+from thalweg.learning.optimizers.base import Descent, Optimizer, State
+
+
+class Adam(Optimizer):
+    """m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²; w ← w − learning_rate · m̂ / (√v̂ + eps) (Kingma and Ba 2015).
+
+    m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ), t counted from 1. AMSGrad takes the greatest v so far (Reddi et al. 2018).
+    The state holds m / (1 − β₁) and v / (1 − β₂), which are sums: each spares a pass over the block.
+    """
+
+    def __init__(self, hyperparameters: Any) -> None:
+        super().__init__(hyperparameters)
+        self._beta1, self._beta2 = hyperparameters.betas
+        self.slots = ("gradient_sum", "square_sum") + ("greatest",) * hyperparameters.amsgrad
+
+    def migrated(self, state: State) -> State:
+        # There were the moments themselves, and the greatest of v, where now there are sums.
+        if state.keys() != {"mean", "square", *self.slots[2:]}:
+            return state
+        moments = {"gradient_sum": "mean", "square_sum": "square", "greatest": "greatest"}
+        betas = {"gradient_sum": self._beta1, "square_sum": self._beta2, "greatest": self._beta2}
+        return {slot: np.divide(state[moments[slot]], 1 - betas[slot]) for slot in self.slots}
+
+    def descent(self, learning_rate: float, step: int) -> Descent:
+        beta1, beta2, amsgrad = self._beta1, self._beta2, self.hyperparameters.amsgrad
+        # √v̂ is so many times the root of the sum. Numerator and denominator are divided by it: that spares another pass.
+        correction = math.sqrt((1 - beta2) / (1 - beta2 ** (step + 1)))
+        eps = self.hyperparameters.eps / correction
+        rate = learning_rate * (1 - beta1) / (1 - beta1 ** (step + 1)) / correction
+
+        def descend(gradient: Slab, state: State, fall: Slab, scratch: Slab) -> None:
+            total, squares = state["gradient_sum"], state["square_sum"]
+            total *= beta1
+            total += gradient
+            squares *= beta2
+            squares += np.multiply(gradient, gradient, out=scratch)
+            if amsgrad:
+                squares = np.maximum(state["greatest"], squares, out=state["greatest"])
+            np.sqrt(squares, out=fall)
+            fall += eps
+            np.divide(total, fall, out=fall)
+            fall *= rate
+
+        return descend

@@ -1,0 +1,35 @@
+"""Stochastic gradient descent with momentum, Nesterov's by choice."""
+
+import numpy as np
+
+from thalweg.contract.layout import Slab
+from thalweg.learning.optimizers.base import Descent, Optimizer, State
+
+
+class Momentum(Optimizer):
+    """v ← momentum · v + (1 − dampening) · g, at the first step v = g; w ← w − learning_rate · v.
+
+    With Nesterov's momentum w ← w − learning_rate · (g + momentum · v). As torch.optim.SGD (Sutskever et al. 2013).
+    """
+
+    slots = ("momentum",)
+
+    def descent(self, learning_rate: float, step: int) -> Descent:
+        momentum, nesterov = self.hyperparameters.momentum, self.hyperparameters.nesterov
+        dampened = 1 - self.hyperparameters.dampening
+
+        def descend(gradient: Slab, state: State, fall: Slab, scratch: Slab) -> None:
+            velocity = state["momentum"]
+            if step == 0:
+                velocity[...] = gradient
+            else:
+                velocity *= momentum
+                velocity += np.multiply(gradient, dampened, out=scratch) if dampened != 1 else gradient
+            if nesterov:
+                np.multiply(velocity, momentum, out=scratch)
+                scratch += gradient
+                np.multiply(scratch, learning_rate, out=fall)
+            else:
+                np.multiply(velocity, learning_rate, out=fall)
+
+        return descend

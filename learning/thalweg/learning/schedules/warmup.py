@@ -1,0 +1,14 @@
+"""Rises linearly, then follows another schedule."""
+
+from collections.abc import Callable
+from typing import Any
+
+from thalweg.learning.schedules.base import Course
+
+
+def factor(spec: Any, course: Course, within: Callable[[Any, float, int, int], float]) -> float:
+    """From `start_factor` at step 0 to 1 at step `steps` (Goyal et al. 2017), then the schedule `then` over the steps left."""
+    if course.step < spec.steps:
+        return float(spec.start_factor + (1 - spec.start_factor) * course.step / spec.steps)
+    left = max(1, course.total_steps - spec.steps)
+    return within(spec.then, course.step - spec.steps, course.steps_per_epoch, left)

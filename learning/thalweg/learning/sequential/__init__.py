@@ -1,0 +1,1 @@
+"""Models of layers in a row, written with NumPy."""

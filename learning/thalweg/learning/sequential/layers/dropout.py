@@ -1,0 +1,38 @@
+"""Dropout."""
+
+import numpy as np
+
+from thalweg.contract.layout import Slab
+from thalweg.learning.randomness import Purpose, generator
+from thalweg.learning.sequential.layers.base import Layer, Shape, Task
+
+
+class Dropout(Layer):
+    """While training, zeroes each activation with probability p and divides the others by 1 - p (Srivastava et al. 2014)."""
+
+    def make_room(self, shape: Shape) -> None:
+        super().make_room(shape)
+        self._factors: Slab = self.buffer("factors", shape)
+        self._numbers: Slab = self.buffer("numbers", shape, np.float32)
+        self._kept = self.buffer("kept", shape, bool)
+        self._drawn: Task | None = None
+
+    def forward(self, x: Slab, task: Task | None) -> Slab:
+        self._active = task is not None and self.spec.p > 0
+        if task is None or not self._active:
+            return x
+        self._draw(task)
+        return np.multiply(x, self._factors, out=self._out)
+
+    def _draw(self, task: Task) -> None:
+        """Makes the factors of a task. The last task's are kept: numerical differentiation asks for them again and again."""
+        if self._drawn == task:
+            return
+        self._drawn = task
+        numbers, probability = self._numbers, self.spec.p
+        generator(self.seed, Purpose.DROPOUT, *task, self.index).random(out=numbers, dtype=np.float32)
+        self._factors[...] = np.greater_equal(numbers, probability, out=self._kept)
+        self._factors *= 1 / (1 - probability)
+
+    def backward(self, gradient: Slab) -> Slab:
+        return np.multiply(gradient, self._factors, out=self._in) if self._active else gradient

@@ -1,0 +1,20 @@
+"""The hyperbolic tangent."""
+
+import numpy as np
+
+from thalweg.contract.layout import Slab
+from thalweg.learning.sequential.layers.base import Layer, Task
+
+
+class Tanh(Layer):
+    """tanh(x)."""
+
+    def forward(self, x: Slab, task: Task | None) -> Slab:
+        return np.tanh(x, out=self._out)
+
+    def backward(self, gradient: Slab) -> Slab:
+        """1 - y² times the gradient."""
+        out = np.multiply(self._out, self._out, out=self._in)
+        np.subtract(1, out, out=out)
+        out *= gradient
+        return out
