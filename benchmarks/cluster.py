@@ -113,7 +113,7 @@ def _shards(home: Path, server: str, count: int) -> Iterator[None]:
     """So many shards of a server."""
     with ExitStack() as stack:
         for _ in range(count):
-            stack.enter_context(service(home, "serve", "--shard-of", server, "--address", "127.0.0.1:0"))
+            stack.enter_context(service(home, "shard", "--server", server, "--address", "127.0.0.1:0"))
         yield
 
 

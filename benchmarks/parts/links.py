@@ -64,7 +64,7 @@ def _step(folder: Path, data: Path, servers: int, seconds: float) -> float:
         serve = ("serve", "--address", address, "--data", str(server.home / "data"))
         stack.enter_context(service(server.home, *serve, program=server.thalweg, **_TOKEN))
         if servers > 1:
-            attend = ("serve", "--shard-of", address, "--address", f"{shard.address}:7070")
+            attend = ("shard", "--server", address, "--address", f"{shard.address}:7070")
             stack.enter_context(service(shard.home, *attend, program=shard.thalweg, **_TOKEN))
         timing = _start(stack, server, "rate", address, _WORKLOAD.name, str(data), str(seconds))
         job = _line(timing)

@@ -1,6 +1,6 @@
 """Steps whose workers sleep in place of computing, over gRPC: what the model is held against.
 
-Each worker is a process of its own. With shards too, where `thalweg serve --shard-of` exists.
+Each worker is a process of its own. With shards too, where `thalweg shard` exists.
 """
 
 import argparse

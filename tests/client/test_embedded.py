@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from tests.client.conftest import Command
 from tests.client.helpers import fleet_of_threads, names_in
-from thalweg.client import Client, JobFailedError, LocalError, ThalwegError, folders, load_job, local, local_models
+from thalweg.client import Client, JobFailedError, LocalError, ThalwegError, folders, load_job, local, models
 from thalweg.client import embedded as embedded_module
 from thalweg.client.composition import start_server
 from thalweg.client.embedded import Embedded, attached
@@ -187,10 +187,10 @@ def test_what_can_be_found_wrong_on_this_machine_is_found_before_ray_starts(
 
 def test_data_that_takes_long_to_read_is_left_to_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong(x=np.full((8, 2), np.nan))
-    monkeypatch.setattr(local_models, "_MAX_CHECKED_BYTES", 8)
-    local_models.check(load_job("xor", {"data.npz": "data.npz"}))
+    monkeypatch.setattr(models, "_MAX_CHECKED_BYTES", 8)
+    models.check(load_job("xor", {"data.npz": "data.npz"}))
     # Nor is there a file to read of data that only the server has.
-    local_models.check(load_job("xor", {"data.npz": "nowhere.npz", "data.sha256": "0" * 64}))
+    models.check(load_job("xor", {"data.npz": "nowhere.npz", "data.sha256": "0" * 64}))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from thalweg.client import (
     WorkersChanged,
     load_job,
 )
-from thalweg.client.local_models import predict
+from thalweg.client.models import predict
 from thalweg.client.problems import JobFileError
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import Violation

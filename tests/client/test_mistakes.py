@@ -245,6 +245,8 @@ def test_what_was_given_is_wrong(arguments: list[str], message: str, cluster: Cl
         (["submit", "xor"], "--server: a submitted job needs a server that stays; give its HOST:PORT"),
         (["jobs", "--server", "a:b"], "server: 'a:b' is not an address; write HOST:PORT"),
         (["serve", "--address", "a:b"], "--address: 'a:b' is not an address; write HOST:PORT"),
+        (["shard", "--server", "a:b"], "--server: 'a:b' is not an address; write HOST:PORT"),
+        (["shard", "--address", "a:b"], "--address: 'a:b' is not an address; write HOST:PORT"),
         (["serve", "--shard-of", "a:b"], "--shard-of: 'a:b' is not an address; write HOST:PORT"),
         (
             ["serve", "--shard-of", "a:1", "--max-running", "3"],

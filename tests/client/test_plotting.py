@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tests.client.conftest import Command
 from tests.client.helpers import Cluster, names_in
 from thalweg.client import Client, EpochEnded, LocalError, Metrics, Progress, StepsTaken, ThalwegError
-from thalweg.client.local_models import Landscape
+from thalweg.client.models import Landscape
 from thalweg.client.plotting import Element, learning_curve, loss_slice, parse_element, save_figure
 from thalweg.client.plotting.curve import _thinned, course
 from thalweg.client.plotting.figures import new_figure

@@ -277,7 +277,7 @@ def test_a_killed_shard_process_changes_nothing(tmp_path: Path) -> None:
         running_server(tmp_path / "server", checkpoint_seconds=0) as server,
         stub_of(server) as stub,
         ThreadFleet(server.address, 2),
-        service(tmp_path / "home", "serve", "--shard-of", str(server.address), "--address", "127.0.0.1:0") as (shard, announced),
+        service(tmp_path / "home", "shard", "--server", str(server.address)) as (shard, announced),
     ):
         assert announced["shard_of"] == str(server.address)
         wait_for(lambda: [each.address for each in server.jobs.shards.attending] == [announced["address"]])
@@ -287,6 +287,13 @@ def test_a_killed_shard_process_changes_nothing(tmp_path: Path) -> None:
         job = ended(stub, job.id)
         assert job.result.weights_sha256 == digest
         assert f"shard {announced['address']} was lost" in statuses(server, job.id)
+
+
+def test_a_shard_may_be_started_by_its_former_name(tmp_path: Path) -> None:
+    former = ("serve", "--shard-of", "127.0.0.1:1", "--address", "127.0.0.1:0")
+    with service(tmp_path / "home", *former) as (shard, announced):
+        assert announced["shard_of"] == "127.0.0.1:1"
+        assert "thalweg serve --shard-of is thalweg shard --server now" in shard.stderr
 
 
 def test_a_shard_waits_for_its_server(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from thalweg.client.client import Client
 from thalweg.client.embedded import local
 from thalweg.client.job import Job
 from thalweg.client.jobfile import load_job, packaged_jobs
-from thalweg.client.local_models import Prediction, prepare
+from thalweg.client.models import Prediction, prepare
 from thalweg.client.problems import JobFailedError, LocalError
 from thalweg.client.records import (
     CheckpointFailed,

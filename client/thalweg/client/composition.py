@@ -1,19 +1,21 @@
 """The composition root: servers, shards and fleets in this process, where the extras that they need are installed.
 
-With `local_models`, the only module of the client that imports the server or the workers, and only inside its functions.
+The only module of the client that imports the server or the workers, and only inside its functions.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from thalweg.client.extras import needs, require_ray
 from thalweg.client.problems import LocalError
 from thalweg.contract.channel import Address
 from thalweg.contract.errors import Violation, invalid
+from thalweg.v1 import job_pb2
 
 if TYPE_CHECKING:
+    from thalweg.learning.data import Dataset
+    from thalweg.learning.sequential.model import Model
     from thalweg.server.service import Server
     from thalweg.server.shard_server import ShardServer
     from thalweg.workers.fleet import Fleet
@@ -30,23 +32,6 @@ class RunningServer(Protocol):
 
 class FolderInUseError(LocalError):
     """Another server uses the data folder."""
-
-
-@contextmanager
-def needs(extra: str, what: str) -> Iterator[None]:
-    """Says which extra to install if an import within finds that it is not there. Raises ThalwegError."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("thalweg"):
-            raise
-        raise LocalError(f"{what} not installed ({error.name} is missing): pip install 'thalweg[{extra}]'") from error
-
-
-def require_ray() -> None:
-    """Raises ThalwegError if Ray is not installed."""
-    if find_spec("ray") is None:
-        raise LocalError("Ray is not installed: pip install 'thalweg[workers]'")
 
 
 def load_server() -> None:
@@ -120,3 +105,28 @@ def start_fleet(
     except FleetError as error:
         raise LocalError(str(error)) from error
     return fleet
+
+
+def completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
+    """A copy of a specification with every default, as a server completes it. Raises ThalwegError if it is not right."""
+    from thalweg.server import validation  # noqa: PLC0415 - the one place that knows
+
+    return validation.complete(spec)
+
+
+def worker_bytes(spec: job_pb2.JobSpec, model: "Model", dataset: "Dataset") -> int:
+    """The memory that a worker of this machine's server takes for a job besides its data, in bytes."""
+    from thalweg.workers import needs as takes  # noqa: PLC0415 - the one place that knows
+    from thalweg.workers.differentiation import EVALUATION_BATCH  # noqa: PLC0415
+
+    return takes.of_worker(spec, model, len(dataset.train_x), EVALUATION_BATCH, shared=True)
+
+
+def check_initial(layout: job_pb2.Layout, file: Path) -> None:
+    """Raises ThalwegError if a model of this layout cannot start from the parameters in a file."""
+    from thalweg.server import initial  # noqa: PLC0415 - the one place that knows
+
+    try:
+        initial.initial_slab(layout, initial.read(file))
+    except ValueError as error:
+        raise invalid(Violation("model.initial.file", str(error))) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import grpc
 from numpy.typing import ArrayLike
 
-from thalweg.client import records
+from thalweg.client import models, records
 from thalweg.client.connection import Connection, code_of
 from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.problems import JobFailedError
@@ -27,7 +27,6 @@ from thalweg.v1 import training_service_pb2 as pb
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from thalweg.client.local_models import Prediction
 
 # How long a broken watch tries to go on: a server that restarts is back by then.
 _RECONNECT_SECONDS = 60.0
@@ -219,25 +218,21 @@ class Job:
         """Samples `x`, samples first, as the model sees them: of its dtype, and standardized if the job's data was.
 
         What is to be given to a model of one's own that has the job's parameters. Raises ThalwegError if they are not of the kind
-        that the job was trained on. Needs the extra `workers`.
+        that the job was trained on.
         """
-        from thalweg.client import local_models  # noqa: PLC0415 - it imports this module
-
-        return local_models.prepare_samples(self.slab()[0], x)
+        return models.prepare_samples(self.slab()[0], x)
 
     def predict(self, x: ArrayLike) -> Slab:
         """The model's outputs for samples `x`, samples first, which are prepared as the job's data was.
 
-        They are those of the last layer: logits, if the loss is softmax_cross_entropy. Needs the extra `workers`.
+        They are those of the last layer: logits, if the loss is softmax_cross_entropy.
         """
         return self.prediction(x).outputs
 
-    def prediction(self, x: ArrayLike) -> "Prediction":
+    def prediction(self, x: ArrayLike) -> models.Prediction:
         """The model's outputs for samples, as `predict` gives them, and, if it is a classifier, classes and probabilities."""
-        from thalweg.client import local_models  # noqa: PLC0415 - it imports this module
-
         header, slab = self.slab()
-        return local_models.predict(self.spec, header, slab, x)
+        return models.predict(self.spec, header, slab, x)
 
     def plot(self, slice: str | None = None, path: AnyPath | None = None) -> "Figure":  # noqa: A002 - as the command's option
         """The job's learning curve, or the loss over one weight, as a matplotlib figure, which a notebook shows.

@@ -45,7 +45,7 @@ _CHOICES = "\n\n".join(
 _PANELS: dict[str, list[Callable[..., None]]] = {
     "Train": [train.train, gradcheck.gradcheck, jobfiles.init],
     "Inspect results": [results.plot, results.predict, results.weights],
-    "Run a cluster": [serving.serve, serving.fleet],
+    "Run a cluster": [serving.serve, serving.shard, serving.fleet],
     "Jobs": [jobs.submit, jobs.jobs, jobfiles.show, jobs.watch, jobs.scale, jobs.cancel, jobs.delete],
 }
 

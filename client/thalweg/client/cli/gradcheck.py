@@ -7,7 +7,7 @@ from rich.text import Text
 from thalweg.client.cli.options import JobSource, Json, Settings
 from thalweg.client.cli.output import complain, console, print_json
 from thalweg.client.jobfile import load_job
-from thalweg.client.local_models import gradcheck as check
+from thalweg.client.models import gradcheck as check
 
 
 def gradcheck(job: JobSource, settings: Settings = None, json: Json = False) -> None:

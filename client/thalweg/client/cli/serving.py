@@ -1,4 +1,4 @@
-"""Commands that run a cluster's parts: a server, a fleet."""
+"""Commands that run a cluster's parts: a server, a shard, a fleet."""
 
 import logging
 import os
@@ -88,12 +88,7 @@ def serve(
         ),
     ] = True,
     shard_of: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Hold a part of the parameters of the jobs of the server there, and share its work. Keeps nothing on disk.",
-            show_default=False,
-        ),
+        str | None, typer.Option(metavar="HOST:PORT", help="The name that `thalweg shard` had before.", hidden=True)
     ] = None,
     json: Json = False,
 ) -> None:
@@ -106,7 +101,6 @@ def serve(
 
     [cyan]thalweg serve[/]
     [cyan]thalweg serve --address 0.0.0.0:7070 --token-file token --data /var/lib/thalweg[/]
-    [cyan]thalweg serve --shard-of host:7070 --address 0.0.0.0:7071 --token-file token[/]
     """
     where = _address("--address", address)
     token = read_token(token_file)
@@ -123,7 +117,8 @@ def serve(
             raise invalid(
                 Violation("--shard-of", "goes with --address, --token-file and --trust-network only: a shard keeps no jobs")
             )
-        _serve_shard(where, _address("--shard-of", shard_of), token, trust_network, json)
+        _log.warning("thalweg serve --shard-of is thalweg shard --server now")
+        _run_shard(where, _address("--shard-of", shard_of), token, trust_network, json)
         return
     folder = expanded(data or served_folder()).absolute()
     own = where.is_loopback and not (token or trust_network)
@@ -158,7 +153,41 @@ def _private_files() -> Iterator[None]:
         os.umask(before)
 
 
-def _serve_shard(where: Address, server: Address, token: str | None, trust_network: bool, json: bool) -> None:
+def shard(
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The server to help. THALWEG_SERVER in the environment, if not given."),
+    ] = None,
+    address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where to listen for workers; port 0 for any free one.")
+    ] = "127.0.0.1:0",
+    token_file: TokenFile = None,
+    trust_network: Annotated[
+        bool,
+        typer.Option(
+            "--trust-network", metavar="", help="Ask for no token, also beyond this machine. Anyone who can connect is let in."
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Holds a part of the parameters of a server's jobs, until Ctrl-C or SIGTERM.
+
+    The server and its shards share the traffic and the updates. A shard
+    keeps nothing on disk. When one is lost, jobs go back to their last
+    checkpoint. Workers must reach the shard at its address.
+
+    [bold]Examples[/]
+
+    [cyan]thalweg shard --server 127.0.0.1:7070[/]
+    [cyan]thalweg shard --server host:7070 --address 0.0.0.0:7071 --token-file token[/]
+    """
+    of = _server_address(server)
+    where, token = _address("--address", address), read_token(token_file)
+    _log_to_stderr()
+    _run_shard(where, of, token, trust_network, json)
+
+
+def _run_shard(where: Address, server: Address, token: str | None, trust_network: bool, json: bool) -> None:
     with Inbox() as inbox:
         shard = start_shard(where, server, token, trust_network=trust_network)
         try:
@@ -219,8 +248,7 @@ def fleet(
     [cyan]thalweg fleet --server 127.0.0.1:7070[/]
     [cyan]thalweg fleet --server host:7070 --ray-address auto --ray-token-file ray-token --token-file token[/]
     """
-    meant = server_of(server, None) or f"127.0.0.1:{DEFAULT_PORT}"
-    where, token = _address("--server", meant), read_token(token_file)
+    where, token = _server_address(server), read_token(token_file)
     if ray_address and slots:
         raise invalid(Violation("--slots", "has no meaning together with --ray-address: the cluster has its own"))
     for option, given in {"--ray-token-file": ray_token_file, "--trust-network": trust_network}.items():
@@ -248,6 +276,11 @@ def fleet(
             _wait(inbox)
         finally:
             running.stop()
+
+
+def _server_address(given: str | None) -> Address:
+    """The server that a shard or a fleet works for."""
+    return _address("--server", server_of(given, None) or f"127.0.0.1:{DEFAULT_PORT}")
 
 
 def _address(option: str, text: str) -> Address:

@@ -14,8 +14,8 @@ from thalweg.client.cli.signals import Inbox
 from thalweg.client.cli.summary import report
 from thalweg.client.cli.training import Outcome, Training
 from thalweg.client.client import Client
-from thalweg.client.composition import require_ray
 from thalweg.client.embedded import Embedded, folder_of_jobs
+from thalweg.client.extras import require_ray
 from thalweg.client.folders import embedded_folder, expanded
 from thalweg.client.jobfile import load_job
 from thalweg.client.weights import check_weights_name

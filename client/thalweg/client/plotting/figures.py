@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thalweg.client.composition import needs
+from thalweg.client.extras import needs
 from thalweg.client.problems import LocalError
 from thalweg.client.weights import write_whole
 from thalweg.contract.errors import Violation, invalid

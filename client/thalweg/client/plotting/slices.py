@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.client.job import Job
-from thalweg.client.local_models import Landscape
+from thalweg.client.models import Landscape
 from thalweg.client.plotting.figures import BLUE, FAINT, INK, dress, new_figure, title
 from thalweg.client.records import Trajectory
 from thalweg.contract import layout as layouts

@@ -1,28 +1,27 @@
-"""Models in this process: predictions, gradient checks and the landscape of a loss, for whoever has the extra `workers`.
-
-With `composition`, the only module of the client that imports the server or the workers, and only inside its functions.
-"""
+"""Models in this process: predictions, gradient checks and the landscape of a loss. They need NumPy only."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thalweg.client.composition import needs
+from thalweg.client.composition import check_initial, completed, worker_bytes
 from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.jobfile import JobFile
 from thalweg.client.weights import read_header
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.layout import Slab
 from thalweg.contract.resources import memory, size_text
+from thalweg.learning import data
+from thalweg.learning import gradcheck as checking
+from thalweg.learning.errors import MistakeError, NodeError
+from thalweg.learning.gradcheck import Row
+from thalweg.learning.sequential.model import Model, ModelError
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
-
-if TYPE_CHECKING:
-    from thalweg.learning.gradcheck import Row
 
 # What a landscape may cost: multiplications for one point.
 _MOST_WORK = 1 << 28
@@ -56,9 +55,6 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: A
     Outputs are those of the last layer: logits, if the loss takes them. Raises ThalwegError if the samples are not of the kind
     that the job was trained on, hold numbers that the model's dtype cannot, or lead to outputs that are not finite.
     """
-    with needs("workers", "the models are"):
-        from thalweg.learning.errors import NodeError  # noqa: PLC0415 - an extra
-        from thalweg.learning.sequential.model import Model, ModelError  # noqa: PLC0415
     samples = prepare_samples(header, x)
     try:
         model = Model(spec.model, samples.shape[1:], spec.seed, one_hot=spec.data.one_hot)
@@ -97,8 +93,6 @@ def prepare_samples(header: pb.ParametersHeader, x: ArrayLike) -> Slab:
 
     Raises ThalwegError if they are not of the kind that the job was trained on, or hold numbers that the dtype cannot.
     """
-    with needs("workers", "the models are"):
-        from thalweg.learning import data  # noqa: PLC0415 - an extra
     try:
         return data.prepare(x, header.preprocessing, np.dtype(header.layout.dtype))
     except data.DataError as error:
@@ -114,8 +108,6 @@ def read_samples(
     the names that they had when the job was trained; where these are not known, columns are taken in their order, which the
     notice says. Raises ThalwegError if the file cannot be read, or its columns are others.
     """
-    with needs("workers", "the models are"):
-        from thalweg.learning import data  # noqa: PLC0415 - an extra
     try:
         found = data.read_samples(path, spec.data, header.preprocessing, _features(header), names)
     except OSError as error:
@@ -130,8 +122,6 @@ def read_own_samples(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> tup
 
     `fetch` gives the file that was uploaded under a SHA-256. Raises ThalwegError if the data cannot be read.
     """
-    with needs("workers", "the models are"):
-        from thalweg.learning import data  # noqa: PLC0415 - an extra
     try:
         found = data.held_out(spec, fetch)
     except data.DataError as error:
@@ -157,13 +147,6 @@ def check(job: JobFile) -> None:
 
     Files that take long to read, and parameters that only a server has, are left to the worker. Raises ThalwegError.
     """
-    with needs("workers", "the models are"):
-        from thalweg.learning import data  # noqa: PLC0415 - an extra
-        from thalweg.learning.errors import MistakeError, NodeError  # noqa: PLC0415
-        from thalweg.learning.sequential.model import Model  # noqa: PLC0415
-        from thalweg.server import initial  # noqa: PLC0415 - the one place that knows
-        from thalweg.workers import needs as takes  # noqa: PLC0415
-        from thalweg.workers.differentiation import EVALUATION_BATCH  # noqa: PLC0415
     spec = _completed(job.spec)
     if any(path.stat().st_size > _MAX_CHECKED_BYTES for _, path in job.uploads()) or (spec.data.sha256 and not job.data):
         return
@@ -174,38 +157,30 @@ def check(job: JobFile) -> None:
             model.check_targets(targets)
     except (MistakeError, NodeError) as error:
         raise _told(error) from error
-    need, most = takes.of_worker(spec, model, len(dataset.train_x), EVALUATION_BATCH, shared=True), memory().total
+    need, most = worker_bytes(spec, model, dataset), memory().total
     if need > most:
         problem = (
             f"a worker for {model.size:,} parameters needs {size_text(need)} of memory, and this machine has {size_text(most)}"
         )
         raise invalid(Violation("model.layers", problem))
     if job.initial:
-        try:
-            initial.initial_slab(model.layout, initial.read(job.initial))
-        except ValueError as error:
-            raise invalid(Violation("model.initial.file", str(error))) from error
+        check_initial(model.layout, job.initial)
 
 
-def gradcheck(spec: job_pb2.JobSpec, file: Path | None) -> "list[Row]":
+def gradcheck(spec: job_pb2.JobSpec, file: Path | None) -> list[Row]:
     """A row for each tensor of a job's model: how far backpropagation is from numerical differentiation.
 
     `file` is the one that the job learns from, None for built-in data. Raises ThalwegError if the job is not right.
     """
-    with needs("workers", "the models are"):
-        from thalweg.learning import data, gradcheck  # noqa: PLC0415 - an extra
-        from thalweg.learning.errors import MistakeError, NodeError  # noqa: PLC0415
     spec = _completed(spec)
     try:
-        return gradcheck.gradcheck(spec, data.load(spec, lambda _: file or Path()))
+        return checking.gradcheck(spec, data.load(spec, lambda _: file or Path()))
     except (MistakeError, NodeError) as error:
         raise _told(error) from error
 
 
 def _completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     """A copy of a specification with every default, as far as data and model need it. Raises ThalwegError if it is not right."""
-    with needs("server", "the server is"):
-        from thalweg.server import validation  # noqa: PLC0415 - the one place that knows
     local = job_pb2.JobSpec()
     local.CopyFrom(spec)
     if local.data.WhichOneof("source") != "builtin" and not local.data.sha256:
@@ -213,7 +188,7 @@ def _completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
         local.data.sha256 = "0" * 64
     # What is checked holds anywhere, and training may start from parameters that only a server has.
     local.model.ClearField("initial")
-    return validation.complete(local)
+    return completed(local)
 
 
 class Landscape:
@@ -224,10 +199,6 @@ class Landscape:
     """
 
     def __init__(self, spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> None:
-        with needs("workers", "the models are"):
-            from thalweg.learning import data  # noqa: PLC0415 - an extra
-            from thalweg.learning.errors import MistakeError, NodeError  # noqa: PLC0415
-            from thalweg.learning.sequential.model import Model  # noqa: PLC0415
         try:
             dataset = data.load(spec, fetch)
             self._model = Model(spec.model, dataset.input_shape, spec.seed, one_hot=spec.data.one_hot, dtype="float64")
