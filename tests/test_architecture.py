@@ -168,3 +168,23 @@ def test_nothing_is_left_to_be_done(folder: str) -> None:
 def test_every_module_says_what_it_is_for(folder: str) -> None:
     for path in modules(folder):
         assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+# Where strangers write code: a file and a line for each optimizer, schedule, layer, loss, codec, policy.
+EXTENSION_POINTS = [
+    "learning/thalweg/learning/optimizers",
+    "learning/thalweg/learning/schedules",
+    "learning/thalweg/learning/sequential/layers",
+    "learning/thalweg/learning/sequential/losses",
+    "proto/thalweg/contract/codecs",
+    "server/thalweg/server/synchrony",
+]
+
+
+@pytest.mark.parametrize("folder", EXTENSION_POINTS)
+def test_extension_points_are_typed(folder: str) -> None:
+    """`Any` stands there for the dtype of an array at most."""
+    assert len(modules(folder)) > 1
+    for path in modules(folder):
+        arrays = re.sub(r"NDArray\[Any\]|dtype\[Any\]|tuple\[Any, \.\.\.\]", "", path.read_text())
+        assert not re.findall(r"^(?!from typing).*\bAny\b.*$", arrays, re.MULTILINE), path

@@ -142,7 +142,7 @@ def arithmetic(repeats: int) -> dict[str, float]:
         for held in state.values():
             held.fill(0.5)
 
-        def update(optimizer: optimizers.Optimizer = optimizer, state: optimizers.State = state) -> None:
+        def update(optimizer: optimizers.AnyOptimizer = optimizer, state: optimizers.State = state) -> None:
             optimizers.apply(optimizer, parameters, slab, state, out, 1e-3, 1)
 
         found[f"update_byte.{kind}"] = _median(update, repeats) / size

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from thalweg.contract import codecs, rules
-from thalweg.contract.codecs import Codec
+from thalweg.contract.codecs import AnyCodec
 from thalweg.contract.layout import Slab
 from thalweg.v1 import job_pb2
 
@@ -36,11 +36,11 @@ def spec_of(kind: str, dtype: str = "float32", **changes: Any) -> job_pb2.JobSpe
     return json_format.ParseDict({"model": {"dtype": dtype}, "training": {"codec": codec}}, job_pb2.JobSpec())
 
 
-def make(kind: str, chunk: int = CHUNK, **changes: Any) -> Codec:
+def make(kind: str, chunk: int = CHUNK, **changes: Any) -> AnyCodec:
     return codecs.of_gradients(spec_of(kind, **changes), chunk)
 
 
-def there_and_back(codec: Codec, values: Slab) -> Slab:
+def there_and_back(codec: AnyCodec, values: Slab) -> Slab:
     data = codec.encode(values)
     assert data.dtype == np.uint8
     assert data.size == codec.size(values.size)

@@ -6,7 +6,7 @@ import numpy as np
 
 from thalweg.contract import codecs, tree
 from thalweg.contract.channel import CHUNK_BYTES
-from thalweg.contract.codecs import Codec
+from thalweg.contract.codecs import AnyCodec
 from thalweg.contract.layout import Slab
 from thalweg.learning import clipping, data, optimizers, schedules
 from thalweg.learning.data.sampling import Sampler
@@ -111,7 +111,7 @@ class _Course:
         return gradient
 
 
-def _decoded(codec: Codec, values: Slab) -> Slab:
+def _decoded(codec: AnyCodec, values: Slab) -> Slab:
     """A copy of values as they arrive."""
     out = np.empty_like(values)
     codec.decode(codec.encode(values), out)

@@ -1,18 +1,18 @@
 """Optimizers: elementwise updates of a range of the parameters. Each is one small file and one line here."""
 
-from typing import Any
+from typing import TypeAlias
 
 from thalweg.learning.optimizers.adagrad import Adagrad
 from thalweg.learning.optimizers.adam import Adam
 from thalweg.learning.optimizers.adamw import AdamW
 from thalweg.learning.optimizers.applying import apply
-from thalweg.learning.optimizers.base import Optimizer, State
+from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, State
 from thalweg.learning.optimizers.momentum import Momentum
 from thalweg.learning.optimizers.rmsprop import RMSprop
 from thalweg.learning.optimizers.sgd import SGD
 from thalweg.v1 import job_pb2
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {
+OPTIMIZERS: dict[str, type[Optimizer[Hyperparameters]]] = {
     "sgd": SGD,
     "momentum": Momentum,
     "adagrad": Adagrad,
@@ -21,18 +21,21 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adamw": AdamW,
 }
 
-__all__ = ["OPTIMIZERS", "Optimizer", "State", "apply", "make", "settings"]
+AnyOptimizer: TypeAlias = Optimizer[Hyperparameters]
+
+__all__ = ["OPTIMIZERS", "AnyOptimizer", "Optimizer", "State", "apply", "make", "settings"]
 
 
-def settings(spec: job_pb2.Optimizer) -> Any:
+def settings(spec: job_pb2.Optimizer) -> Hyperparameters:
     """The hyperparameters of the optimizer that a specification names. Raises ValueError if it names none."""
     kind = spec.WhichOneof("kind")
     if kind is None:
         raise ValueError("a complete specification names an optimizer")
-    return getattr(spec, kind)
+    found: Hyperparameters = getattr(spec, kind)
+    return found
 
 
-def make(spec: job_pb2.Optimizer) -> Optimizer:
+def make(spec: job_pb2.Optimizer) -> AnyOptimizer:
     """The optimizer that a specification, with its defaults filled in, names. Raises ValueError if it names none."""
     hyperparameters = settings(spec)
     return OPTIMIZERS[str(spec.WhichOneof("kind"))](hyperparameters)

@@ -4,9 +4,10 @@ import numpy as np
 
 from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers.base import Descent, Optimizer, State
+from thalweg.v1 import job_pb2
 
 
-class Adagrad(Optimizer):
+class Adagrad(Optimizer[job_pb2.Adagrad]):
     """s ← s + g²; w ← w − learning_rate / (1 + t · learning_rate_decay) · g / (√s + eps) (Duchi et al. 2011)."""
 
     slots = ("sum",)

@@ -1,22 +1,36 @@
 """Adam."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.learning.optimizers.base import Descent, Optimizer, State
+from thalweg.learning.optimizers.base import Descent, Hyperparameters, Optimizer, State
 
 
-class Adam(Optimizer):
+class AdamHyperparameters(Hyperparameters, Protocol):
+    """Those of Adam and its kin."""
+
+    @property
+    def betas(self) -> Sequence[float]: ...
+
+    @property
+    def eps(self) -> float: ...
+
+    @property
+    def amsgrad(self) -> bool: ...
+
+
+class Adam(Optimizer[AdamHyperparameters]):
     """m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²; w ← w − learning_rate · m̂ / (√v̂ + eps) (Kingma and Ba 2015).
 
     m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ), t counted from 1. AMSGrad takes the greatest v so far (Reddi et al. 2018).
     The state holds m / (1 − β₁) and v / (1 − β₂), which are sums: each spares a pass over the block.
     """
 
-    def __init__(self, hyperparameters: Any) -> None:
+    def __init__(self, hyperparameters: AdamHyperparameters) -> None:
         super().__init__(hyperparameters)
         self._beta1, self._beta2 = hyperparameters.betas
         self.slots = ("gradient_sum", "square_sum") + ("greatest",) * hyperparameters.amsgrad

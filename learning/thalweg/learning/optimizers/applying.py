@@ -3,7 +3,7 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab, ranges
-from thalweg.learning.optimizers.base import Optimizer, Scratch, State
+from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, Scratch, State
 
 # Elements that are updated at once: so few that a block stays in the cache from one pass over it to the next, and so many that
 # NumPy's calls take little of the time.
@@ -11,7 +11,7 @@ _BLOCK = 131_072
 
 
 def apply(
-    optimizer: Optimizer,
+    optimizer: Optimizer[Hyperparameters],
     parameters: Slab,
     gradient: Slab | tuple[Slab, Slab],
     state: State,

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,20 @@ from numpy.typing import NDArray
 from thalweg.contract.layout import Slab
 
 State = dict[str, Slab]
+
+
+class Hyperparameters(Protocol):
+    """What the messages of all optimizers have."""
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+
+# The message of the contract that describes an optimizer.
+H_co = TypeVar("H_co", bound=Hyperparameters, covariant=True)
 
 # Of a block: reads the gradient, changes the state, writes to the third array by how much the parameters fall, and may use the
 # fourth for intermediate results. All are one-dimensional, of equal length and dtype; each element is computed for itself.
@@ -26,10 +40,10 @@ class Scratch(NamedTuple):
     finite: NDArray[np.bool_]
 
 
-class Optimizer(ABC):
+class Optimizer(ABC, Generic[H_co]):
     """Base of all optimizers. Several threads may use an object.
 
-    `hyperparameters` is the message of the contract that describes the optimizer, with its defaults filled in. `slots` names the
+    `hyperparameters` is the message that describes the optimizer, with its defaults filled in. `slots` names the
     slabs of its state, which start at zero. Weight decay adds the gradient of weight_decay / 2 · |parameters|²; where it is
     `decoupled` it takes learning_rate · weight_decay of the parameters instead.
     """
@@ -37,7 +51,7 @@ class Optimizer(ABC):
     slots: tuple[str, ...] = ()
     decoupled = False
 
-    def __init__(self, hyperparameters: Any) -> None:
+    def __init__(self, hyperparameters: H_co) -> None:
         self.hyperparameters = hyperparameters
         self.learning_rate = float(hyperparameters.learning_rate)
         self.weight_decay = float(hyperparameters.weight_decay)

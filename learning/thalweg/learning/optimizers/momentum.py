@@ -4,9 +4,10 @@ import numpy as np
 
 from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers.base import Descent, Optimizer, State
+from thalweg.v1 import job_pb2
 
 
-class Momentum(Optimizer):
+class Momentum(Optimizer[job_pb2.Momentum]):
     """v ← momentum · v + (1 − dampening) · g, at the first step v = g; w ← w − learning_rate · v.
 
     With Nesterov's momentum w ← w − learning_rate · (g + momentum · v). As torch.optim.SGD (Sutskever et al. 2013).

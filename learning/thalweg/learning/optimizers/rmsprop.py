@@ -1,20 +1,19 @@
 """RMSProp."""
 
-from typing import Any
-
 import numpy as np
 
 from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers.base import Descent, Optimizer, State
+from thalweg.v1 import job_pb2
 
 
-class RMSprop(Optimizer):
+class RMSprop(Optimizer[job_pb2.Rmsprop]):
     """s ← alpha · s + (1 − alpha) · g²; w ← w − learning_rate · g / (√s + eps) (Tieleman and Hinton 2012).
 
     Centered, s less the square of the running mean of g (Graves 2013). With momentum, the quotient feeds a velocity.
     """
 
-    def __init__(self, hyperparameters: Any) -> None:
+    def __init__(self, hyperparameters: job_pb2.Rmsprop) -> None:
         super().__init__(hyperparameters)
         self.slots = ("square",) + ("mean",) * hyperparameters.centered + ("momentum",) * (hyperparameters.momentum > 0)
 

@@ -1,10 +1,12 @@
 """Learning-rate schedules: a factor of the learning rate, from the step. Each is one small file and one line here."""
 
+from typing import Never
+
 from thalweg.learning.schedules import constant, cosine, exponential, step, warmup
 from thalweg.learning.schedules.base import Course, Rule
 from thalweg.v1 import job_pb2
 
-SCHEDULES: dict[str, Rule] = {
+SCHEDULES: dict[str, Rule[Never]] = {
     "constant": constant.factor,
     "step": step.factor,
     "exponential": exponential.factor,

@@ -1,7 +1,9 @@
 """What a schedule is made from."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
+
+from thalweg.v1 import job_pb2
 
 
 class Course(NamedTuple):
@@ -17,5 +19,13 @@ class Course(NamedTuple):
         return int(self.step // self.steps_per_epoch)
 
 
-# From the hyperparameters, the course, and a function for a schedule within: (specification, step, steps per epoch, steps).
-Rule = Callable[[Any, Course, Callable[[Any, float, int, int], float]], float]
+# The factor of a schedule within another one: from its specification, and (step, steps per epoch, steps).
+Within = Callable[[job_pb2.Schedule, float, int, int], float]
+# The message of the contract that describes a schedule.
+H_contra = TypeVar("H_contra", contravariant=True)
+
+
+class Rule(Protocol[H_contra]):
+    """The factor of the learning rate, from the schedule's hyperparameters."""
+
+    def __call__(self, hyperparameters: H_contra, course: Course, within: Within, /) -> float: ...

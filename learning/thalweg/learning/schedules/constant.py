@@ -1,10 +1,9 @@
 """No change."""
 
-from typing import Any
+from thalweg.learning.schedules.base import Course, Within
+from thalweg.v1 import job_pb2
 
-from thalweg.learning.schedules.base import Course
 
-
-def factor(_: Any, course: Course, within: object) -> float:  # noqa: ARG001
+def factor(_: job_pb2.ConstantSchedule, course: Course, within: Within) -> float:  # noqa: ARG001
     """1."""
     return 1.0

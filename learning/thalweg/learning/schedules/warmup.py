@@ -1,12 +1,10 @@
 """Rises linearly, then follows another schedule."""
 
-from collections.abc import Callable
-from typing import Any
-
-from thalweg.learning.schedules.base import Course
+from thalweg.learning.schedules.base import Course, Within
+from thalweg.v1 import job_pb2
 
 
-def factor(spec: Any, course: Course, within: Callable[[Any, float, int, int], float]) -> float:
+def factor(spec: job_pb2.WarmupSchedule, course: Course, within: Within) -> float:
     """From `start_factor` at step 0 to 1 at step `steps` (Goyal et al. 2017), then the schedule `then` over the steps left."""
     if course.step < spec.steps:
         return float(spec.start_factor + (1 - spec.start_factor) * course.step / spec.steps)

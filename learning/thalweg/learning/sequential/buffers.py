@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 
 class Buffers:
@@ -10,11 +11,11 @@ class Buffers:
 
     def __init__(self, dtype: np.dtype[np.floating]) -> None:
         self._dtype = dtype
-        self._arrays: dict[tuple[str, tuple[int, ...]], Any] = {}
+        self._arrays: dict[tuple[str, tuple[int, ...], np.dtype[Any]], NDArray[Any]] = {}
 
-    def __call__(self, name: str, shape: tuple[int, ...], dtype: Any = None) -> Any:
-        """The array of this name and shape, with any content, of the owner's dtype if no other is given: the same each time."""
-        key = (name, shape)
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> NDArray[Any]:
+        """The array of this name, shape and dtype, with any content: the same each time. The dtype is the owner's by default."""
+        key = (name, shape, self._dtype if dtype is None else np.dtype(dtype))
         if key not in self._arrays:
-            self._arrays[key] = np.empty(shape, dtype or self._dtype)
+            self._arrays[key] = np.empty(shape, key[2])
         return self._arrays[key]

@@ -1,5 +1,9 @@
 """Codecs: the forms in which gradients, and with some of them parameters, travel. Each is one small file and one line here."""
 
+from typing import TypeAlias
+
+from google.protobuf.message import Message
+
 from thalweg.contract.codecs.base import Bytes, Codec, Received
 from thalweg.contract.codecs.bfloat16 import Bfloat16
 from thalweg.contract.codecs.float16 import Float16
@@ -8,7 +12,9 @@ from thalweg.contract.codecs.int8 import Int8
 from thalweg.contract.codecs.top_k import TopK
 from thalweg.v1 import job_pb2
 
-CODECS: dict[str, type[Codec]] = {
+AnyCodec: TypeAlias = Codec[Message]
+
+CODECS: dict[str, type[AnyCodec]] = {
     "float32": Float32,
     "bfloat16": Bfloat16,
     "float16": Float16,
@@ -16,7 +22,7 @@ CODECS: dict[str, type[Codec]] = {
     "top_k": TopK,
 }
 
-__all__ = ["CODECS", "Bytes", "Codec", "Received", "as_they_are", "exact", "of_gradients", "of_parameters"]
+__all__ = ["CODECS", "AnyCodec", "Bytes", "Codec", "Received", "as_they_are", "exact", "of_gradients", "of_parameters"]
 
 
 def exact(spec: job_pb2.JobSpec) -> bool:
@@ -24,12 +30,12 @@ def exact(spec: job_pb2.JobSpec) -> bool:
     return _kind(spec) == "float32"
 
 
-def as_they_are(spec: job_pb2.JobSpec, chunk_elements: int) -> Codec:
+def as_they_are(spec: job_pb2.JobSpec, chunk_elements: int) -> AnyCodec:
     """The codec that changes nothing."""
     return Float32(spec.training.codec.float32, chunk_elements, spec.model.dtype)
 
 
-def of_gradients(spec: job_pb2.JobSpec, chunk_elements: int) -> Codec:
+def of_gradients(spec: job_pb2.JobSpec, chunk_elements: int) -> AnyCodec:
     """The codec of the gradients of a job whose specification is complete."""
     kind = _kind(spec)
     if kind == "float32":
@@ -37,7 +43,7 @@ def of_gradients(spec: job_pb2.JobSpec, chunk_elements: int) -> Codec:
     return CODECS[kind](getattr(spec.training.codec, kind), chunk_elements)
 
 
-def of_parameters(spec: job_pb2.JobSpec, chunk_elements: int) -> Codec:
+def of_parameters(spec: job_pb2.JobSpec, chunk_elements: int) -> AnyCodec:
     """The codec of the parameters that a job's server sends to workers."""
     codec = of_gradients(spec, chunk_elements)
     return codec if codec.parameters else as_they_are(spec, chunk_elements)

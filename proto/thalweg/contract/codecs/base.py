@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from thalweg.contract.layout import Slab, ranges
@@ -15,7 +16,11 @@ Bytes: TypeAlias = NDArray[np.uint8]
 Received: TypeAlias = "bytes | bytearray | memoryview | Bytes"
 
 
-class Codec(ABC):
+# The message of the contract that describes a codec.
+S_co = TypeVar("S_co", bound=Message, covariant=True)
+
+
+class Codec(ABC, Generic[S_co]):
     """Base of all codecs. An object belongs to one thread.
 
     `settings` is the message of the contract that describes the codec, with its defaults filled in. Values are one-dimensional,
@@ -28,7 +33,7 @@ class Codec(ABC):
     # Whether parameters, on their way to workers, are encoded too.
     parameters = False
 
-    def __init__(self, settings: Any, chunk_elements: int) -> None:
+    def __init__(self, settings: S_co, chunk_elements: int) -> None:
         self.settings = settings
         self.chunk_elements = chunk_elements
         self._scratch: dict[str, NDArray[Any]] = {}

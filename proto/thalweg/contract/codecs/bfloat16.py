@@ -4,9 +4,10 @@ import numpy as np
 
 from thalweg.contract.codecs.base import Bytes, Codec
 from thalweg.contract.layout import Slab
+from thalweg.v1 import job_pb2
 
 
-class Bfloat16(Codec):
+class Bfloat16(Codec[job_pb2.Bfloat16]):
     """The upper 16 bits of each float32, rounded to the nearest, ties to even. Infinite values and NaN stay what they are."""
 
     parameters = True

@@ -4,17 +4,16 @@ NumPy's own conversion gives the same bits, but takes up to forty times as long 
 gradients do.
 """
 
-from typing import Any
-
 import numpy as np
 
 from thalweg.contract.codecs.base import Bytes, Codec
 from thalweg.contract.layout import Slab
+from thalweg.v1 import job_pb2
 
 _UP, _DOWN = np.float32(2.0**112), np.float32(2.0**-110)
 
 
-class Float16(Codec):
+class Float16(Codec[job_pb2.Float16]):
     """Rounded to the nearest, ties to even. Beyond 65,504 a number becomes infinite, as IEEE 754 has it, and NaN stays NaN.
 
     An infinite gradient ends a job as diverged; the greatest finite number in its place would be a wrong gradient that nobody
@@ -23,7 +22,7 @@ class Float16(Codec):
 
     parameters = True
 
-    def __init__(self, settings: Any, chunk_elements: int) -> None:
+    def __init__(self, settings: job_pb2.Float16, chunk_elements: int) -> None:
         super().__init__(settings, chunk_elements)
         self._table = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 

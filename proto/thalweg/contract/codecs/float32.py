@@ -1,17 +1,16 @@
 """The numbers as they are."""
 
-from typing import Any
-
 import numpy as np
 
 from thalweg.contract.codecs.base import Bytes, Codec, Received
 from thalweg.contract.layout import Slab
+from thalweg.v1 import job_pb2
 
 
-class Float32(Codec):
+class Float32(Codec[job_pb2.Float32]):
     """The numbers as they are, little-endian, in the job's dtype. Nothing is copied that need not be."""
 
-    def __init__(self, settings: Any, chunk_elements: int, dtype: str = "float32") -> None:
+    def __init__(self, settings: job_pb2.Float32, chunk_elements: int, dtype: str = "float32") -> None:
         super().__init__(settings, chunk_elements)
         self.dtype = np.dtype(dtype).newbyteorder("<")
 

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from thalweg.contract.codecs.base import Bytes, Codec
 from thalweg.contract.layout import Slab
+from thalweg.v1 import job_pb2
 
 _STEPS = np.float32(127)
 _LEAST_SCALE = np.finfo(np.float32).tiny
 
 
-class Int8(Codec):
+class Int8(Codec[job_pb2.Int8]):
     """The nearest whole numbers from -127 to 127 times the scale of their block, which is its greatest magnitude / 127.
 
     First come all scales, then the numbers. A block with a value that is not finite has the scale NaN, and decodes to NaN. One
@@ -22,7 +23,7 @@ class Int8(Codec):
 
     feedback = True
 
-    def __init__(self, settings: Any, chunk_elements: int) -> None:
+    def __init__(self, settings: job_pb2.Int8, chunk_elements: int) -> None:
         super().__init__(settings, chunk_elements)
         self._block = int(settings.block)
 

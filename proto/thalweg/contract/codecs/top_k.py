@@ -1,15 +1,15 @@
 """Only the greatest."""
 
 import math
-from typing import Any
 
 import numpy as np
 
 from thalweg.contract.codecs.base import Bytes, Codec
 from thalweg.contract.layout import Slab
+from thalweg.v1 import job_pb2
 
 
-class TopK(Codec):
+class TopK(Codec[job_pb2.TopK]):
     """Positions and values of the share of a chunk's values that is of the greatest magnitude; the others stand for 0.
 
     Of equal magnitudes the ones in front come first. NaN is greater than all numbers.
@@ -17,7 +17,7 @@ class TopK(Codec):
 
     feedback = True
 
-    def __init__(self, settings: Any, chunk_elements: int) -> None:
+    def __init__(self, settings: job_pb2.TopK, chunk_elements: int) -> None:
         super().__init__(settings, chunk_elements)
         self._fraction = float(settings.fraction)
 

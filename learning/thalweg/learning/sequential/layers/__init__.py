@@ -1,5 +1,7 @@
 """Layers: each is one small file and one line here."""
 
+from google.protobuf.message import Message
+
 from thalweg.learning.sequential.layers.base import Layer, ModelError, Task
 from thalweg.learning.sequential.layers.dense import Dense
 from thalweg.learning.sequential.layers.dropout import Dropout
@@ -10,7 +12,7 @@ from thalweg.learning.sequential.layers.sigmoid import Sigmoid
 from thalweg.learning.sequential.layers.softmax import Softmax
 from thalweg.learning.sequential.layers.tanh import Tanh
 
-LAYERS: dict[str, type[Layer]] = {
+LAYERS: dict[str, type[Layer[Message]]] = {
     "dense": Dense,
     "relu": Relu,
     "sigmoid": Sigmoid,

@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
+from google.protobuf.message import Message
 
 from thalweg.contract.layout import Slab
 from thalweg.learning.errors import MistakeError
@@ -19,14 +20,18 @@ class ModelError(MistakeError):
     """A model that cannot be, or does not fit its data. The message begins with the field of the job that it is about."""
 
 
-class Layer(ABC):
+# The message of the contract that describes a layer.
+S_co = TypeVar("S_co", bound=Message, covariant=True)
+
+
+class Layer(ABC, Generic[S_co]):
     """Base of all layers. An object belongs to one thread and one model.
 
     Arrays have the samples on their first axis, and the model's dtype. What `forward` and `backward` return lies in buffers that
     the next call overwrites.
     """
 
-    def __init__(self, spec: Any, index: int, dtype: np.dtype[np.floating], seed: int) -> None:
+    def __init__(self, spec: S_co, index: int, dtype: np.dtype[np.floating], seed: int) -> None:
         self.spec = spec
         self.index = index
         self.dtype = dtype
@@ -47,7 +52,7 @@ class Layer(ABC):
         """The shapes of the parameters."""
         return {}
 
-    def initialize(self, parameters: dict[str, Slab]) -> None:  # noqa: B027 - most layers have no parameters
+    def initialize(self, parameters: dict[str, Slab]) -> None:
         """Fills the parameters with their first values."""
 
     def make_room(self, shape: Shape) -> None:
@@ -62,9 +67,7 @@ class Layer(ABC):
     def forward(self, x: Slab, task: Task | None) -> Slab:
         """The output. With a task, as in training. Keeps what `differentiate` and `backward` need."""
 
-    def differentiate(  # noqa: B027 - most layers have no parameters
-        self, gradient: Slab, gradients: dict[str, Slab], finished: Callable[[int], object]
-    ) -> None:
+    def differentiate(self, gradient: Slab, gradients: dict[str, Slab], finished: Callable[[int], object]) -> None:
         """Writes the gradient by the parameters, from that by the output.
 
         In between, `finished` may be told how many elements of the parameters, in the order of `shapes`, are done.

@@ -8,13 +8,14 @@ from thalweg.contract.layout import Slab, ranges
 from thalweg.learning.randomness import Purpose, generator
 from thalweg.learning.sequential.initializers import INITIALIZERS
 from thalweg.learning.sequential.layers.base import Layer, ModelError, Shape, Task
+from thalweg.v1 import job_pb2
 
 # Rows of a weight's gradient that are computed, and so can be sent, at once: so many that cutting the product makes it no slower.
 # A constant, for a row's bits may depend on the rows that are computed with it.
 _ROWS = 2048
 
 
-class Dense(Layer):
+class Dense(Layer[job_pb2.Dense]):
     """y = x Wᵀ + b, W of shape (units, inputs), b of shape (units), as torch.nn.Linear."""
 
     def build(self, shape: Shape) -> Shape:

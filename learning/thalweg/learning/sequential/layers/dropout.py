@@ -5,9 +5,10 @@ import numpy as np
 from thalweg.contract.layout import Slab
 from thalweg.learning.randomness import Purpose, generator
 from thalweg.learning.sequential.layers.base import Layer, Shape, Task
+from thalweg.v1 import job_pb2
 
 
-class Dropout(Layer):
+class Dropout(Layer[job_pb2.Dropout]):
     """While training, zeroes each activation with probability p and divides the others by 1 - p (Srivastava et al. 2014)."""
 
     def make_room(self, shape: Shape) -> None:

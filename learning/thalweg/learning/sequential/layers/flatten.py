@@ -4,9 +4,10 @@ import math
 
 from thalweg.contract.layout import Slab
 from thalweg.learning.sequential.layers.base import Layer, Shape, Task
+from thalweg.v1 import job_pb2
 
 
-class Flatten(Layer):
+class Flatten(Layer[job_pb2.Flatten]):
     """Joins all axes but the samples' into one, as torch.nn.Flatten."""
 
     def build(self, shape: Shape) -> Shape:

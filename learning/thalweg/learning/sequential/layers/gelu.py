@@ -1,19 +1,23 @@
 """The Gaussian error linear unit."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from thalweg.contract.layout import Slab
 from thalweg.learning.errors import NodeError
 from thalweg.learning.sequential.layers.base import Layer, Shape, Task
+from thalweg.v1 import job_pb2
 
 _CUBE = 0.044715
 
 
-def _erf(path: str) -> Callable[..., Any]:
+class _Function(Protocol):
+    def __call__(self, x: Slab, /, *, out: Slab) -> Slab: ...
+
+
+def _erf(path: str) -> _Function:
     try:
         from scipy.special import erf  # noqa: PLC0415 - only this layer needs SciPy
     except ImportError as error:
@@ -22,7 +26,7 @@ def _erf(path: str) -> Callable[..., Any]:
     return erf
 
 
-class Gelu(Layer):
+class Gelu(Layer[job_pb2.Gelu]):
     """x Φ(x), Φ the standard normal distribution function (Hendrycks and Gimpel 2016), as torch.nn.GELU.
 
     Its approximation is x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))).

@@ -5,9 +5,10 @@ from numpy.typing import NDArray
 
 from thalweg.contract.layout import Slab
 from thalweg.learning.sequential.layers.base import Layer, Shape, Task
+from thalweg.v1 import job_pb2
 
 
-class Relu(Layer):
+class Relu(Layer[job_pb2.Relu]):
     """max(x, 0). The derivative at 0 is 0, as in PyTorch."""
 
     def make_room(self, shape: Shape) -> None:

@@ -4,9 +4,10 @@ import numpy as np
 
 from thalweg.contract.layout import Slab
 from thalweg.learning.sequential.layers.base import Layer, Task
+from thalweg.v1 import job_pb2
 
 
-class Sigmoid(Layer):
+class Sigmoid(Layer[job_pb2.Sigmoid]):
     """1 / (1 + exp(-x)). Where exp overflows, far below zero, its infinity gives the right 0."""
 
     def forward(self, x: Slab, task: Task | None) -> Slab:

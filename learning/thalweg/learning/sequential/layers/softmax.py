@@ -4,9 +4,10 @@ import numpy as np
 
 from thalweg.contract.layout import Slab
 from thalweg.learning.sequential.layers.base import Layer, ModelError, Shape, Task
+from thalweg.v1 import job_pb2
 
 
-class Softmax(Layer):
+class Softmax(Layer[job_pb2.Softmax]):
     """exp(x) / sum(exp(x)) over the last axis, as torch.nn.Softmax(dim=-1)."""
 
     def build(self, shape: Shape) -> Shape:

@@ -4,9 +4,10 @@ import numpy as np
 
 from thalweg.contract.layout import Slab
 from thalweg.learning.sequential.layers.base import Layer, Task
+from thalweg.v1 import job_pb2
 
 
-class Tanh(Layer):
+class Tanh(Layer[job_pb2.Tanh]):
     """tanh(x)."""
 
     def forward(self, x: Slab, task: Task | None) -> Slab:
