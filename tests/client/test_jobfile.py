@@ -168,7 +168,7 @@ def test_what_is_no_toml_is_told_with_its_place(text: bytes, message: str, tmp_p
     assert told("job.toml").startswith(message.removesuffix(" (at end of document)"))
 
 
-LAYER = "dense, relu, sigmoid, tanh, softmax, gelu, dropout, flatten"
+LAYER = "dense, relu, sigmoid, tanh, softmax, gelu, dropout, flatten, sequence"
 WRONG: list[tuple[dict[Any, Any], str]] = [
     ({"modle": {}}, "modle: unknown; did you mean model? (one of name, seed, model, data, training, optimizer, priority)"),
     ({"epochs": 5}, "epochs: unknown; did you mean training.epochs?"),

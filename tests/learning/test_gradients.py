@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf import json_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -23,6 +24,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "dense": [{"units": 3}, {"units": 3, "bias": False}],
     "gelu": [{}, {"approximate": "tanh"}],
     "dropout": [{"p": 0.3}],
+    "sequence": [
+        {"layers": [{"tanh": {}}, {"dense": {"units": 3}}, {"gelu": {}}]},
+        {"layers": [{"dense": {"units": 3}}, {"sequence": {"layers": [{"dropout": {}}, {"sigmoid": {}}]}}]},
+        {"layers": [{"softmax": {}}, {"tanh": {}}]},
+    ],
 }
 EACH_LAYER = [(kind, options) for kind in LAYERS for options in OPTIONS.get(kind, [{}])]
 
@@ -32,8 +38,7 @@ def job(layers: list[dict[str, Any]], loss: str, **data: Any) -> job_pb2.JobSpec
     spec = job_pb2.JobSpec(data=job_pb2.Data(builtin="xor", **data), optimizer=job_pb2.Optimizer(sgd=job_pb2.Sgd()))
     spec.model.loss = loss
     for layer in layers:
-        ((kind, options),) = layer.items()
-        spec.model.layers.append(job_pb2.Layer(**{kind: getattr(job_pb2, kind.capitalize())(**options)}))
+        json_format.ParseDict(layer, spec.model.layers.add())
     return validation.complete(spec)
 
 
@@ -65,7 +70,7 @@ def check(layers: list[dict[str, Any]], loss: str, dataset: Dataset, tensors: in
 def test_every_layer(kind: str, options: dict[str, Any], x_shape: tuple[int, ...]) -> None:
     """Between two dense layers, so that its derivative by its input matters."""
     layers: list[dict[str, Any]] = [{"dense": {"units": 4}}, {kind: options}, {"flatten": {}}, {"dense": {"units": 2}}]
-    tensors = 4 + (2 if kind == "dense" else 0) - (1 if options.get("bias") is False else 0)
+    tensors = 4 + 2 * str((kind, options)).count("dense") - (1 if options.get("bias") is False else 0)
     check(layers, "mean_squared_error", samples(x_shape, targets("mean_squared_error", 6, 2)), tensors)
 
 

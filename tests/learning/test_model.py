@@ -94,6 +94,33 @@ def test_what_is_finished_is_final() -> None:
     assert all(out.tobytes().startswith(prefix) for _, prefix in told)
 
 
+def test_a_sequence_within_is_as_its_layers_are() -> None:
+    """The same functions, named and shaped alike; their random numbers are others, for their places are."""
+    inner: list[dict[str, Any]] = [{"dense": {"units": 5}}, {"tanh": {}}, {"dense": {"units": 700}}, {"relu": {}}]
+    last: list[dict[str, Any]] = [{"dense": {"units": 3}}]
+    flat = Model(complete({"layers": inner + last, "loss": "mean_squared_error"}), (4,), 0)
+    nested = Model(complete({"layers": [{"sequence": {"layers": inner}}, *last], "loss": "mean_squared_error"}), (4,), 0)
+    names = ["1.weight", "1.bias", "0.2.weight", "0.2.bias", "0.0.weight", "0.0.bias"]
+    assert [tensor.name for tensor in nested.layout.tensors] == names
+    assert [list(tensor.shape) for tensor in nested.layout.tensors] == [list(tensor.shape) for tensor in flat.layout.tensors]
+    assert nested.activations == flat.activations
+    slab = np.random.default_rng(0).normal(size=flat.size).astype(np.float32)
+    x, y = np.ones((6, 4), np.float32), np.zeros((6, 3), np.float32)
+    found = []
+    for model in (flat, nested):
+        model.bind(slab)
+        out, told = np.full(model.size, np.nan, np.float32), list[int]()
+        sums = model.loss_and_gradient(x, y, 6, (0, 0), out, told.append)
+        found.append((sums, out.tobytes(), told))
+    assert found[0] == found[1]
+
+
+def test_what_is_wrong_with_a_layer_of_a_sequence_names_its_place() -> None:
+    layers = [{"sequence": {"layers": [{"relu": {}}, {"dense": {"units": 2}}]}}]
+    with pytest.raises(ModelError, match=r"model\.layers\[0\]\.sequence\.layers\[1\]\.dense: needs inputs"):
+        Model(complete({"layers": layers, "loss": "mean_squared_error"}), (), 0)
+
+
 def test_no_samples_give_no_gradient() -> None:
     model = Model(complete({"layers": [{"dense": {"units": 2}}], "loss": "mean_squared_error"}), (3,), 0)
     out = np.full(model.size, np.nan, np.float32)

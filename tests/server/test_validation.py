@@ -73,7 +73,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"training": {"gradient": "numeric"}}, "training.gradient: 'numeric' is none of backpropagation, numerical, numerical_forward; did you mean 'numerical'?"),
     ({"model": {"layers": [], "loss": "mean_squared_error"}}, "model.layers: has 0 items; it must have at least 1"),
     ({"model": {"layers": [{"dense": {"units": 1}}]}}, "model.loss: must be given: one of mean_squared_error, softmax_cross_entropy, binary_cross_entropy"),
-    ({"model": {"layers": [{}], "loss": "mean_squared_error"}}, "model.layers[0]: one of these must be given: dense, relu, sigmoid, tanh, softmax, gelu, dropout, flatten"),
+    ({"model": {"layers": [{}], "loss": "mean_squared_error"}}, "model.layers[0]: one of these must be given: dense, relu, sigmoid, tanh, softmax, gelu, dropout, flatten, sequence"),
     ({"data": {"builtin": "digits", "validation_fraction": 1}}, "data.validation_fraction: 1 is not allowed; it must be at least 0 and below 1"),
     ({"data": {}}, "data: one of these must be given: builtin, npz, csv"),
     ({"data": {"npz": "a.npz"}}, "data.npz: upload the file first (UploadData) and give its SHA-256 in data.sha256"),

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from thalweg.contract.layout import Slab
 from thalweg.contract.sums import Sums
-from thalweg.learning.sequential.model import Model, Task
+from thalweg.learning.randomness import Draw
+from thalweg.learning.sequential.model import Model
 
 # Steps that balance truncation and rounding (Press et al., Numerical Recipes, 5.7).
 CENTRAL_STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
@@ -26,7 +27,7 @@ class Batch(NamedTuple):
 
     inputs: list[Slab]
     y: NDArray[Any]
-    task: Task | None
+    task: Draw | None
     sums: Sums
 
 
@@ -45,7 +46,7 @@ class NumericalDifferentiator:
         layers = [int(tensor.name.partition(".")[0]) for tensor in model.layout.tensors]
         self._layer_of = np.repeat(np.array(layers, np.int64), sizes)
 
-    def at(self, parameters: Slab, x: Slab, y: NDArray[Any], task: Task | None) -> Batch:
+    def at(self, parameters: Slab, x: Slab, y: NDArray[Any], task: Draw | None) -> Batch:
         """Samples at parameters. To be used until samples are taken at other ones."""
         self._parameters[...] = parameters
         if len(x) == 0:

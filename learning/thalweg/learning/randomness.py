@@ -4,6 +4,9 @@ from enum import IntEnum
 
 import numpy as np
 
+# (step, microbatch): what the random numbers of a training task depend on.
+Draw = tuple[int, int]
+
 
 class Purpose(IntEnum):
     """What random numbers are for, and, in parentheses, what else they depend on."""

@@ -268,6 +268,7 @@ class Layer(_message.Message):
     GELU_FIELD_NUMBER: _builtins.int
     DROPOUT_FIELD_NUMBER: _builtins.int
     FLATTEN_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def dense(self) -> Global___Dense:
         """An affine map of the last axis."""
@@ -300,6 +301,10 @@ class Layer(_message.Message):
     def flatten(self) -> Global___Flatten:
         """Joins all axes but the samples' into one."""
 
+    @_builtins.property
+    def sequence(self) -> Global___Sequence:
+        """Layers in a row, which are one layer."""
+
     def __init__(
         self,
         *,
@@ -311,12 +316,13 @@ class Layer(_message.Message):
         gelu: Global___Gelu | None = ...,
         dropout: Global___Dropout | None = ...,
         flatten: Global___Flatten | None = ...,
+        sequence: Global___Sequence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dense", b"dense", "dropout", b"dropout", "flatten", b"flatten", "gelu", b"gelu", "kind", b"kind", "relu", b"relu", "sigmoid", b"sigmoid", "softmax", b"softmax", "tanh", b"tanh"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dense", b"dense", "dropout", b"dropout", "flatten", b"flatten", "gelu", b"gelu", "kind", b"kind", "relu", b"relu", "sequence", b"sequence", "sigmoid", b"sigmoid", "softmax", b"softmax", "tanh", b"tanh"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dense", b"dense", "dropout", b"dropout", "flatten", b"flatten", "gelu", b"gelu", "kind", b"kind", "relu", b"relu", "sigmoid", b"sigmoid", "softmax", b"softmax", "tanh", b"tanh"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dense", b"dense", "dropout", b"dropout", "flatten", b"flatten", "gelu", b"gelu", "kind", b"kind", "relu", b"relu", "sequence", b"sequence", "sigmoid", b"sigmoid", "softmax", b"softmax", "tanh", b"tanh"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["dense", "relu", "sigmoid", "tanh", "softmax", "gelu", "dropout", "flatten"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["dense", "relu", "sigmoid", "tanh", "softmax", "gelu", "dropout", "flatten", "sequence"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -493,6 +499,32 @@ class Flatten(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Flatten: _TypeAlias = Flatten  # noqa: Y015
+
+@_typing.final
+class Sequence(_message.Message):
+    """Layers in a row, as torch.nn.Sequential: each one's output is the next one's input. Their tensors are named with the index of each
+    sequence that they are in, as in `1.0.weight`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Layer]:
+        """The layers, from the input to the output."""
+
+    def __init__(
+        self,
+        *,
+        layers: _abc.Iterable[Global___Layer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sequence: _TypeAlias = Sequence  # noqa: Y015
 
 @_typing.final
 class Data(_message.Message):

@@ -1,10 +1,9 @@
 """A model: a sequence of layers and a loss, its parameters views of a slab."""
 
-import itertools
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,28 +11,16 @@ from numpy.typing import NDArray
 from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
 from thalweg.contract.sums import Sums
-from thalweg.learning.sequential.layers import LAYERS, ModelError, Task
+from thalweg.learning.randomness import Draw
+from thalweg.learning.sequential.layers import ModelError, sequence
 from thalweg.learning.sequential.losses import LOSSES
 from thalweg.v1 import job_pb2
 
-__all__ = ["Model", "ModelError", "Task"]
-
-
-class _Place(NamedTuple):
-    """Where a tensor of a layer lies in a slab."""
-
-    name: str
-    where: slice
-    shape: tuple[int, ...]
+__all__ = ["Model", "ModelError"]
 
 
 # Slabs whose tensors are remembered: two of parameters, one or two of gradients.
 _MOST_SLABS = 4
-
-
-def _tensors(places: list[_Place], slab: Slab) -> dict[str, Slab]:
-    """A layer's tensors, views of a slab."""
-    return {name: slab[where].reshape(shape) for name, where, shape in places}
 
 
 class Model:
@@ -57,34 +44,14 @@ class Model:
         self.seed = seed
         self.one_hot = one_hot
         self.dtype: np.dtype[np.floating] = np.dtype(dtype or spec.dtype)
-        self.layers = []
-        self._input_shapes = []
-        shape = input_shape
-        for index, layer_spec in enumerate(spec.layers):
-            kind = layer_spec.WhichOneof("kind") or ""
-            layer = LAYERS[kind](getattr(layer_spec, kind), index, self.dtype, seed)
-            self._input_shapes.append(shape)
-            shape = layer.build(shape)
-            self.layers.append(layer)
-        self.output_shape = shape
-        self.loss = LOSSES[spec.loss](shape, one_hot, self.dtype)
-        # The last layer first: backpropagation finishes it first.
-        tensors = [
-            job_pb2.Tensor(name=f"{layer.index}.{name}", shape=shape)
-            for layer in reversed(self.layers)
-            for name, shape in layer.shapes().items()
-        ]
+        self._root = sequence(spec, self.dtype, seed)
+        self.output_shape = self._root.build(input_shape)
+        self.loss = LOSSES[spec.loss](self.output_shape, one_hot, self.dtype)
+        tensors = [job_pb2.Tensor(name=name, shape=shape) for name, shape in self._root.shapes().items()]
         self.layout = job_pb2.Layout(tensors=tensors, dtype=self.dtype.name)
         self.size = layouts.elements(self.layout)
-        self._places: list[list[_Place]] = [[] for _ in self.layers]
-        start = 0
-        for tensor in tensors:
-            layer_index, _, name = tensor.name.partition(".")
-            end = start + math.prod(tensor.shape)
-            self._places[int(layer_index)].append(_Place(name, slice(start, end), tuple(tensor.shape)))
-            start = end
         self._bound: Slab | None = None
-        self._known: deque[tuple[Slab, list[dict[str, Slab]]]] = deque(maxlen=_MOST_SLABS)
+        self._known: deque[tuple[Slab, dict[str, Slab]]] = deque(maxlen=_MOST_SLABS)
         self._samples = -1
 
     @property
@@ -95,8 +62,7 @@ class Model:
     @property
     def activations(self) -> int:
         """How many numbers the layers keep for each sample: their outputs, and the gradients by their inputs."""
-        shapes = [*self._input_shapes, self.output_shape]
-        return sum(math.prod(inputs) + math.prod(outputs) for inputs, outputs in itertools.pairwise(shapes))
+        return self._root.activations(self.input_shape, self.output_shape)
 
     def check_targets(self, targets: NDArray[Any]) -> None:
         """Raises ModelError if targets do not fit the model's output."""
@@ -104,22 +70,20 @@ class Model:
 
     def initial(self, out: Slab) -> None:
         """Fills a slab with the initial parameters, a function of the model and the seed."""
-        for layer, places in zip(self.layers, self._places, strict=True):
-            layer.initialize(_tensors(places, out))
+        self._root.initialize(self._tensors_in(out))
 
     def bind(self, parameters: Slab) -> None:
         """Computes with the parameters in a slab from now on, wherever it changes."""
         if self._bound is not parameters:
             self._bound = parameters
-            for layer, tensors in zip(self.layers, self._tensors_in(parameters), strict=True):
-                layer.parameters = tensors
+            self._root.bind(self._tensors_in(parameters))
 
-    def _tensors_in(self, slab: Slab) -> list[dict[str, Slab]]:
-        """Each layer's tensors, views of a slab: the same few slabs come again and again."""
+    def _tensors_in(self, slab: Slab) -> dict[str, Slab]:
+        """All tensors, views of a slab: the same few slabs come again and again."""
         for known, tensors in self._known:
             if known is slab:
                 return tensors
-        made = [_tensors(places, slab) for places in self._places]
+        made = layouts.views(self.layout, slab)
         self._known.append((slab, made))
         return made
 
@@ -128,7 +92,7 @@ class Model:
         x: Slab,
         y: NDArray[Any],
         denominator: int,
-        task: Task | None,
+        task: Draw | None,
         gradient: Slab,
         finished: Callable[[int], object] = lambda _: None,
     ) -> Sums:
@@ -145,23 +109,12 @@ class Model:
         sums = self.sums_of(output, y)
         backward = self.loss.gradient()
         backward *= 1 / denominator
-        done = 0
-
-        def finished_more(elements: int) -> None:
-            finished(done + elements)
-
-        gradients = self._tensors_in(gradient)
-        for layer in reversed(self.layers):
-            if places := self._places[layer.index]:
-                layer.differentiate(backward, gradients[layer.index], finished_more)
-                done = places[-1].where.stop
-                finished(done)
-            # Before the first layer with parameters nothing is to be learnt.
-            if done < self.size:
-                backward = layer.backward(backward)
+        self._root.differentiate(backward, self._tensors_in(gradient), finished)
+        if self.size:
+            finished(self.size)
         return sums
 
-    def sums(self, x: Slab, y: NDArray[Any], task: Task | None = None) -> Sums:
+    def sums(self, x: Slab, y: NDArray[Any], task: Draw | None = None) -> Sums:
         """The sums over samples, without dropout, or with that of a training task."""
         return self.sums_of(self._forward(x, task), y) if len(x) else Sums()
 
@@ -174,29 +127,26 @@ class Model:
         classes = self.loss.decide(outputs).astype(np.int64)
         return classes.reshape(-1) if math.prod(classes.shape[1:]) == 1 else classes
 
-    def inputs(self, x: Slab, task: Task | None) -> list[Slab]:
-        """A copy of each layer's input, and of the output."""
+    def inputs(self, x: Slab, task: Draw | None) -> list[Slab]:
+        """A copy of the input of each of the outermost layers, and of the output."""
         values = [x]
         self._make_room(len(x))
-        for layer in self.layers:
+        for layer in self._root.layers:
             values.append(layer.forward(values[-1], task).copy())
         return values
 
-    def loss_from(self, layer: int, x: Slab, y: NDArray[Any], task: Task | None) -> float:
-        """The sum of losses, computed from the input of some layer on."""
+    def loss_from(self, layer: int, x: Slab, y: NDArray[Any], task: Draw | None) -> float:
+        """The sum of losses, computed from the input of one of the outermost layers."""
         return _total(self.loss.losses(self._forward(x, task, layer), y))
 
-    def _forward(self, x: Slab, task: Task | None, first: int = 0) -> Slab:
+    def _forward(self, x: Slab, task: Draw | None, first: int = 0) -> Slab:
         self._make_room(len(x))
-        for layer in self.layers[first:]:
-            x = layer.forward(x, task)
-        return x
+        return self._root.forward(x, task, first)
 
     def _make_room(self, samples: int) -> None:
         if self._samples != samples:
             self._samples = samples
-            for layer, shape in zip(self.layers, self._input_shapes, strict=True):
-                layer.make_room((samples, *shape))
+            self._root.make_room((samples, *self.input_shape))
             self.loss.make_room(samples)
 
     def sums_of(self, output: Slab, y: NDArray[Any]) -> Sums:

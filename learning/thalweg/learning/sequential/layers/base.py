@@ -1,23 +1,43 @@
 """What a layer is: a function of its input and of its parameters, and its derivative by both."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from google.protobuf.message import Message
 
 from thalweg.contract.layout import Slab
 from thalweg.learning.errors import MistakeError
+from thalweg.learning.randomness import Draw
 from thalweg.learning.sequential.buffers import Buffers
+from thalweg.v1 import job_pb2
 
 Shape = tuple[int, ...]
-# (step, microbatch) of a training task, on which its dropout depends.
-Task = tuple[int, int]
 
 
 class ModelError(MistakeError):
     """A model that cannot be, or does not fit its data. The message begins with the field of the job that it is about."""
+
+
+class Place(NamedTuple):
+    """Where a layer stands: the indices of the sequences that it is in and its own, and the job's field, for errors."""
+
+    indices: tuple[int, ...]
+    field: str
+
+    def within(self, index: int, kind: str) -> "Place":
+        """The place of a layer of a kind in a sequence that stands here."""
+        return Place((*self.indices, index), f"{self.field}.layers[{index}].{kind}")
+
+
+class Common(NamedTuple):
+    """What all layers of a model have in common: the dtype, the seed, and how a layer is made from its specification."""
+
+    dtype: np.dtype[np.floating]
+    seed: int
+    make: "Callable[[job_pb2.Layer, Place, int, Common], AnyLayer]"
 
 
 # The message of the contract that describes a layer.
@@ -31,18 +51,18 @@ class Layer(ABC, Generic[S_co]):
     the next call overwrites.
     """
 
-    def __init__(self, spec: S_co, index: int, dtype: np.dtype[np.floating], seed: int) -> None:
+    def __init__(self, spec: S_co, place: Place, common: Common) -> None:
         self.spec = spec
-        self.index = index
-        self.dtype = dtype
-        self.seed = seed
+        self.place = place
+        self.dtype = common.dtype
+        self.seed = common.seed
         self.parameters: dict[str, Slab] = {}
-        self.buffer = Buffers(dtype)
+        self.buffer = Buffers(common.dtype)
 
     @property
     def path(self) -> str:
-        """The layer's place in the job, for errors."""
-        return f"model.layers[{self.index}].{type(self).__name__.lower()}"
+        """The layer's field in the job, for errors."""
+        return self.place.field
 
     def build(self, shape: Shape) -> Shape:
         """Fixes the shape of a sample, and gives that of an output. Raises ModelError if it does not fit."""
@@ -55,6 +75,14 @@ class Layer(ABC, Generic[S_co]):
     def initialize(self, parameters: dict[str, Slab]) -> None:
         """Fills the parameters with their first values."""
 
+    def bind(self, parameters: dict[str, Slab]) -> None:
+        """Computes with these parameters from now on, whatever values they get."""
+        self.parameters = parameters
+
+    def activations(self, inputs: Shape, outputs: Shape) -> int:
+        """How many numbers are kept for each sample: the output, and the gradient by the input."""
+        return math.prod(inputs) + math.prod(outputs)
+
     def make_room(self, shape: Shape) -> None:
         """Takes buffers for inputs of a shape, the samples' axis included. Comes before the first `forward` with such an input.
 
@@ -64,11 +92,11 @@ class Layer(ABC, Generic[S_co]):
         self._in: Slab = self.buffer("in", shape)
 
     @abstractmethod
-    def forward(self, x: Slab, task: Task | None) -> Slab:
-        """The output. With a task, as in training. Keeps what `differentiate` and `backward` need."""
+    def forward(self, x: Slab, draw: Draw | None) -> Slab:
+        """The output. With a draw, as in training. Keeps what `differentiate` and `backward` need."""
 
     def differentiate(self, gradient: Slab, gradients: dict[str, Slab], finished: Callable[[int], object]) -> None:
-        """Writes the gradient by the parameters, from that by the output.
+        """Writes the gradient by the parameters, from that by the output. It comes before `backward`.
 
         In between, `finished` may be told how many elements of the parameters, in the order of `shapes`, are done.
         """
@@ -76,3 +104,6 @@ class Layer(ABC, Generic[S_co]):
     @abstractmethod
     def backward(self, gradient: Slab) -> Slab:
         """The gradient by the input, from that by the output."""
+
+
+AnyLayer = Layer[Message]

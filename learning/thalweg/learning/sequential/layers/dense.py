@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 
 from thalweg.contract.layout import Slab, ranges
-from thalweg.learning.randomness import Purpose, generator
+from thalweg.learning.randomness import Draw, Purpose, generator
 from thalweg.learning.sequential.initializers import INITIALIZERS
-from thalweg.learning.sequential.layers.base import Layer, ModelError, Shape, Task
+from thalweg.learning.sequential.layers.base import Layer, ModelError, Shape
 from thalweg.v1 import job_pb2
 
 # Rows of a weight's gradient that are computed, and so can be sent, at once: so many that cutting the product makes it no slower.
@@ -31,7 +31,8 @@ class Dense(Layer[job_pb2.Dense]):
         return weight | ({"bias": (self._units,)} if self._bias else {})
 
     def initialize(self, parameters: dict[str, Slab]) -> None:
-        INITIALIZERS[self.spec.initializer](generator(self.seed, Purpose.INITIALIZATION, self.index), parameters["weight"])
+        drawn = generator(self.seed, Purpose.INITIALIZATION, *self.place.indices)
+        INITIALIZERS[self.spec.initializer](drawn, parameters["weight"])
         if self._bias:
             parameters["bias"][...] = 0
 
@@ -41,7 +42,7 @@ class Dense(Layer[job_pb2.Dense]):
         self._flat_out = self._out.reshape(-1, self._units)
         self._flat_in = self._in.reshape(-1, self._inputs)
 
-    def forward(self, x: Slab, task: Task | None) -> Slab:
+    def forward(self, x: Slab, draw: Draw | None) -> Slab:
         self._x = x.reshape(self._flat_in.shape)
         np.matmul(self._x, self.parameters["weight"].T, out=self._flat_out)
         if self._bias:

@@ -3,8 +3,8 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.learning.randomness import Purpose, generator
-from thalweg.learning.sequential.layers.base import Layer, Shape, Task
+from thalweg.learning.randomness import Draw, Purpose, generator
+from thalweg.learning.sequential.layers.base import Layer, Shape
 from thalweg.v1 import job_pb2
 
 
@@ -16,22 +16,22 @@ class Dropout(Layer[job_pb2.Dropout]):
         self._factors: Slab = self.buffer("factors", shape)
         self._numbers: Slab = self.buffer("numbers", shape, np.float32)
         self._kept = self.buffer("kept", shape, bool)
-        self._drawn: Task | None = None
+        self._drawn: Draw | None = None
 
-    def forward(self, x: Slab, task: Task | None) -> Slab:
-        self._active = task is not None and self.spec.p > 0
-        if task is None or not self._active:
+    def forward(self, x: Slab, draw: Draw | None) -> Slab:
+        self._active = draw is not None and self.spec.p > 0
+        if draw is None or not self._active:
             return x
-        self._draw(task)
+        self._draw(draw)
         return np.multiply(x, self._factors, out=self._out)
 
-    def _draw(self, task: Task) -> None:
-        """Makes the factors of a task. The last task's are kept: numerical differentiation asks for them again and again."""
-        if self._drawn == task:
+    def _draw(self, draw: Draw) -> None:
+        """Makes the factors of a task. The last ones are kept: numerical differentiation asks for them again and again."""
+        if self._drawn == draw:
             return
-        self._drawn = task
+        self._drawn = draw
         numbers, probability = self._numbers, self.spec.p
-        generator(self.seed, Purpose.DROPOUT, *task, self.index).random(out=numbers, dtype=np.float32)
+        generator(self.seed, Purpose.DROPOUT, *draw, *self.place.indices).random(out=numbers, dtype=np.float32)
         self._factors[...] = np.greater_equal(numbers, probability, out=self._kept)
         self._factors *= 1 / (1 - probability)
 

@@ -3,7 +3,8 @@
 import math
 
 from thalweg.contract.layout import Slab
-from thalweg.learning.sequential.layers.base import Layer, Shape, Task
+from thalweg.learning.randomness import Draw
+from thalweg.learning.sequential.layers.base import Layer, Shape
 from thalweg.v1 import job_pb2
 
 
@@ -16,7 +17,7 @@ class Flatten(Layer[job_pb2.Flatten]):
     def make_room(self, shape: Shape) -> None:
         self._shape, self._flat = shape, (shape[0], math.prod(shape[1:]))
 
-    def forward(self, x: Slab, task: Task | None) -> Slab:
+    def forward(self, x: Slab, draw: Draw | None) -> Slab:
         return x.reshape(self._flat)
 
     def backward(self, gradient: Slab) -> Slab:

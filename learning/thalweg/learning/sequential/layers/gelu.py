@@ -7,7 +7,8 @@ import numpy as np
 
 from thalweg.contract.layout import Slab
 from thalweg.learning.errors import NodeError
-from thalweg.learning.sequential.layers.base import Layer, Shape, Task
+from thalweg.learning.randomness import Draw
+from thalweg.learning.sequential.layers.base import Layer, Shape
 from thalweg.v1 import job_pb2
 
 _CUBE = 0.044715
@@ -42,7 +43,7 @@ class Gelu(Layer[job_pb2.Gelu]):
         self._inner: Slab = self.buffer("inner", shape)
         self._distribution: Slab = self.buffer("distribution", shape)
 
-    def forward(self, x: Slab, task: Task | None) -> Slab:
+    def forward(self, x: Slab, draw: Draw | None) -> Slab:
         # The input may lie in a buffer that is overwritten before backward.
         self._x[...] = x
         # Φ, twice, less 1.

@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.contract.layout import Slab
-from thalweg.learning.sequential.layers.base import Layer, Shape, Task
+from thalweg.learning.randomness import Draw
+from thalweg.learning.sequential.layers.base import Layer, Shape
 from thalweg.v1 import job_pb2
 
 
@@ -15,7 +16,7 @@ class Relu(Layer[job_pb2.Relu]):
         super().make_room(shape)
         self._positive: NDArray[np.bool_] = self.buffer("positive", shape, bool)
 
-    def forward(self, x: Slab, task: Task | None) -> Slab:
+    def forward(self, x: Slab, draw: Draw | None) -> Slab:
         return np.maximum(x, 0, out=self._out)
 
     def backward(self, gradient: Slab) -> Slab:

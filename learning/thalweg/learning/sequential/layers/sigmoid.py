@@ -3,14 +3,15 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.learning.sequential.layers.base import Layer, Task
+from thalweg.learning.randomness import Draw
+from thalweg.learning.sequential.layers.base import Layer
 from thalweg.v1 import job_pb2
 
 
 class Sigmoid(Layer[job_pb2.Sigmoid]):
     """1 / (1 + exp(-x)). Where exp overflows, far below zero, its infinity gives the right 0."""
 
-    def forward(self, x: Slab, task: Task | None) -> Slab:
+    def forward(self, x: Slab, draw: Draw | None) -> Slab:
         out = np.negative(x, out=self._out)
         with np.errstate(over="ignore"):
             np.exp(out, out=out)

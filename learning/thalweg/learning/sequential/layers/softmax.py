@@ -3,7 +3,8 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.learning.sequential.layers.base import Layer, ModelError, Shape, Task
+from thalweg.learning.randomness import Draw
+from thalweg.learning.sequential.layers.base import Layer, ModelError, Shape
 from thalweg.v1 import job_pb2
 
 
@@ -19,7 +20,7 @@ class Softmax(Layer[job_pb2.Softmax]):
         super().make_room(shape)
         self._along: Slab = self.buffer("along", (*shape[:-1], 1))
 
-    def forward(self, x: Slab, task: Task | None) -> Slab:
+    def forward(self, x: Slab, draw: Draw | None) -> Slab:
         np.maximum.reduce(x, axis=-1, keepdims=True, initial=-np.inf, out=self._along)
         out = np.subtract(x, self._along, out=self._out)
         np.exp(out, out=out)
