@@ -22,7 +22,9 @@ from tests.end_to_end.command import service
 from thalweg.client import Client, Job
 from thalweg.contract.channel import Address
 from thalweg.contract.sums import Sums
-from thalweg.learning.sequential import model
+from thalweg.learning.batch import size
+from thalweg.learning.objective import ignore
+from thalweg.learning.sequential.model import Sequential
 from thalweg.workers.worker import work
 
 # Workers that only sleep share a process, so that dozens of them start in reasonable time.
@@ -52,14 +54,13 @@ def _work(address: Address, job: str, name: str, threads: int, sleep: float | No
     """A process of workers. With `sleep`, they wait so many seconds for each microbatch, and its gradient is zero."""
     if sleep is not None:
 
-        def idle(self: Any, x: Any, y: Any, denominator: Any, task: Any, gradient: Any, finished: Any = None) -> Sums:  # noqa: ARG001
+        def idle(self: Any, at: Any, batch: Any, denominator: Any, draw: Any, out: Any, done: Any = ignore) -> Sums:  # noqa: ARG001
             time.sleep(sleep)
-            gradient[...] = 0
-            if finished:
-                finished(gradient.size)
-            return Sums(0.0, 0.0, len(x))
+            out[...] = 0
+            done(out.size)
+            return Sums(0.0, 0.0, size(batch))
 
-        model.Model.loss_and_gradient = idle  # type: ignore[method-assign]
+        Sequential.gradient = idle  # type: ignore[method-assign]
     workers = [Thread(target=work, args=(address, None, job, f"{name}-{i}")) for i in range(threads)]
     for worker in workers:
         worker.start()

@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
@@ -16,7 +17,8 @@ from benchmarks.program import WARM_UP_SECONDS, WARM_UP_STEPS, Rate, Unavailable
 from benchmarks.systems import SYSTEMS, ProgramError, System, limit_over_grpc
 from benchmarks.systems.limit import specification
 from benchmarks.workloads import WORKLOADS, Workload
-from thalweg.learning.sequential.model import Model
+from thalweg.learning.batch import INPUT, Field
+from thalweg.learning.sequential.model import Sequential
 
 RATES = {"thalweg": [90.0, 110.0, 100.0], "limit": [400.0, 200.0, 300.0], "ddp": [50.0, 40.0, 60.0], "ray": [20.0, 25.0, 30.0]}
 
@@ -185,7 +187,7 @@ def test_steps_taken_at_once_count_each(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)
 def test_a_workloads_job_is_its_model(workload: Workload) -> None:
     spec = specification(workload)
-    assert Model(spec.model, workload.widths[:1], 0).size == workload.parameters
+    assert Sequential(spec, {INPUT: Field(np.dtype(np.float32), workload.widths[:1])}).size == workload.parameters
     assert spec.training.batch_size == 2 * workload.samples
     assert spec.optimizer.WhichOneof("kind") == workload.optimizer
 

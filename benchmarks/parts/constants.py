@@ -22,15 +22,13 @@ from benchmarks.cluster import cluster, idle_job, idle_workload
 from benchmarks.parts import Cell, Table, run
 from benchmarks.parts.exchange import Stream, serve
 from benchmarks.parts.scaling import SLEEP
-from benchmarks.samples import batches
 from benchmarks.scaling.constants import CODECS
-from benchmarks.systems.limit import specification
-from benchmarks.workloads import WORKERS, WORKLOADS, Workload
+from benchmarks.systems.limit import gradients
+from benchmarks.workloads import WORKLOADS, Workload
 from thalweg.client.jobfile import load_job
 from thalweg.contract import codecs
 from thalweg.contract.channel import CHUNK_BYTES, OPTIONS
 from thalweg.learning import optimizers
-from thalweg.learning.sequential.model import Model
 from thalweg.server import validation
 
 _FEW, _MANY = 1, 8
@@ -110,16 +108,11 @@ def step(workers: int, seconds: float) -> tuple[float, float, float]:
 
 def gradient(workload: Workload, repeats: int) -> float:
     """Seconds of a microbatch, on one thread."""
-    spec = specification(workload)
-    model = Model(spec.model, workload.widths[:1], 0)
-    parameters, slab = np.empty(model.size, np.float32), np.empty(model.size, np.float32)
-    model.initial(parameters)
-    model.bind(parameters)
-    source = batches(workload, 0)
+    _, differentiate = gradients(workload, 0)
 
     def some() -> None:
         for _ in range(1 if workload.parameters > 1_000_000 else 200):
-            model.loss_and_gradient(*next(source), WORKERS * workload.samples, None, slab)
+            differentiate()
 
     with threadpool_limits(1, "blas"):
         return _median(some, repeats) / (1 if workload.parameters > 1_000_000 else 200)

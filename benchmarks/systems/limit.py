@@ -20,8 +20,9 @@ from benchmarks.systems.thalweg import document
 from benchmarks.workloads import WORKERS, Workload
 from thalweg.client.jobfile import load_job
 from thalweg.contract.layout import Slab
-from thalweg.learning import optimizers
-from thalweg.learning.sequential.model import Model
+from thalweg.learning import optimizers, registry
+from thalweg.learning.batch import INPUT, TARGET, Field
+from thalweg.learning.objective import Objective
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
 
@@ -33,18 +34,21 @@ def specification(workload: Workload) -> job_pb2.JobSpec:
     return validation.complete(load_job(values).spec)
 
 
+def objective(workload: Workload) -> Objective:
+    """A workload's model with its loss."""
+    return registry.objective(specification(workload), {INPUT: Field(np.dtype(np.float32), workload.widths[:1])})
+
+
 def gradients(workload: Workload, worker: int) -> tuple[Slab, Callable[[], Slab]]:
     """The parameters of one of the two, and what computes the gradient of its next batch; both of shape (elements)."""
-    spec = specification(workload)
-    model = Model(spec.model, workload.widths[:1], 0)
+    model = objective(workload)
     parameters, gradient = np.empty(model.size, np.float32), np.empty(model.size, np.float32)
-    model.initial(parameters)
-    model.bind(parameters)
+    model.initialize(parameters)
     source = batches(workload, worker)
 
     def differentiate() -> Slab:
         x, y = next(source)
-        model.loss_and_gradient(x, y, WORKERS * workload.samples, None, gradient)
+        model.gradient(parameters, {INPUT: x, TARGET: y}, WORKERS * workload.samples, None, gradient)
         return gradient
 
     return parameters, differentiate

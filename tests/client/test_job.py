@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tests.client.helpers import ENDLESS, NOWHERE, Cluster, start_worker
 from tests.end_to_end.cluster import ThreadFleet, running_server
 from tests.end_to_end.command import wait_for
+from tests.learning.batches import schema
 from thalweg.client import (
     Client,
     EpochEnded,
@@ -26,7 +27,7 @@ from thalweg.client.problems import JobFileError
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import Violation
 from thalweg.learning import data
-from thalweg.learning.sequential.model import Model
+from thalweg.learning.sequential.model import Sequential
 from thalweg.server.journal import Journal
 from thalweg.server.service import Server
 
@@ -166,9 +167,8 @@ def test_predictions_are_the_model_evaluated_directly(which: str, cluster: Clust
     job = {"gate": cluster.gate, "digits": cluster.digits}[which]
     x, y, *_ = data.read(job.spec.data, lambda _: Path())
     header, slab = job.slab()
-    model = Model(job.spec.model, x.shape[1:], job.spec.seed)
-    model.bind(slab)
-    expected = model.predict(data.preprocess(header.preprocessing, x, model.dtype))
+    model = Sequential(job.spec, schema(x.shape[1:]))
+    expected = model.predict(slab, {"x": data.preprocess(header.preprocessing, x, model.dtype)}).values
     prediction = job.prediction(x)
     assert np.array_equal(prediction.outputs, expected)
     assert np.array_equal(job.predict(x.tolist()), expected)
@@ -290,9 +290,9 @@ def test_a_trajectory_leads_from_the_first_to_the_last_parameters(cluster: Clust
     way = job.trajectory()
     assert way.versions == tuple(range(41))
     assert all(np.array_equal(way.parameters(-1)[name], tensor) for name, tensor in job.parameters().items())
-    model = Model(job.spec.model, (2,), job.spec.seed)
+    model = Sequential(job.spec, schema((2,)))
     initial = np.empty(model.size, np.float32)
-    model.initial(initial)
+    model.initialize(initial)
     assert np.array_equal(way.slabs[0], initial)
 
 

@@ -8,10 +8,10 @@ from thalweg.contract import codecs, tree
 from thalweg.contract.channel import CHUNK_BYTES
 from thalweg.contract.codecs import AnyCodec
 from thalweg.contract.layout import Slab
-from thalweg.learning import clipping, data, optimizers, schedules
-from thalweg.learning.data.sampling import Sampler
+from thalweg.learning import clipping, data, optimizers, registry, schedules
+from thalweg.learning.data.order import Order
 from thalweg.learning.numerical import NumericalDifferentiator
-from thalweg.learning.sequential.model import Model
+from thalweg.learning.objective import Objective
 from thalweg.v1 import job_pb2
 
 # What a microbatch adds to a step: a gradient, the sum of losses, the number of samples.
@@ -28,13 +28,13 @@ class _Course:
     def __init__(self, spec: job_pb2.JobSpec, dataset: data.Dataset) -> None:
         self.spec = spec
         self.dataset = dataset
-        self.model = Model(spec.model, dataset.input_shape, spec.seed, one_hot=spec.data.one_hot)
+        self.model = registry.objective(spec, dataset.schema)
         self.microbatches = spec.training.microbatches
-        self.sampler = Sampler(len(dataset.train_x), spec.training.batch_size, self.microbatches, spec.seed)
-        self.steps_per_epoch = -(-len(dataset.train_x) // min(spec.training.batch_size, len(dataset.train_x)))
+        self.order = Order(len(dataset.train), spec.training.batch_size, self.microbatches, spec.seed)
+        self.steps_per_epoch = self.order.steps_per_epoch
         self.total_steps = self.steps_per_epoch * spec.training.epochs
         self.parameters = np.empty(self.model.size, self.model.dtype)
-        self.model.initial(self.parameters)
+        self.model.initialize(self.parameters)
         self.losses: list[float] = []
         chunk_elements = CHUNK_BYTES // self.parameters.itemsize
         self.gradients = codecs.of_gradients(spec, chunk_elements)
@@ -44,24 +44,22 @@ class _Course:
     def bulk(self) -> tuple[Slab, list[float]]:
         update = _Update(self.spec.optimizer, self.model, self.steps_per_epoch, self.total_steps)
         scheme = self.spec.training.gradient
-        numerical = None if scheme == "backpropagation" else NumericalDifferentiator(self.model, scheme)
+        numerical = None if scheme == "backpropagation" else NumericalDifferentiator(self.double(), scheme)
 
         def leaf(step: int, microbatch: int) -> Part:
-            indices, denominator = self.sampler.microbatch(step, microbatch)
+            indices, denominator = self.order.microbatch(step, microbatch)
             gradient = np.empty(self.model.size, self.model.dtype)
-            x, y = self.dataset.train_x[indices], self.dataset.train_y[indices]
-            task = (step, microbatch)
+            batch, draw = self.dataset.train.take(indices), (step, microbatch)
             if numerical:
-                batch = numerical.at(parameters, x, y, task)
-                numerical.differentiate(batch, denominator, slice(0, self.model.size), gradient)
-                sums = batch.sums
+                point = numerical.at(parameters, batch, draw)
+                numerical.differentiate(point, denominator, slice(0, self.model.size), gradient)
+                sums = point.sums
             else:
-                sums = self.model.loss_and_gradient(x, y, denominator, task, gradient)
+                sums = self.model.gradient(parameters, batch, denominator, draw, gradient)
             return self._travelled(gradient, microbatch), sums.loss, sums.samples
 
         for step in range(self.total_steps):
             parameters = _decoded(self.sent, self.parameters)
-            self.model.bind(parameters)
             update(self.parameters, self._added([leaf(step, microbatch) for microbatch in range(self.microbatches)]), step)
         return self.parameters, self.losses
 
@@ -73,15 +71,14 @@ class _Course:
         def lane(first: int, microbatch: int) -> Part:
             start = _decoded(self.sent, self.parameters)
             parameters = start.copy()
-            self.model.bind(parameters)
             update = _Update(self.spec.optimizer, self.model, self.steps_per_epoch, self.total_steps)
             loss, samples, taken = 0.0, 0, 0
             for step in range(first, min(first + policy.steps, self.total_steps)):
-                indices, _ = self.sampler.microbatch(step, microbatch)
+                indices, _ = self.order.microbatch(step, microbatch)
                 if len(indices):
                     gradient = np.empty(self.model.size, self.model.dtype)
-                    x, y = self.dataset.train_x[indices], self.dataset.train_y[indices]
-                    loss += self.model.loss_and_gradient(x, y, len(indices), (step, microbatch), gradient).loss
+                    batch = self.dataset.train.take(indices)
+                    loss += self.model.gradient(parameters, batch, len(indices), (step, microbatch), gradient).loss
                     samples += len(indices)
                     update(parameters, gradient, step, taken)
                     taken += 1
@@ -91,6 +88,10 @@ class _Course:
             moved = self._added([lane(first, microbatch) for microbatch in range(self.microbatches)])
             outer(self.parameters, moved, number)
         return self.parameters, self.losses
+
+    def double(self) -> Objective:
+        """The objective in double precision."""
+        return registry.objective(self.spec, self.dataset.schema, "float64")
 
     def _travelled(self, gradient: Slab, microbatch: int) -> Slab:
         """What arrives of a microbatch's gradient; with error feedback, what is left of it is added to the next one."""
@@ -121,7 +122,7 @@ def _decoded(codec: AnyCodec, values: Slab) -> Slab:
 class _Update:
     """An optimizer with its state, in place."""
 
-    def __init__(self, spec: job_pb2.Optimizer, model: Model, steps_per_epoch: int, total_steps: int) -> None:
+    def __init__(self, spec: job_pb2.Optimizer, model: Objective, steps_per_epoch: int, total_steps: int) -> None:
         self._spec = spec
         self._course = (steps_per_epoch, total_steps)
         self._optimizer = optimizers.make(spec)

@@ -14,12 +14,13 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.learning.batches import inputs, targets
 from thalweg.contract.resources import Memory
 from thalweg.learning import data
 from thalweg.learning.data import DataError, Dataset, MemoryLackError
 from thalweg.learning.data.builtins import BUILTINS
+from thalweg.learning.data.order import Order
 from thalweg.learning.data.preparation import split
-from thalweg.learning.data.sampling import Sampler
 from thalweg.v1 import job_pb2
 
 
@@ -34,18 +35,18 @@ def load(path: Path | None = None, loss: str = "mean_squared_error", dtype: str 
 )
 def test_gates(name: str, labels: list[int]) -> None:
     dataset = load(builtin=name)
-    assert dataset.train_x.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
-    assert dataset.train_y.tolist() == labels
-    assert dataset.train_y.dtype == np.float32
+    assert inputs(dataset.train).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert targets(dataset.train).tolist() == labels
+    assert targets(dataset.train).dtype == np.float32
 
 
 def test_digits() -> None:
     dataset = load(builtin="digits", loss="softmax_cross_entropy", validation_fraction=0.2)
-    assert dataset.train_x.shape == (1438, 64)
-    assert dataset.validation_x.shape == (359, 64)
-    assert (dataset.train_x.min(), dataset.train_x.max()) == (0, 1)
-    assert dataset.train_x.dtype == np.float32
-    labels = np.concatenate([dataset.train_y, dataset.validation_y])
+    assert inputs(dataset.train).shape == (1438, 64)
+    assert inputs(dataset.validation).shape == (359, 64)
+    assert (inputs(dataset.train).min(), inputs(dataset.train).max()) == (0, 1)
+    assert inputs(dataset.train).dtype == np.float32
+    labels = np.concatenate([targets(dataset.train), targets(dataset.validation)])
     assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
 
@@ -62,12 +63,12 @@ def test_threads_load_at_once() -> None:
     finally:
         gc.set_threshold(*thresholds)
         gc.callbacks.remove(yield_to_the_others)
-    assert all((dataset.train_x == loaded[0].train_x).all() for dataset in loaded)
+    assert all((inputs(dataset.train) == inputs(loaded[0].train)).all() for dataset in loaded)
 
 
 def test_every_builtin_loads() -> None:
     for name in BUILTINS:
-        assert len(load(builtin=name).train_x)
+        assert len(inputs(load(builtin=name).train))
 
 
 def test_standardization_is_that_of_the_training_samples(tmp_path: Path) -> None:
@@ -75,24 +76,24 @@ def test_standardization_is_that_of_the_training_samples(tmp_path: Path) -> None
     x[:, 0, 0] = 4  # a feature that never changes
     np.savez(tmp_path / "a.npz", x=x, y=np.zeros(50))
     dataset = load(tmp_path / "a.npz", npz="a.npz", dtype="float64", standardize=True, validation_fraction=0.3)
-    assert dataset.train_x.shape == (35, 2, 3)
-    np.testing.assert_allclose(dataset.train_x.mean(0), 0, atol=1e-12)
-    scale = dataset.train_x.std(0)
+    assert inputs(dataset.train).shape == (35, 2, 3)
+    np.testing.assert_allclose(inputs(dataset.train).mean(0), 0, atol=1e-12)
+    scale = inputs(dataset.train).std(0)
     assert scale[0, 0] == 0
     np.testing.assert_allclose(scale.ravel()[1:], 1)
-    assert dataset.validation_x.mean() != pytest.approx(0, abs=1e-6)
+    assert inputs(dataset.validation).mean() != pytest.approx(0, abs=1e-6)
     assert len(dataset.preprocessing.mean) == 6
 
 
 def test_more_features_than_a_message_holds_are_not_standardized(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((2, 400, 400), np.uint8), y=np.zeros(2))
-    assert load(tmp_path / "a.npz", npz="a.npz").train_x.shape == (2, 400, 400)
+    assert inputs(load(tmp_path / "a.npz", npz="a.npz").train).shape == (2, 400, 400)
     with pytest.raises(DataError, match=r"^data\.standardize: a sample has 160,000 features; at most 131,072"):
         load(tmp_path / "a.npz", npz="a.npz", standardize=True)
 
 
 def test_one_hot() -> None:
-    assert load(builtin="xor", one_hot=True).train_y.tolist() == [[1, 0], [0, 1], [0, 1], [1, 0]]
+    assert targets(load(builtin="xor", one_hot=True).train).tolist() == [[1, 0], [0, 1], [0, 1], [1, 0]]
 
 
 NAN = np.ones((9, 3))
@@ -225,12 +226,12 @@ def test_a_split_is_a_partition_that_follows_from_the_seed(seed: int, samples: i
 
 @given(st.integers(1, 60), st.integers(1, 70), st.integers(1, 9), st.integers(0, 99))
 def test_each_epoch_uses_each_sample_once(samples: int, batch_size: int, microbatches: int, seed: int) -> None:
-    sampler = Sampler(samples, batch_size, microbatches, seed)
+    order = Order(samples, batch_size, microbatches, seed)
     for epoch in (0, 1):
-        steps = range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch)
+        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
         seen = []
         for step in steps:
-            parts = [sampler.microbatch(step, m) for m in range(microbatches)]
+            parts = [order.microbatch(step, m) for m in range(microbatches)]
             minibatch = [int(i) for indices, _ in parts for i in indices]
             assert {size for _, size in parts} == {len(minibatch)}
             assert 0 < len(minibatch) <= batch_size
@@ -240,7 +241,7 @@ def test_each_epoch_uses_each_sample_once(samples: int, batch_size: int, microba
 
 def test_a_microbatch_does_not_depend_on_what_was_asked_before() -> None:
     def ask(order: list[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
-        sampler = Sampler(50, 8, 3, 1)
+        sampler = Order(50, 8, 3, 1)
         return {task: sampler.microbatch(*task)[0].tolist() for task in order}
 
     tasks = [(step, m) for step in range(20) for m in range(3)]

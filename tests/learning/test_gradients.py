@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.learning.batches import dataset as dataset_of
+from tests.learning.batches import schema
 from thalweg.contract import rules
 from thalweg.learning.data import Dataset
 from thalweg.learning.gradcheck import TOLERANCE, gradcheck
@@ -16,7 +18,7 @@ from thalweg.learning.sequential import initializers as initializers_module
 from thalweg.learning.sequential.initializers import INITIALIZERS
 from thalweg.learning.sequential.layers import LAYERS
 from thalweg.learning.sequential.losses import LOSSES
-from thalweg.learning.sequential.model import Model
+from thalweg.learning.sequential.model import Sequential
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
 
@@ -44,7 +46,7 @@ def job(layers: list[dict[str, Any]], loss: str, **data: Any) -> job_pb2.JobSpec
 
 def samples(x_shape: tuple[int, ...], y: NDArray[Any]) -> Dataset:
     x = np.random.default_rng(5).normal(size=(len(y), *x_shape))
-    return Dataset(x, y, x[:0], y[:0], job_pb2.Preprocessing())
+    return dataset_of(x, y)
 
 
 def targets(loss: str, n: int, width: int, seed: int = 6) -> NDArray[Any]:
@@ -124,9 +126,10 @@ def test_initializers_have_their_variance(name: str, variance: float) -> None:
     spec = job([{"dense": {"units": 200, "initializer": name}}], "mean_squared_error")
     slabs = []
     for seed in (0, 0, 1):
-        model = Model(spec.model, (300,), seed)
+        spec.seed = seed
+        model = Sequential(spec, schema((300,)))
         slabs.append(np.empty(model.size, np.float32))
-        model.initial(slabs[-1])
+        model.initialize(slabs[-1])
     assert slabs[0][:-200].var() == pytest.approx(variance, rel=0.05)
     assert not slabs[0][-200:].any()
     assert slabs[0].tobytes() == slabs[1].tobytes() != slabs[2].tobytes()

@@ -9,8 +9,9 @@ import pytest
 from google.protobuf import json_format
 from numpy.typing import NDArray
 
+from tests.learning.batches import batch, schema
 from thalweg.contract import layout as layouts
-from thalweg.learning.sequential.model import Model, ModelError
+from thalweg.learning.sequential.model import ModelError, Sequential
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
 
@@ -18,39 +19,35 @@ REFERENCE = np.load(Path(__file__).parents[1] / "data" / "torch_models.npz")
 SPECS: dict[str, dict[str, Any]] = json.loads(str(REFERENCE["specs"]))
 
 
-def complete(model: dict[str, Any]) -> job_pb2.Model:
-    """A model's specification with its defaults filled in."""
-    job = {"model": model, "data": {"builtin": "xor"}, "optimizer": {"sgd": {}}}
-    return validation.complete(json_format.ParseDict(job, job_pb2.JobSpec())).model
+def complete(model: dict[str, Any], seed: int = 0) -> job_pb2.JobSpec:
+    """The specification of a job with a model, with its defaults filled in."""
+    job = {"model": model, "seed": seed, "data": {"builtin": "xor"}, "optimizer": {"sgd": {}}}
+    return validation.complete(json_format.ParseDict(job, job_pb2.JobSpec()))
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_follows_pytorch(name: str) -> None:
     x, y = REFERENCE[f"{name}/x"], REFERENCE[f"{name}/y"]
-    model = Model(complete(SPECS[name] | {"dtype": "float64"}), x.shape[1:], 0)
-    model.check_targets(y)
+    model = Sequential(complete(SPECS[name] | {"dtype": "float64"}), schema(x.shape[1:]))
+    model.check(batch(x, y))
     slab, gradient = np.empty(model.size), np.empty(model.size)
-    model.bind(slab)
     names = {key.rpartition(" ")[2] for key in REFERENCE.files if key.startswith(f"{name}/parameter")}
-    tensors = layouts.views(model.layout, slab)
+    tensors = layouts.views(layouts.layout_of(model.segments, model.dtype), slab)
     assert set(tensors) == names
     for tensor, view in tensors.items():
         view[...] = REFERENCE[f"{name}/parameter {tensor}"]
-    np.testing.assert_allclose(model.predict(x), REFERENCE[f"{name}/output"], rtol=1e-12, atol=1e-12)
-    sums = model.loss_and_gradient(x, y, len(x), None, gradient)
+    np.testing.assert_allclose(model.predict(slab, {"x": x}).values, REFERENCE[f"{name}/output"], rtol=1e-12, atol=1e-12)
+    sums = model.gradient(slab, batch(x, y), len(x), None, gradient)
     assert sums.loss / sums.samples == pytest.approx(float(REFERENCE[f"{name}/loss"]), rel=1e-12)
-    for tensor, view in layouts.views(model.layout, gradient).items():
+    for tensor, view in layouts.views(layouts.layout_of(model.segments, model.dtype), gradient).items():
         np.testing.assert_allclose(view, REFERENCE[f"{name}/gradient {tensor}"], rtol=1e-9, atol=1e-12, err_msg=tensor)
 
 
 def test_the_last_layer_comes_first_in_the_slab() -> None:
-    model = Model(
-        complete({"layers": [{"dense": {"units": 2}}, {"relu": {}}, {"dense": {"units": 3}}], "loss": "mean_squared_error"}),
-        (4,),
-        0,
-    )
-    assert [tensor.name for tensor in model.layout.tensors] == ["2.weight", "2.bias", "0.weight", "0.bias"]
-    assert [list(tensor.shape) for tensor in model.layout.tensors] == [[3, 2], [3], [2, 4], [2]]
+    layers: list[dict[str, Any]] = [{"dense": {"units": 2}}, {"relu": {}}, {"dense": {"units": 3}}]
+    model = Sequential(complete({"layers": layers, "loss": "mean_squared_error"}), schema((4,)))
+    assert [segment.name for segment in model.segments] == ["2.weight", "2.bias", "0.weight", "0.bias"]
+    assert [list(segment.shape) for segment in model.segments] == [[3, 2], [3], [2, 4], [2]]
 
 
 def test_bits_do_not_depend_on_what_was_computed_before() -> None:
@@ -58,20 +55,20 @@ def test_bits_do_not_depend_on_what_was_computed_before() -> None:
         {
             "layers": [{"dense": {"units": 9}}, {"gelu": {}}, {"dropout": {}}, {"dense": {"units": 4}}],
             "loss": "softmax_cross_entropy",
-        }
+        },
+        seed=3,
     )
     generator = np.random.default_rng(0)
     x = generator.normal(size=(16, 6)).astype(np.float32)
     y = generator.integers(0, 4, 16)
 
     def gradient(before: list[int]) -> bytes:
-        model = Model(spec, (6,), 3)
+        model = Sequential(spec, schema((6,)))
         slab, out = np.empty(model.size, np.float32), np.empty(model.size, np.float32)
-        model.initial(slab)
-        model.bind(slab)
+        model.initialize(slab)
         for n in before:
-            model.loss_and_gradient(x[:n], y[:n], 16, (0, n), out)
-        model.loss_and_gradient(x, y, 16, (1, 2), out)
+            model.gradient(slab, batch(x[:n], y[:n]), 16, (0, n), out)
+        model.gradient(slab, batch(x, y), 16, (1, 2), out)
         return out.tobytes()
 
     assert gradient([]) == gradient([16, 3, 0, 16, 5])
@@ -80,14 +77,13 @@ def test_bits_do_not_depend_on_what_was_computed_before() -> None:
 def test_what_is_finished_is_final() -> None:
     """Layers are, the last one first, and of a large one some rows."""
     layers: list[dict[str, Any]] = [{"dense": {"units": 5}}, {"relu": {}}, {"dense": {"units": 5000}}, {"dense": {"units": 4}}]
-    model = Model(complete({"layers": layers, "loss": "mean_squared_error"}), (3,), 0)
+    model = Sequential(complete({"layers": layers, "loss": "mean_squared_error"}), schema((3,)))
     slab, out = np.empty(model.size, np.float32), np.full(model.size, np.nan, np.float32)
-    model.initial(slab)
-    model.bind(slab)
+    model.initialize(slab)
     generator = np.random.default_rng(0)
     x, y = (generator.normal(size=(6, width)).astype(np.float32) for width in (3, 4))
     told: list[tuple[int, bytes]] = []
-    model.loss_and_gradient(x, y, 6, (0, 0), out, lambda elements: told.append((elements, out[:elements].tobytes())))
+    model.gradient(slab, batch(x, y), 6, (0, 0), out, lambda elements: told.append((elements, out[:elements].tobytes())))
     last = 5000 * 4 + 4
     assert [elements for elements, _ in told] == [last, last + 2048 * 5, last + 4096 * 5, last + 5000 * 6, model.size]
     assert np.isfinite(out).all()
@@ -98,19 +94,20 @@ def test_a_sequence_within_is_as_its_layers_are() -> None:
     """The same functions, named and shaped alike; their random numbers are others, for their places are."""
     inner: list[dict[str, Any]] = [{"dense": {"units": 5}}, {"tanh": {}}, {"dense": {"units": 700}}, {"relu": {}}]
     last: list[dict[str, Any]] = [{"dense": {"units": 3}}]
-    flat = Model(complete({"layers": inner + last, "loss": "mean_squared_error"}), (4,), 0)
-    nested = Model(complete({"layers": [{"sequence": {"layers": inner}}, *last], "loss": "mean_squared_error"}), (4,), 0)
+    flat = Sequential(complete({"layers": inner + last, "loss": "mean_squared_error"}), schema((4,)))
+    nested = Sequential(
+        complete({"layers": [{"sequence": {"layers": inner}}, *last], "loss": "mean_squared_error"}), schema((4,))
+    )
     names = ["1.weight", "1.bias", "0.2.weight", "0.2.bias", "0.0.weight", "0.0.bias"]
-    assert [tensor.name for tensor in nested.layout.tensors] == names
-    assert [list(tensor.shape) for tensor in nested.layout.tensors] == [list(tensor.shape) for tensor in flat.layout.tensors]
+    assert [segment.name for segment in nested.segments] == names
+    assert [segment.shape for segment in nested.segments] == [segment.shape for segment in flat.segments]
     assert nested.activations == flat.activations
     slab = np.random.default_rng(0).normal(size=flat.size).astype(np.float32)
     x, y = np.ones((6, 4), np.float32), np.zeros((6, 3), np.float32)
     found = []
     for model in (flat, nested):
-        model.bind(slab)
         out, told = np.full(model.size, np.nan, np.float32), list[int]()
-        sums = model.loss_and_gradient(x, y, 6, (0, 0), out, told.append)
+        sums = model.gradient(slab, batch(x, y), 6, (0, 0), out, told.append)
         found.append((sums, out.tobytes(), told))
     assert found[0] == found[1]
 
@@ -118,26 +115,26 @@ def test_a_sequence_within_is_as_its_layers_are() -> None:
 def test_what_is_wrong_with_a_layer_of_a_sequence_names_its_place() -> None:
     layers = [{"sequence": {"layers": [{"relu": {}}, {"dense": {"units": 2}}]}}]
     with pytest.raises(ModelError, match=r"model\.layers\[0\]\.sequence\.layers\[1\]\.dense: needs inputs"):
-        Model(complete({"layers": layers, "loss": "mean_squared_error"}), (), 0)
+        Sequential(complete({"layers": layers, "loss": "mean_squared_error"}), schema(()))
 
 
 def test_no_samples_give_no_gradient() -> None:
-    model = Model(complete({"layers": [{"dense": {"units": 2}}], "loss": "mean_squared_error"}), (3,), 0)
+    model = Sequential(complete({"layers": [{"dense": {"units": 2}}], "loss": "mean_squared_error"}), schema((3,)))
     out = np.full(model.size, np.nan, np.float32)
-    sums = model.loss_and_gradient(np.empty((0, 3), np.float32), np.empty((0, 2), np.float32), 4, (0, 0), out)
+    sums = model.gradient(out, batch(np.empty((0, 3), np.float32), np.empty((0, 2), np.float32)), 4, (0, 0), out)
     assert not out.any()
     assert (sums.loss, sums.samples) == (0, 0)
 
 
 def test_dropout_depends_on_the_task_alone() -> None:
-    model = Model(complete({"layers": [{"dropout": {"p": 0.5}}], "loss": "mean_squared_error"}), (1000,), 4)
+    model = Sequential(complete({"layers": [{"dropout": {"p": 0.5}}], "loss": "mean_squared_error"}, seed=4), schema((1000,)))
     x = np.ones((3, 1000), np.float32)
     drawn = [model._forward(x, task).copy() for task in [(0, 0), (0, 1), (1, 0), (0, 0)]]
     assert drawn[0].tobytes() == drawn[3].tobytes()
     assert len({values.tobytes() for values in drawn}) == 3
     assert set(np.unique(drawn[0])) == {0.0, 2.0}
     assert drawn[0].mean() == pytest.approx(1, abs=0.1)
-    assert model.predict(x).tobytes() == x.tobytes()
+    assert model.predict(np.empty(0, np.float32), {"x": x}).values.tobytes() == x.tobytes()
 
 
 DENSE: dict[str, Any] = {"dense": {"units": 3}}
@@ -158,26 +155,24 @@ def test_what_does_not_fit_is_refused(
     layers: list[dict[str, Any]], loss: str, shape: tuple[int, ...], y: NDArray[Any], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
-        Model(complete({"layers": layers, "loss": loss}), shape, 0).check_targets(y)
+        Sequential(complete({"layers": layers, "loss": loss}), schema(shape)).check({"y": y})
 
 
 def test_outputs_that_are_no_probabilities_are_refused() -> None:
-    model = Model(complete({"layers": [{"dense": {"units": 1}}], "loss": "binary_cross_entropy"}), (2,), 0)
+    model = Sequential(complete({"layers": [{"dense": {"units": 1}}], "loss": "binary_cross_entropy"}), schema((2,)))
     slab = np.full(model.size, 5, np.float32)
-    model.bind(slab)
     with pytest.raises(ModelError, match="end the model with a sigmoid"):
-        model.sums(np.ones((2, 2), np.float32), np.ones(2, np.float32))
+        model.measure(slab, batch(np.ones((2, 2), np.float32), np.ones(2, np.float32)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_sigmoid_keeps_its_lower_tail(dtype: str) -> None:
     """A sample that is badly wrong goes on being learnt from."""
     spec = complete({"layers": [{"dense": {"units": 1}}, {"sigmoid": {}}], "loss": "binary_cross_entropy", "dtype": dtype})
-    model = Model(spec, (1,), 0)
+    model = Sequential(spec, schema((1,)))
     slab, gradient = np.array([1, 0], dtype), np.empty(2, dtype)
-    model.bind(slab)
     for x in (-1.0, -10.0, -20.0, -25.0):
-        sums = model.loss_and_gradient(np.array([[x]], dtype), np.array([1], dtype), 1, None, gradient)
+        sums = model.gradient(slab, batch(np.array([[x]], dtype), np.array([1], dtype)), 1, None, gradient)
         assert sums.loss == pytest.approx(np.log1p(np.exp(x)) - x, rel=1e-5)
         assert gradient[1] == pytest.approx(1 / (1 + np.exp(-x)) - 1, rel=1e-4)
-    assert model.predict(np.array([[-1000.0], [1000.0]], dtype)).tolist() == [[0], [1]]
+    assert model.predict(slab, {"x": np.array([[-1000.0], [1000.0]], dtype)}).values.tolist() == [[0], [1]]

@@ -8,8 +8,10 @@ from google.protobuf import json_format
 
 from thalweg.contract.layout import Slab
 from thalweg.learning import data
+from thalweg.learning.batch import Batch
+from thalweg.learning.data.samples import ALL
 from thalweg.learning.numerical import NumericalDifferentiator
-from thalweg.learning.sequential.model import Model
+from thalweg.learning.sequential.model import Sequential
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
 from thalweg.workers.differentiation import Differentiator
@@ -24,39 +26,38 @@ SPEC: dict[str, Any] = {
 }
 
 
-def prepare(dtype: str) -> tuple[Model, Slab, data.Dataset]:
+def prepare(dtype: str) -> tuple[Sequential, Slab, Batch, Sequential]:
     job = json_format.ParseDict(SPEC, job_pb2.JobSpec())
-    job.model.dtype = dtype
+    job.model.dtype, job.seed = dtype, 1
     job = validation.complete(job)
     dataset = data.load(job, lambda _: pytest.fail("nothing is fetched"))
-    model = Model(job.model, dataset.input_shape, 1)
+    model, double = Sequential(job, dataset.schema), Sequential(job, dataset.schema, "float64")
     parameters = np.empty(model.size, dtype)
-    model.initial(parameters)
-    return model, parameters, dataset
+    model.initialize(parameters)
+    return model, parameters, dataset.train.take(ALL), double
 
 
 @pytest.mark.parametrize(("scheme", "tolerance"), [("numerical", 1e-8), ("numerical_forward", 1e-6)])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_agrees_with_backpropagation(scheme: str, tolerance: float, dtype: str) -> None:
-    model, parameters, dataset = prepare(dtype)
-    model.bind(parameters)
+    model, parameters, batch, double = prepare(dtype)
     expected, found = np.empty_like(parameters), np.empty_like(parameters)
-    sums = model.loss_and_gradient(dataset.train_x, dataset.train_y, 4, (3, 1), expected)
-    numerical = NumericalDifferentiator(model, scheme)
-    batch = numerical.at(parameters, dataset.train_x, dataset.train_y, (3, 1))
-    numerical.differentiate(batch, 4, slice(0, model.size), found)
+    sums = model.gradient(parameters, batch, 4, (3, 1), expected)
+    numerical = NumericalDifferentiator(double, scheme)
+    point = numerical.at(parameters, batch, (3, 1))
+    numerical.differentiate(point, 4, slice(0, model.size), found)
     np.testing.assert_allclose(found, expected, atol=tolerance if dtype == "float64" else 1e-6)
-    assert batch.sums.loss == pytest.approx(sums.loss, rel=1e-6)
-    assert batch.sums.samples == sums.samples == 4
+    assert point.sums.loss == pytest.approx(sums.loss, rel=1e-6)
+    assert point.sums.samples == sums.samples == 4
 
 
 def test_a_coordinate_does_not_depend_on_the_range_it_is_computed_in() -> None:
-    model, parameters, dataset = prepare("float32")
-    numerical = NumericalDifferentiator(model, "numerical")
+    model, parameters, batch, double = prepare("float32")
+    numerical = NumericalDifferentiator(double, "numerical")
 
     def differentiate(where: slice) -> Slab:
         out = np.empty(where.stop - where.start, np.float32)
-        numerical.differentiate(numerical.at(parameters, dataset.train_x, dataset.train_y, (0, 0)), 4, where, out)
+        numerical.differentiate(numerical.at(parameters, batch, (0, 0)), 4, where, out)
         return out
 
     whole = differentiate(slice(0, model.size))
@@ -66,10 +67,10 @@ def test_a_coordinate_does_not_depend_on_the_range_it_is_computed_in() -> None:
 
 
 def test_the_parameters_are_left_alone() -> None:
-    model, parameters, dataset = prepare("float64")
+    _, parameters, batch, double = prepare("float64")
     before = parameters.tobytes()
-    numerical = NumericalDifferentiator(model, "numerical")
-    numerical.differentiate(numerical.at(parameters, dataset.train_x, dataset.train_y, None), 4, slice(0, 5), np.empty(5))
+    numerical = NumericalDifferentiator(double, "numerical")
+    numerical.differentiate(numerical.at(parameters, batch, None), 4, slice(0, 5), np.empty(5))
     assert parameters.tobytes() == before
 
 
@@ -85,8 +86,8 @@ def test_training_follows_the_same_loss_curve_for_200_steps() -> None:
         job.optimizer.momentum.learning_rate = 0.5
         job = validation.complete(job)
         differentiator = Differentiator(job, data.load(job, lambda _: pytest.fail("nothing is fetched")))
-        parameters = np.empty(differentiator.model.size)
-        differentiator.model.initial(parameters)
+        parameters = np.empty(differentiator.objective.size)
+        differentiator.objective.initialize(parameters)
         optimizer = optimizers.make(job.optimizer)
         state = optimizer.init(parameters.size, parameters.dtype)
         losses = []

@@ -11,9 +11,10 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.learning.batches import inputs, targets
 from thalweg.contract.resources import Memory
 from thalweg.learning import data
-from thalweg.learning.data import DataError, Dataset, MemoryLackError, Samples
+from thalweg.learning.data import DataError, Dataset, Found, MemoryLackError
 from thalweg.v1 import job_pb2
 
 
@@ -26,29 +27,29 @@ def load(content: str | bytes, folder: Path, loss: str = "mean_squared_error", *
     return data.load(spec, lambda _: path)
 
 
-def samples(content: str | bytes, folder: Path, dataset: Dataset, header: bool | None = None, **settings: Any) -> Samples:
+def samples(content: str | bytes, folder: Path, dataset: Dataset, header: bool | None = None, **settings: Any) -> Found:
     """The table as predicting takes it, for a model that was trained on a dataset."""
     path = folder / "new.csv"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     spec = json_format.ParseDict({"csv": "a.csv", **settings}, job_pb2.Data())
-    return data.read_samples(path, spec, dataset.preprocessing, dataset.input_shape[0], header)
+    return data.read_samples(path, spec, dataset.preprocessing, dataset.schema["x"].shape[0], header)
 
 
 def test_a_table(tmp_path: Path) -> None:
     text = "\ufeffage, label ,height\n1,0,2.5\n\n 3 ,+1,-4e1\n"
     first = load(text, tmp_path)
-    assert (first.train_x.tolist(), first.train_y.tolist()) == ([[1, 0], [3, 1]], [2.5, -40])
+    assert (inputs(first.train).tolist(), targets(first.train).tolist()) == ([[1, 0], [3, 1]], [2.5, -40])
     assert (list(first.preprocessing.columns), first.preprocessing.target) == (["age", "label"], "height")
     assert list(first.preprocessing.shape) == [2]
     second = load(text, tmp_path, target="label", loss="softmax_cross_entropy")
-    assert (second.train_x.tolist(), second.train_y.tolist()) == ([[1, 2.5], [3, -40]], [0, 1])
-    assert second.train_y.dtype == np.int64
+    assert (inputs(second.train).tolist(), targets(second.train).tolist()) == ([[1, 2.5], [3, -40]], [0, 1])
+    assert targets(second.train).dtype == np.int64
     assert (list(second.preprocessing.columns), second.preprocessing.target) == (["age", "height"], "label")
 
 
 def test_a_table_without_names(tmp_path: Path) -> None:
     found = load("1,2,3\n4,5,6\n", tmp_path, header=False)
-    assert (found.train_x.tolist(), found.train_y.tolist()) == ([[1, 2], [4, 5]], [3, 6])
+    assert (inputs(found.train).tolist(), targets(found.train).tolist()) == ([[1, 2], [4, 5]], [3, 6])
     assert (list(found.preprocessing.columns), found.preprocessing.target) == ([], "")
     with pytest.raises(DataError, match=r"^data\.target: 'a\.csv' has no column names \(data\.header = false\)"):
         load("1,2,3\n4,5,6\n", tmp_path, header=False, target="c")
@@ -261,7 +262,7 @@ def test_predicting_takes_what_training_took(tmp_path_factory: pytest.TempPathFa
     order = draw.draw(st.permutations([header.index(name) for name in (header if draw.draw(st.booleans()) else wanted)]))
     found = samples(written([[line[position] for position in order] for line in lines]), folder, trained, target=target)
     assert found.notice == ""
-    assert found.x.tobytes() == trained.train_x.tobytes()
+    assert found.x.tobytes() == inputs(trained.train).tobytes()
     assert found.x.tolist() == [[row[header.index(name)] for name in wanted] for row in rows]
 
 
@@ -281,7 +282,7 @@ def test_predicting_refuses_what_training_refuses(tmp_path_factory: pytest.TempP
     else:
         path = folder / "new.csv"
         path.write_text(text, encoding="utf-8", newline="")
-        assert data.read_samples(path, job_pb2.Data(), trained.preprocessing, -1).x.tolist() == trained.train_x.tolist()
+        assert data.read_samples(path, job_pb2.Data(), trained.preprocessing, -1).x.tolist() == inputs(trained.train).tolist()
 
 
 def written(rows: list[list[Any]]) -> str:

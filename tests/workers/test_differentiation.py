@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from google.protobuf import json_format
 
+from tests.learning.batches import dataset
 from thalweg.contract import tree
 from thalweg.contract.tree import Node
-from thalweg.learning.data import Dataset
-from thalweg.learning.data.gathering import Gatherer
+from thalweg.learning.data.microbatches import Microbatches
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
 from thalweg.workers.differentiation import Differentiator
@@ -36,12 +36,12 @@ def make(loss: str = "softmax_cross_entropy", batch_size: int = 50, microbatches
     samples = 4 * batch_size
     x = generator.normal(size=(samples, 8)).astype(np.float32)
     y = generator.integers(0, 3, samples) if loss == "softmax_cross_entropy" else generator.random((samples, 3), np.float32)
-    return Differentiator(spec, Dataset(x, y, x[:0], y[:0], job_pb2.Preprocessing()))
+    return Differentiator(spec, dataset(x, y))
 
 
 def initial(differentiator: Differentiator) -> np.ndarray[Any, np.dtype[np.floating]]:
-    parameters = np.empty(differentiator.model.size, differentiator.model.dtype)
-    differentiator.model.initial(parameters)
+    parameters = np.empty(differentiator.objective.size, differentiator.objective.dtype)
+    differentiator.objective.initialize(parameters)
     return parameters
 
 
@@ -78,16 +78,16 @@ def test_prefetching_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ahead, plain = make(), make()
     parameters = initial(plain)
     gathered: list[tuple[int, range]] = []
-    gather = Gatherer.gather
+    gather = Microbatches.gather
 
-    def watch(gatherer: Gatherer, step: int, run: range) -> None:
-        gathered.append((step, run))
-        gather(gatherer, step, run)
+    def watch(gathering: Microbatches, step: int, span: range) -> None:
+        gathered.append((step, span))
+        gather(gathering, step, span)
 
     for number, (step, node) in enumerate(tasks):
         expected, sums = plain.gradient(parameters, step, step, node, slice(0, parameters.size))
         with monkeypatch.context() as patch:
-            patch.setattr(Gatherer, "gather", watch)
+            patch.setattr(Microbatches, "gather", watch)
             found, same = ahead.gradient(parameters, step, step, node, slice(0, parameters.size))
             # From the second step on, what comes next is known.
             assert bool(gathered) == (number not in (3, 4, 5, 6, 10)), (number, gathered)

@@ -13,8 +13,8 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.learning import data, optimizers
-from thalweg.learning.data.sampling import Sampler
-from thalweg.learning.sequential.model import Model
+from thalweg.learning.data.order import Order
+from thalweg.learning.sequential.model import Sequential
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
 from thalweg.workers.differentiation import Differentiator
@@ -42,8 +42,8 @@ def make(optimizer: dict[str, Any], dtype: str = "float64", builtin: str = "digi
 
 def prepare(spec: job_pb2.JobSpec) -> tuple[Differentiator, Slab]:
     differentiator = Differentiator(spec, data.load(spec, lambda _: pytest.fail("nothing is fetched")))
-    parameters = np.empty(differentiator.model.size, differentiator.model.dtype)
-    differentiator.model.initial(parameters)
+    parameters = np.empty(differentiator.objective.size, differentiator.objective.dtype)
+    differentiator.objective.initialize(parameters)
     return differentiator, parameters
 
 
@@ -78,17 +78,16 @@ def rule(name: str, w: Slab, g: Slab, memory: dict[str, Slab], t: int, step: int
 def test_a_lane_is_a_plain_loop(name: str) -> None:
     spec = make(OPTIMIZERS[name])
     differentiator, start = prepare(spec)
-    dataset = differentiator.dataset
-    model = Model(spec.model, dataset.input_shape, spec.seed)
-    sampler = Sampler(len(dataset.train_x), 300, 3, spec.seed)
-    assert sampler.steps_per_epoch == 6
+    train = differentiator.dataset.train
+    model = Sequential(spec, train.schema)
+    order = Order(len(train), 300, 3, spec.seed)
+    assert order.steps_per_epoch == 6
     w, loss, correct, samples = start, 0.0, 0.0, 0
     memory: dict[str, Slab] = {}
     for t, step in enumerate(range(4, 9), 1):
-        indices, _ = sampler.microbatch(step, 1)
+        indices, _ = order.microbatch(step, 1)
         gradient = np.empty_like(start)
-        model.bind(w)
-        sums = model.loss_and_gradient(dataset.train_x[indices], dataset.train_y[indices], len(indices), (step, 1), gradient)
+        sums = model.gradient(w, train.take(indices), len(indices), (step, 1), gradient)
         loss, correct, samples = loss + sums.loss, correct + sums.correct, samples + sums.samples
         w = rule(name, w, gradient, memory, t, step)
     moved, found = contribution(differentiator, start, Node(0, 1), 4, 5)
@@ -107,7 +106,7 @@ def test_a_lane_is_a_pure_function(name: str) -> None:
     other = start * 2
     first, sums = contribution(differentiator, start, Node(0, 2), 5, 4)
     contribution(differentiator, other, tree.root(3), 0, 5)
-    differentiator.evaluate(other, differentiator.dataset.train_x, differentiator.dataset.train_y)
+    differentiator.evaluate(other, differentiator.dataset.train, range(len(differentiator.dataset.train)))
     again, same = contribution(differentiator, start, Node(0, 2), 5, 4)
     elsewhere, alike = contribution(prepare(spec)[0], start.copy(), Node(0, 2), 5, 4)
     assert first.tobytes() == again.tobytes() == elsewhere.tobytes()

@@ -11,10 +11,10 @@ import pytest
 from google.protobuf import json_format
 
 from tests.end_to_end.cluster import running_server, stub_of
+from tests.learning.batches import dataset
 from tests.server.test_training_service import make_spec
 from thalweg.contract import tree
 from thalweg.contract.resources import Memory
-from thalweg.learning.data import Dataset
 from thalweg.learning.data import memory as data_memory
 from thalweg.server import validation
 from thalweg.v1 import job_pb2, training_service_pb2
@@ -44,7 +44,7 @@ def complete(**given: Any) -> job_pb2.JobSpec:
 def prepared(spec: job_pb2.JobSpec) -> Differentiator:
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(8, WIDTH)).astype(np.float32), generator.integers(0, 3, 8)
-    return Differentiator(spec, Dataset(x, y, x[:0], y[:0], job_pb2.Preprocessing()))
+    return Differentiator(spec, dataset(x, y))
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_a_worker_takes_what_it_needs(wanted: int, training: dict[str, Any]) -> 
     assert needs.slabs(spec, shared=False) == wanted
     tracemalloc.start()
     differentiator = prepared(spec)
-    model = differentiator.model
+    model = differentiator.objective
     exchange = Streamed(spec, model.size, model.dtype, 1 << 18, Streams(queue.SimpleQueue(), []))
-    model.initial(exchange.parameters[0])
+    model.initialize(exchange.parameters[0])
     share = spec.training.microbatches // spec.training.workers
     exact = not spec.training.codec.HasField("int8")
     for node in tree.cover(range(share), 8) if exact else [tree.Node(0, index) for index in range(share)]:
@@ -95,7 +95,7 @@ def test_parameters_that_are_shared_are_the_servers() -> None:
 
 
 def test_activations_are_outputs_and_gradients_by_inputs() -> None:
-    model = prepared(complete()).model
+    model = prepared(complete()).objective
     assert model.activations == (WIDTH + WIDTH) + (WIDTH + WIDTH) + (WIDTH + 3)
 
 

@@ -11,11 +11,11 @@ from thalweg.client.extras import needs, require_ray
 from thalweg.client.problems import LocalError
 from thalweg.contract.channel import Address
 from thalweg.contract.errors import Violation, invalid
+from thalweg.learning.data import Dataset
+from thalweg.learning.objective import Objective
 from thalweg.v1 import job_pb2
 
 if TYPE_CHECKING:
-    from thalweg.learning.data import Dataset
-    from thalweg.learning.sequential.model import Model
     from thalweg.server.service import Server
     from thalweg.server.shard_server import ShardServer
     from thalweg.workers.fleet import Fleet
@@ -114,12 +114,12 @@ def completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     return validation.complete(spec)
 
 
-def worker_bytes(spec: job_pb2.JobSpec, model: "Model", dataset: "Dataset") -> int:
+def worker_bytes(spec: job_pb2.JobSpec, objective: Objective, dataset: Dataset) -> int:
     """The memory that a worker of this machine's server takes for a job besides its data, in bytes."""
     from thalweg.workers import needs as takes  # noqa: PLC0415 - the one place that knows
     from thalweg.workers.differentiation import EVALUATION_BATCH  # noqa: PLC0415
 
-    return takes.of_worker(spec, model, len(dataset.train_x), EVALUATION_BATCH, shared=True)
+    return takes.of_worker(spec, objective, len(dataset.train), EVALUATION_BATCH, shared=True)
 
 
 def check_initial(layout: job_pb2.Layout, file: Path) -> None:

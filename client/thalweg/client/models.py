@@ -13,13 +13,13 @@ from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.jobfile import JobFile
 from thalweg.client.weights import read_header
 from thalweg.contract.errors import Violation, invalid
-from thalweg.contract.layout import Slab
+from thalweg.contract.layout import Slab, layout_of
 from thalweg.contract.resources import memory, size_text
-from thalweg.learning import data
+from thalweg.learning import data, registry
 from thalweg.learning import gradcheck as checking
+from thalweg.learning.batch import INPUT, Field, in_double
 from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.learning.gradcheck import Row
-from thalweg.learning.sequential.model import Model, ModelError
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -57,25 +57,22 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: A
     """
     samples = prepare_samples(header, x)
     try:
-        model = Model(spec.model, samples.shape[1:], spec.seed, one_hot=spec.data.one_hot)
-    except ModelError as error:
+        objective = registry.objective(spec, {INPUT: Field(samples.dtype, samples.shape[1:])})
+    except MistakeError as error:
         raise invalid(Violation("x", f"{_shape(samples)}; with samples of that shape, {error}")) from error
     except NodeError as error:
         raise _told(error) from error
-    for ours, theirs in zip(model.layout.tensors, header.layout.tensors, strict=True):
-        if ours.shape != theirs.shape:
-            wanted = f"{theirs.name} has the shape {tuple(theirs.shape)}, and would need {tuple(ours.shape)}"
+    for ours, theirs in zip(objective.segments, header.layout.tensors, strict=True):
+        if ours.shape != tuple(theirs.shape):
+            wanted = f"{theirs.name} has the shape {tuple(theirs.shape)}, and would need {ours.shape}"
             raise invalid(Violation("x", f"{_shape(samples)}, which is not what the job was trained on: {wanted}"))
-    model.bind(slab)
     with np.errstate(over="ignore", invalid="ignore"):
-        outputs = model.predict(samples)
-    wrong = np.argwhere(~np.isfinite(outputs))
+        outputs = objective.predict(slab, {INPUT: samples})
+    wrong = np.argwhere(~np.isfinite(outputs.values))
     if len(wrong):
         problem = f"the outputs for sample {wrong[0, 0]}, counted from 0, are not finite: its numbers are too large"
         raise invalid(Violation("x", problem))
-    if not model.classifier:
-        return Prediction(outputs, None)
-    return Prediction(outputs, model.classes(outputs), model.loss.probabilities(outputs))
+    return Prediction(*outputs)
 
 
 def prepare(weights: AnyPath, x: ArrayLike) -> Slab:
@@ -152,19 +149,17 @@ def check(job: JobFile) -> None:
         return
     try:
         dataset = data.load(spec, lambda _: job.data or Path())
-        model = Model(spec.model, dataset.input_shape, spec.seed, one_hot=spec.data.one_hot)
-        for targets in (dataset.train_y, dataset.validation_y):
-            model.check_targets(targets)
+        objective = registry.objective(spec, dataset.schema)
+        for samples in (dataset.train, dataset.validation):
+            objective.check(samples.take(slice(None)))
     except (MistakeError, NodeError) as error:
         raise _told(error) from error
-    need, most = worker_bytes(spec, model, dataset), memory().total
+    need, most = worker_bytes(spec, objective, dataset), memory().total
     if need > most:
-        problem = (
-            f"a worker for {model.size:,} parameters needs {size_text(need)} of memory, and this machine has {size_text(most)}"
-        )
-        raise invalid(Violation("model.layers", problem))
+        needed = f"a worker for {objective.size:,} parameters needs {size_text(need)} of memory"
+        raise invalid(Violation("model.layers", f"{needed}, and this machine has {size_text(most)}"))
     if job.initial:
-        check_initial(model.layout, job.initial)
+        check_initial(layout_of(objective.segments, objective.dtype), job.initial)
 
 
 def gradcheck(spec: job_pb2.JobSpec, file: Path | None) -> list[Row]:
@@ -201,19 +196,17 @@ class Landscape:
     def __init__(self, spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> None:
         try:
             dataset = data.load(spec, fetch)
-            self._model = Model(spec.model, dataset.input_shape, spec.seed, one_hot=spec.data.one_hot, dtype="float64")
+            self._objective = registry.objective(spec, dataset.schema, "float64")
         except (MistakeError, NodeError) as error:
             raise _told(error) from error
-        room = max(64, min(_MOST_SAMPLES, _MOST_WORK // max(1, self._model.size)))
-        chosen = np.linspace(0, len(dataset.train_x) - 1, min(room, len(dataset.train_x))).astype(np.intp)
-        self._x = dataset.train_x[chosen].astype(np.float64)
-        self._y = dataset.train_y[chosen]
+        room = max(64, min(_MOST_SAMPLES, _MOST_WORK // max(1, self._objective.size)))
+        chosen = np.linspace(0, len(dataset.train) - 1, min(room, len(dataset.train))).astype(np.intp)
+        self._batch = in_double(dataset.train.take(chosen))
         self.samples = len(chosen)
 
     def loss(self, parameters: Slab) -> float:
         """The loss at parameters, shape (elements), float64."""
-        self._model.bind(parameters)
-        return self._model.sums(self._x, self._y).loss / self.samples
+        return self._objective.measure(parameters, self._batch).loss / self.samples
 
     def along(self, parameters: Slab, position: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The loss at parameters of which the one at `position` takes each of `values`."""

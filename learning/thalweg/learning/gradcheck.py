@@ -1,13 +1,14 @@
 """Holds a model's backpropagation against numerical differentiation, in double precision, tensor by tensor."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
+from thalweg.contract.layout import Slab
+from thalweg.learning import registry
+from thalweg.learning.batch import in_double, size
 from thalweg.learning.data import Dataset
 from thalweg.learning.numerical import CENTRAL_STEP, NumericalDifferentiator
-from thalweg.learning.sequential.model import Model
 from thalweg.v1 import job_pb2
 
 TOLERANCE = 1e-6
@@ -42,34 +43,32 @@ class Row(NamedTuple):
 def gradcheck(spec: job_pb2.JobSpec, dataset: Dataset) -> list[Row]:
     """One row for each tensor of a job's model, at its initial parameters and on its first training samples.
 
-    Dropout is drawn as in the first task. Raises ModelError if the model does not fit the data.
+    Dropout is drawn as in the first task. Raises MistakeError if the model does not fit the data.
     """
-    model = Model(spec.model, dataset.input_shape, spec.seed, one_hot=spec.data.one_hot, dtype="float64")
-    model.check_targets(dataset.train_y)
-    x = dataset.train_x[:SAMPLES].astype(np.float64)
-    y = dataset.train_y[:SAMPLES]
-    parameters = np.empty(model.size, np.float64)
-    model.initial(parameters)
+    objective = registry.objective(spec, dataset.schema, "float64")
+    batch = in_double(dataset.train.take(slice(0, SAMPLES)))
+    objective.check(batch)
+    samples = size(batch)
+    parameters: Slab = np.empty(objective.size, np.float64)
+    objective.initialize(parameters)
     # Biases start at zero, where a relu may sit on its kink and a mistake may be hidden; so all is moved a little.
-    parameters += np.random.default_rng(spec.seed).normal(0, 0.01, model.size)
-    model.bind(parameters)
-    backpropagated = np.empty(model.size, np.float64)
-    loss = model.loss_and_gradient(x, y, len(x), (0, 0), backpropagated).loss / len(x)
-    numerical = NumericalDifferentiator(model, "numerical")
-    batch = numerical.at(parameters, x, y, (0, 0))
+    parameters += np.random.default_rng(spec.seed).normal(0, 0.01, objective.size)
+    backpropagated: Slab = np.empty(objective.size, np.float64)
+    loss = objective.gradient(parameters, batch, samples, (0, 0), backpropagated).loss / samples
+    numerical = NumericalDifferentiator(objective, "numerical")
+    point = numerical.at(parameters, batch, (0, 0))
     noise = _NOISE * max(1.0, abs(loss)) / TOLERANCE
 
     rows, start = [], 0
-    for tensor in model.layout.tensors:
-        size = math.prod(tensor.shape)
-        positions = start + np.linspace(0, size - 1, min(size, MOST_COORDINATES)).astype(np.int64)
+    for segment in objective.segments:
+        positions = start + np.linspace(0, segment.size - 1, min(segment.size, MOST_COORDINATES)).astype(np.int64)
         found = np.empty(1)
         differences = np.empty(len(positions))
         for i, position in enumerate(positions):
-            numerical.differentiate(batch, len(x), slice(int(position), int(position) + 1), found)
+            numerical.differentiate(point, samples, slice(int(position), int(position) + 1), found)
             differences[i] = found[0]
         error = float(np.max(np.abs(differences - backpropagated[positions])))
         scale = max(float(np.max(np.abs(differences))), float(np.max(np.abs(backpropagated[positions]))), noise)
-        rows.append(Row(tensor.name, tuple(tensor.shape), len(positions), error, error / scale if error else 0.0))
-        start += size
+        rows.append(Row(segment.name, segment.shape, len(positions), error, error / scale if error else 0.0))
+        start += segment.size
     return rows

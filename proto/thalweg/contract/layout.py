@@ -2,17 +2,24 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from thalweg.contract.segments import Segment
 from thalweg.v1 import job_pb2
 
 Slab = NDArray[np.floating]
 
 # Where the metadata of a server's own safetensors files has the message that describes them, in base64.
 HEADER = "thalweg.header"
+
+
+def layout_of(segments: Iterable[Segment], dtype: np.dtype[np.floating]) -> job_pb2.Layout:
+    """The layout of a slab of segments."""
+    tensors = [job_pb2.Tensor(name=segment.name, shape=segment.shape) for segment in segments]
+    return job_pb2.Layout(tensors=tensors, dtype=dtype.name)
 
 
 def dtype_of(layout: job_pb2.Layout) -> np.dtype[np.floating]:

@@ -3,25 +3,26 @@
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from thalweg.contract.layout import Slab
+from thalweg.contract.layout import Slab, ranges
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
+from thalweg.learning import registry
 from thalweg.learning.data import Dataset
-from thalweg.learning.data.gathering import Gatherer
-from thalweg.learning.data.sampling import Sampler
-from thalweg.learning.numerical import Batch, NumericalDifferentiator
-from thalweg.learning.sequential.model import Model
+from thalweg.learning.data.microbatches import Microbatches
+from thalweg.learning.data.order import Order
+from thalweg.learning.data.samples import Samples
+from thalweg.learning.numerical import NumericalDifferentiator, Point
 from thalweg.v1 import job_pb2
 from thalweg.workers.adding import Finished, Slabs, add_up
 from thalweg.workers.local import Lanes
 
 # Samples that are evaluated at once: few enough to stay in the cache, more would not be faster.
 EVALUATION_BATCH = 256
+# Samples that are checked at once against the model.
+_CHECKED_AT_ONCE = 65_536
 
 
 class Differentiator:
@@ -29,19 +30,21 @@ class Differentiator:
 
     def __init__(self, spec: job_pb2.JobSpec, dataset: Dataset) -> None:
         self.dataset = dataset
-        self.model = Model(spec.model, dataset.input_shape, spec.seed, one_hot=spec.data.one_hot)
-        for targets in (dataset.train_y, dataset.validation_y):
-            self.model.check_targets(targets)
-        scheme = spec.training.gradient
-        self._numerical = None if scheme == "backpropagation" else NumericalDifferentiator(self.model, scheme)
+        self.objective = registry.objective(spec, dataset.schema)
+        for samples in (dataset.train, dataset.validation):
+            for where in ranges(len(samples), _CHECKED_AT_ONCE):
+                self.objective.check(samples.take(where))
+        scheme, self._numerical = spec.training.gradient, None
+        if scheme != "backpropagation":
+            self._numerical = NumericalDifferentiator(registry.objective(spec, dataset.schema, "float64"), scheme)
         self._microbatches = spec.training.microbatches
-        sampler = Sampler(len(dataset.train_x), spec.training.batch_size, self._microbatches, spec.seed)
-        self._gatherer = Gatherer(dataset, sampler)
-        self._slabs = Slabs(self.model.dtype)
-        self._batches: dict[int, tuple[Batch, int]] = {}
+        order = Order(len(dataset.train), spec.training.batch_size, self._microbatches, spec.seed)
+        self._gathered = Microbatches(dataset.train, order)
+        self._slabs = Slabs(self.objective.dtype)
+        self._points: dict[int, tuple[Point, int]] = {}
         self._at = (-1, -1)
         local = spec.training.synchrony.WhichOneof("policy") == "local"
-        self._lanes = Lanes(spec, self.model, self._gatherer, sampler.steps_per_epoch) if local else None
+        self._lanes = Lanes(spec, self.objective, self._gathered, order.steps_per_epoch) if local else None
         # The task that was done last, and what came behind each node when it was done before: a node, so many steps later.
         self._last: tuple[int, Node] | None = None
         self._behind: dict[Node, tuple[int, Node]] = {}
@@ -75,20 +78,19 @@ class Differentiator:
             last_step, last_node = self._last
             self._behind[last_node] = (step - last_step, node)
         self._last = (step, node)
-        size = coordinates.stop - coordinates.start if self.numerical else self.model.size
+        size = coordinates.stop - coordinates.start if self.numerical else self.objective.size
         result = self._slabs.take(size) if out is None else out
 
         def leaf(microbatch: int, slab: Slab, done: Finished) -> Sums:
             if self._numerical:
-                batch, denominator = self._batch(self._numerical, parameters, (version, step), microbatch)
-                self._numerical.differentiate(batch, denominator, coordinates, slab)
-                sums = batch.sums
+                point, denominator = self._point(self._numerical, parameters, (version, step), microbatch)
+                self._numerical.differentiate(point, denominator, coordinates, slab)
+                sums = point.sums
             elif self._lanes:
                 sums = self._lanes.train(parameters, range(step, step + steps), microbatch, slab)
             else:
-                x, y, denominator = self._gatherer(step, microbatch)
-                self.model.bind(parameters)
-                return self.model.loss_and_gradient(x, y, denominator, (step, microbatch), slab, done)
+                batch, denominator = self._gathered(step, microbatch)
+                return self.objective.gradient(parameters, batch, denominator, (step, microbatch), slab, done)
             done(size)
             return sums
 
@@ -103,40 +105,39 @@ class Differentiator:
             return
         step, node = self._last
         steps, following = self._behind[node]
-        self._gatherer.gather(max(0, step + steps), following.leaves(self._microbatches))
+        self._gathered.gather(max(0, step + steps), following.leaves(self._microbatches))
 
-    def _batch(
+    def _point(
         self, numerical: NumericalDifferentiator, parameters: Slab, at: tuple[int, int], microbatch: int
-    ) -> tuple[Batch, int]:
+    ) -> tuple[Point, int]:
         """A microbatch of a step at the parameters of a version, and the number of samples in the whole minibatch.
 
         Kept for the (version, step), of which a worker may do many ranges of coordinates.
         """
         if at != self._at:
             self._at = at
-            self._batches.clear()
-        if microbatch not in self._batches:
+            self._points.clear()
+        if microbatch not in self._points:
             _, step = at
-            x, y, denominator = self._gatherer.copy(step, microbatch)
-            self._batches[microbatch] = numerical.at(parameters, x, y, (step, microbatch)), denominator
-        return self._batches[microbatch]
+            batch, denominator = self._gathered.copy(step, microbatch)
+            self._points[microbatch] = numerical.at(parameters, batch, (step, microbatch)), denominator
+        return self._points[microbatch]
 
     def cost(self, parameters: Slab, seconds: float) -> float:
         """Seconds that one evaluation of a minibatch's loss takes as a part of numerical differentiation.
 
         Measured for about `seconds` on coordinates here and there. 0 where gradients are not computed by differences.
         """
-        if self._numerical is None or not self.model.size:
+        if self._numerical is None or not self.objective.size:
             return 0.0
-        task = [(0, microbatch) for microbatch in range(self._microbatches)]
-        samples = [self._gatherer.copy(*each) for each in task]
-        batches = [self._numerical.at(parameters, x, y, each) for (x, y, _), each in zip(samples, task, strict=True)]
+        draws = [(0, microbatch) for microbatch in range(self._microbatches)]
+        points = [self._numerical.at(parameters, self._gathered.copy(*draw).batch, draw) for draw in draws]
         one = np.empty(1)
         coordinates = 0
         start = time.perf_counter()
-        for position in np.random.default_rng(0).integers(0, self.model.size, 1000).tolist():
-            for batch in batches:
-                self._numerical.differentiate(batch, 1, slice(position, position + 1), one)
+        for position in np.random.default_rng(0).integers(0, self.objective.size, 1000).tolist():
+            for point in points:
+                self._numerical.differentiate(point, 1, slice(position, position + 1), one)
             coordinates += 1
             if time.perf_counter() - start > seconds:
                 break
@@ -146,11 +147,10 @@ class Differentiator:
         """Gives back an array that `gradient` made."""
         self._slabs.release(gradient)
 
-    def evaluate(self, parameters: Slab, x: NDArray[Any], y: NDArray[Any]) -> Sums:
-        """The sums over samples, without dropout."""
-        self.model.bind(parameters)
+    def evaluate(self, parameters: Slab, samples: Samples, where: range) -> Sums:
+        """The sums over a range of samples, without dropout."""
         total = Sums()
-        for start in range(0, len(x), EVALUATION_BATCH):
-            part = slice(start, start + EVALUATION_BATCH)
-            total += self.model.sums(x[part], y[part])
+        for start in range(where.start, where.stop, EVALUATION_BATCH):
+            part = samples.take(slice(start, min(start + EVALUATION_BATCH, where.stop)))
+            total += self.objective.measure(parameters, part)
         return total

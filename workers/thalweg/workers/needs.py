@@ -2,7 +2,7 @@
 
 from thalweg.contract import codecs, tree
 from thalweg.learning import optimizers
-from thalweg.learning.sequential.model import Model
+from thalweg.learning.objective import Objective
 from thalweg.v1 import job_pb2
 
 # The samples of a minibatch are divided almost evenly: layers have buffers for two sizes of microbatches.
@@ -29,8 +29,8 @@ def slabs(spec: job_pb2.JobSpec, *, shared: bool) -> int:
     return parameters + max(2, gradients + lane + left)
 
 
-def of_worker(spec: job_pb2.JobSpec, model: Model, train_samples: int, evaluated: int, *, shared: bool) -> int:
+def of_worker(spec: job_pb2.JobSpec, objective: Objective, train_samples: int, evaluated: int, *, shared: bool) -> int:
     """The bytes that a worker takes for a job on so many training samples, of which it evaluates some at once."""
     minibatch = min(spec.training.batch_size, train_samples)
     samples = _SIZES * -(-minibatch // spec.training.microbatches) + evaluated
-    return (slabs(spec, shared=shared) * model.size + samples * model.activations) * model.dtype.itemsize
+    return (slabs(spec, shared=shared) * objective.size + samples * objective.activations) * objective.dtype.itemsize

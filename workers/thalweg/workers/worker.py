@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from thalweg.contract.channel import Address, Endpoint
 from thalweg.contract.errors import ThalwegError, from_rpc_error
-from thalweg.contract.layout import Slab
+from thalweg.contract.layout import Slab, layout_of
 from thalweg.contract.memory import SharingError
 from thalweg.contract.payload import Parcel
 from thalweg.contract.release import hello
@@ -131,15 +131,15 @@ class _Worker:
         with fetcher(self._channel, self._endpoint.metadata) as fetch:
             dataset = data.load(spec, fetch)
         self._differentiator = Differentiator(spec, dataset)
-        model = self._differentiator.model
-        need = needs.of_worker(spec, model, len(dataset.train_x), EVALUATION_BATCH, shared=self._peer is not None)
-        check_memory(f"model.layers: a worker for {model.size:,} parameters", need)
+        objective = self._differentiator.objective
+        need = needs.of_worker(spec, objective, len(dataset.train), EVALUATION_BATCH, shared=self._peer is not None)
+        check_memory(f"model.layers: a worker for {objective.size:,} parameters", need)
         prepared = pb.Prepared(
-            layout=model.layout,
-            train_samples=len(dataset.train_x),
-            validation_samples=len(dataset.validation_x),
+            layout=layout_of(objective.segments, objective.dtype),
+            train_samples=len(dataset.train),
+            validation_samples=len(dataset.validation),
             preprocessing=dataset.preprocessing,
-            classifier=model.classifier,
+            classifier=objective.classifier,
             shared_memory=self._peer is not None,
         )
         if self._differentiator.numerical and spec.training.epochs:
@@ -186,26 +186,26 @@ class _Worker:
 
     def _agreed(self, accepted: pb.Accepted) -> Exchange:
         """Where parameters and gradients are to lie."""
-        model, chunk_elements = self._differentiator.model, accepted.chunk_elements
+        objective, chunk_elements = self._differentiator.objective, accepted.chunk_elements
         try:
             if accepted.shared_memory and self._peer:
                 self._inbox = exchange.listen(self._peer, self._inbox)
-                return exchange.Shared(self._peer, model.size, model.dtype, chunk_elements)
-            return exchange.Streamed(self._spec, model.size, model.dtype, chunk_elements, self._streams)
+                return exchange.Shared(self._peer, objective.size, objective.dtype, chunk_elements)
+            return exchange.Streamed(self._spec, objective.size, objective.dtype, chunk_elements, self._streams)
         except MemoryError:
             raise self._too_large() from None
 
     def _initial(self) -> Slab:
-        model = self._differentiator.model
+        objective = self._differentiator.objective
         try:
-            initial: Slab = np.empty(model.size, model.dtype)
+            initial: Slab = np.empty(objective.size, objective.dtype)
         except MemoryError:
             raise self._too_large() from None
-        model.initial(initial)
+        objective.initialize(initial)
         return initial
 
     def _too_large(self) -> NodeError:
-        return NodeError(f"model.layers: {self._differentiator.model.size:,} parameters do not fit in this worker's memory")
+        return NodeError(f"model.layers: {self._differentiator.objective.size:,} parameters do not fit in this worker's memory")
 
     def _differentiate(self, task: pb.DifferentiateTask) -> None:
         node, end = Node(task.level, task.index), task.end_chunk
@@ -239,9 +239,8 @@ class _Worker:
 
     def _evaluate(self, task: pb.EvaluateTask) -> None:
         dataset = self._differentiator.dataset
-        train = task.split == pb.SPLIT_TRAIN
-        x, y = (dataset.train_x, dataset.train_y) if train else (dataset.validation_x, dataset.validation_y)
-        where = slice(task.first, task.end)
-        sums = self._differentiator.evaluate(self._exchange.parameters[task.version % 2], x[where], y[where])
+        samples = dataset.train if task.split == pb.SPLIT_TRAIN else dataset.validation
+        parameters = self._exchange.parameters[task.version % 2]
+        sums = self._differentiator.evaluate(parameters, samples, range(task.first, task.end))
         answer = pb.Evaluation(version=task.version, split=task.split, first=task.first, sums=exchange.sums_message(sums))
         self._exchange.send(pb.WorkRequest(evaluation=answer))

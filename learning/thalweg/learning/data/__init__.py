@@ -7,17 +7,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from thalweg.learning.batch import INPUT, TARGET, Schema
 from thalweg.learning.data import builtins, columns, npz, table
 from thalweg.learning.data.checks import check_numbers, check_prepared
-from thalweg.learning.data.columns import Samples, Source
+from thalweg.learning.data.columns import Found, Source
 from thalweg.learning.data.errors import DataError, MemoryLackError
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.data.preparation import as_targets, prepare, preprocess, split, standardization
+from thalweg.learning.data.samples import Arrays, Samples
 from thalweg.v1 import job_pb2
 
 __all__ = [
+    "Arrays",
     "DataError",
     "Dataset",
+    "Found",
     "MemoryLackError",
     "Samples",
     "Source",
@@ -31,18 +35,19 @@ __all__ = [
 
 
 class Dataset(NamedTuple):
-    """Samples `x`, of the job's dtype, and targets `y`: labels, int64 of shape (samples), or of the job's dtype."""
+    """Samples to learn from and to validate with, prepared as the model sees them.
 
-    train_x: NDArray[np.floating]
-    train_y: NDArray[Any]
-    validation_x: NDArray[np.floating]
-    validation_y: NDArray[Any]
+    Today's have an input `x`, of the job's dtype, and a target `y`: a label, int64, or numbers of the job's dtype.
+    """
+
+    train: Samples
+    validation: Samples
     preprocessing: job_pb2.Preprocessing
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """The shape of one sample."""
-        return self.train_x.shape[1:]
+    def schema(self) -> Schema:
+        """The fields of a sample."""
+        return self.train.schema
 
 
 def load(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Dataset:
@@ -68,7 +73,8 @@ def load(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Dataset:
     preprocessing.shape.extend(x.shape[1:])
     preprocessing.columns.extend(source.columns)
     preprocessing.target = source.target
-    return Dataset(prepared[train], targets[train], prepared[validation], targets[validation], preprocessing)
+    first, second = (Arrays({INPUT: prepared[chosen], TARGET: targets[chosen]}) for chosen in (train, validation))
+    return Dataset(first, second, preprocessing)
 
 
 def held_out(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Source:
@@ -96,7 +102,7 @@ def read(data: job_pb2.Data, fetch: Callable[[str], Path]) -> Source:
 
 def read_samples(
     path: Path, data: job_pb2.Data, preprocessing: job_pb2.Preprocessing, features: int, header: bool | None = None
-) -> Samples:
+) -> Found:
     """Samples to predict from, out of a .csv, .npy or .npz file, for a job that was trained on `data`.
 
     `features` is the number of features of a sample, -1 if that is unknown; `header` says whether a table has a line of column
@@ -104,7 +110,7 @@ def read_samples(
     """
     words, name = table.TO_PREDICT, path.name
     if path.suffix.lower() != ".csv" and npz.is_numpys(path):
-        return Samples(npz.load_samples(path, words.field, name))
+        return Found(npz.load_samples(path, words.field, name))
     if path.suffix.lower() in (".npy", ".npz"):
         raise DataError(f"{words.field}: {name!r} is not a NumPy file; write one with numpy.save")
     found = table.read(path, words, name, _header(data) if header is None else header)

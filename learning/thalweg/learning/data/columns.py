@@ -25,7 +25,7 @@ class Source(NamedTuple):
     target: str = ""
 
 
-class Samples(NamedTuple):
+class Found(NamedTuple):
     """Samples to predict from, as they stand in a file, and what their user should know of how they were taken, if anything."""
 
     x: NDArray[Any]
@@ -56,7 +56,7 @@ def to_train(table: Table, name: str, target: str) -> Source:
     return Source(x, y, table.names[:position] + table.names[position + 1 :], target)
 
 
-def to_predict(table: Table, name: str, preprocessing: job_pb2.Preprocessing, target: str, features: int) -> Samples:
+def to_predict(table: Table, name: str, preprocessing: job_pb2.Preprocessing, target: str, features: int) -> Found:
     """The features of a table, in the order in which the model takes them. The target may be among its columns, and is left out.
 
     Where the names of the features are not known, columns are taken in their order; `target` is then what the job calls it, and
@@ -67,7 +67,7 @@ def to_predict(table: Table, name: str, preprocessing: job_pb2.Preprocessing, ta
     wanted, width = tuple(preprocessing.columns), table.values.shape[1]
     check_memory(subject, table.values.nbytes)
     if wanted and table.names:
-        return Samples(table.values[:, _by_name(table.names, subject, wanted, preprocessing.target)])
+        return Found(table.values[:, _by_name(table.names, subject, wanted, preprocessing.target)])
     if wanted and width != len(wanted):
         problem = f"has {width} columns without names; the job was trained on {len(wanted)}: {listed(wanted)}"
         raise DataError(f"{subject} {problem}")
@@ -84,7 +84,7 @@ def to_predict(table: Table, name: str, preprocessing: job_pb2.Preprocessing, ta
     if left_out == width - 1 and features >= 0:
         notices.append("the last column was left out as the target")
     values = table.values if left_out < 0 else np.delete(table.values, left_out, axis=1)
-    return Samples(values, f"{name}: {', and '.join(notices)}" if notices else "")
+    return Found(values, f"{name}: {', and '.join(notices)}" if notices else "")
 
 
 def _by_name(names: Sequence[str], subject: str, wanted: Sequence[str], target: str) -> list[int]:

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from thalweg.learning.randomness import Purpose, generator
 
 
-class Sampler:
+class Order:
     """Cuts each epoch's permutation of the training samples into minibatches, and those into microbatches."""
 
     def __init__(self, samples: int, batch_size: int, microbatches: int, seed: int) -> None:

@@ -1,0 +1,101 @@
+"""What training minimises: a model together with its loss, as a function of one slab of parameters.
+
+The kinds of models are the registry's (`registry.py`).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thalweg.contract.layout import Slab
+from thalweg.contract.segments import Segment
+from thalweg.contract.sums import Sums
+from thalweg.learning.batch import Batch
+from thalweg.learning.randomness import Draw
+
+# Is called with the number of the slab's first elements that are final: it only grows, and reaches all of them.
+Progress = Callable[[int], object]
+
+
+def ignore(_: int) -> None:
+    """The progress of a gradient that is wanted as a whole."""
+
+
+class Outputs(NamedTuple):
+    """What a model makes of samples: arrays with the samples on the first axis.
+
+    `values` are the outputs, in the model's dtype: logits, if the loss takes them. A classifier has `classes`: the class of each
+    sample, int64 of shape (samples), or, of several yes-or-no outputs, 0 or 1 for each. Where the outputs mean that,
+    `probabilities` has the shape (samples, classes): of each class, or, of yes-or-no outputs, of each 1.
+    """
+
+    values: Slab
+    classes: NDArray[np.int64] | None = None
+    probabilities: Slab | None = None
+
+
+class Objective(Protocol):
+    """A model with its loss. An object belongs to one thread.
+
+    All methods are pure functions of their arguments: of `at`, a slab of parameters with the segments end to end, of a batch, and
+    of a draw, from which random numbers such as dropout follow; there is none where the model does not train. Sums are over
+    samples, so that those of parts can be added.
+    """
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The tensors, in the order of the slab."""
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """The dtype of a slab."""
+
+    @property
+    def size(self) -> int:
+        """The number of elements of a slab."""
+
+    @property
+    def classifier(self) -> bool:
+        """Whether samples are classified rightly or wrongly."""
+
+    @property
+    def activations(self) -> int:
+        """How many numbers a gradient takes in between for each sample."""
+
+    def check(self, batch: Batch) -> None:
+        """Raises MistakeError if these samples do not fit the model."""
+
+    def initialize(self, out: Slab) -> None:
+        """Writes the initial parameters, a function of the model and the job's seed."""
+
+    def gradient(self, at: Slab, batch: Batch, denominator: int, draw: Draw | None, out: Slab, done: Progress = ignore) -> Sums:
+        """Writes the gradient of the sum of the samples' losses, divided by `denominator`; gives the sums.
+
+        Without samples it is zero. `done` is called while `out` is filled, and at the end, unless there are no parameters.
+        """
+
+    def measure(self, at: Slab, batch: Batch, draw: Draw | None = None) -> Sums:
+        """The sums over samples."""
+
+    def predict(self, at: Slab, batch: Batch) -> Outputs:
+        """The outputs for samples, which need no target. Arrays of their own."""
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """An objective that is computed in stages, of which a parameter changes none before its own.
+
+    Numerical differentiation by that parameter begins there.
+    """
+
+    @property
+    def stages(self) -> NDArray[np.intp]:
+        """The stage of each element of the slab."""
+
+    def trace(self, at: Slab, batch: Batch, draw: Draw | None) -> tuple[list[Slab], Sums]:
+        """A copy of the input of each stage; and the sums."""
+
+    def loss_from(self, stage: int, value: Slab, at: Slab, batch: Batch, draw: Draw | None) -> float:
+        """The sum of the samples' losses, from the input of a stage."""
