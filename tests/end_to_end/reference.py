@@ -30,7 +30,7 @@ class _Course:
         self.dataset = dataset
         self.model = registry.objective(spec, dataset.schema)
         self.microbatches = spec.training.microbatches
-        self.order = Order(len(dataset.train), spec.training.batch_size, self.microbatches, spec.seed)
+        self.order = Order(spec, len(dataset.train))
         self.steps_per_epoch = self.order.steps_per_epoch
         self.total_steps = self.steps_per_epoch * spec.training.epochs
         self.parameters = np.empty(self.model.size, self.model.dtype)

@@ -19,7 +19,7 @@ from thalweg.contract.resources import Memory
 from thalweg.learning import data
 from thalweg.learning.data import DataError, Dataset, MemoryLackError
 from thalweg.learning.data.builtins import BUILTINS
-from thalweg.learning.data.order import Order
+from thalweg.learning.data.order import MAX_PERMUTED, Bijection, Order, Permutation, arrangement
 from thalweg.learning.data.preparation import split
 from thalweg.v1 import job_pb2
 
@@ -224,9 +224,15 @@ def test_a_split_is_a_partition_that_follows_from_the_seed(seed: int, samples: i
     assert all(np.array_equal(a, b) for a, b in zip((train, validation), split(seed, samples, fraction), strict=True))
 
 
+def order_of(samples: int, batch_size: int, microbatches: int, seed: int, order: str = "auto") -> Order:
+    training = job_pb2.Training(batch_size=batch_size, microbatches=microbatches)
+    return Order(job_pb2.JobSpec(seed=seed, data=job_pb2.Data(order=order), training=training), samples)
+
+
+@pytest.mark.parametrize("kind", ["permuted", "computed"])
 @given(st.integers(1, 60), st.integers(1, 70), st.integers(1, 9), st.integers(0, 99))
-def test_each_epoch_uses_each_sample_once(samples: int, batch_size: int, microbatches: int, seed: int) -> None:
-    order = Order(samples, batch_size, microbatches, seed)
+def test_each_epoch_uses_each_sample_once(kind: str, samples: int, batch_size: int, microbatches: int, seed: int) -> None:
+    order = order_of(samples, batch_size, microbatches, seed, kind)
     for epoch in (0, 1):
         steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
         seen = []
@@ -239,11 +245,52 @@ def test_each_epoch_uses_each_sample_once(samples: int, batch_size: int, microba
         assert sorted(seen) == list(range(samples))
 
 
-def test_a_microbatch_does_not_depend_on_what_was_asked_before() -> None:
-    def ask(order: list[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
-        sampler = Order(50, 8, 3, 1)
-        return {task: sampler.microbatch(*task)[0].tolist() for task in order}
+@pytest.mark.parametrize("kind", ["permuted", "computed"])
+def test_a_microbatch_does_not_depend_on_what_was_asked_before(kind: str) -> None:
+    def ask(tasks: list[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+        order = order_of(50, 8, 3, 1, kind)
+        return {task: order.microbatch(*task)[0].tolist() for task in tasks}
 
     tasks = [(step, m) for step in range(20) for m in range(3)]
     assert ask(tasks) == ask(tasks[::-1])
     assert ask([(0, 0)]) != ask([(7, 0)])
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 1000, 4096, 100_003])
+def test_a_computed_order_is_one(samples: int) -> None:
+    """Of all samples, without a trace of where they stand, and another one in each epoch and for each seed."""
+    orders = [Bijection(samples, seed)(epoch, 0, samples) for seed, epoch in ((5, 0), (5, 1), (6, 0))]
+    for order in orders:
+        assert np.array_equal(np.sort(order), np.arange(samples))
+    if samples >= 1000:
+        positions = np.arange(samples)
+        for order in orders:
+            # The correlation of independent numbers has a deviation of 1 / √samples.
+            assert abs(np.corrcoef(order, positions)[0, 1]) < 4 / np.sqrt(samples)
+            assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 4 / np.sqrt(samples)
+            assert abs(np.count_nonzero(order[: samples // 2] < samples / 2) / samples - 0.25) < 2 / np.sqrt(samples)
+        assert np.count_nonzero(orders[0] == orders[1]) < 10 > np.count_nonzero(orders[0] == orders[2])
+
+
+def test_a_computed_order_takes_no_memory() -> None:
+    many = 10**15
+    last = Bijection(many, 0)(3, many - 5, many + 5)
+    assert last.shape == (5,)
+    assert last.min() >= 0
+    assert last.max() < many
+    assert last.max() > many // 1000
+
+
+def test_orders_are_what_they_were() -> None:
+    """The numbers that jobs were trained with: of another order the weights have other bits."""
+    drawn = [2, 8, 6, 7, 1, 4, 9, 0, 3, 5]
+    assert order_of(10, 10, 1, 3).minibatch(1).tolist() == drawn
+    assert order_of(10, 10, 1, 3, "").minibatch(1).tolist() == drawn
+    assert Bijection(10, 3)(1, 0, 10).tolist() == [6, 8, 5, 1, 0, 4, 9, 3, 7, 2]
+
+
+def test_few_samples_are_permuted_and_many_computed() -> None:
+    assert isinstance(arrangement("auto", MAX_PERMUTED, 0), Permutation)
+    assert isinstance(arrangement("auto", MAX_PERMUTED + 1, 0), Bijection)
+    # A job that was accepted before there was a choice goes on with the order that it has.
+    assert isinstance(arrangement("", MAX_PERMUTED + 1, 0), Permutation)

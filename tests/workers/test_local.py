@@ -80,7 +80,7 @@ def test_a_lane_is_a_plain_loop(name: str) -> None:
     differentiator, start = prepare(spec)
     train = differentiator.dataset.train
     model = Sequential(spec, train.schema)
-    order = Order(len(train), 300, 3, spec.seed)
+    order = Order(spec, len(train))
     assert order.steps_per_epoch == 6
     w, loss, correct, samples = start, 0.0, 0.0, 0
     memory: dict[str, Slab] = {}

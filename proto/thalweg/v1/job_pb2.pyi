@@ -541,6 +541,7 @@ class Data(_message.Message):
     STANDARDIZE_FIELD_NUMBER: _builtins.int
     ONE_HOT_FIELD_NUMBER: _builtins.int
     HEADER_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     builtin: _builtins.str
     """The name of a data set that comes with the workers: "digits", "and", "or", "nand" or "xor"."""
     npz: _builtins.str
@@ -563,6 +564,11 @@ class Data(_message.Message):
     """For CSV: whether the first line holds column names. If not given, it must, and a first line that looks like data is refused. With
     `false` columns have no names, and are matched by their positions.
     """
+    order: _builtins.str
+    """How each epoch's order is made. `permuted` draws a permutation, which takes 8 bytes of memory for each sample. `computed` finds the
+    sample at each position when it is needed, and takes no memory. `auto` permutes up to 1,048,576 samples, and computes beyond. The
+    result depends on it.
+    """
     def __init__(
         self,
         *,
@@ -575,15 +581,18 @@ class Data(_message.Message):
         standardize: _builtins.bool | None = ...,
         one_hot: _builtins.bool | None = ...,
         header: _builtins.bool | None = ...,
+        order: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_one_hot", b"_one_hot", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "npz", b"npz", "one_hot", b"one_hot", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_one_hot", b"_one_hot", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "npz", b"npz", "one_hot", b"one_hot", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__header: _TypeAlias = _typing.Literal["header"]  # noqa: Y015
     _WhichOneofArgType__header: _TypeAlias = _typing.Literal["_header", b"_header"]  # noqa: Y015
     _WhichOneofReturnType__one_hot: _TypeAlias = _typing.Literal["one_hot"]  # noqa: Y015
     _WhichOneofArgType__one_hot: _TypeAlias = _typing.Literal["_one_hot", b"_one_hot"]  # noqa: Y015
+    _WhichOneofReturnType__order: _TypeAlias = _typing.Literal["order"]  # noqa: Y015
+    _WhichOneofArgType__order: _TypeAlias = _typing.Literal["_order", b"_order"]  # noqa: Y015
     _WhichOneofReturnType__standardize: _TypeAlias = _typing.Literal["standardize"]  # noqa: Y015
     _WhichOneofArgType__standardize: _TypeAlias = _typing.Literal["_standardize", b"_standardize"]  # noqa: Y015
     _WhichOneofReturnType__target: _TypeAlias = _typing.Literal["target"]  # noqa: Y015
@@ -596,6 +605,8 @@ class Data(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__header) -> _WhichOneofReturnType__header | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__one_hot) -> _WhichOneofReturnType__one_hot | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__order) -> _WhichOneofReturnType__order | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__standardize) -> _WhichOneofReturnType__standardize | None: ...
     @_typing.overload

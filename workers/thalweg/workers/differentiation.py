@@ -38,7 +38,7 @@ class Differentiator:
         if scheme != "backpropagation":
             self._numerical = NumericalDifferentiator(registry.objective(spec, dataset.schema, "float64"), scheme)
         self._microbatches = spec.training.microbatches
-        order = Order(len(dataset.train), spec.training.batch_size, self._microbatches, spec.seed)
+        order = Order(spec, len(dataset.train))
         self._gathered = Microbatches(dataset.train, order)
         self._slabs = Slabs(self.objective.dtype)
         self._points: dict[int, tuple[Point, int]] = {}
