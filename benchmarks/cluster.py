@@ -20,7 +20,7 @@ from benchmarks.systems.thalweg import document, rate_of
 from benchmarks.workloads import Workload
 from tests.end_to_end.command import service
 from thalweg.client import Client, Job
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 from thalweg.contract.sums import Sums
 from thalweg.learning.batch import size
 from thalweg.learning.objective import ignore

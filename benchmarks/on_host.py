@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.systems.thalweg import document, rate_of
 from benchmarks.workloads import WORKERS, WORKLOADS
 from thalweg.client import Client
-from thalweg.contract.channel import parse_address
+from thalweg.contract.endpoint import parse_address
 from thalweg.workers.worker import work
 
 

@@ -15,10 +15,10 @@ GENERATED = re.compile(r"_pb2(_grpc)?\.pyi?$")
 ROOTS = {"client/thalweg/client/composition.py"}
 
 # The only module that opens channels.
-CHANNELS = "proto/thalweg/contract/channel.py"
+CHANNELS = "proto/thalweg/contract/endpoint.py"
 
 # A process of Thalweg's own begins there; in `fleet.py`, with the first line of the program that it starts.
-ENTRY_POINTS = {"client/thalweg/command.py", "workers/thalweg/workers/actor.py", "workers/thalweg/workers/fleet.py"}
+ENTRY_POINTS = {"client/thalweg/command.py", "workers/thalweg/workers/ray/actor.py", "workers/thalweg/workers/ray/fleet.py"}
 
 
 class Import(NamedTuple):
@@ -177,7 +177,7 @@ EXTENSION_POINTS = [
     "learning/thalweg/learning/sequential/layers",
     "learning/thalweg/learning/sequential/losses",
     "proto/thalweg/contract/codecs",
-    "server/thalweg/server/synchrony",
+    "server/thalweg/server/deciding/synchrony",
 ]
 
 

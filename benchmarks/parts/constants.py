@@ -27,7 +27,7 @@ from benchmarks.systems.limit import gradients
 from benchmarks.workloads import WORKLOADS, Workload
 from thalweg.client.jobfile import load_job
 from thalweg.contract import codecs
-from thalweg.contract.channel import CHUNK_BYTES, OPTIONS
+from thalweg.contract.endpoint import CHUNK_BYTES, OPTIONS
 from thalweg.learning import optimizers
 from thalweg.server import validation
 
@@ -35,7 +35,7 @@ _FEW, _MANY = 1, 8
 _SMALL = 2_000
 _SMALL_MESSAGES, _CHUNKS = 4_000, 512
 _ELEMENTS = 20_000_000
-_FEWEST_STEPS = 500
+_MIN_STEPS = 500
 
 Row = tuple[Cell, ...]
 
@@ -100,7 +100,7 @@ def step(workers: int, seconds: float) -> tuple[float, float, float]:
     with cluster(idle_job(idle_workload(_SMALL), workers), workers, 0.0, shared_memory=False, threads=1) as running:
         running.rate(0)
         before, first, steps, began = running.cpu(), running.job.progress.step, 0, time.perf_counter()
-        while steps < _FEWEST_STEPS:
+        while steps < _MIN_STEPS:
             time.sleep(seconds)
             after, steps, took = running.cpu(), running.job.progress.step - first, time.perf_counter() - began
     return (after[0] - before[0]) / steps, (after[1] - before[1]) / steps / workers, took / steps
@@ -135,7 +135,7 @@ def arithmetic(repeats: int) -> dict[str, float]:
         for held in state.values():
             held.fill(0.5)
 
-        def update(optimizer: optimizers.AnyOptimizer = optimizer, state: optimizers.State = state) -> None:
+        def update(optimizer: optimizers.AnyOptimizer = optimizer, state: optimizers.OptimizerState = state) -> None:
             optimizers.apply(optimizer, parameters, slab, state, out, 1e-3, 1)
 
         found[f"update_byte.{kind}"] = _median(update, repeats) / size

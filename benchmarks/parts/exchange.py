@@ -19,9 +19,9 @@ import grpc
 import psutil
 
 from benchmarks.parts import Cell, Table, run
-from thalweg.contract import payload
-from thalweg.contract.channel import CHUNK_BYTES, OPTIONS
-from thalweg.contract.payload import Parcel
+from thalweg.contract import frames
+from thalweg.contract.endpoint import CHUNK_BYTES, OPTIONS
+from thalweg.contract.frames import Parcel
 from thalweg.contract.process import keep_freed
 from thalweg.v1 import parameter_service_pb2 as pb
 
@@ -32,7 +32,7 @@ _CHUNKS = 64
 async def echo(requests: AsyncIterator[Parcel[pb.WorkRequest]], context: grpc.aio.ServicerContext[Any, Any]) -> None:
     """A stream: an evaluation is answered at once, `prepared` with so many chunks; chunks of gradients are taken."""
     message = pb.WorkResponse(parameters=pb.ParametersChunk(version=1))
-    parameters = payload.serialize(Parcel(message, bytes(CHUNK_BYTES)))
+    parameters = frames.serialize(Parcel(message, bytes(CHUNK_BYTES)))
     async for request, _ in requests:
         match request.WhichOneof("message"):
             case "evaluation":
@@ -49,8 +49,8 @@ def serve(told: Connection) -> None:
 
     async def forever() -> None:
         server = grpc.aio.server(options=list(OPTIONS))
-        work: Any = grpc.stream_stream_rpc_method_handler(echo, payload.request_of, payload.serialize)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(payload.SERVICE, {"Work": work}),))
+        work: Any = grpc.stream_stream_rpc_method_handler(echo, frames.request_of, frames.serialize)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(frames.SERVICE, {"Work": work}),))
         told.send(server.add_insecure_port("127.0.0.1:0"))
         await server.start()
         await server.wait_for_termination()
@@ -63,7 +63,7 @@ class Stream:
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._outbox: queue.SimpleQueue[Parcel[pb.WorkRequest] | pb.WorkRequest | None] = queue.SimpleQueue()
-        method: Any = channel.stream_stream(payload.METHOD, payload.serialize, payload.response_of)
+        method: Any = channel.stream_stream(frames.METHOD, frames.serialize, frames.response_of)
         self._inbox: Iterator[Parcel[pb.WorkResponse]] = method(iter(self._outbox.get, None))
 
     def small(self) -> float:

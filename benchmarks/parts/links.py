@@ -29,7 +29,7 @@ _ROOT = Path(__file__).parents[2]
 _WORKLOAD = WORKLOADS["wide"]
 _TOKEN = {"THALWEG_TOKEN": "between-these-hosts"}
 # Small steps are many; these are few.
-_LEAST_SECONDS = 15.0
+_MIN_SECONDS = 15.0
 
 
 def measure(options: argparse.Namespace) -> Table:
@@ -44,7 +44,7 @@ def measure(options: argparse.Namespace) -> Table:
         np.savez(data, x=x, y=y)
         for turn in range(options.repeats):
             for servers, times in taken.items():
-                times.append(_step(Path(name) / f"{turn}-{servers}", data, servers, max(options.seconds, _LEAST_SECONDS)))
+                times.append(_step(Path(name) / f"{turn}-{servers}", data, servers, max(options.seconds, _MIN_SECONDS)))
     one = statistics.median(taken[1])
     rows: list[tuple[Cell, ...]] = [
         (servers, 1000 * statistics.median(times), 1000 * min(times), 1000 * max(times), statistics.median(times) / one)

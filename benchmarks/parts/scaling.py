@@ -34,7 +34,7 @@ CASES = (
 def measure(options: argparse.Namespace) -> Table:
     """One measurement for each case."""
     rows: list[tuple[Cell, ...]] = []
-    sharded = find_spec("thalweg.server.shard_server") is not None
+    sharded = find_spec("thalweg.server.sharding.process") is not None
     for case in CASES:
         if case.servers == 1 or sharded:
             workload, milliseconds = idle_workload(case.parameters), 1000 * _step(case, options.seconds)

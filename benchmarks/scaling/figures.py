@@ -8,7 +8,7 @@ from benchmarks.scaling.model import Model
 from benchmarks.scaling.scenarios import COUNTS, ROUNDS, SHARDED, Scenarios
 from benchmarks.scaling.simulator import simulate
 
-_MOST_SIMULATED = 256
+_MAX_SIMULATED = 256
 # Codecs whose lines can be told apart.
 _SHOWN = ("float32", "bfloat16")
 _COMPUTES = "part of the time in which a worker computes"
@@ -36,7 +36,7 @@ def workers(found: Scenarios, axes: Any) -> None:
     def line(label: str, colour: str, style: str, model: Callable[[int], Model]) -> None:
         models = [model(count) for count in COUNTS]
         axes.plot(COUNTS, [one.efficiency for one in models], style, color=colour, label=label)
-        some = [one for one in models if one.training.workers <= _MOST_SIMULATED]
+        some = [one for one in models if one.training.workers <= _MAX_SIMULATED]
         shares = [one.compute / simulate(one) for one in some]
         axes.plot([one.training.workers for one in some], shares, "o", markersize=3, color=colour)
 

@@ -16,7 +16,7 @@ from functools import cached_property
 
 from benchmarks.scaling.constants import Constants
 from thalweg.contract import codecs
-from thalweg.contract.channel import CHUNK_BYTES
+from thalweg.contract.endpoint import CHUNK_BYTES
 
 
 @dataclass(frozen=True)

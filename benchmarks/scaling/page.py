@@ -14,7 +14,7 @@ from benchmarks.workloads import WORKLOADS
 _SHOWN = (1, 8, 64, 1_000, 10_000)
 _FASTER = (1, 2, 8, 64)
 _FANS = (22, 100)
-_MOST_SIMULATED = 1_000
+_MAX_SIMULATED = 1_000
 _HOW = {
     "server_step": "processor time of the server for a step of idle workers, without its messages",
     "server_message": "the same with eight workers less that with one, divided by seven, and by the two messages of a worker",
@@ -121,9 +121,9 @@ def simulated_table(found: Scenarios) -> str:
     rows = []
     for name in ("tiny", "small", "wide"):
         for servers in SHARDED if name == "wide" else (1,):
-            models = [found.lan(name, count, servers=servers) for count in _SHOWN if count <= _MOST_SIMULATED]
+            models = [found.lan(name, count, servers=servers) for count in _SHOWN if count <= _MAX_SIMULATED]
             rows.append([f"`{name}`", str(servers), *(f"{seconds(one.seconds)}, {seconds(simulate(one))}" for one in models)])
-    return table(("workload", "servers", *(f"{count:,}" for count in _SHOWN if count <= _MOST_SIMULATED)), rows)
+    return table(("workload", "servers", *(f"{count:,}" for count in _SHOWN if count <= _MAX_SIMULATED)), rows)
 
 
 def wan_table(found: Scenarios) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from benchmarks.scaling.model import Model
 
 # Pieces of a step beyond which some are put together: so many take some seconds.
-_MOST_PIECES = 20_000
+_MAX_PIECES = 20_000
 
 _Act = Callable[[], object]
 
@@ -115,7 +115,7 @@ class Resource:
 class Simulation:
     """A few steps of a training, from all workers having the parameters on."""
 
-    def __init__(self, model: Model, most_pieces: int = _MOST_PIECES) -> None:
+    def __init__(self, model: Model, most_pieces: int = _MAX_PIECES) -> None:
         job, clock = model.training, Clock()
         self.model, self.clock = model, clock
         self.workers = job.working

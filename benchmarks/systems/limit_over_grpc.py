@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.program import Rate, Window, run
 from benchmarks.systems.limit import gradients, slower
 from benchmarks.workloads import Workload
-from thalweg.contract.channel import OPTIONS
+from thalweg.contract.endpoint import OPTIONS
 from thalweg.contract.process import keep_freed
 
 _SERVICE, _METHOD = "Limit", "Exchange"

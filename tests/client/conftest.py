@@ -9,7 +9,7 @@ from tests.client.helpers import Cluster, Printed, fleet_of_threads
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client
 from thalweg.client.cli.app import run
-from thalweg.server.service import Server
+from thalweg.server.process import Server
 
 Command = Callable[..., Printed]
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import grpc
 
 from thalweg.client import Client, Job
-from thalweg.contract.channel import Address, Endpoint
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.release import capacity
-from thalweg.server.service import Server
+from thalweg.server.process import Server
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1 import fleet_service_pb2_grpc
 from thalweg.workers.worker import work

@@ -28,8 +28,8 @@ from thalweg.client import Client, Job, StepsTaken, load_job
 from thalweg.client.cli import serving
 from thalweg.client.cli.app import app
 from thalweg.client.cli.display import Log
-from thalweg.contract.channel import Address, parse_address
-from thalweg.server.service import Server
+from thalweg.contract.endpoint import Address, parse_address
+from thalweg.server.process import Server
 from thalweg.v1 import job_pb2, training_service_pb2, training_service_pb2_grpc
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from thalweg.client import embedded as embedded_module
 from thalweg.client.composition import start_server
 from thalweg.client.embedded import Embedded, attached
 from thalweg.client.folders import embedded_folder, folder_token, running_server, served_folder
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 
 LOOPBACK = Address("127.0.0.1", 0)
 

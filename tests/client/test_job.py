@@ -22,14 +22,14 @@ from thalweg.client import (
     WorkersChanged,
     load_job,
 )
+from thalweg.client.errors import JobFileError
 from thalweg.client.models import predict
-from thalweg.client.problems import JobFileError
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import Violation
 from thalweg.learning import data
 from thalweg.learning.sequential.model import Sequential
-from thalweg.server.journal import Journal
-from thalweg.server.service import Server
+from thalweg.server.process import Server
+from thalweg.server.storage.journal import Journal
 
 
 def test_a_job_without_workers_waits_and_says_so(client: Client) -> None:

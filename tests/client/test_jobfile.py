@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from thalweg.client import ThalwegError, load_job, packaged_jobs
-from thalweg.client.problems import JobFileError
+from thalweg.client.errors import JobFileError
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
 

@@ -15,7 +15,7 @@ from tests.client.helpers import NOWHERE, Cluster, Printed
 from tests.end_to_end.cluster import running_server, train
 from thalweg.client import JobFailedError, load_job
 from thalweg.client.cli.app import main
-from thalweg.server.service import Server
+from thalweg.server.process import Server
 
 USAGE, FAILURE = 2, 1
 

@@ -12,7 +12,7 @@ import pytest
 from tests.client.helpers import NOWHERE
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client, ThalwegError
-from thalweg.server.service import Server
+from thalweg.server.process import Server
 
 # So that what this process prepared for itself is not inherited.
 SETTINGS = ("GRPC_ENABLE_FORK_SUPPORT", "GRPC_EXPERIMENTS", "GRPC_VERBOSITY")
@@ -25,7 +25,7 @@ def forbidden():
     raise AssertionError("settings of the whole process are made")
 process.prepare = process.keep_freed = forbidden
 import thalweg.client
-import thalweg.workers.fleet, thalweg.workers.keeper, thalweg.workers.worker
+import thalweg.workers.ray.fleet, thalweg.workers.ray.driver, thalweg.workers.worker
 from thalweg.client.embedded import Embedded
 embedded = Embedded(pathlib.Path(sys.argv[1]))
 embedded.client.submit("xor")
@@ -86,7 +86,7 @@ def test_importing_and_embedding_change_nothing_in_the_process(tmp_path: object)
     run(PURE, tmp_path)
 
 
-@pytest.mark.parametrize("module", ["thalweg.command", "thalweg.workers.actor"])
+@pytest.mark.parametrize("module", ["thalweg.command", "thalweg.workers.ray.actor"])
 def test_processes_are_prepared_before_they_import_grpc(module: str) -> None:
     run(f"import sys, {module}; assert 'grpc' not in sys.modules")
 

@@ -15,7 +15,7 @@ from thalweg.client.cli.display import Log, Picture
 from thalweg.client.embedded import Embedded
 from thalweg.client.folders import embedded_folder
 from thalweg.client.records import Event
-from thalweg.server.service import Server
+from thalweg.server.process import Server
 
 # Long enough to be interrupted.
 EPOCHS = 400

@@ -22,7 +22,7 @@ from thalweg.client.composition import FolderInUseError, start_server
 from thalweg.client.embedded import Embedded
 from thalweg.client.folders import embedded_folder, folder_token, is_locked
 from thalweg.client.runs import Run
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 
 LOOPBACK = Address("127.0.0.1", 0)
 # A run in a process of its own: it submits jobs with the ids given, says so, and waits to be told to end.

@@ -11,9 +11,9 @@ from tests.client.helpers import ENDLESS, Cluster, start_worker
 from tests.end_to_end.command import wait_for
 from thalweg.client import Client, Event, StateChanged, StepsTaken, ThalwegError
 from thalweg.client.connection import Connection
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 from thalweg.contract.states import state_name
-from thalweg.server.service import Server, ServerConfig
+from thalweg.server.process import Server, ServerConfig
 
 
 def test_a_watch_goes_on_behind_any_number(cluster: Cluster) -> None:

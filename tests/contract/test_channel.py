@@ -8,7 +8,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.end_to_end.cluster import running_server
-from thalweg.contract.channel import Address, Endpoint, is_reached_directly, parse_address
+from thalweg.contract.endpoint import Address, Endpoint, is_reached_directly, parse_address
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thalweg.contract import payload
-from thalweg.contract.payload import Parcel
+from thalweg.contract import frames
+from thalweg.contract.frames import Parcel
 from thalweg.v1 import parameter_service_pb2 as pb
 
 U32, U64 = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1)
@@ -87,7 +87,7 @@ BIG = np.random.default_rng(0).normal(size=1 << 17)
 def nothing_is_small() -> Iterator[None]:
     """Every message, however short, is read as long ones are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(payload, "_SMALL_BYTES", 0)
+        patch.setattr(frames, "_SMALL_BYTES", 0)
         yield
 
 
@@ -114,7 +114,7 @@ def outcome(read: Any, raw: bytes) -> bytes | None:
 @given(REQUESTS)
 def test_requests_are_read_as_protobuf_reads_them(message: pb.WorkRequest) -> None:
     raw = message.SerializeToString()
-    parcel = payload.request_of(raw)
+    parcel = frames.request_of(raw)
     assert not parcel.message.gradient.data
     assert not parcel.message.initial.data
     assert whole(parcel) == raw
@@ -123,7 +123,7 @@ def test_requests_are_read_as_protobuf_reads_them(message: pb.WorkRequest) -> No
 @given(RESPONSES)
 def test_responses_are_read_as_protobuf_reads_them(message: pb.WorkResponse) -> None:
     raw = message.SerializeToString()
-    parcel = payload.response_of(raw)
+    parcel = frames.response_of(raw)
     assert not parcel.message.parameters.data
     assert whole(parcel) == raw
 
@@ -131,28 +131,28 @@ def test_responses_are_read_as_protobuf_reads_them(message: pb.WorkResponse) -> 
 @given(REQUESTS)
 def test_protobuf_reads_the_requests_that_are_written(message: pb.WorkRequest) -> None:
     raw = message.SerializeToString()
-    assert payload.serialize(message) == raw
-    written = payload.serialize(payload.unpacked(message))
+    assert frames.serialize(message) == raw
+    written = frames.serialize(frames.unpacked(message))
     assert pb.WorkRequest.FromString(written).SerializeToString() == raw
-    assert whole(payload.request_of(written)) == raw
+    assert whole(frames.request_of(written)) == raw
 
 
 @given(RESPONSES)
 def test_protobuf_reads_the_responses_that_are_written(message: pb.WorkResponse) -> None:
     raw = message.SerializeToString()
-    written = payload.serialize(payload.unpacked(message))
+    written = frames.serialize(frames.unpacked(message))
     assert pb.WorkResponse.FromString(written).SerializeToString() == raw
-    assert payload.serialize(written) is written
+    assert frames.serialize(written) is written
 
 
 @given(TASKS, PARAMETERS)
 def test_a_task_with_parameters_is_read_as_protobuf_reads_it(task: pb.DifferentiateTask, part: pb.ParametersChunk) -> None:
-    parameters = payload.serialize(payload.unpacked(pb.WorkResponse(parameters=part)))
-    raw = payload.with_parameters(pb.WorkResponse(differentiate=task), parameters)
+    parameters = frames.serialize(frames.unpacked(pb.WorkResponse(parameters=part)))
+    raw = frames.with_parameters(pb.WorkResponse(differentiate=task), parameters)
     together = pb.DifferentiateTask(parameters=part)
     together.MergeFrom(task)
     assert pb.WorkResponse.FromString(raw) == pb.WorkResponse(differentiate=together)
-    message, data = payload.response_of(raw)
+    message, data = frames.response_of(raw)
     assert not message.differentiate.parameters.data
     assert data == part.data
     assert message.differentiate.parameters.version == part.version
@@ -161,8 +161,8 @@ def test_a_task_with_parameters_is_read_as_protobuf_reads_it(task: pb.Differenti
 
 @given(RAW)
 def test_whatever_bytes_come_are_read_or_refused_as_protobuf_does(raw: bytes) -> None:
-    assert outcome(payload.request_of, raw) == outcome(pb.WorkRequest.FromString, raw)
-    assert outcome(payload.response_of, raw) == outcome(pb.WorkResponse.FromString, raw)
+    assert outcome(frames.request_of, raw) == outcome(pb.WorkRequest.FromString, raw)
+    assert outcome(frames.response_of, raw) == outcome(pb.WorkResponse.FromString, raw)
 
 
 @given(GRADIENTS, st.data())
@@ -170,15 +170,15 @@ def test_a_message_with_wrong_bytes_is_read_or_refused_as_protobuf_does(gradient
     raw = bytearray(pb.WorkRequest(gradient=gradient).SerializeToString())
     for _ in range(data.draw(st.integers(1, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    assert outcome(payload.request_of, bytes(raw)) == outcome(pb.WorkRequest.FromString, bytes(raw))
+    assert outcome(frames.request_of, bytes(raw)) == outcome(pb.WorkRequest.FromString, bytes(raw))
 
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f8", "<u2"])
 def test_data_is_not_copied_and_lies_where_numbers_are_aligned(dtype: str) -> None:
     values = BIG.astype(dtype)
     gradient = pb.GradientChunk(version=1 << 60, level=300, index=7, chunk=0, step=12, sums=pb.Sums(loss=1, samples=3))
-    raw = payload.serialize(Parcel(pb.WorkRequest(gradient=gradient), values))
-    message, data = payload.request_of(raw)
+    raw = frames.serialize(Parcel(pb.WorkRequest(gradient=gradient), values))
+    message, data = frames.request_of(raw)
     assert data.obj is raw
     assert message.gradient == gradient
     read = np.frombuffer(data, dtype)
@@ -187,9 +187,9 @@ def test_data_is_not_copied_and_lies_where_numbers_are_aligned(dtype: str) -> No
 
 
 def test_what_a_task_takes_along_is_not_copied() -> None:
-    parameters = payload.serialize(Parcel(pb.WorkResponse(parameters=pb.ParametersChunk(version=3, chunk=1)), BIG))
-    raw = payload.with_parameters(pb.WorkResponse(differentiate=pb.DifferentiateTask(version=3, index=1)), parameters)
-    message, data = payload.response_of(raw)
+    parameters = frames.serialize(Parcel(pb.WorkResponse(parameters=pb.ParametersChunk(version=3, chunk=1)), BIG))
+    raw = frames.with_parameters(pb.WorkResponse(differentiate=pb.DifferentiateTask(version=3, index=1)), parameters)
+    message, data = frames.response_of(raw)
     assert data.obj is raw
     assert data == BIG.tobytes()
     assert message.differentiate == pb.DifferentiateTask(version=3, index=1, parameters=pb.ParametersChunk(version=3, chunk=1))
@@ -197,13 +197,13 @@ def test_what_a_task_takes_along_is_not_copied() -> None:
 
 def test_a_task_is_not_written_with_parameters_beside_it() -> None:
     with pytest.raises(ValueError, match="serialized"):
-        payload.serialize(Parcel(pb.WorkResponse(differentiate=pb.DifferentiateTask()), b"some"))
+        frames.serialize(Parcel(pb.WorkResponse(differentiate=pb.DifferentiateTask()), b"some"))
 
 
 def test_what_protobuf_wrote_is_not_copied_either() -> None:
     gradient = pb.GradientChunk(version=3, data=BIG.tobytes(), sums=pb.Sums(loss=1), step=9)
     raw = pb.WorkRequest(gradient=gradient).SerializeToString()
-    message, data = payload.request_of(raw)
+    message, data = frames.request_of(raw)
     assert data.obj is raw
     assert data == gradient.data
     assert (message.gradient.step, message.gradient.sums) == (9, gradient.sums)
@@ -212,16 +212,16 @@ def test_what_protobuf_wrote_is_not_copied_either() -> None:
 def test_a_million_fields_are_left_to_protobuf() -> None:
     body = b"\x0a\x00" + b"\x08\x01" * 1_000_000
     raw = b"\x22" + varint(len(body)) + body
-    assert outcome(payload.request_of, raw) == outcome(pb.WorkRequest.FromString, raw)
+    assert outcome(frames.request_of, raw) == outcome(pb.WorkRequest.FromString, raw)
 
 
 def test_messages_that_are_small_are_read_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     message = pb.WorkRequest(initial=pb.ParametersChunk(version=1, chunk=2, data=b"abc"))
-    parcel = payload.request_of(message.SerializeToString())
+    parcel = frames.request_of(message.SerializeToString())
     assert (parcel.message, bytes(parcel.data)) == (pb.WorkRequest(initial=pb.ParametersChunk(version=1, chunk=2)), b"abc")
 
 
 def test_an_array_that_is_not_contiguous_is_refused() -> None:
     with pytest.raises(TypeError, match="bytes-like"):
-        payload.serialize(Parcel(pb.WorkResponse(parameters=pb.ParametersChunk()), BIG[::2]))
+        frames.serialize(Parcel(pb.WorkResponse(parameters=pb.ParametersChunk()), BIG[::2]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from thalweg.contract.channel import Address, Endpoint
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.tokens import find, published, state_home
 
 HERE = Address("127.0.0.1", 7001)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import grpc
 
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.release import capacity
-from thalweg.server.service import Server, ServerConfig
+from thalweg.server.process import Server, ServerConfig
 from thalweg.v1 import (
     fleet_service_pb2,
     fleet_service_pb2_grpc,
@@ -70,7 +70,7 @@ class ThreadFleet:
         self._workers: dict[str, set[threading.Thread]] = defaultdict(set)
         self._ids = itertools.count(1)
         self._stopping = False
-        # Allotments, and the workers that ended.
+        # Shares, and the workers that ended.
         self._inbox: queue.SimpleQueue[fleet_service_pb2.AttendResponse | tuple[str, threading.Thread]] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[fleet_service_pb2.AttendRequest | None] = queue.SimpleQueue()
         self._channel = grpc.insecure_channel(str(server))

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from tests.end_to_end.refusals import Refusal, refusal
-from thalweg.contract.channel import Address, authorization
+from thalweg.contract.endpoint import Address, authorization
 from thalweg.contract.layout import Slab
 from thalweg.contract.release import hello
 from thalweg.v1 import job_pb2, parameter_service_pb2_grpc

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from thalweg.contract import codecs, tree
-from thalweg.contract.channel import CHUNK_BYTES
 from thalweg.contract.codecs import AnyCodec
+from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.contract.layout import Slab
 from thalweg.learning import clipping, data, optimizers, registry, schedules
 from thalweg.learning.data.order import Order

@@ -15,12 +15,12 @@ from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE
 from tests.end_to_end.refusals import refusal
 from tests.server.test_training_service import make_spec
-from thalweg.contract import channel
-from thalweg.contract.channel import Address, connection_options
+from thalweg.contract import endpoint
+from thalweg.contract.endpoint import Address, connection_options
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.release import capacity
-from thalweg.server import hosting
-from thalweg.server.service import Server
+from thalweg.server.process import Server
+from thalweg.server.services import hosting
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -91,7 +91,7 @@ def cable(server: Address) -> Iterator[Cable]:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(hosting, "OPTIONS", _QUICK)
-    monkeypatch.setattr(channel, "OPTIONS", _QUICK)
+    monkeypatch.setattr(endpoint, "OPTIONS", _QUICK)
     with running_server(tmp_path) as server:
         yield server
 

@@ -12,13 +12,13 @@ import pytest
 
 from tests.end_to_end.peer import DEADLINE
 from tests.server.test_training_service import make_spec
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 from thalweg.learning import data
 from thalweg.server import validation
 from thalweg.v1 import job_pb2, parameter_service_pb2_grpc
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers import worker
-from thalweg.workers.differentiation import Differentiator
+from thalweg.workers.differentiator import Differentiator
 
 
 class Script(parameter_service_pb2_grpc.ParameterServiceServicer):

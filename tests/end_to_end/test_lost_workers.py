@@ -17,14 +17,15 @@ from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.peer import DEADLINE, CutError, Meddler, proxy
 from tests.end_to_end.reference import reference
 from thalweg.contract import layout as layouts
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 from thalweg.contract.errors import ThalwegError
-from thalweg.server import plan, validation
-from thalweg.server.service import Server
+from thalweg.server import validation
+from thalweg.server.deciding import plan
+from thalweg.server.process import Server
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as messages
 from thalweg.v1 import training_service_pb2 as pb
-from thalweg.workers import exchange
+from thalweg.workers.transport import exchange
 from thalweg.workers.worker import work
 
 BASE: dict[str, Any] = {

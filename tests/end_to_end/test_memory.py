@@ -14,11 +14,11 @@ import pytest
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.command import wait_for
 from tests.server.test_training_service import make_spec
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.resources import Memory
-from thalweg.server import jobs
-from thalweg.server.budget import Budget
+from thalweg.server.arrays.budget import Budget
+from thalweg.server.driving import jobs
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -30,8 +30,8 @@ SERVE = """
 import os, signal, sys
 from pathlib import Path
 Path(sys.argv[2], "cgroup.procs").write_text(str(os.getpid()))
-from thalweg.contract.channel import Address
-from thalweg.server.service import Server, ServerConfig
+from thalweg.contract.endpoint import Address
+from thalweg.server.process import Server, ServerConfig
 server = Server(ServerConfig(Address("127.0.0.1", 0), Path(sys.argv[1]), shared_memory=False))
 print(server.start().port, flush=True)
 signal.pause()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.cluster import running_server
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 from thalweg.workers.worker import work
 
 NODE = Path(__file__).parents[1] / "node"

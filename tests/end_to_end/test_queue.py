@@ -10,8 +10,8 @@ from tests.end_to_end.cluster import ThreadFleet, running_server, stub_of, train
 from tests.end_to_end.peer import DEADLINE
 from tests.server.test_training_service import make_spec
 from thalweg.contract.states import ENDED
-from thalweg.server.service import Server
-from thalweg.server.storage import Storage
+from thalweg.server.process import Server
+from thalweg.server.storage.database import Storage
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 

@@ -19,7 +19,7 @@ from tests.end_to_end.test_lost_workers import make_spec
 from tests.server.test_training_service import PREPARED
 from tests.server.test_training_service import make_spec as make_small_spec
 from thalweg.contract import layout as layouts
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 from thalweg.contract.errors import ThalwegError
 from thalweg.server import validation
 from thalweg.server.settings import CHECKPOINT_SECONDS
@@ -31,8 +31,8 @@ from thalweg.workers.worker import work
 _SERVE = """
 import signal, sys
 from pathlib import Path
-from thalweg.contract.channel import Address
-from thalweg.server.service import Server, ServerConfig
+from thalweg.contract.endpoint import Address
+from thalweg.server.process import Server, ServerConfig
 
 
 # Workers are held up on their streams.

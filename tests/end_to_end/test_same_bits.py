@@ -11,7 +11,7 @@ from tests.end_to_end.cluster import running_server, train
 from tests.end_to_end.reference import reference
 from thalweg.contract import layout as layouts
 from thalweg.server import validation
-from thalweg.server.storage import Storage
+from thalweg.server.storage.database import Storage
 from thalweg.v1 import job_pb2
 
 BASE: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ import pytest
 from tests.end_to_end.command import Running
 from tests.server.test_training_service import make_spec
 from thalweg.client import Client
-from thalweg.contract.channel import parse_address
+from thalweg.contract.endpoint import parse_address
 from thalweg.workers.worker import work
 
 

@@ -16,13 +16,13 @@ from tests.end_to_end.command import service, wait_for
 from tests.end_to_end.peer import CutError, HoldAfter, proxy
 from tests.end_to_end.reference import reference
 from thalweg.contract import layout as layouts
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 from thalweg.contract.errors import ThalwegError
-from thalweg.server import shard as shard_module
 from thalweg.server import validation
-from thalweg.server.service import Server, ServerConfig
-from thalweg.server.shard_server import ShardConfig, ShardServer
-from thalweg.server.storage import Storage
+from thalweg.server.process import Server, ServerConfig
+from thalweg.server.sharding import host as shard_module
+from thalweg.server.sharding.process import ShardConfig, ShardProcess
+from thalweg.server.storage.database import Storage
 from thalweg.v1 import job_pb2, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -60,20 +60,20 @@ def expected(spec: job_pb2.JobSpec) -> str:
         return layouts.digest(reference(validation.complete(spec))[0])
 
 
-def start_shard(server: Server, **settings: Any) -> ShardServer:
+def start_shard(server: Server, **settings: Any) -> ShardProcess:
     """A shard that attends on a server."""
     others = len(server.jobs.shards.attending)
-    shard = ShardServer(ShardConfig(address=Address("127.0.0.1", 0), server=server.address, **settings))
+    shard = ShardProcess(ShardConfig(address=Address("127.0.0.1", 0), server=server.address, **settings))
     shard.start()
     wait_for(lambda: len(server.jobs.shards.attending) > others)
     return shard
 
 
 @contextmanager
-def sharded(data: Path, shards: int = 1) -> Iterator[tuple[Server, list[ShardServer]]]:
+def sharded(data: Path, shards: int = 1) -> Iterator[tuple[Server, list[ShardProcess]]]:
     """A server, and shards of it."""
     with running_server(data) as server, ExitStack() as stack:
-        started: list[ShardServer] = []
+        started: list[ShardProcess] = []
         for _ in range(shards):
             started.append(start_shard(server))
             stack.callback(started[-1].stop)

@@ -11,9 +11,9 @@ from google.protobuf import json_format
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.peer import DEADLINE
 from thalweg.contract.layout import Slab
-from thalweg.server import checkpoints
-from thalweg.server.disk import RealDisk
-from thalweg.server.service import Server
+from thalweg.server.process import Server
+from thalweg.server.storage import checkpoints
+from thalweg.server.storage.disk import RealDisk
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.workers.worker import work

@@ -23,9 +23,9 @@ _TUNSETIFF = 0x400454CA
 _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
 # More than any frame has, whatever the MTU.
-_LONGEST_FRAME = 1 << 16
+_MAX_FRAME = 1 << 16
 # So many frames wait in each direction; further ones are lost, as a router's buffer would lose them.
-_LONGEST_QUEUE = 10_000
+_MAX_QUEUE = 10_000
 
 
 def tap(name: str) -> int:
@@ -53,8 +53,8 @@ class Direction:
 
     def take(self) -> None:
         """Takes a frame from the source."""
-        frame = os.read(self.source, _LONGEST_FRAME)
-        if len(self._frames) >= _LONGEST_QUEUE or self._random.random() * 100 < self._options.loss_percent:
+        frame = os.read(self.source, _MAX_FRAME)
+        if len(self._frames) >= _MAX_QUEUE or self._random.random() * 100 < self._options.loss_percent:
             self.lost += 1
             return
         delay = self._options.delay_ms + self._random.uniform(-1, 1) * self._options.jitter_ms

@@ -14,7 +14,7 @@ from thalweg.learning.numerical import NumericalDifferentiator
 from thalweg.learning.sequential.model import Sequential
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
-from thalweg.workers.differentiation import Differentiator
+from thalweg.workers.differentiator import Differentiator
 
 SPEC: dict[str, Any] = {
     "model": {

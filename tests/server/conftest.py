@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.cluster import running_server, stub_of
-from thalweg.server.service import Server
+from thalweg.server.process import Server
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.server.specs import make_spec
-from thalweg.server.jobs import Jobs
-from thalweg.server.run import JobRun
-from thalweg.server.shards import AttendingShard
-from thalweg.server.storage import Storage
+from thalweg.server.driving.job import JobDriver
+from thalweg.server.driving.jobs import Jobs
+from thalweg.server.sharding.registry import ShardLink
+from thalweg.server.storage.database import Storage
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -46,12 +46,12 @@ async def create(jobs: Jobs, job_id: str = "", **parts: Any) -> str:
 
 def every_run_needs_its_shard(patch: pytest.MonkeyPatch) -> None:
     """Lets every job go back to its checkpoint when a shard is lost."""
-    patch.setattr(JobRun, "needs", lambda *_: True)
+    patch.setattr(JobDriver, "needs", lambda *_: True)
 
 
 def lose_a_shard(jobs: Jobs) -> None:
     """A shard comes and is lost."""
-    shard = AttendingShard("imaginary:1")
+    shard = ShardLink("imaginary:1")
     jobs.shards.attending.append(shard)
     jobs.shard_lost(shard)
 

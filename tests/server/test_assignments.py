@@ -2,7 +2,7 @@
 
 import pytest
 
-from thalweg.server.assignments import Assignments
+from thalweg.server.deciding.assignments import Assignments
 
 SLOW, FAST, OTHER = 1, 2, 3
 

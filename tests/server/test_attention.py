@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from thalweg.server.attention import Attention
-from thalweg.server.jobs import Jobs
+from thalweg.server.driving.attention import Attention
+from thalweg.server.driving.jobs import Jobs
 from thalweg.server.settings import RunSettings
-from thalweg.server.shards import AttendingShard, Shards
-from thalweg.server.storage import Storage
+from thalweg.server.sharding.registry import ShardLink, ShardRegistry
+from thalweg.server.storage.database import Storage
 
 
 @pytest.mark.parametrize(("late", "missed"), [(0.0, 0.0), (0.4, 0.0), (0.6, 0.6), (13.0, 13.0)])
@@ -27,7 +27,7 @@ def test_what_is_missed_is_how_late_the_loop_wakes(late: float, missed: float) -
 def test_shards_are_not_silent_while_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    shards, shard = Shards(), AttendingShard("a")
+    shards, shard = ShardRegistry(), ShardLink("a")
     shards.attending.append(shard)
     now += 13.0
     assert shards.silent(10.0, missed=12.9) == []

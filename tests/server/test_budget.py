@@ -9,12 +9,13 @@ import pytest
 from tests.server.specs import make_spec
 from thalweg.contract.resources import Memory
 from thalweg.learning import optimizers
-from thalweg.server import budget, validation
-from thalweg.server.budget import Budget, OverBudgetError
-from thalweg.server.messages import Facts
-from thalweg.server.parameters import Parameters
-from thalweg.server.plan import Plan
-from thalweg.server.trajectory import Trajectory
+from thalweg.server import validation
+from thalweg.server.arrays import budget
+from thalweg.server.arrays.budget import Budget, OverBudgetError
+from thalweg.server.arrays.parameters import Parameters
+from thalweg.server.arrays.trajectory import Trajectory
+from thalweg.server.deciding.messages import Facts
+from thalweg.server.deciding.plan import Plan
 
 GIB = 1 << 30
 DOCS = Path(__file__).parents[2] / "docs" / "cluster.md"

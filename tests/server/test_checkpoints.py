@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thalweg.server import checkpoints as module
-from thalweg.server.checkpoints import (
+from thalweg.server.deciding.messages import Position
+from thalweg.server.settings import KEPT_CHECKPOINTS
+from thalweg.server.storage import checkpoints as module
+from thalweg.server.storage.checkpoints import (
     FORMAT,
     Checkpoint,
     CheckpointError,
@@ -19,9 +21,7 @@ from thalweg.server.checkpoints import (
     decode,
     encode,
 )
-from thalweg.server.disk import RealDisk
-from thalweg.server.messages import Position
-from thalweg.server.settings import KEPT_CHECKPOINTS
+from thalweg.server.storage.disk import RealDisk
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 
@@ -147,8 +147,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from tests.server.test_checkpoints import make
-from thalweg.server.checkpoints import Checkpoint, Checkpoints
-from thalweg.server.disk import RealDisk
+from thalweg.server.storage.checkpoints import Checkpoint, Checkpoints
+from thalweg.server.storage.disk import RealDisk
 
 def peak():
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -7,10 +7,10 @@ import pytest
 from tests.server.specs import make_spec
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
-from thalweg.server import messages, plan
-from thalweg.server.coordinator import Coordinator, Phase
-from thalweg.server.failures import MAX_REPORTS
-from thalweg.server.messages import NOWHERE, Drop, Facts, Place, Position, Task
+from thalweg.server.deciding import messages, plan
+from thalweg.server.deciding.coordinator import Coordinator, Phase
+from thalweg.server.deciding.failures import MAX_REPORTS
+from thalweg.server.deciding.messages import NOWHERE, Drop, Facts, Place, Position, Task
 from thalweg.server.settings import RunSettings
 from thalweg.v1 import job_pb2
 from thalweg.v1.parameter_service_pb2 import Failure
@@ -263,7 +263,7 @@ def test_training_goes_on_where_a_checkpoint_is() -> None:
     desk.coordinator = Coordinator(desk.spec, SETTINGS, Position(3, 10.0, 10))
     desk.handle(messages.WorkerJoined(1))
     decisions = desk.handle(messages.WorkerPrepared(1, desk.facts))
-    assert [type(each).__name__ for each in decisions[:4]] == ["Allocate", "Accept", "LoadGiven", "ReportReady"]
+    assert [type(each).__name__ for each in decisions[:4]] == ["Allocate", "AdmitWorker", "LoadGiven", "ReportReady"]
     assert desk.tasks(decisions) == [(1, 3, ROOT)]
     (epoch,) = of(messages.ReportEpoch, desk.answer(1, 3, ROOT, loss=30.0))
     assert (epoch.epoch, epoch.train_loss) == (2, (10.0 + 30.0) / 20)

@@ -13,11 +13,13 @@ from tests.server.test_training_service import events_of, make_spec
 from thalweg.contract import resources
 from thalweg.contract.errors import from_rpc_error
 from thalweg.contract.resources import Memory
-from thalweg.learning.optimizers import State
-from thalweg.server import arrays, shard, validation
-from thalweg.server.arrays import Arrays
-from thalweg.server.budget import Budget
-from thalweg.server.pieces import Piece
+from thalweg.learning.optimizers import OptimizerState
+from thalweg.server import validation
+from thalweg.server.arrays import arrays
+from thalweg.server.arrays.arrays import Arrays
+from thalweg.server.arrays.budget import Budget
+from thalweg.server.sharding import host as shard
+from thalweg.server.sharding.pieces import Piece
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.shard_service_pb2 import HoldRequest, MakeShare, ShareCommand
@@ -27,7 +29,7 @@ from thalweg.workers.worker import work
 def without_memory(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
     copy = Arrays.copy
 
-    def failing(self: Arrays, then: Callable[[State], object], *, state: bool) -> None:
+    def failing(self: Arrays, then: Callable[[OptimizerState], object], *, state: bool) -> None:
         if state is wanted:
             raise MemoryError("Unable to allocate 5.2 GiB")
         copy(self, then, state=state)
@@ -91,7 +93,7 @@ def test_a_copy_that_is_larger_than_what_is_available_is_not_begun(tmp_path: Pat
 def test_a_shard_refuses_a_share_for_which_it_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[HoldRequest | Piece] = []
     monkeypatch.setattr(shard, "Budget", lambda: Budget(lambda: Memory(1 << 30, 1 << 20), lambda: 0))
-    holder = shard.Shard(said.append)
+    holder = shard.ShardHost(said.append)
     spec = validation.complete(make_spec())
     make = MakeShare(spec=spec, elements=1 << 20, train_samples=4, first_chunk=0, end_chunk=2)
     holder.do(ShareCommand(share=7, make=make))

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from thalweg.server.crew import Crew
+from thalweg.server.arrays.pool import ArithmeticPool
 
 
 @pytest.fixture(params=[1, 3])
-def crew(request: pytest.FixtureRequest) -> Iterator[Crew]:
-    crew = Crew(request.param)
+def crew(request: pytest.FixtureRequest) -> Iterator[ArithmeticPool]:
+    crew = ArithmeticPool(request.param)
     yield crew
     crew.close()
 
 
-def test_each_item_is_done_once(crew: Crew) -> None:
+def test_each_item_is_done_once(crew: ArithmeticPool) -> None:
     done: Counter[int] = Counter()
 
     def act(item: int) -> bool:
@@ -27,7 +27,7 @@ def test_each_item_is_done_once(crew: Crew) -> None:
     assert done == Counter(range(1000))
 
 
-def test_one_that_is_not_true_is_told_and_the_others_are_done_all_the_same(crew: Crew) -> None:
+def test_one_that_is_not_true_is_told_and_the_others_are_done_all_the_same(crew: ArithmeticPool) -> None:
     done: list[int] = []
 
     def act(item: int) -> bool:
@@ -39,7 +39,7 @@ def test_one_that_is_not_true_is_told_and_the_others_are_done_all_the_same(crew:
 
 
 def test_all_threads_take_part() -> None:
-    crew, together = Crew(3), threading.Barrier(3)
+    crew, together = ArithmeticPool(3), threading.Barrier(3)
 
     def act(_: int) -> bool:
         together.wait(60)
@@ -49,7 +49,7 @@ def test_all_threads_take_part() -> None:
     crew.close()
 
 
-def test_an_exception_in_any_thread_is_raised(crew: Crew) -> None:
+def test_an_exception_in_any_thread_is_raised(crew: ArithmeticPool) -> None:
     def act(item: int) -> bool:
         if item == 50:
             raise MemoryError("no room")

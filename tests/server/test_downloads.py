@@ -14,10 +14,10 @@ from tests.end_to_end.cluster import ThreadFleet, running_server, stub_of
 from tests.end_to_end.command import wait_for
 from tests.end_to_end.refusals import refusal
 from tests.server.specs import make_spec
-from thalweg.contract.channel import CHUNK_BYTES
+from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.contract.errors import ThalwegError
-from thalweg.server.arrays import Arrays
-from thalweg.server.downloads import Download, Downloads
+from thalweg.server.arrays.arrays import Arrays
+from thalweg.server.driving.downloads import Download, Downloads
 from thalweg.server.services import training
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb

@@ -16,17 +16,17 @@ from tests.end_to_end.peer import DEADLINE, Peer
 from tests.end_to_end.refusals import refusal
 from tests.server.test_training_service import PREPARED, create, make_spec, upload
 from thalweg.client import Client
-from thalweg.server import jobs as jobs_module
-from thalweg.server import room as room_module
-from thalweg.server.arrays import Arrays
-from thalweg.server.checkpoints import Checkpoints
-from thalweg.server.ending import Ending
-from thalweg.server.keeping import Keeping
-from thalweg.server.run import JobRun
-from thalweg.server.service import Server
-from thalweg.server.storage import Storage
-from thalweg.server.trajectory import Trajectory
-from thalweg.server.uploads import Uploads
+from thalweg.server.arrays.arrays import Arrays
+from thalweg.server.arrays.trajectory import Trajectory
+from thalweg.server.driving import jobs as jobs_module
+from thalweg.server.driving.job import JobDriver
+from thalweg.server.driving.outcome import JobOutcome
+from thalweg.server.driving.result_writer import ResultWriter
+from thalweg.server.process import Server
+from thalweg.server.storage import room as room_module
+from thalweg.server.storage.checkpoints import Checkpoints
+from thalweg.server.storage.database import Storage
+from thalweg.server.storage.uploads import Uploads
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -95,13 +95,13 @@ def _fails(*_: object, **__: object) -> Any:
     ("owner", "name", "state"),
     [
         (Arrays, "hand_over", job_pb2.JOB_STATE_FAILED),
-        (Ending, "collect", job_pb2.JOB_STATE_FAILED),
+        (JobOutcome, "collect", job_pb2.JOB_STATE_FAILED),
         (Checkpoints, "write", None),
-        (JobRun, "checkpoint", None),
+        (JobDriver, "checkpoint", None),
         (Trajectory, "add", None),
         (Storage, "save_trajectory", None),
-        (Keeping, "keep", job_pb2.JOB_STATE_FAILED),
-        (Keeping, "remove_checkpoints", None),
+        (ResultWriter, "keep", job_pb2.JOB_STATE_FAILED),
+        (ResultWriter, "remove_checkpoints", None),
     ],
 )
 def test_a_job_ends_whatever_fails_at_its_end(

@@ -13,8 +13,8 @@ from safetensors.numpy import save
 from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.server.specs import make_spec
 from thalweg.contract import layout as layouts
-from thalweg.server.checkpoints import Checkpoints
-from thalweg.server.storage import Storage
+from thalweg.server.storage.checkpoints import Checkpoints
+from thalweg.server.storage.database import Storage
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub

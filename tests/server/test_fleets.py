@@ -13,21 +13,21 @@ from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.server.test_training_service import make_spec
 from thalweg.contract.release import capacity, hello
-from thalweg.server.fleets import Shares, Wish, allot
-from thalweg.server.service import Server
+from thalweg.server.deciding.fleets import Allotments, Wish, allot
+from thalweg.server.process import Server
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc, parameter_service_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
 
-MOST = 40
-CAPACITIES = st.lists(st.integers(0, MOST), max_size=6)
+MAX = 40
+CAPACITIES = st.lists(st.integers(0, MAX), max_size=6)
 WISH = st.builds(Wish, st.integers(1, 30), st.integers(1, 9), st.integers(-1, 1))
 WISHES = st.lists(WISH, max_size=8)
 # Workers of one width, as nearly all are.
 NARROW = st.lists(st.builds(Wish, st.integers(1, 30), st.just(1), st.integers(-1, 1)), min_size=1, max_size=8)
 
 
-def afresh(capacities: list[int], wishes: list[Wish]) -> Shares:
+def afresh(capacities: list[int], wishes: list[Wish]) -> Allotments:
     return allot(capacities, wishes, [[0] * len(wishes) for _ in capacities])
 
 
@@ -35,12 +35,12 @@ def used(share: list[int], wishes: list[Wish]) -> int:
     return sum(workers * wish.slots for workers, wish in zip(share, wishes, strict=True))
 
 
-def totals(shares: Shares, wishes: list[Wish]) -> list[int]:
+def totals(shares: Allotments, wishes: list[Wish]) -> list[int]:
     return [sum(share[job] for share in shares) for job in range(len(wishes))]
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> tuple[list[int], list[Wish], Shares]:
+def histories(draw: st.DrawFn) -> tuple[list[int], list[Wish], Allotments]:
     """Capacities, wishes, and what the fleets give now, which may be more than they have."""
     capacities, wishes = draw(CAPACITIES), draw(WISHES)
     row = st.lists(st.integers(0, 9), min_size=len(wishes), max_size=len(wishes))
@@ -48,7 +48,7 @@ def histories(draw: st.DrawFn) -> tuple[list[int], list[Wish], Shares]:
 
 
 @given(histories())
-def test_no_fleet_gives_more_than_it_has(history: tuple[list[int], list[Wish], Shares]) -> None:
+def test_no_fleet_gives_more_than_it_has(history: tuple[list[int], list[Wish], Allotments]) -> None:
     capacities, wishes, _ = history
     for most, share in zip(capacities, allot(*history), strict=True):
         assert all(workers >= 0 for workers in share)
@@ -56,14 +56,14 @@ def test_no_fleet_gives_more_than_it_has(history: tuple[list[int], list[Wish], S
 
 
 @given(histories())
-def test_no_job_gets_more_than_it_wishes(history: tuple[list[int], list[Wish], Shares]) -> None:
+def test_no_job_gets_more_than_it_wishes(history: tuple[list[int], list[Wish], Allotments]) -> None:
     _, wishes, _ = history
     for workers, wish in zip(totals(allot(*history), wishes), wishes, strict=True):
         assert workers <= wish.workers
 
 
 @given(histories())
-def test_no_room_is_left_while_a_wish_is_open(history: tuple[list[int], list[Wish], Shares]) -> None:
+def test_no_room_is_left_while_a_wish_is_open(history: tuple[list[int], list[Wish], Allotments]) -> None:
     capacities, wishes, _ = history
     shares = allot(*history)
     for workers, wish in zip(totals(shares, wishes), wishes, strict=True):
@@ -87,7 +87,7 @@ def test_equals_get_as_many_as_they_wish_or_as_nobody_gets_more_of(capacities: l
                 assert got[rich] <= got[poor] + (rich < poor)
 
 
-@given(st.integers(0, MOST), WISHES)
+@given(st.integers(0, MAX), WISHES)
 def test_taking_a_worker_from_a_richer_equal_makes_nothing_fairer(capacity: int, wishes: list[Wish]) -> None:
     (share,) = afresh([capacity], wishes)
     room = capacity - used(share, wishes)
@@ -99,7 +99,7 @@ def test_taking_a_worker_from_a_richer_equal_makes_nothing_fairer(capacity: int,
 
 
 @given(histories())
-def test_how_many_a_job_gets_depends_on_capacities_and_wishes_alone(history: tuple[list[int], list[Wish], Shares]) -> None:
+def test_how_many_a_job_gets_depends_on_capacities_and_wishes_alone(history: tuple[list[int], list[Wish], Allotments]) -> None:
     capacities, wishes, now = history
     before = (list(capacities), list(wishes), [list(share) for share in now])
     shares = allot(capacities, wishes, now)
@@ -109,7 +109,7 @@ def test_how_many_a_job_gets_depends_on_capacities_and_wishes_alone(history: tup
 
 
 @given(histories())
-def test_nothing_moves_while_nothing_changes(history: tuple[list[int], list[Wish], Shares]) -> None:
+def test_nothing_moves_while_nothing_changes(history: tuple[list[int], list[Wish], Allotments]) -> None:
     capacities, wishes, _ = history
     shares = allot(*history)
     assert allot(capacities, wishes, shares) == shares
@@ -128,7 +128,7 @@ def test_workers_stay_where_they_are_when_a_fleet_comes_or_leaves(capacities: li
     check_that_nothing_moves(capacities[1:], wishes, now[1:])
 
 
-def check_that_nothing_moves(capacities: list[int], wishes: list[Wish], now: Shares) -> None:
+def check_that_nothing_moves(capacities: list[int], wishes: list[Wish], now: Allotments) -> None:
     """Each job keeps as many of its workers as it may."""
     shares = allot(capacities, wishes, now)
     stays = [[min(pair) for pair in zip(*rows, strict=True)] for rows in zip(now, shares, strict=True)]
@@ -299,7 +299,7 @@ def test_a_worker_that_ended_is_noticed(server: Server, stub: TrainingServiceStu
 
 @given(histories(), st.data())
 def test_limits_are_kept_and_no_room_is_left_that_they_allow(
-    history: tuple[list[int], list[Wish], Shares], data: st.DataObject
+    history: tuple[list[int], list[Wish], Allotments], data: st.DataObject
 ) -> None:
     capacities, wishes, now = history
     limits = [[data.draw(st.none() | st.integers(0, 5)) for _ in wishes] for _ in capacities]

@@ -17,8 +17,8 @@ from tests.end_to_end.faults import SmallDisk, disk_problem
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.end_to_end.refusals import refusal
 from tests.server.test_training_service import PREPARED, create, events_of, make_spec, upload
-from thalweg.server import room as room_module
-from thalweg.server.service import Server
+from thalweg.server.process import Server
+from thalweg.server.storage import room as room_module
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub

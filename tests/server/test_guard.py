@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.end_to_end.cluster import running_server
 from tests.end_to_end.refusals import refusal
-from thalweg.contract.channel import authorization
+from thalweg.contract.endpoint import authorization
 from thalweg.v1 import fleet_service_pb2, parameter_service_pb2, training_service_pb2
 
 SERVICES = [

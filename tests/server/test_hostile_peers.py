@@ -13,14 +13,14 @@ from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.end_to_end.peer import Peer
 from tests.end_to_end.refusals import refusal
 from tests.server.test_training_service import LAYOUT, PREPARED, make_spec
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 from thalweg.contract.release import capacity, hello
-from thalweg.server.service import Server
+from thalweg.server.process import Server
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc, job_pb2, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
 
-MOST = (1 << 64) - 1
+MAX = (1 << 64) - 1
 INITIAL = np.array([1, 2, 3], np.float32)
 SUMS = pb.Sums(loss=1, samples=4)
 
@@ -66,8 +66,8 @@ UNPREPARED: dict[str, pb.WorkRequest | bytes] = {
     "a gradient": gradient(),
     "initial parameters": pb.WorkRequest(initial=pb.ParametersChunk(data=INITIAL.tobytes())),
     "no samples": pb.WorkRequest(prepared=pb.Prepared(layout=LAYOUT)),
-    "too many samples": prepared(train_samples=MOST),
-    "too many validation samples": prepared(validation_samples=MOST),
+    "too many samples": prepared(train_samples=MAX),
+    "too many validation samples": prepared(validation_samples=MAX),
     "a layout of another dtype": layout(3, dtype="float64"),
     "a layout of an unknown dtype": layout(3, dtype="complex"),
     "no deviations": prepared(preprocessing=job_pb2.Preprocessing(mean=[1, 2])),
@@ -98,13 +98,13 @@ PREPARED_ALREADY = {
 # What makes sense to nobody, yet is only late or unknown: it is dropped.
 DROPPED = {
     "a version to come": gradient(version=1),
-    "the greatest version": gradient(version=MOST),
+    "the greatest version": gradient(version=MAX),
     "a step to come": gradient(step=1),
     "a step to come at its version": gradient(version=1, step=1),
-    "the greatest step": gradient(version=MOST, step=MOST),
+    "the greatest step": gradient(version=MAX, step=MAX),
     "a node that does not exist": gradient(index=1),
     "the greatest node": gradient(level=(1 << 32) - 1, index=(1 << 32) - 1),
-    "an evaluation that nobody asked for": pb.WorkRequest(evaluation=pb.Evaluation(version=MOST, first=MOST)),
+    "an evaluation that nobody asked for": pb.WorkRequest(evaluation=pb.Evaluation(version=MAX, first=MAX)),
     "an unknown split": pb.WorkRequest(evaluation=pb.Evaluation(split=77)),  # type: ignore[arg-type]
     "initial parameters again": pb.WorkRequest(initial=pb.ParametersChunk(version=9, data=bytes(12))),
     "prepared again": pb.WorkRequest(prepared=PREPARED),
@@ -233,7 +233,7 @@ def test_sums_without_samples_end_no_job(server: Server, stub: TrainingServiceSt
 
 
 @pytest.mark.parametrize(
-    "sums", [pb.Sums(loss=float("nan"), samples=4), pb.Sums(loss=float("-inf"), samples=4), pb.Sums(loss=1e308, samples=MOST)]
+    "sums", [pb.Sums(loss=float("nan"), samples=4), pb.Sums(loss=float("-inf"), samples=4), pb.Sums(loss=1e308, samples=MAX)]
 )
 def test_sums_of_any_kind_end_no_server(server: Server, stub: TrainingServiceStub, undisturbed: str, sums: pb.Sums) -> None:
     job_id = create(stub)
@@ -258,7 +258,7 @@ def test_parameters_that_are_not_finite_are_never_kept(server: Server, stub: Tra
     assert b"".join(part.data for part in parts) == INITIAL.tobytes()
 
 
-@pytest.mark.parametrize("shape", [(1 << 60,), (1 << 33, 1 << 33), (MOST,) * 8, (0,)])
+@pytest.mark.parametrize("shape", [(1 << 60,), (1 << 33, 1 << 33), (MAX,) * 8, (0,)])
 def test_a_model_that_no_memory_holds_fails_its_job_alone(
     server: Server, stub: TrainingServiceStub, undisturbed: str, shape: tuple[int, ...]
 ) -> None:

@@ -17,15 +17,15 @@ from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.end_to_end.refusals import Refusal, refusal
 from tests.server.specs import make_spec
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 from thalweg.contract.release import hello
-from thalweg.server.hosting import ServerStartError
-from thalweg.server.service import Server
-from thalweg.server.shard_server import ShardConfig, ShardServer
+from thalweg.server.process import Server
+from thalweg.server.services.hosting import ServerStartError
+from thalweg.server.sharding.process import ShardConfig, ShardProcess
 from thalweg.v1 import job_pb2, shard_service_pb2_grpc, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.v1 import shard_service_pb2 as shard_pb
-from thalweg.workers.streams import ShardStream
+from thalweg.workers.transport.streams import ShardStream
 
 CHUNK_ELEMENTS = 1 << 18
 PREPARED = pb.Prepared(
@@ -85,9 +85,9 @@ class ShardPeer:
 
 
 @pytest.fixture
-def shard(server: Server) -> Iterator[ShardServer]:
+def shard(server: Server) -> Iterator[ShardProcess]:
     """A shard of the server that does not wait long for invitations."""
-    shard = ShardServer(ShardConfig(Address("127.0.0.1", 0), server.address, invitation_seconds=0.2))
+    shard = ShardProcess(ShardConfig(Address("127.0.0.1", 0), server.address, invitation_seconds=0.2))
     shard.start()
     wait_for(lambda: server.jobs.shards.attending)
     yield shard
@@ -107,7 +107,7 @@ def gradient(**changes: Any) -> pb.WorkRequest:
 
 
 @contextmanager
-def guest_of(shard: ShardServer, token: bytes) -> Iterator[Peer]:
+def guest_of(shard: ShardProcess, token: bytes) -> Iterator[Peer]:
     """A worker at a shard that carries, and says, a token."""
     with Peer(shard.address, token.hex()) as guest:
         guest.send(pb.WorkRequest(hello=hello(token=token)))
@@ -115,7 +115,7 @@ def guest_of(shard: ShardServer, token: bytes) -> Iterator[Peer]:
 
 
 @pytest.mark.parametrize("token", [b"", b"x" * 32, b"x" * 1000])
-def test_workers_without_an_invitation_are_refused(token: bytes, server: Server, shard: ShardServer) -> None:
+def test_workers_without_an_invitation_are_refused(token: bytes, server: Server, shard: ShardProcess) -> None:
     with Peer(server.address) as peer:
         (invitation,) = join(server, peer).shards
         with guest_of(shard, token) as guest:
@@ -136,7 +136,7 @@ def _unloaded(task: pb.DifferentiateTask) -> tuple[pb.ParametersChunk, pb.Differ
     return chunk, task
 
 
-def test_an_invitation_is_for_one(server: Server, shard: ShardServer) -> None:
+def test_an_invitation_is_for_one(server: Server, shard: ShardProcess) -> None:
     with Peer(server.address) as peer, ExitStack() as stack:
         (invitation,) = join(server, peer).shards
         guest = stack.enter_context(guest_of(shard, invitation.token))
@@ -169,7 +169,7 @@ SENSELESS: dict[str, pb.WorkRequest] = {
 
 
 @pytest.mark.parametrize("what", SENSELESS)
-def test_workers_that_make_no_sense_are_refused(what: str, server: Server, shard: ShardServer) -> None:
+def test_workers_that_make_no_sense_are_refused(what: str, server: Server, shard: ShardProcess) -> None:
     with Peer(server.address) as peer, ExitStack() as stack:
         (invitation,) = join(server, peer).shards
         guest = stack.enter_context(guest_of(shard, invitation.token))
@@ -179,7 +179,7 @@ def test_workers_that_make_no_sense_are_refused(what: str, server: Server, shard
     assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
 
 
-def test_what_nobody_asked_for_is_not_kept(server: Server, shard: ShardServer) -> None:
+def test_what_nobody_asked_for_is_not_kept(server: Server, shard: ShardProcess) -> None:
     with Peer(server.address) as peer, ExitStack() as stack:
         (invitation,) = join(server, peer).shards
         guest = stack.enter_context(guest_of(shard, invitation.token))
@@ -236,7 +236,7 @@ def test_a_shard_needs_the_token(tmp_path: Path) -> None:
         with ShardPeer(server.address) as peer:
             peer.offer()
             assert peer.refusal().reason == "UNAUTHENTICATED"
-        shard = ShardServer(ShardConfig(Address("127.0.0.1", 0), server.address, "secret"))
+        shard = ShardProcess(ShardConfig(Address("127.0.0.1", 0), server.address, "secret"))
         shard.start()
         wait_for(lambda: server.jobs.shards.attending)
         with Peer(shard.address) as guest:
@@ -278,4 +278,4 @@ def test_workers_show_a_shard_nothing_but_their_invitations(tmp_path: Path) -> N
 
 def test_a_shard_is_not_exposed_without_a_token() -> None:
     with pytest.raises(ServerStartError, match="needs a token"):
-        ShardServer(ShardConfig(Address("0.0.0.0", 0), Address("127.0.0.1", 1))).start()
+        ShardProcess(ShardConfig(Address("0.0.0.0", 0), Address("127.0.0.1", 1))).start()

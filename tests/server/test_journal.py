@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from thalweg.server import journal as journal_module
-from thalweg.server import room as room_module
-from thalweg.server import watches as watches_module
-from thalweg.server.journal import Journal
-from thalweg.server.storage import Storage
+from thalweg.server.storage import journal as journal_module
+from thalweg.server.storage import room as room_module
+from thalweg.server.storage import watches as watches_module
+from thalweg.server.storage.database import Storage
+from thalweg.server.storage.journal import Journal
 from thalweg.v1 import job_pb2, training_service_pb2
 
 

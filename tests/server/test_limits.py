@@ -12,8 +12,8 @@ import pytest
 from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.server.specs import make_spec
 from thalweg.contract import resources
-from thalweg.server import limits
-from thalweg.server.limits import Limits
+from thalweg.server.services import limits
+from thalweg.server.services.limits import Limits
 from thalweg.v1 import job_pb2, training_service_pb2
 
 # The beginning of an HTTP/2 connection: the client's preface and its empty settings.

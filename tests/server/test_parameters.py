@@ -11,11 +11,12 @@ from thalweg.contract import tree
 from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
 from thalweg.learning import clipping
-from thalweg.learning.optimizers import State
-from thalweg.server import plan, validation
-from thalweg.server.messages import Facts
-from thalweg.server.parameters import PARAMETERS, Parameters
-from thalweg.server.plan import Plan
+from thalweg.learning.optimizers import OptimizerState
+from thalweg.server import validation
+from thalweg.server.arrays.parameters import PARAMETERS, Parameters
+from thalweg.server.deciding import plan
+from thalweg.server.deciding.messages import Facts
+from thalweg.server.deciding.plan import Plan
 from thalweg.v1 import job_pb2
 
 ELEMENTS = 5
@@ -41,7 +42,7 @@ def keep(parameters: Parameters, node: Node, gradient: Slab) -> None:
         parameters.keep(parameters.version, node, chunk, gradient[parameters.plan.chunk_range(chunk)])
 
 
-def copy_of(parameters: Parameters) -> tuple[Slab, State]:
+def copy_of(parameters: Parameters) -> tuple[Slab, OptimizerState]:
     """The parameters, and the optimizer's state."""
     state = {name: slab.copy() for name, slab in parameters.slabs.items()}
     return state.pop(PARAMETERS), state

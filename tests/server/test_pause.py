@@ -11,7 +11,7 @@ from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE, HoldAfter, Peer, proxy
 from tests.server.specs import make_spec
 from tests.server.test_fleets import attending
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb

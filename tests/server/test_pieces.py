@@ -5,11 +5,11 @@ import pytest
 
 from tests.server.specs import make_spec
 from thalweg.contract import tree
-from thalweg.server import plan as plans
-from thalweg.server.messages import Facts
-from thalweg.server.parameters import PARAMETERS, Parameters
-from thalweg.server.pieces import Piece, Pieces
-from thalweg.server.plan import Plan
+from thalweg.server.arrays.parameters import PARAMETERS, Parameters
+from thalweg.server.deciding import plan as plans
+from thalweg.server.deciding.messages import Facts
+from thalweg.server.deciding.plan import Plan
+from thalweg.server.sharding.pieces import Piece, Pieces
 
 ELEMENTS = 20
 

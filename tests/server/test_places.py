@@ -12,10 +12,10 @@ from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.peer import Peer
 from tests.server.test_fleets import attending, create
 from tests.server.test_training_service import PREPARED
-from thalweg.server import jobs as jobs_module
-from thalweg.server.places import Candidate, choose
-from thalweg.server.service import Server
-from thalweg.server.storage import Storage
+from thalweg.server.deciding.queue import Candidate, choose
+from thalweg.server.driving import jobs as jobs_module
+from thalweg.server.process import Server
+from thalweg.server.storage.database import Storage
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.server.specs import make_spec
-from thalweg.server import trajectory as trajectory_module
-from thalweg.server.messages import Facts
-from thalweg.server.plan import Plan
-from thalweg.server.trajectory import SNAPSHOTS, Trajectory
+from thalweg.server.arrays import trajectory as trajectory_module
+from thalweg.server.arrays.trajectory import SNAPSHOTS, Trajectory
+from thalweg.server.deciding.messages import Facts
+from thalweg.server.deciding.plan import Plan
 
 
 def make_plan(elements: int = 10, samples: int = 20, dtype: str = "float32", **training: Any) -> Plan:
@@ -98,7 +98,7 @@ def test_a_trajectory_has_a_start_and_an_end_and_not_too_many_versions(steps: in
 def test_a_great_model_keeps_fewer_versions_or_none(
     monkeypatch: pytest.MonkeyPatch, most_bytes: int, versions: list[int]
 ) -> None:
-    monkeypatch.setattr(trajectory_module, "MOST_BYTES", most_bytes)
+    monkeypatch.setattr(trajectory_module, "MAX_BYTES", most_bytes)
     assert kept(make_plan(elements=10, samples=20, batch_size=1, epochs=1)) == versions
 
 

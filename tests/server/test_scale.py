@@ -11,13 +11,13 @@ import pytest
 from tests.server.specs import make_spec
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
-from thalweg.server import messages
-from thalweg.server.coordinator import Coordinator
-from thalweg.server.messages import Facts, Task
+from thalweg.server.deciding import messages
+from thalweg.server.deciding.coordinator import Coordinator
+from thalweg.server.deciding.messages import Facts, Task
+from thalweg.server.deciding.synchrony import rounds
+from thalweg.server.deciding.synchrony.rounds import Rounds
+from thalweg.server.deciding.synchrony.waiting import Waiting
 from thalweg.server.settings import RunSettings
-from thalweg.server.synchrony import rounds
-from thalweg.server.synchrony.rounds import Rounds
-from thalweg.server.synchrony.waiting import Waiting
 
 
 class Counter:

@@ -16,12 +16,12 @@ import pytest
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.peer import DEADLINE
 from tests.server.test_training_service import make_spec
-from thalweg.contract.channel import Address
-from thalweg.server import jobs as jobs_module
-from thalweg.server import journal as journal_module
-from thalweg.server.hosting import ServerStartError
-from thalweg.server.service import FolderInUseError, Server, ServerConfig
-from thalweg.server.storage import Storage
+from thalweg.contract.endpoint import Address
+from thalweg.server.driving import jobs as jobs_module
+from thalweg.server.process import FolderInUseError, Server, ServerConfig
+from thalweg.server.services.hosting import ServerStartError
+from thalweg.server.storage import journal as journal_module
+from thalweg.server.storage.database import Storage
 from thalweg.v1 import job_pb2, training_service_pb2
 
 FREE = Address("127.0.0.1", 0)

@@ -18,11 +18,11 @@ import pytest
 from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.end_to_end.command import wait_for
 from tests.server.specs import make_spec
-from thalweg.contract import memory
+from thalweg.contract import shared_memory as memory
 from thalweg.contract.release import hello
-from thalweg.server import sharing
-from thalweg.server.service import Server
-from thalweg.server.sharing import Guest, Sharing
+from thalweg.server.process import Server
+from thalweg.server.streams import memory_peers
+from thalweg.server.streams.memory_peers import MemoryPeer, Sharing
 from thalweg.v1 import job_pb2, parameter_service_pb2_grpc, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 
@@ -129,7 +129,7 @@ def accepted(peer: Peer, connection: socket.socket) -> None:
         (b"\xff\xff", "bytes that are no message"),
         (b"", "took this worker for lost"),
         (pb.WorkRequest(hello=pb.Hello()).SerializeToString(), "hello was not expected"),
-        (bytes(memory.MOST_BYTES), "took this worker for lost"),
+        (bytes(memory.MAX_BYTES), "took this worker for lost"),
         (bytes(50_000), "took this worker for lost"),
     ],
 )
@@ -264,8 +264,8 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-def guest(lost: list[str]) -> Guest:
-    return Guest("name", lambda _: None, lost.append)
+def guest(lost: list[str]) -> MemoryPeer:
+    return MemoryPeer("name", lambda _: None, lost.append)
 
 
 def test_a_full_socket_is_waited_for(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -281,7 +281,7 @@ def test_a_full_socket_is_waited_for(pair: tuple[socket.socket, socket.socket]) 
         read: list[bytes] = []
         while len(read) < len(messages):
             with suppress(BlockingIOError):
-                read.append(theirs.recv(memory.MOST_BYTES))
+                read.append(theirs.recv(memory.MAX_BYTES))
                 continue
             await asyncio.sleep(0)
         assert read == messages
@@ -326,7 +326,7 @@ def test_a_slab_costs_no_descriptor_once_it_is_used(pair: tuple[socket.socket, s
 def test_without_descriptors_nobody_is_let_in_and_nothing_spins(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sharing, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(memory_peers, "_PAUSE_SECONDS", 0.01)
     attempts: list[int] = []
 
     class Exhausted(socket.socket):
@@ -358,7 +358,7 @@ def test_without_descriptors_nobody_is_let_in_and_nothing_spins(
 
 
 def test_callers_that_say_nothing_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "_TOKEN_SECONDS", 0.01)
+    monkeypatch.setattr(memory_peers, "_TOKEN_SECONDS", 0.01)
 
     async def test() -> None:
         open_ = Sharing()

@@ -15,13 +15,13 @@ from tests.server import test_training_service as training_service
 from tests.server.specs import make_spec
 from thalweg.contract import tree
 from thalweg.contract.layout import Slab
-from thalweg.learning.optimizers import State
-from thalweg.server import copies as copies_module
-from thalweg.server import plan as plans
-from thalweg.server.copies import Copies, between_events
-from thalweg.server.messages import Facts
-from thalweg.server.parameters import Parameters
-from thalweg.server.plan import Plan
+from thalweg.learning.optimizers import OptimizerState
+from thalweg.server.arrays import copies as copies_module
+from thalweg.server.arrays.copies import Copies, between_events
+from thalweg.server.arrays.parameters import Parameters
+from thalweg.server.deciding import plan as plans
+from thalweg.server.deciding.messages import Facts
+from thalweg.server.deciding.plan import Plan
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -60,11 +60,11 @@ class Desk:
         self.failures: list[Exception] = []
         self.copies = Copies(self.parameters, self.spare, self.failures.append)
         # What was copied, and what it should be, in the order in which it came.
-        self.came: list[tuple[str, State, State]] = []
+        self.came: list[tuple[str, OptimizerState, OptimizerState]] = []
 
     def copy(self, name: str, then: Callable[[], object] = lambda: None) -> None:
         expected = {each: slab.copy() for each, slab in self.parameters.slabs.items()}
-        into: State = {each: np.full_like(slab, np.nan) for each, slab in expected.items()}
+        into: OptimizerState = {each: np.full_like(slab, np.nan) for each, slab in expected.items()}
 
         def came() -> None:
             self.came.append((name, into, expected))

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from thalweg.contract import layout as layouts
-from thalweg.server import schema
-from thalweg.server import storage as storage_module
-from thalweg.server.reserve import RESERVE_BYTES
-from thalweg.server.storage import Storage
+from thalweg.server.storage import database as storage_module
+from thalweg.server.storage import schema
+from thalweg.server.storage.database import Storage
+from thalweg.server.storage.reserve import RESERVE_BYTES
 from thalweg.v1 import job_pb2, training_service_pb2
 
 

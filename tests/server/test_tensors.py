@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from safetensors.numpy import load, save
 
 from thalweg.contract.layout import Slab
-from thalweg.server import tensors
+from thalweg.server.storage import tensors
 
 TENSORS = st.dictionaries(
     st.text(min_size=1, max_size=5).filter(lambda name: name != "__metadata__"),

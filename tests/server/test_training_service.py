@@ -21,12 +21,12 @@ from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.end_to_end.refusals import refusal
 from thalweg.contract.release import capacity
-from thalweg.server import room as room_module
-from thalweg.server.parameters import Parameters
-from thalweg.server.service import Server
+from thalweg.server.arrays.parameters import Parameters
+from thalweg.server.process import Server
 from thalweg.server.services import training
-from thalweg.server.storage import Storage
-from thalweg.server.uploads import Uploads
+from thalweg.server.storage import room as room_module
+from thalweg.server.storage.database import Storage
+from thalweg.server.storage.uploads import Uploads
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc, job_pb2, parameter_service_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub

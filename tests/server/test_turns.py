@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from thalweg.server import messages
-from thalweg.server.turns import Turns
+from thalweg.server.deciding import messages
+from thalweg.server.driving.decision_queue import DecisionQueue
 from thalweg.v1 import job_pb2
 
 JOINED, LOST, TICK = messages.WorkerJoined(1), messages.WorkerLost(1), messages.Tick()
@@ -20,7 +20,7 @@ class Driver:
         self.finite = False
         self.problem: Exception | None = None
         self._decisions = decisions
-        self.turns = Turns(self._decide, self._carry_out, self._ready, lambda error: messages.DriverFailed(str(error)))
+        self.turns = DecisionQueue(self._decide, self._carry_out, self._ready, lambda error: messages.DriverFailed(str(error)))
 
     def _decide(self, event: messages.Event) -> list[messages.Decision]:
         self.done.append(event)

@@ -11,8 +11,9 @@ from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.refusals import refusal
 from tests.server.test_service import refuses
 from tests.server.test_training_service import create, events_of, make_spec
-from thalweg.server import schema, validation
-from thalweg.server.foreign import ForeignSpecError, known
+from thalweg.server import validation
+from thalweg.server.driving.foreign import ForeignSpecError, known
+from thalweg.server.storage import schema
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub

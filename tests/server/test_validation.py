@@ -10,7 +10,8 @@ from google.protobuf.descriptor import Descriptor
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.rules import choice_of, default_of, real_oneofs, rules_of
 from thalweg.learning import schedules
-from thalweg.server import synchrony, validation
+from thalweg.server import validation
+from thalweg.server.deciding import synchrony
 from thalweg.v1 import job_pb2
 
 GOOD: dict[str, Any] = {

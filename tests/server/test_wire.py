@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from tests.server.specs import make_spec
-from thalweg.contract import codecs, payload
+from thalweg.contract import codecs, frames
 from thalweg.contract.errors import ThalwegError
-from thalweg.server import messages, wire
-from thalweg.server.messages import Facts
-from thalweg.server.parameters import Parameters
-from thalweg.server.plan import Plan
-from thalweg.server.sharing import JobSharing, suits
+from thalweg.server.arrays.parameters import Parameters
+from thalweg.server.deciding import messages
+from thalweg.server.deciding.messages import Facts
+from thalweg.server.deciding.plan import Plan
+from thalweg.server.streams import wire
+from thalweg.server.streams.memory_peers import JobSharing, suits
 from thalweg.v1 import parameter_service_pb2 as pb
 
 GRADIENT = np.array([1, -2, 3, 4], np.float32)
@@ -21,7 +22,7 @@ def parameters_of(kind: str) -> Parameters:
 
 
 def event_of(parameters: Parameters, **message: pb.GradientChunk | pb.ParametersChunk) -> messages.Event:
-    request = payload.unpacked(pb.WorkRequest(**message))  # type: ignore[arg-type]
+    request = frames.unpacked(pb.WorkRequest(**message))  # type: ignore[arg-type]
     return wire.event_of(1, request, parameters, JobSharing(None, parameters.plan.spec))
 
 

@@ -13,25 +13,26 @@ import pytest
 
 from tests.simulation.disk import Crash, ImaginaryDisk
 from tests.simulation.worker import LAYOUT, NODES, TRAIN_SAMPLES, ImaginaryWorker, Leaf
-from thalweg.contract import payload
+from thalweg.contract import frames
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
-from thalweg.learning.optimizers import State
-from thalweg.server import copies, messages, plan
-from thalweg.server.arrays import Arrays
-from thalweg.server.checkpoints import Checkpoint, Checkpoints
-from thalweg.server.ending import Ending
-from thalweg.server.failures import MAX_REPORTS
-from thalweg.server.messages import Place
-from thalweg.server.run import JobRun
+from thalweg.learning.optimizers import OptimizerState
+from thalweg.server.arrays import copies
+from thalweg.server.arrays.arrays import Arrays
+from thalweg.server.deciding import messages, plan
+from thalweg.server.deciding.failures import MAX_REPORTS
+from thalweg.server.deciding.messages import Place
+from thalweg.server.driving.job import JobDriver
+from thalweg.server.driving.outcome import JobOutcome
+from thalweg.server.driving.telemetry import Recorded, told
 from thalweg.server.settings import RunSettings
-from thalweg.server.telemetry import Recorded, told
+from thalweg.server.storage.checkpoints import Checkpoint, Checkpoints
 from thalweg.v1 import job_pb2, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 
 _FOLDER = Path("/jobs/imaginary/checkpoints")
 _TICK_SECONDS = 0.01
-_LONGEST_SECONDS = 1000.0
+_MAX_SECONDS = 1000.0
 
 
 @contextmanager
@@ -97,8 +98,8 @@ class Cluster:
         self.faults = faults or Faults()
         self.disk = ImaginaryDisk(self.random)
         self.journal = ImaginaryJournal()
-        self.run_: JobRun | None = None
-        self.ended: Ending | None = None
+        self.run_: JobDriver | None = None
+        self.ended: JobOutcome | None = None
         self.staleness = 0
         self.counts = job_pb2.Contributions()
         self.problems: list[str] = []
@@ -118,7 +119,7 @@ class Cluster:
         self._names = itertools.count(1)
         self.workers: dict[int, ImaginaryWorker] = {}
         self._arrivals: dict[tuple[int, str], float] = {}
-        self._finished: Ending | None = None
+        self._finished: JobOutcome | None = None
         self._received = 0
         self._stalled_until = 0.0
         self._no_memory = False
@@ -139,7 +140,7 @@ class Cluster:
             self.at(self.random.expovariate(1 / self.faults.seconds), self._fault)
             while self.ended is None:
                 self.now, _, action = heapq.heappop(self._actions)
-                assert self.now < _LONGEST_SECONDS, "nothing moves any more"
+                assert self.now < _MAX_SECONDS, "nothing moves any more"
                 try:
                     action()
                 except Crash:
@@ -152,7 +153,7 @@ class Cluster:
     def _scarce_memory(self) -> Iterator[None]:
         copy = Arrays.copy
 
-        def scarce(arrays: Arrays, then: Callable[[State], object], *, state: bool) -> None:
+        def scarce(arrays: Arrays, then: Callable[[OptimizerState], object], *, state: bool) -> None:
             if self._no_memory:
                 raise MemoryError("nothing is left")
             copy(arrays, then, state=state)
@@ -171,7 +172,7 @@ class Cluster:
         self.repeated += steps - (checkpoint.position.version if checkpoint else 0)
         recorded = Recorded(steps, epochs, checkpoint.samples if checkpoint else 0)
         job = job_pb2.Job(id="imaginary", spec=self.spec, state=job_pb2.JOB_STATE_QUEUED)
-        self.run_ = JobRun(
+        self.run_ = JobDriver(
             job,
             self.journal,
             self._ends,
@@ -239,7 +240,7 @@ class Cluster:
 
         self.at(self.random.uniform(0, 0.05), save)
 
-    def _ends(self, ending: Ending) -> None:
+    def _ends(self, ending: JobOutcome) -> None:
         run = self.run_
         self._account()
         self._finished = ending
@@ -335,7 +336,7 @@ class Cluster:
 
     def to_server(self, worker: ImaginaryWorker, message: pb.WorkRequest) -> None:
         """A message on its way to the server."""
-        run, request = self.run_, payload.unpacked(message)
+        run, request = self.run_, frames.unpacked(message)
 
         def arrive() -> None:
             if self.now < self._stalled_until:
@@ -422,7 +423,7 @@ class Cluster:
     def _fault_hang(self) -> None:
         """Workers that are there take long to make the initial parameters, or hang there for good; later another one comes."""
         for worker in self.workers.values():
-            worker.initialize_seconds = self.random.choice([0.0, 3.0, 2 * _LONGEST_SECONDS])
+            worker.initialize_seconds = self.random.choice([0.0, 3.0, 2 * _MAX_SECONDS])
         self.at(20.0, self._come)
 
     def _come(self) -> None:

@@ -97,7 +97,7 @@ class ImaginaryDisk:
         return self._random.choice([file.durable or b"", file.data[:kept], file.data[:kept] + bytes(len(file.data) - kept)])
 
     def damage(self, folder: Path) -> None:
-        """Turns a bit of the newest file in a folder."""
+        """DecisionQueue a bit of the newest file in a folder."""
         path = max((path for path in self._files if path.parent == folder), default=None)
         if path and self._files[path].data:
             data = bytearray(self._files[path].data)

@@ -14,24 +14,25 @@ from tests.simulation.cluster import Cluster, Faults
 from tests.simulation.worker import noise
 from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
-from thalweg.server import checkpoints, coordinator
-from thalweg.server.checkpoints import Checkpoints
-from thalweg.server.chunks import bits
-from thalweg.server.coordinator import Coordinator
-from thalweg.server.copies import Copies
-from thalweg.server.disk import Disk
-from thalweg.server.failures import Failures, Kind
-from thalweg.server.messages import ContributionReceived, Decision, Facts, Finish, Position, Task
-from thalweg.server.parameters import Parameters
-from thalweg.server.plan import Plan
-from thalweg.server.run import JobRun
-from thalweg.server.synchrony import rounds
-from thalweg.server.synchrony.gathering import Gathering
+from thalweg.server.arrays.copies import Copies
+from thalweg.server.arrays.parameters import Parameters
+from thalweg.server.deciding import coordinator
+from thalweg.server.deciding.chunks import bits
+from thalweg.server.deciding.coordinator import Coordinator
+from thalweg.server.deciding.failures import Failures, Kind
+from thalweg.server.deciding.messages import ContributionReceived, Decision, Facts, Finish, Position, Task
+from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.synchrony import rounds
+from thalweg.server.deciding.synchrony.gathering import Gathering
+from thalweg.server.driving.job import JobDriver
+from thalweg.server.storage import checkpoints
+from thalweg.server.storage.checkpoints import Checkpoints
+from thalweg.server.storage.disk import Disk
 from thalweg.v1 import job_pb2
-from thalweg.workers.residuals import Outgoing
+from thalweg.workers.transport.error_feedback import GradientEncoder
 
 # Found in the first dozens, as a rule.
-_MOST_SEEDS = 600
+_MAX_SEEDS = 600
 
 
 @pytest.mark.parametrize("first", range(0, 500, 100))
@@ -156,14 +157,14 @@ def _copied_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
 def _events_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint is ahead of the steps that were told."""
 
-    write = JobRun._write_checkpoint
+    write = JobDriver._write_checkpoint
 
-    def ahead(self: JobRun, position: Position) -> None:
+    def ahead(self: JobDriver, position: Position) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self.telemetry, "flush", lambda: None)
             write(self, position)
 
-    monkeypatch.setattr(JobRun, "_write_checkpoint", ahead)
+    monkeypatch.setattr(JobDriver, "_write_checkpoint", ahead)
 
 
 def _too_stale(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,13 +179,13 @@ def _too_stale(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _stale_residual(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of a microbatch's gradient goes into a later one than the next, when others have sent those in between."""
-    init = Outgoing.__init__
+    init = GradientEncoder.__init__
 
-    def careless(self: Outgoing, spec: job_pb2.JobSpec, size: int, chunk_elements: int) -> None:
+    def careless(self: GradientEncoder, spec: job_pb2.JobSpec, size: int, chunk_elements: int) -> None:
         init(self, spec, size, chunk_elements)
         self._ordered = False
 
-    monkeypatch.setattr(Outgoing, "__init__", careless)
+    monkeypatch.setattr(GradientEncoder, "__init__", careless)
 
 
 def _failures_are_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +244,7 @@ def test_a_planted_bug_is_found(plant: Callable[[pytest.MonkeyPatch], None], mon
 
 
 def _found() -> bool:
-    for seed in range(_MOST_SEEDS):
+    for seed in range(_MAX_SEEDS):
         try:
             schedules.check(seed)
         except (AssertionError, IndexError, KeyError, ValueError):

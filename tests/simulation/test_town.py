@@ -13,18 +13,18 @@ from tests.simulation.cluster import small_chunks
 from tests.simulation.schedules import undisturbed
 from tests.simulation.town import FillingStorage, Town
 from thalweg.contract.states import ENDED
-from thalweg.server import journal, room
-from thalweg.server.answers import Answers
-from thalweg.server.jobs import Jobs
-from thalweg.server.room import Shortage
-from thalweg.server.run import JobRun
-from thalweg.server.telemetry import steps_end
-from thalweg.server.thinning import Bounds
+from thalweg.server.driving.answers import Answers
+from thalweg.server.driving.job import JobDriver
+from thalweg.server.driving.jobs import Jobs
+from thalweg.server.driving.telemetry import steps_end
+from thalweg.server.storage import journal, room
+from thalweg.server.storage.room import Shortage
+from thalweg.server.storage.thinning import Bounds
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
 _CALLS = 25
-_MOST_SEEDS = 60
+_MAX_SEEDS = 60
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def test_merging_older_events_meanwhile_loses_no_step_and_no_state(
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked of a job that goes back to a checkpoint is asked of nobody."""
 
-    async def living(self: Jobs, job_id: str) -> JobRun | None:
+    async def living(self: Jobs, job_id: str) -> JobDriver | None:
         return self.run(job_id)
 
     monkeypatch.setattr(Jobs, "_living", living)
@@ -140,7 +140,7 @@ def test_a_planted_bug_is_found(
 ) -> None:
     monkeypatch.setattr(town_module, "CALL_SECONDS", 2.0)
     plant(monkeypatch)
-    for seed in range(_MOST_SEEDS):
+    for seed in range(_MAX_SEEDS):
         try:
             check(tmp_path / str(seed), seed)
         except (AssertionError, KeyError, TimeoutError):

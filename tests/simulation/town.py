@@ -14,20 +14,20 @@ from typing import Any
 
 from tests.simulation.schedules import spec_of
 from tests.simulation.worker import LAYOUT, TRAIN_SAMPLES, ImaginaryWorker, noise
-from thalweg.contract import payload
+from thalweg.contract import frames
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import ENDED
-from thalweg.server.jobs import Jobs
-from thalweg.server.run import JobRun
+from thalweg.server.driving.job import JobDriver
+from thalweg.server.driving.jobs import Jobs
 from thalweg.server.settings import RunSettings
-from thalweg.server.shards import AttendingShard
-from thalweg.server.storage import Storage
-from thalweg.server.thinning import BOUNDS, Bounds
+from thalweg.server.sharding.registry import ShardLink
+from thalweg.server.storage.database import Storage
+from thalweg.server.storage.thinning import BOUNDS, Bounds
 from thalweg.v1 import job_pb2, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 
 _JOB = "bulk"
-_MOST_JOBS = 6
+_MAX_JOBS = 6
 # No call may take longer, whatever happens.
 CALL_SECONDS = 30.0
 # What a call may be answered with, where what it asks for cannot be.
@@ -67,7 +67,7 @@ class FillingStorage(Storage):
 class _Street:
     """What lies between one worker and its run."""
 
-    def __init__(self, run: JobRun) -> None:
+    def __init__(self, run: JobDriver) -> None:
         self.run = run
         self.leaf = noise
         self.prepared = pb.Prepared(layout=LAYOUT, train_samples=TRAIN_SAMPLES, classifier=True)
@@ -76,7 +76,7 @@ class _Street:
         self._soon(lambda: worker.handle(message) if worker.alive else None)
 
     def to_server(self, worker: ImaginaryWorker, message: pb.WorkRequest) -> None:
-        request = payload.unpacked(message)
+        request = frames.unpacked(message)
         self._soon(lambda: self.run.receive(worker.worker, request) if worker.alive else None)
 
     def _soon(self, action: Callable[[], object]) -> None:
@@ -103,7 +103,7 @@ class Town:
         self.jobs: Jobs
         self.calls: dict[str, int] = {}
         self._known: list[str] = []
-        self._workers: dict[int, tuple[ImaginaryWorker, JobRun]] = {}
+        self._workers: dict[int, tuple[ImaginaryWorker, JobDriver]] = {}
         self._number = 0
         # How many calls of this round change what another call was answered, by job.
         self._begun: dict[str, int] = {}
@@ -153,7 +153,7 @@ class Town:
     def _some_call(self) -> Awaitable[None]:
         kind = self.random.choice(["create", "cancel", "cancel", "scale", "scale", "resume", "delete", "parameters", "get"])
         if kind == "create" or not self._known:
-            return self._create() if len(self._known) < _MOST_JOBS else self._pause()
+            return self._create() if len(self._known) < _MAX_JOBS else self._pause()
         return self._call(kind, self.random.choice(self._known))
 
     async def _pause(self) -> None:
@@ -213,7 +213,7 @@ class Town:
         pass
 
     def _lose_shard(self) -> None:
-        shard = AttendingShard("imaginary:1")
+        shard = ShardLink("imaginary:1")
         self.jobs.shards.attending.append(shard)
         self.jobs.shard_lost(shard)
 

@@ -11,10 +11,10 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab, ranges
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
-from thalweg.server.messages import Place
+from thalweg.server.deciding.messages import Place
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
-from thalweg.workers.residuals import Outgoing
+from thalweg.workers.transport.error_feedback import GradientEncoder
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
@@ -105,7 +105,7 @@ class ImaginaryWorker:
             case "accepted":
                 self._chunk_elements = message.accepted.chunk_elements
                 self._incoming = codecs.of_parameters(self._spec, self._chunk_elements)
-                self._outgoing = Outgoing(self._spec, ELEMENTS, self._chunk_elements)
+                self._outgoing = GradientEncoder(self._spec, ELEMENTS, self._chunk_elements)
             case "parameters":
                 part = message.parameters
                 start = part.chunk * self._chunk_elements

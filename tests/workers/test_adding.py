@@ -13,7 +13,7 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server import validation
-from thalweg.workers.adding import Finished, Slabs, add_up
+from thalweg.workers.tree_sum import Finished, Slabs, tree_sum
 
 SIZE = 70_000
 
@@ -40,7 +40,7 @@ def test_what_is_finished_is_the_sum_along_the_tree(microbatches: int, data: st.
         told.append(elements)
 
     out = np.full(SIZE, np.nan, np.float32)
-    sums = add_up(node, microbatches, leaf, out, finished, Slabs(np.dtype(np.float32)))
+    sums = tree_sum(node, microbatches, leaf, out, finished, Slabs(np.dtype(np.float32)))
     assert told == cuts
     assert sums == tree.fold(node, microbatches, lambda m: Sums(float(values[m, 0]), m, 1), Sums.__add__)
 

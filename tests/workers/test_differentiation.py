@@ -13,7 +13,7 @@ from thalweg.contract.tree import Node
 from thalweg.learning.data.microbatches import Microbatches
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
-from thalweg.workers.differentiation import Differentiator
+from thalweg.workers.differentiator import Differentiator
 
 LOSSES: dict[str, list[dict[str, Any]]] = {
     "softmax_cross_entropy": [],

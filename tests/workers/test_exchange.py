@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from thalweg.contract.payload import Parcel
+from thalweg.contract.frames import Parcel
 from thalweg.v1 import parameter_service_pb2 as pb
-from thalweg.workers import exchange
+from thalweg.workers.transport import exchange
 
 
 def response(version: int) -> pb.WorkResponse:

@@ -16,7 +16,7 @@ from thalweg.client import Client, JobFailedError
 from thalweg.learning.data import DataError
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1 import training_service_pb2_grpc
-from thalweg.workers.fetch import fetcher
+from thalweg.workers.transport.fetch import fetcher
 
 CONTENT = b"a,b\n1,2\n"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

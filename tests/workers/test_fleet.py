@@ -9,13 +9,13 @@ import pytest
 
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.server.specs import make_spec
-from thalweg.contract.channel import Address
-from thalweg.server.service import Server, ServerConfig
+from thalweg.contract.endpoint import Address
+from thalweg.server.process import Server, ServerConfig
 from thalweg.v1 import fleet_service_pb2 as fleets
 from thalweg.v1 import training_service_pb2 as pb
-from thalweg.workers import fleet as module
-from thalweg.workers.fleet import Fleet, FleetConfig
-from thalweg.workers.keeper import Alive, Hold
+from thalweg.workers.ray import fleet as module
+from thalweg.workers.ray.driver import Alive, Hold
+from thalweg.workers.ray.fleet import Fleet, FleetConfig
 
 
 class Driver:

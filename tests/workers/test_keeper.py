@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.command import wait_for
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Place
-from thalweg.workers import keeper
-from thalweg.workers.keeper import LONGEST_BACKOFF, Alive, Hold, Keeper, Orders, RayLostError, _init
+from thalweg.workers.ray import driver
+from thalweg.workers.ray.driver import MAX_BACKOFF, Alive, Hold, Orders, RayDriver, RayLostError, _init
 
 NONE = pb.WorkerExited.CAUSE_UNSPECIFIED
 KILLED = pb.WorkerExited.CAUSE_KILLED
@@ -152,7 +152,7 @@ class Line:
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
     ray = Ray()
-    monkeypatch.setattr("thalweg.workers.keeper.monotonic", lambda: ray.now)
+    monkeypatch.setattr("thalweg.workers.ray.driver.monotonic", lambda: ray.now)
     return ray
 
 
@@ -166,7 +166,7 @@ def run(
 ) -> list[Any]:
     """What a keeper says until the fleet hangs up. `then` is what it is told after its allotment."""
     line: Any = Line(ray, until, workers, avoid, list(then))
-    Keeper(ray, Orders("fleet", "id", Address(server, 1), None, "auto", 1, 1), line).run()
+    RayDriver(ray, Orders("fleet", "id", Address(server, 1), None, "auto", 1, 1), line).run()
     said: list[Any] = line.sent
     return said
 
@@ -237,7 +237,7 @@ def test_a_worker_that_dies_at_its_start_again_and_again_is_started_less_and_les
     assert exits(said)[0].place == Place(fleet="id", node="here", name="here.lab")
     assert gaps(ray) == sorted(gaps(ray))
     assert gaps(ray)[0] < 2
-    assert gaps(ray)[-1] > LONGEST_BACKOFF
+    assert gaps(ray)[-1] > MAX_BACKOFF
 
 
 def test_a_worker_that_worked_is_replaced_at_once_however_young_it_died(ray: Ray) -> None:
@@ -320,11 +320,11 @@ DRIVER = """
 import sys, types
 for name in ("ray", "ray.util", "ray.util.scheduling_strategies"):
     sys.modules[name] = types.ModuleType(name)
-from thalweg.workers import keeper
+from thalweg.workers.ray import driver
 def lost(*_):
-    raise keeper.RayLostError("its head has died")
-keeper._init = lost
-keeper.main(int(sys.argv[1]))
+    raise driver.RayLostError("its head has died")
+driver._init = lost
+driver.main(int(sys.argv[1]))
 """
 
 
@@ -344,7 +344,7 @@ def test_a_driver_whose_fleet_is_gone_has_rays_folder_removed(tmp_path: Path) ->
 
 
 def test_a_machine_without_the_address_that_ray_needs_is_said_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "_LOOPBACK", "192.0.2.1")
+    monkeypatch.setattr(driver, "_LOOPBACK", "192.0.2.1")
     with pytest.raises(RayLostError, match=r"has no 192\.0\.2\.1, where it listens; add it: ip address add"):
         _init(None, Orders("fleet", "id", Address("host", 1), None, None, 1, 1))
 

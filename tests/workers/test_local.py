@@ -17,7 +17,7 @@ from thalweg.learning.data.order import Order
 from thalweg.learning.sequential.model import Sequential
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
-from thalweg.workers.differentiation import Differentiator
+from thalweg.workers.differentiator import Differentiator
 
 LAYERS = [{"dense": {"units": 6}}, {"tanh": {}}, {"dropout": {"p": 0.3}}, {"dense": {"units": 10}}]
 OPTIMIZERS: dict[str, dict[str, Any]] = {

@@ -19,9 +19,9 @@ from thalweg.learning.data import memory as data_memory
 from thalweg.server import validation
 from thalweg.v1 import job_pb2, training_service_pb2
 from thalweg.workers import needs
-from thalweg.workers.differentiation import Differentiator
-from thalweg.workers.exchange import Streamed
-from thalweg.workers.streams import Streams
+from thalweg.workers.differentiator import Differentiator
+from thalweg.workers.transport.exchange import Streamed
+from thalweg.workers.transport.streams import Streams
 from thalweg.workers.worker import work
 
 WIDTH = 600

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from thalweg.workers import processes
-from thalweg.workers.processes import end_with, has_ended, wait_for_end
+from thalweg.workers.ray import processes
+from thalweg.workers.ray.processes import end_with, has_ended, wait_for_end
 
 
 @pytest.fixture

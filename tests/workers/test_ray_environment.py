@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from thalweg.workers.ray_environment import for_cluster, for_own_ray, has_token
+from thalweg.workers.ray.environment import for_cluster, for_own_ray, has_token
 
 FOLDER = Path("/folder")
 

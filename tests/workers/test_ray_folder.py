@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.command import wait_for
-from thalweg.contract.channel import Address
-from thalweg.workers import ray_folder
-from thalweg.workers.fleet import Fleet, FleetConfig, FleetError
-from thalweg.workers.ray_folder import RayFolder, RayFolderError
+from thalweg.contract.endpoint import Address
+from thalweg.workers.ray import folder as ray_folder
+from thalweg.workers.ray.fleet import Fleet, FleetConfig, FleetError
+from thalweg.workers.ray.folder import RayFolder, RayFolderError
 
 # Makes a folder where it is told to, says which, and waits to be killed.
 HOLDER = (
-    "import sys; from thalweg.workers.ray_folder import RayFolder\n"
+    "import sys; from thalweg.workers.ray.folder import RayFolder\n"
     "folder = RayFolder.make({'TMPDIR': sys.argv[1]}); print(folder.path, flush=True); sys.stdin.read()"
 )
 
@@ -142,7 +142,7 @@ def test_another_users_folders_stay(place: Path) -> None:
 def test_a_group_that_ends_itself_has_its_folder_removed(place: Path) -> None:
     folder = RayFolder.make({"TMPDIR": str(place)})
     program = (
-        "import subprocess, sys; from pathlib import Path; from thalweg.workers.ray_folder import end_and_remove\n"
+        "import subprocess, sys; from pathlib import Path; from thalweg.workers.ray.folder import end_and_remove\n"
         "subprocess.Popen([sys.executable, '-c', 'input()']); end_and_remove(Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", program, str(folder.path)]

@@ -11,7 +11,7 @@ from thalweg.contract import codecs
 from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2
-from thalweg.workers.residuals import Outgoing
+from thalweg.workers.transport.error_feedback import GradientEncoder
 
 SIZE, CHUNK = 20, 8
 INT8 = {"int8": {"block": 8}}
@@ -26,7 +26,7 @@ def gradient(step: int, microbatch: int = 0) -> Slab:
     return np.random.default_rng([step, microbatch]).normal(size=SIZE).astype(np.float32)
 
 
-def send(outgoing: Outgoing, step: int, microbatch: int = 0, parts: tuple[int, ...] = (0, 8, 16, 20)) -> tuple[int, bytes]:
+def send(outgoing: GradientEncoder, step: int, microbatch: int = 0, parts: tuple[int, ...] = (0, 8, 16, 20)) -> tuple[int, bytes]:
     outgoing.begin(Node(0, microbatch), step)
     values = gradient(step, microbatch)
     return outgoing.since, b"".join(outgoing.encode(values[a:b], a).tobytes() for a, b in itertools.pairwise(parts))
@@ -45,14 +45,14 @@ def expected(codec: dict[str, Any], steps: range, microbatch: int = 0) -> bytes:
 
 @pytest.mark.parametrize("codec", [INT8, TOP_K], ids=str)
 def test_what_is_left_goes_into_the_next_step(codec: dict[str, Any]) -> None:
-    outgoing = Outgoing(spec_of(codec), SIZE, CHUNK)
+    outgoing = GradientEncoder(spec_of(codec), SIZE, CHUNK)
     for step in range(5):
         for microbatch in (0, 1):
             assert send(outgoing, step, microbatch) == (0, expected(codec, range(step + 1), microbatch))
 
 
 def test_chunks_may_be_sent_at_once() -> None:
-    one, other = Outgoing(spec_of(TOP_K), SIZE, CHUNK), Outgoing(spec_of(TOP_K), SIZE, CHUNK)
+    one, other = GradientEncoder(spec_of(TOP_K), SIZE, CHUNK), GradientEncoder(spec_of(TOP_K), SIZE, CHUNK)
     for step in range(3):
         assert send(one, step) == send(other, step, parts=(0, 16, 20))
 
@@ -60,7 +60,7 @@ def test_chunks_may_be_sent_at_once() -> None:
 @pytest.mark.parametrize("codec", [INT8, TOP_K], ids=str)
 @pytest.mark.parametrize("steps", [[0, 1, 2, 4], [1], [3, 4, 4], [0, 1, 1], [5, 6, 3]], ids=str)
 def test_a_microbatch_that_was_elsewhere_begins_anew(codec: dict[str, Any], steps: list[int]) -> None:
-    outgoing = Outgoing(spec_of(codec), SIZE, CHUNK)
+    outgoing = GradientEncoder(spec_of(codec), SIZE, CHUNK)
     since = -1
     for number, step in enumerate(steps):
         if not number or step != steps[number - 1] + 1:
@@ -69,12 +69,12 @@ def test_a_microbatch_that_was_elsewhere_begins_anew(codec: dict[str, Any], step
 
 
 def test_rounds_of_local_steps_follow_each_other() -> None:
-    outgoing = Outgoing(spec_of(INT8, synchrony={"local": {"steps": 4}}), SIZE, CHUNK)
+    outgoing = GradientEncoder(spec_of(INT8, synchrony={"local": {"steps": 4}}), SIZE, CHUNK)
     assert [send(outgoing, step)[0] for step in (0, 4, 8, 9, 13, 16)] == [0, 0, 0, 9, 9, 16]
 
 
 def test_an_asynchronous_workers_gradients_follow_each_other() -> None:
-    outgoing = Outgoing(spec_of(TOP_K, synchrony={"asynchronous": {}}), SIZE, CHUNK)
+    outgoing = GradientEncoder(spec_of(TOP_K, synchrony={"asynchronous": {}}), SIZE, CHUNK)
     send(outgoing, 3)
     found = send(outgoing, 7)
     coder = codecs.of_gradients(spec_of(TOP_K), CHUNK)
@@ -84,6 +84,6 @@ def test_an_asynchronous_workers_gradients_follow_each_other() -> None:
 
 @pytest.mark.parametrize("codec", [{"float32": {}}, {"bfloat16": {}}, {"float16": {}}], ids=str)
 def test_other_codecs_keep_nothing(codec: dict[str, Any]) -> None:
-    outgoing = Outgoing(spec_of(codec), SIZE, CHUNK)
+    outgoing = GradientEncoder(spec_of(codec), SIZE, CHUNK)
     for step in (0, 1, 5, 5):
         assert send(outgoing, step) == (0, codecs.of_gradients(spec_of(codec), CHUNK).encode(gradient(step)).tobytes())

@@ -12,10 +12,10 @@ with local(workers=2) as client:
 
 from thalweg.client.client import Client
 from thalweg.client.embedded import local
+from thalweg.client.errors import JobFailedError, LocalError
 from thalweg.client.job import Job
 from thalweg.client.jobfile import load_job, packaged_jobs
 from thalweg.client.models import Prediction, prepare
-from thalweg.client.problems import JobFailedError, LocalError
 from thalweg.client.records import (
     CheckpointFailed,
     Checkpoints,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thalweg.client.problems import LocalError
+from thalweg.client.errors import LocalError
 from thalweg.contract.errors import Violation, invalid
 
 # What the file is called in the job's specification.

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from thalweg.client.errors import LocalError
 from thalweg.client.extras import needs, require_ray
-from thalweg.client.problems import LocalError
-from thalweg.contract.channel import Address
+from thalweg.contract.endpoint import Address
 from thalweg.contract.errors import Violation, invalid
 from thalweg.learning.data import Dataset
 from thalweg.learning.objective import Objective
 from thalweg.v1 import job_pb2
 
 if TYPE_CHECKING:
-    from thalweg.server.service import Server
-    from thalweg.server.shard_server import ShardServer
-    from thalweg.workers.fleet import Fleet
+    from thalweg.server.process import Server
+    from thalweg.server.sharding.process import ShardProcess
+    from thalweg.workers.ray.fleet import Fleet
 
 
 class RunningServer(Protocol):
@@ -37,7 +37,7 @@ class FolderInUseError(LocalError):
 def load_server() -> None:
     """Imports the server, which takes a moment. Raises ThalwegError if it is not installed."""
     with needs("server", "the server is"):
-        import thalweg.server.service  # noqa: F401, PLC0415 - an extra
+        import thalweg.server.process  # noqa: F401, PLC0415 - an extra
 
 
 def start_server(address: Address, folder: Path, token: str | None, **settings: Any) -> "Server":
@@ -46,7 +46,8 @@ def start_server(address: Address, folder: Path, token: str | None, **settings: 
     Raises ThalwegError if it cannot start: FolderInUseError if another server uses the folder.
     """
     with needs("server", "the server is"):
-        from thalweg.server import hosting, service  # noqa: PLC0415 - an extra
+        from thalweg.server import process as service  # noqa: PLC0415 - an extra
+        from thalweg.server.services import hosting  # noqa: PLC0415 - an extra
     server = service.Server(service.ServerConfig(address=address, data=folder, token=token, **settings))
     try:
         server.start()
@@ -59,11 +60,12 @@ def start_server(address: Address, folder: Path, token: str | None, **settings: 
     return server
 
 
-def start_shard(address: Address, server: Address, token: str | None, *, trust_network: bool = False) -> "ShardServer":
+def start_shard(address: Address, server: Address, token: str | None, *, trust_network: bool = False) -> "ShardProcess":
     """A running shard of a server, which need not run yet. Raises ThalwegError if it cannot start."""
     with needs("server", "the server is"):
-        from thalweg.server import hosting, shard_server  # noqa: PLC0415 - an extra
-    shard = shard_server.ShardServer(shard_server.ShardConfig(address, server, token, trust_network))
+        from thalweg.server.services import hosting  # noqa: PLC0415 - an extra
+        from thalweg.server.sharding import process as shard_server  # noqa: PLC0415 - an extra
+    shard = shard_server.ShardProcess(shard_server.ShardConfig(address, server, token, trust_network))
     try:
         shard.start()
     except hosting.ExposedError as error:
@@ -87,7 +89,7 @@ def start_fleet(
     """A running fleet that attends on a server. Raises ThalwegError if Ray cannot be had, and what `check` raises meanwhile."""
     require_ray()
     with needs("workers", "the workers are"):
-        from thalweg.workers.fleet import Fleet, FleetConfig, FleetError  # noqa: PLC0415 - an extra
+        from thalweg.workers.ray.fleet import Fleet, FleetConfig, FleetError  # noqa: PLC0415 - an extra
     named = {"name": name} if name else {}
     fleet = Fleet(
         FleetConfig(
@@ -117,14 +119,14 @@ def completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
 def worker_bytes(spec: job_pb2.JobSpec, objective: Objective, dataset: Dataset) -> int:
     """The memory that a worker of this machine's server takes for a job besides its data, in bytes."""
     from thalweg.workers import needs as takes  # noqa: PLC0415 - the one place that knows
-    from thalweg.workers.differentiation import EVALUATION_BATCH  # noqa: PLC0415
+    from thalweg.workers.differentiator import EVALUATION_BATCH  # noqa: PLC0415
 
     return takes.of_worker(spec, objective, len(dataset.train), EVALUATION_BATCH, shared=True)
 
 
 def check_initial(layout: job_pb2.Layout, file: Path) -> None:
     """Raises ThalwegError if a model of this layout cannot start from the parameters in a file."""
-    from thalweg.server import initial  # noqa: PLC0415 - the one place that knows
+    from thalweg.server.driving import initial  # noqa: PLC0415 - the one place that knows
 
     try:
         initial.initial_slab(layout, initial.read(file))

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import grpc
 
-from thalweg.client.problems import LocalError
-from thalweg.contract.channel import Address, Endpoint, Metadata, forks_are_supported
+from thalweg.client.errors import LocalError
+from thalweg.contract.endpoint import Address, Endpoint, Metadata, forks_are_supported
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.v1 import training_service_pb2_grpc
 

@@ -18,16 +18,16 @@ from typing import Any
 from thalweg.client import runs
 from thalweg.client.client import Client
 from thalweg.client.composition import FolderInUseError, RunningServer, load_server, start_fleet, start_server
+from thalweg.client.errors import LocalError
 from thalweg.client.extras import require_ray
 from thalweg.client.folders import embedded_folder, expanded, folder_token, has_token, is_locked, is_usual, running_server
 from thalweg.client.jobfile import JobFile
 from thalweg.client.models import check
-from thalweg.client.problems import LocalError
 from thalweg.client.records import ENDED
 from thalweg.client.runs import Run
 from thalweg.client.snapshot import copy_of, is_read_only
 from thalweg.client.transfer import refer
-from thalweg.contract.channel import Address, parse_address
+from thalweg.contract.endpoint import Address, parse_address
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.states import state_name
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-from thalweg.client.problems import LocalError
+from thalweg.client.errors import LocalError
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from thalweg.client.problems import LocalError
-from thalweg.contract.channel import Address, parse_address
+from thalweg.client.errors import LocalError
+from thalweg.contract.endpoint import Address, parse_address
 from thalweg.contract.locks import FileLock
 
 # A server that has its folder's lock says within this time where it listens.

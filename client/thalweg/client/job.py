@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 
 from thalweg.client import models, records
 from thalweg.client.connection import Connection, code_of
+from thalweg.client.errors import JobFailedError
 from thalweg.client.folders import AnyPath, expanded
-from thalweg.client.problems import JobFailedError
 from thalweg.client.records import ENDED, Event, Progress, Result, Trajectory
 from thalweg.client.transfer import download_data, download_parameters, download_trajectory
 from thalweg.client.weights import save_weights
@@ -33,7 +33,7 @@ _RECONNECT_SECONDS = 60.0
 # A stream that lived so long was there: no attempt to connect takes that long.
 _STEADY_SECONDS = 40.0
 _FIRST_BACKOFF = 0.2
-_LONGEST_BACKOFF = 5.0
+_MAX_BACKOFF = 5.0
 # How long an open stream is listened to for what was recorded before.
 _HISTORY_SECONDS = 2.0
 # Events that come within that time if there are more of those.
@@ -112,7 +112,7 @@ class Job:
                     raise self._connection.translated(error) from error
                 say(f"the server at {self._connection.address} cannot be reached; trying again")
             time.sleep(backoff)
-            backoff = min(2 * backoff, _LONGEST_BACKOFF)
+            backoff = min(2 * backoff, _MAX_BACKOFF)
 
     def _stream(self, after: int, seconds: float | None = None, until_now: bool = False) -> Iterator[pb.Event]:
         request = pb.WatchJobRequest(job_id=self.id, after_sequence=after, until_now=until_now)

@@ -16,9 +16,9 @@ from typing import Any
 import tomli_w
 from google.protobuf import json_format
 
+from thalweg.client.errors import JobFileError
 from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.mapping import Walk, values_of
-from thalweg.client.problems import JobFileError
 from thalweg.client.settings import Setting, lay_over, read_settings
 from thalweg.client.weights import check_weights
 from thalweg.contract.encoding import UTF8, why_not_utf8

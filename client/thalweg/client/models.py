@@ -24,8 +24,8 @@ from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
 # What a landscape may cost: multiplications for one point.
-_MOST_WORK = 1 << 28
-_MOST_SAMPLES = 4096
+_MAX_WORK = 1 << 28
+_MAX_SAMPLES = 4096
 # A file up to this size is read within a second or two.
 _MAX_CHECKED_BYTES = 256 << 20
 
@@ -199,7 +199,7 @@ class Landscape:
             self._objective = registry.objective(spec, dataset.schema, "float64")
         except (MistakeError, NodeError) as error:
             raise _told(error) from error
-        room = max(64, min(_MOST_SAMPLES, _MOST_WORK // max(1, self._objective.size)))
+        room = max(64, min(_MAX_SAMPLES, _MAX_WORK // max(1, self._objective.size)))
         chosen = np.linspace(0, len(dataset.train) - 1, min(room, len(dataset.train))).astype(np.intp)
         self._batch = in_double(dataset.train.take(chosen))
         self.samples = len(chosen)

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from thalweg.client.problems import LocalError
-from thalweg.contract.channel import Address, parse_address
+from thalweg.client.errors import LocalError
+from thalweg.contract.endpoint import Address, parse_address
 from thalweg.contract.locks import FileLock, LockedError
 
 _log = logging.getLogger(__name__)

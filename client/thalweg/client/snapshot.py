@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from thalweg.client.problems import LocalError
+from thalweg.client.errors import LocalError
 
 # What belongs to running servers, and SQLite's index, which it makes anew.
 _LEFT_OUT = ("lock", "address", "token", "server-token", "runs", "jobs.sqlite-shm")

@@ -10,10 +10,10 @@ from typing import Protocol
 import numpy as np
 
 from thalweg.client.connection import Connection
-from thalweg.client.problems import LocalError
+from thalweg.client.errors import LocalError
 from thalweg.client.weights import write_whole
 from thalweg.contract import layout as layouts
-from thalweg.contract.channel import CHUNK_BYTES
+from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
 from thalweg.v1 import job_pb2

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from thalweg.client.problems import LocalError
+from thalweg.client.errors import LocalError
 from thalweg.contract import layout as layouts
 from thalweg.contract import preparation
 from thalweg.contract.errors import Violation, invalid

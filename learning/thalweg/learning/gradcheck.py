@@ -13,7 +13,7 @@ from thalweg.v1 import job_pb2
 
 TOLERANCE = 1e-6
 # Coordinates of one tensor that are checked; of a larger one, so many, evenly spread.
-MOST_COORDINATES = 2000
+MAX_COORDINATES = 2000
 # Samples that the loss is taken over.
 SAMPLES = 8
 # Rounding a loss changes its difference by so much, several times over. Of a gradient so small that this is more than the
@@ -61,7 +61,7 @@ def gradcheck(spec: job_pb2.JobSpec, dataset: Dataset) -> list[Row]:
 
     rows, start = [], 0
     for segment in objective.segments:
-        positions = start + np.linspace(0, segment.size - 1, min(segment.size, MOST_COORDINATES)).astype(np.int64)
+        positions = start + np.linspace(0, segment.size - 1, min(segment.size, MAX_COORDINATES)).astype(np.int64)
         found = np.empty(1)
         differences = np.empty(len(positions))
         for i, position in enumerate(positions):

@@ -22,11 +22,11 @@ from thalweg.v1 import job_pb2, options_pb2
 _JOB_ID = re.compile("[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _REQUEST_ID = re.compile("[!-~]{1,128}")
 # A schedule within a schedule within a schedule is enough.
-_MOST_DEPTH = 24
+_MAX_DEPTH = 24
 # A status travels in gRPC's trailers, three times over, and those may be refused beyond 8 KiB.
-_MOST_SHOWN = 60
+_MAX_SHOWN = 60
 # A thousand layers take a quarter of it. A job travels as a part of other messages, and those have gRPC's limit.
-_MOST_BYTES = 1 << 17
+_MAX_BYTES = 1 << 17
 
 
 def complete(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
@@ -36,8 +36,8 @@ def complete(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     """
     completed = job_pb2.JobSpec()
     completed.CopyFrom(spec)
-    if completed.ByteSize() > _MOST_BYTES:
-        raise invalid(Violation("spec", f"has {completed.ByteSize():,} bytes; at most {_MOST_BYTES:,} are allowed"))
+    if completed.ByteSize() > _MAX_BYTES:
+        raise invalid(Violation("spec", f"has {completed.ByteSize():,} bytes; at most {_MAX_BYTES:,} are allowed"))
     violations = list(_complete(completed, "", 0))
     wrong = {violation.field for violation in violations}
     violations += [violation for violation in _across_fields(completed) if violation.field not in wrong]
@@ -82,7 +82,7 @@ def _as_many_as_travel(violations: list[Violation]) -> list[Violation]:
 
 def _complete(message: Message, path: str, depth: int) -> Iterator[Violation]:
     """Fills in a message's defaults, and yields what is wrong in it and below."""
-    if depth > _MOST_DEPTH:
+    if depth > _MAX_DEPTH:
         yield Violation(path, "is nested too deeply")
         return
     descriptor = cast("Descriptor", message.DESCRIPTOR)
@@ -199,7 +199,7 @@ def none_of(value: str, known: list[str]) -> str:
 def shown(value: str | float) -> str:
     """A value in an error message: numbers as users write them, long texts cut."""
     if isinstance(value, str):
-        return repr(value if len(value) <= _MOST_SHOWN else value[: _MOST_SHOWN - 3] + "...")
+        return repr(value if len(value) <= _MAX_SHOWN else value[: _MAX_SHOWN - 3] + "...")
     return str(value).removesuffix(".0")
 
 

@@ -9,24 +9,25 @@ import grpc
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from thalweg.contract.channel import Address, Endpoint
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import ThalwegError, from_rpc_error
+from thalweg.contract.frames import Parcel
 from thalweg.contract.layout import Slab, layout_of
-from thalweg.contract.memory import SharingError
-from thalweg.contract.payload import Parcel
 from thalweg.contract.release import hello
+from thalweg.contract.shared_memory import SharingError
 from thalweg.contract.tree import Node
 from thalweg.learning import data
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.errors import NodeError
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
-from thalweg.workers import exchange, needs
-from thalweg.workers.differentiation import EVALUATION_BATCH, Differentiator
-from thalweg.workers.exchange import Exchange
+from thalweg.workers import needs
+from thalweg.workers.differentiator import EVALUATION_BATCH, Differentiator
 from thalweg.workers.failures import failure_of
-from thalweg.workers.fetch import fetcher
-from thalweg.workers.streams import Inbox, Outbox, ShardStream, Streams, open_stream
+from thalweg.workers.transport import exchange
+from thalweg.workers.transport.exchange import Exchange
+from thalweg.workers.transport.fetch import fetcher
+from thalweg.workers.transport.streams import Inbox, Outbox, ShardStream, Streams, open_stream
 
 # How long the cost of numerical differentiation is measured.
 _MEASURE_SECONDS = 0.25

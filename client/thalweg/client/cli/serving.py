@@ -15,7 +15,7 @@ from thalweg.client.cli.output import console, print_json
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
 from thalweg.client.composition import start_fleet, start_server, start_shard
 from thalweg.client.folders import SERVER_TOKEN, expanded, folder_token, served_folder
-from thalweg.contract.channel import DEFAULT_PORT, Address, parse_address
+from thalweg.contract.endpoint import DEFAULT_PORT, Address, parse_address
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.logs import Sparingly
 from thalweg.contract.text import VisibleFormatter
@@ -23,7 +23,7 @@ from thalweg.contract.tokens import published
 
 _log = logging.getLogger(__name__)
 _MEBIBYTE = 1 << 20
-_LONGEST_SECONDS = 1e6
+_MAX_SECONDS = 1e6
 
 
 def serve(
@@ -65,7 +65,7 @@ def serve(
         typer.Option(
             metavar="S",
             min=0,
-            max=_LONGEST_SECONDS,
+            max=_MAX_SECONDS,
             help="About how often to write a job's checkpoint; 0 for every step. 10, if not given.",
             show_default=False,
         ),
@@ -75,7 +75,7 @@ def serve(
         typer.Option(
             metavar="S",
             min=0.1,
-            max=_LONGEST_SECONDS,
+            max=_MAX_SECONDS,
             help="A worker that says nothing for so long is taken for lost. 10, if not given.",
             show_default=False,
         ),

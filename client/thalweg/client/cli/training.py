@@ -8,9 +8,9 @@ from thalweg.client.cli.follow import attend, follow
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
 from thalweg.client.client import Client
 from thalweg.client.embedded import Embedded
+from thalweg.client.errors import LocalError
 from thalweg.client.job import Job
 from thalweg.client.jobfile import JobFile
-from thalweg.client.problems import LocalError
 from thalweg.client.records import ENDED, Event, Result, StateChanged
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import state_name

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from thalweg.client.errors import LocalError
 from thalweg.client.job import Job
 from thalweg.client.plotting.figures import BLUE, GREEN, ORANGE, dress, new_figure, title
-from thalweg.client.problems import LocalError
 from thalweg.client.records import EpochEnded, Event, StepsTaken
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Curve = NDArray[np.float64]
 
 # More points than this are drawn as the range that neighbours cover.
-_MOST_POINTS = 4000
+_MAX_POINTS = 4000
 # A loss that falls by more than this factor is drawn on a logarithmic scale.
 _LOGARITHMIC = 30.0
 
@@ -133,9 +133,9 @@ def _draw_accuracy(axes: "Axes", history: History) -> None:
 
 
 def _thinned(curve: Curve) -> Curve:
-    """A curve of at most `_MOST_POINTS` points, which covers what the whole one covers."""
-    if curve.shape[1] <= _MOST_POINTS:
+    """A curve of at most `_MAX_POINTS` points, which covers what the whole one covers."""
+    if curve.shape[1] <= _MAX_POINTS:
         return curve
-    groups = np.array_split(np.arange(curve.shape[1]), _MOST_POINTS // 2)
+    groups = np.array_split(np.arange(curve.shape[1]), _MAX_POINTS // 2)
     points = [(curve[0, group[0]], extreme) for group in groups for extreme in (curve[1, group].min(), curve[1, group].max())]
     return np.array(points).T

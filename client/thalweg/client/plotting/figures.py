@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thalweg.client.errors import LocalError
 from thalweg.client.extras import needs
-from thalweg.client.problems import LocalError
 from thalweg.client.weights import write_whole
 from thalweg.contract.errors import Violation, invalid
 

@@ -30,9 +30,9 @@ _FAINT_CURVES = 4
 # How far beyond the way the slice reaches, as a share of its width.
 _MARGIN = 0.45
 # The half-width of a slice over a weight that hardly moved.
-_LEAST_REACH = 0.25
+_MIN_REACH = 0.25
 # How far apart, as a share of the picture's height, the labels of curves are.
-_LEAST_GAP = 0.04
+_MIN_GAP = 0.04
 # A slice whose height is less than this share of the picture's looks like a level line.
 _FLAT = 0.2
 # A way whose height is at most this share of the loss, or of 1, is level.
@@ -132,7 +132,7 @@ def measure(landscape: Landscape, trajectory: Trajectory, position: int) -> Slic
     low, high = float(values.min()), float(values.max())
     middle = (low + high) / 2
     # Around a weight that did not move there is no way to go by: 0 and some of what lies beyond it are shown.
-    least = _LEAST_REACH * max(1.0, abs(middle)) if high > low else max(1.0, 1.5 * abs(middle))
+    least = _MIN_REACH * max(1.0, abs(middle)) if high > low else max(1.0, 1.5 * abs(middle))
     reach = max((high - low) * (0.5 + _MARGIN), least)
     grid = np.linspace(middle - reach, middle + reach, _POINTS)
     last = len(values) - 1
@@ -152,7 +152,7 @@ def _draw(figure: "Figure", axes: "Axes", found: Slice, name: str) -> None:
     labelled: list[float] = []
     for base, curve in zip(found.bases[:-1], found.curves[:-1], strict=True):
         axes.plot(found.grid, curve, color=FAINT, alpha=0.45, linewidth=1)
-        apart = all(abs(curve[-1] - other) > _LEAST_GAP * (high - low) for other in labelled)
+        apart = all(abs(curve[-1] - other) > _MIN_GAP * (high - low) for other in labelled)
         if apart and low < curve[-1] < high:
             labelled.append(float(curve[-1]))
             axes.annotate(

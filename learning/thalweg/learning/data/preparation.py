@@ -14,7 +14,7 @@ from thalweg.learning.randomness import Purpose, generator
 from thalweg.v1 import job_pb2
 
 # Labels for more classes than this would be a mistake: a column of amounts taken for labels.
-_MOST_CLASSES = 100_000
+_MAX_CLASSES = 100_000
 # Features of which something is kept, a mean, a deviation, a name: with room to spare in a message of 4 MiB.
 MAX_FEATURES = 1 << 17
 # Samples that are converted to double precision at once.
@@ -50,11 +50,11 @@ def _labels(field: str, y: NDArray[Any], wanted_by: str) -> NDArray[np.int64]:
         y = y[:, 0]
     if y.ndim != 1:
         raise DataError(f"{field}: y has the shape {y.shape}, and {wanted_by} wants one label for each sample")
-    wrong = np.flatnonzero((y < 0) | (y != np.floor(y)) | (y >= _MOST_CLASSES))
+    wrong = np.flatnonzero((y < 0) | (y != np.floor(y)) | (y >= _MAX_CLASSES))
     if len(wrong):
         raise DataError(
             f"{field}: y has {y[wrong[0]]:.15g} at sample {wrong[0]} (counted from 0), and {wanted_by} wants labels: whole "
-            f"numbers from 0 to at most {_MOST_CLASSES - 1}"
+            f"numbers from 0 to at most {_MAX_CLASSES - 1}"
         )
     return y.astype(np.int64)
 

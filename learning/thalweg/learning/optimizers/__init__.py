@@ -6,7 +6,7 @@ from thalweg.learning.optimizers.adagrad import Adagrad
 from thalweg.learning.optimizers.adam import Adam
 from thalweg.learning.optimizers.adamw import AdamW
 from thalweg.learning.optimizers.applying import apply
-from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, State
+from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, OptimizerState
 from thalweg.learning.optimizers.momentum import Momentum
 from thalweg.learning.optimizers.rmsprop import RMSprop
 from thalweg.learning.optimizers.sgd import SGD
@@ -23,7 +23,7 @@ OPTIMIZERS: dict[str, type[Optimizer[Hyperparameters]]] = {
 
 AnyOptimizer: TypeAlias = Optimizer[Hyperparameters]
 
-__all__ = ["OPTIMIZERS", "AnyOptimizer", "Optimizer", "State", "apply", "make", "settings"]
+__all__ = ["OPTIMIZERS", "AnyOptimizer", "Optimizer", "OptimizerState", "apply", "make", "settings"]
 
 
 def settings(spec: job_pb2.Optimizer) -> Hyperparameters:

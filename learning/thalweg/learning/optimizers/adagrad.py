@@ -3,7 +3,7 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.learning.optimizers.base import Descent, Optimizer, State
+from thalweg.learning.optimizers.base import Optimizer, OptimizerState, UpdateRule
 from thalweg.v1 import job_pb2
 
 
@@ -12,19 +12,19 @@ class Adagrad(Optimizer[job_pb2.Adagrad]):
 
     slots = ("sum",)
 
-    def init(self, size: int, dtype: np.dtype[np.floating]) -> State:
+    def init(self, size: int, dtype: np.dtype[np.floating]) -> OptimizerState:
         return {"sum": np.full(size, self.hyperparameters.initial_accumulator_value, dtype)}
 
-    def descent(self, learning_rate: float, step: int) -> Descent:
+    def rule(self, learning_rate: float, step: int) -> UpdateRule:
         eps = self.hyperparameters.eps
         rate = learning_rate / (1 + step * self.hyperparameters.learning_rate_decay)
 
-        def descend(gradient: Slab, state: State, fall: Slab, scratch: Slab) -> None:
+        def update(gradient: Slab, state: OptimizerState, delta: Slab, scratch: Slab) -> None:
             total = state["sum"]
             total += np.multiply(gradient, gradient, out=scratch)
-            np.sqrt(total, out=fall)
-            fall += eps
-            np.divide(gradient, fall, out=fall)
-            fall *= rate
+            np.sqrt(total, out=delta)
+            delta += eps
+            np.divide(gradient, delta, out=delta)
+            delta *= rate
 
-        return descend
+        return update

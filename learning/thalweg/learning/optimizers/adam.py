@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.learning.optimizers.base import Descent, Hyperparameters, Optimizer, State
+from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, OptimizerState, UpdateRule
 
 
 class AdamHyperparameters(Hyperparameters, Protocol):
@@ -35,7 +35,7 @@ class Adam(Optimizer[AdamHyperparameters]):
         self._beta1, self._beta2 = hyperparameters.betas
         self.slots = ("gradient_sum", "square_sum") + ("greatest",) * hyperparameters.amsgrad
 
-    def migrated(self, state: State) -> State:
+    def migrated(self, state: OptimizerState) -> OptimizerState:
         # There were the moments themselves, and the greatest of v, where now there are sums.
         if state.keys() != {"mean", "square", *self.slots[2:]}:
             return state
@@ -43,14 +43,14 @@ class Adam(Optimizer[AdamHyperparameters]):
         betas = {"gradient_sum": self._beta1, "square_sum": self._beta2, "greatest": self._beta2}
         return {slot: np.divide(state[moments[slot]], 1 - betas[slot]) for slot in self.slots}
 
-    def descent(self, learning_rate: float, step: int) -> Descent:
+    def rule(self, learning_rate: float, step: int) -> UpdateRule:
         beta1, beta2, amsgrad = self._beta1, self._beta2, self.hyperparameters.amsgrad
         # √v̂ is so many times the root of the sum. Numerator and denominator are divided by it: that spares another pass.
         correction = math.sqrt((1 - beta2) / (1 - beta2 ** (step + 1)))
         eps = self.hyperparameters.eps / correction
         rate = learning_rate * (1 - beta1) / (1 - beta1 ** (step + 1)) / correction
 
-        def descend(gradient: Slab, state: State, fall: Slab, scratch: Slab) -> None:
+        def update(gradient: Slab, state: OptimizerState, delta: Slab, scratch: Slab) -> None:
             total, squares = state["gradient_sum"], state["square_sum"]
             total *= beta1
             total += gradient
@@ -58,9 +58,9 @@ class Adam(Optimizer[AdamHyperparameters]):
             squares += np.multiply(gradient, gradient, out=scratch)
             if amsgrad:
                 squares = np.maximum(state["greatest"], squares, out=state["greatest"])
-            np.sqrt(squares, out=fall)
-            fall += eps
-            np.divide(total, fall, out=fall)
-            fall *= rate
+            np.sqrt(squares, out=delta)
+            delta += eps
+            np.divide(total, delta, out=delta)
+            delta *= rate
 
-        return descend
+        return update

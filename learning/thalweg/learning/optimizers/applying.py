@@ -3,7 +3,7 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab, ranges
-from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, Scratch, State
+from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, OptimizerState, Scratch
 
 # Elements that are updated at once: so few that a block stays in the cache from one pass over it to the next, and so many that
 # NumPy's calls take little of the time.
@@ -14,7 +14,7 @@ def apply(
     optimizer: Optimizer[Hyperparameters],
     parameters: Slab,
     gradient: Slab | tuple[Slab, Slab],
-    state: State,
+    state: OptimizerState,
     out: Slab,
     learning_rate: float,
     step: int,
@@ -27,12 +27,12 @@ def apply(
     scheduled one; `step` counts from 0. How a slab is cut into ranges does not change a bit of
     the result, and threads may update different ranges at once.
     """
-    descend = optimizer.descent(learning_rate, step)
+    rule = optimizer.rule(learning_rate, step)
     decay, keep = (0.0, 1 - learning_rate * optimizer.weight_decay) if optimizer.decoupled else (optimizer.weight_decay, 1.0)
     # The output can take what is computed in between, and so is in the cache when it is written.
     apart, factor = not np.may_share_memory(parameters, out), parameters.dtype.type(scale)
 
-    def update(block: slice, scratch: Scratch) -> bool:
+    def update_block(block: slice, scratch: Scratch) -> bool:
         p, new = parameters[block], out[block]
         total, other, finite = scratch.gradient[: p.size], scratch.other[: p.size], scratch.finite[: p.size]
         g = np.add(gradient[0][block], gradient[1][block], out=total) if isinstance(gradient, tuple) else gradient[block]
@@ -40,14 +40,14 @@ def apply(
             g = np.multiply(g, factor, out=total)
         if decay:
             g = np.add(g, np.multiply(p, decay, out=other), out=total)
-        fall = new if apart else scratch.fall[: p.size]
-        descend(g, {name: values[block] for name, values in state.items()}, fall, other)
-        np.subtract(p if keep == 1 else np.multiply(p, keep, out=other), fall, out=new)
+        delta = new if apart else scratch.delta[: p.size]
+        rule(g, {name: values[block] for name, values in state.items()}, delta, other)
+        np.subtract(p if keep == 1 else np.multiply(p, keep, out=other), delta, out=new)
         return bool(np.isfinite(new, out=finite).all())
 
     # What is not finite is no news here: whoever asked hears of it.
     with np.errstate(all="ignore"), optimizer.scratch(_BLOCK, parameters.dtype) as scratch:
         finite = True
         for block in ranges(parameters.size, _BLOCK):
-            finite &= update(block, scratch)
+            finite &= update_block(block, scratch)
         return finite

@@ -1,4 +1,4 @@
-"""What an optimizer is: a state of some slabs, and how far a gradient makes the parameters fall."""
+"""What an optimizer is: a state of some slabs, and how far a gradient makes the parameters delta."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from thalweg.contract.layout import Slab
 
-State = dict[str, Slab]
+OptimizerState = dict[str, Slab]
 
 
 class Hyperparameters(Protocol):
@@ -26,16 +26,16 @@ class Hyperparameters(Protocol):
 # The message of the contract that describes an optimizer.
 H_co = TypeVar("H_co", bound=Hyperparameters, covariant=True)
 
-# Of a block: reads the gradient, changes the state, writes to the third array by how much the parameters fall, and may use the
+# Of a block: reads the gradient, changes the state, writes to the third array by how much the parameters delta, and may use the
 # fourth for intermediate results. All are one-dimensional, of equal length and dtype; each element is computed for itself.
-Descent = Callable[[Slab, State, Slab, Slab], None]
+UpdateRule = Callable[[Slab, OptimizerState, Slab, Slab], None]
 
 
 class Scratch(NamedTuple):
     """Arrays for what one thread computes in between."""
 
     gradient: Slab
-    fall: Slab
+    delta: Slab
     other: Slab
     finite: NDArray[np.bool_]
 
@@ -57,11 +57,11 @@ class Optimizer(ABC, Generic[H_co]):
         self.weight_decay = float(hyperparameters.weight_decay)
         self._scratches: list[Scratch] = []
 
-    def init(self, size: int, dtype: np.dtype[np.floating]) -> State:
+    def init(self, size: int, dtype: np.dtype[np.floating]) -> OptimizerState:
         """The state before the first step."""
         return {slot: np.zeros(size, dtype) for slot in self.slots}
 
-    def migrated(self, state: State) -> State:
+    def migrated(self, state: OptimizerState) -> OptimizerState:
         """A state as this release keeps it, of one that this or an earlier release kept, with the slots that it had then."""
         return state
 
@@ -72,11 +72,11 @@ class Optimizer(ABC, Generic[H_co]):
             # Whatever else, this is one operation on a list, which no other thread interrupts.
             scratch = self._scratches.pop()
         except IndexError:
-            gradient, fall, other = (np.empty(size, dtype) for _ in range(3))
-            scratch = Scratch(gradient, fall, other, np.empty(size, np.bool_))
+            gradient, delta, other = (np.empty(size, dtype) for _ in range(3))
+            scratch = Scratch(gradient, delta, other, np.empty(size, np.bool_))
         yield scratch
         self._scratches.append(scratch)
 
     @abstractmethod
-    def descent(self, learning_rate: float, step: int) -> Descent:
+    def rule(self, learning_rate: float, step: int) -> UpdateRule:
         """A step, for any of its blocks. `learning_rate` is the scheduled one; `step` counts from 0."""

@@ -3,7 +3,7 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.learning.optimizers.base import Descent, Optimizer, State
+from thalweg.learning.optimizers.base import Optimizer, OptimizerState, UpdateRule
 from thalweg.v1 import job_pb2
 
 
@@ -15,11 +15,11 @@ class Momentum(Optimizer[job_pb2.Momentum]):
 
     slots = ("momentum",)
 
-    def descent(self, learning_rate: float, step: int) -> Descent:
+    def rule(self, learning_rate: float, step: int) -> UpdateRule:
         momentum, nesterov = self.hyperparameters.momentum, self.hyperparameters.nesterov
         dampened = 1 - self.hyperparameters.dampening
 
-        def descend(gradient: Slab, state: State, fall: Slab, scratch: Slab) -> None:
+        def update(gradient: Slab, state: OptimizerState, delta: Slab, scratch: Slab) -> None:
             velocity = state["momentum"]
             if step == 0:
                 velocity[...] = gradient
@@ -29,8 +29,8 @@ class Momentum(Optimizer[job_pb2.Momentum]):
             if nesterov:
                 np.multiply(velocity, momentum, out=scratch)
                 scratch += gradient
-                np.multiply(scratch, learning_rate, out=fall)
+                np.multiply(scratch, learning_rate, out=delta)
             else:
-                np.multiply(velocity, learning_rate, out=fall)
+                np.multiply(velocity, learning_rate, out=delta)
 
-        return descend
+        return update

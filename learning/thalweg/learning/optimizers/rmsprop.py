@@ -3,7 +3,7 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.learning.optimizers.base import Descent, Optimizer, State
+from thalweg.learning.optimizers.base import Optimizer, OptimizerState, UpdateRule
 from thalweg.v1 import job_pb2
 
 
@@ -17,11 +17,11 @@ class RMSprop(Optimizer[job_pb2.Rmsprop]):
         super().__init__(hyperparameters)
         self.slots = ("square",) + ("mean",) * hyperparameters.centered + ("momentum",) * (hyperparameters.momentum > 0)
 
-    def descent(self, learning_rate: float, step: int) -> Descent:
+    def rule(self, learning_rate: float, step: int) -> UpdateRule:
         settings = self.hyperparameters
         alpha, eps, centered, momentum = settings.alpha, settings.eps, settings.centered, settings.momentum
 
-        def descend(gradient: Slab, state: State, fall: Slab, scratch: Slab) -> None:
+        def update(gradient: Slab, state: OptimizerState, delta: Slab, scratch: Slab) -> None:
             square = state["square"]
             square *= alpha
             np.multiply(gradient, gradient, out=scratch)
@@ -31,20 +31,20 @@ class RMSprop(Optimizer[job_pb2.Rmsprop]):
                 mean = state["mean"]
                 mean *= alpha
                 mean += np.multiply(gradient, 1 - alpha, out=scratch)
-                np.subtract(square, np.multiply(mean, mean, out=scratch), out=fall)
+                np.subtract(square, np.multiply(mean, mean, out=scratch), out=delta)
                 # A variance is never below zero; rounding may bring it there when the gradient hardly changes.
-                np.maximum(fall, 0, out=fall)
-                np.sqrt(fall, out=fall)
+                np.maximum(delta, 0, out=delta)
+                np.sqrt(delta, out=delta)
             else:
-                np.sqrt(square, out=fall)
-            fall += eps
-            np.divide(gradient, fall, out=fall)
+                np.sqrt(square, out=delta)
+            delta += eps
+            np.divide(gradient, delta, out=delta)
             if momentum > 0:
                 velocity = state["momentum"]
                 velocity *= momentum
-                velocity += fall
-                np.multiply(velocity, learning_rate, out=fall)
+                velocity += delta
+                np.multiply(velocity, learning_rate, out=delta)
             else:
-                fall *= learning_rate
+                delta *= learning_rate
 
-        return descend
+        return update

@@ -22,7 +22,7 @@ CODECS: dict[str, type[AnyCodec]] = {
     "top_k": TopK,
 }
 
-__all__ = ["CODECS", "AnyCodec", "Bytes", "Codec", "Received", "as_they_are", "exact", "of_gradients", "of_parameters"]
+__all__ = ["CODECS", "AnyCodec", "Bytes", "Codec", "Received", "exact", "identity", "of_gradients", "of_parameters"]
 
 
 def exact(spec: job_pb2.JobSpec) -> bool:
@@ -30,7 +30,7 @@ def exact(spec: job_pb2.JobSpec) -> bool:
     return _kind(spec) == "float32"
 
 
-def as_they_are(spec: job_pb2.JobSpec, chunk_elements: int) -> AnyCodec:
+def identity(spec: job_pb2.JobSpec, chunk_elements: int) -> AnyCodec:
     """The codec that changes nothing."""
     return Float32(spec.training.codec.float32, chunk_elements, spec.model.dtype)
 
@@ -39,14 +39,14 @@ def of_gradients(spec: job_pb2.JobSpec, chunk_elements: int) -> AnyCodec:
     """The codec of the gradients of a job whose specification is complete."""
     kind = _kind(spec)
     if kind == "float32":
-        return as_they_are(spec, chunk_elements)
+        return identity(spec, chunk_elements)
     return CODECS[kind](getattr(spec.training.codec, kind), chunk_elements)
 
 
 def of_parameters(spec: job_pb2.JobSpec, chunk_elements: int) -> AnyCodec:
     """The codec of the parameters that a job's server sends to workers."""
     codec = of_gradients(spec, chunk_elements)
-    return codec if codec.parameters else as_they_are(spec, chunk_elements)
+    return codec if codec.parameters else identity(spec, chunk_elements)
 
 
 def _kind(spec: job_pb2.JobSpec) -> str:

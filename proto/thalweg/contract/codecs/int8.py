@@ -11,7 +11,7 @@ from thalweg.contract.layout import Slab
 from thalweg.v1 import job_pb2
 
 _STEPS = np.float32(127)
-_LEAST_SCALE = np.finfo(np.float32).tiny
+_MIN_SCALE = np.finfo(np.float32).tiny
 
 
 class Int8(Codec[job_pb2.Int8]):
@@ -37,7 +37,7 @@ class Int8(Codec[job_pb2.Int8]):
         for block, whole, near in zip(self._blocks(values), self._blocks(numbers), self._blocks(scaled), strict=True):
             np.abs(block, out=near)
             scale = np.maximum.reduce(near, axis=1) / _STEPS
-            scale[scale < _LEAST_SCALE] = 0
+            scale[scale < _MIN_SCALE] = 0
             inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
             np.multiply(block, inverse[:, np.newaxis], out=near)
             np.rint(near, out=near)

@@ -6,9 +6,9 @@ from typing import Any
 
 import grpc
 
-from thalweg.contract.channel import Address, Endpoint
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import ThalwegError
-from thalweg.server import wire
+from thalweg.server.streams import wire
 from thalweg.v1 import shard_service_pb2 as pb
 from thalweg.v1 import shard_service_pb2_grpc
 

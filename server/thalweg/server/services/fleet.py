@@ -9,10 +9,11 @@ import grpc
 
 from thalweg.contract.release import check_protocol
 from thalweg.contract.text import MAX_FLEET_NAME, MAX_PROBLEM, visible
-from thalweg.server import validation, wire
-from thalweg.server.fleets import AttendingFleet
-from thalweg.server.jobs import Jobs
+from thalweg.server import validation
+from thalweg.server.deciding.fleets import AttendingFleet
+from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.guard import end, errors
+from thalweg.server.streams import wire
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1 import fleet_service_pb2_grpc
 

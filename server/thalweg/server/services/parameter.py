@@ -10,15 +10,15 @@ from typing import Any, NamedTuple, Protocol
 
 import grpc
 
-from thalweg.contract import payload
+from thalweg.contract import frames
 from thalweg.contract.errors import ThalwegError
-from thalweg.contract.payload import Parcel
+from thalweg.contract.frames import Parcel
 from thalweg.contract.release import check_protocol
 from thalweg.contract.text import MAX_WORKER_NAME, visible
-from thalweg.server import wire
-from thalweg.server.jobs import Jobs
-from thalweg.server.messages import NOWHERE, Place
+from thalweg.server.deciding.messages import NOWHERE, Place
+from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.guard import end, errors
+from thalweg.server.streams import wire
 from thalweg.v1 import parameter_service_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class WorkerStream:
             following = self._queue[0].message
             if isinstance(following, pb.WorkResponse) and following.HasField("differentiate"):
                 self._queue.popleft()
-                return payload.with_parameters(following, message)
+                return frames.with_parameters(following, message)
         return message
 
     async def write(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -163,8 +163,8 @@ class ParameterService:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Has a server offer the service."""
-        work: Any = grpc.stream_stream_rpc_method_handler(self._work, payload.request_of, payload.serialize)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(payload.SERVICE, {"Work": work}),))
+        work: Any = grpc.stream_stream_rpc_method_handler(self._work, frames.request_of, frames.serialize)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(frames.SERVICE, {"Work": work}),))
 
     async def _work(self, requests: AsyncIterator[Parcel[pb.WorkRequest]], context: grpc.aio.ServicerContext[Any, Any]) -> None:
         async with errors(context):

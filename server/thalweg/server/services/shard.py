@@ -8,14 +8,14 @@ from urllib.parse import unquote
 
 import grpc
 
-from thalweg.contract.channel import Address, parse_address
+from thalweg.contract.endpoint import Address, parse_address
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.text import MAX_ADDRESS, visible
-from thalweg.server import wire
-from thalweg.server.jobs import Jobs
+from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.confirmation import confirm
 from thalweg.server.services.guard import end, errors
-from thalweg.server.shards import AttendingShard
+from thalweg.server.sharding.registry import ShardLink
+from thalweg.server.streams import wire
 from thalweg.v1 import shard_service_pb2 as pb
 from thalweg.v1 import shard_service_pb2_grpc
 
@@ -38,7 +38,7 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
                 raise wire.violation("a stream begins with an offer")
             address = _reached_at(visible(opening.offer.address, MAX_ADDRESS), context.peer())
             await confirm(address, opening.offer.secret)
-            shard = AttendingShard(str(address))
+            shard = ShardLink(str(address))
             take_on = pb.TakeOn(heartbeat_seconds=self._jobs.settings.heartbeat_seconds)
             shard.send(pb.ShareCommand(take_on=take_on))
             listener = asyncio.create_task(_listen(requests, shard))
@@ -57,7 +57,7 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
                 await end(listener)
 
 
-async def _listen(requests: AsyncIterator[pb.HoldRequest], shard: AttendingShard) -> None:
+async def _listen(requests: AsyncIterator[pb.HoldRequest], shard: ShardLink) -> None:
     async for request in requests:
         shard.hear(request)
 

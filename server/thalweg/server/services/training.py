@@ -12,10 +12,10 @@ from urllib.parse import unquote
 
 import grpc
 
-from thalweg.contract.channel import CHUNK_BYTES
+from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.text import MAX_ADDRESS, visible
-from thalweg.server.jobs import Jobs
+from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.guard import errors
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1 import training_service_pb2_grpc

@@ -1,0 +1,1 @@
+"""The arrays of running jobs: parameters, gradients, optimizer state, copies."""

@@ -1,0 +1,322 @@
+"""One job's shares at shards: what is decided about their chunks goes there, and what is answered comes here."""
+
+import itertools
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from thalweg.contract.layout import Slab
+from thalweg.contract.text import MAX_PROBLEM, visible
+from thalweg.contract.tree import Node
+from thalweg.learning.optimizers import OptimizerState
+from thalweg.server.arrays.copies import Copies, Spare
+from thalweg.server.arrays.parameters import PARAMETERS, Parameters
+from thalweg.server.arrays.pool import ArithmeticPool
+from thalweg.server.deciding import messages
+from thalweg.server.deciding.chunks import bits
+from thalweg.server.deciding.messages import WorkerId
+from thalweg.server.deciding.plan import Plan
+from thalweg.server.driving.decision_queue import DecisionQueue
+from thalweg.server.sharding.registry import ShardLink, ShardRegistry, split
+from thalweg.server.streams import wire
+from thalweg.v1 import job_pb2, parameter_service_pb2
+from thalweg.v1 import shard_service_pb2 as pb
+
+_TOKEN_BYTES = 32
+# Stands for all parts of a copy that are made here.
+_OWN = ("", -1)
+
+
+class Held(NamedTuple):
+    """A payload whose numbers a shard keeps."""
+
+    share: "_Share"
+    number: int
+    residual_since: int = 0
+
+
+class _Share:
+    """A range of the slab that a shard holds. `squares` are those of a gradient, when it has told them."""
+
+    def __init__(self, shard: ShardLink, number: int, chunks: range) -> None:
+        self.shard = shard
+        self.number = number
+        self.chunks = chunks
+        self.squares: list[float] | None = None
+
+    def send(self, **command: Any) -> None:
+        """Queues a command, given by the field's name."""
+        self.shard.send(pb.ShareCommand(share=self.number, **command))
+
+
+class _Copy(NamedTuple):
+    """A copy of the job's slabs that is being put together, and who waits for it."""
+
+    slabs: OptimizerState
+    missing: set[tuple[str, int]]
+    then: Callable[[OptimizerState], object]
+
+
+class ShardedArrays:
+    """A job's shares at some shards. `parameters` holds what is left: the last range, with the chunk that brings the sums."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        shards: list[ShardLink],
+        all_shards: ShardRegistry,
+        turns: DecisionQueue,
+        exchange: job_pb2.Exchange,
+        crew: ArithmeticPool | None,
+        spare: Spare,
+    ) -> None:
+        *ranges, own = split(plan.chunks, len(shards) + 1)
+        self.parameters = Parameters(plan, crew=crew, chunks=own)
+        # Of what is here.
+        self.copies = Copies(self.parameters, spare, turns.fail)
+        self._plan = plan
+        self._turns = turns
+        self._exchange = exchange
+        self._shares = [_Share(shard, all_shards.number(), part) for shard, part in zip(shards, ranges, strict=True)]
+        self.in_order = _InOrder(plan.chunks)
+        self._applying = 0
+        self._measured: list[float] | None = None
+        # Whether a command could not be carried out, and nothing can be had from that shard any more.
+        self.broken = False
+        self._whole: dict[int, _Copy] = {}
+        self._copy_numbers = itertools.count(1)
+        for share in self._shares:
+            share.shard.begin(share.number, lambda message, share=share: self._hear(share, message))  # type: ignore[misc]
+            make = pb.MakeShare(spec=plan.spec, elements=plan.elements, train_samples=plan.samples)
+            make.first_chunk, make.end_chunk = share.chunks.start, share.chunks.stop
+            share.send(make=make)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the shards are."""
+        return [share.shard.address for share in self._shares]
+
+    def at(self, shard: ShardLink) -> bool:
+        """Whether a shard has a share."""
+        return any(share.shard is shard for share in self._shares)
+
+    def close(self) -> None:
+        """Drops the shares. Copies that have not come do not come any more."""
+        for share in self._shares:
+            share.shard.end(share.number)
+        self._shares = []
+        self._whole.clear()
+
+    def invite(self, worker: WorkerId) -> list[parameter_service_pb2.ShardRange]:
+        """Lets a worker come to the shards, and says how."""
+        ranges: list[parameter_service_pb2.ShardRange] = []
+        for share in self._shares:
+            token = secrets.token_bytes(_TOKEN_BYTES)
+            share.send(invite=pb.Invite(worker=worker, token=token))
+            where = {"first_chunk": share.chunks.start, "end_chunk": share.chunks.stop}
+            ranges.append(parameter_service_pb2.ShardRange(address=share.shard.address, token=token, **where))
+        return ranges
+
+    def leave(self, worker: WorkerId) -> None:
+        """A worker is gone."""
+        self.in_order.leave(worker)
+        for share in self._shares:
+            share.send(dismiss=pb.Dismiss(worker=worker))
+
+    def load(self, version: int, parameters: Slab, state: OptimizerState | None) -> None:
+        """As `Parameters.restore`, with slabs of the whole model."""
+        own = slice(self._plan.chunk_range(self.parameters.chunks.start).start, None)
+        if parameters.shape != (self._plan.elements,):
+            raise ValueError("the checkpoint is of another model")
+        own_state = None if state is None else {name: slab[own] for name, slab in state.items()}
+        self.parameters.restore(version, parameters[own], own_state)
+        for name, slab in ({PARAMETERS: parameters} | (state or {})).items():
+            for share in self._shares:
+                for chunk in share.chunks:
+                    piece = pb.Piece(slab=name, chunk=chunk, data=slab[self._plan.chunk_range(chunk)].tobytes())
+                    share.send(load=pb.LoadShare(version=version, piece=piece))
+
+    def copy(self, then: Callable[[OptimizerState], object], *, state: bool) -> None:
+        """Has the parameters, and the optimizer's state if that is wanted, copied as they are now.
+
+        Calls `then` with the slabs by name when all parts have come: in the order in which this was called, or never.
+        """
+        names = [name for name in self.parameters.slabs if state or name == PARAMETERS]
+        slabs: OptimizerState = {name: np.empty(self._plan.elements, self.parameters.dtype) for name in names}
+        number, first = next(self._copy_numbers), self.parameters.chunks.start
+        missing = {(name, chunk) for name in slabs for chunk in range(first)} | {_OWN}
+        self._whole[number] = _Copy(slabs, missing, then)
+        for share in self._shares:
+            share.send(copy=pb.CopyShare(copy=number, state=state))
+        own = slice(self._plan.chunk_range(first).start, None)
+        self.copies.copy({name: slab[own] for name, slab in slabs.items()}, lambda: self._came(number, _OWN))
+
+    def ready(self, decision: messages.Decision) -> bool:
+        """Whether nothing has to be answered before a decision is carried out."""
+        return self._measured is None and not (isinstance(decision, messages.Promote) and self._applying)
+
+    def decided(self, event: messages.Event, decisions: list[messages.Decision]) -> None:
+        """What came with an event and nobody wants is not kept any longer."""
+        held = getattr(event, "payload", None)
+        if isinstance(held, Held) and not any(getattr(decision, "payload", None) is held for decision in decisions):
+            held.share.send(forget=pb.Forget(kept=held.number))
+
+    def forward(self, decision: messages.Decision) -> messages.Decision | None:
+        """Has the shards carry out their parts of a decision, and gives what is left of it."""
+        match decision:
+            case messages.Keep(step, node, chunks, Held() as held):
+                keep = pb.KeepShare(step=step, level=node.level, index=node.index, chunk=chunks.start, kept=held.number)
+                held.share.send(keep=keep)
+                return None
+            case messages.KeepInitial(chunk, Held() as held):
+                held.share.send(keep_initial=pb.KeepInitialShare(chunk=chunk, kept=held.number))
+                return None
+            case messages.Merge(step, parent, chunks):
+                for share, part in self._parts(chunks):
+                    share.send(merge=pb.MergeShare(step=step, level=parent.level, index=parent.index, **part))
+                return self._rest(decision)
+            case messages.ApplyRange(version, step, chunks, factor):
+                for share, part in self._parts(chunks):
+                    self._applying += 1
+                    share.send(apply=pb.ApplyShare(version=version, step=step, schedule_factor=factor, **part))
+                return self._rest(decision)
+            case messages.SendRange(workers, version, chunks):
+                for share, part in self._parts(chunks):
+                    share.send(send=pb.SendShare(workers=workers, version=version, **part))
+                    sent = self._plan.chunk_range(part["end_chunk"]).start - self._plan.chunk_range(part["first_chunk"]).start
+                    self._exchange.parameter_bytes += self.parameters.outgoing.size(sent) * len(workers)
+                return self._rest(decision)
+            case messages.MeasureGradient(step):
+                self._measured = self.parameters.squares(step)
+                self._send_all(measure=pb.MeasureShare(step=step))
+                return None
+            case messages.Promote(version, step):
+                self._send_all(promote=pb.PromoteShare(version=version, step=step))
+            case messages.AssignDifferentiate():
+                self._send_all(tell=pb.TellTask(worker=decision.worker, task=wire.differentiate(decision)))
+            case messages.AssignEvaluate(worker, task):
+                self._send_all(tell=pb.TellTask(worker=worker, task=wire.evaluate(task)))
+            case messages.Evict(worker) | messages.Dismiss(worker) | messages.Refuse(worker):
+                self.leave(worker)
+        return decision
+
+    def _send_all(self, **command: Any) -> None:
+        for share in self._shares:
+            share.send(**command)
+
+    def _parts(self, chunks: range) -> Iterator[tuple[_Share, dict[str, int]]]:
+        """Who has which of some chunks, as fields of a command."""
+        for share in self._shares:
+            first, end = max(chunks.start, share.chunks.start), min(chunks.stop, share.chunks.stop)
+            if first < end:
+                yield share, {"first_chunk": first, "end_chunk": end}
+
+    def _rest(
+        self, decision: messages.Merge | messages.ApplyRange | messages.SendRange
+    ) -> messages.Merge | messages.ApplyRange | messages.SendRange | None:
+        """A decision about the chunks that are the server's own. None if there are none."""
+        own = range(max(decision.chunks.start, self.parameters.chunks.start), decision.chunks.stop)
+        return replace(decision, chunks=own) if own else None
+
+    def _hear(self, share: _Share, message: pb.HoldRequest) -> None:
+        match message.WhichOneof("message"):
+            case "arrival":
+                self._arrived(share, message.arrival)
+            case "applied":
+                self._applying -= 1
+                if not message.applied.finite:
+                    self._turns.interrupt(messages.RangeNotFinite(message.applied.version))
+                else:
+                    self._turns.go_on()
+            case "squares":
+                share.squares = list(message.squares.values)
+                self._fold()
+            case "copied":
+                self._copied(share, message.copied)
+            case "failure":
+                self.broken = True
+                problem = visible(message.failure.problem, MAX_PROBLEM)
+                self._turns.interrupt(messages.DriverFailed(f"shard {share.shard.address}: {problem}"))
+
+    def _arrived(self, share: _Share, arrival: pb.Arrival) -> None:
+        worker = arrival.worker
+        if arrival.HasField("initial"):
+            self._turns.handle(messages.InitialReceived(worker, arrival.initial.chunk, Held(share, arrival.kept)))
+            return
+        gradient = arrival.gradient
+        self._exchange.gradient_bytes += arrival.bytes
+        held = Held(share, arrival.kept, gradient.residual_since)
+        node, chunks = Node(gradient.level, gradient.index), range(gradient.chunk, gradient.chunk + 1)
+        for event in self.in_order(
+            messages.ContributionReceived(worker, gradient.version, gradient.step, node, chunks, None, held)
+        ):
+            self._turns.handle(event)
+
+    def _fold(self) -> None:
+        """When all parts of a gradient are measured, its updates can be clipped."""
+        known = [share.squares for share in self._shares if share.squares is not None]
+        if self._measured is None or len(known) < len(self._shares):
+            return
+        factor = self.parameters.scale(itertools.chain(*known, self._measured))
+        self._measured = None
+        for share in self._shares:
+            share.squares = None
+            share.send(clip=pb.ClipShare(factor=factor))
+        self.parameters.clip(factor)
+        self._turns.go_on()
+
+    def _copied(self, share: _Share, piece: pb.Piece) -> None:
+        copy = self._whole.get(piece.copy)
+        if copy is None:
+            return
+        if piece.chunk not in share.chunks or (piece.slab, piece.chunk) not in copy.missing:
+            raise wire.violation(f"no copy of {piece.slab}'s chunk {piece.chunk} was asked for")
+        part: Slab = copy.slabs[piece.slab][self._plan.chunk_range(piece.chunk)]
+        try:
+            self.parameters.identity.decode(piece.data, part)
+        except ValueError as error:
+            raise wire.violation(f"chunk {piece.chunk} {error}") from error
+        self._came(piece.copy, (piece.slab, piece.chunk))
+
+    def _came(self, number: int, part: tuple[str, int]) -> None:
+        copy = self._whole.get(number)
+        if copy is None:
+            return
+        copy.missing.remove(part)
+        if not copy.missing:
+            del self._whole[number]
+            copy.then(copy.slabs)
+
+
+class _InOrder:
+    """A worker sends a gradient's chunks in order; but they come on several ways. The last one, with the sums, is to come last:
+    by that it is known that the worker is free again, and that nothing of the gradient is lost any more if the worker is.
+    """
+
+    def __init__(self, chunks: int) -> None:
+        self._all = bits(range(chunks))
+        self._come: dict[WorkerId, dict[tuple[int, int, Node], int]] = {}
+        self._last: dict[WorkerId, dict[tuple[int, int, Node], messages.ContributionReceived]] = {}
+
+    def __call__(self, event: messages.Event) -> list[messages.Event]:
+        """The events whose turn it is, with another one."""
+        if not isinstance(event, messages.ContributionReceived):
+            return [event]
+        key = (event.version, event.step, event.node)
+        come, last = self._come.setdefault(event.worker, {}), self._last.setdefault(event.worker, {})
+        come[key] = come.get(key, 0) | bits(event.chunks)
+        if event.sums is not None:
+            last[key] = event
+        in_turn: list[messages.Event] = [] if event.sums is not None else [event]
+        if come[key] == self._all and key in last:
+            del come[key]
+            in_turn.append(last.pop(key))
+        return in_turn
+
+    def leave(self, worker: WorkerId) -> None:
+        """A worker is gone, and what is held back of it with it."""
+        self._come.pop(worker, None)
+        self._last.pop(worker, None)

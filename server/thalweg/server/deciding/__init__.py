@@ -1,0 +1,1 @@
+"""What is decided about jobs: pure functions of events, without I/O, clock or randomness."""

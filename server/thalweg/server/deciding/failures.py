@@ -1,0 +1,120 @@
+"""What goes wrong with a job's workers, whose fault that is, and where the job gets no more of them for a while.
+
+Pure, as the coordinator that asks it: time comes in, nothing is carried out here.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from thalweg.server.deciding.messages import Place
+
+# After this many workers in a row failed by a cause that may be the job's, and none contributed, the job fails.
+MAX_REPORTS = 5
+
+
+# How many nodes are remembered: more than a job has workers on, and few enough for workers that lie about where they are.
+_MAX_NODES = 1000
+
+
+class Kind(Enum):
+    """What happened to a worker."""
+
+    # Its process ended without a report: killed, as a rule. The next one may live.
+    KILLED = auto()
+    # It reported a cause that may be the job's.
+    REPORTED = auto()
+    # It reported a cause that is its node's: somebody may have to mend something there.
+    NODE = auto()
+
+
+# How long a node is left alone, in seconds: the first time, then twice as long each time, up to a maximum.
+_SECONDS = {Kind.KILLED: (0.5, 8.0), Kind.REPORTED: (0.5, 8.0), Kind.NODE: (5.0, 60.0)}
+
+
+def _pause(kind: Kind, times: int) -> float:
+    first, longest = _SECONDS[kind]
+    return min(first * 2.0 ** min(times - 1, 16), longest)
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """What happened on one node since a worker there last contributed something."""
+
+    place: Place
+    kind: Kind
+    problem: str
+    times: int
+    until: float
+
+
+class Failures:
+    """Remembers what happened to one job's workers. `now`, in seconds, is to be set before anything else happens at that time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._troubles: dict[tuple[str, str], _Trouble] = {}
+        self._reports = 0
+        self._reporting: set[tuple[str, str]] = set()
+        self._reported = ""
+
+    def __bool__(self) -> bool:
+        """Whether anything went wrong since the workers last contributed something."""
+        return bool(self._troubles or self._reports)
+
+    def contributed(self, place: Place) -> None:
+        """A worker at a place contributed something."""
+        self._reports = 0
+        self._reporting.clear()
+        self._troubles.pop(place.key, None)
+
+    def happened(self, kind: Kind, place: Place, problem: str) -> str:
+        """Takes note of what happened to a worker. Gives words for people where it is worth telling, else nothing."""
+        trouble = self._troubles.get(place.key)
+        times = trouble.times + 1 if trouble else 1
+        seconds = _pause(kind, times)
+        self._troubles.pop(place.key, None)
+        self._troubles[place.key] = _Trouble(place, kind, problem, times, self.now + seconds)
+        if len(self._troubles) > _MAX_NODES:
+            del self._troubles[next(iter(self._troubles))]
+        if kind is Kind.REPORTED:
+            self._reports += 1
+            self._reporting.add(place.key)
+            self._reported = problem
+        # The first few times, then more and more seldom.
+        if times > 4 and times & (times - 1):
+            return ""
+        avoided = f"; the job gets no more workers there for {seconds:.2g} s" if place.fleet else ""
+        return _what(self._troubles[place.key]) + avoided
+
+    def failed(self, present: Iterable[Place]) -> str:
+        """Why the job fails; empty if it does not. `present` is where it has workers now: those on other nodes may do better."""
+        if self._reports < MAX_REPORTS or any(place.key not in self._reporting for place in present):
+            return ""
+        return f"{self._reports} workers in a row failed before any contributed anything; the last one reported: {self._reported}"
+
+    def avoided(self) -> tuple[Place, ...]:
+        """Where the job is to get no more workers now. A place that no fleet is known for cannot be avoided."""
+        troubles = self._troubles.values()
+        return tuple(trouble.place for trouble in troubles if trouble.until > self.now and trouble.place.fleet)
+
+    def status(self, now: float) -> str:
+        """What keeps the job from having workers that contribute, in words for people; empty if nothing does."""
+        if not self._troubles:
+            return ""
+        latest = next(reversed(self._troubles.values()))
+        others = len(self._troubles) - 1
+        more = f", and on {others} more node{'' if others == 1 else 's'}" if others else ""
+        seconds = min(trouble.until for trouble in self._troubles.values()) - now
+        again = f"trying again in {max(1, round(seconds))} s" if seconds > 0 else "trying again"
+        return f"{_what(latest)}{more}; {again}"
+
+
+def _what(trouble: _Trouble) -> str:
+    where = trouble.place.name or "an unknown node"
+    times = "" if trouble.times == 1 else f", {trouble.times} times"
+    if trouble.kind is Kind.KILLED:
+        who = "a worker was" if trouble.times == 1 else "workers keep being"
+        return f"{who} killed before contributing anything (on {where}{times}: {trouble.problem})"
+    who = "a worker" if trouble.times == 1 else "workers"
+    return f"{who} failed on {where}{f' ({trouble.times} times)' if times else ''}: {trouble.problem}"

@@ -1,0 +1,261 @@
+"""Which fleet gives how many workers to which job. Level-triggered: each fleet is always told its whole allotment."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from typing import NamedTuple, Protocol, TypeAlias
+
+from thalweg.server.deciding.messages import Place
+from thalweg.v1 import fleet_service_pb2, job_pb2
+
+_log = logging.getLogger(__name__)
+# How many workers each fleet gives to each job.
+Allotments: TypeAlias = list[list[int]]
+# The most workers that each fleet may give to each job; None where there is no such limit.
+Limits: TypeAlias = Sequence[Sequence[int | None]]
+
+
+class Allotment(NamedTuple):
+    """What a job gets from a fleet: workers, with CPU slots for each, and no new ones on some nodes."""
+
+    workers: int
+    slots: int
+    avoid: tuple[str, ...] = ()
+
+
+class Applicant(Protocol):
+    """A job that wants workers, as a `JobDriver` is."""
+
+    @property
+    def job(self) -> job_pb2.Job:
+        """What it wants."""
+        ...
+
+    @property
+    def avoided(self) -> tuple[Place, ...]:
+        """Where it is to get no more workers for now."""
+        ...
+
+    def workers_of(self, fleet: str) -> int:
+        """How many workers that a fleet started are connected."""
+        ...
+
+
+@dataclass(eq=False)
+class AttendingFleet:
+    """A fleet that attends."""
+
+    name: str = ""
+    slots: int = 0
+    id: str = ""
+    nodes: frozenset[str] = frozenset()
+    allotments: dict[str, Allotment] = field(default_factory=dict)
+    # How many workers of each job may be running there: as many as it was ever told to start, less those of which it said that
+    # they ended and that it was not to replace.
+    started: dict[str, int] = field(default_factory=dict)
+    # Whether it has said what it can hold, and whether it has come again on another stream.
+    known: bool = False
+    superseded: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def message(self) -> fleet_service_pb2.AttendResponse:
+        """The allotment, as the fleet is told."""
+        return fleet_service_pb2.AttendResponse(
+            allotments=[
+                fleet_service_pb2.Allotment(job_id=job_id, workers=workers, slots_per_worker=slots, avoid=avoid)
+                for job_id, (workers, slots, avoid) in self.allotments.items()
+            ]
+        )
+
+    @property
+    def allotted(self) -> int:
+        """The CPU slots that are given to jobs."""
+        return sum(allotment.workers * allotment.slots for allotment in self.allotments.values())
+
+    def gives(self, job_id: str) -> int:
+        """How many workers a job gets from it."""
+        allotment = self.allotments.get(job_id)
+        return allotment.workers if allotment else 0
+
+    def give(self, allotments: dict[str, Allotment], jobs: Iterable[str]) -> None:
+        """Tells it what it gives to `jobs`, if that has changed."""
+        self.started = {job_id: max(self.started.get(job_id, 0), self.gives(job_id)) for job_id in jobs}
+        if allotments != self.allotments:
+            self.allotments = allotments
+            self.changed.set()
+
+    def exited(self, job_id: str) -> bool:
+        """It says that a worker of a job ended. Whether it can be one that it was told to start."""
+        most = max(self.started.get(job_id, 0), self.gives(job_id))
+        self.started[job_id] = max(most - 1, self.gives(job_id))
+        return most > 0
+
+    def avoids(self, applicant: Applicant) -> tuple[str, ...]:
+        """The nodes on which a job is to get no more workers; the empty id stands for those that are not known."""
+        return tuple(sorted(place.node for place in applicant.avoided if place.fleet == self.id))
+
+    def limit(self, applicant: Applicant) -> int | None:
+        """The most workers that a job may get: those that it has, where it is to get no more on any node."""
+        avoided = self.avoids(applicant)
+        return applicant.workers_of(self.id) if avoided and self.nodes.issubset(avoided) else None
+
+
+class Wish(NamedTuple):
+    """What a job wants: so many workers of so many CPU slots each."""
+
+    workers: int
+    slots: int
+    priority: int = 0
+
+
+class Fleets:
+    """All fleets that attend, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.attending: list[AttendingFleet] = []
+
+    def add(self, fleet: AttendingFleet) -> None:
+        """A fleet came."""
+        self.attending.append(fleet)
+
+    def know(self, fleet: AttendingFleet, id_: str, running: Iterable[fleet_service_pb2.Allotment]) -> None:
+        """A fleet says who it is, and what it runs. One that attends already, by a stream that broke, is that fleet no longer."""
+        fleet.known, fleet.id = True, id_
+        for other in [other for other in self.attending if other is not fleet and id_ and other.id == id_]:
+            other.superseded = True
+            other.changed.set()
+            self.remove(other)
+        fleet.allotments = {each.job_id: Allotment(each.workers, each.slots_per_worker) for each in running}
+        _log.info("fleet %s joined with %d CPU slots", fleet.name, fleet.slots)
+
+    def remove(self, fleet: AttendingFleet) -> None:
+        """A fleet is gone."""
+        if fleet in self.attending:
+            self.attending.remove(fleet)
+            if fleet.known:
+                _log.info("fleet %s %s", fleet.name, "came again" if fleet.superseded else "left")
+
+    def have_room(self, slots: int) -> bool:
+        """Whether one of them could run a worker of so many CPU slots, if it had nothing else to do."""
+        return any(fleet.slots >= slots for fleet in self.attending)
+
+    def allot(self, applicants: Sequence[Applicant]) -> None:
+        """Shares the fleets' slots out among the jobs, and tells the fleets what changed."""
+        # Workers that are connected stay before those that may still be starting.
+        works = [[each.workers_of(fleet.id) if fleet.id else 0 for each in applicants] for fleet in self.attending]
+        now = [[fleet.gives(each.job.id) for each in applicants] for fleet in self.attending]
+        limits = [[fleet.limit(each) for each in applicants] for fleet in self.attending]
+        wishes = [_wish(each.job) for each in applicants]
+        shares = allot([fleet.slots for fleet in self.attending], wishes, now, limits, works)
+        for fleet, share in zip(self.attending, shares, strict=True):
+            allotments = {
+                each.job.id: Allotment(workers, each.job.spec.training.threads_per_worker, fleet.avoids(each))
+                for each, workers in zip(applicants, share, strict=True)
+                if workers
+            }
+            fleet.give(allotments, [each.job.id for each in applicants])
+
+
+def _wish(job: job_pb2.Job) -> Wish:
+    return Wish(job.spec.training.workers, job.spec.training.threads_per_worker, job.spec.priority)
+
+
+def allot(
+    capacities: Sequence[int],
+    wishes: Sequence[Wish],
+    now: Allotments,
+    limits: Limits | None = None,
+    works: Allotments | None = None,
+) -> Allotments:
+    """How many workers each fleet gives to each job, from the fleets' CPU slots, the jobs' wishes and what each gets `now`.
+
+    A job of higher priority is served first. Jobs of equal priority share alike: worker by worker, the job that has the fewest
+    slots gets the next one, the first job where several have the fewest, until no wish is open or none fits anywhere (max-min
+    fairness; Bertsekas and Gallager, Data Networks, 6.5.2).
+
+    How many workers a job gets depends on capacities, wishes and limits alone. They stay on the fleets where they are, as far as
+    there is room for them; first those that are at work, if `works` says how many.
+    """
+    room = _Room(capacities, wishes, limits)
+    fair = _fill(room)
+    settled = _settle(room, [sum(share[job] for share in fair) for job in range(len(wishes))], [*([works] if works else []), now])
+    return fair if settled is None or room.left(settled) else settled
+
+
+class _Room(NamedTuple):
+    """What there is to give, and who wants it."""
+
+    capacities: Sequence[int]
+    wishes: Sequence[Wish]
+    limits: Limits | None
+
+    def fits(self, fleet: int, job: int, free: int, given: int) -> int:
+        """How many more workers a fleet with some free slots, that has given some, could give to a job."""
+        limit = self.limits[fleet][job] if self.limits else None
+        fitting = max(0, free) // self.wishes[job].slots
+        return fitting if limit is None else max(0, min(fitting, limit - given))
+
+    def left(self, shares: Allotments) -> bool:
+        """Whether a job could have one more worker."""
+        free = [capacity - _used(self.wishes, share) for capacity, share in zip(self.capacities, shares, strict=True)]
+        hungry = [job for job, wish in enumerate(self.wishes) if sum(share[job] for share in shares) < wish.workers]
+        return any(self.fits(fleet, job, free[fleet], shares[fleet][job]) for job in hungry for fleet in range(len(free)))
+
+    def none(self) -> Allotments:
+        """Nothing for anybody."""
+        return [[0] * len(self.wishes) for _ in self.capacities]
+
+
+def _fill(room: _Room) -> Allotments:
+    """Fair shares, on the first fleets that have room."""
+    free = list(room.capacities)
+    shares = room.none()
+    for priority in sorted({wish.priority for wish in room.wishes}, reverse=True):
+        # By what each job has: slots, then its place in the order, then workers.
+        poorest = [(0, job, 0) for job, wish in enumerate(room.wishes) if wish.priority == priority and wish.workers]
+        heapify(poorest)
+        while poorest:
+            taken, job, workers = heappop(poorest)
+            wish = room.wishes[job]
+            fleet = next((each for each in range(len(free)) if room.fits(each, job, free[each], shares[each][job])), None)
+            # Room only gets less: this job gets no more.
+            if fleet is None:
+                continue
+            free[fleet] -= wish.slots
+            shares[fleet][job] += 1
+            if workers + 1 < wish.workers:
+                heappush(poorest, (taken + wish.slots, job, workers + 1))
+    return shares
+
+
+def _settle(room: _Room, workers: list[int], present: Sequence[Allotments]) -> Allotments | None:
+    """Places for each job's `workers`, on the fleets where they are if that can be: `present` says where, what counts most first.
+
+    None if that leads nowhere.
+    """
+    free, left, wishes = list(room.capacities), list(workers), room.wishes
+    shares = room.none()
+
+    def give(fleet: int, job: int, most: int) -> None:
+        given = min(most, left[job], room.fits(fleet, job, free[fleet], shares[fleet][job]))
+        shares[fleet][job] += given
+        free[fleet] -= given * wishes[job].slots
+        left[job] -= given
+
+    for now in present:
+        # A job that gets fewer gives up those where room is short.
+        shortage = [_used(wishes, share) - capacity for share, capacity in zip(now, room.capacities, strict=True)]
+        for fleet in sorted(range(len(free)), key=lambda each: shortage[each]):
+            for job in range(len(wishes)):
+                give(fleet, job, max(0, now[fleet][job] - shares[fleet][job]))
+    # The widest workers are the hardest to place.
+    for job in sorted(range(len(wishes)), key=lambda job: -wishes[job].slots):
+        for fleet in range(len(free)):
+            give(fleet, job, left[job])
+    return None if any(left) else shares
+
+
+def _used(wishes: Sequence[Wish], share: list[int]) -> int:
+    return sum(workers * wish.slots for workers, wish in zip(share, wishes, strict=True))

@@ -1,0 +1,91 @@
+"""What a coordinator asks of a synchrony policy, and what policies have in common: workers, their tasks, their parameters."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from thalweg.server.deciding.assignments import Assignments
+from thalweg.server.deciding.messages import (
+    AssignDifferentiate,
+    ContributionReceived,
+    Decision,
+    Drop,
+    Dropped,
+    SendRange,
+    Task,
+    WorkerId,
+)
+from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.synchrony.division import size
+
+
+class Policy(ABC):
+    """Decides, while steps are taken, who computes what and when it is applied.
+
+    `version` counts the updates applied, `applied` holds steps that were applied though ones before them were not: a policy takes
+    up where an earlier one was. After each call the coordinator looks at the version: at the end of an epoch it evaluates, and it
+    calls `begin` for what follows.
+    """
+
+    def __init__(self, plan: Plan, version: int = 0, applied: Iterable[int] = ()) -> None:
+        self.plan = plan
+        self.version = version
+        self.applied = set(applied)
+        self._clipped = plan.optimizer.HasField("clip_global_norm")
+        self._tasks: Assignments[Task] = Assignments()
+
+    def at(self, now: float) -> None:
+        """What follows happens at this time, in seconds."""
+        self._tasks.now = now
+
+    @abstractmethod
+    def current(self) -> list[WorkerId]:
+        """The workers that have the parameters at `version`."""
+
+    def quick(self, workers: Iterable[WorkerId]) -> list[WorkerId]:
+        """Those of the workers that are not known for stragglers, the fastest first."""
+        return self._tasks.quick(workers)
+
+    @abstractmethod
+    def begin(self) -> list[Decision]:
+        """Goes on behind `version`: up to the end of the epoch, not beyond."""
+
+    @abstractmethod
+    def joined(self, worker: WorkerId) -> list[Decision]:
+        """A worker came. It gets the parameters."""
+
+    @abstractmethod
+    def lost(self, worker: WorkerId) -> list[Decision]:
+        """A worker is gone."""
+
+    @abstractmethod
+    def received(self, event: ContributionReceived) -> list[Decision]:
+        """A chunk of a gradient arrived."""
+
+    @abstractmethod
+    def assign(self) -> list[Decision]:
+        """Gives work to those who have none: what nobody has, then what takes too long."""
+
+    def refresh(self) -> list[Decision]:
+        """Brings the workers that are idle to the current version."""
+        return []
+
+    @abstractmethod
+    def whole(self) -> bool:
+        """Whether parameters and optimizer state are at `version` in all parts, and not in the midst of an update."""
+
+    def _send_all(self, worker: WorkerId) -> list[Decision]:
+        return [SendRange((worker,), self.version, range(self.plan.chunks))]
+
+    def _give(self, worker: WorkerId, task: Task, again: bool = False) -> AssignDifferentiate:
+        self._tasks.give(worker, task, size(self.plan, task))
+        return AssignDifferentiate(worker, self.version, task, again)
+
+    def _note_answer(self, event: ContributionReceived) -> None:
+        """A worker sends a task's chunks in order: the last one means that it is free again, whatever becomes of the answer."""
+        for task in self._tasks.tasks(event.worker):
+            if (task.step, task.node, task.end_chunk) == (event.step, event.node, event.chunks.stop):
+                self._tasks.answered(event.worker, task)
+
+    @staticmethod
+    def _drop(event: ContributionReceived, reason: Drop) -> list[Decision]:
+        return [Dropped(event.worker, reason)]

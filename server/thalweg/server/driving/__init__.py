@@ -1,0 +1,1 @@
+"""Carries decisions out: the jobs of a server, each with its driver."""

@@ -1,0 +1,547 @@
+"""The driver of one running job: turns messages into events for its coordinator and carries the decisions out.
+
+It owns the job's arrays and its workers' connections. All of it happens in the server's event loop; nothing here waits. Where
+shards hold ranges of the arrays, what needs their answers waits its turn, and with it all that is behind.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from thalweg.contract import layout as layouts
+from thalweg.contract.errors import ThalwegError
+from thalweg.contract.frames import Parcel
+from thalweg.contract.layout import Slab
+from thalweg.contract.states import state_name
+from thalweg.contract.text import MAX_PROBLEM, visible
+from thalweg.learning.optimizers import OptimizerState
+from thalweg.server.arrays import budget as budgets
+from thalweg.server.arrays.arrays import Arrays
+from thalweg.server.arrays.budget import Budget, OverBudgetError
+from thalweg.server.arrays.copies import Spare, between_events
+from thalweg.server.arrays.parameters import PARAMETERS
+from thalweg.server.arrays.pool import ArithmeticPool
+from thalweg.server.deciding import messages
+from thalweg.server.deciding.coordinator import Coordinator
+from thalweg.server.deciding.messages import Facts, Place, WorkerId
+from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.residual_audit import Residuals
+from thalweg.server.driving.decision_queue import DecisionQueue
+from thalweg.server.driving.downloads import MAX_COPIES, Download, Downloads
+from thalweg.server.driving.outcome import JobOutcome
+from thalweg.server.driving.telemetry import NO_MEMORY, NOTHING_RECORDED, PREPARING, Clock, Recorded, Recorder, Telemetry
+from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
+from thalweg.server.sharding.registry import ShardLink, ShardRegistry
+from thalweg.server.storage.checkpoints import Checkpoint
+from thalweg.server.streams import wire
+from thalweg.server.streams.connections import Connection, Connections
+from thalweg.server.streams.memory_peers import Sharing
+from thalweg.v1 import job_pb2, parameter_service_pb2, training_service_pb2
+
+_log = logging.getLogger(__name__)
+# How often a job that waits for memory asks for it.
+_ASK_SECONDS = 1.0
+
+
+class JobDriver:
+    """One job while it is queued or running. `ended` is called once, when it ends.
+
+    `save` is handed checkpoints to be written in the background, behind the events recorded so far; it is answered by
+    `checkpoint_done`. `checkpoint` and `recorded` are what earlier runs have left; `initial`, if the job is to start from given
+    parameters, gives them as a slab of a layout, or raises ValueError.
+    `sharing` is where workers on this machine get memory, if it is shared; `shards` are those over which the slab may be split;
+    `crew` shares in the arithmetic; `budget` promises the memory for the arrays; `avoid` is called when `avoided` has changed,
+    the places where the job is to get no more workers for now. `over` is set when the run has ended, or was given up.
+    """
+
+    def __init__(
+        self,
+        job: job_pb2.Job,
+        journal: Recorder,
+        ended: Callable[[JobOutcome], None],
+        save: Callable[[Checkpoint], None],
+        *,
+        settings: RunSettings = DEFAULT_SETTINGS,
+        clock: Clock = time.monotonic,
+        checkpoint: Checkpoint | None = None,
+        recorded: Recorded = NOTHING_RECORDED,
+        initial: Callable[[job_pb2.Layout], Awaitable[Slab]] | None = None,
+        sharing: Sharing | None = None,
+        shards: ShardRegistry | None = None,
+        crew: ArithmeticPool | None = None,
+        budget: Budget | None = None,
+        avoid: Callable[[], object] = lambda: None,
+        spare: Spare = between_events,
+    ) -> None:
+        self.over = asyncio.Event()
+        self.avoided: tuple[Place, ...] = ()
+        self._avoid = avoid
+        self._spare = spare
+        self.given_up = self.cancelled = False
+        self._checkpointed = asyncio.Event()
+        self._awaited_version = 0
+        self.telemetry = Telemetry(job, journal, clock, recorded)
+        self.settings = settings
+        position = checkpoint.position if checkpoint else None
+        self.coordinator = Coordinator(job.spec, settings, position, given=initial is not None)
+        self.arrays: Arrays | None = None
+        self._prepared = checkpoint.prepared if checkpoint else None
+        self._checkpoint = checkpoint
+        self._initial = initial
+        self._given: asyncio.Future[Slab] | None = None
+        self._clock = clock
+        self._ended = ended
+        self._save = save
+        self._connections = Connections(sharing, self.telemetry, settings)
+        self._shared = self._connections.shared
+        self._residuals = Residuals()
+        self._crew = crew
+        self._shards = shards
+        self._downloads: Downloads[int, training_service_pb2.ParametersHeader] = Downloads(MAX_COPIES)
+        self._budget = budget
+        # Workers that are prepared while there is no memory for the job, and when it was last asked for.
+        self._unadmitted: dict[WorkerId, Facts] = {}
+        self._admitted = False
+        self._asked = 0.0
+        # What no tick has told yet: a tick is lost if others have to wait.
+        self._missed = 0.0
+        self._turns = DecisionQueue(self._decide, self._carry_out, self._ready, self._failed)
+
+    @property
+    def job(self) -> job_pb2.Job:
+        """The job as it is now. Its state may be ahead of what is durable."""
+        return self.telemetry.job
+
+    async def snapshot(self) -> Download[training_service_pb2.ParametersHeader] | None:
+        """A copy of the parameters as they are now, shared by all who ask for it. Raises ThalwegError if there are none yet.
+
+        It is an earlier one if there are as many copies as there may be. None if the run is over, or is before they come from
+        shards.
+        """
+        if self._checkpoint:
+            version = self._checkpoint.position.version
+        elif self.over.is_set():
+            return None
+        elif self.arrays and self.coordinator.policy:
+            version = self.arrays.version
+        else:
+            raise ThalwegError("NO_PARAMETERS", {"job": self.job.id})
+        return await self._downloads.get(version, self._copied)
+
+    async def _copied(self) -> Download[training_service_pb2.ParametersHeader] | None:
+        if self._checkpoint:
+            version, slab = self._checkpoint.position.version, self._checkpoint.parameters
+        elif self.arrays:
+            version, copies = self.arrays.version, asyncio.Queue[OptimizerState]()
+            try:
+                self.arrays.copy(copies.put_nowait, state=False)
+            except MemoryError as error:
+                raise ThalwegError("OUT_OF_MEMORY", {"problem": str(error)}) from error
+            over = asyncio.create_task(self.over.wait())
+            over.add_done_callback(lambda _: copies.put_nowait({}))
+            found = (await copies.get()).get(PARAMETERS)
+            over.cancel()
+            if found is None:
+                return None
+            slab = found
+        else:
+            return None
+        header = self.header(version)
+        header.sha256 = await asyncio.to_thread(layouts.digest, slab)
+        return Download(header, [slab])
+
+    def header(self, version: int) -> training_service_pb2.ParametersHeader:
+        """What is said of parameters at a version, without their SHA-256: to compute that takes long."""
+        return header_of(self._prepared or parameter_service_pb2.Prepared(), version)
+
+    def join(self, connection: Connection) -> None:
+        """A worker opened its stream. One that comes to a run that is over is sent away."""
+        if self.over.is_set():
+            goodbye = parameter_service_pb2.Goodbye(reason="the run that this worker came for is over")
+            connection.send(parameter_service_pb2.WorkResponse(goodbye=goodbye))
+            return
+        self._connections.join(connection, self._hear)
+        self.handle(messages.WorkerJoined(connection.worker, connection.place))
+
+    def leave(self, worker: WorkerId) -> None:
+        """A worker's stream ended."""
+        self._unadmitted.pop(worker, None)
+        if self.arrays:
+            self.arrays.leave(worker)
+        if self._connections.leave(worker, missed=not self.coordinator.over):
+            self.handle(messages.WorkerLost(worker))
+
+    def worker_exited(self, place: Place, problem: str, killed: bool) -> None:
+        """A fleet says that a worker of this job ended before it contributed anything: `killed`, or unable to begin."""
+        self.handle(messages.WorkerExited(place, visible(problem, MAX_PROBLEM), killed))
+
+    def worker_refused(self, place: Place, problem: str) -> None:
+        """A worker that wanted to work for this job was refused."""
+        self.handle(messages.WorkerRefused(place, problem))
+
+    def trouble(self) -> str:
+        """What keeps the job from having workers that contribute, in words for people; empty if nothing does."""
+        return self.coordinator.trouble(self._clock())
+
+    def workers_of(self, fleet: str) -> int:
+        """How many workers that a fleet started are connected."""
+        return self._connections.of_fleet(fleet)
+
+    def tick(self, missed: float = 0.0) -> None:
+        """Some time has passed. For `missed` seconds of it nobody listened to the workers."""
+        self._missed += missed
+        if self._connections or self.avoided:
+            self.handle(messages.Tick(self._missed))
+        if self._unadmitted and self._clock() - self._asked >= _ASK_SECONDS:
+            self._admit()
+
+    def checkpoint_done(self, version: int, size: int, seconds: float, problem: str = "") -> None:
+        """A checkpoint that was to be saved is on disk, or, if there was a problem, is not."""
+        if problem:
+            self.telemetry.checkpoint_failed(version, problem)
+        else:
+            self.telemetry.checkpoint_written(version, size, seconds)
+        self.handle(messages.CheckpointDone(seconds))
+        if version >= self._awaited_version:
+            self._checkpointed.set()
+
+    async def write_checkpoint(self) -> None:
+        """Has a checkpoint written as soon as possible, and waits for it. Does nothing if there is nothing new to be kept."""
+        if self.over.is_set() or self.arrays is None or self.coordinator.policy is None:
+            return
+        self._awaited_version = self.coordinator.version
+        self._checkpointed.clear()
+        self.handle(messages.CheckpointRequested())
+        waits = [asyncio.create_task(event.wait()) for event in (self._checkpointed, self.over)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+
+    def cancel(self) -> None:
+        """Somebody asked for the end."""
+        self.cancelled = True
+        self.handle(messages.CancelRequested())
+
+    def pause(self) -> None:
+        """Lets all workers go. Those that come are welcome."""
+        self.handle(messages.PauseRequested())
+
+    def fail(self, problem: str) -> None:
+        """Ends the job: the server cannot go on with it."""
+        self.handle(messages.DriverFailed(problem))
+
+    def receive(self, worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest]) -> None:
+        """Takes a worker's message. Raises ThalwegError if it makes no sense: the worker's node is at fault."""
+        try:
+            self._receive(worker, request)
+        except ThalwegError as error:
+            self.handle(messages.WorkerMisbehaved(worker, str(error)))
+            raise
+
+    def _receive(self, worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest]) -> None:
+        if request.message.HasField("gradient"):
+            self.telemetry.exchange.gradient_bytes += len(request.data)
+        if request.message.HasField("prepared"):
+            self._receive_prepared(worker, request.message.prepared)
+            return
+        parameters = self.arrays.parameters if self.arrays else None
+        event = wire.event_of(worker, request, parameters, self._shared)
+        for each in self.arrays.in_turn(event) if self.arrays else [event]:
+            self.handle(each)
+
+    def _hear(self, connection: Connection, data: bytes) -> None:
+        """A worker says something beside its stream."""
+        try:
+            self.receive(connection.worker, wire.request_of(data))
+        except ThalwegError as error:
+            self._shared.leave(connection.worker)
+            connection.evict(error)
+
+    def _receive_prepared(self, worker: WorkerId, prepared: parameter_service_pb2.Prepared) -> None:
+        wire.check_prepared(prepared, self.job.spec.model.dtype)
+        if not self._shared.settle(worker, prepared.shared_memory):
+            raise wire.violation("shared memory that was not taken")
+        prepared.ClearField("shared_memory")
+        elements = layouts.elements(prepared.layout)
+        facts = Facts(elements, prepared.train_samples, prepared.validation_samples, prepared.classifier)
+        if self._prepared is None:
+            self._prepared = prepared
+        elif self._prepared.layout != prepared.layout:
+            raise wire.violation("another layout than the first worker's")
+        elif not self._prepared.preprocessing.shape:
+            # That of a checkpoint of release 0.1.0, which does not say what samples are.
+            self._prepared = prepared
+        self._unadmitted[worker] = facts
+        self._admit()
+
+    def _admit(self) -> None:
+        """Lets the workers that are prepared begin, as soon as there is memory for the job's arrays."""
+        self._asked = self._clock()
+        while self._unadmitted and self._has_memory(next(iter(self._unadmitted.values()))):
+            worker = next(iter(self._unadmitted))
+            self.handle(messages.WorkerPrepared(worker, self._unadmitted.pop(worker)))
+
+    def _has_memory(self, facts: Facts) -> bool:
+        if self._admitted or self._budget is None or not facts.elements:
+            return True
+        plan = Plan(self.job.spec, facts)
+        need = budgets.of_server(plan, len(self._shards.suitable(plan)) if self._shards else 0)
+        try:
+            lack = self._budget.reserve(self, need)
+        except OverBudgetError as error:
+            self._unadmitted.clear()
+            self.fail(f"model.layers: {facts.elements:,} parameters do not fit in this server's memory: {error}")
+            return False
+        if lack:
+            # It is told once; how much is free changes all the time.
+            if self.job.waiting_for != job_pb2.WAITING_FOR_MEMORY:
+                self.job.waiting_for = job_pb2.WAITING_FOR_MEMORY
+                self.telemetry.enter(self.job.state, f"{NO_MEMORY}: {lack}")
+            self.job.status = f"{NO_MEMORY}: {lack}"
+            return False
+        self._admitted = True
+        self.job.ClearField("waiting_for")
+        self.job.status = PREPARING
+        return True
+
+    def _allocate(self) -> None:
+        """Makes the job's arrays."""
+        plan = self.coordinator.plan
+        if plan is None or self._prepared is None:
+            return
+        try:
+            self.arrays = Arrays(plan, self._shared, self._shards, self._turns, self.telemetry, self._crew, self._spare)
+        except (MemoryError, ValueError):
+            elements = layouts.elements(self._prepared.layout)
+            raise _JobError(f"model.layers: {elements:,} parameters do not fit the server's memory") from None
+        self.telemetry.planned(plan, self._prepared.loss_seconds)
+
+    def _load_given(self) -> None:
+        """Puts given parameters in place of random ones."""
+        if self.arrays is None or self._prepared is None:
+            return
+        checkpoint, self._checkpoint = self._checkpoint, None
+        try:
+            if checkpoint:
+                self.arrays.load(checkpoint.position.version, checkpoint.parameters, checkpoint.state)
+                self.arrays.trajectory.restore(checkpoint.versions, checkpoint.trajectory)
+            elif self._given:
+                self.arrays.load(0, self._given.result(), None)
+        except ValueError as error:
+            raise _JobError(str(error)) from error
+
+    def handle(self, event: messages.Event) -> None:
+        """Lets the coordinator decide about an event, and carries its decisions out. If that fails, so does the job."""
+        self._turns.handle(event)
+
+    def _decide(self, event: messages.Event) -> list[messages.Decision]:
+        if isinstance(event, messages.Tick):
+            self._missed = 0.0
+        decisions = self.coordinator.handle(event, self._clock())
+        self.telemetry.contributions.applied += any(isinstance(decision, messages.Keep) for decision in decisions)
+        if self.arrays:
+            self.arrays.decided(event, decisions)
+        return decisions
+
+    def _ready(self, decision: messages.Decision) -> bool:
+        if isinstance(decision, messages.LoadGiven) and not self._given_read():
+            return False
+        return self.arrays is None or self.arrays.ready(decision)
+
+    def _given_read(self) -> bool:
+        """Whether the parameters to start from are at hand, if others than random ones were given. Begins to read them."""
+        if self._initial is None or self._checkpoint or self._prepared is None:
+            return True
+        if self._given is None:
+            self._given = asyncio.ensure_future(self._initial(self._prepared.layout))
+            self._given.add_done_callback(lambda _: self._turns.go_on())
+        return self._given.done()
+
+    def _failed(self, error: Exception) -> messages.Event:
+        if isinstance(error, _JobError):
+            return messages.DriverFailed(str(error))
+        _log.error("job %s: decisions could not be carried out", self.job.id, exc_info=error)
+        return messages.DriverFailed(f"internal error: {type(error).__name__}: {error}")
+
+    def _carry_out(self, decision: messages.Decision) -> messages.Event | None:
+        """Carries a decision out. Gives an event if what else was decided takes for granted what did not happen."""
+        if isinstance(decision, messages.Keep) and self.arrays and self.arrays.parameters.incoming.feedback:
+            lost = [self._residuals.lost(decision.node, chunk, decision.payload.residual_since) for chunk in decision.chunks]
+            self.telemetry.contributions.lost_residuals += any(lost)
+        own = self.arrays.forward(decision) if self.arrays else decision
+        return self._do(own) if own else None
+
+    def _do(self, decision: messages.Decision) -> messages.Event | None:
+        match decision:
+            case messages.SendRange(workers, version, chunks):
+                if self.arrays:
+                    self._connections.send_range(self.arrays.parameters, workers, version, chunks)
+            case messages.AssignDifferentiate(worker, _, _, again):
+                self.telemetry.contributions.reissued_tasks += again
+                self._connections.send(worker, wire.differentiate(decision))
+            case messages.AssignEvaluate(worker, task):
+                self._connections.send(worker, wire.evaluate(task))
+            case messages.AssignInitialize(worker):
+                initialize = parameter_service_pb2.InitializeTask()
+                self._connections.send(worker, parameter_service_pb2.WorkResponse(initialize=initialize))
+            case messages.AdmitWorker(worker):
+                self._accept(worker)
+            case messages.ReportReady():
+                self.telemetry.ready()
+            case messages.ReportStep(step, loss, samples, factor, staleness):
+                self.telemetry.step(step, loss, samples, factor, staleness)
+            case messages.ReportEpoch(epoch, step, train_loss, validation):
+                self.telemetry.epoch(epoch, step, train_loss, validation)
+            case messages.Dropped(_, reason):
+                self._count(reason)
+            case messages.Evict(worker):
+                self._connections.evict(worker)
+            case messages.Dismiss(worker, reason):
+                self._connections.dismiss(worker, reason)
+            case messages.Refuse(worker, problem):
+                self._connections.refuse(worker, problem)
+            case messages.Avoid(places):
+                self.avoided = places
+                self._avoid()
+            case messages.Tell(text):
+                self.telemetry.notice(text)
+            case messages.WriteCheckpoint(position):
+                self._write_checkpoint(position)
+            case messages.Allocate():
+                self._allocate()
+            case messages.LoadGiven():
+                self._load_given()
+            case messages.Finish():
+                self._finish(decision)
+        return self.arrays.carry_out(decision) if self.arrays else None
+
+    def _accept(self, worker: WorkerId) -> None:
+        if self.coordinator.plan and self.arrays:
+            self._connections.accept(worker, self.coordinator.plan.chunk_elements, self.arrays.invite)
+
+    def _count(self, reason: messages.Drop) -> None:
+        counts = self.telemetry.contributions
+        match reason:
+            case messages.Drop.DUPLICATE:
+                counts.duplicate += 1
+            case messages.Drop.LATE:
+                counts.late += 1
+            case messages.Drop.STALE_INCARNATION:
+                counts.stale_incarnation += 1
+            case messages.Drop.UNKNOWN:
+                counts.unknown += 1
+
+    def _write_checkpoint(self, position: messages.Position) -> None:
+        # What is durable may not be ahead of what is told: steps behind a checkpoint are never taken again.
+        self.telemetry.flush()
+        if self.arrays:
+            made = self.checkpoint(position)
+            try:
+                self.arrays.copy(lambda slabs: self._save(made(slabs)), state=True)
+            except MemoryError as error:
+                self.checkpoint_done(position.version, 0, 0.0, f"there is no memory for a copy ({error})")
+
+    def checkpoint(self, position: messages.Position) -> Callable[[OptimizerState], Checkpoint]:
+        """What makes a checkpoint of a copy of the slabs, when it has come, that is made now."""
+        samples, seconds = self.telemetry.samples, self.telemetry.seconds
+
+        def made(slabs: OptimizerState) -> Checkpoint:
+            if self.arrays is None or self._prepared is None:
+                raise AssertionError("there is nothing that could have been copied")
+            trajectory = self.arrays.trajectory
+            return Checkpoint(
+                position=position,
+                prepared=self._prepared,
+                parameters=slabs[PARAMETERS],
+                state={name: slab for name, slab in slabs.items() if name != PARAMETERS},
+                versions=tuple(trajectory.versions),
+                trajectory=trajectory.slabs,
+                samples=samples,
+                seconds=seconds,
+            )
+
+        return made
+
+    def _finish(self, finish: messages.Finish) -> None:
+        """Carries the end out, whatever fails on the way."""
+        try:
+            self.telemetry.flush()
+            self._hand_over(finish)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
+            _log.exception("job %s: its arrays cannot be handed over at its end", self.job.id)
+            problem = f"internal error: {type(error).__name__}: {error}"
+            self._end(JobOutcome(self.job.id, messages.Finish(job_pb2.JOB_STATE_FAILED, finish.error or problem)))
+
+    def _hand_over(self, finish: messages.Finish) -> None:
+        if self._checkpoint:
+            version, slabs = self._checkpoint.position.version, {PARAMETERS: self._checkpoint.parameters}
+            self._end(self._ending(finish, version, slabs))
+        elif self.arrays is None or self.arrays.broken or self.coordinator.policy is None:
+            self._end(JobOutcome(self.job.id, finish))
+        else:
+            version = self.arrays.version
+            self.arrays.hand_over(
+                lambda slabs: self._end(self._ending(finish, version, slabs)), state=finish.position is not None
+            )
+
+    def _ending(self, finish: messages.Finish, version: int, slabs: OptimizerState) -> JobOutcome:
+        ending = JobOutcome(self.job.id, finish)
+        try:
+            ending.collect(self, finish, version, slabs)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
+            _log.exception("job %s: its result cannot be kept", self.job.id)
+            ending = JobOutcome(self.job.id, messages.Finish(job_pb2.JOB_STATE_FAILED, f"{type(error).__name__}: {error}"))
+        return ending
+
+    def _end(self, ending: JobOutcome) -> None:
+        if self.over.is_set():
+            return
+        self.coordinator.finished()
+        self._turns.close()
+        self._ended(ending)
+        self.over.set()
+        if self.arrays:
+            self.arrays.close()
+
+    def needs(self, shard: ShardLink) -> bool:
+        """Whether a shard holds something that the job cannot do without."""
+        return self.arrays is not None and self.arrays.needs(shard)
+
+    def give_up(self, reason: str) -> None:
+        """Ends the run, not the job, as the end of the server would: nothing that it holds is kept."""
+        self.given_up = True
+        self._turns.close()
+        self.telemetry.flush()
+        self.telemetry.close()
+        self._connections.say_goodbye(reason)
+        self._connections.forget()
+        if self.arrays:
+            self.arrays.close()
+        self._give_back()
+        self.over.set()
+
+    def _give_back(self) -> None:
+        self._unadmitted.clear()
+        if self._budget:
+            self._budget.release(self)
+
+    def dismiss(self) -> None:
+        """Tells the workers that the job has ended, and gives its memory back. To be called when the end is durable."""
+        self._give_back()
+        self._connections.say_goodbye(f"the job ended: {state_name(self.job.state)}")
+
+    def release(self) -> None:
+        """Shares no more memory."""
+        self._shared.close()
+
+
+def header_of(prepared: parameter_service_pb2.Prepared, version: int) -> training_service_pb2.ParametersHeader:
+    """What is said of parameters at a version, without their SHA-256."""
+    return training_service_pb2.ParametersHeader(layout=prepared.layout, version=version, preprocessing=prepared.preprocessing)
+
+
+class _JobError(Exception):
+    """A decision cannot be carried out, for a reason that is the job's."""

@@ -1,0 +1,108 @@
+"""What of a job is kept on disk besides its events: checkpoints while it runs, and what comes of it when it ends."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from thalweg.contract.errors import ThalwegError
+from thalweg.server.driving.outcome import JobOutcome
+from thalweg.server.driving.telemetry import Telemetry
+from thalweg.server.storage.checkpoints import Checkpoint
+from thalweg.server.storage.database import Storage
+from thalweg.server.storage.journal import DISK_SECONDS, Journal
+from thalweg.server.storage.room import Shortage
+from thalweg.v1 import job_pb2, training_service_pb2
+
+_log = logging.getLogger(__name__)
+
+# Is told how many bytes a checkpoint has, how many seconds it took, and what the problem was, if it is not on disk.
+Written = Callable[[int, float, str], object]
+
+
+class ResultWriter:
+    """Writes for the jobs of one server, in the background. Belongs to its event loop."""
+
+    def __init__(self, storage: Storage, journal: Journal) -> None:
+        self._storage = storage
+        self._journal = journal
+        self._saving: set[asyncio.Task[None]] = set()
+
+    def save(self, job_id: str, checkpoint: Checkpoint, written: Written) -> None:
+        """Writes a checkpoint while the job goes on."""
+        saving = asyncio.create_task(self._save(job_id, checkpoint, written))
+        self._saving.add(saving)
+        saving.add_done_callback(self._saving.discard)
+
+    async def settled(self) -> None:
+        """Waits for the checkpoints that are being written."""
+        await asyncio.gather(*self._saving, return_exceptions=True)
+
+    async def _save(self, job_id: str, checkpoint: Checkpoint, written: Written) -> None:
+        began, size, problem = time.monotonic(), 0, ""
+        try:
+            size = await self._write(job_id, checkpoint)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next one is tried
+            problem = str(error) or type(error).__name__
+        if problem:
+            _log.error("job %s: cannot write a checkpoint: %s", job_id, problem)
+        written(size, time.monotonic() - began, problem)
+
+    async def _write(self, job_id: str, checkpoint: Checkpoint) -> int:
+        """Makes a checkpoint durable and gives its size. It may not be ahead of the events on disk: the steps behind it are never
+        taken again. Raises OSError.
+        """
+        try:
+            await asyncio.wait_for(self._journal.settled(), DISK_SECONDS)
+        except TimeoutError:
+            raise OSError("the events before it cannot be written") from None
+        return await self._journal.run_aside(self._storage.checkpoints(job_id).write, checkpoint)
+
+    async def keep(self, ending: JobOutcome, telemetry: Telemetry, tell: Callable[[Shortage | None], object]) -> None:
+        """Makes what a job leaves durable: its result, and where it was if it ended before its time.
+
+        While there is no room, it is kept in memory and tried again; `tell` hears of that. If the result cannot be kept for
+        another reason, the ending says that the job has failed.
+        """
+        try:
+            # Memory comes back when other jobs end.
+            await self._journal.room.write(lambda: self._keep_result(ending), tell, also=(MemoryError,))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
+            _log.exception("job %s: cannot keep its parameters", ending.job_id)
+            ending.state = job_pb2.JOB_STATE_FAILED
+            ending.error = ending.error or str(ThalwegError("STORAGE_FAILED", {"problem": str(error)}))
+        await self._keep_trajectory(ending)
+        # What is on its way would otherwise come after it.
+        await self.settled()
+        if ending.checkpoint:
+            checkpoint = ending.checkpoint
+            try:
+                await self._journal.room.write(lambda: self._write(ending.job_id, checkpoint), tell)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
+                ending.problems.append(f"no checkpoint of the last step could be kept: {error or type(error).__name__}")
+        for problem in ending.problems:
+            telemetry.notice(problem)
+
+    async def _keep_result(self, ending: JobOutcome) -> None:
+        if ending.header is not None and ending.slab is not None:
+            await ending.seal()
+            await self._journal.run_files(self._storage.save_parameters, ending.job_id, ending.header, ending.slab)
+
+    async def _keep_trajectory(self, ending: JobOutcome) -> None:
+        if ending.header is None or ending.trajectory is None:
+            return
+        header = training_service_pb2.TrajectoryHeader(layout=ending.header.layout, versions=ending.trajectory.versions)
+        try:
+            slabs = ending.trajectory.slabs
+            if slabs:
+                await self._journal.run_files(self._storage.save_trajectory, ending.job_id, header, slabs)
+        except Exception as error:  # noqa: BLE001 - the weights are there; a picture less is no failure
+            ending.problems.append(f"the trajectory could not be kept: {error or type(error).__name__}")
+
+    async def remove_checkpoints(self, job_id: str) -> None:
+        """Removes the checkpoints of a job that needs them no more."""
+        try:
+            await self._journal.run_aside(self._storage.checkpoints(job_id).remove)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
+            # They take room until the job is deleted, and do no other harm.
+            _log.error("job %s: cannot remove its checkpoints: %s", job_id, error)

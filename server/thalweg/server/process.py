@@ -1,0 +1,181 @@
+"""The server as a whole: its data folder, its jobs, its services."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from thalweg.contract import shared_memory as memory
+from thalweg.contract.endpoint import Address
+from thalweg.contract.locks import FileLock, LockedError
+from thalweg.server.driving.jobs import Jobs
+from thalweg.server.services.fleet import FleetService
+from thalweg.server.services.hosting import STOP_GRACE_SECONDS, Hosted, ServerStartError
+from thalweg.server.services.parameter import JobReception, ParameterService
+from thalweg.server.services.shard import ShardService
+from thalweg.server.services.training import TrainingService
+from thalweg.server.settings import CHECKPOINT_SECONDS, SILENCE_SECONDS, RunSettings
+from thalweg.server.storage.database import Storage
+from thalweg.server.storage.room import Room
+from thalweg.server.streams.memory_peers import Sharing
+from thalweg.v1 import (
+    fleet_service_pb2,
+    fleet_service_pb2_grpc,
+    parameter_service_pb2,
+    shard_service_pb2,
+    shard_service_pb2_grpc,
+    training_service_pb2,
+    training_service_pb2_grpc,
+)
+
+_log = logging.getLogger(__name__)
+MAX_UPLOAD_BYTES = 1 << 30
+_SERVICES = {
+    "thalweg.v1.TrainingService": training_service_pb2.DESCRIPTOR,
+    "thalweg.v1.FleetService": fleet_service_pb2.DESCRIPTOR,
+    "thalweg.v1.ParameterService": parameter_service_pb2.DESCRIPTOR,
+    "thalweg.v1.ShardService": shard_service_pb2.DESCRIPTOR,
+}
+
+
+class FolderInUseError(ServerStartError):
+    """Another server uses the data folder."""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How a server runs. `data` is the folder in which it keeps all its state; `max_running_jobs` is 0 for no limit.
+
+    Jobs that have not ended are resumed: all if `resume_unfinished`, else those that `kept` gives, called once the folder is
+    locked. The others are recorded as interrupted.
+
+    `shared_memory` is whether workers on this machine get parameters and give gradients in memory, where that is possible.
+    `local_workers` is whether all workers are on this machine, so that they can read data where it lies.
+    """
+
+    address: Address
+    data: Path
+    token: str | None = None
+    trust_network: bool = False
+    resume_unfinished: bool = True
+    kept: Callable[[], Collection[str]] = frozenset
+    max_upload_bytes: int = MAX_UPLOAD_BYTES
+    silence_seconds: float = SILENCE_SECONDS
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    max_running_jobs: int = 0
+    shared_memory: bool = True
+    local_workers: bool = False
+
+
+def _sharing(max_guests: int) -> Sharing | None:
+    """Where workers on this machine get memory. None, and a word of warning, where there is no such thing."""
+    try:
+        return Sharing(max_guests) if memory.AVAILABLE else None
+    except OSError as error:
+        _log.warning("memory is not shared with workers on this machine: %s", error)
+        return None
+
+
+class Server(Hosted):
+    """A parameter server in a thread of its own."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        super().__init__(config.address, config.token)
+        self.config = config
+        self.jobs: Jobs
+        self._lock: FileLock | None = None
+
+    def start(self) -> Address:
+        """Starts the server and gives the address at which it listens. Raises ServerStartError if it cannot."""
+        self._check_exposure(self.config.trust_network)
+        self._lock_folder()
+        try:
+            # Of a server that was killed: nobody should take it for this one's.
+            with suppress(OSError):
+                (self.config.data / "address").unlink()
+            self._begin()
+        except Exception:
+            self._unlock_folder()
+            raise
+        data = self.config.data
+        try:
+            (data / "address").write_text(f"{self.address}\n")
+        except OSError as error:
+            self._end()
+            raise ServerStartError(f"cannot write to the data folder {data}: {error.strerror}") from error
+        return self.address
+
+    def stop(self) -> None:
+        """Stops the server. Jobs that have not ended stay unfinished."""
+        if self._thread.is_alive():
+            with suppress(OSError):
+                (self.config.data / "address").unlink()
+            self._end()
+
+    def _end(self) -> None:
+        super()._end()
+        self._unlock_folder()
+
+    def _lock_folder(self) -> None:
+        data = self.config.data
+        try:
+            data.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = FileLock.acquire(data / "lock")
+        except LockedError as error:
+            raise FolderInUseError(f"the data folder {data} is in use by another server; choose another with --data") from error
+        except OSError as error:
+            raise ServerStartError(f"cannot use the data folder {data}: {error.strerror}; choose another with --data") from error
+
+    def _unlock_folder(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    async def _serve(self) -> None:
+        try:
+            storage = Storage(self.config.data)
+        except Exception as error:
+            raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
+        runs = RunSettings(self.config.silence_seconds, self.config.checkpoint_seconds)
+        sharing = _sharing(self._limits.guests) if self.config.shared_memory else None
+        self.jobs = jobs = Jobs(storage, runs, self.config.max_running_jobs, sharing)
+        server = await self._build(jobs)
+        kept = self.config.kept()
+        try:
+            self.address = self._listen(server)
+            try:
+                await jobs.start(self.config.resume_unfinished, kept)
+            except Exception as error:
+                raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
+            await server.start()
+            telling = asyncio.create_task(self._tell_health(jobs.journal.room))
+            self._started.set()
+            await self._stop.wait()
+            await jobs.write_checkpoints()
+            jobs.stopping = True
+            await server.stop(STOP_GRACE_SECONDS)
+            telling.cancel()
+        finally:
+            await jobs.stop()
+            if sharing:
+                sharing.close()
+
+    async def _tell_health(self, room: Room) -> None:
+        """Serving means that what is asked for can be written down."""
+        while True:
+            change = room.change
+            await self._set_health(serving=room.shortage is None)
+            await change.wait()
+
+    async def _build(self, jobs: Jobs) -> grpc.aio.Server:
+        server = await self._grpc_server(_SERVICES)
+        training = TrainingService(jobs, self.config.max_upload_bytes, self.config.local_workers)
+        training_service_pb2_grpc.add_TrainingServiceServicer_to_server(training, server)
+        fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(jobs), server)
+        shard_service_pb2_grpc.add_ShardServiceServicer_to_server(ShardService(jobs), server)
+        ParameterService(JobReception(jobs)).add_to(server)
+        return server

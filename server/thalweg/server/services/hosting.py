@@ -1,0 +1,134 @@
+"""What a server and a shard have in common: an address, and a thread with an event loop in which everything happens."""
+
+import asyncio
+import socket
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import suppress
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from thalweg.contract.endpoint import OPTIONS, Address, bind_to_process
+from thalweg.server.services import limits
+from thalweg.server.services.guard import Admits, Guard
+
+STOP_GRACE_SECONDS = 1.0
+
+
+class ServerStartError(Exception):
+    """The server cannot start; the message says why and what would do."""
+
+
+class ExposedError(ServerStartError):
+    """Others could come without a token."""
+
+
+class Hosted(ABC):
+    """Serves gRPC in a thread of its own.
+
+    `address` is where it listens, as soon as it does; `listening` is the same without names: one may stand for several addresses.
+    """
+
+    def __init__(self, address: Address, token: str | None) -> None:
+        self.address = address
+        self.listening: tuple[Address, ...] = ()
+        self._token = token
+        self._thread = threading.Thread(target=self._run, name="thalweg-server", daemon=True)
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._started = threading.Event()
+        self._failure: Exception | None = None
+        self._limits = limits.limits()
+        # Methods that ask for something else than the token.
+        self._exceptions: dict[str, Admits] = {}
+        self._checks = health.aio.HealthServicer()
+        self._services: tuple[str, ...] = ()
+
+    @abstractmethod
+    async def _serve(self) -> None:
+        """Serves until `_stop` is set; sets `_started` when it does."""
+
+    def _check_exposure(self, trust_network: bool) -> None:
+        """Raises ExposedError if others could come without a token."""
+        if not (self.address.is_loopback or self._token or trust_network):
+            raise ExposedError(
+                f"{self.address} can be reached from other machines, so the server needs a token: --token-file, or "
+                "THALWEG_TOKEN; on a network that only trusted machines can reach, --trust-network does without"
+            )
+
+    def _begin(self) -> None:
+        """Starts the thread, and waits until it serves. Raises whatever keeps it from that."""
+        bind_to_process()
+        self._thread.start()
+        self._started.wait()
+        if self._failure:
+            self._thread.join()
+            raise self._failure
+
+    def _end(self) -> None:
+        """Stops the thread, if it runs."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        # It also ends what is still under way behind, such as streams that were cancelled.
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            try:
+                runner.run(self._serve())
+            except Exception as error:  # noqa: BLE001 - told to whoever starts the server
+                self._failure = error
+            finally:
+                self._started.set()
+
+    def _listen(self, server: grpc.aio.Server) -> Address:
+        port = self.address.port
+        for host in _hosts(self.address.host):
+            where = Address(host, port)
+            try:
+                port = server.add_insecure_port(str(where))
+            except RuntimeError as error:
+                name = where if host == self.address.host else f"{where}, which {self.address.host} stands for"
+                raise ServerStartError(
+                    f"cannot listen at {name}: the address is not this machine's, or the port is in use. "
+                    "Choose another with --address HOST:PORT, port 0 for any free one."
+                ) from error
+            self.listening += (Address(host, port),)
+        return Address(self.address.host, port)
+
+    async def _grpc_server(self, services: Iterable[str]) -> grpc.aio.Server:
+        """A gRPC server that asks for the token, and tells of its health and of its services, which are to be added."""
+        server = grpc.aio.server(
+            options=[*OPTIONS, *limits.options(self._limits.connections)],
+            interceptors=[Guard(self._token or None, self._exceptions)],
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._checks, server)
+        self._services = (*services, "")
+        await self._set_health(serving=True)
+        reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server)
+        return server
+
+    async def _set_health(self, *, serving: bool) -> None:
+        """Tells those who check whether the services can do what they are asked for."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in self._services:
+            await self._checks.set(name, status)
+
+
+def _hosts(host: str) -> list[str]:
+    """The IP addresses of this machine that a host's name stands for. gRPC calls it a success to listen at one of them.
+
+    The host itself, if it is an IP address, or nothing is known of it.
+    """
+    found: dict[str, None] = {}
+    with suppress(OSError):
+        for family, _, _, _, (ip, *_) in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+            # A name may stand for addresses that this machine does not have, as ::1 where there is no IPv6.
+            with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.bind((ip, 0))
+                found[str(ip)] = None
+    return list(found) or [host]

@@ -1,0 +1,170 @@
+"""A shard's process: it offers itself to a server, again and again if need be, and workers a ParameterService."""
+
+import asyncio
+import ipaddress
+import logging
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import grpc
+
+from thalweg.contract.endpoint import Address, Endpoint
+from thalweg.contract.errors import from_rpc_error
+from thalweg.contract.frames import METHOD
+from thalweg.server.services import confirmation
+from thalweg.server.services.confirmation import Confirmation
+from thalweg.server.services.guard import everyone
+from thalweg.server.services.hosting import STOP_GRACE_SECONDS, Hosted
+from thalweg.server.services.parameter import ParameterService
+from thalweg.server.sharding.host import INVITATION_SECONDS, ShardHost
+from thalweg.server.sharding.pieces import Piece
+from thalweg.v1 import parameter_service_pb2, shard_service_pb2_grpc
+from thalweg.v1 import shard_service_pb2 as pb
+
+_log = logging.getLogger(__name__)
+# How long a shard waits before it tries to reach the server again: at first, and at most.
+_MIN_SECONDS, _MAX_SECONDS = 0.1, 5.0
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """How a shard runs: where it listens, and the server that it belongs to, which asks for the same token."""
+
+    address: Address
+    server: Address
+    token: str | None = None
+    trust_network: bool = False
+    invitation_seconds: float = INVITATION_SECONDS
+
+
+class _Outbox:
+    """What the server is to hear. Copies, which are long, wait for all that is urgent."""
+
+    def __init__(self) -> None:
+        self._urgent: deque[pb.HoldRequest] = deque()
+        self._copies: deque[Piece] = deque()
+        self._filled = asyncio.Event()
+
+    def put(self, message: pb.HoldRequest | Piece) -> None:
+        """Queues a message, or a piece of a copy."""
+        if isinstance(message, Piece):
+            self._copies.append(message)
+        else:
+            self._urgent.append(message)
+        self._filled.set()
+
+    async def messages(self) -> AsyncIterator[pb.HoldRequest]:
+        """What is queued, as it comes."""
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            while self._urgent or self._copies:
+                yield self._urgent.popleft() if self._urgent else self._copies.popleft().message()
+
+
+class ShardProcess(Hosted):
+    """A shard in a thread of its own."""
+
+    def __init__(self, config: ShardConfig) -> None:
+        super().__init__(config.address, config.token)
+        self.config = config
+        self._server = Endpoint(config.server, config.token)
+        self._secret = secrets.token_bytes(32)
+        # The server does not show its token at an address before it knows who is there, and workers never show it to a shard.
+        self._exceptions = {confirmation.METHOD: everyone, METHOD: self._invited}
+
+    def start(self) -> Address:
+        """Starts the shard and gives the address at which it listens. Raises ServerStartError if it cannot.
+
+        It does not wait for the server, which may be started later.
+        """
+        self._check_exposure(self.config.trust_network)
+        self._begin()
+        return self.address
+
+    @property
+    def kept(self) -> int:
+        """How many chunks that came from workers wait for the server's word what becomes of them."""
+        return self._shard.kept
+
+    def stop(self) -> None:
+        """Stops the shard. What it holds is lost, and its server goes on without."""
+        self._end()
+
+    async def _invited(self, bearer: str) -> bool:
+        return await self._shard.expects(bearer)
+
+    async def _serve(self) -> None:
+        self._outbox = _Outbox()
+        self._shard = ShardHost(self._say, self.config.invitation_seconds)
+        server = await self._grpc_server([parameter_service_pb2.DESCRIPTOR.services_by_name["ParameterService"].full_name])
+        ParameterService(self._shard).add_to(server)
+        shard_service_pb2_grpc.add_ShardConfirmationServiceServicer_to_server(Confirmation(self._secret), server)
+        self.address = self._listen(server)
+        await server.start()
+        self._started.set()
+        attending = asyncio.create_task(self._attend())
+        await self._stop.wait()
+        attending.cancel()
+        with suppress(asyncio.CancelledError):
+            await attending
+        await server.stop(STOP_GRACE_SECONDS)
+
+    def _say(self, message: pb.HoldRequest | Piece) -> None:
+        self._outbox.put(message)
+
+    async def _attend(self) -> None:
+        """Offers the shard, whenever the server can be reached."""
+        seconds, told = _MIN_SECONDS, ""
+        while True:
+            self._outbox = _Outbox()
+            try:
+                async with self._server.open_aio() as channel:
+                    if await self._hold(channel):
+                        seconds, told = _MIN_SECONDS, ""
+                    problem = "it ended the stream"
+            except grpc.aio.AioRpcError as error:
+                problem = str(from_rpc_error(error, str(self.config.server)))
+            self._shard.clear()
+            if problem != told:
+                _log.warning("the server at %s is gone, or not there yet: %s", self.config.server, problem)
+            told = problem
+            await asyncio.sleep(seconds)
+            seconds = min(2 * seconds, _MAX_SECONDS)
+
+    async def _hold(self, channel: grpc.aio.Channel) -> bool:
+        """One stream, to its end. Whether the shard was taken on."""
+        offer = pb.ShardOffer(address=str(Address("" if _is_any(self.address.host) else self.address.host, self.address.port)))
+        offer.secret = self._secret
+        self._outbox.put(pb.HoldRequest(offer=offer))
+        stub = shard_service_pb2_grpc.ShardServiceStub(channel)
+        call = stub.Hold(self._outbox.messages(), metadata=self._server.metadata)
+        heart: asyncio.Task[None] | None = None
+        try:
+            async for response in call:
+                for command in response.commands:
+                    if command.HasField("take_on"):
+                        _log.info("holds shares for the server at %s", self.config.server)
+                        heart = asyncio.create_task(self._beat(command.take_on.heartbeat_seconds))
+                    else:
+                        self._shard.do(command)
+        finally:
+            if heart:
+                heart.cancel()
+        return heart is not None
+
+    async def _beat(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            self._outbox.put(pb.HoldRequest(heartbeat=parameter_service_pb2.Heartbeat()))
+
+
+def _is_any(host: str) -> bool:
+    """Whether a host stands for all of a machine's addresses, and so for none by which it is reached."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False

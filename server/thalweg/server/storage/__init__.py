@@ -1,0 +1,1 @@
+"""What is durable: the database, files, and the threads that write them."""

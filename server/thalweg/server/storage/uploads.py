@@ -1,0 +1,83 @@
+"""The files that were uploaded, each under the SHA-256 of its content. Everything here blocks, and uses no database."""
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Container
+from contextlib import suppress
+from pathlib import Path
+
+from thalweg.server.storage.disk import Disk, publish
+
+# A client that uploads a file has so long to create a job that uses it.
+_UNUSED_SECONDS = 24 * 3600.0
+
+
+class Uploads:
+    """The uploads in a folder. Files that are being received lie beside them, under names of their own."""
+
+    def __init__(self, folder: Path, disk: Disk) -> None:
+        self._folder = folder
+        self._disk = disk
+        folder.mkdir(exist_ok=True)
+        # What a crash left.
+        for part in folder.glob("*.part"):
+            part.unlink()
+
+    def path(self, sha256: str) -> Path:
+        """Where an upload lies, or would lie."""
+        return self._folder / sha256
+
+    def part(self, name: str) -> Path:
+        """Where a file lies that is being received."""
+        return self._folder / f"{name}.part"
+
+    def whole(self, sha256: str) -> bool:
+        """Whether an upload is there and undamaged. From now on it counts as new. Reads all of it; raises OSError."""
+        try:
+            with self.path(sha256).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    return False
+            # Where a file of this machine is linked to, the link is what counts, and the file is its owner's.
+            os.utime(self.path(sha256), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def receive(self, name: str, data: bytes) -> None:
+        """Takes the next bytes of a file. `finish` makes it an upload; then, or else, `discard` clears up. Raises OSError.
+
+        The file is open for as long as this takes only: of those that wait for more there may be many.
+        """
+        with self.part(name).open("ab") as file:
+            file.write(data)
+
+    def finish(self, name: str, sha256: str) -> bool:
+        """Makes what was received an upload, in place of a damaged one. False if it has another SHA-256. Raises OSError."""
+        with self.part(name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                return False
+        publish(self._disk, self.part(name), self.path(sha256))
+        return True
+
+    def discard(self, name: str) -> None:
+        """Removes what was received and did not become an upload."""
+        self.part(name).unlink(missing_ok=True)
+
+    def read(self, sha256: str, start: int, size: int) -> bytes | None:
+        """At most `size` bytes of an upload from a position; none at its end. None if there is no such upload. Raises OSError."""
+        try:
+            with self.path(sha256).open("rb") as file:
+                file.seek(start)
+                return file.read(size)
+        except FileNotFoundError:
+            return None
+
+    def remove_unused(self, used: Container[str]) -> None:
+        """Removes the uploads that came long ago and are not among those that are `used`. Raises OSError."""
+        for path in self._folder.iterdir():
+            if re.fullmatch("[0-9a-f]{64}", path.name) and path.name not in used:
+                with suppress(FileNotFoundError):
+                    if time.time() - path.lstat().st_mtime > _UNUSED_SECONDS:
+                        path.unlink()

@@ -1,0 +1,163 @@
+"""The workers of one running job: their streams, the memory that they share, and what they are told."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Protocol
+
+from thalweg.contract.errors import ThalwegError
+from thalweg.server.arrays.parameters import Parameters
+from thalweg.server.deciding.messages import Place, WorkerId
+from thalweg.server.driving.telemetry import Telemetry
+from thalweg.server.settings import RunSettings
+from thalweg.server.streams import wire
+from thalweg.server.streams.memory_peers import JobSharing, Sharing
+from thalweg.v1 import parameter_service_pb2
+
+_log = logging.getLogger(__name__)
+
+
+class Connection(Protocol):
+    """One worker's stream, as a run sees it."""
+
+    worker: WorkerId
+    name: str
+    place: Place
+
+    def send(self, message: parameter_service_pb2.WorkResponse) -> None:
+        """Queues a message."""
+        ...
+
+    def send_parameters(self, version: int, serialized: bytes) -> None:
+        """Queues a message with parameters at a version. It may take the place of those of earlier versions."""
+        ...
+
+    def evict(self, error: ThalwegError | None = None) -> None:
+        """Ends the stream of a worker that is taken for lost, or that broke the protocol."""
+        ...
+
+
+def broadcast(parameters: Parameters, connections: Sequence[Connection], version: int, chunks: range) -> int:
+    """Sends chunks of the parameters at a version to all of some workers. How many bytes they are, encoded, for all of them."""
+    sent = 0
+    for chunk in chunks if connections else ():
+        message, size = wire.parameters_chunk(parameters, version, chunk)
+        sent += size * len(connections)
+        for connection in connections:
+            connection.send_parameters(version, message)
+    return sent
+
+
+class Connections:
+    """Who works for a job now. `sharing` is where workers on this machine get memory, if it is shared."""
+
+    def __init__(self, sharing: Sharing | None, telemetry: Telemetry, settings: RunSettings) -> None:
+        self.shared = JobSharing(sharing, telemetry.job.spec)
+        self._telemetry = telemetry
+        self._settings = settings
+        self._all: dict[WorkerId, Connection] = {}
+        self._names: dict[WorkerId, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def join(self, connection: Connection, hear: Callable[[Connection, bytes], object]) -> None:
+        """A worker came: it is welcomed. `hear` is told what it says beside its stream."""
+        worker = connection.worker
+        self._all[worker] = connection
+        self._names[worker] = connection.name
+        offer = self.shared.invite(worker, partial(hear, connection), partial(self._cut, connection))
+        welcome = parameter_service_pb2.Welcome(
+            spec=self._telemetry.job.spec,
+            heartbeat_seconds=self._settings.heartbeat_seconds,
+            silence_seconds=self._settings.silence_seconds,
+            shared_memory=offer,
+        )
+        connection.send(parameter_service_pb2.WorkResponse(welcome=welcome))
+        _log.info("job %s: worker %s joined", self._telemetry.job.id, connection.name)
+        self._telemetry.workers_changed(self._names.values(), joined=[connection.name])
+
+    def leave(self, worker: WorkerId, missed: bool = True) -> bool:
+        """A worker is gone. Whether it was still there, and is missed."""
+        self.shared.leave(worker)
+        name = self._names.pop(worker, None)
+        if self._all.pop(worker, None) is None or name is None or not missed:
+            return False
+        _log.info("job %s: worker %s left", self._telemetry.job.id, name)
+        self._telemetry.contributions.lost_workers += 1
+        self._telemetry.workers_changed(self._names.values(), left=[name])
+        return True
+
+    def evict(self, worker: WorkerId) -> None:
+        """Ends the stream of a worker that said nothing for too long."""
+        connection = self._all.get(worker)
+        if connection:
+            silent = f"{self._settings.silence_seconds:g} s"
+            self._telemetry.notice(f"worker {connection.name} said nothing for {silent}; its tasks go to others")
+            connection.evict()
+            self.leave(worker)
+
+    def dismiss(self, worker: WorkerId, reason: str) -> None:
+        """Lets a worker go that cannot do its job."""
+        connection = self._all.get(worker)
+        if connection:
+            connection.send(parameter_service_pb2.WorkResponse(goodbye=parameter_service_pb2.Goodbye(reason=reason)))
+            self.leave(worker)
+
+    def refuse(self, worker: WorkerId, problem: str) -> None:
+        """Ends the stream of a worker that disagrees with the others."""
+        connection = self._all.get(worker)
+        if connection:
+            connection.evict(ThalwegError("DISAGREES", {"problem": problem}))
+            self.leave(worker)
+
+    def of_fleet(self, fleet: str) -> int:
+        """How many workers that a fleet started are there."""
+        return sum(connection.place.fleet == fleet for connection in self._all.values())
+
+    def _cut(self, connection: Connection, problem: str) -> None:
+        """Nothing more can be said to a worker that shares memory: it has ended, as a rule, and that is logged when it leaves."""
+        _log.debug("job %s: the socket of worker %s: %s", self._telemetry.job.id, connection.name, problem)
+        connection.evict()
+
+    def accept(
+        self, worker: WorkerId, chunk_elements: int, invite: Callable[[WorkerId], list[parameter_service_pb2.ShardRange]]
+    ) -> None:
+        """Tells a worker, if it is there, how the slab is cut and where it lies; `invite` lets it come to the shards."""
+        connection = self._all.get(worker)
+        if connection is None:
+            return
+        try:
+            shared = self.shared.accept(worker)
+        except OSError as error:
+            # Its stream is about to break anyhow, if the worker is gone, and that is no news.
+            if not isinstance(error, ConnectionError):
+                self._telemetry.notice(f"no memory could be shared with worker {connection.name}: {error}")
+            connection.evict()
+            return
+        shards = invite(worker)
+        accepted = parameter_service_pb2.Accepted(chunk_elements=chunk_elements, shared_memory=shared, shards=shards)
+        connection.send(parameter_service_pb2.WorkResponse(accepted=accepted))
+
+    def send(self, worker: WorkerId, message: parameter_service_pb2.WorkResponse) -> None:
+        """Tells a worker something, if it is there."""
+        connection = self._all.get(worker)
+        if connection and not self.shared.say(worker, message):
+            connection.send(message)
+
+    def send_range(self, parameters: Parameters, workers: Iterable[WorkerId], version: int, chunks: range) -> None:
+        """Sends chunks of the parameters to those of the workers that are there and do not share them."""
+        connections = [self._all[worker] for worker in self.shared.remote(workers) if worker in self._all]
+        self._telemetry.exchange.parameter_bytes += broadcast(parameters, connections, version, chunks)
+
+    def say_goodbye(self, reason: str) -> None:
+        """Tells all workers that there is nothing more to do."""
+        goodbye = parameter_service_pb2.Goodbye(reason=reason)
+        for connection in self._all.values():
+            connection.send(parameter_service_pb2.WorkResponse(goodbye=goodbye))
+        self.shared.close()
+
+    def forget(self) -> None:
+        """Whose stream ends from now on is not missed."""
+        self._all.clear()
+        self._names.clear()

@@ -1,0 +1,187 @@
+"""What workers say, as events; what is decided for them, as messages. What no honest worker says is refused here."""
+
+import math
+from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from thalweg.contract import frames
+from thalweg.contract.errors import ThalwegError
+from thalweg.contract.frames import Parcel, serialize
+from thalweg.contract.layout import Slab
+from thalweg.contract.shared_memory import SharingError
+from thalweg.contract.sums import Sums
+from thalweg.contract.text import MAX_PROBLEM, MAX_WORKER_NAME, visible
+from thalweg.contract.tree import Node
+from thalweg.server.arrays.parameters import Parameters
+from thalweg.server.deciding import messages
+from thalweg.server.deciding.messages import Place, WorkerId
+from thalweg.server.deciding.plan import Plan
+from thalweg.server.streams.memory_peers import JobSharing
+from thalweg.v1 import job_pb2, parameter_service_pb2
+
+# What no honest worker comes near, and a broken one may not fill the server's memory with.
+_MAX_SAMPLES = 1 << 28
+_MAX_TENSORS = 4096
+_MAX_AXES = 8
+# NumPy's own limit.
+_MAX_SAMPLE_AXES = 64
+
+
+def request_of(data: bytes) -> Parcel[parameter_service_pb2.WorkRequest]:
+    """The message that bytes are. Raises ThalwegError if they are none."""
+    try:
+        return frames.request_of(data)
+    except DecodeError as error:
+        raise violation("bytes that are no message") from error
+
+
+class Received(NamedTuple):
+    """Chunks of a gradient as they came: values end to end, and which chunk the first ones are.
+
+    With error feedback, what encoding left of the node's gradients since a step is in them.
+    """
+
+    values: Slab
+    first_chunk: int
+    residual_since: int = 0
+
+    def chunk(self, plan: Plan, chunk: int) -> Slab:
+        """The values of one of the chunks."""
+        start = plan.chunk_range(self.first_chunk).start
+        where = plan.chunk_range(chunk)
+        return self.values[where.start - start : where.stop - start]
+
+
+def event_of(
+    worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest], parameters: Parameters | None, shared: JobSharing
+) -> messages.Event:
+    """The event that a worker's message is, unless it says `prepared`. Raises ThalwegError if it makes no sense."""
+    message, data = request
+    match message.WhichOneof("message"):
+        case "gradient":
+            gradient, chunk = message.gradient, message.gradient.chunk
+            values = Received(_values(parameters, chunk, data, encoded=True), chunk, gradient.residual_since)
+            return _contribution(worker, gradient, range(chunk, chunk + 1), parameters, values)
+        case "shared_gradient":
+            return _shared(worker, message.shared_gradient, parameters, shared)
+        case "evaluation":
+            answer = message.evaluation
+            return messages.EvaluationReceived(worker, answer.version, answer.split, answer.first, _sums(answer.sums))
+        case "initial":
+            chunk = message.initial.chunk
+            return messages.InitialReceived(worker, chunk, _values(parameters, chunk, data, encoded=False))
+        case "heartbeat":
+            return messages.HeartbeatReceived(worker)
+        case "failure":
+            failure = message.failure
+            return messages.WorkerFailed(worker, visible(failure.problem, MAX_PROBLEM), failure.scope)
+        case kind:
+            raise violation(f"{kind or 'an empty message'} was not expected")
+
+
+def _shared(
+    worker: WorkerId, gradient: parameter_service_pb2.SharedGradient, parameters: Parameters | None, shared: JobSharing
+) -> messages.ContributionReceived:
+    chunks = range(gradient.first_chunk, gradient.end_chunk)
+    if parameters is None or not chunks or chunks.stop > parameters.chunks.stop:
+        raise violation(f"there are no chunks from {chunks.start} up to {chunks.stop}")
+    try:
+        slab = shared.slab(worker, gradient.slab, parameters.plan.elements, parameters.dtype)
+    except SharingError as error:
+        raise violation(str(error)) from error
+    return _contribution(worker, gradient, chunks, parameters, Received(slab, 0))
+
+
+def _contribution(
+    worker: WorkerId,
+    gradient: parameter_service_pb2.GradientChunk | parameter_service_pb2.SharedGradient,
+    chunks: range,
+    parameters: Parameters | None,
+    payload: Received,
+) -> messages.ContributionReceived:
+    last = parameters is not None and chunks.stop == parameters.plan.chunks
+    if gradient.HasField("sums") != last:
+        raise violation("sums come with the last chunk of the slab and only with it")
+    sums = _sums(gradient.sums) if last else None
+    node = Node(gradient.level, gradient.index)
+    return messages.ContributionReceived(worker, gradient.version, gradient.step, node, chunks, sums, payload)
+
+
+def _sums(sums: parameter_service_pb2.Sums) -> Sums:
+    return Sums(sums.loss, sums.correct, sums.samples)
+
+
+def _values(parameters: Parameters | None, chunk: int, data: memoryview, encoded: bool) -> Slab:
+    """The numbers of a chunk, not copied if they come as they are. Raises ThalwegError if the bytes make no sense."""
+    if parameters is None or chunk not in parameters.chunks:
+        raise violation(f"there is no chunk {chunk}")
+    where = parameters.plan.chunk_range(chunk)
+    codec = parameters.incoming if encoded else parameters.identity
+    try:
+        return codec.decoded(data, where.stop - where.start)
+    except ValueError as error:
+        raise violation(f"chunk {chunk} {error}") from error
+
+
+def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None:
+    """Raises ThalwegError if what a worker says of its model and data makes no sense."""
+    if not 0 < prepared.train_samples <= _MAX_SAMPLES or prepared.validation_samples > _MAX_SAMPLES:
+        raise violation("no training samples, or too many samples")
+    tensors = prepared.layout.tensors
+    if len(tensors) > _MAX_TENSORS or any(len(tensor.shape) > _MAX_AXES for tensor in tensors):
+        raise violation("a layout of too many tensors or axes")
+    if prepared.layout.dtype != dtype or len({tensor.name for tensor in tensors}) < len(tensors):
+        raise violation("a layout of another dtype, or with two tensors of one name")
+    if any(visible(tensor.name) != tensor.name for tensor in tensors):
+        raise violation("a tensor's name with characters that cannot be seen")
+    _check_preprocessing(prepared.preprocessing)
+
+
+def _check_preprocessing(preprocessing: job_pb2.Preprocessing) -> None:
+    if len(preprocessing.shape) > _MAX_SAMPLE_AXES:
+        raise violation("samples of too many axes")
+    # A worker of release 0.1.0 says no shape, and no names.
+    features = math.prod(preprocessing.shape) if preprocessing.shape else len(preprocessing.mean)
+    counts = {len(preprocessing.mean), len(preprocessing.scale), len(preprocessing.columns)} - {0}
+    if counts - {features} or len(preprocessing.mean) != len(preprocessing.scale):
+        raise violation(f"means, deviations or names of another number of features than {features}")
+
+
+def place_of(place: parameter_service_pb2.Place, worker: str) -> Place:
+    """Where a worker with a name runs, as a message says. Where no node is named, people know it by the worker's name."""
+    fleet, node = visible(place.fleet, MAX_WORKER_NAME), visible(place.node, MAX_WORKER_NAME)
+    return Place(fleet, node, visible(place.name or worker, MAX_WORKER_NAME))
+
+
+def violation(problem: str) -> ThalwegError:
+    """The error of a peer that breaks the protocol."""
+    return ThalwegError("PROTOCOL_VIOLATION", {"problem": problem})
+
+
+def parameters_chunk(parameters: Parameters, version: int, chunk: int) -> tuple[bytes, int]:
+    """The message, serialized, that brings workers a chunk of the parameters, encoded in so many bytes."""
+    part = parameter_service_pb2.ParametersChunk(version=version, chunk=chunk)
+    data = parameters.outgoing.encode(parameters.chunk(version, chunk))
+    return serialize(Parcel(parameter_service_pb2.WorkResponse(parameters=part), data)), data.size
+
+
+def differentiate(decision: messages.AssignDifferentiate) -> parameter_service_pb2.WorkResponse:
+    """The message that gives a worker a gradient to compute."""
+    task = decision.task
+    message = parameter_service_pb2.DifferentiateTask(
+        version=decision.version,
+        step=task.step,
+        steps=task.steps,
+        level=task.node.level,
+        index=task.node.index,
+        first_chunk=task.first_chunk,
+        end_chunk=task.end_chunk,
+    )
+    return parameter_service_pb2.WorkResponse(differentiate=message)
+
+
+def evaluate(task: messages.EvaluationTask) -> parameter_service_pb2.WorkResponse:
+    """The message that gives a worker metrics to compute."""
+    message = parameter_service_pb2.EvaluateTask(version=task.version, split=task.split, first=task.first, end=task.end)
+    return parameter_service_pb2.WorkResponse(evaluate=message)

@@ -1,0 +1,156 @@
+"""A task's answer: gradients and metrics, as pure functions of the parameters and the task."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from thalweg.contract.layout import Slab, ranges
+from thalweg.contract.sums import Sums
+from thalweg.contract.tree import Node
+from thalweg.learning import registry
+from thalweg.learning.data import Dataset
+from thalweg.learning.data.microbatches import Microbatches
+from thalweg.learning.data.order import Order
+from thalweg.learning.data.samples import Samples
+from thalweg.learning.numerical import NumericalDifferentiator, Point
+from thalweg.v1 import job_pb2
+from thalweg.workers.local_steps import Lanes
+from thalweg.workers.tree_sum import Finished, Slabs, tree_sum
+
+# Samples that are evaluated at once: few enough to stay in the cache, more would not be faster.
+EVALUATION_BATCH = 256
+# Samples that are checked at once against the model.
+_CHECKED_AT_ONCE = 65_536
+
+
+class Differentiator:
+    """Differentiates one job's loss. Belongs to one thread."""
+
+    def __init__(self, spec: job_pb2.JobSpec, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.objective = registry.objective(spec, dataset.schema)
+        for samples in (dataset.train, dataset.validation):
+            for where in ranges(len(samples), _CHECKED_AT_ONCE):
+                self.objective.check(samples.take(where))
+        scheme, self._numerical = spec.training.gradient, None
+        if scheme != "backpropagation":
+            self._numerical = NumericalDifferentiator(registry.objective(spec, dataset.schema, "float64"), scheme)
+        self._microbatches = spec.training.microbatches
+        order = Order(spec, len(dataset.train))
+        self._gathered = Microbatches(dataset.train, order)
+        self._slabs = Slabs(self.objective.dtype)
+        self._points: dict[int, tuple[Point, int]] = {}
+        self._at = (-1, -1)
+        local = spec.training.synchrony.WhichOneof("policy") == "local"
+        self._lanes = Lanes(spec, self.objective, self._gathered, order.steps_per_epoch) if local else None
+        # The task that was done last, and what came behind each node when it was done before: a node, so many steps later.
+        self._last: tuple[int, Node] | None = None
+        self._behind: dict[Node, tuple[int, Node]] = {}
+
+    @property
+    def numerical(self) -> bool:
+        """Whether gradients are computed by differences."""
+        return self._numerical is not None
+
+    def gradient(
+        self,
+        parameters: Slab,
+        version: int,
+        step: int,
+        node: Node,
+        coordinates: slice,
+        steps: int = 1,
+        finished: Callable[[Slab, int], object] = lambda *_: None,
+        out: Slab | None = None,
+    ) -> tuple[Slab, Sums]:
+        """What a node's microbatches add to a step's gradient, at some coordinates, and their sums.
+
+        `parameters` are those of `version`: by (version, step) it is known what can be used again for other coordinates. Where
+        synchrony is local, it is what the node's lanes moved in `steps` steps from `step` on that is given.
+
+        The array is `out`, if that is given, with as many elements as there are coordinates. Otherwise it is one that is used
+        again once it is given back with `release`. While it is filled, `finished` is given it and told how many of its first
+        elements are final: ever more, and at last all of them.
+        """
+        if self._last:
+            last_step, last_node = self._last
+            self._behind[last_node] = (step - last_step, node)
+        self._last = (step, node)
+        size = coordinates.stop - coordinates.start if self.numerical else self.objective.size
+        result = self._slabs.take(size) if out is None else out
+
+        def leaf(microbatch: int, slab: Slab, done: Finished) -> Sums:
+            if self._numerical:
+                point, denominator = self._point(self._numerical, parameters, (version, step), microbatch)
+                self._numerical.differentiate(point, denominator, coordinates, slab)
+                sums = point.sums
+            elif self._lanes:
+                sums = self._lanes.train(parameters, range(step, step + steps), microbatch, slab)
+            else:
+                batch, denominator = self._gathered(step, microbatch)
+                return self.objective.gradient(parameters, batch, denominator, (step, microbatch), slab, done)
+            done(size)
+            return sums
+
+        return result, tree_sum(node, self._microbatches, leaf, result, partial(finished, result), self._slabs)
+
+    def prefetch(self) -> None:
+        """Gathers the samples of the task that is likely to be next: to be called while there is nothing else to do.
+
+        It is the one that came behind the last task's node when that was done before.
+        """
+        if self._last is None or self._last[1] not in self._behind or self._numerical or self._lanes:
+            return
+        step, node = self._last
+        steps, following = self._behind[node]
+        self._gathered.gather(max(0, step + steps), following.leaves(self._microbatches))
+
+    def _point(
+        self, numerical: NumericalDifferentiator, parameters: Slab, at: tuple[int, int], microbatch: int
+    ) -> tuple[Point, int]:
+        """A microbatch of a step at the parameters of a version, and the number of samples in the whole minibatch.
+
+        Kept for the (version, step), of which a worker may do many ranges of coordinates.
+        """
+        if at != self._at:
+            self._at = at
+            self._points.clear()
+        if microbatch not in self._points:
+            _, step = at
+            batch, denominator = self._gathered.copy(step, microbatch)
+            self._points[microbatch] = numerical.at(parameters, batch, (step, microbatch)), denominator
+        return self._points[microbatch]
+
+    def cost(self, parameters: Slab, seconds: float) -> float:
+        """Seconds that one evaluation of a minibatch's loss takes as a part of numerical differentiation.
+
+        Measured for about `seconds` on coordinates here and there. 0 where gradients are not computed by differences.
+        """
+        if self._numerical is None or not self.objective.size:
+            return 0.0
+        draws = [(0, microbatch) for microbatch in range(self._microbatches)]
+        points = [self._numerical.at(parameters, self._gathered.copy(*draw).batch, draw) for draw in draws]
+        one = np.empty(1)
+        coordinates = 0
+        start = time.perf_counter()
+        for position in np.random.default_rng(0).integers(0, self.objective.size, 1000).tolist():
+            for point in points:
+                self._numerical.differentiate(point, 1, slice(position, position + 1), one)
+            coordinates += 1
+            if time.perf_counter() - start > seconds:
+                break
+        return (time.perf_counter() - start) / coordinates / self._numerical.evaluations
+
+    def release(self, gradient: Slab) -> None:
+        """Gives back an array that `gradient` made."""
+        self._slabs.release(gradient)
+
+    def evaluate(self, parameters: Slab, samples: Samples, where: range) -> Sums:
+        """The sums over a range of samples, without dropout."""
+        total = Sums()
+        for start in range(where.start, where.stop, EVALUATION_BATCH):
+            part = samples.take(slice(start, min(start + EVALUATION_BATCH, where.stop)))
+            total += self.objective.measure(parameters, part)
+        return total

@@ -1,0 +1,1 @@
+"""Workers on a Ray cluster: the fleet, and the process that drives Ray."""

@@ -1,0 +1,40 @@
+"""A worker in a process of Ray's. Imports nothing that imports gRPC, before the process is prepared."""
+
+import os
+import platform
+import threading
+from typing import TYPE_CHECKING
+
+from thalweg.contract.process import prepare
+from thalweg.workers.ray.processes import end_with
+
+if TYPE_CHECKING:
+    from thalweg.contract.endpoint import Address
+
+
+class WorkerActor:
+    """The Ray actor around a worker."""
+
+    def __init__(self) -> None:
+        prepare()
+        self._answered = threading.Event()
+
+    def place(self) -> tuple[str, str]:
+        """The node that it runs on: Ray's id of it, and its name."""
+        import ray  # noqa: PLC0415 - where the actor runs
+
+        return ray.get_runtime_context().get_node_id(), platform.node()
+
+    def work(self, server: "Address", token: str | None, job_id: str, fleet: str, fleet_id: str) -> str:
+        """Works until the server says goodbye."""
+        from thalweg.v1.parameter_service_pb2 import Place  # noqa: PLC0415
+        from thalweg.workers.worker import work  # noqa: PLC0415 - imports gRPC
+
+        end_with(os.getppid(), lambda: os._exit(1))
+        node, name = self.place()
+        place = Place(fleet=fleet_id, node=node, name=name)
+        return work(server, token, job_id, f"{fleet}/{name}/{os.getpid()}", self._answered.set, place)
+
+    def answered(self) -> bool:
+        """Waits for the first task to be done."""
+        return self._answered.wait()

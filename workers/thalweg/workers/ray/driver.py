@@ -1,0 +1,378 @@
+"""A fleet's second process: drives Ray, and keeps as many worker actors per job as it is told to and the cluster can hold.
+
+Apart from the fleet because Ray ends the process that drives it once the head of its cluster is gone, or lets its calls hang.
+The fleet ends this one then and starts another.
+"""
+
+import logging
+import os
+import re
+import resource
+import signal
+import socket
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import grpc
+
+from thalweg.contract.endpoint import Address, Endpoint, parse_address
+from thalweg.contract.errors import ThalwegError
+from thalweg.contract.resources import size_text
+from thalweg.v1 import fleet_service_pb2 as pb
+from thalweg.v1.parameter_service_pb2 import Place
+from thalweg.workers.ray.actor import WorkerActor
+from thalweg.workers.ray.folder import end_and_remove
+from thalweg.workers.ray.processes import end_with, has_ended
+
+# How often it looks whether actors ended or nodes came: Ray tells neither by itself.
+_LOOK_SECONDS = 0.25
+FIRST_BACKOFF = 0.5
+MAX_BACKOFF = 5.0
+# What Ray says of an actor whose node has died, and of the end of an actor's process. Of signals it names this one alone.
+_NODE_DEATH = "its node has died"
+_WITHOUT_A_WORD = "Worker unexpectedly exits with a connection error"
+_EXIT_CODE = re.compile(r"Worker exits with an exit code (\d+)")
+_SIGTERM = "The process receives a SIGTERM"
+# Nothing is kept in Ray's object store; this is the least that Ray allows.
+_OBJECT_STORE_BYTES = 80 << 20
+_MIN_RESOURCE = 0.0001
+# Ray adds the driver's folder to the workers' Python path, in front. Nobody can put a file here, on this machine or on others.
+_FOLDER = "/proc/sys/kernel"
+_PROBE_SECONDS = 10.0
+_LOOPBACK = "127.0.0.1"
+_LARGEST_FILE_BYTES = _OBJECT_STORE_BYTES + (1 << 20)
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a keeper is told first. `fleet` is a name for people, `fleet_id` the one that the server knows the fleet by."""
+
+    fleet: str
+    fleet_id: str
+    server: Address
+    token: str | None
+    ray_address: str | None
+    slots: int
+    parent: int
+    # Whether the Ray cluster may be one that runs code for whoever reaches it.
+    trust_network: bool = False
+    # Where a Ray of its own keeps its files.
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Alive:
+    """What a keeper says several times a second: the CPU slots and the nodes of its cluster,
+    and how many workers each job has, of how many slots each.
+
+    If the server can be reached from this machine alone, these are the machine's nodes, and `unreachable` are the addresses of
+    the cluster's other machines.
+    """
+
+    slots: int
+    nodes: tuple[str, ...]
+    running: dict[str, tuple[int, int]] = field(default_factory=dict)
+    unreachable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Tells a keeper that the server cannot be reached: what runs goes on, and nothing new is started."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A keeper's last words, if it has any: why it cannot go on."""
+
+    problem: str
+
+
+class RayLostError(Exception):
+    """The Ray cluster, or this machine's part in it, is gone."""
+
+
+class RayOpenError(Exception):
+    """The Ray cluster asks nobody for a token."""
+
+
+@dataclass
+class _Actor:
+    handle: Any
+    answered: Any
+    place: Any
+    slots: int
+    node: str = ""
+
+
+class RayDriver:
+    """The actors on a Ray cluster. `tell` takes what the fleet should know."""
+
+    def __init__(self, ray: Any, orders: Orders, connection: Connection) -> None:
+        self._ray = ray
+        self._orders = orders
+        self._connection = connection
+        self._node = ray.get_runtime_context().get_node_id()
+        self._head = _own_head()
+        self._class = ray.remote(WorkerActor)
+        self._actors: dict[str, dict[Any, _Actor]] = defaultdict(dict)
+        self._wanted: dict[str, pb.Allotment] = {}
+        self._holding = False
+        self._cpus: dict[str, int] = {}
+        self._unreachable: tuple[str, ...] = ()
+        # What an actor needs besides CPU slots.
+        self._resources: dict[str, float] = {}
+        self._backoff: dict[str, float] = {}
+        self._not_before: dict[str, float] = defaultdict(float)
+
+    def run(self) -> None:
+        """Starts, ends and replaces actors until the fleet hangs up.
+
+        Raises OSError if the fleet is gone, RayLostError, or what Ray raises.
+        """
+        with suppress(EOFError):
+            while True:
+                self._look()
+                self._report()
+                if self._connection.poll(_LOOK_SECONDS):
+                    message: Hold | pb.AttendResponse = self._connection.recv()
+                    self._holding = isinstance(message, Hold)
+                    if not isinstance(message, Hold):
+                        self._wanted = {allotment.job_id: allotment for allotment in message.allotments}
+                self._collect()
+                self._reconcile()
+        # One that has hung up still listens.
+        self._report()
+        self._wanted = {}
+        self._reconcile()
+
+    def _report(self) -> None:
+        self._connection.send(Alive(sum(self._cpus.values()), tuple(self._cpus), self._running(), self._unreachable))
+
+    def _running(self) -> dict[str, tuple[int, int]]:
+        """How many actors each job has, and how many slots each of them takes."""
+        return {job: (len(actors), next(iter(actors.values())).slots) for job, actors in self._actors.items() if actors}
+
+    def _look(self) -> None:
+        """Looks at the cluster's nodes: which of them reach the server, and how many CPU slots each of these has."""
+        if any(map(has_ended, self._head)):
+            raise RayLostError("a process of its head has died")
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        here = next((node["NodeManagerAddress"] for node in nodes if node["NodeID"] == self._node), None)
+        if here is None:
+            raise RayLostError("this machine's Ray node has died")
+        if self._orders.server.is_loopback:
+            self._unreachable = tuple(sorted({node["NodeManagerAddress"] for node in nodes} - {here}))
+            nodes = [node for node in nodes if node["NodeManagerAddress"] == here]
+            # A resource that Ray gives every node.
+            self._resources = {f"node:{here}": _MIN_RESOURCE}
+        self._cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in nodes}
+
+    def _collect(self) -> None:
+        """Looks which actors have ended."""
+        for job_id, actors in self._actors.items():
+            done, _ = self._ray.wait(list(actors), num_returns=len(actors), timeout=0) if actors else ([], [])
+            if not done:
+                continue
+            # A job some of whose workers work has no fault that a worker's start would run into.
+            works = any(self._now(actor.answered) for actor in actors.values())
+            for reference in done:
+                actor = actors.pop(reference)
+                exited = self._exited(reference, actor)
+                self._ray.kill(actor.handle)
+                if exited and job_id in self._wanted:
+                    exited.job_id = job_id
+                    exited.place.CopyFrom(self._place(actor))
+                    self._connection.send(exited)
+            backoff = FIRST_BACKOFF if works else 2 * self._backoff.get(job_id, FIRST_BACKOFF / 2)
+            self._backoff[job_id] = min(backoff, MAX_BACKOFF)
+            self._not_before[job_id] = monotonic() + self._backoff[job_id]
+
+    def _now(self, reference: Any) -> Any:
+        """What an actor's method has returned, if it has; the actor may have ended since. None if it has not."""
+        done, _ = self._ray.wait([reference], timeout=0)
+        try:
+            return self._ray.get(reference) if done else None
+        except self._ray.exceptions.RayError:
+            return None
+
+    def _place(self, actor: _Actor) -> Place:
+        """Where an actor runs or ran, as far as that is known."""
+        node, name = self._now(actor.place) or (actor.node, "")
+        return Place(fleet=self._orders.fleet_id, node=node, name=name)
+
+    def _exited(self, reference: Any, actor: _Actor) -> pb.WorkerExited | None:
+        """How an actor ended; None if the server let it go."""
+        try:
+            self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ThalwegError):
+                # The server is gone, or has refused the worker and knows why.
+                return pb.WorkerExited(problem=str(error.cause))
+            exited = pb.WorkerExited(problem=str(error).strip().rpartition("\n")[2], cause=pb.WorkerExited.CAUSE_NODE)
+        except self._ray.exceptions.RayError as error:
+            text = str(error).strip()
+            if _NODE_DEATH in text:
+                return pb.WorkerExited(problem="its Ray node has died")
+            signaled = signal.SIGTERM if _SIGTERM in text else 0
+            problem = f"its process died: {_how_it_died(text)}"
+            exited = pb.WorkerExited(problem=problem, cause=pb.WorkerExited.CAUSE_KILLED, signal=signaled)
+        else:
+            return None
+        if self._now(actor.answered):
+            exited.cause = pb.WorkerExited.CAUSE_UNSPECIFIED
+        return exited
+
+    def _reconcile(self) -> None:
+        """Makes the actors as many as are wanted."""
+        for job_id in list(self._actors):
+            allotment = self._wanted.get(job_id)
+            wanted = allotment.workers if allotment else 0
+            actors = self._actors[job_id]
+            while len(actors) > wanted:
+                # The last one, and rather one that has done nothing yet.
+                started = list(reversed(actors))
+                reference = next((each for each in started if not self._now(actors[each].answered)), started[0])
+                self._ray.kill(actors.pop(reference).handle)
+            if not allotment:
+                del self._actors[job_id]
+                self._backoff.pop(job_id, None)
+                self._not_before.pop(job_id, None)
+        for job_id, allotment in {} if self._holding else self._wanted.items():
+            actors = self._actors[job_id]
+            while len(actors) < allotment.workers and monotonic() >= self._not_before[job_id]:
+                if not self._start(actors, job_id, allotment):
+                    break
+
+    def _start(self, actors: dict[Any, _Actor], job_id: str, allotment: pb.Allotment) -> bool:
+        """Starts an actor: where Ray likes, or, if there are nodes to be avoided, on another. False if none has room."""
+        slots, node = allotment.slots_per_worker, ""
+        strategy: Any = "SPREAD"
+        if allotment.avoid:
+            node = self._roomiest(set(allotment.avoid), slots)
+            if not node:
+                return False
+            strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+        options = {"num_cpus": slots, "resources": self._resources, "scheduling_strategy": strategy}
+        options |= {"max_restarts": 0, "max_concurrency": 3}
+        handle = self._class.options(**options).remote()
+        orders = self._orders
+        reference = handle.work.remote(orders.server, orders.token, job_id, orders.fleet, orders.fleet_id)
+        actors[reference] = _Actor(handle, handle.answered.remote(), handle.place.remote(), slots, node)
+        return True
+
+    def _roomiest(self, avoid: set[str], slots: int) -> str:
+        """The node with the most free CPU slots, as far as this fleet uses them, that has enough. Empty if there is none."""
+        free = {node: cpus for node, cpus in self._cpus.items() if node not in avoid}
+        for actor in (actor for actors in self._actors.values() for actor in actors.values()):
+            actor.node = actor.node or self._place(actor).node
+            if actor.node in free:
+                free[actor.node] -= actor.slots
+        node = max(free, key=lambda each: free[each], default="")
+        return node if node and free[node] >= slots else ""
+
+
+def _how_it_died(text: str) -> str:
+    """What Ray says of the end of an actor's process, in short."""
+    if _SIGTERM in text:
+        return "it was ended by SIGTERM"
+    if _WITHOUT_A_WORD in text:
+        return "it was killed, perhaps for want of memory, or it broke down without a word"
+    code = _EXIT_CODE.search(text)
+    return f"it ended with exit code {code[1]}" if code else text.partition("\n")[0]
+
+
+def _own_head() -> list[int]:
+    """The processes of a Ray head that this process has started, if any.
+
+    Ray notices by itself when they die, but, in the case of a raylet, only after a quarter of a minute.
+    """
+    with suppress(OSError):
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        names = {int(child): Path(f"/proc/{child}/comm").read_text().strip() for child in children}
+        return [child for child, name in names.items() if name in ("gcs_server", "raylet")]
+    return []
+
+
+def _end_group(folder: Path | None) -> None:
+    """Ends this process with its group: the fleet, which would do it, is gone."""
+    if folder:
+        end_and_remove(folder)
+    os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def _check_machine() -> None:
+    """Raises RayLostError if Ray cannot start here, which it would find out in a minute, and not say.
+
+    It needs an address to listen at, and files of some size.
+    """
+    with socket.socket() as probe:
+        try:
+            probe.bind((_LOOPBACK, 0))
+        except OSError as error:
+            raise RayLostError(
+                f"this machine has no {_LOOPBACK}, where it listens; add it: ip address add {_LOOPBACK}/8 dev lo"
+            ) from error
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit != resource.RLIM_INFINITY and limit < _LARGEST_FILE_BYTES:
+        allowed, needed = size_text(limit), size_text(_LARGEST_FILE_BYTES)
+        raise RayLostError(
+            f"this process may write files of at most {allowed}, and Ray needs {needed}; raise the limit (ulimit -f)"
+        )
+
+
+def _init(ray: Any, orders: Orders) -> None:
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "thalweg"}
+    if orders.ray_address:
+        options["address"] = orders.ray_address
+    else:
+        _check_machine()
+        options |= {"address": "local", "num_cpus": orders.slots, "num_gpus": 0}
+        options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+    ray.init(**options)
+    if not orders.trust_network and not _asks_for_a_token(parse_address(ray.get_runtime_context().gcs_address)):
+        raise RayOpenError(
+            "it asks nobody for a token, so it runs code for whoever reaches its ports: start all of its nodes with "
+            "RAY_AUTH_MODE=token and a token (docs/cluster.md); --trust-network does without"
+        )
+
+
+def _asks_for_a_token(address: Address) -> bool:
+    """Whether a Ray cluster refuses a caller that has no token. `address` is its head's."""
+    with Endpoint(address).open() as channel:
+        ask: Any = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        try:
+            ask(b"", timeout=_PROBE_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                return True
+            raise RayLostError(f"its head does not say whether it asks for a token: {error.details()}") from error
+    return False
+
+
+def main(descriptor: int) -> None:
+    """Runs a keeper for the fleet at the other end of a connection, in the environment that the fleet has made.
+
+    The fleet starts it as the leader of a process group, in which a Ray of its own is too, and ends the group with it.
+    """
+    connection = Connection(descriptor)
+    orders: Orders = connection.recv()
+    end_with(orders.parent, lambda: _end_group(orders.folder))
+    os.chdir(_FOLDER)
+    try:
+        import ray  # noqa: PLC0415 - takes a second
+        import ray.util.scheduling_strategies  # noqa: PLC0415
+
+        _init(ray, orders)
+        RayDriver(ray, orders, connection).run()
+    except Exception as error:  # noqa: BLE001 - told to the fleet, whatever it is; Ray can no longer be asked to shut down
+        try:
+            connection.send(Failed(str(error).strip() or type(error).__name__))
+        except OSError:
+            _end_group(orders.folder)
+        os._exit(1)
+    ray.shutdown()

@@ -1,0 +1,1 @@
+"""How a worker and its server exchange parameters, gradients and data."""

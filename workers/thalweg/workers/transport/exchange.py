@@ -1,0 +1,265 @@
+"""Where a worker gets parameters and leaves gradients: in its own memory, and over the stream, or in memory that it shares."""
+
+import logging
+import os
+import socket
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeAlias
+
+import grpc
+import numpy as np
+
+from thalweg.contract import codecs, shared_memory
+from thalweg.contract.codecs import Bytes
+from thalweg.contract.frames import Parcel, serialize
+from thalweg.contract.layout import Slab, ranges
+from thalweg.contract.sums import Sums
+from thalweg.contract.tree import Node
+from thalweg.v1 import job_pb2
+from thalweg.v1 import parameter_service_pb2 as pb
+from thalweg.workers.transport.error_feedback import GradientEncoder
+from thalweg.workers.transport.streams import Said, Streams
+
+Send: TypeAlias = Callable[[Said], object]
+
+_log = logging.getLogger(__name__)
+# The server answers at once; but it may be busy.
+_SECONDS = 10.0
+# Chunks in shared memory that are worth a message before the gradient is whole.
+_MIN_SHARED = 4
+# A processor that has fallen asleep takes 0.1 ms to wake, which is much where a step takes less than one. So a worker stays awake
+# for so long if the last message came within twice that time. Where steps are long it never does.
+_AWAKE_SECONDS = 0.0005
+
+
+@contextmanager
+def attach(offer: pb.SharedMemory) -> Iterator[socket.socket | None]:
+    """A connection over which memory is shared, for as long as the context.
+
+    None if there is no offer, or if it cannot be taken: the server may run on another machine, or as another user.
+    """
+    if not offer.address or not shared_memory.AVAILABLE:
+        yield None
+        return
+    try:
+        peer = shared_memory.connect(offer.address, offer.token, _SECONDS)
+    except shared_memory.SharingError as error:
+        _log.debug("no shared memory: %s", error)
+        yield None
+        return
+    with peer:
+        yield peer
+
+
+def _messages(peer: socket.socket) -> Iterator[bytes]:
+    """What comes at a socket, until its other end is closed."""
+    waited = 0.0
+    while True:
+        start = time.perf_counter()
+        data = _stay_awake(peer, start + _AWAKE_SECONDS) if waited < 2 * _AWAKE_SECONDS else None
+        if data is None:
+            data = peer.recv(shared_memory.MAX_BYTES)
+        if not data:
+            return
+        waited = time.perf_counter() - start
+        yield data
+
+
+def _stay_awake(peer: socket.socket, until: float) -> bytes | None:
+    """What comes before a time. The thread does not sleep meanwhile, but lets all others run. None if nothing comes."""
+    while time.perf_counter() < until:
+        with suppress(BlockingIOError):
+            return peer.recv(shared_memory.MAX_BYTES, socket.MSG_DONTWAIT)
+        os.sched_yield()
+    return None
+
+
+def listen(peer: socket.socket, stream: Iterator[Parcel[pb.WorkResponse]]) -> Iterator[Parcel[pb.WorkResponse]]:
+    """What the server says beside the stream, and behind that what it says on it. Raises what the stream raises."""
+    last: list[Parcel[pb.WorkResponse]] = []
+    problems: list[grpc.RpcError] = []
+
+    def await_end() -> None:
+        try:
+            for parcel in stream:
+                last.append(parcel)
+                if parcel.message.HasField("goodbye"):
+                    break
+        except grpc.RpcError as error:
+            problems.append(error)
+        # Whoever waits at the socket need wait no longer.
+        with suppress(OSError):
+            peer.shutdown(socket.SHUT_RDWR)
+
+    thread = threading.Thread(target=await_end, name="thalweg-stream", daemon=True)
+    thread.start()
+    peer.settimeout(None)
+    with suppress(OSError):
+        for data in _messages(peer):
+            yield Parcel(pb.WorkResponse.FromString(data))
+    thread.join()
+    if problems:
+        raise problems[0]
+    yield from last
+
+
+class Exchange(ABC):
+    """The slabs of one worker. `parameters` are those at even and at odd versions, of shape (elements)."""
+
+    # So many chunks of a gradient are sent before it is whole, if there are.
+    least_chunks = 1
+
+    def __init__(self, parameters: tuple[Slab, Slab], chunk_elements: int, send: Send) -> None:
+        self.parameters = parameters
+        self.chunk_elements = chunk_elements
+        self.send = send
+
+    def chunk(self, number: int) -> slice:
+        """Where a chunk lies in a slab."""
+        start = number * self.chunk_elements
+        return slice(start, min(start + self.chunk_elements, self.parameters[0].size))
+
+    @abstractmethod
+    def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
+        """Puts a chunk of the parameters in the buffer of its version; so version v stays whole while v + 1 arrives."""
+
+    def initial(self, values: Slab) -> list[bytes]:
+        """The messages that tell the server the initial parameters."""
+        return [
+            serialize(Parcel(pb.WorkRequest(initial=pb.ParametersChunk(version=0, chunk=chunk)), values[where]))
+            for chunk, where in enumerate(ranges(values.size, self.chunk_elements))
+        ]
+
+    @abstractmethod
+    def slab(self, version: int) -> Slab:
+        """Where to write a gradient that is computed at a version. Raises MemoryError."""
+
+    @abstractmethod
+    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> None:
+        """Tells the server some chunks of a gradient; `sums` if the slab's last chunk is among them, and go with that."""
+
+
+def gradient_chunk(
+    task: pb.DifferentiateTask, chunk: int, values: Slab | Bytes, sums: Sums | None, residual_since: int = 0
+) -> bytes:
+    """The message that brings a chunk of a gradient, encoded. It is copied here and now: its array has other uses behind it."""
+    part = pb.GradientChunk(
+        version=task.version,
+        step=task.step,
+        level=task.level,
+        index=task.index,
+        chunk=chunk,
+        residual_since=residual_since,
+    )
+    if sums:
+        part.sums.CopyFrom(sums_message(sums))
+    return serialize(Parcel(pb.WorkRequest(gradient=part), values))
+
+
+def sums_message(sums: Sums) -> pb.Sums:
+    """Sums, as they travel."""
+    return pb.Sums(loss=sums.loss, correct=sums.correct, samples=sums.samples)
+
+
+class Streamed(Exchange):
+    """Parameters and gradients travel over the stream, as the job's codec encodes them."""
+
+    def __init__(
+        self, spec: job_pb2.JobSpec, elements: int, dtype: np.dtype[np.floating], chunk_elements: int, streams: Streams
+    ) -> None:
+        super().__init__((np.empty(elements, dtype), np.empty(elements, dtype)), chunk_elements, streams.send)
+        self._streams = streams
+        self._slab: Slab = np.empty(elements, dtype)
+        # Taken at once, so that it counts when another worker on this machine asks for what is available.
+        for slab in self.parameters:
+            slab.fill(0)
+        self._incoming = codecs.of_parameters(spec, chunk_elements)
+        self._outgoing = GradientEncoder(spec, elements, chunk_elements)
+
+    def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
+        self._incoming.decode(data, self.parameters[part.version % 2][self.chunk(part.chunk)])
+
+    def slab(self, version: int) -> Slab:  # noqa: ARG002 - what was sent before is copied
+        return self._slab
+
+    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> None:
+        if chunks.start == task.first_chunk:
+            self._outgoing.begin(Node(task.level, task.index), task.step)
+        for chunk in chunks:
+            where = self.chunk(chunk)
+            data = self._outgoing.encode(slab[where], where.start)
+            message = gradient_chunk(task, chunk, data, sums if chunk == chunks[-1] else None, self._outgoing.since)
+            self._streams.send_chunk(chunk, message)
+
+
+class Shared(Exchange):
+    """Parameters are read where the server writes them, gradients are written where the server reads them."""
+
+    least_chunks = _MIN_SHARED
+
+    def __init__(self, peer: socket.socket, elements: int, dtype: np.dtype[np.floating], chunk_elements: int) -> None:
+        """Raises SharingError if the server does not hand over what it said."""
+        self._peer = peer
+        files: list[int] = []
+        try:
+            _, files = shared_memory.take(peer, 2)
+            if len(files) != 2:
+                raise shared_memory.SharingError("the server handed over no parameters")
+            even, odd = (shared_memory.slab(file, elements, dtype, writable=False) for file in files)
+        except OSError as error:
+            raise shared_memory.SharingError(f"the server's socket broke: {error}") from error
+        finally:
+            for file in files:
+                os.close(file)
+        super().__init__((even, odd), chunk_elements, self._say)
+        self._slabs: list[Slab] = []
+        self._used = 0
+        self._version = -1
+
+    def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:  # noqa: ARG002 - there is nothing to be done with it
+        raise shared_memory.SharingError("the server sent parameters that it shares")
+
+    def slab(self, version: int) -> Slab:
+        # With a task at a later version the server is done with the gradients of the ones before.
+        if version > self._version:
+            self._version, self._used = version, 0
+        if self._used == len(self._slabs):
+            self._slabs.append(self._new())
+        self._used += 1
+        return self._slabs[self._used - 1]
+
+    def _new(self) -> Slab:
+        size, dtype = self.parameters[0].size, self.parameters[0].dtype
+        try:
+            file = shared_memory.create(size * dtype.itemsize)
+        except OSError as error:
+            raise MemoryError(f"{size * dtype.itemsize:,} bytes cannot be shared: {error.strerror}") from error
+        try:
+            # If the server has gone, or wants no more, the stream will tell.
+            with suppress(OSError):
+                shared_memory.give(self._peer, file)
+            return shared_memory.slab(file, size, dtype, writable=True)
+        finally:
+            os.close(file)
+
+    def _say(self, message: Said) -> None:
+        with suppress(OSError):
+            self._peer.send(serialize(message))
+
+    def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> None:
+        number = next(number for number, each in enumerate(self._slabs) if each is slab)
+        part = pb.SharedGradient(
+            version=task.version,
+            step=task.step,
+            level=task.level,
+            index=task.index,
+            first_chunk=chunks.start,
+            end_chunk=chunks.stop,
+            slab=number,
+            sums=sums_message(sums) if sums else None,
+        )
+        self.send(pb.WorkRequest(shared_gradient=part))
