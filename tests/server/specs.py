@@ -2,10 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 from google.protobuf import json_format
 
 from thalweg.server import validation
+from thalweg.server.streams.wire import Received
 from thalweg.v1 import job_pb2
+
+# The numbers of a message, which a coordinator never looks at.
+PAYLOAD = Received(np.empty(0, np.float32), 0)
 
 
 def make_spec(**training: Any) -> job_pb2.JobSpec:

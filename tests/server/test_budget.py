@@ -14,8 +14,8 @@ from thalweg.server.arrays import budget
 from thalweg.server.arrays.budget import Budget, OverBudgetError
 from thalweg.server.arrays.parameters import Parameters
 from thalweg.server.arrays.trajectory import Trajectory
-from thalweg.server.deciding.messages import Facts
 from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.values import Facts
 
 GIB = 1 << 30
 DOCS = Path(__file__).parents[2] / "docs" / "cluster.md"

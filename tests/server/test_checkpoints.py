@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thalweg.server.deciding.messages import Position
+from thalweg.server.deciding.values import Position
 from thalweg.server.settings import KEPT_CHECKPOINTS
 from thalweg.server.storage import checkpoints as module
 from thalweg.server.storage.checkpoints import (

@@ -4,13 +4,50 @@ from typing import Any
 
 import pytest
 
-from tests.server.specs import make_spec
+from tests.server.specs import PAYLOAD, make_spec
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
-from thalweg.server.deciding import messages, plan
+from thalweg.server.deciding import plan
 from thalweg.server.deciding.coordinator import Coordinator, Phase
+from thalweg.server.deciding.decisions import (
+    ApplyRange,
+    AssignDifferentiate,
+    AssignEvaluate,
+    AssignInitialize,
+    Avoid,
+    Decision,
+    Dismiss,
+    Dropped,
+    Evict,
+    Finish,
+    KeepInitial,
+    Promote,
+    Refuse,
+    ReportEpoch,
+    ReportStep,
+    SendRange,
+    Tell,
+    WriteCheckpoint,
+)
+from thalweg.server.deciding.events import (
+    CancelRequested,
+    CheckpointDone,
+    ContributionReceived,
+    DriverFailed,
+    EvaluationReceived,
+    Event,
+    HeartbeatReceived,
+    InitialReceived,
+    RangeNotFinite,
+    Tick,
+    WorkerExited,
+    WorkerFailed,
+    WorkerJoined,
+    WorkerLost,
+    WorkerPrepared,
+)
 from thalweg.server.deciding.failures import MAX_REPORTS
-from thalweg.server.deciding.messages import NOWHERE, Drop, Facts, Place, Position, Task
+from thalweg.server.deciding.values import NOWHERE, Drop, Facts, Place, Position, Scope, Task
 from thalweg.server.settings import RunSettings
 from thalweg.v1 import job_pb2
 from thalweg.v1.parameter_service_pb2 import Failure
@@ -34,9 +71,9 @@ class Desk:
         self.facts = Facts(ELEMENTS, 20, validation_samples, classifier=True)
         self.coordinator = Coordinator(self.spec, SETTINGS)
         self.now = 100.0
-        self.decisions: list[messages.Decision] = []
+        self.decisions: list[Decision] = []
 
-    def handle(self, event: messages.Event) -> list[messages.Decision]:
+    def handle(self, event: Event) -> list[Decision]:
         """The decisions about an event now."""
         decisions = self.coordinator.handle(event, self.now)
         self.decisions += decisions
@@ -45,32 +82,30 @@ class Desk:
     def join(self, *workers: int, place: Place = NOWHERE) -> None:
         """Workers come, prepared; the first of all makes the initial parameters."""
         for worker in workers:
-            self.handle(messages.WorkerJoined(worker, place))
-            self.handle(messages.WorkerPrepared(worker, self.facts))
+            self.handle(WorkerJoined(worker, place))
+            self.handle(WorkerPrepared(worker, self.facts))
         if self.coordinator.phase is Phase.PREPARING:
             for chunk in range(CHUNKS):
-                self.handle(messages.InitialReceived(workers[0], chunk, "initial"))
+                self.handle(InitialReceived(workers[0], chunk, PAYLOAD))
 
-    def tasks(self, decisions: list[messages.Decision] | None = None) -> list[tuple[int, int, Node]]:
+    def tasks(self, decisions: list[Decision] | None = None) -> list[tuple[int, int, Node]]:
         """Who was given which step and node."""
         given = self.decisions if decisions is None else decisions
-        return [(each.worker, each.task.step, each.task.node) for each in given if isinstance(each, messages.AssignDifferentiate)]
+        return [(each.worker, each.task.step, each.task.node) for each in given if isinstance(each, AssignDifferentiate)]
 
     def answer(
         self, worker: int, step: int, node: Node, version: int | None = None, chunks: Any = range(CHUNKS), loss: float = 1.0
-    ) -> list[messages.Decision]:
+    ) -> list[Decision]:
         """A worker's answer to a task arrives."""
-        decisions: list[messages.Decision] = []
+        decisions: list[Decision] = []
         at = step if version is None else version
         for chunk in chunks:
             sums = Sums(loss, 0, 1) if chunk == CHUNKS - 1 else None
-            decisions += self.handle(
-                messages.ContributionReceived(worker, at, step, node, range(chunk, chunk + 1), sums, "payload")
-            )
+            decisions += self.handle(ContributionReceived(worker, at, step, node, range(chunk, chunk + 1), sums, PAYLOAD))
         return decisions
 
 
-def of(kind: type, decisions: list[messages.Decision]) -> list[Any]:
+def of(kind: type, decisions: list[Decision]) -> list[Any]:
     return [decision for decision in decisions if isinstance(decision, kind)]
 
 
@@ -91,7 +126,7 @@ def test_a_lost_workers_tasks_go_to_another() -> None:
     desk.join(2)
     desk.answer(1, 0, ROOT)
     desk.answer(1, 1, LEFT)
-    assert desk.tasks(desk.handle(messages.WorkerLost(2))) == [(1, 1, RIGHT)]
+    assert desk.tasks(desk.handle(WorkerLost(2))) == [(1, 1, RIGHT)]
     desk.answer(1, 1, RIGHT)
     assert desk.coordinator.version == 2
 
@@ -100,12 +135,12 @@ def test_without_workers_a_step_waits_for_the_next_one() -> None:
     desk = Desk()
     desk.join(1)
     desk.answer(1, 0, ROOT, chunks=[0, 1])
-    assert desk.handle(messages.WorkerLost(1)) == []
-    desk.handle(messages.WorkerJoined(2))
-    decisions = desk.handle(messages.WorkerPrepared(2, desk.facts))
+    assert desk.handle(WorkerLost(1)) == []
+    desk.handle(WorkerJoined(2))
+    decisions = desk.handle(WorkerPrepared(2, desk.facts))
     assert desk.tasks(decisions) == [(2, 0, ROOT)]
     # Chunks of the next version that are there already come behind the whole of this one.
-    sent = [(each.version, each.chunks) for each in of(messages.SendRange, decisions)]
+    sent = [(each.version, each.chunks) for each in of(SendRange, decisions)]
     assert sent == [(0, range(CHUNKS)), (1, range(2))]
     desk.answer(2, 0, ROOT, chunks=[2, 3])
     assert desk.coordinator.version == 1
@@ -119,24 +154,24 @@ def test_a_stragglers_task_is_also_given_to_an_idle_worker_and_the_first_answer_
     desk.answer(1, 0, ROOT)
     desk.now += 0.1
     desk.answer(1, 1, LEFT)
-    assert desk.handle(messages.Tick()) == []
+    assert desk.handle(Tick()) == []
     desk.now += 10.0 * 0.05
-    desk.handle(messages.HeartbeatReceived(2))
-    (again,) = of(messages.AssignDifferentiate, desk.handle(messages.Tick()))
+    desk.handle(HeartbeatReceived(2))
+    (again,) = of(AssignDifferentiate, desk.handle(Tick()))
     assert (again.worker, again.task.node, again.again) == (1, RIGHT, True)
-    assert desk.handle(messages.Tick()) == [], "given twice"
+    assert desk.handle(Tick()) == [], "given twice"
     desk.answer(2, 1, RIGHT, chunks=[0, 1])
     decisions = desk.answer(1, 1, RIGHT)
-    assert [each.reason for each in of(messages.Dropped, decisions)] == [Drop.DUPLICATE] * 2
+    assert [each.reason for each in of(Dropped, decisions)] == [Drop.DUPLICATE] * 2
     assert desk.coordinator.version == 2
 
     # Until it is through with what is done already, the straggler gets nothing that would only wait.
     assert {worker for worker, _, _ in desk.tasks(decisions)} == {1}
     decisions = desk.answer(1, 2, ROOT)
-    assert all(2 not in each.workers for each in of(messages.SendRange, decisions))
+    assert all(2 not in each.workers for each in of(SendRange, decisions))
     late = desk.answer(2, 1, RIGHT, chunks=[2, 3])
-    assert [each.reason for each in of(messages.Dropped, late)] == [Drop.LATE] * 2
-    assert [(each.workers, each.version) for each in of(messages.SendRange, late)] == [((2,), 3)]
+    assert [each.reason for each in of(Dropped, late)] == [Drop.LATE] * 2
+    assert [(each.workers, each.version) for each in of(SendRange, late)] == [((2,), 3)]
 
 
 def test_faster_workers_get_more_microbatches() -> None:
@@ -165,26 +200,26 @@ def test_a_silent_worker_is_taken_for_lost() -> None:
     desk.answer(1, 1, LEFT)
     for _ in range(4):
         desk.now += 3.0
-        desk.handle(messages.HeartbeatReceived(1))
-    decisions = desk.handle(messages.Tick())
-    assert of(messages.Evict, decisions) == [messages.Evict(2)]
+        desk.handle(HeartbeatReceived(1))
+    decisions = desk.handle(Tick())
+    assert of(Evict, decisions) == [Evict(2)]
     assert (1, 1, RIGHT) in desk.tasks()
     late = desk.answer(2, 1, RIGHT)
-    assert [each.reason for each in of(messages.Dropped, late)] == [Drop.STALE_INCARNATION] * CHUNKS
-    assert desk.handle(messages.WorkerLost(2)) == []
+    assert [each.reason for each in of(Dropped, late)] == [Drop.STALE_INCARNATION] * CHUNKS
+    assert desk.handle(WorkerLost(2)) == []
     desk.answer(1, 1, RIGHT)
     assert desk.coordinator.version == 2
 
 
 def test_an_initializer_that_falls_silent_is_replaced() -> None:
     desk = Desk()
-    desk.handle(messages.WorkerJoined(1))
-    assert of(messages.AssignInitialize, desk.handle(messages.WorkerPrepared(1, desk.facts)))
+    desk.handle(WorkerJoined(1))
+    assert of(AssignInitialize, desk.handle(WorkerPrepared(1, desk.facts)))
     desk.now += 4.0
-    desk.handle(messages.WorkerJoined(2))
-    assert not of(messages.AssignInitialize, desk.handle(messages.WorkerPrepared(2, desk.facts)))
+    desk.handle(WorkerJoined(2))
+    assert not of(AssignInitialize, desk.handle(WorkerPrepared(2, desk.facts)))
     desk.now += 7.0
-    assert desk.handle(messages.Tick()) == [messages.Evict(1), messages.AssignInitialize(2)]
+    assert desk.handle(Tick()) == [Evict(1), AssignInitialize(2)]
 
 
 A, B, C, D = (Place("fleet", node, f"{node}.lab") for node in "abcd")
@@ -195,17 +230,17 @@ def test_a_job_whose_workers_report_a_cause_at_every_start_fails() -> None:
     desk.join(1)
     problem = "IndexError: index 7 is out of bounds"
 
-    def fail(worker: int) -> list[messages.Decision]:
+    def fail(worker: int) -> list[Decision]:
         desk.join(worker, place=A)
-        return desk.handle(messages.WorkerFailed(worker, problem, Failure.SCOPE_UNSPECIFIED))
+        return desk.handle(WorkerFailed(worker, problem, Failure.SCOPE_UNSPECIFIED))
 
     for worker in range(10, 10 + MAX_REPORTS - 1):
-        assert not of(messages.Finish, fail(worker))
+        assert not of(Finish, fail(worker))
     desk.answer(1, 0, ROOT)
-    desk.handle(messages.WorkerLost(1))
+    desk.handle(WorkerLost(1))
     for worker in range(20, 20 + MAX_REPORTS - 1):
-        assert not of(messages.Finish, fail(worker))
-    (finish,) = of(messages.Finish, fail(30))
+        assert not of(Finish, fail(worker))
+    (finish,) = of(Finish, fail(30))
     assert finish.state == job_pb2.JOB_STATE_FAILED
     assert (
         finish.error == f"{MAX_REPORTS} workers in a row failed before any contributed anything; the last one reported: {problem}"
@@ -214,23 +249,23 @@ def test_a_job_whose_workers_report_a_cause_at_every_start_fails() -> None:
 
 def test_workers_that_are_killed_never_fail_a_job() -> None:
     desk = Desk()
-    told: list[messages.Decision] = []
+    told: list[Decision] = []
     for _ in range(50):
-        told += desk.handle(messages.WorkerExited(A, "its process died", killed=True))
-    assert not of(messages.Finish, told)
+        told += desk.handle(WorkerExited(A, "its process died", killed=True))
+    assert not of(Finish, told)
     trouble = desk.coordinator.trouble(desk.now)
     assert trouble == (
         "workers keep being killed before contributing anything (on a.lab, 50 times: its process died); trying again in 8 s"
     )
     # The first few times are told, then fewer and fewer.
-    assert len(of(messages.Tell, told)) == 7
-    assert of(messages.Avoid, told)[-1].places == (A,)
+    assert len(of(Tell, told)) == 7
+    assert of(Avoid, told)[-1].places == (A,)
     desk.now += 9
-    assert desk.handle(messages.Tick()) == [messages.Avoid(())]
+    assert desk.handle(Tick()) == [Avoid(())]
     desk.join(1, place=A)
     desk.answer(1, 0, ROOT)
     assert desk.coordinator.trouble(desk.now) == ""
-    desk.handle(messages.WorkerExited(A, "its process died", killed=True))
+    desk.handle(WorkerExited(A, "its process died", killed=True))
     assert desk.coordinator.trouble(desk.now).startswith("a worker was killed")
 
 
@@ -240,18 +275,18 @@ def test_checkpoints_are_due_after_some_time_and_one_at_a_time() -> None:
 
     def step() -> list[Position]:
         version = desk.coordinator.version
-        return [each.position for each in of(messages.WriteCheckpoint, desk.answer(1, version, ROOT, loss=float(version)))]
+        return [each.position for each in of(WriteCheckpoint, desk.answer(1, version, ROOT, loss=float(version)))]
 
     assert step() == []
     desk.now += 5.0
     assert step() == [Position(2, 10.0 * (0 / 10 + 1 / 10), 20)]
     desk.now += 5.0
     assert step() == []
-    desk.handle(messages.CheckpointDone(seconds=0.1))
+    desk.handle(CheckpointDone(seconds=0.1))
     assert step() == []
     desk.now += 5.0
     assert step() == [Position(5, 4.0, 10)]
-    desk.handle(messages.CheckpointDone(seconds=2.0))
+    desk.handle(CheckpointDone(seconds=2.0))
     desk.now += 6.0
     assert step() == [], "writing takes at most a tenth of the time"
     desk.now += 14.1
@@ -261,23 +296,23 @@ def test_checkpoints_are_due_after_some_time_and_one_at_a_time() -> None:
 def test_training_goes_on_where_a_checkpoint_is() -> None:
     desk = Desk(epochs=2)
     desk.coordinator = Coordinator(desk.spec, SETTINGS, Position(3, 10.0, 10))
-    desk.handle(messages.WorkerJoined(1))
-    decisions = desk.handle(messages.WorkerPrepared(1, desk.facts))
+    desk.handle(WorkerJoined(1))
+    decisions = desk.handle(WorkerPrepared(1, desk.facts))
     assert [type(each).__name__ for each in decisions[:4]] == ["Allocate", "AdmitWorker", "LoadGiven", "ReportReady"]
     assert desk.tasks(decisions) == [(1, 3, ROOT)]
-    (epoch,) = of(messages.ReportEpoch, desk.answer(1, 3, ROOT, loss=30.0))
+    (epoch,) = of(ReportEpoch, desk.answer(1, 3, ROOT, loss=30.0))
     assert (epoch.epoch, epoch.train_loss) == (2, (10.0 + 30.0) / 20)
 
 
 def test_a_checkpoint_at_the_end_of_an_epoch_evaluates_again() -> None:
     desk = Desk(validation_samples=30)
     desk.coordinator = Coordinator(desk.spec, SETTINGS, Position(2, 10.0, 20))
-    desk.handle(messages.WorkerJoined(1))
-    decisions = desk.handle(messages.WorkerPrepared(1, desk.facts))
-    (evaluate,) = of(messages.AssignEvaluate, decisions)
+    desk.handle(WorkerJoined(1))
+    decisions = desk.handle(WorkerPrepared(1, desk.facts))
+    (evaluate,) = of(AssignEvaluate, decisions)
     task = evaluate.task
-    decisions = desk.handle(messages.EvaluationReceived(1, task.version, task.split, task.first, Sums(3.0, 15, 30)))
-    (epoch,) = of(messages.ReportEpoch, decisions)
+    decisions = desk.handle(EvaluationReceived(1, task.version, task.split, task.first, Sums(3.0, 15, 30)))
+    (epoch,) = of(ReportEpoch, decisions)
     assert (epoch.epoch, epoch.train_loss, epoch.validation.loss) == (1, 0.5, 0.1)
     assert desk.tasks(decisions) == [(1, 2, ROOT)]
 
@@ -286,15 +321,15 @@ def test_a_cancelled_job_can_be_taken_up_unless_it_is_in_the_midst_of_an_update(
     desk = Desk()
     desk.join(1)
     desk.answer(1, 0, ROOT)
-    (finish,) = desk.handle(messages.CancelRequested())
-    assert finish == messages.Finish(job_pb2.JOB_STATE_CANCELLED, position=Position(1, 1.0, 10))
+    (finish,) = desk.handle(CancelRequested())
+    assert finish == Finish(job_pb2.JOB_STATE_CANCELLED, position=Position(1, 1.0, 10))
 
     desk = Desk()
     desk.join(1)
     desk.answer(1, 0, ROOT, chunks=[0])
-    assert desk.handle(messages.CancelRequested()) == [messages.Finish(job_pb2.JOB_STATE_CANCELLED)]
+    assert desk.handle(CancelRequested()) == [Finish(job_pb2.JOB_STATE_CANCELLED)]
     assert desk.coordinator.phase is Phase.ENDING
-    assert desk.answer(1, 0, ROOT, chunks=[1]) == [messages.Dropped(1, messages.Drop.LATE)]
+    assert desk.answer(1, 0, ROOT, chunks=[1]) == [Dropped(1, Drop.LATE)]
 
 
 @pytest.mark.parametrize("bound", [0, 1, 2])
@@ -307,14 +342,14 @@ def test_stale_workers_are_ahead_by_no_more_than_the_bound(bound: int) -> None:
     # It is ahead as far as it may be: what is left for it is the slower one's share.
     stolen = desk.tasks(desk.answer(1, bound, LEFT, version=0))
     assert stolen == ([(1, 1, RIGHT)] if bound else [])
-    (report,) = of(messages.ReportStep, desk.answer(2, 0, RIGHT))
+    (report,) = of(ReportStep, desk.answer(2, 0, RIGHT))
     assert (report.step, report.staleness) == (0, 0)
     if bound:
         assert max(step for _, step, _ in desk.tasks()) <= 1 + bound
-        (report,) = of(messages.ReportStep, desk.answer(1, 1, RIGHT, version=0))
+        (report,) = of(ReportStep, desk.answer(1, 1, RIGHT, version=0))
         assert (report.step, report.staleness) == (1, 1)
         old = desk.answer(2, bound + 1, RIGHT, version=0)
-        assert {each.reason for each in of(messages.Dropped, old)} == {Drop.UNKNOWN}
+        assert {each.reason for each in of(Dropped, old)} == {Drop.UNKNOWN}
 
 
 def test_no_step_of_the_next_epoch_begins_before_an_epoch_is_whole() -> None:
@@ -334,16 +369,16 @@ def test_asynchronous_gradients_are_applied_as_they_come() -> None:
     reports = []
     for worker, step in ((2, 1), (3, 2), (1, 0)):
         decisions = desk.answer(worker, step, ROOT, version=0)
-        (report,) = of(messages.ReportStep, decisions)
+        (report,) = of(ReportStep, decisions)
         reports.append((report.step, report.staleness, report.schedule_factor))
-        assert {each.step for each in of(messages.ApplyRange, decisions)} == {step}
+        assert {each.step for each in of(ApplyRange, decisions)} == {step}
     assert reports == [(0, 0, 1.0), (1, 1, 1.0), (2, 2, 0.5)]
     assert [task[:2] for task in desk.tasks()[3:]] == [(2, 3), (3, 4)]
     again = desk.answer(1, 0, ROOT, version=0)
-    assert {each.reason for each in of(messages.Dropped, again)} == {Drop.LATE}
-    assert not of(messages.AssignEvaluate, desk.answer(3, 4, ROOT, version=2))
+    assert {each.reason for each in of(Dropped, again)} == {Drop.LATE}
+    assert not of(AssignEvaluate, desk.answer(3, 4, ROOT, version=2))
     decisions = desk.answer(2, 3, ROOT, version=1)
-    assert of(messages.AssignEvaluate, decisions), "the epoch is whole"
+    assert of(AssignEvaluate, decisions), "the epoch is whole"
 
 
 # Earlier releases wrote all steps of the epoch that were done, and not only those before which one was not.
@@ -363,16 +398,16 @@ def test_asynchronous_training_goes_on_with_the_steps_that_are_left(position: Po
     desk = Desk(epochs=2, batch_size=4, synchrony={"asynchronous": {}})
     desk.coordinator = Coordinator(desk.spec, SETTINGS, position)
     for worker in range(6):
-        desk.handle(messages.WorkerJoined(worker))
-        desk.handle(messages.WorkerPrepared(worker, desk.facts))
+        desk.handle(WorkerJoined(worker))
+        desk.handle(WorkerPrepared(worker, desk.facts))
     assert sorted(step for _, step, _ in desk.tasks()) == left
 
 
 def test_a_step_that_an_earlier_run_did_is_not_handed_out_again_when_those_before_it_are_done() -> None:
     desk = Desk(epochs=2, batch_size=4, synchrony={"asynchronous": {}})
     desk.coordinator = Coordinator(desk.spec, SETTINGS, Position(6, 1.0, 4, (6,)))
-    desk.handle(messages.WorkerJoined(1))
-    desk.handle(messages.WorkerPrepared(1, desk.facts))
+    desk.handle(WorkerJoined(1))
+    desk.handle(WorkerPrepared(1, desk.facts))
     steps = []
     for version in range(6, 10):
         steps.append(desk.tasks()[-1][1])
@@ -385,11 +420,11 @@ def test_a_round_of_local_steps_is_one_update() -> None:
     desk.join(1)
     tasks = []
     for version in range(3):
-        (given,) = of(messages.AssignDifferentiate, desk.decisions)[-1:]
+        (given,) = of(AssignDifferentiate, desk.decisions)[-1:]
         tasks.append((given.version, given.task.step, given.task.steps))
         desk.answer(1, given.task.step, ROOT, version=version)
     assert tasks == [(0, 0, 4), (1, 4, 4), (2, 8, 2)]
-    assert [each.samples for each in of(messages.ReportStep, desk.decisions)] == [16, 16, 8]
+    assert [each.samples for each in of(ReportStep, desk.decisions)] == [16, 16, 8]
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
@@ -398,23 +433,23 @@ def test_a_loss_that_is_not_finite_fails_the_job(loss: float) -> None:
     for synchrony in kinds:
         desk = Desk(synchrony=synchrony)
         desk.join(1)
-        (finish,) = of(messages.Finish, desk.answer(1, 0, ROOT, loss=loss))
+        (finish,) = of(Finish, desk.answer(1, 0, ROOT, loss=loss))
         assert finish.state == job_pb2.JOB_STATE_FAILED
         assert "step 0" in finish.error
         assert "learning_rate" in finish.error
-        assert not of(messages.Promote, desk.decisions)
+        assert not of(Promote, desk.decisions)
 
 
 def test_an_update_that_is_not_finite_fails_the_job() -> None:
     desk = Desk()
     desk.join(1)
-    (finish,) = desk.handle(messages.RangeNotFinite(0))
-    assert isinstance(finish, messages.Finish)
+    (finish,) = desk.handle(RangeNotFinite(0))
+    assert isinstance(finish, Finish)
     assert finish.position is None
 
 
-def failed(worker: int, scope: messages.Scope) -> messages.WorkerFailed:
-    return messages.WorkerFailed(worker, "model.layers[0]: is wrong", scope)
+def failed(worker: int, scope: Scope) -> WorkerFailed:
+    return WorkerFailed(worker, "model.layers[0]: is wrong", scope)
 
 
 @pytest.mark.parametrize("worked", [False, True])
@@ -424,24 +459,24 @@ def test_a_mistake_in_the_job_that_no_other_worker_escaped_fails_it(worked: bool
         desk.join(1)
         desk.answer(1, 0, ROOT)
     else:
-        desk.handle(messages.WorkerJoined(1, A))
+        desk.handle(WorkerJoined(1, A))
     decisions = desk.handle(failed(1, Failure.SCOPE_JOB))
-    assert decisions == [messages.Finish(job_pb2.JOB_STATE_FAILED, "model.layers[0]: is wrong")]
+    assert decisions == [Finish(job_pb2.JOB_STATE_FAILED, "model.layers[0]: is wrong")]
 
 
 @pytest.mark.parametrize("scope", [Failure.SCOPE_JOB, Failure.SCOPE_NODE, Failure.SCOPE_UNSPECIFIED])
 @pytest.mark.parametrize("prepared", [False, True])
-def test_a_late_worker_that_fails_is_let_go_and_the_job_goes_on(scope: messages.Scope, prepared: bool) -> None:
+def test_a_late_worker_that_fails_is_let_go_and_the_job_goes_on(scope: Scope, prepared: bool) -> None:
     desk = Desk()
     desk.join(1)
     desk.answer(1, 0, ROOT)
-    desk.handle(messages.WorkerJoined(2, B))
+    desk.handle(WorkerJoined(2, B))
     if prepared:
-        desk.handle(messages.WorkerPrepared(2, desk.facts))
+        desk.handle(WorkerPrepared(2, desk.facts))
     decisions = desk.handle(failed(2, scope))
-    assert decisions[0] == messages.Dismiss(2, "model.layers[0]: is wrong")
-    assert of(messages.Avoid, decisions) == [messages.Avoid((B,))]
-    (told,) = of(messages.Tell, decisions)
+    assert decisions[0] == Dismiss(2, "model.layers[0]: is wrong")
+    assert of(Avoid, decisions) == [Avoid((B,))]
+    (told,) = of(Tell, decisions)
     assert told.text.startswith("a worker failed on b.lab: model.layers[0]: is wrong; the job gets no more workers there for")
     desk.answer(1, 1, ROOT)
     assert desk.coordinator.version == 2
@@ -450,18 +485,18 @@ def test_a_late_worker_that_fails_is_let_go_and_the_job_goes_on(scope: messages.
 
 def test_a_worker_that_fails_while_others_are_prepared_does_not_fail_the_job() -> None:
     desk = Desk()
-    desk.handle(messages.WorkerJoined(1, A))
-    desk.handle(messages.WorkerJoined(2, B))
-    desk.handle(messages.WorkerPrepared(1, desk.facts))
-    assert not of(messages.Finish, desk.handle(failed(2, Failure.SCOPE_JOB)))
+    desk.handle(WorkerJoined(1, A))
+    desk.handle(WorkerJoined(2, B))
+    desk.handle(WorkerPrepared(1, desk.facts))
+    assert not of(Finish, desk.handle(failed(2, Failure.SCOPE_JOB)))
 
 
 def test_a_job_whose_workers_lack_something_on_all_nodes_waits() -> None:
     desk = Desk()
     for worker, place in enumerate([A, B] * 20):
-        desk.handle(messages.WorkerJoined(worker, place))
-        lacking = messages.WorkerFailed(worker, "it has too little memory", Failure.SCOPE_NODE)
-        assert not of(messages.Finish, desk.handle(lacking))
+        desk.handle(WorkerJoined(worker, place))
+        lacking = WorkerFailed(worker, "it has too little memory", Failure.SCOPE_NODE)
+        assert not of(Finish, desk.handle(lacking))
     assert desk.coordinator.trouble(desk.now) == (
         "workers failed on b.lab (20 times): it has too little memory, and on 1 more node; trying again in 60 s"
     )
@@ -469,12 +504,12 @@ def test_a_job_whose_workers_lack_something_on_all_nodes_waits() -> None:
 
 def test_a_few_odd_nodes_do_not_fail_a_job_that_has_workers_elsewhere() -> None:
     desk = Desk()
-    desk.handle(messages.WorkerJoined(100, D))
-    desk.handle(messages.WorkerPrepared(100, desk.facts))
+    desk.handle(WorkerJoined(100, D))
+    desk.handle(WorkerPrepared(100, desk.facts))
 
-    def fail(worker: int, place: Place) -> list[messages.Decision]:
-        desk.handle(messages.WorkerJoined(worker, place))
-        return of(messages.Finish, desk.handle(failed(worker, Failure.SCOPE_UNSPECIFIED)))
+    def fail(worker: int, place: Place) -> list[Decision]:
+        desk.handle(WorkerJoined(worker, place))
+        return of(Finish, desk.handle(failed(worker, Failure.SCOPE_UNSPECIFIED)))
 
     assert not any(fail(worker, place) for worker, place in enumerate([A, B, C] * MAX_REPORTS))
 
@@ -482,15 +517,15 @@ def test_a_few_odd_nodes_do_not_fail_a_job_that_has_workers_elsewhere() -> None:
 def test_a_worker_that_disagrees_is_refused_and_the_job_goes_on() -> None:
     desk = Desk()
     desk.join(1)
-    desk.handle(messages.WorkerJoined(2, B))
-    refuse, told, avoid = desk.handle(messages.WorkerPrepared(2, Facts(ELEMENTS + 1, 20, 0, True)))
-    assert isinstance(refuse, messages.Refuse)
+    desk.handle(WorkerJoined(2, B))
+    refuse, told, avoid = desk.handle(WorkerPrepared(2, Facts(ELEMENTS + 1, 20, 0, True)))
+    assert isinstance(refuse, Refuse)
     assert refuse.problem == (
         "it found 8 parameters, 20 and 0 samples for training and validation, a classifier, "
         "and others found 7 parameters, 20 and 0 samples for training and validation, a classifier"
     )
-    assert isinstance(told, messages.Tell)
-    assert avoid == messages.Avoid((B,))
+    assert isinstance(told, Tell)
+    assert avoid == Avoid((B,))
     desk.answer(1, 0, ROOT)
     assert desk.coordinator.version == 1
 
@@ -498,76 +533,76 @@ def test_a_worker_that_disagrees_is_refused_and_the_job_goes_on() -> None:
 def test_a_worker_that_takes_long_to_make_the_initial_parameters_is_not_waited_for() -> None:
     desk = Desk()
     for worker in (1, 2, 3):
-        desk.handle(messages.WorkerJoined(worker))
-        assigned = of(messages.AssignInitialize, desk.handle(messages.WorkerPrepared(worker, desk.facts)))
-        assert assigned == ([messages.AssignInitialize(1)] if worker == 1 else [])
+        desk.handle(WorkerJoined(worker))
+        assigned = of(AssignInitialize, desk.handle(WorkerPrepared(worker, desk.facts)))
+        assert assigned == ([AssignInitialize(1)] if worker == 1 else [])
 
-    def tick(seconds: float) -> list[messages.Decision]:
+    def tick(seconds: float) -> list[Decision]:
         desk.now += seconds
         for worker in (1, 2, 3):
-            desk.handle(messages.HeartbeatReceived(worker))
-        return desk.handle(messages.Tick())
+            desk.handle(HeartbeatReceived(worker))
+        return desk.handle(Tick())
 
     assert tick(4.9) == []
-    assert tick(0.2) == [messages.AssignInitialize(2)]
+    assert tick(0.2) == [AssignInitialize(2)]
     assert tick(9.0) == []
-    assert tick(1.1) == [messages.AssignInitialize(3)]
+    assert tick(1.1) == [AssignInitialize(3)]
     assert tick(9.0) == []
     # Of what the first had sent, nothing has to be made again; whose the chunks are makes no difference.
     for worker, chunk in ((1, 0), (3, 0), (3, 1), (2, 1), (2, 2), (3, 3)):
-        desk.handle(messages.InitialReceived(worker, chunk, "initial"))
-    assert [each.chunk for each in of(messages.KeepInitial, desk.decisions)] == [0, 1, 2, 3]
+        desk.handle(InitialReceived(worker, chunk, PAYLOAD))
+    assert [each.chunk for each in of(KeepInitial, desk.decisions)] == [0, 1, 2, 3]
     assert desk.coordinator.phase is Phase.TRAINING
-    assert desk.handle(messages.InitialReceived(1, 1, "initial")) == []
+    assert desk.handle(InitialReceived(1, 1, PAYLOAD)) == []
 
 
 def test_contributions_for_no_task_and_from_nobody_are_dropped() -> None:
     desk = Desk()
     desk.join(1)
-    desk.handle(messages.WorkerJoined(2))
+    desk.handle(WorkerJoined(2))
     for worker, step, node, reason in (
         (1, 0, Node(9, 9), Drop.UNKNOWN),
         (1, 1, ROOT, Drop.UNKNOWN),
         (2, 0, ROOT, Drop.UNKNOWN),
         (3, 0, ROOT, Drop.STALE_INCARNATION),
     ):
-        assert desk.answer(worker, step, node, chunks=[0]) == [messages.Dropped(worker, reason)]
+        assert desk.answer(worker, step, node, chunks=[0]) == [Dropped(worker, reason)]
 
 
 def test_evaluation_is_shared_out_in_blocks_and_stragglers_are_not_waited_for() -> None:
     desk = Desk(epochs=1, batch_size=20, validation_samples=2000)
     desk.join(1)
     desk.join(2)
-    first = of(messages.AssignEvaluate, desk.answer(1, 0, ROOT))
+    first = of(AssignEvaluate, desk.answer(1, 0, ROOT))
     assert [(each.worker, each.task.first, each.task.end) for each in first] == [(1, 0, 1024), (2, 1024, 2000)]
     desk.now += 0.01
-    desk.handle(messages.EvaluationReceived(1, 1, first[0].task.split, 0, Sums(1.0, 1, 1024)))
+    desk.handle(EvaluationReceived(1, 1, first[0].task.split, 0, Sums(1.0, 1, 1024)))
     desk.now += 1.0
-    (again,) = of(messages.AssignEvaluate, desk.handle(messages.Tick()))
+    (again,) = of(AssignEvaluate, desk.handle(Tick()))
     assert (again.worker, again.task) == (1, first[1].task)
-    decisions = desk.handle(messages.EvaluationReceived(1, 1, again.task.split, 1024, Sums(1.0, 1, 976)))
-    (epoch,) = of(messages.ReportEpoch, decisions)
+    decisions = desk.handle(EvaluationReceived(1, 1, again.task.split, 1024, Sums(1.0, 1, 976)))
+    (epoch,) = of(ReportEpoch, decisions)
     assert epoch.validation.loss == 2.0 / 2000
-    assert desk.handle(messages.EvaluationReceived(2, 1, again.task.split, 1024, Sums(1.0, 1, 976))) == []
+    assert desk.handle(EvaluationReceived(2, 1, again.task.split, 1024, Sums(1.0, 1, 976))) == []
 
 
 def test_a_task_says_which_chunks_it_is_about() -> None:
     desk = Desk(gradient="numerical", workers=2)
-    desk.handle(messages.WorkerJoined(1))
-    desk.handle(messages.WorkerPrepared(1, desk.facts))
+    desk.handle(WorkerJoined(1))
+    desk.handle(WorkerPrepared(1, desk.facts))
     for chunk in range(ELEMENTS):
-        desk.handle(messages.InitialReceived(1, chunk, "initial"))
-    chunks = [each.task for each in of(messages.AssignDifferentiate, desk.decisions)]
+        desk.handle(InitialReceived(1, chunk, PAYLOAD))
+    chunks = [each.task for each in of(AssignDifferentiate, desk.decisions)]
     assert chunks == [Task(0, 1, ROOT, chunk, chunk + 1) for chunk in range(ELEMENTS)]
 
 
 def test_a_decided_end_fails_only_if_it_cannot_be_carried_out() -> None:
     desk = Desk()
     desk.join(1)
-    (finish,) = desk.handle(messages.CancelRequested())
-    assert isinstance(finish, messages.Finish)
-    for event in (messages.CancelRequested(), messages.WorkerLost(1), messages.Tick(), messages.RangeNotFinite(1)):
+    (finish,) = desk.handle(CancelRequested())
+    assert isinstance(finish, Finish)
+    for event in (CancelRequested(), WorkerLost(1), Tick(), RangeNotFinite(1)):
         assert desk.handle(event) == []
-    assert desk.handle(messages.DriverFailed("no copy")) == [messages.Finish(job_pb2.JOB_STATE_FAILED, "no copy")]
+    assert desk.handle(DriverFailed("no copy")) == [Finish(job_pb2.JOB_STATE_FAILED, "no copy")]
     desk.coordinator.finished()
-    assert desk.handle(messages.DriverFailed("late")) == []
+    assert desk.handle(DriverFailed("late")) == []

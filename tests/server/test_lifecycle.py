@@ -12,7 +12,7 @@ import pytest
 from tests.server.lifecycle import create, end_of, every_run_needs_its_shard, hold_together, lose_a_shard, run, running_jobs
 from tests.server.test_journal import poison
 from thalweg.contract.errors import ThalwegError
-from thalweg.server.deciding.messages import NOWHERE
+from thalweg.server.deciding.values import NOWHERE
 from thalweg.server.storage.checkpoints import Checkpoints
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as wire

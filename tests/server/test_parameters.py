@@ -15,8 +15,8 @@ from thalweg.learning.optimizers import OptimizerState
 from thalweg.server import validation
 from thalweg.server.arrays.parameters import PARAMETERS, Parameters
 from thalweg.server.deciding import plan
-from thalweg.server.deciding.messages import Facts
 from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.values import Facts
 from thalweg.v1 import job_pb2
 
 ELEMENTS = 5

@@ -7,8 +7,8 @@ from tests.server.specs import make_spec
 from thalweg.contract import tree
 from thalweg.server.arrays.parameters import PARAMETERS, Parameters
 from thalweg.server.deciding import plan as plans
-from thalweg.server.deciding.messages import Facts
 from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.values import Facts
 from thalweg.server.sharding.pieces import Piece, Pieces
 
 ELEMENTS = 20

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.server.specs import make_spec
 from thalweg.server.arrays import trajectory as trajectory_module
 from thalweg.server.arrays.trajectory import SNAPSHOTS, Trajectory
-from thalweg.server.deciding.messages import Facts
 from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.values import Facts
 
 
 def make_plan(elements: int = 10, samples: int = 20, dtype: str = "float32", **training: Any) -> Plan:

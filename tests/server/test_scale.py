@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
-from tests.server.specs import make_spec
+from tests.server.specs import PAYLOAD, make_spec
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
-from thalweg.server.deciding import messages
 from thalweg.server.deciding.coordinator import Coordinator
-from thalweg.server.deciding.messages import Facts, Task
+from thalweg.server.deciding.decisions import AssignDifferentiate, Decision
+from thalweg.server.deciding.events import ContributionReceived, InitialReceived, WorkerJoined, WorkerPrepared
 from thalweg.server.deciding.synchrony import rounds
 from thalweg.server.deciding.synchrony.rounds import Rounds
 from thalweg.server.deciding.synchrony.waiting import Waiting
+from thalweg.server.deciding.values import Facts, Task
 from thalweg.server.settings import RunSettings
 
 
@@ -40,16 +41,16 @@ class Counter:
         sys.settrace(self._before)
 
 
-def started(workers: int, samples: int, **training: Any) -> tuple[Coordinator, list[messages.AssignDifferentiate]]:
+def started(workers: int, samples: int, **training: Any) -> tuple[Coordinator, list[AssignDifferentiate]]:
     """A job with some workers that have their first tasks."""
     coordinator = Coordinator(make_spec(epochs=100, **training), RunSettings())
-    decisions: list[messages.Decision] = []
+    decisions: list[Decision] = []
     for worker in range(workers):
-        coordinator.handle(messages.WorkerJoined(worker), 0.0)
+        coordinator.handle(WorkerJoined(worker), 0.0)
     for worker in range(workers):
-        decisions += coordinator.handle(messages.WorkerPrepared(worker, Facts(10, samples, 0, classifier=True)), 0.0)
-    decisions += coordinator.handle(messages.InitialReceived(0, 0, "initial"), 0.0)
-    return coordinator, [each for each in decisions if isinstance(each, messages.AssignDifferentiate)]
+        decisions += coordinator.handle(WorkerPrepared(worker, Facts(10, samples, 0, classifier=True)), 0.0)
+    decisions += coordinator.handle(InitialReceived(0, 0, PAYLOAD), 0.0)
+    return coordinator, [each for each in decisions if isinstance(each, AssignDifferentiate)]
 
 
 def instructions_a_message(workers: int, synchrony: dict[str, Any], samples: int, steps: int = 3) -> float:
@@ -60,13 +61,13 @@ def instructions_a_message(workers: int, synchrony: dict[str, Any], samples: int
     now, count = 0.0, 0
     with Counter() as counter:
         for _ in range(steps):
-            following: list[messages.AssignDifferentiate] = []
+            following: list[AssignDifferentiate] = []
             for given in tasks:
                 now, count, task = now + 0.1, count + 1, given.task
-                answer = messages.ContributionReceived(
-                    given.worker, given.version, task.step, task.node, range(1), Sums(1.0, 0, 1), "payload"
+                answer = ContributionReceived(
+                    given.worker, given.version, task.step, task.node, range(1), Sums(1.0, 0, 1), PAYLOAD
                 )
-                following += [each for each in coordinator.handle(answer, now) if isinstance(each, messages.AssignDifferentiate)]
+                following += [each for each in coordinator.handle(answer, now) if isinstance(each, AssignDifferentiate)]
             tasks = following
     assert count
     return counter.count / count
@@ -98,7 +99,7 @@ def test_what_is_done_of_an_epoch_takes_no_room() -> None:
     coordinator, (given,) = started(1, 1000, batch_size=1, microbatches=1, synchrony={"asynchronous": {}})
     assert coordinator.policy
     for step in range(500):
-        answer = messages.ContributionReceived(0, step, step, given.task.node, range(1), Sums(1.0, 0, 1), "payload")
+        answer = ContributionReceived(0, step, step, given.task.node, range(1), Sums(1.0, 0, 1), PAYLOAD)
         coordinator.handle(answer, float(step))
         assert coordinator.version == step + 1
         assert not coordinator.policy.applied
@@ -115,13 +116,11 @@ def test_steps_that_nobody_can_take_soon_are_not_begun(monkeypatch: pytest.Monke
     most, answered = 0, 0
     while coordinator.version < 120:
         task = tasks.popleft()
-        answer = messages.ContributionReceived(
-            task.worker, task.version, task.task.step, task.task.node, range(1), Sums(1.0, 0, 1), "payload"
+        answer = ContributionReceived(
+            task.worker, task.version, task.task.step, task.task.node, range(1), Sums(1.0, 0, 1), PAYLOAD
         )
         answered += 1
-        tasks.extend(
-            each for each in coordinator.handle(answer, 0.001 * answered) if isinstance(each, messages.AssignDifferentiate)
-        )
+        tasks.extend(each for each in coordinator.handle(answer, 0.001 * answered) if isinstance(each, AssignDifferentiate))
         most = max(most, len(policy._open))
     # One step has 16 tasks, and each worker has those of one step at most.
     assert most <= 64 // 16 + workers + 1

@@ -20,8 +20,8 @@ from thalweg.server.arrays import copies as copies_module
 from thalweg.server.arrays.copies import Copies, between_events
 from thalweg.server.arrays.parameters import Parameters
 from thalweg.server.deciding import plan as plans
-from thalweg.server.deciding.messages import Facts
 from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.values import Facts
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub

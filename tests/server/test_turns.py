@@ -3,41 +3,42 @@
 from collections.abc import Callable
 from typing import Any
 
-from thalweg.server.deciding import messages
+from thalweg.server.deciding.decisions import Decision, Evict, Finish, Promote, ReportReady
+from thalweg.server.deciding.events import DriverFailed, Event, RangeNotFinite, Tick, WorkerJoined, WorkerLost
 from thalweg.server.driving.decision_queue import DecisionQueue
 from thalweg.v1 import job_pb2
 
-JOINED, LOST, TICK = messages.WorkerJoined(1), messages.WorkerLost(1), messages.Tick()
-PROMOTE, EVICT, READY = messages.Promote(1, 0), messages.Evict(1), messages.ReportReady()
-FINISH = messages.Finish(job_pb2.JOB_STATE_FAILED)
+JOINED, LOST, TICK = WorkerJoined(1), WorkerLost(1), Tick()
+PROMOTE, EVICT, READY = Promote(1, 0), Evict(1), ReportReady()
+FINISH = Finish(job_pb2.JOB_STATE_FAILED)
 
 
 class Driver:
     """What turns drive: says what was done, and lets nothing be promoted that is not `finite`."""
 
-    def __init__(self, **decisions: list[messages.Decision]) -> None:
+    def __init__(self, **decisions: list[Decision]) -> None:
         self.done: list[object] = []
         self.finite = False
         self.problem: Exception | None = None
         self._decisions = decisions
-        self.turns = DecisionQueue(self._decide, self._carry_out, self._ready, lambda error: messages.DriverFailed(str(error)))
+        self.turns = DecisionQueue(self._decide, self._carry_out, self._ready, lambda error: DriverFailed(str(error)))
 
-    def _decide(self, event: messages.Event) -> list[messages.Decision]:
+    def _decide(self, event: Event) -> list[Decision]:
         self.done.append(event)
         return list(self._decisions.get(type(event).__name__, ()))
 
-    def _carry_out(self, decision: messages.Decision) -> messages.Event | None:
+    def _carry_out(self, decision: Decision) -> Event | None:
         self.done.append(decision)
         if self.problem:
             problem, self.problem = self.problem, None
             raise problem
-        return messages.RangeNotFinite(3) if decision == EVICT else None
+        return RangeNotFinite(3) if decision == EVICT else None
 
-    def _ready(self, decision: messages.Decision) -> bool:
-        return self.finite or not isinstance(decision, messages.Promote)
+    def _ready(self, decision: Decision) -> bool:
+        return self.finite or not isinstance(decision, Promote)
 
 
-def driven(steps: Callable[[Driver], Any], **decisions: list[messages.Decision]) -> list[object]:
+def driven(steps: Callable[[Driver], Any], **decisions: list[Decision]) -> list[object]:
     driver = Driver(**decisions)
     steps(driver)
     return driver.done
@@ -69,18 +70,18 @@ def test_what_did_not_happen_takes_the_place_of_what_follows_from_it() -> None:
     def steps(driver: Driver) -> None:
         driver.turns.handle(JOINED)
         driver.turns.handle(LOST)
-        driver.turns.interrupt(messages.RangeNotFinite(0))
+        driver.turns.interrupt(RangeNotFinite(0))
 
     assert driven(steps, WorkerJoined=[PROMOTE, READY], RangeNotFinite=[FINISH]) == [
         JOINED,
-        messages.RangeNotFinite(0),
+        RangeNotFinite(0),
         FINISH,
         LOST,
     ]
     assert driven(lambda driver: driver.turns.handle(JOINED), WorkerJoined=[EVICT, READY], RangeNotFinite=[FINISH]) == [
         JOINED,
         EVICT,
-        messages.RangeNotFinite(3),
+        RangeNotFinite(3),
         FINISH,
     ]
 
@@ -93,7 +94,7 @@ def test_an_exception_is_an_event() -> None:
     assert driven(steps, WorkerJoined=[READY, READY], DriverFailed=[FINISH]) == [
         JOINED,
         READY,
-        messages.DriverFailed("no room"),
+        DriverFailed("no room"),
         FINISH,
     ]
 

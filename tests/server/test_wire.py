@@ -7,9 +7,9 @@ from tests.server.specs import make_spec
 from thalweg.contract import codecs, frames
 from thalweg.contract.errors import ThalwegError
 from thalweg.server.arrays.parameters import Parameters
-from thalweg.server.deciding import messages
-from thalweg.server.deciding.messages import Facts
+from thalweg.server.deciding.events import ContributionReceived, Event, InitialReceived
 from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.values import Facts
 from thalweg.server.streams import wire
 from thalweg.server.streams.memory_peers import JobSharing, suits
 from thalweg.v1 import parameter_service_pb2 as pb
@@ -21,7 +21,7 @@ def parameters_of(kind: str) -> Parameters:
     return Parameters(Plan(make_spec(codec={kind: {}}), Facts(GRADIENT.size, 20, 0, classifier=False)))
 
 
-def event_of(parameters: Parameters, **message: pb.GradientChunk | pb.ParametersChunk) -> messages.Event:
+def event_of(parameters: Parameters, **message: pb.GradientChunk | pb.ParametersChunk) -> Event:
     request = frames.unpacked(pb.WorkRequest(**message))  # type: ignore[arg-type]
     return wire.event_of(1, request, parameters, JobSharing(None, parameters.plan.spec))
 
@@ -32,7 +32,7 @@ def test_a_gradient_is_decoded(kind: str) -> None:
     data = parameters.incoming.encode(GRADIENT).tobytes()
     chunk = pb.GradientChunk(step=3, data=data, sums=pb.Sums(samples=4), residual_since=2)
     event = event_of(parameters, gradient=chunk)
-    assert isinstance(event, messages.ContributionReceived)
+    assert isinstance(event, ContributionReceived)
     values = event.payload.chunk(parameters.plan, 0)
     assert values.dtype == np.float32
     assert values.tolist() == ([0, 0, 0, 4] if kind == "top_k" else pytest.approx(GRADIENT.tolist(), abs=0.02))
@@ -41,9 +41,10 @@ def test_a_gradient_is_decoded(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", codecs.CODECS)
 def test_initial_parameters_come_as_they_are(kind: str) -> None:
-    event = event_of(parameters_of(kind), initial=pb.ParametersChunk(data=GRADIENT.tobytes()))
-    assert isinstance(event, messages.InitialReceived)
-    assert event.payload.tolist() == GRADIENT.tolist()
+    parameters = parameters_of(kind)
+    event = event_of(parameters, initial=pb.ParametersChunk(data=GRADIENT.tobytes()))
+    assert isinstance(event, InitialReceived)
+    assert event.payload.chunk(parameters.plan, 0).tolist() == GRADIENT.tolist()
 
 
 @pytest.mark.parametrize("kind", codecs.CODECS)

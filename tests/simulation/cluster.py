@@ -19,9 +19,10 @@ from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers import OptimizerState
 from thalweg.server.arrays import copies
 from thalweg.server.arrays.arrays import Arrays
-from thalweg.server.deciding import messages, plan
+from thalweg.server.deciding import plan
+from thalweg.server.deciding.events import CheckpointRequested
 from thalweg.server.deciding.failures import MAX_REPORTS
-from thalweg.server.deciding.messages import Place
+from thalweg.server.deciding.values import Place
 from thalweg.server.driving.job import JobDriver
 from thalweg.server.driving.outcome import JobOutcome
 from thalweg.server.driving.telemetry import Recorded, told
@@ -447,7 +448,7 @@ class Cluster:
     def _fault_crash(self) -> None:
         """The server goes down now, or at one of the next steps of a write. It may have been about to stop, and said so."""
         if self.run_ and not self._finished and self.random.random() < 0.3:
-            self.run_.handle(messages.CheckpointRequested())
+            self.run_.handle(CheckpointRequested())
         if self.random.random() < 0.5:
             self.disk.crash_after = self.random.randrange(16)
         elif self.run_:

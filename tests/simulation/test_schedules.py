@@ -19,11 +19,13 @@ from thalweg.server.arrays.parameters import Parameters
 from thalweg.server.deciding import coordinator
 from thalweg.server.deciding.chunks import bits
 from thalweg.server.deciding.coordinator import Coordinator
+from thalweg.server.deciding.decisions import Decision, Finish
+from thalweg.server.deciding.events import ContributionReceived
 from thalweg.server.deciding.failures import Failures, Kind
-from thalweg.server.deciding.messages import ContributionReceived, Decision, Facts, Finish, Position, Task
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony import rounds
 from thalweg.server.deciding.synchrony.gathering import Gathering
+from thalweg.server.deciding.values import Facts, Position, Task
 from thalweg.server.driving.job import JobDriver
 from thalweg.server.storage import checkpoints
 from thalweg.server.storage.checkpoints import Checkpoints

@@ -11,7 +11,7 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab, ranges
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
-from thalweg.server.deciding.messages import Place
+from thalweg.server.deciding.values import Place
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers.transport.error_feedback import GradientEncoder

@@ -14,9 +14,19 @@ from thalweg.server.arrays.parameters import PARAMETERS, Parameters
 from thalweg.server.arrays.pool import ArithmeticPool
 from thalweg.server.arrays.sharded import ShardedArrays
 from thalweg.server.arrays.trajectory import Trajectory
-from thalweg.server.deciding import messages
-from thalweg.server.deciding.messages import WorkerId
+from thalweg.server.deciding.decisions import (
+    ApplyRange,
+    Decision,
+    Keep,
+    KeepInitial,
+    MeasureGradient,
+    Merge,
+    Promote,
+    ReportReady,
+)
+from thalweg.server.deciding.events import Event, RangeNotFinite
 from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.values import WorkerId
 from thalweg.server.driving.decision_queue import DecisionQueue
 from thalweg.server.driving.telemetry import Telemetry
 from thalweg.server.sharding.registry import ShardLink, ShardRegistry
@@ -111,46 +121,46 @@ class Arrays:
         if self._shares:
             self._shares.leave(worker)
 
-    def in_turn(self, event: messages.Event) -> list[messages.Event]:
+    def in_turn(self, event: Event) -> list[Event]:
         """The events whose turn it is, with another one that came from a worker."""
         return self._shares.in_order(event) if self._shares else [event]
 
-    def decided(self, event: messages.Event, decisions: list[messages.Decision]) -> None:
+    def decided(self, event: Event, decisions: list[Decision]) -> None:
         """Takes note of what was decided about an event."""
         if self._shares:
             self._shares.decided(event, decisions)
 
-    def ready(self, decision: messages.Decision) -> bool:
+    def ready(self, decision: Decision) -> bool:
         """Whether a decision may be carried out, or shards have to answer before."""
         return self._shares is None or self._shares.ready(decision)
 
-    def forward(self, decision: messages.Decision) -> messages.Decision | None:
+    def forward(self, decision: Decision) -> Decision | None:
         """Has shards carry out their parts of a decision, and gives what is left of it."""
         return self._shares.forward(decision) if self._shares else decision
 
-    def carry_out(self, decision: messages.Decision) -> messages.Event | None:
+    def carry_out(self, decision: Decision) -> Event | None:
         """Computes what was decided. Gives an event if what else was decided takes for granted what did not happen."""
         parameters = self.parameters
         match decision:
-            case messages.Keep(step, node, chunks, payload):
+            case Keep(step, node, chunks, payload):
                 for chunk in chunks:
                     parameters.keep(step, node, chunk, payload.chunk(parameters.plan, chunk))
-            case messages.Merge(step, parent, chunks):
+            case Merge(step, parent, chunks):
                 for chunk in chunks:
                     parameters.merge(step, parent, chunk)
-            case messages.MeasureGradient(step):
+            case MeasureGradient(step):
                 parameters.measure(step)
-            case messages.ApplyRange(version, step, chunks, factor):
+            case ApplyRange(version, step, chunks, factor):
                 self._copies.before_update(version, chunks)
                 if not parameters.apply(version, step, chunks, factor):
-                    return messages.RangeNotFinite(version)
-            case messages.Promote(version, step):
+                    return RangeNotFinite(version)
+            case Promote(version, step):
                 parameters.promote(version, step)
                 self._offer()
-            case messages.KeepInitial(chunk, payload):
+            case KeepInitial(chunk, payload):
                 self._copies.before_change()
-                parameters.keep_initial(chunk, payload)
-            case messages.ReportReady():
+                parameters.keep_initial(chunk, payload.chunk(parameters.plan, chunk))
+            case ReportReady():
                 self._offer()
         return None
 

@@ -15,10 +15,26 @@ from thalweg.learning.optimizers import OptimizerState
 from thalweg.server.arrays.copies import Copies, Spare
 from thalweg.server.arrays.parameters import PARAMETERS, Parameters
 from thalweg.server.arrays.pool import ArithmeticPool
-from thalweg.server.deciding import messages
 from thalweg.server.deciding.chunks import bits
-from thalweg.server.deciding.messages import WorkerId
+from thalweg.server.deciding.decisions import (
+    ApplyRange,
+    AssignDifferentiate,
+    AssignEvaluate,
+    Decision,
+    Dismiss,
+    Evict,
+    Keep,
+    KeepInitial,
+    MeasureGradient,
+    Merge,
+    Promote,
+    Refuse,
+    SendRange,
+)
+from thalweg.server.deciding.events import ContributionReceived, DriverFailed, Event, InitialReceived, RangeNotFinite
+from thalweg.server.deciding.impossible import ImpossibleError
 from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.values import WorkerId
 from thalweg.server.driving.decision_queue import DecisionQueue
 from thalweg.server.sharding.registry import ShardLink, ShardRegistry, split
 from thalweg.server.streams import wire
@@ -36,6 +52,10 @@ class Held(NamedTuple):
     share: "_Share"
     number: int
     residual_since: int = 0
+
+    def chunk(self, plan: Plan, chunk: int) -> Slab:
+        """Raises ImpossibleError: the numbers are not here."""
+        raise ImpossibleError(f"chunk {chunk} of {plan.chunks} is kept by the shard {self.share.shard.address}")
 
 
 class _Share:
@@ -154,52 +174,52 @@ class ShardedArrays:
         own = slice(self._plan.chunk_range(first).start, None)
         self.copies.copy({name: slab[own] for name, slab in slabs.items()}, lambda: self._came(number, _OWN))
 
-    def ready(self, decision: messages.Decision) -> bool:
+    def ready(self, decision: Decision) -> bool:
         """Whether nothing has to be answered before a decision is carried out."""
-        return self._measured is None and not (isinstance(decision, messages.Promote) and self._applying)
+        return self._measured is None and not (isinstance(decision, Promote) and self._applying)
 
-    def decided(self, event: messages.Event, decisions: list[messages.Decision]) -> None:
+    def decided(self, event: Event, decisions: list[Decision]) -> None:
         """What came with an event and nobody wants is not kept any longer."""
         held = getattr(event, "payload", None)
         if isinstance(held, Held) and not any(getattr(decision, "payload", None) is held for decision in decisions):
             held.share.send(forget=pb.Forget(kept=held.number))
 
-    def forward(self, decision: messages.Decision) -> messages.Decision | None:
+    def forward(self, decision: Decision) -> Decision | None:
         """Has the shards carry out their parts of a decision, and gives what is left of it."""
         match decision:
-            case messages.Keep(step, node, chunks, Held() as held):
+            case Keep(step, node, chunks, Held() as held):
                 keep = pb.KeepShare(step=step, level=node.level, index=node.index, chunk=chunks.start, kept=held.number)
                 held.share.send(keep=keep)
                 return None
-            case messages.KeepInitial(chunk, Held() as held):
+            case KeepInitial(chunk, Held() as held):
                 held.share.send(keep_initial=pb.KeepInitialShare(chunk=chunk, kept=held.number))
                 return None
-            case messages.Merge(step, parent, chunks):
+            case Merge(step, parent, chunks):
                 for share, part in self._parts(chunks):
                     share.send(merge=pb.MergeShare(step=step, level=parent.level, index=parent.index, **part))
                 return self._rest(decision)
-            case messages.ApplyRange(version, step, chunks, factor):
+            case ApplyRange(version, step, chunks, factor):
                 for share, part in self._parts(chunks):
                     self._applying += 1
                     share.send(apply=pb.ApplyShare(version=version, step=step, schedule_factor=factor, **part))
                 return self._rest(decision)
-            case messages.SendRange(workers, version, chunks):
+            case SendRange(workers, version, chunks):
                 for share, part in self._parts(chunks):
                     share.send(send=pb.SendShare(workers=workers, version=version, **part))
                     sent = self._plan.chunk_range(part["end_chunk"]).start - self._plan.chunk_range(part["first_chunk"]).start
                     self._exchange.parameter_bytes += self.parameters.outgoing.size(sent) * len(workers)
                 return self._rest(decision)
-            case messages.MeasureGradient(step):
+            case MeasureGradient(step):
                 self._measured = self.parameters.squares(step)
                 self._send_all(measure=pb.MeasureShare(step=step))
                 return None
-            case messages.Promote(version, step):
+            case Promote(version, step):
                 self._send_all(promote=pb.PromoteShare(version=version, step=step))
-            case messages.AssignDifferentiate():
+            case AssignDifferentiate():
                 self._send_all(tell=pb.TellTask(worker=decision.worker, task=wire.differentiate(decision)))
-            case messages.AssignEvaluate(worker, task):
+            case AssignEvaluate(worker, task):
                 self._send_all(tell=pb.TellTask(worker=worker, task=wire.evaluate(task)))
-            case messages.Evict(worker) | messages.Dismiss(worker) | messages.Refuse(worker):
+            case Evict(worker) | Dismiss(worker) | Refuse(worker):
                 self.leave(worker)
         return decision
 
@@ -214,9 +234,7 @@ class ShardedArrays:
             if first < end:
                 yield share, {"first_chunk": first, "end_chunk": end}
 
-    def _rest(
-        self, decision: messages.Merge | messages.ApplyRange | messages.SendRange
-    ) -> messages.Merge | messages.ApplyRange | messages.SendRange | None:
+    def _rest(self, decision: Merge | ApplyRange | SendRange) -> Merge | ApplyRange | SendRange | None:
         """A decision about the chunks that are the server's own. None if there are none."""
         own = range(max(decision.chunks.start, self.parameters.chunks.start), decision.chunks.stop)
         return replace(decision, chunks=own) if own else None
@@ -228,7 +246,7 @@ class ShardedArrays:
             case "applied":
                 self._applying -= 1
                 if not message.applied.finite:
-                    self._turns.interrupt(messages.RangeNotFinite(message.applied.version))
+                    self._turns.interrupt(RangeNotFinite(message.applied.version))
                 else:
                     self._turns.go_on()
             case "squares":
@@ -239,20 +257,18 @@ class ShardedArrays:
             case "failure":
                 self.broken = True
                 problem = visible(message.failure.problem, MAX_PROBLEM)
-                self._turns.interrupt(messages.DriverFailed(f"shard {share.shard.address}: {problem}"))
+                self._turns.interrupt(DriverFailed(f"shard {share.shard.address}: {problem}"))
 
     def _arrived(self, share: _Share, arrival: pb.Arrival) -> None:
         worker = arrival.worker
         if arrival.HasField("initial"):
-            self._turns.handle(messages.InitialReceived(worker, arrival.initial.chunk, Held(share, arrival.kept)))
+            self._turns.handle(InitialReceived(worker, arrival.initial.chunk, Held(share, arrival.kept)))
             return
         gradient = arrival.gradient
         self._exchange.gradient_bytes += arrival.bytes
         held = Held(share, arrival.kept, gradient.residual_since)
         node, chunks = Node(gradient.level, gradient.index), range(gradient.chunk, gradient.chunk + 1)
-        for event in self.in_order(
-            messages.ContributionReceived(worker, gradient.version, gradient.step, node, chunks, None, held)
-        ):
+        for event in self.in_order(ContributionReceived(worker, gradient.version, gradient.step, node, chunks, None, held)):
             self._turns.handle(event)
 
     def _fold(self) -> None:
@@ -299,18 +315,18 @@ class _InOrder:
     def __init__(self, chunks: int) -> None:
         self._all = bits(range(chunks))
         self._come: dict[WorkerId, dict[tuple[int, int, Node], int]] = {}
-        self._last: dict[WorkerId, dict[tuple[int, int, Node], messages.ContributionReceived]] = {}
+        self._last: dict[WorkerId, dict[tuple[int, int, Node], ContributionReceived]] = {}
 
-    def __call__(self, event: messages.Event) -> list[messages.Event]:
+    def __call__(self, event: Event) -> list[Event]:
         """The events whose turn it is, with another one."""
-        if not isinstance(event, messages.ContributionReceived):
+        if not isinstance(event, ContributionReceived):
             return [event]
         key = (event.version, event.step, event.node)
         come, last = self._come.setdefault(event.worker, {}), self._last.setdefault(event.worker, {})
         come[key] = come.get(key, 0) | bits(event.chunks)
         if event.sums is not None:
             last[key] = event
-        in_turn: list[messages.Event] = [] if event.sums is not None else [event]
+        in_turn: list[Event] = [] if event.sums is not None else [event]
         if come[key] == self._all and key in last:
             del come[key]
             in_turn.append(last.pop(key))

@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
-from thalweg.server.deciding.messages import WorkerId
+from thalweg.server.deciding.values import WorkerId
 
 T = TypeVar("T", bound=Hashable)
 

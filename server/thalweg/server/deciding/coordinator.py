@@ -1,7 +1,7 @@
 """The state machine of one running job: events in, decisions out.
 
 It is pure: no I/O, no threads, no clock, no randomness; time comes in with events. The same events at the same times give the
-same decisions. A thin driver carries them out (`run.py`). A job goes through three phases:
+same decisions. A thin driver carries them out (`driving/job.py`). A job goes through three phases:
 
 - *preparing*: the first worker that has the model makes the initial parameters, unless they are given;
 - *training*: the synchrony policy decides about steps;
@@ -15,56 +15,52 @@ from enum import Enum, auto
 
 from thalweg.server.deciding import synchrony
 from thalweg.server.deciding.assignments import no_paces
-from thalweg.server.deciding.evaluation import Evaluation
-from thalweg.server.deciding.failures import Failures, Kind
-from thalweg.server.deciding.messages import (
+from thalweg.server.deciding.decisions import (
     AdmitWorker,
     Allocate,
     AssignInitialize,
     Avoid,
-    CancelRequested,
-    CheckpointDone,
-    CheckpointRequested,
-    ContributionReceived,
     Decision,
     Dismiss,
-    DriverFailed,
-    Drop,
     Dropped,
-    EvaluationReceived,
-    Event,
     Evict,
-    Facts,
     Finish,
-    HeartbeatReceived,
-    InitialReceived,
     KeepInitial,
     LoadGiven,
-    PauseRequested,
-    Place,
-    Position,
-    RangeNotFinite,
     Refuse,
     ReportEpoch,
     ReportReady,
     ReportStep,
-    Scope,
-    Split,
     Tell,
+    WriteCheckpoint,
+)
+from thalweg.server.deciding.evaluation import Evaluation
+from thalweg.server.deciding.events import (
+    CancelRequested,
+    CheckpointDone,
+    CheckpointRequested,
+    ContributionReceived,
+    DriverFailed,
+    EvaluationReceived,
+    Event,
+    HeartbeatReceived,
+    InitialReceived,
+    PauseRequested,
+    RangeNotFinite,
     Tick,
     WorkerExited,
     WorkerFailed,
-    WorkerId,
     WorkerJoined,
     WorkerLost,
     WorkerMisbehaved,
     WorkerPrepared,
     WorkerRefused,
-    WriteCheckpoint,
 )
+from thalweg.server.deciding.failures import Failures, Kind
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.base import Policy
 from thalweg.server.deciding.synchrony.diverged import diverged
+from thalweg.server.deciding.values import Drop, Facts, Place, Position, Scope, Split, WorkerId
 from thalweg.server.settings import RunSettings
 from thalweg.v1 import job_pb2, parameter_service_pb2
 

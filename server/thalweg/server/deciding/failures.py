@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from thalweg.server.deciding.messages import Place
+from thalweg.server.deciding.values import Place
 
 # After this many workers in a row failed by a cause that may be the job's, and none contributed, the job fails.
 MAX_REPORTS = 5

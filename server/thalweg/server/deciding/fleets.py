@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple, Protocol, TypeAlias
 
-from thalweg.server.deciding.messages import Place
+from thalweg.server.deciding.values import Place
 from thalweg.v1 import fleet_service_pb2, job_pb2
 
 _log = logging.getLogger(__name__)

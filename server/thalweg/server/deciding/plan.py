@@ -3,7 +3,7 @@
 from thalweg.contract import codecs
 from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.learning import schedules
-from thalweg.server.deciding.messages import Facts
+from thalweg.server.deciding.values import Facts
 from thalweg.v1 import job_pb2
 
 # Numerical differentiation shares out coordinates in whole chunks: so many for each worker wished for, that shares are even

@@ -3,7 +3,8 @@
 from collections import deque
 from collections.abc import Callable
 
-from thalweg.server.deciding.messages import Decision, Event, Tick
+from thalweg.server.deciding.decisions import Decision
+from thalweg.server.deciding.events import Event, Tick
 
 
 class DecisionQueue:

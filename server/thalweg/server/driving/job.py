@@ -22,11 +22,47 @@ from thalweg.server.arrays.budget import Budget, OverBudgetError
 from thalweg.server.arrays.copies import Spare, between_events
 from thalweg.server.arrays.parameters import PARAMETERS
 from thalweg.server.arrays.pool import ArithmeticPool
-from thalweg.server.deciding import messages
 from thalweg.server.deciding.coordinator import Coordinator
-from thalweg.server.deciding.messages import Facts, Place, WorkerId
+from thalweg.server.deciding.decisions import (
+    AdmitWorker,
+    Allocate,
+    AssignDifferentiate,
+    AssignEvaluate,
+    AssignInitialize,
+    Avoid,
+    Decision,
+    Dismiss,
+    Dropped,
+    Evict,
+    Finish,
+    Keep,
+    LoadGiven,
+    Refuse,
+    ReportEpoch,
+    ReportReady,
+    ReportStep,
+    SendRange,
+    Tell,
+    WriteCheckpoint,
+)
+from thalweg.server.deciding.events import (
+    CancelRequested,
+    CheckpointDone,
+    CheckpointRequested,
+    DriverFailed,
+    Event,
+    PauseRequested,
+    Tick,
+    WorkerExited,
+    WorkerJoined,
+    WorkerLost,
+    WorkerMisbehaved,
+    WorkerPrepared,
+    WorkerRefused,
+)
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.residual_audit import Residuals
+from thalweg.server.deciding.values import Drop, Facts, Place, Position, WorkerId
 from thalweg.server.driving.decision_queue import DecisionQueue
 from thalweg.server.driving.downloads import MAX_COPIES, Download, Downloads
 from thalweg.server.driving.outcome import JobOutcome
@@ -162,7 +198,7 @@ class JobDriver:
             connection.send(parameter_service_pb2.WorkResponse(goodbye=goodbye))
             return
         self._connections.join(connection, self._hear)
-        self.handle(messages.WorkerJoined(connection.worker, connection.place))
+        self.handle(WorkerJoined(connection.worker, connection.place))
 
     def leave(self, worker: WorkerId) -> None:
         """A worker's stream ended."""
@@ -170,15 +206,15 @@ class JobDriver:
         if self.arrays:
             self.arrays.leave(worker)
         if self._connections.leave(worker, missed=not self.coordinator.over):
-            self.handle(messages.WorkerLost(worker))
+            self.handle(WorkerLost(worker))
 
     def worker_exited(self, place: Place, problem: str, killed: bool) -> None:
         """A fleet says that a worker of this job ended before it contributed anything: `killed`, or unable to begin."""
-        self.handle(messages.WorkerExited(place, visible(problem, MAX_PROBLEM), killed))
+        self.handle(WorkerExited(place, visible(problem, MAX_PROBLEM), killed))
 
     def worker_refused(self, place: Place, problem: str) -> None:
         """A worker that wanted to work for this job was refused."""
-        self.handle(messages.WorkerRefused(place, problem))
+        self.handle(WorkerRefused(place, problem))
 
     def trouble(self) -> str:
         """What keeps the job from having workers that contribute, in words for people; empty if nothing does."""
@@ -192,7 +228,7 @@ class JobDriver:
         """Some time has passed. For `missed` seconds of it nobody listened to the workers."""
         self._missed += missed
         if self._connections or self.avoided:
-            self.handle(messages.Tick(self._missed))
+            self.handle(Tick(self._missed))
         if self._unadmitted and self._clock() - self._asked >= _ASK_SECONDS:
             self._admit()
 
@@ -202,7 +238,7 @@ class JobDriver:
             self.telemetry.checkpoint_failed(version, problem)
         else:
             self.telemetry.checkpoint_written(version, size, seconds)
-        self.handle(messages.CheckpointDone(seconds))
+        self.handle(CheckpointDone(seconds))
         if version >= self._awaited_version:
             self._checkpointed.set()
 
@@ -212,7 +248,7 @@ class JobDriver:
             return
         self._awaited_version = self.coordinator.version
         self._checkpointed.clear()
-        self.handle(messages.CheckpointRequested())
+        self.handle(CheckpointRequested())
         waits = [asyncio.create_task(event.wait()) for event in (self._checkpointed, self.over)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -223,22 +259,22 @@ class JobDriver:
     def cancel(self) -> None:
         """Somebody asked for the end."""
         self.cancelled = True
-        self.handle(messages.CancelRequested())
+        self.handle(CancelRequested())
 
     def pause(self) -> None:
         """Lets all workers go. Those that come are welcome."""
-        self.handle(messages.PauseRequested())
+        self.handle(PauseRequested())
 
     def fail(self, problem: str) -> None:
         """Ends the job: the server cannot go on with it."""
-        self.handle(messages.DriverFailed(problem))
+        self.handle(DriverFailed(problem))
 
     def receive(self, worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest]) -> None:
         """Takes a worker's message. Raises ThalwegError if it makes no sense: the worker's node is at fault."""
         try:
             self._receive(worker, request)
         except ThalwegError as error:
-            self.handle(messages.WorkerMisbehaved(worker, str(error)))
+            self.handle(WorkerMisbehaved(worker, str(error)))
             raise
 
     def _receive(self, worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest]) -> None:
@@ -282,7 +318,7 @@ class JobDriver:
         self._asked = self._clock()
         while self._unadmitted and self._has_memory(next(iter(self._unadmitted.values()))):
             worker = next(iter(self._unadmitted))
-            self.handle(messages.WorkerPrepared(worker, self._unadmitted.pop(worker)))
+            self.handle(WorkerPrepared(worker, self._unadmitted.pop(worker)))
 
     def _has_memory(self, facts: Facts) -> bool:
         if self._admitted or self._budget is None or not facts.elements:
@@ -333,21 +369,21 @@ class JobDriver:
         except ValueError as error:
             raise _JobError(str(error)) from error
 
-    def handle(self, event: messages.Event) -> None:
+    def handle(self, event: Event) -> None:
         """Lets the coordinator decide about an event, and carries its decisions out. If that fails, so does the job."""
         self._turns.handle(event)
 
-    def _decide(self, event: messages.Event) -> list[messages.Decision]:
-        if isinstance(event, messages.Tick):
+    def _decide(self, event: Event) -> list[Decision]:
+        if isinstance(event, Tick):
             self._missed = 0.0
         decisions = self.coordinator.handle(event, self._clock())
-        self.telemetry.contributions.applied += any(isinstance(decision, messages.Keep) for decision in decisions)
+        self.telemetry.contributions.applied += any(isinstance(decision, Keep) for decision in decisions)
         if self.arrays:
             self.arrays.decided(event, decisions)
         return decisions
 
-    def _ready(self, decision: messages.Decision) -> bool:
-        if isinstance(decision, messages.LoadGiven) and not self._given_read():
+    def _ready(self, decision: Decision) -> bool:
+        if isinstance(decision, LoadGiven) and not self._given_read():
             return False
         return self.arrays is None or self.arrays.ready(decision)
 
@@ -360,61 +396,61 @@ class JobDriver:
             self._given.add_done_callback(lambda _: self._turns.go_on())
         return self._given.done()
 
-    def _failed(self, error: Exception) -> messages.Event:
+    def _failed(self, error: Exception) -> Event:
         if isinstance(error, _JobError):
-            return messages.DriverFailed(str(error))
+            return DriverFailed(str(error))
         _log.error("job %s: decisions could not be carried out", self.job.id, exc_info=error)
-        return messages.DriverFailed(f"internal error: {type(error).__name__}: {error}")
+        return DriverFailed(f"internal error: {type(error).__name__}: {error}")
 
-    def _carry_out(self, decision: messages.Decision) -> messages.Event | None:
+    def _carry_out(self, decision: Decision) -> Event | None:
         """Carries a decision out. Gives an event if what else was decided takes for granted what did not happen."""
-        if isinstance(decision, messages.Keep) and self.arrays and self.arrays.parameters.incoming.feedback:
+        if isinstance(decision, Keep) and self.arrays and self.arrays.parameters.incoming.feedback:
             lost = [self._residuals.lost(decision.node, chunk, decision.payload.residual_since) for chunk in decision.chunks]
             self.telemetry.contributions.lost_residuals += any(lost)
         own = self.arrays.forward(decision) if self.arrays else decision
         return self._do(own) if own else None
 
-    def _do(self, decision: messages.Decision) -> messages.Event | None:
+    def _do(self, decision: Decision) -> Event | None:
         match decision:
-            case messages.SendRange(workers, version, chunks):
+            case SendRange(workers, version, chunks):
                 if self.arrays:
                     self._connections.send_range(self.arrays.parameters, workers, version, chunks)
-            case messages.AssignDifferentiate(worker, _, _, again):
+            case AssignDifferentiate(worker, _, _, again):
                 self.telemetry.contributions.reissued_tasks += again
                 self._connections.send(worker, wire.differentiate(decision))
-            case messages.AssignEvaluate(worker, task):
+            case AssignEvaluate(worker, task):
                 self._connections.send(worker, wire.evaluate(task))
-            case messages.AssignInitialize(worker):
+            case AssignInitialize(worker):
                 initialize = parameter_service_pb2.InitializeTask()
                 self._connections.send(worker, parameter_service_pb2.WorkResponse(initialize=initialize))
-            case messages.AdmitWorker(worker):
+            case AdmitWorker(worker):
                 self._accept(worker)
-            case messages.ReportReady():
+            case ReportReady():
                 self.telemetry.ready()
-            case messages.ReportStep(step, loss, samples, factor, staleness):
+            case ReportStep(step, loss, samples, factor, staleness):
                 self.telemetry.step(step, loss, samples, factor, staleness)
-            case messages.ReportEpoch(epoch, step, train_loss, validation):
+            case ReportEpoch(epoch, step, train_loss, validation):
                 self.telemetry.epoch(epoch, step, train_loss, validation)
-            case messages.Dropped(_, reason):
+            case Dropped(_, reason):
                 self._count(reason)
-            case messages.Evict(worker):
+            case Evict(worker):
                 self._connections.evict(worker)
-            case messages.Dismiss(worker, reason):
+            case Dismiss(worker, reason):
                 self._connections.dismiss(worker, reason)
-            case messages.Refuse(worker, problem):
+            case Refuse(worker, problem):
                 self._connections.refuse(worker, problem)
-            case messages.Avoid(places):
+            case Avoid(places):
                 self.avoided = places
                 self._avoid()
-            case messages.Tell(text):
+            case Tell(text):
                 self.telemetry.notice(text)
-            case messages.WriteCheckpoint(position):
+            case WriteCheckpoint(position):
                 self._write_checkpoint(position)
-            case messages.Allocate():
+            case Allocate():
                 self._allocate()
-            case messages.LoadGiven():
+            case LoadGiven():
                 self._load_given()
-            case messages.Finish():
+            case Finish():
                 self._finish(decision)
         return self.arrays.carry_out(decision) if self.arrays else None
 
@@ -422,19 +458,19 @@ class JobDriver:
         if self.coordinator.plan and self.arrays:
             self._connections.accept(worker, self.coordinator.plan.chunk_elements, self.arrays.invite)
 
-    def _count(self, reason: messages.Drop) -> None:
+    def _count(self, reason: Drop) -> None:
         counts = self.telemetry.contributions
         match reason:
-            case messages.Drop.DUPLICATE:
+            case Drop.DUPLICATE:
                 counts.duplicate += 1
-            case messages.Drop.LATE:
+            case Drop.LATE:
                 counts.late += 1
-            case messages.Drop.STALE_INCARNATION:
+            case Drop.STALE_INCARNATION:
                 counts.stale_incarnation += 1
-            case messages.Drop.UNKNOWN:
+            case Drop.UNKNOWN:
                 counts.unknown += 1
 
-    def _write_checkpoint(self, position: messages.Position) -> None:
+    def _write_checkpoint(self, position: Position) -> None:
         # What is durable may not be ahead of what is told: steps behind a checkpoint are never taken again.
         self.telemetry.flush()
         if self.arrays:
@@ -444,7 +480,7 @@ class JobDriver:
             except MemoryError as error:
                 self.checkpoint_done(position.version, 0, 0.0, f"there is no memory for a copy ({error})")
 
-    def checkpoint(self, position: messages.Position) -> Callable[[OptimizerState], Checkpoint]:
+    def checkpoint(self, position: Position) -> Callable[[OptimizerState], Checkpoint]:
         """What makes a checkpoint of a copy of the slabs, when it has come, that is made now."""
         samples, seconds = self.telemetry.samples, self.telemetry.seconds
 
@@ -465,7 +501,7 @@ class JobDriver:
 
         return made
 
-    def _finish(self, finish: messages.Finish) -> None:
+    def _finish(self, finish: Finish) -> None:
         """Carries the end out, whatever fails on the way."""
         try:
             self.telemetry.flush()
@@ -473,9 +509,9 @@ class JobDriver:
         except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
             _log.exception("job %s: its arrays cannot be handed over at its end", self.job.id)
             problem = f"internal error: {type(error).__name__}: {error}"
-            self._end(JobOutcome(self.job.id, messages.Finish(job_pb2.JOB_STATE_FAILED, finish.error or problem)))
+            self._end(JobOutcome(self.job.id, Finish(job_pb2.JOB_STATE_FAILED, finish.error or problem)))
 
-    def _hand_over(self, finish: messages.Finish) -> None:
+    def _hand_over(self, finish: Finish) -> None:
         if self._checkpoint:
             version, slabs = self._checkpoint.position.version, {PARAMETERS: self._checkpoint.parameters}
             self._end(self._ending(finish, version, slabs))
@@ -487,13 +523,13 @@ class JobDriver:
                 lambda slabs: self._end(self._ending(finish, version, slabs)), state=finish.position is not None
             )
 
-    def _ending(self, finish: messages.Finish, version: int, slabs: OptimizerState) -> JobOutcome:
+    def _ending(self, finish: Finish, version: int, slabs: OptimizerState) -> JobOutcome:
         ending = JobOutcome(self.job.id, finish)
         try:
             ending.collect(self, finish, version, slabs)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
             _log.exception("job %s: its result cannot be kept", self.job.id)
-            ending = JobOutcome(self.job.id, messages.Finish(job_pb2.JOB_STATE_FAILED, f"{type(error).__name__}: {error}"))
+            ending = JobOutcome(self.job.id, Finish(job_pb2.JOB_STATE_FAILED, f"{type(error).__name__}: {error}"))
         return ending
 
     def _end(self, ending: JobOutcome) -> None:

@@ -8,7 +8,7 @@ from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers import OptimizerState
 from thalweg.server.arrays.parameters import PARAMETERS
 from thalweg.server.arrays.trajectory import Trajectory
-from thalweg.server.deciding import messages
+from thalweg.server.deciding.decisions import Finish
 from thalweg.server.storage.checkpoints import Checkpoint
 from thalweg.v1 import job_pb2, training_service_pb2
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class JobOutcome:
     """The state that a job ended in, and its parameters, if it has any. `problems` are what could not be kept beside them."""
 
-    def __init__(self, job_id: str, finish: messages.Finish) -> None:
+    def __init__(self, job_id: str, finish: Finish) -> None:
         self.job_id = job_id
         self.state = finish.state
         self.error = finish.error
@@ -30,7 +30,7 @@ class JobOutcome:
         self.checkpoint: Checkpoint | None = None
         self.problems: list[str] = []
 
-    def collect(self, run: "JobDriver", finish: messages.Finish, version: int, slabs: OptimizerState) -> None:
+    def collect(self, run: "JobDriver", finish: Finish, version: int, slabs: OptimizerState) -> None:
         """Takes what a run has: its parameters at a version, and the optimizer's state if it can be resumed there."""
         self.slab = slabs[PARAMETERS]
         self.header = run.header(version)

@@ -15,7 +15,7 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.frames import Parcel
 from thalweg.contract.release import check_protocol
 from thalweg.contract.text import MAX_WORKER_NAME, visible
-from thalweg.server.deciding.messages import NOWHERE, Place
+from thalweg.server.deciding.values import NOWHERE, Place
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.guard import end, errors
 from thalweg.server.streams import wire

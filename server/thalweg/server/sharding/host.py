@@ -15,9 +15,10 @@ from thalweg.contract.tree import Node
 from thalweg.server.arrays import budget
 from thalweg.server.arrays.budget import Budget, OverBudgetError
 from thalweg.server.arrays.parameters import Parameters
-from thalweg.server.deciding import messages
-from thalweg.server.deciding.messages import Facts
+from thalweg.server.deciding.events import ContributionReceived, InitialReceived
+from thalweg.server.deciding.payload import Payload
 from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.values import Facts
 from thalweg.server.services.parameter import WorkerStream, Workplace
 from thalweg.server.sharding.pieces import Piece, Pieces
 from thalweg.server.streams import wire
@@ -52,7 +53,7 @@ class _Share:
         self._plan = plan
         self._say = say
         self._sharing = JobSharing(None, plan.spec)
-        self.kept: dict[int, Any] = {}
+        self.kept: dict[int, Payload] = {}
         self._numbers = itertools.count(1)
         self._pieces = Pieces(number, self.parameters)
 
@@ -68,9 +69,9 @@ class _Share:
         event = wire.event_of(worker, request, self.parameters, self._sharing)
         arrival = pb.Arrival(worker=worker, kept=next(self._numbers), bytes=len(request.data))
         match event:
-            case messages.ContributionReceived():
+            case ContributionReceived():
                 arrival.gradient.CopyFrom(request.message.gradient)
-            case messages.InitialReceived():
+            case InitialReceived():
                 arrival.initial.CopyFrom(request.message.initial)
             case _:
                 raise wire.violation("a shard takes nothing but chunks")
@@ -96,8 +97,8 @@ class _Share:
                     guest.stream.send(command.tell.task)
             case "keep_initial":
                 self._pieces.before_change()
-                kept = self.kept.pop(command.keep_initial.kept)
-                parameters.keep_initial(command.keep_initial.chunk, kept)
+                chunk, kept = command.keep_initial.chunk, self.kept.pop(command.keep_initial.kept)
+                parameters.keep_initial(chunk, kept.chunk(self._plan, chunk))
             case "load":
                 self._pieces.before_change()
                 self._load(command.load)

@@ -20,7 +20,7 @@ from typing import Any
 
 from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers import OptimizerState
-from thalweg.server.deciding.messages import Position
+from thalweg.server.deciding.values import Position
 from thalweg.server.settings import KEPT_CHECKPOINTS
 from thalweg.server.storage import tensors
 from thalweg.server.storage.disk import Disk, publish

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from thalweg.contract.errors import ThalwegError
 from thalweg.server.arrays.parameters import Parameters
-from thalweg.server.deciding.messages import Place, WorkerId
+from thalweg.server.deciding.values import Place, WorkerId
 from thalweg.server.driving.telemetry import Telemetry
 from thalweg.server.settings import RunSettings
 from thalweg.server.streams import wire

@@ -15,7 +15,7 @@ import numpy as np
 
 from thalweg.contract import codecs, shared_memory
 from thalweg.contract.layout import Slab
-from thalweg.server.deciding.messages import WorkerId
+from thalweg.server.deciding.values import WorkerId
 from thalweg.v1 import job_pb2, parameter_service_pb2
 
 _log = logging.getLogger(__name__)

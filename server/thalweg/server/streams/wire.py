@@ -14,9 +14,17 @@ from thalweg.contract.sums import Sums
 from thalweg.contract.text import MAX_PROBLEM, MAX_WORKER_NAME, visible
 from thalweg.contract.tree import Node
 from thalweg.server.arrays.parameters import Parameters
-from thalweg.server.deciding import messages
-from thalweg.server.deciding.messages import Place, WorkerId
+from thalweg.server.deciding.decisions import AssignDifferentiate
+from thalweg.server.deciding.events import (
+    ContributionReceived,
+    EvaluationReceived,
+    Event,
+    HeartbeatReceived,
+    InitialReceived,
+    WorkerFailed,
+)
 from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.values import EvaluationTask, Place, WorkerId
 from thalweg.server.streams.memory_peers import JobSharing
 from thalweg.v1 import job_pb2, parameter_service_pb2
 
@@ -37,7 +45,7 @@ def request_of(data: bytes) -> Parcel[parameter_service_pb2.WorkRequest]:
 
 
 class Received(NamedTuple):
-    """Chunks of a gradient as they came: values end to end, and which chunk the first ones are.
+    """Chunks as they came: values end to end, and which chunk the first ones are.
 
     With error feedback, what encoding left of the node's gradients since a step is in them.
     """
@@ -55,7 +63,7 @@ class Received(NamedTuple):
 
 def event_of(
     worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest], parameters: Parameters | None, shared: JobSharing
-) -> messages.Event:
+) -> Event:
     """The event that a worker's message is, unless it says `prepared`. Raises ThalwegError if it makes no sense."""
     message, data = request
     match message.WhichOneof("message"):
@@ -67,22 +75,22 @@ def event_of(
             return _shared(worker, message.shared_gradient, parameters, shared)
         case "evaluation":
             answer = message.evaluation
-            return messages.EvaluationReceived(worker, answer.version, answer.split, answer.first, _sums(answer.sums))
+            return EvaluationReceived(worker, answer.version, answer.split, answer.first, _sums(answer.sums))
         case "initial":
             chunk = message.initial.chunk
-            return messages.InitialReceived(worker, chunk, _values(parameters, chunk, data, encoded=False))
+            return InitialReceived(worker, chunk, Received(_values(parameters, chunk, data, encoded=False), chunk))
         case "heartbeat":
-            return messages.HeartbeatReceived(worker)
+            return HeartbeatReceived(worker)
         case "failure":
             failure = message.failure
-            return messages.WorkerFailed(worker, visible(failure.problem, MAX_PROBLEM), failure.scope)
+            return WorkerFailed(worker, visible(failure.problem, MAX_PROBLEM), failure.scope)
         case kind:
             raise violation(f"{kind or 'an empty message'} was not expected")
 
 
 def _shared(
     worker: WorkerId, gradient: parameter_service_pb2.SharedGradient, parameters: Parameters | None, shared: JobSharing
-) -> messages.ContributionReceived:
+) -> ContributionReceived:
     chunks = range(gradient.first_chunk, gradient.end_chunk)
     if parameters is None or not chunks or chunks.stop > parameters.chunks.stop:
         raise violation(f"there are no chunks from {chunks.start} up to {chunks.stop}")
@@ -99,13 +107,13 @@ def _contribution(
     chunks: range,
     parameters: Parameters | None,
     payload: Received,
-) -> messages.ContributionReceived:
+) -> ContributionReceived:
     last = parameters is not None and chunks.stop == parameters.plan.chunks
     if gradient.HasField("sums") != last:
         raise violation("sums come with the last chunk of the slab and only with it")
     sums = _sums(gradient.sums) if last else None
     node = Node(gradient.level, gradient.index)
-    return messages.ContributionReceived(worker, gradient.version, gradient.step, node, chunks, sums, payload)
+    return ContributionReceived(worker, gradient.version, gradient.step, node, chunks, sums, payload)
 
 
 def _sums(sums: parameter_service_pb2.Sums) -> Sums:
@@ -166,7 +174,7 @@ def parameters_chunk(parameters: Parameters, version: int, chunk: int) -> tuple[
     return serialize(Parcel(parameter_service_pb2.WorkResponse(parameters=part), data)), data.size
 
 
-def differentiate(decision: messages.AssignDifferentiate) -> parameter_service_pb2.WorkResponse:
+def differentiate(decision: AssignDifferentiate) -> parameter_service_pb2.WorkResponse:
     """The message that gives a worker a gradient to compute."""
     task = decision.task
     message = parameter_service_pb2.DifferentiateTask(
@@ -181,7 +189,7 @@ def differentiate(decision: messages.AssignDifferentiate) -> parameter_service_p
     return parameter_service_pb2.WorkResponse(differentiate=message)
 
 
-def evaluate(task: messages.EvaluationTask) -> parameter_service_pb2.WorkResponse:
+def evaluate(task: EvaluationTask) -> parameter_service_pb2.WorkResponse:
     """The message that gives a worker metrics to compute."""
     message = parameter_service_pb2.EvaluateTask(version=task.version, split=task.split, first=task.first, end=task.end)
     return parameter_service_pb2.WorkResponse(evaluate=message)

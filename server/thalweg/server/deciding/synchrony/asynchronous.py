@@ -9,21 +9,13 @@ from collections.abc import Iterable
 
 from thalweg.contract import tree
 from thalweg.server.deciding.chunks import bits
-from thalweg.server.deciding.messages import (
-    ApplyRange,
-    ContributionReceived,
-    Decision,
-    Drop,
-    MeasureGradient,
-    Promote,
-    ReportStep,
-    Task,
-    WorkerId,
-)
+from thalweg.server.deciding.decisions import ApplyRange, Decision, MeasureGradient, Promote, ReportStep
+from thalweg.server.deciding.events import ContributionReceived
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.base import Policy
 from thalweg.server.deciding.synchrony.diverged import diverged
 from thalweg.server.deciding.synchrony.gathering import Gathering
+from thalweg.server.deciding.values import Drop, Task, WorkerId
 
 
 class Asynchronous(Policy):

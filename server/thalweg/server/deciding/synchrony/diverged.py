@@ -1,6 +1,6 @@
 """The end of a training that diverged."""
 
-from thalweg.server.deciding.messages import Decision, Finish
+from thalweg.server.deciding.decisions import Decision, Finish
 from thalweg.v1 import job_pb2
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from thalweg.contract import tree
 from thalweg.contract.tree import Node
-from thalweg.server.deciding.messages import Task, WorkerId
 from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.values import Task, WorkerId
 
 
 class Part(NamedTuple):

@@ -6,8 +6,10 @@ from thalweg.contract import tree
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server.deciding.chunks import bits, runs
-from thalweg.server.deciding.messages import ContributionReceived, Decision, Keep, Merge, Task
+from thalweg.server.deciding.decisions import Decision, Keep, Merge
+from thalweg.server.deciding.events import ContributionReceived
 from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.values import Task
 
 
 class Gathering:

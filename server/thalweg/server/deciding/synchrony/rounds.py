@@ -8,24 +8,15 @@ import math
 from collections.abc import Iterable
 
 from thalweg.server.deciding.chunks import bits, runs
-from thalweg.server.deciding.messages import (
-    ApplyRange,
-    ContributionReceived,
-    Decision,
-    Drop,
-    MeasureGradient,
-    Promote,
-    ReportStep,
-    SendRange,
-    Task,
-    WorkerId,
-)
+from thalweg.server.deciding.decisions import ApplyRange, Decision, MeasureGradient, Promote, ReportStep, SendRange
+from thalweg.server.deciding.events import ContributionReceived
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.base import Policy
 from thalweg.server.deciding.synchrony.diverged import diverged
 from thalweg.server.deciding.synchrony.division import Part, divide
 from thalweg.server.deciding.synchrony.gathering import Gathering
 from thalweg.server.deciding.synchrony.waiting import Waiting
+from thalweg.server.deciding.values import Drop, Task, WorkerId
 
 # Tasks that wait: from so many on, no further step is begun for now. A job may allow for a thousand steps of thousands of tasks.
 _ENOUGH = 1 << 14

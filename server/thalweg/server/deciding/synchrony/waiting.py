@@ -2,7 +2,7 @@
 
 from typing import TypeAlias
 
-from thalweg.server.deciding.messages import Task, WorkerId
+from thalweg.server.deciding.values import Task, WorkerId
 
 # In the order in which they were added.
 _Ordered: TypeAlias = dict[Task, None]
