@@ -46,6 +46,7 @@ _ALL = (
     Part("workers", "a step against the number of workers, each of which sleeps 20 ms in place of its microbatch"),
     Part("parameters", "a step against the number of parameters, with two workers that compute nothing"),
     Part("microbatches", "a step against the number of microbatches, with two workers that compute nothing"),
+    Part("coordinator", "processor time of the coordinator alone for a contribution, against the number of workers"),
     Part("constants", "what the model of a step's time in benchmarks/scaling is made of"),
     Part("links", "a step of `wide` between hosts, over links of 1 Gbit/s each, with one server and with two"),
     Part("scaling", "a step over gRPC with 1 to 8 workers that sleep 20 ms, and over shards, for that model to be held against"),
