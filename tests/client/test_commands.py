@@ -102,7 +102,7 @@ def test_submit(server: Server, command: Command) -> None:
 def test_the_environment_names_server_and_token(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_server(tmp_path / "server", token="secret") as server:
         monkeypatch.setenv("THALWEG_SERVER", str(server.address))
-        assert command("submit", "xor").err.startswith("thalweg: this server asks for a token")
+        assert command("submit", "xor").err.startswith("thalweg: this server requires a token")
         monkeypatch.setenv("THALWEG_TOKEN", "secret")
         assert command("submit", "xor").out == "xor-1\n"
         monkeypatch.delenv("THALWEG_TOKEN")
@@ -348,10 +348,13 @@ def test_predict_finds_columns_by_their_names(cluster: Cluster, command: Command
 
     for text in ("a,b\n0.9,-0.9\n-0.9,0.9\n", "b,a\n-0.9,0.9\n0.9,-0.9\n", "label,b,a\n7,-0.9,0.9\n7,0.9,-0.9\n"):
         assert predict(text) == (0, "1\n0\n", "")
-    notice = "thalweg: new.csv: the columns were taken in the order of the training data: 'a', 'b'\n"
+    notice = "thalweg: new.csv: the columns were assumed to be in the order of the training data: 'a', 'b'\n"
     assert predict("0.9,-0.9\n-0.9,0.9\n", "--no-header") == (0, "1\n0\n", notice)
     for text, message in (
-        ("id,a,b\n1,0.9,-0.9\n", "has the column 'id', which the job was not trained on; remove what is not a feature: 'a', 'b'"),
+        (
+            "id,a,b\n1,0.9,-0.9\n",
+            "has the column 'id', which the job was not trained on; remove the columns that are not features: 'a', 'b'",
+        ),
         (
             "a,c\n0.9,-0.9\n",
             "lacks the column 'b' and has the column 'c', which the job was not trained on; name the columns as in",
@@ -361,7 +364,7 @@ def test_predict_finds_columns_by_their_names(cluster: Cluster, command: Command
         assert (printed.code, printed.out) == (2, "")
         assert printed.err.startswith(f"thalweg: INPUT: 'new.csv' {message}")
     assert predict("0.9,-0.9\n").err.startswith(
-        "thalweg: INPUT: 'new.csv' begins with numbers, and must begin with a line of column"
+        "thalweg: INPUT: 'new.csv' begins with numbers, but must begin with a line of column"
     )
 
 

@@ -96,7 +96,7 @@ def test_an_embedded_server_is_its_users_alone() -> None:
     embedded = Embedded(embedded_folder())
     try:
         assert embedded.client.jobs() == []
-        with Client(embedded.client.address) as stranger, pytest.raises(ThalwegError, match="asks for a token"):
+        with Client(embedded.client.address) as stranger, pytest.raises(ThalwegError, match="requires a token"):
             stranger.jobs()
     finally:
         embedded.close()
@@ -158,7 +158,7 @@ def wrong(**arrays: Any) -> list[str]:
 WRONG: dict[str, tuple[Callable[[], list[str]], str]] = {
     "NaN in the data": (lambda: wrong(x=np.full((8, 2), np.nan)), "data.npz: "),
     "text in place of numbers": (lambda: wrong(x=np.array("text")), "data.npz: "),
-    "labels out of range": (lambda: wrong(y=np.full(8, 12)), "model.loss: binary_cross_entropy wants targets from 0 to 1"),
+    "labels out of range": (lambda: wrong(y=np.full(8, 12)), "model.loss: binary_cross_entropy needs targets from 0 to 1"),
     "a model that does not fit": (lambda: ["--set", "model.layers=[{dense={units=3}}]"], "model.layers: the model's output has"),
     "a model for another machine": (
         lambda: ["--set", "model.layers=[{dense={units=1000000}}, {dense={units=1000000}}, {dense={units=1}}]"],

@@ -76,7 +76,7 @@ def test_a_taken_id_is_told(client: Client) -> None:
     with pytest.raises(ThalwegError) as caught:
         client.submit("and", id="mine")
     assert caught.value.reason == "JOB_EXISTS"
-    assert str(caught.value) == "there is a job mine already; choose another id, or none"
+    assert str(caught.value) == "job mine already exists; choose another id, or give none"
 
 
 @pytest.mark.parametrize("method", ["cancel", "delete", "parameters", "trajectory", "history", "wait", "refresh"])
@@ -205,9 +205,9 @@ def test_the_outputs_of_what_is_no_classifier_have_no_classes(cluster: Cluster) 
         ),
         ("gate", [[[1, 2]]], "x: has the shape (1, 1, 2); the job was trained on samples of shape (2,)"),
         ("gate", [[1, 2], [3]], "x: is not an array: setting an array element with a sequence"),
-        ("gate", 5, "x: is a single number, and must have the samples on its first axis"),
-        ("gate", [["a", "b"]], "x: holds elements of type <U1, and must hold real numbers"),
-        ("gate", [[1j, 2]], "x: holds elements of type complex128, and must hold real numbers"),
+        ("gate", 5, "x: is a single number; its first axis must be the samples"),
+        ("gate", [["a", "b"]], "x: holds elements of type <U1; it must hold real numbers"),
+        ("gate", [[1j, 2]], "x: holds elements of type complex128; it must hold real numbers"),
         ("gate", [[0, 1], [0, float("nan")]], "x: holds NaN or infinite values, 1 in all, the first at sample 1, feature 1"),
         ("gate", [[0, float("-inf")]], "x: holds NaN or infinite values, 1 in all, the first at sample 0, feature 1"),
         (

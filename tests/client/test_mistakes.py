@@ -43,8 +43,8 @@ SETTINGS = [
 CHECKED_BY_THE_SERVER = [
     ("optimizer.adam.learning_rate=-1", "optimizer.adam.learning_rate: -1 is not allowed; it must be above 0"),
     ("training.batch_size=0", "training.batch_size: 0 is not allowed; it must be at least 1"),
-    ("training.gradient=numeric", "training.gradient: 'numeric' is none of backpropagation, numerical,"),
-    ("model.loss=cross_entropy", "model.loss: 'cross_entropy' is none of mean_squared_error, softmax_cross_entropy,"),
+    ("training.gradient=numeric", "training.gradient: unknown value 'numeric'; expected one of backpropagation, numerical,"),
+    ("model.loss=cross_entropy", "model.loss: unknown value 'cross_entropy'; expected one of mean_squared_error, softmax"),
     ("model.layers=[]", "model.layers: has 0 items; it must have at least 1"),
     ("data.validation_fraction=1.5", "data.validation_fraction: 1.5 is not allowed; it must be at least 0 and below 1"),
     ("name=My job", "name: invalid value 'My job'; use 1 to 50"),
@@ -94,7 +94,7 @@ DATA: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "labels out of range": (
         {"x": np.ones((4, 2)), "y": np.array([0, 1, 2, 3])},
         {"model.loss": "softmax_cross_entropy", "model.layers": [{"dense": {"units": 3}}]},
-        "model.layers: the model has 3 outputs, so labels are 0 to 2, and the data's y has 3",
+        "model.layers: the model has 3 outputs, so labels must be 0 to 2, but the data's y has 3",
     ),
     "targets of another shape": (
         {"x": np.ones((4, 2)), "y": np.ones((4, 3))},
@@ -135,7 +135,7 @@ def test_data_that_does_not_fit_fails_the_job(case: str, cluster: Cluster, comma
 def test_a_builtin_that_does_not_exist_fails_the_job(tmp_path: Path) -> None:
     with running_server(tmp_path / "server") as server:
         job = train(server, load_job("xor", {"data.builtin": "xr"}).spec)
-    assert job.error == "data.builtin: 'xr' is none of digits, and, or, nand, xor; did you mean 'xor'?"
+    assert job.error == "data.builtin: unknown data set 'xr'; expected one of digits, and, or, nand, xor; did you mean 'xor'?"
 
 
 def toml(value: Any) -> str:
@@ -185,10 +185,10 @@ def test_a_job_that_is_not_there(arguments: list[str], cluster: Cluster, command
         (["weights", "digits", "-o", "nowhere/w.safetensors"], "cannot write {folder}/nowhere/w.safetensors: there is no folder"),
         (["plot", "digits", "-o", "nowhere/p.png"], "cannot write {folder}/nowhere/p.png: there is no folder"),
         (["delete", "waiting"], "job waiting has not ended yet; cancel it first"),
-        (["weights", "waiting"], "job waiting has no parameters: no worker has made the first ones"),
+        (["weights", "waiting"], "job waiting has no parameters yet: no worker has initialised them"),
         (["plot", "waiting", "--slice", "0.weight[0,0]"], "job waiting has not ended yet"),
         (["scale", "digits", "3"], "job digits has ended"),
-        (["submit", "xor", "--id", "digits"], "there is a job digits already; choose another id, or none"),
+        (["submit", "xor", "--id", "digits"], "job digits already exists; choose another id, or give none"),
     ],
 )
 def test_what_cannot_be_done(

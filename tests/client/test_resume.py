@@ -152,7 +152,7 @@ def test_a_job_that_has_succeeded_cannot_be_taken_up(cluster: Cluster, command: 
     printed = command("train", "--resume", "gate", "--server", cluster.address)
     assert printed.code == 1
     assert printed.out == ""
-    assert printed.err.startswith("thalweg: job gate cannot be taken up: ")
+    assert printed.err.startswith("thalweg: job gate cannot be resumed: ")
     with pytest.raises(ThalwegError) as caught:
         cluster.gate.resume()
     assert caught.value.reason == "NOT_RESUMABLE"

@@ -160,7 +160,7 @@ def test_a_file_is_uploaded_once(cluster: Cluster, tmp_path: Path) -> None:
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
     path = points(tmp_path)["npz"]
     with running_server(tmp_path / "server", max_upload_bytes=100) as server, Client(server.address) as client:
-        with pytest.raises(ThalwegError, match=r"the file is greater than this server takes \(100 bytes\)") as caught:
+        with pytest.raises(ThalwegError, match=r"the file exceeds this server's upload limit \(100 bytes\)") as caught:
             client.submit("xor", {"data.npz": str(path)})
         assert caught.value.reason == "TOO_LARGE"
         assert client.jobs() == []
@@ -205,7 +205,7 @@ def test_arrays_are_learnt_from_like_a_file_of_them(cluster: Cluster, tmp_path: 
     ("data", "problem"),
     [
         ((X,), "must be a pair of arrays: the samples x, and their targets y"),
-        ((X, ["a", "b", "c", "d"]), "y holds elements of type <U1, and must hold real numbers"),
+        ((X, ["a", "b", "c", "d"]), "y holds elements of type <U1; it must hold real numbers"),
         (([[1.0], [1.0, 2.0]], [0, 1]), "x is not an array: "),
     ],
 )

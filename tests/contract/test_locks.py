@@ -68,7 +68,7 @@ def test_a_file_system_without_locks_is_no_lock_that_is_held(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(OSError, match="its file system gives no file locks") as caught:
+    with pytest.raises(OSError, match="its file system does not support file locks") as caught:
         FileLock.acquire(tmp_path / "lock")
     assert caught.value.errno == number
 

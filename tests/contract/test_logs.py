@@ -20,7 +20,7 @@ def test_a_library_writes_a_few_lines_a_minute_without_tracebacks() -> None:
     lines = [record("grpc.aio", str(number)) for number in range(1000)]
     passed = [line for line in lines if sparingly.filter(line)]
     assert [line.getMessage() for line in passed[:-1]] == [str(number) for number in range(9)]
-    assert passed[-1].getMessage() == "9 (further lines of grpc are left out for a minute)"
+    assert passed[-1].getMessage() == "9 (further lines of grpc are suppressed for a minute)"
     assert [line.exc_info for line in passed] == [None] * 10
     now[0] = 61.0
     assert sparingly.filter(record("grpc", "again"))

@@ -327,7 +327,7 @@ def test_a_server_that_asks_for_a_token(tmp_path: Path) -> None:
         address = facts["address"]
         refused = thalweg(tmp_path, "train", "and", "--server", address)
         assert refused.code == 1
-        assert refused.stderr.startswith("thalweg: this server asks for a token")
+        assert refused.stderr.startswith("thalweg: this server requires a token")
         stack.enter_context(service(tmp_path, "fleet", "--server", address, "--slots", "2", THALWEG_TOKEN="a secret"))
         trained = thalweg(tmp_path, "train", "and", "--server", address, "--json", "--token-file", str(token))
         assert trained.code == 0, trained.stderr

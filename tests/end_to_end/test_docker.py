@@ -169,7 +169,7 @@ def test_who_reaches_the_containers_needs_a_secret(cluster: Compose, tmp_path: P
     """Every user of this machine reaches the containers' addresses, and the published port."""
     refused = thalweg(tmp_path, "jobs", "--server", f"127.0.0.1:{cluster.port}")
     assert refused.code == 1
-    assert "this server asks for a token" in refused.stderr
+    assert "this server requires a token" in refused.stderr
     of_network = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
     (head,) = docker("inspect", "-f", of_network, *cluster("ps", "-q", "head").split())
     (worker, *_) = docker("inspect", "-f", of_network, *cluster("ps", "-q", "worker").split())

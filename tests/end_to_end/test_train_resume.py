@@ -52,7 +52,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(tmp_path: Path) -> None:
     assert resumed.answer["steps"] == undisturbed.answer["steps"]
     again = thalweg(home, "train", "--resume", "digits-1")
     assert again.code == 1
-    assert again.stderr.startswith("thalweg: job digits-1 cannot be taken up: ")
+    assert again.stderr.startswith("thalweg: job digits-1 cannot be resumed: ")
 
 
 def test_a_run_that_was_interrupted_says_how_it_goes_on(tmp_path: Path) -> None:

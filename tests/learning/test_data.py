@@ -102,10 +102,10 @@ BAD_NPZ: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"x": NAN, "y": np.ones(9)}, {}, "x holds NaN or infinite values, 1 in all, the first at sample 5, feature 2"),
     ({"x": np.ones((9, 3))}, {}, "has no array y; it has 'x'"),
     ({"a": np.ones((9, 3))}, {}, "has no array x and no array y; it has 'a'"),
-    ({"x": np.ones((9, 3)), "y": np.ones(8)}, {}, "x has 9 samples and y has 8"),
+    ({"x": np.ones((9, 3)), "y": np.ones(8)}, {}, "x has 9 samples but y has 8"),
     ({"x": np.ones((0, 3)), "y": np.ones(0)}, {}, "has no samples"),
     ({"x": np.array(["a", "b"]), "y": np.ones(2)}, {}, "must hold real numbers"),
-    ({"x": np.array([{}, {}]), "y": np.ones(2)}, {}, "holds Python objects as x, and must hold numbers"),
+    ({"x": np.array([{}, {}]), "y": np.ones(2)}, {}, "holds Python objects in x; it must hold numbers"),
     (
         {"x": np.ones((2, 3)), "y": np.array([0.5, 1])},
         {"loss": "softmax_cross_entropy"},
@@ -151,13 +151,13 @@ def member(shape: object, dtype: str = "<f8", body: bytes = b"") -> bytes:
 
 
 DECLARED: list[tuple[bytes, str]] = [
-    (member((1 << 50, 4)), "is cut short: x needs 36,028,797,018,963,968 bytes, and there are"),
-    (member((1 << 62, 1 << 62)), "is cut short"),
-    (member((9, 1), body=bytes(71)), "is cut short: x needs 72 bytes, and there are 71"),
-    (member((-4, 4)), r"declares the shape \(-4, 4\) for x"),
+    (member((1 << 50, 4)), "is truncated: x needs 36,028,797,018,963,968 bytes but has"),
+    (member((1 << 62, 1 << 62)), "is truncated"),
+    (member((9, 1), body=bytes(71)), "is truncated: x needs 72 bytes but has 71"),
+    (member((-4, 4)), r"declares the invalid shape \(-4, 4\) for x"),
     (member((1 << 62, 0)), "cannot be read as a NumPy archive: array is too big"),
-    (member((2,), "<c16", bytes(32)), "holds elements of type complex128 as x, and must hold real numbers"),
-    (member((2,), "<U9"), "holds elements of type <U9 as x"),
+    (member((2,), "<c16", bytes(32)), "holds elements of type complex128 in x; it must hold real numbers"),
+    (member((2,), "<U9"), "holds elements of type <U9 in x"),
     (member("(" * 9000), "cannot be read as a NumPy archive"),
     (member((1,) * 5000), "cannot be read as a NumPy archive: Header info length .* is large"),
     (b"no array", "cannot be read as a NumPy archive: the magic string is not correct"),
@@ -178,7 +178,7 @@ def test_an_archive_of_another_method_is_told(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("x.npy", member((1, 1), body=bytes(8)))
         archive.writestr("y.npy", member((1,), body=bytes(8)))
-    with pytest.raises(DataError, match=r"^data\.npz: 'a\.npz' is packed in a way that is not read"):
+    with pytest.raises(DataError, match=r"^data\.npz: 'a\.npz' uses an unsupported compression method"):
         load(tmp_path / "a.npz", npz="a.npz")
 
 
@@ -187,7 +187,7 @@ def test_an_archive_of_another_method_is_told(tmp_path: Path) -> None:
     [
         (
             7 << 20,
-            r"data\.npz: 'a\.npz': x of shape \(100000, 10\) and type float64 needs .* MiB of memory, and this machine has",
+            r"data\.npz: 'a\.npz': x of shape \(100000, 10\) and type float64 needs .* MiB of memory; this machine has",
         ),
         (10 << 20, r"data\.npz: preparing 100,000 samples needs .* MiB of memory"),
     ],
@@ -202,7 +202,7 @@ def test_arrays_that_have_no_room_are_told(available: int, message: str, tmp_pat
 
 
 def test_an_unknown_data_set_is_told() -> None:
-    with pytest.raises(DataError, match=r"data\.builtin: 'digit' is none of .*; did you mean 'digits'"):
+    with pytest.raises(DataError, match=r"data\.builtin: unknown data set 'digit'; expected one of .*; did you mean 'digits'"):
         load(builtin="digit")
 
 

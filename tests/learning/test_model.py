@@ -139,14 +139,14 @@ def test_dropout_depends_on_the_task_alone() -> None:
 
 DENSE: dict[str, Any] = {"dense": {"units": 3}}
 WRONG: list[tuple[list[dict[str, Any]], str, tuple[int, ...], NDArray[Any], str]] = [
-    ([DENSE], "softmax_cross_entropy", (2,), np.array([0, 3]), r"model\.layers: .* 3 outputs, so labels are 0 to 2, .* has 3"),
+    ([DENSE], "softmax_cross_entropy", (2,), np.array([0, 3]), r"model\.layers: .* 3 outputs, so labels must be 0 to 2, .* 3"),
     ([DENSE], "softmax_cross_entropy", (2,), np.array([0, -1]), r"has -1"),
     ([DENSE], "softmax_cross_entropy", (2, 2), np.array([0, 1]), r"model\.loss: .* one axis of outputs"),
     ([DENSE], "mean_squared_error", (2,), np.zeros((2, 4)), r"model\.layers: .*\(3,\).*\(4,\)"),
     ([DENSE], "mean_squared_error", (2,), np.zeros(2), r"model\.layers: .*\(3,\).*\(\)"),
     ([DENSE, {"sigmoid": {}}], "binary_cross_entropy", (2,), np.full((2, 3), 2.0), r"targets from 0 to 1, .* has 2"),
     ([DENSE], "mean_squared_error", (), np.zeros((2, 3)), r"model\.layers\[0\]\.dense: "),
-    ([{"relu": {}}, DENSE], "mean_squared_error", (0,), np.zeros((2, 3)), r"model\.layers\[1\]\.dense: gets no inputs"),
+    ([{"relu": {}}, DENSE], "mean_squared_error", (0,), np.zeros((2, 3)), r"model\.layers\[1\]\.dense: has no inputs"),
 ]
 
 

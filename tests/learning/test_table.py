@@ -68,21 +68,21 @@ def test_names_that_are_numbers(tmp_path: Path) -> None:
 # The table, and what is said of it both to those who train and to those who predict.
 BAD: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "'{}' is empty"),
-    "only numbers": ("1,2\n3,4\n", "'{}' begins with numbers, and must begin with a line of column names; add one, or say {}"),
+    "only numbers": ("1,2\n3,4\n", "'{}' begins with numbers, but must begin with a line of column names; add one, or give {}"),
     "a hole in the first row": (
         "5.1,?,1.4,0\n4.9,3.0,1.4,1\n",
-        "line 1 of '{}' holds numbers, as '5.1', beside '?', so it may be a",
+        "line 1 of '{}' holds numbers, such as '5.1', beside '?', so it may be a",
     ),
     "an empty hole in the first row": (
         "5,,1\n4,3,1\n",
-        "line 1 of '{}' holds numbers, as '5', beside '', so it may be a row with a",
+        "line 1 of '{}' holds numbers, such as '5', beside '', so it may be a row with a",
     ),
-    "a text in the first row": ("5.1,unknown,1.4\n4,3,1\n", "line 1 of '{}' holds numbers, as '5.1', beside 'unknown', so it"),
-    "whole numbers and a text": ("5,unknown,3\n4,3,1\n", "line 1 of '{}' holds numbers, as '5', beside 'unknown', so it may"),
+    "a text in the first row": ("5.1,unknown,1.4\n4,3,1\n", "line 1 of '{}' holds numbers, such as '5.1', beside 'unknown'"),
+    "whole numbers and a text": ("5,unknown,3\n4,3,1\n", "line 1 of '{}' holds numbers, such as '5', beside 'unknown'"),
     "a name is missing": ("a,,b\n1,2,3\n", "line 1, column 2 has no name"),
     "an index": (",a,b\n0,2,3\n", "line 1, column 1 has no name; pandas writes no index with to_csv(..., index=False)"),
     "two of a name": ("a,b,a\n1,2,3\n", "line 1, two columns are called 'a'"),
-    "a text": ("a,b\n1,2\n1,x\n", "line 3, column 'b': 'x' is not a number; write whole numbers from 0 in place of classes"),
+    "a text": ("a,b\n1,2\n1,x\n", "line 3, column 'b': 'x' is not a number; replace classes by whole numbers from 0"),
     "a hole": ("a,b\n1,2\n1,\n", "line 3, column 'b': '' is not a number; fill in a value, or remove the line"),
     "NA": ("a,b\n1,2\nNA,1\n", "line 3, column 'a': 'NA' is not a number; fill in a value, or remove the line"),
     "NaN": ("a,b\n1,nan\n", "line 2, column 'b': 'nan' is not a number; fill in a value, or remove the line"),
@@ -91,19 +91,19 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "many digits": (f"a,b\n{'9' * 100_000},1\n", f"line 2, column 'a': '{'9' * 37}...' is too large for float64"),
     "underscores": (
         "part,b\n1,2\n12_34,0\n",
-        "line 3, column 'part': '12_34' is not a number; numbers are written as in -1234.5",
+        "line 3, column 'part': '12_34' is not a number; write numbers as in -1234.5",
     ),
-    "another script": ("a,b\n١٢,1\n", "line 2, column 'a': '١٢' is not a number; numbers are written as in"),
+    "another script": ("a,b\n١٢,1\n", "line 2, column 'a': '١٢' is not a number; write numbers as in"),
     "full-width digits": ("a,b\n1,１\n", "line 2, column 'b': '１' is not a number"),
     "a fraction": ("a,b\n1,½\n", "line 2, column 'b': '½' is not a number"),
     "hexadecimal": ("a,b\n0x1F,2\n", "line 2, column 'a': '0x1F' is not a number"),
-    "a decimal comma": ('a,b\n"1,5",2\n', "line 2, column 'a': '1,5' is not a number; numbers are written as in -1234.5"),
+    "a decimal comma": ('a,b\n"1,5",2\n', "line 2, column 'a': '1,5' is not a number; write numbers as in -1234.5"),
     "true": ("a,b\ntrue,2\n", "line 2, column 'a': 'true' is not a number"),
     "two numbers": ("a,b\n1 2,3\n", "line 2, column 'a': '1 2' is not a number"),
     "a NUL": (b"a,b\n1,\x002\n", "line 2, column 'b': '\\x002' is not a number"),
     "a NUL in a name": (b"a,\x00b\n1,2\n", "line 1, column 2 has a NUL in its name; if the file is UTF-16, save it as UTF-8"),
-    "too many cells": ("a,b\n1,2,3\n", "line 2 has 3 cells, and there are 2 columns"),
-    "too few cells": ("a,b\n1,2\n\n1\n", "line 4 has 1 cell, and there are 2 columns"),
+    "too many cells": ("a,b\n1,2,3\n", "line 2 has 3 cells but there are 2 columns"),
+    "too few cells": ("a,b\n1,2\n\n1\n", "line 4 has 1 cell but there are 2 columns"),
     "a quote is not closed": ('a,b\n1,2\n"3,4\n5,6\n', "line 3 is not proper CSV: it opens a quote that is not closed"),
     "text after a quote": ('"a","b"\n1,2\n3,"4"x\n', "line 3 is not proper CSV: text follows a closing quote"),
     "a long cell": (f"a,b\n1,2\n1,{'1' * 200_000}\n", "line 3 is not proper CSV: field larger than field limit"),
@@ -117,7 +117,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     ),
     "a cut character": ("a,b\n1,2ö".encode()[:-1], "'{}' is not UTF-8 text: it ends within a character"),
     "UTF-16": ("a,b\n1,2\n".encode("utf-16"), "'{}' is UTF-16 text; save it as UTF-8"),
-    "gzip": (b"\x1f\x8b\x08\x00", "'{}' is compressed, and compressed tables are not read; decompress it first, with gunzip"),
+    "gzip": (b"\x1f\x8b\x08\x00", "'{}' is compressed; compressed tables are not supported; decompress it first, with gunzip"),
     "Excel": (b"PK\x03\x04\x14\x00", "'{}' is a zip archive or an Excel workbook; unpack it, or export the table as CSV"),
     "too many columns": (",".join(f"c{i}" for i in range(200_000)) + "\n", "'{}' has 200,000 columns; at most 131,072 are read"),
     "long names": (f"{'a' * 90_000},{'b' * 90_000}," * 8 + "c\n", "line 1, two columns are called 'aaaa"),
@@ -145,7 +145,7 @@ def test_long_names_are_told(tmp_path: Path) -> None:
 def test_a_table_to_train_on_needs_more(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^data\.csv: 'a\.csv' has one column; there must be at least two"):
         load("a\n1\n", tmp_path)
-    with pytest.raises(DataError, match=r"^data\.csv: 'a\.csv' has no lines below its column names"):
+    with pytest.raises(DataError, match=r"^data\.csv: 'a\.csv' has no rows after its column names"):
         load("a,b\n", tmp_path)
     with pytest.raises(
         DataError, match=r"^data\.target: .* no column 'heigth' \(did you mean 'height'\?\); it has 'age', 'height'"
@@ -158,7 +158,7 @@ def test_a_table_that_has_no_room_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("thalweg.learning.data.table.memory", lambda: room)
     monkeypatch.setattr("thalweg.learning.data.memory.memory", lambda: room)
     with pytest.raises(
-        MemoryLackError, match=r"^data\.csv: 'a\.csv' needs 0\.01 MiB of memory, and this machine has 0\.01 MiB left"
+        MemoryLackError, match=r"^data\.csv: 'a\.csv' needs 0\.01 MiB of memory; this machine has 0\.01 MiB available"
     ):
         load("a,b\n" + "1,2\n" * 501, tmp_path)
 
@@ -180,7 +180,10 @@ def test_columns_are_found_by_their_names(text: str, tmp_path: Path) -> None:
         ("a\n5\n", "lacks the column 'b'; name the columns as in the training data: 'a', 'b'"),
         ("x,y\n5,6\n", "lacks the columns 'a', 'b' and has the columns 'x', 'y', which the job was not trained on; name the"),
         ("a,B\n5,6\n", "lacks the column 'b' and has the column 'B', which the job was not trained on; name the columns"),
-        ("id,a,b\n1,5,6\n", "has the column 'id', which the job was not trained on; remove what is not a feature: 'a', 'b'"),
+        (
+            "id,a,b\n1,5,6\n",
+            "has the column 'id', which the job was not trained on; remove the columns that are not features: 'a', 'b'",
+        ),
         ("a,b,species\n1,5,6\n", "has the column 'species', which the job was not trained on"),
     ],
 )
@@ -208,7 +211,7 @@ def test_a_table_without_names_for_a_job_with_names(tmp_path: Path) -> None:
     dataset = load(TRAINED, tmp_path)
     found = samples("5,6\n7,8\n", tmp_path, dataset, header=False)
     assert found.x.tolist() == [[5, 6], [7, 8]]
-    assert found.notice == "new.csv: the columns were taken in the order of the training data: 'a', 'b'"
+    assert found.notice == "new.csv: the columns were assumed to be in the order of the training data: 'a', 'b'"
     with pytest.raises(DataError, match=r"^INPUT: 'new\.csv' has 3 columns without names; the job was trained on 2: 'a', 'b'"):
         samples("5,6,0\n", tmp_path, dataset, header=False)
 
@@ -218,7 +221,7 @@ def test_a_job_that_keeps_no_names(tmp_path: Path) -> None:
     dataset = load(TRAINED, tmp_path)
     dataset.preprocessing.ClearField("columns")
     dataset.preprocessing.ClearField("target")
-    notice = "new.csv: the job keeps no column names, so the columns were taken in their order"
+    notice = "new.csv: the job has no column names, so the columns were used in their order"
     for text, target, wanted in (
         ("x,y\n5,6\n", "", notice),
         ("x,y,z\n5,6,9\n", "", f"{notice}, and the last column was left out as the target"),
@@ -226,7 +229,7 @@ def test_a_job_that_keeps_no_names(tmp_path: Path) -> None:
     ):
         found = samples(text, tmp_path, dataset, target=target)
         assert (found.x.tolist(), found.notice) == ([[5, 6]], wanted)
-    with pytest.raises(DataError, match=r"^INPUT: line 1 of 'new\.csv' holds numbers, as '5\.1', beside '\?'"):
+    with pytest.raises(DataError, match=r"^INPUT: line 1 of 'new\.csv' holds numbers, such as '5\.1', beside '\?'"):
         samples("5.1,?\n4.9,3.0\n", tmp_path, dataset)
 
 
@@ -273,7 +276,7 @@ def test_predicting_refuses_what_training_refuses(tmp_path_factory: pytest.TempP
     try:
         trained = load(text, folder)
     except DataError as error:
-        needs_more = ("has one column;", "has no lines below", "has no column names")
+        needs_more = ("has one column;", "has no rows after", "has no column names")
         if not any(words in str(error) for words in needs_more):
             with pytest.raises(DataError) as caught:
                 samples(text, folder, load("x,y\n1,2\n", folder))

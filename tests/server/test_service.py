@@ -87,7 +87,7 @@ def test_a_file_system_without_locks_is_told_as_such(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(ServerStartError, match=r"gives no file locks \(No locks available\); choose another") as caught:
+    with pytest.raises(ServerStartError, match=r"does not support file locks \(No locks available\); choose another") as caught:
         Server(ServerConfig(FREE, tmp_path)).start()
     assert not isinstance(caught.value, FolderInUseError)
 

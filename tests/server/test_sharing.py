@@ -127,10 +127,10 @@ def accepted(peer: Peer, connection: socket.socket) -> None:
     ("said", "answer"),
     [
         (b"\xff\xff", "bytes that are no message"),
-        (b"", "took this worker for lost"),
+        (b"", "considers this worker lost"),
         (pb.WorkRequest(hello=pb.Hello()).SerializeToString(), "hello was not expected"),
-        (bytes(memory.MAX_BYTES), "took this worker for lost"),
-        (bytes(50_000), "took this worker for lost"),
+        (bytes(memory.MAX_BYTES), "considers this worker lost"),
+        (bytes(50_000), "considers this worker lost"),
     ],
 )
 def test_nonsense_on_the_socket_ends_the_stream_and_nothing_else(server: Server, said: bytes, answer: str) -> None:
@@ -146,7 +146,7 @@ def test_a_worker_that_closes_its_socket_is_lost(server: Server) -> None:
     with peer_of(server) as peer:
         with memory.connect(peer.offer.address, peer.offer.token, 10.0) as connection:
             accepted(peer, connection)
-        with pytest.raises(grpc.RpcError, match="took this worker for lost"):
+        with pytest.raises(grpc.RpcError, match="considers this worker lost"):
             peer.hear()
 
 
@@ -157,7 +157,7 @@ def test_more_slabs_than_there_can_be_are_not_kept(server: Server) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):
             for _ in range(10_000):
                 memory.give(connection, file)
-        with pytest.raises(grpc.RpcError, match="took this worker for lost"):
+        with pytest.raises(grpc.RpcError, match="considers this worker lost"):
             peer.hear()
         os.close(file)
 

@@ -106,7 +106,7 @@ def test_a_worker_without_enough_memory_says_so_first(tmp_path: Path, monkeypatc
         job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=make_spec())).job
         worker = threading.Thread(target=work, args=(server.address, None, job.id, "w"), daemon=True)
         worker.start()
-        wanted = "model.layers: a worker for 3 parameters needs 0.00 MiB of memory, and this machine has 0.00 MiB left"
+        wanted = "model.layers: a worker for 3 parameters needs 0.00 MiB of memory; this machine has 0.00 MiB available"
         for response in stub.WatchJob(training_service_pb2.WatchJobRequest(job_id=job.id)):
             if wanted in str(response.event):
                 break

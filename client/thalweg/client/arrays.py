@@ -36,5 +36,5 @@ def _numbers(name: str, values: ArrayLike) -> NDArray[Any]:
     except ValueError as error:
         raise invalid(Violation("data", f"{name} is not an array: {error}")) from error
     if array.dtype.kind not in "biuf":
-        raise invalid(Violation("data", f"{name} holds elements of type {array.dtype}, and must hold real numbers"))
+        raise invalid(Violation("data", f"{name} holds elements of type {array.dtype}; it must hold real numbers"))
     return array

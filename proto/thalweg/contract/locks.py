@@ -35,7 +35,7 @@ class FileLock:
             os.close(descriptor)
             if error.errno in _HELD:
                 raise LockedError(path) from None
-            raise OSError(error.errno, f"its file system gives no file locks ({error.strerror})", str(path)) from error
+            raise OSError(error.errno, f"its file system does not support file locks ({error.strerror})", str(path)) from error
         return cls(path, descriptor)
 
     @staticmethod

@@ -30,5 +30,5 @@ class Sparingly(logging.Filter):
         self._lines += 1
         record.exc_info = record.exc_text = None
         if self._lines == _MAX_LINES:
-            record.msg, record.args = f"{record.getMessage()} (further lines of {self.name} are left out for a minute)", None
+            record.msg, record.args = f"{record.getMessage()} (further lines of {self.name} are suppressed for a minute)", None
         return self._lines <= _MAX_LINES

@@ -3,7 +3,7 @@
 isort:skip_file
 The catalogue of errors. An error travels as google.rpc.Status with an ErrorInfo whose `reason` is a name of ErrorReason
 without its prefix, whose `domain` is "thalweg", and whose `metadata` fills the braces of the message; invalid arguments
-carry a BadRequest that names each field. The annotation of a value is the only place that says its code and message.
+carry a BadRequest that names each field. The code and message of an error are defined in its annotation and nowhere else.
 """
 
 from google.protobuf import descriptor as _descriptor
@@ -38,39 +38,39 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_NO_PARAMETERS: _ErrorReason.ValueType  # 5
     """The job has no parameters yet."""
     ERROR_REASON_NO_TRAJECTORY: _ErrorReason.ValueType  # 6
-    """The job did not record what is asked for."""
+    """The job did not record a trajectory."""
     ERROR_REASON_DATA_NOT_FOUND: _ErrorReason.ValueType  # 7
     """The data was never uploaded."""
     ERROR_REASON_TOO_LARGE: _ErrorReason.ValueType  # 8
-    """An upload is greater than the server takes."""
+    """An upload is larger than the server accepts."""
     ERROR_REASON_JOB_ENDED: _ErrorReason.ValueType  # 9
-    """The job has ended, and what was asked needs one that has not."""
+    """The request needs a job that has not ended, and this one has."""
     ERROR_REASON_JOB_NOT_ENDED: _ErrorReason.ValueType  # 10
-    """The job has not ended, and what was asked needs one that has."""
+    """The request needs a job that has ended, and this one has not."""
     ERROR_REASON_STORAGE_FAILED: _ErrorReason.ValueType  # 11
     """The server's storage refused a write."""
     ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 17
-    """Nothing can be written to the server's data folder for now; the server tries again until it can."""
+    """The server's data folder cannot be written for now; the server retries until it can."""
     ERROR_REASON_PROTOCOL_VIOLATION: _ErrorReason.ValueType  # 12
-    """A worker or a fleet said something that makes no sense at this point."""
+    """A worker or a fleet sent a message that is not valid at this point."""
     ERROR_REASON_UNREACHABLE: _ErrorReason.ValueType  # 13
     """The server cannot be reached. Made by clients."""
     ERROR_REASON_NOT_RESUMABLE: _ErrorReason.ValueType  # 15
-    """The job cannot be taken up again."""
+    """The job cannot be resumed."""
     ERROR_REASON_EVICTED: _ErrorReason.ValueType  # 16
-    """A worker was silent for too long. Its tasks were given to others."""
+    """A worker was silent for too long. Its tasks were reassigned."""
     ERROR_REASON_INCOMPATIBLE: _ErrorReason.ValueType  # 21
     """A worker or a fleet speaks another version of the protocol."""
     ERROR_REASON_DISAGREES: _ErrorReason.ValueType  # 22
-    """What a worker says of the job is not what the others say."""
+    """A worker's description of the job differs from that of the other workers."""
     ERROR_REASON_TOO_SLOW: _ErrorReason.ValueType  # 20
-    """A client takes nothing of what it has asked for, or sends nothing more of an upload."""
+    """A client neither reads the response that it requested nor continues its upload."""
     ERROR_REASON_OUT_OF_MEMORY: _ErrorReason.ValueType  # 24
-    """The server has too little memory for what was asked for."""
+    """The server has too little memory for the request."""
     ERROR_REASON_SHARD_UNREACHABLE: _ErrorReason.ValueType  # 40
-    """The server cannot reach a shard where it offers itself, so neither can workers."""
+    """The server cannot reach a shard at the address that the shard announced, so workers cannot either."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 14
-    """Something that the catalogue does not know."""
+    """Any error that is not in this catalogue."""
     ERROR_REASON_LOCAL: _ErrorReason.ValueType  # 32
     """Something is wrong on the client's own machine, such as a missing package or a full disk. Made by clients."""
 
@@ -90,39 +90,39 @@ ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 4
 ERROR_REASON_NO_PARAMETERS: ErrorReason.ValueType  # 5
 """The job has no parameters yet."""
 ERROR_REASON_NO_TRAJECTORY: ErrorReason.ValueType  # 6
-"""The job did not record what is asked for."""
+"""The job did not record a trajectory."""
 ERROR_REASON_DATA_NOT_FOUND: ErrorReason.ValueType  # 7
 """The data was never uploaded."""
 ERROR_REASON_TOO_LARGE: ErrorReason.ValueType  # 8
-"""An upload is greater than the server takes."""
+"""An upload is larger than the server accepts."""
 ERROR_REASON_JOB_ENDED: ErrorReason.ValueType  # 9
-"""The job has ended, and what was asked needs one that has not."""
+"""The request needs a job that has not ended, and this one has."""
 ERROR_REASON_JOB_NOT_ENDED: ErrorReason.ValueType  # 10
-"""The job has not ended, and what was asked needs one that has."""
+"""The request needs a job that has ended, and this one has not."""
 ERROR_REASON_STORAGE_FAILED: ErrorReason.ValueType  # 11
 """The server's storage refused a write."""
 ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 17
-"""Nothing can be written to the server's data folder for now; the server tries again until it can."""
+"""The server's data folder cannot be written for now; the server retries until it can."""
 ERROR_REASON_PROTOCOL_VIOLATION: ErrorReason.ValueType  # 12
-"""A worker or a fleet said something that makes no sense at this point."""
+"""A worker or a fleet sent a message that is not valid at this point."""
 ERROR_REASON_UNREACHABLE: ErrorReason.ValueType  # 13
 """The server cannot be reached. Made by clients."""
 ERROR_REASON_NOT_RESUMABLE: ErrorReason.ValueType  # 15
-"""The job cannot be taken up again."""
+"""The job cannot be resumed."""
 ERROR_REASON_EVICTED: ErrorReason.ValueType  # 16
-"""A worker was silent for too long. Its tasks were given to others."""
+"""A worker was silent for too long. Its tasks were reassigned."""
 ERROR_REASON_INCOMPATIBLE: ErrorReason.ValueType  # 21
 """A worker or a fleet speaks another version of the protocol."""
 ERROR_REASON_DISAGREES: ErrorReason.ValueType  # 22
-"""What a worker says of the job is not what the others say."""
+"""A worker's description of the job differs from that of the other workers."""
 ERROR_REASON_TOO_SLOW: ErrorReason.ValueType  # 20
-"""A client takes nothing of what it has asked for, or sends nothing more of an upload."""
+"""A client neither reads the response that it requested nor continues its upload."""
 ERROR_REASON_OUT_OF_MEMORY: ErrorReason.ValueType  # 24
-"""The server has too little memory for what was asked for."""
+"""The server has too little memory for the request."""
 ERROR_REASON_SHARD_UNREACHABLE: ErrorReason.ValueType  # 40
-"""The server cannot reach a shard where it offers itself, so neither can workers."""
+"""The server cannot reach a shard at the address that the shard announced, so workers cannot either."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 14
-"""Something that the catalogue does not know."""
+"""Any error that is not in this catalogue."""
 ERROR_REASON_LOCAL: ErrorReason.ValueType  # 32
 """Something is wrong on the client's own machine, such as a missing package or a full disk. Made by clients."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

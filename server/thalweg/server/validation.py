@@ -1,6 +1,6 @@
 """The one place where a job's specification is checked and completed, by the annotations of the contract.
 
-Every violation is told: the field's path, what was given, and what would do.
+Every violation is reported: the field's path, the value given, and the values allowed.
 """
 
 import difflib
@@ -146,7 +146,7 @@ def _check(value: Any, rules: options_pb2.FieldRules, path: str) -> Iterator[Vio
     if isinstance(value, str):
         yield from _check_text(value, rules, path)
     elif isinstance(value, float) and not math.isfinite(value):
-        yield Violation(path, f"{value} is no finite number{_allowed(rules)}")
+        yield Violation(path, f"{value} is not a finite number{_allowed(rules)}")
     elif not isinstance(value, bool) and not _within(value, rules):
         yield Violation(path, f"{shown(value)} is not allowed{_allowed(rules)}")
 
@@ -188,12 +188,12 @@ def _check_length(length: int, rules: options_pb2.FieldRules, path: str) -> Iter
 
 
 def none_of(value: str, known: list[str]) -> str:
-    """The words for a name that is not among those known, with what was meant, if that can be told."""
+    """The message for a name that is not one of those known, with the most likely intended ones, if there are any."""
     named = [name for name in known if name.endswith(f"_{value}")]
     initials = [name for name in known if "".join(word[0] for word in name.split("_")) == value.lower()]
     meant = initials or named or difflib.get_close_matches(value.lower(), known, 1)
     hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ""
-    return f"{shown(value)} is none of {', '.join(known)}{hint}"
+    return f"unknown value {shown(value)}; expected one of {', '.join(known)}{hint}"
 
 
 def shown(value: str | float) -> str:
@@ -215,7 +215,7 @@ def _names(fields: Sequence[FieldDescriptor]) -> str:
 
 
 def _across_fields(spec: job_pb2.JobSpec) -> Iterator[Violation]:
-    """What no field can be told by itself."""
+    """Violations that concern more than one field."""
     yield from _across_momentum(spec.optimizer.momentum, "optimizer")
     yield from _across_momentum(spec.training.synchrony.local.outer.momentum, "training.synchrony.local.outer")
     yield from _across_training(spec.training)

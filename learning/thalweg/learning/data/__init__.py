@@ -125,10 +125,10 @@ def _check(field: str, x: NDArray[Any], y: NDArray[Any]) -> None:
     for name, values in (("x", x), ("y", y)):
         check_numbers(f"{field}: {name}", values)
     if len(x) != len(y):
-        raise DataError(f"{field}: x has {len(x)} samples and y has {len(y)}; they must be as many")
+        raise DataError(f"{field}: x has {len(x)} samples but y has {len(y)}; the counts must match")
     if x.ndim == 1:
-        raise DataError(f"{field}: x has the shape {x.shape}; it must have an axis for the features too, as x.reshape(-1, 1) has")
+        raise DataError(f"{field}: x has the shape {x.shape}; it needs an axis for the features too, as in x.reshape(-1, 1)")
     if len(x) == 0:
         raise DataError(f"{field}: has no samples")
     if x[0].size == 0:
-        raise DataError(f"{field}: x has the shape {x.shape}, and so no features")
+        raise DataError(f"{field}: x has the shape {x.shape}: its samples have no features")

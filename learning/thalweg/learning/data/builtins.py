@@ -41,5 +41,5 @@ def load(name: str) -> Arrays:
     if name not in BUILTINS:
         close = difflib.get_close_matches(name, BUILTINS, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"data.builtin: {name!r} is none of {', '.join(BUILTINS)}{hint}")
+        raise DataError(f"data.builtin: unknown data set {name!r}; expected one of {', '.join(BUILTINS)}{hint}")
     return BUILTINS[name]()

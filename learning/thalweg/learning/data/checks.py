@@ -11,9 +11,9 @@ from thalweg.learning.data.errors import DataError
 def check_numbers(subject: str, values: NDArray[Any]) -> None:
     """Raises DataError, whose message begins with `subject`, if an array does not hold finite real numbers, samples first."""
     if values.dtype.kind not in "biuf":
-        raise DataError(f"{subject} holds elements of type {values.dtype}, and must hold real numbers")
+        raise DataError(f"{subject} holds elements of type {values.dtype}; it must hold real numbers")
     if values.ndim == 0:
-        raise DataError(f"{subject} is a single number, and must have the samples on its first axis")
+        raise DataError(f"{subject} is a single number; its first axis must be the samples")
     if values.dtype.kind == "f":
         _check_finite(f"{subject} holds NaN or infinite values", values, "remove or replace them")
 

@@ -41,11 +41,13 @@ def to_train(table: Table, name: str, target: str) -> Source:
     if width < 2:
         raise DataError(f"data.csv: {name!r} has one column; there must be at least two, separated by commas")
     if not rows:
-        raise DataError(f"data.csv: {name!r} has no lines below its column names")
+        raise DataError(f"data.csv: {name!r} has no rows after its column names")
     position = width - 1
     if target:
         if not table.names:
-            raise DataError(f"data.target: {name!r} has no column names (data.header = false), and its last column is the target")
+            raise DataError(
+                f"data.target: {name!r} has no column names (data.header = false); leave data.target out to use the last column"
+            )
         if target not in table.names:
             hint = _meant(target, table.names)
             raise DataError(f"data.target: {name!r} has no column {target!r}{hint}; it has {listed(table.names)}")
@@ -78,9 +80,9 @@ def to_predict(table: Table, name: str, preprocessing: job_pb2.Preprocessing, ta
         left_out = width - 1
     notices = []
     if table.names:
-        notices.append("the job keeps no column names, so the columns were taken in their order")
+        notices.append("the job has no column names, so the columns were used in their order")
     elif wanted:
-        notices.append(f"the columns were taken in the order of the training data: {listed(wanted)}")
+        notices.append(f"the columns were assumed to be in the order of the training data: {listed(wanted)}")
     if left_out == width - 1 and features >= 0:
         notices.append("the last column was left out as the target")
     values = table.values if left_out < 0 else np.delete(table.values, left_out, axis=1)
@@ -96,7 +98,7 @@ def _by_name(names: Sequence[str], subject: str, wanted: Sequence[str], target: 
     if missing or others:
         problems = [f"lacks {_columns(missing)}{_meant(missing[0], others)}"] if missing else []
         problems += [f"has {_columns(others)}, which the job was not trained on"] if others else []
-        remedy = "name the columns as in the training data" if missing else "remove what is not a feature"
+        remedy = "name the columns as in the training data" if missing else "remove the columns that are not features"
         raise DataError(f"{subject} {' and '.join(problems)}; {remedy}: {listed(wanted)}")
     return [positions[name] for name in wanted]
 

@@ -8,4 +8,4 @@ def check_memory(subject: str, needed: int) -> None:
     """Raises MemoryLackError, whose message begins with `subject`, if fewer bytes are available than are needed."""
     available = memory().available
     if needed > available:
-        raise MemoryLackError(f"{subject} needs {size_text(needed)} of memory, and this machine has {size_text(available)} left")
+        raise MemoryLackError(f"{subject} needs {size_text(needed)} of memory; this machine has {size_text(available)} available")

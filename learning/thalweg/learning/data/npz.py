@@ -103,7 +103,7 @@ class _Archive:
         """An array by its name."""
         member = self._members[key]
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise DataError(f"{self._subject} is packed in a way that is not read; write it with numpy.savez_compressed")
+            raise DataError(f"{self._subject} uses an unsupported compression method; write it with numpy.savez_compressed")
         with self._archive.open(member) as file:
             return _read(file, self._subject, key, member.file_size)
 
@@ -122,15 +122,15 @@ def _read(file: IO[bytes], subject: str, key: str, size: int) -> NDArray[Any]:
         else:
             raise DataError(f"{subject} holds {key} in a format that NumPy does not use for numbers")
     if dtype.hasobject:
-        raise DataError(f"{subject} holds Python objects as {key}, and must hold numbers")
+        raise DataError(f"{subject} holds Python objects in {key}; it must hold numbers")
     if dtype.kind not in "biuf":
-        raise DataError(f"{subject} holds elements of type {dtype} as {key}, and must hold real numbers")
+        raise DataError(f"{subject} holds elements of type {dtype} in {key}; it must hold real numbers")
     if any(length < 0 for length in shape):
-        raise DataError(f"{subject} declares the shape {shape} for {key}")
+        raise DataError(f"{subject} declares the invalid shape {shape} for {key}")
     count = math.prod(shape)
     needed = count * dtype.itemsize
     if size < needed:
-        raise DataError(f"{subject} is cut short: {key} needs {needed:,} bytes, and there are {size:,}")
+        raise DataError(f"{subject} is truncated: {key} needs {needed:,} bytes but has {size:,}")
     # What is small when packed may be larger than any machine's memory.
     check_memory(f"{subject}: {key} of shape {shape} and type {dtype}", needed)
     flat = np.empty(count, dtype)
@@ -139,7 +139,7 @@ def _read(file: IO[bytes], subject: str, key: str, size: int) -> NDArray[Any]:
     while done < needed:
         block = file.read(min(_BLOCK, needed - done))
         if not block:
-            raise DataError(f"{subject} is cut short: {key} needs {needed:,} bytes, and there are {done:,}")
+            raise DataError(f"{subject} is truncated: {key} needs {needed:,} bytes but has {done:,}")
         room[done : done + len(block)] = block
         done += len(block)
     return flat.reshape(shape[::-1]).T if by_columns else flat.reshape(shape)

@@ -25,7 +25,7 @@ def as_targets(field: str, y: NDArray[Any], loss: str, one_hot: bool, dtype: np.
     """Targets in the form that a loss takes: labels, int64 of shape (samples), or numbers of the given dtype.
 
     Softmax cross-entropy takes labels, or, of more than one column, probabilities. One-hot vectors have as many elements as the
-    greatest label plus one. Raises DataError if the targets have no such form.
+    largest label plus one. Raises DataError if the targets have no such form.
     """
     if one_hot:
         labels = _labels(field, y, "data.one_hot = true")
@@ -39,7 +39,7 @@ def as_targets(field: str, y: NDArray[Any], loss: str, one_hot: bool, dtype: np.
     if np.any((y < 0) | (y > 1)):
         sample = int(np.argwhere((y < 0) | (y > 1))[0][0])
         raise DataError(
-            f"{field}: y has the shape {y.shape}, which model.loss = softmax_cross_entropy takes for probabilities, and holds "
+            f"{field}: y has the shape {y.shape}, which model.loss = softmax_cross_entropy treats as probabilities, but holds "
             f"numbers below 0 or above 1, the first at sample {sample} (counted from 0)"
         )
     return _cast(field, "y", y, dtype)
@@ -49,11 +49,11 @@ def _labels(field: str, y: NDArray[Any], wanted_by: str) -> NDArray[np.int64]:
     if y.shape[1:] == (1,):
         y = y[:, 0]
     if y.ndim != 1:
-        raise DataError(f"{field}: y has the shape {y.shape}, and {wanted_by} wants one label for each sample")
+        raise DataError(f"{field}: y has the shape {y.shape}, but {wanted_by} needs one label for each sample")
     wrong = np.flatnonzero((y < 0) | (y != np.floor(y)) | (y >= _MAX_CLASSES))
     if len(wrong):
         raise DataError(
-            f"{field}: y has {y[wrong[0]]:.15g} at sample {wrong[0]} (counted from 0), and {wanted_by} wants labels: whole "
+            f"{field}: y has {y[wrong[0]]:.15g} at sample {wrong[0]} (counted from 0), but {wanted_by} needs labels: whole "
             f"numbers from 0 to at most {_MAX_CLASSES - 1}"
         )
     return y.astype(np.int64)
@@ -69,7 +69,7 @@ def split(seed: int, samples: int, validation_fraction: float) -> tuple[NDArray[
     if validation_fraction > 0 and validation == 0:
         raise DataError(
             f"data.validation_fraction: {validation_fraction:g} of {samples} sample{'' if samples == 1 else 's'} is less than "
-            "one; give a greater share, or 0 for no validation"
+            "one; give a larger fraction, or 0 for no validation"
         )
     order = generator(seed, Purpose.SPLIT).permutation(samples)
     return np.sort(order[validation:]), np.sort(order[:validation])

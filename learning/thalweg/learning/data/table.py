@@ -28,14 +28,14 @@ _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _MAX_SHOWN = 40
 # What is often called .csv, by how it begins.
 _FOREIGN = {
-    b"\x1f\x8b": "is compressed, and compressed tables are not read; decompress it first, with gunzip",
-    b"\xfd7zXZ\x00": "is compressed, and compressed tables are not read; decompress it first, with unxz",
-    b"\x28\xb5\x2f\xfd": "is compressed, and compressed tables are not read; decompress it first, with unzstd",
-    b"BZh91AY&SY": "is compressed, and compressed tables are not read; decompress it first, with bunzip2",
+    b"\x1f\x8b": "is compressed; compressed tables are not supported; decompress it first, with gunzip",
+    b"\xfd7zXZ\x00": "is compressed; compressed tables are not supported; decompress it first, with unxz",
+    b"\x28\xb5\x2f\xfd": "is compressed; compressed tables are not supported; decompress it first, with unzstd",
+    b"BZh91AY&SY": "is compressed; compressed tables are not supported; decompress it first, with bunzip2",
     b"PK\x03\x04": "is a zip archive or an Excel workbook; unpack it, or export the table as CSV",
     b"\xd0\xcf\x11\xe0": "is an Excel workbook; export the table as CSV",
     b"PAR1\x15": "is a Parquet file; export the table as CSV",
-    b"\x93NUMPY": "is a NumPy array, and no table",
+    b"\x93NUMPY": "is a NumPy array, not a table; rename it to end in .npy",
 }
 
 
@@ -91,7 +91,7 @@ class _Rows:
             self._room -= len(line)
             if self._room < 0:
                 problem = (
-                    f"is longer than {_MAX_ROW:,} characters; a row has at most {MAX_FEATURES:,} columns, and quotes are closed"
+                    f"is longer than {_MAX_ROW:,} characters; a row has at most {MAX_FEATURES:,} columns; is a quote left open?"
                 )
                 raise DataError(f"{self._field}: line {self._line} {problem}")
             yield line
@@ -115,7 +115,7 @@ def _reason(error: csv.Error) -> str:
         case "unexpected end of data":
             return "it opens a quote that is not closed"
         case "',' expected after '\"'":
-            return "text follows a closing quote; a quote within quotes is written twice"
+            return "text follows a closing quote; write a quote within quotes twice"
         case other:
             return other
 
@@ -145,7 +145,7 @@ class _Reading:
             self._names = self._names_in(line, first, header)
         for line, cells in numbered:
             if len(cells) != len(first):
-                raise self._bad_row(f"line {line} has {_count(len(cells), 'cell')}, and there are {_count(len(first), 'column')}")
+                raise self._bad_row(f"line {line} has {_count(len(cells), 'cell')} but there are {_count(len(first), 'column')}")
             values.extend(self._numbers(line, cells))
             if len(values) > limit:
                 check_memory(f"{self._field}: {self._name!r}", 8 * len(values))
@@ -195,7 +195,7 @@ class _Reading:
             return
         if not words:
             raise self._wrong(
-                f"{self._name!r} begins with numbers, and must begin with a line of column names; add one, or say "
+                f"{self._name!r} begins with numbers, but must begin with a line of column names; add one, or give "
                 f"{self._words.unnamed} if there is none, {self._words.named} if these are the names"
             )
         # Columns may be called by years or by their positions, beside others that have names.
@@ -203,9 +203,9 @@ class _Reading:
         if not counted or all(word.lower() in _HOLES for word in words):
             word = next((word for word in words if word.lower() in _HOLES), words[0])
             raise self._wrong(
-                f"line {line} of {self._name!r} holds numbers, as {_shown(numbers[0])}, beside {_shown(word)}, so it may be a "
-                f"row with a hole; if so, fill it in, and add a line of column names or say {self._words.unnamed}; if these are "
-                f"the names, say {self._words.named}"
+                f"line {line} of {self._name!r} holds numbers, such as {_shown(numbers[0])}, beside {_shown(word)}, so it may be "
+                f"a row with a missing value; if so, fill it in, and add a line of column names or give {self._words.unnamed}; "
+                f"if these are the names, give {self._words.named}"
             )
 
     def _numbers(self, line: int, cells: list[str]) -> list[float]:
@@ -245,8 +245,8 @@ def _why_no_number(cell: str) -> str:
             return "is not a number"
         return "is too large for float64"
     if any(character.isdecimal() for character in word):
-        return "is not a number; numbers are written as in -1234.5 or 1.5e-3"
-    return "is not a number; write whole numbers from 0 in place of classes, or remove the column"
+        return "is not a number; write numbers as in -1234.5 or 1.5e-3"
+    return "is not a number; replace classes by whole numbers from 0, or remove the column"
 
 
 def _shown(text: str) -> str:

@@ -20,10 +20,10 @@ class Dense(Layer[job_pb2.Dense]):
 
     def build(self, shape: Shape) -> Shape:
         if not shape:
-            raise ModelError(f"{self.path}: needs inputs with at least one axis, and a sample is a single number here")
+            raise ModelError(f"{self.path}: needs inputs with at least one axis, but a sample is a single number here")
         self._inputs, self._units, self._bias = shape[-1], self.spec.units, self.spec.bias
         if self._inputs == 0:
-            raise ModelError(f"{self.path}: gets no inputs: a sample has the shape {shape}")
+            raise ModelError(f"{self.path}: has no inputs: a sample has the shape {shape}")
         return (*shape[:-1], self._units)
 
     def shapes(self) -> dict[str, Shape]:

@@ -13,7 +13,7 @@ class Softmax(Layer[job_pb2.Softmax]):
 
     def build(self, shape: Shape) -> Shape:
         if not shape:
-            raise ModelError(f"{self.path}: needs inputs with at least one axis, and a sample is a single number here")
+            raise ModelError(f"{self.path}: needs inputs with at least one axis, but a sample is a single number here")
         return shape
 
     def make_room(self, shape: Shape) -> None:

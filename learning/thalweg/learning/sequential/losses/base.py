@@ -36,8 +36,8 @@ class Loss(ABC):
         shape = targets.shape[1:]
         if shape != self.output_shape and (shape, self.output_shape) != ((), (1,)):
             raise ModelError(
-                f"model.layers: the model's output has the shape {self.output_shape} for each sample, and the data's y {shape}; "
-                "they must be the same"
+                f"model.layers: the model's output has the shape {self.output_shape} for each sample, but the data's y has "
+                f"{shape}; they must be the same"
             )
 
     def make_room(self, samples: int) -> None:

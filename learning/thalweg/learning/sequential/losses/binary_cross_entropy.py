@@ -23,7 +23,7 @@ class BinaryCrossEntropy(Loss):
         super().check(targets)
         if targets.size and not 0 <= float(targets.min()) <= float(targets.max()) <= 1:
             wrong = float(targets.max()) if float(targets.max()) > 1 else float(targets.min())
-            raise ModelError(f"model.loss: binary_cross_entropy wants targets from 0 to 1, and the data's y has {wrong:g}")
+            raise ModelError(f"model.loss: binary_cross_entropy needs targets from 0 to 1, but the data's y has {wrong:g}")
 
     def make_room(self, samples: int) -> None:
         super().make_room(samples)
@@ -34,7 +34,7 @@ class BinaryCrossEntropy(Loss):
     def losses(self, output: Slab, targets: Targets) -> Slab:
         target = self._target = self.fit(targets)
         if output.size and not (output.min() >= 0 and output.max() <= 1) and np.isfinite(output).all():
-            raise ModelError("model.loss: binary_cross_entropy wants outputs from 0 to 1; end the model with a sigmoid layer")
+            raise ModelError("model.loss: binary_cross_entropy needs outputs from 0 to 1; end the model with a sigmoid layer")
         self._output = output
         one, zero, scratch = self._one, self._gradient, self._scratch
         with np.errstate(divide="ignore"):

@@ -18,7 +18,7 @@ class SoftmaxCrossEntropy(Loss):
     def check(self, targets: Targets) -> None:
         if len(self.output_shape) != 1:
             raise ModelError(
-                f"model.loss: softmax_cross_entropy wants one axis of outputs, one for each class, not the shape "
+                f"model.loss: softmax_cross_entropy needs one axis of outputs, one for each class, not the shape "
                 f"{self.output_shape}; a flatten layer may help"
             )
         classes = self.output_shape[0]
@@ -27,8 +27,8 @@ class SoftmaxCrossEntropy(Loss):
         elif targets.size and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
             wrong = int(targets.max()) if int(targets.max()) >= classes else int(targets.min())
             raise ModelError(
-                f"model.layers: the model has {classes} outputs, so labels are 0 to {classes - 1}, and the data's y has {wrong}; "
-                "give the last dense layer as many units as there are classes, or number the labels from 0"
+                f"model.layers: the model has {classes} outputs, so labels must be 0 to {classes - 1}, but the data's y has "
+                f"{wrong}; give the last dense layer one unit for each class, or number the labels from 0"
             )
 
     def make_room(self, samples: int) -> None:
