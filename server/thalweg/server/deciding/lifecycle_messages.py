@@ -1,0 +1,315 @@
+"""What goes into the life of a job, events, and what comes out, decisions. Plain values.
+
+Calls about a job are events with an `ask`, a number that stands for the call until it is answered.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from thalweg.v1 import job_pb2
+
+Ask: TypeAlias = int
+Outcome: TypeAlias = job_pb2.JobState.ValueType
+
+
+class Start(Enum):
+    """What a run starts from."""
+
+    ACCEPTED = "a new job"
+    RESTART = "the record, after a restart of the server"
+    RESUME = "the record, as somebody asked for"
+    CHECKPOINT = "the record, in place of a run that was given up"
+    FAILURE = "nothing: it fails at once, to end the job"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The job is new, and on record."""
+
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStarted:
+    """The server started and found the job unfinished. `aside` is why it does not go on, if it does not; `begun` jobs keep their
+    place.
+    """
+
+    ask: Ask
+    aside: str = ""
+    begun: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WasSetAside:
+    """It is recorded that the job has failed without a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The job has a run. `refusal` is why it cannot go on, if it cannot; `paused` is what the job's record says."""
+
+    paused: bool = False
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """No run could be made."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """Somebody asks for the job's end. Answered when it has ended."""
+
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleRequested:
+    """Somebody asks for another number of workers; 0 pauses the job. Answered when that is durable."""
+
+    ask: Ask
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeRequested:
+    """Somebody asks that a job that has ended goes on. Answered when it has a run."""
+
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRequested:
+    """Somebody asks for the removal of a job that has ended."""
+
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class RestAwaited:
+    """Somebody waits until the job has a run, or has ended."""
+
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLost:
+    """A shard that held a part of the run's arrays is gone."""
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class EventRejected:
+    """An event cannot be recorded, for another reason than room: neither is durable what happened since."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleDurable:
+    """What was recorded when a call scaled the job is durable, unless it was rejected."""
+
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """The run brought the job to its end."""
+
+    state: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class ResultKept:
+    """What the job leaves is durable, or cannot be kept: then it has failed."""
+
+    state: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class EndDurable:
+    """The end that was recorded is durable, unless it was rejected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """What the job needs no more is removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndFailed:
+    """The end could not be recorded, for no reason that is foreseen. The next start of the server resumes the job."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFull:
+    """What the job leaves waits for room on the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """Nothing that the job leaves is being written any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """Nothing is left of the job."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteFailed:
+    """The job could not be removed."""
+
+    error: Exception
+
+
+Event: TypeAlias = (
+    Accepted
+    | ServerStarted
+    | WasSetAside
+    | RunStarted
+    | StartFailed
+    | CancelRequested
+    | ScaleRequested
+    | ResumeRequested
+    | DeleteRequested
+    | RestAwaited
+    | ShardLost
+    | EventRejected
+    | ScaleDurable
+    | RunEnded
+    | ResultKept
+    | EndDurable
+    | Cleared
+    | EndFailed
+    | DiskFull
+    | Abandoned
+    | Deleted
+    | DeleteFailed
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StartRun:
+    """Make a run; `reason` is why. Followed by RunStarted or StartFailed."""
+
+    start: Start
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """Record that the job has failed without a run. Followed by WasSetAside."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUpRun:
+    """End the run, not the job: nothing that it holds is kept."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailRun:
+    """Let the run end the job: it cannot go on."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRun:
+    """Let the run end the job: somebody asked for that."""
+
+
+@dataclass(frozen=True, slots=True)
+class PauseRun:
+    """Let the run's workers go, and the job's place."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleRun:
+    """The job wants another number of workers."""
+
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordScale:
+    """Record how many workers the job wants. Followed by ScaleDurable."""
+
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class KeepResult:
+    """Make durable what the run leaves. Followed by ResultKept."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordEnd:
+    """Record the state in which the job ended. Followed by EndDurable or EndFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveCheckpoints:
+    """Remove the job's checkpoints. Followed by Cleared."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitShortage:
+    """Say when what the job leaves waits for room. Followed by DiskFull, if it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonEnd:
+    """Stop writing what the job leaves. Followed by Abandoned."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetRun:
+    """The job has ended: its place is free, and its workers may leave."""
+
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteJob:
+    """Remove the job with all that is kept of it. Followed by Deleted or DeleteFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer a call, with an error if there is one."""
+
+    ask: Ask
+    error: Exception | None = None
+
+
+Decision: TypeAlias = (
+    StartRun
+    | SetAside
+    | GiveUpRun
+    | FailRun
+    | CancelRun
+    | PauseRun
+    | ScaleRun
+    | RecordScale
+    | KeepResult
+    | RecordEnd
+    | RemoveCheckpoints
+    | AwaitShortage
+    | AbandonEnd
+    | ForgetRun
+    | DeleteJob
+    | Answer
+)
