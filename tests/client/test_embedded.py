@@ -164,6 +164,10 @@ WRONG: dict[str, tuple[Callable[[], list[str]], str]] = {
         lambda: ["--set", "model.layers=[{dense={units=1000000}}, {dense={units=1000000}}, {dense={units=1}}]"],
         "model.layers: a worker for 1,000,005,000,001 parameters needs",
     ),
+    "a group without tensors": (
+        lambda: ["--set", "optimizer.groups=[{pattern='*.bias', weight_decay=0}, {pattern='9.*', frozen=true}]"],
+        "optimizer.groups[1].pattern: '9.*' matches none of the model's tensors, which are ",
+    ),
     "parameters of another model": (lambda: ["--set", "model.initial.file=other.safetensors"], "model.initial.file: the model's"),
 }
 

@@ -47,6 +47,11 @@ CHECKED_BY_THE_SERVER = [
     ("model.loss=cross_entropy", "model.loss: unknown value 'cross_entropy'; expected one of mean_squared_error, softmax"),
     ("model.layers=[]", "model.layers: has 0 items; it must have at least 1"),
     ("data.validation_fraction=1.5", "data.validation_fraction: 1.5 is not allowed; it must be at least 0 and below 1"),
+    ("optimizer.groups=[{frozen=true}]", "optimizer.groups[0].pattern: must be given"),
+    (
+        "optimizer.groups=[{pattern='*', learning_rate_factor=-1}]",
+        "optimizer.groups[0].learning_rate_factor: -1 is not allowed; it must be at least 0",
+    ),
     ("name=My job", "name: invalid value 'My job'; use 1 to 50"),
 ]
 
@@ -136,6 +141,13 @@ def test_a_builtin_that_does_not_exist_fails_the_job(tmp_path: Path) -> None:
     with running_server(tmp_path / "server") as server:
         job = train(server, load_job("xor", {"data.builtin": "xr"}).spec)
     assert job.error == "data.builtin: unknown data set 'xr'; expected one of digits, and, or, nand, xor; did you mean 'xor'?"
+
+
+def test_a_group_without_tensors_fails_the_job(cluster: Cluster) -> None:
+    job = cluster.client.submit("xor", {"optimizer.groups": [{"pattern": "*.gamma", "frozen": True}]})
+    with pytest.raises(JobFailedError) as caught:
+        job.wait()
+    assert caught.value.error.startswith("optimizer.groups[0].pattern: '*.gamma' matches none of the model's tensors, which are ")
 
 
 def toml(value: Any) -> str:

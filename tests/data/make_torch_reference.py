@@ -3,6 +3,7 @@
     python tests/data/make_torch_reference.py
 
 `torch_optimizers.npz`: for each case of CASES, the parameters of a fixed problem at some of its 200 steps, in single precision.
+`torch_groups.npz`: for each case of GROUPED, input, targets, and the parameters before and after 50 steps, in double precision.
 `torch_models.npz`: for each model of MODELS, parameters, input, targets, loss, output and gradients, in double precision.
 """
 
@@ -207,6 +208,56 @@ def models() -> None:
     np.savez_compressed(HERE / "torch_models.npz", specs=specs, **arrays)
 
 
+# A frozen layer, a layer that learns more slowly, and no weight decay for biases.
+GROUPS: list[dict[str, Any]] = [
+    {"pattern": "0.*", "frozen": True},
+    {"pattern": "4.bias", "learning_rate_factor": 0.1, "weight_decay": 0},
+    {"pattern": "4.*", "learning_rate_factor": 0.1},
+    {"pattern": "*.bias", "weight_decay": 0},
+]
+# For each case Thalweg's optimizer, and PyTorch's with its learning rate and weight decay.
+GROUPED: dict[str, tuple[dict[str, Any], Callable[[Any], torch.optim.Optimizer], float, float]] = {
+    "momentum": (
+        {"momentum": {"learning_rate": 0.1, "weight_decay": 0.2}, "clip_global_norm": 0.3},
+        lambda groups: O.SGD(groups, momentum=0.9),
+        0.1,
+        0.2,
+    ),
+    "adamw": ({"adamw": {"learning_rate": 0.02, "weight_decay": 0.3}}, O.AdamW, 0.02, 0.3),
+}
+GROUPED_STEPS = 50
+
+
+def groups() -> None:
+    """Writes `torch_groups.npz`."""
+    torch.manual_seed(2015)
+    x, y = torch.randn(20, 5, dtype=torch.float64), torch.randint(0, 3, (20,))
+    arrays: dict[str, Any] = {"x": x.numpy(), "y": y.numpy(), "steps": GROUPED_STEPS}
+    for name, (spec, make, rate, decay) in GROUPED.items():
+        model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+        arrays |= {f"{name}/start {each}": values.detach().numpy().copy() for each, values in model.named_parameters()}
+        model[0].requires_grad_(requires_grad=False)
+        optimizer = make(
+            [
+                {"params": [model[2].weight], "lr": rate, "weight_decay": decay},
+                {"params": [model[2].bias], "lr": rate, "weight_decay": 0},
+                {"params": [model[4].weight], "lr": rate * 0.1, "weight_decay": decay},
+                {"params": [model[4].bias], "lr": rate * 0.1, "weight_decay": 0},
+            ]
+        )
+        for _ in range(GROUPED_STEPS):
+            optimizer.zero_grad()
+            nn.CrossEntropyLoss()(model(x), y).backward()
+            if "clip_global_norm" in spec:
+                trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+                nn.utils.clip_grad_norm_(trained, spec["clip_global_norm"])
+            optimizer.step()
+        arrays |= {f"{name}/end {each}": values.detach().numpy().copy() for each, values in model.named_parameters()}
+    specs = json.dumps({name: {**spec, "groups": GROUPS} for name, (spec, *_) in GROUPED.items()})
+    np.savez_compressed(HERE / "torch_groups.npz", specs=specs, **arrays)
+
+
 if __name__ == "__main__":
     optimizers()
     models()
+    groups()

@@ -1,6 +1,10 @@
 """Training as a plain loop: no server, no workers, no gRPC. What bulk and local training must equal, bit for bit."""
 
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,10 +12,12 @@ from thalweg.contract import codecs, tree
 from thalweg.contract.codecs import AnyCodec
 from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.contract.layout import Slab
+from thalweg.contract.segments import Segment
 from thalweg.learning import clipping, data, optimizers, registry, schedules
 from thalweg.learning.data.order import Order
 from thalweg.learning.numerical import NumericalDifferentiator
 from thalweg.learning.objective import Objective
+from thalweg.learning.optimizers import AnyOptimizer, OptimizerState
 from thalweg.v1 import job_pb2
 
 # What a microbatch adds to a step: a gradient, the sum of losses, the number of samples.
@@ -66,7 +72,8 @@ class _Course:
     def local(self) -> tuple[Slab, list[float]]:
         policy = self.spec.training.synchrony.local
         starts = range(0, self.total_steps, policy.steps)
-        outer = _Update(policy.outer, self.model, max(1, self.steps_per_epoch // policy.steps), len(starts))
+        frozen = self.spec.optimizer.groups
+        outer = _Update(policy.outer, self.model, max(1, self.steps_per_epoch // policy.steps), len(starts), frozen)
 
         def lane(first: int, microbatch: int) -> Part:
             start = _decoded(self.sent, self.parameters)
@@ -120,19 +127,63 @@ def _decoded(codec: AnyCodec, values: Slab) -> Slab:
 
 
 class _Update:
-    """An optimizer with its state, in place."""
+    """An optimizer with its state, in place. With groups, each tensor has an optimizer of its own, or, frozen, none."""
 
-    def __init__(self, spec: job_pb2.Optimizer, model: Objective, steps_per_epoch: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        spec: job_pb2.Optimizer,
+        model: Objective,
+        steps_per_epoch: int,
+        total_steps: int,
+        frozen: Sequence[job_pb2.Group] = (),
+    ) -> None:
         self._spec = spec
         self._course = (steps_per_epoch, total_steps)
-        self._optimizer = optimizers.make(spec)
-        self._state = self._optimizer.init(model.size, model.dtype)
+        segments = model.segments if spec.groups or frozen else (Segment("", (model.size,)),)
+        self._parts: list[_Part] = []
+        start = 0
+        for name, shape in segments:
+            where = slice(start, start + math.prod(shape))
+            start = where.stop
+            group, other = _group(spec.groups, name), _group(frozen, name)
+            optimizer = None if group.frozen or other.frozen else optimizers.make(_with_decay(spec, group))
+            state = optimizer.init(where.stop - where.start, model.dtype) if optimizer else {}
+            self._parts.append(_Part(where, optimizer, group.learning_rate_factor if group.pattern else 1.0, state))
 
     def __call__(self, parameters: Slab, gradient: Slab, step: int, taken: int | None = None) -> None:
         """Takes a step. `taken` is how many the state has seen, if not `step`."""
         if self._spec.HasField("clip_global_norm"):
+            for part in self._parts:
+                if part.optimizer is None:
+                    gradient[part.where] = 0
             scale = clipping.scale(clipping.squared_norm(gradient) ** 0.5, self._spec.clip_global_norm)
             if scale != 1.0:
                 gradient *= gradient.dtype.type(scale)
-        rate = self._optimizer.learning_rate * schedules.factor(self._spec.schedule, step, *self._course)
-        optimizers.apply(self._optimizer, parameters, gradient, self._state, parameters, rate, step if taken is None else taken)
+        factor = schedules.factor(self._spec.schedule, step, *self._course)
+        for where, optimizer, own_factor, state in self._parts:
+            if optimizer:
+                values, rate = parameters[where], optimizer.learning_rate * factor * own_factor
+                optimizers.apply(optimizer, values, gradient[where], state, values, rate, step if taken is None else taken)
+
+
+class _Part(NamedTuple):
+    """A range of the slab, its optimizer, None if it is frozen, the factor of the learning rate, and the optimizer's state."""
+
+    where: slice
+    optimizer: AnyOptimizer | None
+    factor: float
+    state: OptimizerState
+
+
+def _group(groups: Sequence[job_pb2.Group], name: str) -> job_pb2.Group:
+    """The group of a tensor; an empty one if it has none."""
+    return next((group for group in groups if fnmatchcase(name, group.pattern)), job_pb2.Group())
+
+
+def _with_decay(spec: job_pb2.Optimizer, group: job_pb2.Group) -> job_pb2.Optimizer:
+    """An optimizer with a group's weight decay, if the group states one."""
+    made = job_pb2.Optimizer()
+    made.CopyFrom(spec)
+    if group.HasField("weight_decay"):
+        getattr(made, str(made.WhichOneof("kind"))).weight_decay = group.weight_decay
+    return made

@@ -24,6 +24,11 @@ BASE: dict[str, dict[str, Any]] = {
     "optimizer": {"adam": {}},
 }
 
+GROUPS: list[dict[str, Any]] = [
+    {"pattern": "0.weight", "frozen": True},
+    {"pattern": "*.bias", "weight_decay": 0},
+    {"pattern": "3.*", "learning_rate_factor": 0.3},
+]
 VARIANTS: dict[str, dict[str, Any]] = {
     "adam": {},
     "one microbatch": {"training": {"epochs": 1, "batch_size": 64, "microbatches": 1}},
@@ -33,6 +38,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "clip_global_norm": 0.5,
             "schedule": {"warmup": {"steps": 5, "then": {"cosine": {}}}},
         }
+    },
+    "groups": {"optimizer": {"momentum": {"learning_rate": 0.1, "weight_decay": 0.01}, "groups": GROUPS}},
+    "groups, clipped, local steps": {
+        "optimizer": {"adamw": {"weight_decay": 0.1}, "clip_global_norm": 0.2, "groups": GROUPS},
+        "training": {
+            **BASE["training"],
+            "synchrony": {
+                "local": {
+                    "steps": 4,
+                    "outer": {"momentum": {"weight_decay": 0.1}, "groups": [{"pattern": "3.*", "learning_rate_factor": 0.5}]},
+                }
+            },
+        },
     },
     "float64": {"model": {**BASE["model"], "dtype": "float64"}},
     "more than one chunk": {

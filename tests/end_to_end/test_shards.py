@@ -42,6 +42,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "adam": {"optimizer": {"adam": {}}},
     "clipped": {"optimizer": {"momentum": {"learning_rate": 0.1}, "clip_global_norm": 0.3}},
+    "groups, clipped": {
+        "optimizer": {
+            "adamw": {"weight_decay": 0.3},
+            "clip_global_norm": 0.3,
+            "groups": [
+                {"pattern": "0.bias", "frozen": True},
+                {"pattern": "0.*", "learning_rate_factor": 0.3},
+                {"pattern": "*.bias", "weight_decay": 0},
+            ],
+        }
+    },
     "local steps, clipped": {
         "training": {**BASE["training"], "synchrony": {"local": {"steps": 2, "outer": {"adam": {}, "clip_global_norm": 0.1}}}}
     },

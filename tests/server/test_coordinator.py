@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tests.server.specs import PAYLOAD, make_spec
+from thalweg.contract.segments import Segment
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server.deciding import plan
@@ -606,3 +607,13 @@ def test_a_decided_end_fails_only_if_it_cannot_be_carried_out() -> None:
     assert desk.handle(DriverFailed("no copy")) == [Finish(job_pb2.JOB_STATE_FAILED, "no copy")]
     desk.coordinator.finished()
     assert desk.handle(DriverFailed("late")) == []
+
+
+def test_a_group_without_tensors_fails_the_job_when_the_tensors_are_known() -> None:
+    spec = make_spec()
+    spec.optimizer.groups.add(pattern="*.gamma")
+    desk = Desk(spec)
+    desk.facts = desk.facts._replace(segments=(Segment("0.weight", (1, ELEMENTS)),))
+    desk.handle(WorkerJoined(1))
+    problem = "optimizer.groups[0].pattern: '*.gamma' matches none of the model's tensors, which are 0.weight"
+    assert desk.handle(WorkerPrepared(1, desk.facts)) == [Finish(job_pb2.JOB_STATE_FAILED, problem)]

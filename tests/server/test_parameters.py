@@ -9,8 +9,9 @@ from google.protobuf import json_format
 from tests.server.specs import make_spec
 from thalweg.contract import tree
 from thalweg.contract.layout import Slab
+from thalweg.contract.segments import Segment
 from thalweg.contract.tree import Node
-from thalweg.learning import clipping
+from thalweg.learning import clipping, optimizers
 from thalweg.learning.optimizers import OptimizerState
 from thalweg.server import validation
 from thalweg.server.arrays.parameters import PARAMETERS, Parameters
@@ -30,11 +31,14 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 SGD: dict[str, Any] = {"sgd": {"learning_rate": 1}}
 
 
+SEGMENTS = (Segment("1.weight", (2,)), Segment("1.bias", (1,)), Segment("0.weight", (1, 2)))
+
+
 def make(optimizer: dict[str, Any] | None = None, microbatches: int = 1, dtype: str = "float32") -> Parameters:
     spec = make_spec(microbatches=microbatches)
     spec.model.dtype = dtype
     spec.optimizer.CopyFrom(json_format.ParseDict(optimizer or SGD, job_pb2.Optimizer()))
-    return Parameters(Plan(validation.complete(spec), Facts(ELEMENTS, 20, 0, classifier=False)))
+    return Parameters(Plan(validation.complete(spec), Facts(ELEMENTS, 20, 0, False, SEGMENTS)))
 
 
 def keep(parameters: Parameters, node: Node, gradient: Slab) -> None:
@@ -107,7 +111,12 @@ def test_a_gradient_is_clipped_and_the_next_one_is_measured_anew() -> None:
     assert parameters.current == pytest.approx([-0.7, 0, 0, 0, -0.8])
 
 
-KINDS = ["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw"]
+KINDS = list(optimizers.OPTIMIZERS)
+GROUPS = [
+    {"pattern": "1.bias", "frozen": True},
+    {"pattern": "1.*", "learning_rate_factor": 0.5},
+    {"pattern": "*", "weight_decay": 0.1},
+]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -153,10 +162,11 @@ def test_a_sum_of_gradients_that_overflows_is_found() -> None:
     assert not apply(parameters)
 
 
+@pytest.mark.parametrize("groups", [[], GROUPS], ids=["no groups", "groups"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_snapshot_is_a_copy_from_which_training_goes_on_alike(kind: str) -> None:
+def test_a_snapshot_is_a_copy_from_which_training_goes_on_alike(kind: str, groups: list[dict[str, Any]]) -> None:
     gradients = np.random.default_rng(0).normal(size=(4, ELEMENTS)).astype(np.float32)
-    whole, first, second = make({kind: {}}), make({kind: {}}), make({kind: {}})
+    whole, first, second = (make({kind: {}, "groups": groups}) for _ in range(3))
 
     def step(parameters: Parameters) -> None:
         keep(parameters, Node(0, 0), gradients[parameters.version])
@@ -232,3 +242,53 @@ def test_dropped_arrays_are_freed_but_for_those_that_somebody_has() -> None:
     parameters.drop()
     assert kept.tolist() == [1] * ELEMENTS
     assert [slab.size for slab in parameters.slabs.values()] == [0]
+
+
+def test_each_group_has_its_own_hyperparameters() -> None:
+    parameters = make({"sgd": {"learning_rate": 1, "weight_decay": 0.5}, "groups": GROUPS})
+    parameters.current[:] = 2
+    keep(parameters, Node(0, 0), np.ones(ELEMENTS, np.float32))
+    assert apply(parameters)
+    parameters.promote(1, 0)
+    # 2 - 0.5 (1 + 0.5 · 2); as it was; 2 - (1 + 0.1 · 2).
+    assert parameters.current == pytest.approx([1, 1, 2, 0.8, 0.8])
+
+
+def test_the_norm_is_that_of_what_is_not_frozen() -> None:
+    parameters = make({**SGD, "clip_global_norm": 1.0, "groups": [{"pattern": "1.bias", "frozen": True}]})
+    keep(parameters, Node(0, 0), np.array([3, 0, np.inf, 0, 4], np.float32))
+    parameters.measure(parameters.version)
+    assert apply(parameters)
+    parameters.promote(1, 0)
+    assert parameters.current == pytest.approx([-0.6, 0, 0, 0, -0.8])
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_neither_chunks_nor_shares_change_a_bit_of_groups(kind: str, clip: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One chunk, chunks that cut tensors, and chunks of which three hold shares of their own."""
+    spec = {kind: {"weight_decay": 0.2}, "groups": GROUPS, **({"clip_global_norm": clip} if clip else {})}
+    start, *gradients = np.random.default_rng(5).normal(size=(4, ELEMENTS)).astype(np.float32)
+    monkeypatch.setattr(clipping, "_BLOCK", 2)
+    found = []
+    for chunk_bytes, ranges in ((64, None), (8, None), (8, [range(1), range(1, 2), range(2, 3)])):
+        monkeypatch.setattr(plan, "CHUNK_BYTES", chunk_bytes)
+        whole = make(spec)
+        shares = [Parameters(whole.plan, chunks=part) for part in ranges] if ranges else [whole]
+        for share in shares:
+            for chunk in share.chunks:
+                share.keep_initial(chunk, start[whole.plan.chunk_range(chunk)])
+        for step, gradient in enumerate(gradients):
+            for share in shares:
+                for chunk in share.chunks:
+                    share.keep(step, Node(0, 0), chunk, gradient[whole.plan.chunk_range(chunk)])
+            if clip:
+                factor = whole.scale(square for share in shares for square in share.squares(step))
+                for share in shares:
+                    share.clip(factor)
+            for share in shares:
+                assert share.apply(step, step, share.chunks, 1.0)
+                share.promote(step + 1, step)
+        found.append({name: b"".join(share.slabs[name].tobytes() for share in shares) for name in whole.slabs})
+    assert found[0] == found[1] == found[2]
+    assert found[0][PARAMETERS] != start.tobytes()

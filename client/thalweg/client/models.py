@@ -15,7 +15,7 @@ from thalweg.client.weights import read_header
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.layout import Slab, layout_of
 from thalweg.contract.resources import memory, size_text
-from thalweg.learning import data, registry
+from thalweg.learning import data, optimizers, registry
 from thalweg.learning import gradcheck as checking
 from thalweg.learning.batch import INPUT, Field, in_double
 from thalweg.learning.errors import MistakeError, NodeError
@@ -150,6 +150,9 @@ def check(job: JobFile) -> None:
     try:
         dataset = data.load(spec, lambda _: job.data or Path())
         objective = registry.objective(spec, dataset.schema)
+        wrong = optimizers.mistake(spec, objective.segments)
+        if wrong:
+            raise MistakeError(wrong)
         for samples in (dataset.train, dataset.validation):
             objective.check(samples.take(slice(None)))
     except (MistakeError, NodeError) as error:

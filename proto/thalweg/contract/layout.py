@@ -18,8 +18,17 @@ HEADER = "thalweg.header"
 
 def layout_of(segments: Iterable[Segment], dtype: np.dtype[np.floating]) -> job_pb2.Layout:
     """The layout of a slab of segments."""
-    tensors = [job_pb2.Tensor(name=segment.name, shape=segment.shape) for segment in segments]
-    return job_pb2.Layout(tensors=tensors, dtype=dtype.name)
+    return job_pb2.Layout(tensors=tensors_of(segments), dtype=dtype.name)
+
+
+def tensors_of(segments: Iterable[Segment]) -> list[job_pb2.Tensor]:
+    """Segments as messages."""
+    return [job_pb2.Tensor(name=segment.name, shape=segment.shape) for segment in segments]
+
+
+def segments_of(tensors: Iterable[job_pb2.Tensor]) -> tuple[Segment, ...]:
+    """The segments that messages describe."""
+    return tuple(Segment(tensor.name, tuple(tensor.shape)) for tensor in tensors)
 
 
 def dtype_of(layout: job_pb2.Layout) -> np.dtype[np.floating]:

@@ -1016,6 +1016,7 @@ class Optimizer(_message.Message):
     ADAMW_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
     CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
     clip_global_norm: _builtins.float
     """If given, a gradient whose Euclidean norm over all parameters is greater is scaled down to it (Pascanu et al. 2013)."""
     @_builtins.property
@@ -1046,6 +1047,12 @@ class Optimizer(_message.Message):
     def schedule(self) -> Global___Schedule:
         """How the learning rate changes during training."""
 
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Group]:
+        """Tensors with hyperparameters of their own. A tensor's group is the first one whose pattern matches its name; a tensor that no
+        pattern matches has the optimizer's hyperparameters.
+        """
+
     def __init__(
         self,
         *,
@@ -1057,10 +1064,11 @@ class Optimizer(_message.Message):
         adamw: Global___Adamw | None = ...,
         schedule: Global___Schedule | None = ...,
         clip_global_norm: _builtins.float | None = ...,
+        groups: _abc.Iterable[Global___Group] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "adagrad", b"adagrad", "adam", b"adam", "adamw", b"adamw", "clip_global_norm", b"clip_global_norm", "kind", b"kind", "momentum", b"momentum", "rmsprop", b"rmsprop", "schedule", b"schedule", "sgd", b"sgd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "adagrad", b"adagrad", "adam", b"adam", "adamw", b"adamw", "clip_global_norm", b"clip_global_norm", "kind", b"kind", "momentum", b"momentum", "rmsprop", b"rmsprop", "schedule", b"schedule", "sgd", b"sgd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "adagrad", b"adagrad", "adam", b"adam", "adamw", b"adamw", "clip_global_norm", b"clip_global_norm", "groups", b"groups", "kind", b"kind", "momentum", b"momentum", "rmsprop", b"rmsprop", "schedule", b"schedule", "sgd", b"sgd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
     _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
@@ -1072,6 +1080,57 @@ class Optimizer(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Optimizer: _TypeAlias = Optimizer  # noqa: Y015
+
+@_typing.final
+class Group(_message.Message):
+    """Tensors that are updated with hyperparameters of their own, as PyTorch's parameter groups: no weight decay for biases, a smaller
+    learning rate for some layers, layers that stay as they are.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATTERN_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FACTOR_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    pattern: _builtins.str
+    """Which tensors: a pattern that the whole name matches, as `*.bias` or `0.*`. `*` stands for any characters, `?` for one, `[01]` for
+    one of those listed, `[!01]` for any other one. A pattern that matches no tensor fails the job.
+    """
+    learning_rate_factor: _builtins.float
+    """The factor of the optimizer's learning rate."""
+    weight_decay: _builtins.float
+    """In place of the optimizer's weight decay. If not given, the optimizer's holds."""
+    frozen: _builtins.bool
+    """Whether the tensors, and the optimizer's state for them, stay as they are. Clipping by the global norm leaves their gradients out.
+    With local steps, what `optimizer` freezes is frozen for `training.synchrony.local.outer` as well.
+    """
+    def __init__(
+        self,
+        *,
+        pattern: _builtins.str = ...,
+        learning_rate_factor: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        frozen: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_frozen", b"_frozen", "_learning_rate_factor", b"_learning_rate_factor", "_weight_decay", b"_weight_decay", "frozen", b"frozen", "learning_rate_factor", b"learning_rate_factor", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frozen", b"_frozen", "_learning_rate_factor", b"_learning_rate_factor", "_weight_decay", b"_weight_decay", "frozen", b"frozen", "learning_rate_factor", b"learning_rate_factor", "pattern", b"pattern", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__frozen: _TypeAlias = _typing.Literal["frozen"]  # noqa: Y015
+    _WhichOneofArgType__frozen: _TypeAlias = _typing.Literal["_frozen", b"_frozen"]  # noqa: Y015
+    _WhichOneofReturnType__learning_rate_factor: _TypeAlias = _typing.Literal["learning_rate_factor"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate_factor: _TypeAlias = _typing.Literal["_learning_rate_factor", b"_learning_rate_factor"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__frozen) -> _WhichOneofReturnType__frozen | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate_factor) -> _WhichOneofReturnType__learning_rate_factor | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___Group: _TypeAlias = Group  # noqa: Y015
 
 @_typing.final
 class Sgd(_message.Message):

@@ -26,7 +26,7 @@ from thalweg.v1 import job_pb2 as thalweg_dot_v1_dot_job__pb2
 from thalweg.v1 import parameter_service_pb2 as thalweg_dot_v1_dot_parameter__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ethalweg/v1/shard_service.proto\x12\nthalweg.v1\x1a\x14thalweg/v1/job.proto\x1a\"thalweg/v1/parameter_service.proto\"#\n\x0e\x43onfirmRequest\x12\x11\n\tchallenge\x18\x01 \x01(\x0c\" \n\x0f\x43onfirmResponse\x12\r\n\x05proof\x18\x01 \x01(\x0c\"\xc1\x02\n\x0bHoldRequest\x12\r\n\x05share\x18\x01 \x01(\x04\x12\'\n\x05offer\x18\x02 \x01(\x0b\x32\x16.thalweg.v1.ShardOfferH\x00\x12*\n\theartbeat\x18\x03 \x01(\x0b\x32\x15.thalweg.v1.HeartbeatH\x00\x12&\n\x07\x61rrival\x18\x04 \x01(\x0b\x32\x13.thalweg.v1.ArrivalH\x00\x12&\n\x07\x61pplied\x18\x05 \x01(\x0b\x32\x13.thalweg.v1.AppliedH\x00\x12&\n\x07squares\x18\x06 \x01(\x0b\x32\x13.thalweg.v1.SquaresH\x00\x12#\n\x06\x63opied\x18\x07 \x01(\x0b\x32\x11.thalweg.v1.PieceH\x00\x12&\n\x07\x66\x61ilure\x18\x08 \x01(\x0b\x32\x13.thalweg.v1.FailureH\x00\x42\t\n\x07message\":\n\x0cHoldResponse\x12*\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x18.thalweg.v1.ShareCommand\"-\n\nShardOffer\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\"\x9e\x01\n\x07\x41rrival\x12\x0e\n\x06worker\x18\x01 \x01(\x04\x12\x0c\n\x04kept\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12-\n\x08gradient\x18\x04 \x01(\x0b\x32\x19.thalweg.v1.GradientChunkH\x00\x12.\n\x07initial\x18\x05 \x01(\x0b\x32\x1b.thalweg.v1.ParametersChunkH\x00\x42\x07\n\x05\x63hunk\"*\n\x07\x41pplied\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06\x66inite\x18\x02 \x01(\x08\"\x19\n\x07Squares\x12\x0e\n\x06values\x18\x01 \x03(\x01\"@\n\x05Piece\x12\x0c\n\x04\x63opy\x18\x01 \x01(\x04\x12\x0c\n\x04slab\x18\x02 \x01(\t\x12\r\n\x05\x63hunk\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\xdc\x05\n\x0cShareCommand\x12\r\n\x05share\x18\x01 \x01(\x04\x12%\n\x07take_on\x18\x02 \x01(\x0b\x32\x12.thalweg.v1.TakeOnH\x00\x12%\n\x04make\x18\x03 \x01(\x0b\x32\x15.thalweg.v1.MakeShareH\x00\x12%\n\x04\x64rop\x18\x04 \x01(\x0b\x32\x15.thalweg.v1.DropShareH\x00\x12$\n\x06invite\x18\x05 \x01(\x0b\x32\x12.thalweg.v1.InviteH\x00\x12&\n\x07\x64ismiss\x18\x06 \x01(\x0b\x32\x13.thalweg.v1.DismissH\x00\x12$\n\x04tell\x18\x07 \x01(\x0b\x32\x14.thalweg.v1.TellTaskH\x00\x12\x34\n\x0ckeep_initial\x18\x08 \x01(\x0b\x32\x1c.thalweg.v1.KeepInitialShareH\x00\x12%\n\x04load\x18\t \x01(\x0b\x32\x15.thalweg.v1.LoadShareH\x00\x12%\n\x04keep\x18\n \x01(\x0b\x32\x15.thalweg.v1.KeepShareH\x00\x12$\n\x06\x66orget\x18\x0b \x01(\x0b\x32\x12.thalweg.v1.ForgetH\x00\x12\'\n\x05merge\x18\x0c \x01(\x0b\x32\x16.thalweg.v1.MergeShareH\x00\x12+\n\x07measure\x18\r \x01(\x0b\x32\x18.thalweg.v1.MeasureShareH\x00\x12%\n\x04\x63lip\x18\x0e \x01(\x0b\x32\x15.thalweg.v1.ClipShareH\x00\x12\'\n\x05\x61pply\x18\x0f \x01(\x0b\x32\x16.thalweg.v1.ApplyShareH\x00\x12%\n\x04send\x18\x10 \x01(\x0b\x32\x15.thalweg.v1.SendShareH\x00\x12+\n\x07promote\x18\x11 \x01(\x0b\x32\x18.thalweg.v1.PromoteShareH\x00\x12%\n\x04\x63opy\x18\x12 \x01(\x0b\x32\x15.thalweg.v1.CopyShareH\x00\x42\t\n\x07\x63ommand\"#\n\x06TakeOn\x12\x19\n\x11heartbeat_seconds\x18\x01 \x01(\x01\"\x7f\n\tMakeShare\x12!\n\x04spec\x18\x01 \x01(\x0b\x32\x13.thalweg.v1.JobSpec\x12\x10\n\x08\x65lements\x18\x02 \x01(\x04\x12\x15\n\rtrain_samples\x18\x03 \x01(\x04\x12\x13\n\x0b\x66irst_chunk\x18\x04 \x01(\r\x12\x11\n\tend_chunk\x18\x05 \x01(\r\"\x0b\n\tDropShare\"\'\n\x06Invite\x12\x0e\n\x06worker\x18\x01 \x01(\x04\x12\r\n\x05token\x18\x02 \x01(\x0c\"\x19\n\x07\x44ismiss\x12\x0e\n\x06worker\x18\x01 \x01(\x04\"B\n\x08TellTask\x12\x0e\n\x06worker\x18\x01 \x01(\x04\x12&\n\x04task\x18\x02 \x01(\x0b\x32\x18.thalweg.v1.WorkResponse\"/\n\x10KeepInitialShare\x12\r\n\x05\x63hunk\x18\x01 \x01(\r\x12\x0c\n\x04kept\x18\x02 \x01(\x04\">\n\tLoadShare\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12 \n\x05piece\x18\x02 \x01(\x0b\x32\x11.thalweg.v1.Piece\"T\n\tKeepShare\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05level\x18\x02 \x01(\r\x12\r\n\x05index\x18\x03 \x01(\r\x12\r\n\x05\x63hunk\x18\x04 \x01(\r\x12\x0c\n\x04kept\x18\x05 \x01(\x04\"\x16\n\x06\x46orget\x12\x0c\n\x04kept\x18\x01 \x01(\x04\"`\n\nMergeShare\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05level\x18\x02 \x01(\r\x12\r\n\x05index\x18\x03 \x01(\r\x12\x13\n\x0b\x66irst_chunk\x18\x04 \x01(\r\x12\x11\n\tend_chunk\x18\x05 \x01(\r\"\x1c\n\x0cMeasureShare\x12\x0c\n\x04step\x18\x01 \x01(\x04\"\x1b\n\tClipShare\x12\x0e\n\x06\x66\x61\x63tor\x18\x01 \x01(\x01\"l\n\nApplyShare\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_chunk\x18\x03 \x01(\r\x12\x11\n\tend_chunk\x18\x04 \x01(\r\x12\x17\n\x0fschedule_factor\x18\x05 \x01(\x01\"U\n\tSendShare\x12\x0f\n\x07workers\x18\x01 \x03(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_chunk\x18\x03 \x01(\r\x12\x11\n\tend_chunk\x18\x04 \x01(\r\"-\n\x0cPromoteShare\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\"(\n\tCopyShare\x12\x0c\n\x04\x63opy\x18\x01 \x01(\x04\x12\r\n\x05state\x18\x02 \x01(\x08\x32M\n\x0cShardService\x12=\n\x04Hold\x12\x17.thalweg.v1.HoldRequest\x1a\x18.thalweg.v1.HoldResponse(\x01\x30\x01\x32^\n\x18ShardConfirmationService\x12\x42\n\x07\x43onfirm\x12\x1a.thalweg.v1.ConfirmRequest\x1a\x1b.thalweg.v1.ConfirmResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ethalweg/v1/shard_service.proto\x12\nthalweg.v1\x1a\x14thalweg/v1/job.proto\x1a\"thalweg/v1/parameter_service.proto\"#\n\x0e\x43onfirmRequest\x12\x11\n\tchallenge\x18\x01 \x01(\x0c\" \n\x0f\x43onfirmResponse\x12\r\n\x05proof\x18\x01 \x01(\x0c\"\xc1\x02\n\x0bHoldRequest\x12\r\n\x05share\x18\x01 \x01(\x04\x12\'\n\x05offer\x18\x02 \x01(\x0b\x32\x16.thalweg.v1.ShardOfferH\x00\x12*\n\theartbeat\x18\x03 \x01(\x0b\x32\x15.thalweg.v1.HeartbeatH\x00\x12&\n\x07\x61rrival\x18\x04 \x01(\x0b\x32\x13.thalweg.v1.ArrivalH\x00\x12&\n\x07\x61pplied\x18\x05 \x01(\x0b\x32\x13.thalweg.v1.AppliedH\x00\x12&\n\x07squares\x18\x06 \x01(\x0b\x32\x13.thalweg.v1.SquaresH\x00\x12#\n\x06\x63opied\x18\x07 \x01(\x0b\x32\x11.thalweg.v1.PieceH\x00\x12&\n\x07\x66\x61ilure\x18\x08 \x01(\x0b\x32\x13.thalweg.v1.FailureH\x00\x42\t\n\x07message\":\n\x0cHoldResponse\x12*\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x18.thalweg.v1.ShareCommand\"-\n\nShardOffer\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\"\x9e\x01\n\x07\x41rrival\x12\x0e\n\x06worker\x18\x01 \x01(\x04\x12\x0c\n\x04kept\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12-\n\x08gradient\x18\x04 \x01(\x0b\x32\x19.thalweg.v1.GradientChunkH\x00\x12.\n\x07initial\x18\x05 \x01(\x0b\x32\x1b.thalweg.v1.ParametersChunkH\x00\x42\x07\n\x05\x63hunk\"*\n\x07\x41pplied\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06\x66inite\x18\x02 \x01(\x08\"\x19\n\x07Squares\x12\x0e\n\x06values\x18\x01 \x03(\x01\"@\n\x05Piece\x12\x0c\n\x04\x63opy\x18\x01 \x01(\x04\x12\x0c\n\x04slab\x18\x02 \x01(\t\x12\r\n\x05\x63hunk\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\xdc\x05\n\x0cShareCommand\x12\r\n\x05share\x18\x01 \x01(\x04\x12%\n\x07take_on\x18\x02 \x01(\x0b\x32\x12.thalweg.v1.TakeOnH\x00\x12%\n\x04make\x18\x03 \x01(\x0b\x32\x15.thalweg.v1.MakeShareH\x00\x12%\n\x04\x64rop\x18\x04 \x01(\x0b\x32\x15.thalweg.v1.DropShareH\x00\x12$\n\x06invite\x18\x05 \x01(\x0b\x32\x12.thalweg.v1.InviteH\x00\x12&\n\x07\x64ismiss\x18\x06 \x01(\x0b\x32\x13.thalweg.v1.DismissH\x00\x12$\n\x04tell\x18\x07 \x01(\x0b\x32\x14.thalweg.v1.TellTaskH\x00\x12\x34\n\x0ckeep_initial\x18\x08 \x01(\x0b\x32\x1c.thalweg.v1.KeepInitialShareH\x00\x12%\n\x04load\x18\t \x01(\x0b\x32\x15.thalweg.v1.LoadShareH\x00\x12%\n\x04keep\x18\n \x01(\x0b\x32\x15.thalweg.v1.KeepShareH\x00\x12$\n\x06\x66orget\x18\x0b \x01(\x0b\x32\x12.thalweg.v1.ForgetH\x00\x12\'\n\x05merge\x18\x0c \x01(\x0b\x32\x16.thalweg.v1.MergeShareH\x00\x12+\n\x07measure\x18\r \x01(\x0b\x32\x18.thalweg.v1.MeasureShareH\x00\x12%\n\x04\x63lip\x18\x0e \x01(\x0b\x32\x15.thalweg.v1.ClipShareH\x00\x12\'\n\x05\x61pply\x18\x0f \x01(\x0b\x32\x16.thalweg.v1.ApplyShareH\x00\x12%\n\x04send\x18\x10 \x01(\x0b\x32\x15.thalweg.v1.SendShareH\x00\x12+\n\x07promote\x18\x11 \x01(\x0b\x32\x18.thalweg.v1.PromoteShareH\x00\x12%\n\x04\x63opy\x18\x12 \x01(\x0b\x32\x15.thalweg.v1.CopyShareH\x00\x42\t\n\x07\x63ommand\"#\n\x06TakeOn\x12\x19\n\x11heartbeat_seconds\x18\x01 \x01(\x01\"\xa4\x01\n\tMakeShare\x12!\n\x04spec\x18\x01 \x01(\x0b\x32\x13.thalweg.v1.JobSpec\x12\x10\n\x08\x65lements\x18\x02 \x01(\x04\x12\x15\n\rtrain_samples\x18\x03 \x01(\x04\x12\x13\n\x0b\x66irst_chunk\x18\x04 \x01(\r\x12\x11\n\tend_chunk\x18\x05 \x01(\r\x12#\n\x07tensors\x18\x06 \x03(\x0b\x32\x12.thalweg.v1.Tensor\"\x0b\n\tDropShare\"\'\n\x06Invite\x12\x0e\n\x06worker\x18\x01 \x01(\x04\x12\r\n\x05token\x18\x02 \x01(\x0c\"\x19\n\x07\x44ismiss\x12\x0e\n\x06worker\x18\x01 \x01(\x04\"B\n\x08TellTask\x12\x0e\n\x06worker\x18\x01 \x01(\x04\x12&\n\x04task\x18\x02 \x01(\x0b\x32\x18.thalweg.v1.WorkResponse\"/\n\x10KeepInitialShare\x12\r\n\x05\x63hunk\x18\x01 \x01(\r\x12\x0c\n\x04kept\x18\x02 \x01(\x04\">\n\tLoadShare\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12 \n\x05piece\x18\x02 \x01(\x0b\x32\x11.thalweg.v1.Piece\"T\n\tKeepShare\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05level\x18\x02 \x01(\r\x12\r\n\x05index\x18\x03 \x01(\r\x12\r\n\x05\x63hunk\x18\x04 \x01(\r\x12\x0c\n\x04kept\x18\x05 \x01(\x04\"\x16\n\x06\x46orget\x12\x0c\n\x04kept\x18\x01 \x01(\x04\"`\n\nMergeShare\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05level\x18\x02 \x01(\r\x12\r\n\x05index\x18\x03 \x01(\r\x12\x13\n\x0b\x66irst_chunk\x18\x04 \x01(\r\x12\x11\n\tend_chunk\x18\x05 \x01(\r\"\x1c\n\x0cMeasureShare\x12\x0c\n\x04step\x18\x01 \x01(\x04\"\x1b\n\tClipShare\x12\x0e\n\x06\x66\x61\x63tor\x18\x01 \x01(\x01\"l\n\nApplyShare\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_chunk\x18\x03 \x01(\r\x12\x11\n\tend_chunk\x18\x04 \x01(\r\x12\x17\n\x0fschedule_factor\x18\x05 \x01(\x01\"U\n\tSendShare\x12\x0f\n\x07workers\x18\x01 \x03(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_chunk\x18\x03 \x01(\r\x12\x11\n\tend_chunk\x18\x04 \x01(\r\"-\n\x0cPromoteShare\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\"(\n\tCopyShare\x12\x0c\n\x04\x63opy\x18\x01 \x01(\x04\x12\r\n\x05state\x18\x02 \x01(\x08\x32M\n\x0cShardService\x12=\n\x04Hold\x12\x17.thalweg.v1.HoldRequest\x1a\x18.thalweg.v1.HoldResponse(\x01\x30\x01\x32^\n\x18ShardConfirmationService\x12\x42\n\x07\x43onfirm\x12\x1a.thalweg.v1.ConfirmRequest\x1a\x1b.thalweg.v1.ConfirmResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,40 +55,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHARECOMMAND']._serialized_end=1637
   _globals['_TAKEON']._serialized_start=1639
   _globals['_TAKEON']._serialized_end=1674
-  _globals['_MAKESHARE']._serialized_start=1676
-  _globals['_MAKESHARE']._serialized_end=1803
-  _globals['_DROPSHARE']._serialized_start=1805
-  _globals['_DROPSHARE']._serialized_end=1816
-  _globals['_INVITE']._serialized_start=1818
-  _globals['_INVITE']._serialized_end=1857
-  _globals['_DISMISS']._serialized_start=1859
-  _globals['_DISMISS']._serialized_end=1884
-  _globals['_TELLTASK']._serialized_start=1886
-  _globals['_TELLTASK']._serialized_end=1952
-  _globals['_KEEPINITIALSHARE']._serialized_start=1954
-  _globals['_KEEPINITIALSHARE']._serialized_end=2001
-  _globals['_LOADSHARE']._serialized_start=2003
-  _globals['_LOADSHARE']._serialized_end=2065
-  _globals['_KEEPSHARE']._serialized_start=2067
-  _globals['_KEEPSHARE']._serialized_end=2151
-  _globals['_FORGET']._serialized_start=2153
-  _globals['_FORGET']._serialized_end=2175
-  _globals['_MERGESHARE']._serialized_start=2177
-  _globals['_MERGESHARE']._serialized_end=2273
-  _globals['_MEASURESHARE']._serialized_start=2275
-  _globals['_MEASURESHARE']._serialized_end=2303
-  _globals['_CLIPSHARE']._serialized_start=2305
-  _globals['_CLIPSHARE']._serialized_end=2332
-  _globals['_APPLYSHARE']._serialized_start=2334
-  _globals['_APPLYSHARE']._serialized_end=2442
-  _globals['_SENDSHARE']._serialized_start=2444
-  _globals['_SENDSHARE']._serialized_end=2529
-  _globals['_PROMOTESHARE']._serialized_start=2531
-  _globals['_PROMOTESHARE']._serialized_end=2576
-  _globals['_COPYSHARE']._serialized_start=2578
-  _globals['_COPYSHARE']._serialized_end=2618
-  _globals['_SHARDSERVICE']._serialized_start=2620
-  _globals['_SHARDSERVICE']._serialized_end=2697
-  _globals['_SHARDCONFIRMATIONSERVICE']._serialized_start=2699
-  _globals['_SHARDCONFIRMATIONSERVICE']._serialized_end=2793
+  _globals['_MAKESHARE']._serialized_start=1677
+  _globals['_MAKESHARE']._serialized_end=1841
+  _globals['_DROPSHARE']._serialized_start=1843
+  _globals['_DROPSHARE']._serialized_end=1854
+  _globals['_INVITE']._serialized_start=1856
+  _globals['_INVITE']._serialized_end=1895
+  _globals['_DISMISS']._serialized_start=1897
+  _globals['_DISMISS']._serialized_end=1922
+  _globals['_TELLTASK']._serialized_start=1924
+  _globals['_TELLTASK']._serialized_end=1990
+  _globals['_KEEPINITIALSHARE']._serialized_start=1992
+  _globals['_KEEPINITIALSHARE']._serialized_end=2039
+  _globals['_LOADSHARE']._serialized_start=2041
+  _globals['_LOADSHARE']._serialized_end=2103
+  _globals['_KEEPSHARE']._serialized_start=2105
+  _globals['_KEEPSHARE']._serialized_end=2189
+  _globals['_FORGET']._serialized_start=2191
+  _globals['_FORGET']._serialized_end=2213
+  _globals['_MERGESHARE']._serialized_start=2215
+  _globals['_MERGESHARE']._serialized_end=2311
+  _globals['_MEASURESHARE']._serialized_start=2313
+  _globals['_MEASURESHARE']._serialized_end=2341
+  _globals['_CLIPSHARE']._serialized_start=2343
+  _globals['_CLIPSHARE']._serialized_end=2370
+  _globals['_APPLYSHARE']._serialized_start=2372
+  _globals['_APPLYSHARE']._serialized_end=2480
+  _globals['_SENDSHARE']._serialized_start=2482
+  _globals['_SENDSHARE']._serialized_end=2567
+  _globals['_PROMOTESHARE']._serialized_start=2569
+  _globals['_PROMOTESHARE']._serialized_end=2614
+  _globals['_COPYSHARE']._serialized_start=2616
+  _globals['_COPYSHARE']._serialized_end=2656
+  _globals['_SHARDSERVICE']._serialized_start=2658
+  _globals['_SHARDSERVICE']._serialized_end=2735
+  _globals['_SHARDCONFIRMATIONSERVICE']._serialized_start=2737
+  _globals['_SHARDCONFIRMATIONSERVICE']._serialized_end=2831
 # @@protoc_insertion_point(module_scope)

@@ -476,6 +476,7 @@ class MakeShare(_message.Message):
     TRAIN_SAMPLES_FIELD_NUMBER: _builtins.int
     FIRST_CHUNK_FIELD_NUMBER: _builtins.int
     END_CHUNK_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
     elements: _builtins.int
     """The number of elements of the whole slab."""
     train_samples: _builtins.int
@@ -488,6 +489,10 @@ class MakeShare(_message.Message):
     def spec(self) -> _job_pb2.JobSpec:
         """The job, with every default filled in."""
 
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Tensor]:
+        """The tensors of the whole slab, end to end, by which groups of them are known."""
+
     def __init__(
         self,
         *,
@@ -496,10 +501,11 @@ class MakeShare(_message.Message):
         train_samples: _builtins.int = ...,
         first_chunk: _builtins.int = ...,
         end_chunk: _builtins.int = ...,
+        tensors: _abc.Iterable[_job_pb2.Tensor] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["elements", b"elements", "end_chunk", b"end_chunk", "first_chunk", b"first_chunk", "spec", b"spec", "train_samples", b"train_samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["elements", b"elements", "end_chunk", b"end_chunk", "first_chunk", b"first_chunk", "spec", b"spec", "tensors", b"tensors", "train_samples", b"train_samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,12 +1,16 @@
 """Optimizers: elementwise updates of a range of the parameters. Each is one small file and one line here."""
 
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
+from thalweg.contract.segments import Segment
+from thalweg.learning.optimizers import groups
 from thalweg.learning.optimizers.adagrad import Adagrad
 from thalweg.learning.optimizers.adam import Adam
 from thalweg.learning.optimizers.adamw import AdamW
 from thalweg.learning.optimizers.applying import apply
 from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, OptimizerState
+from thalweg.learning.optimizers.groups import Spans
 from thalweg.learning.optimizers.momentum import Momentum
 from thalweg.learning.optimizers.rmsprop import RMSprop
 from thalweg.learning.optimizers.sgd import SGD
@@ -23,7 +27,7 @@ OPTIMIZERS: dict[str, type[Optimizer[Hyperparameters]]] = {
 
 AnyOptimizer: TypeAlias = Optimizer[Hyperparameters]
 
-__all__ = ["OPTIMIZERS", "AnyOptimizer", "Optimizer", "OptimizerState", "apply", "make", "settings"]
+__all__ = ["OPTIMIZERS", "AnyOptimizer", "Optimizer", "OptimizerState", "Spans", "apply", "make", "mistake", "settings", "spans"]
 
 
 def settings(spec: job_pb2.Optimizer) -> Hyperparameters:
@@ -39,3 +43,20 @@ def make(spec: job_pb2.Optimizer) -> AnyOptimizer:
     """The optimizer that a specification, with its defaults filled in, names. Raises ValueError if it names none."""
     hyperparameters = settings(spec)
     return OPTIMIZERS[str(spec.WhichOneof("kind"))](hyperparameters)
+
+
+def spans(
+    spec: job_pb2.Optimizer, segments: Sequence[Segment], elements: int, also_frozen: Sequence[job_pb2.Group] = ()
+) -> Spans:
+    """The ranges of a slab that a complete specification's groups update differently: one range where there are no groups.
+
+    What groups of `also_frozen` freeze is frozen too. Raises ValueError if the segments have another number of elements.
+    """
+    return groups.spans(spec.groups, float(settings(spec).weight_decay), segments, elements, also_frozen)
+
+
+def mistake(spec: job_pb2.JobSpec, segments: Iterable[Segment]) -> str:
+    """What is wrong with a job's groups for a model of these segments, after the field's path; empty if nothing is."""
+    names = [segment.name for segment in segments]
+    inner = groups.unmatched(spec.optimizer.groups, names, "optimizer.groups")
+    return inner or groups.unmatched(spec.training.synchrony.local.outer.groups, names, "training.synchrony.local.outer.groups")

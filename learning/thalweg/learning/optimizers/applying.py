@@ -1,9 +1,12 @@
 """Updates a range of the parameters with an optimizer, in blocks that stay in the cache."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from thalweg.contract.layout import Slab, ranges
-from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, OptimizerState, Scratch
+from thalweg.contract.layout import Slab
+from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, OptimizerState, Scratch, UpdateRule
+from thalweg.learning.optimizers.groups import Span
 
 # Elements that are updated at once: so few that a block stays in the cache from one pass over it to the next, and so many that
 # NumPy's calls take little of the time.
@@ -19,20 +22,19 @@ def apply(
     learning_rate: float,
     step: int,
     scale: float = 1.0,
+    spans: Sequence[Span] | None = None,
 ) -> bool:
     """Updates a range of any length. Says whether all the new values are finite.
 
     All arrays are one-dimensional and of equal length and dtype. `out` may be `parameters` or not; `state` is changed in place.
     The gradient is the sum of the two arrays, if there are two, multiplied by `scale`; they are only read. `learning_rate` is the
-    scheduled one; `step` counts from 0. How a slab is cut into ranges does not change a bit of
-    the result, and threads may update different ranges at once.
+    scheduled one; `step` counts from 0. `spans` cover the range, if parts of it have hyperparameters of their own. How a slab is
+    cut into ranges does not change a bit of the result, and threads may update different ranges at once.
     """
-    rule = optimizer.rule(learning_rate, step)
-    decay, keep = (0.0, 1 - learning_rate * optimizer.weight_decay) if optimizer.decoupled else (optimizer.weight_decay, 1.0)
     # The output can take what is computed in between, and so is in the cache when it is written.
     apart, factor = not np.may_share_memory(parameters, out), parameters.dtype.type(scale)
 
-    def update_block(block: slice, scratch: Scratch) -> bool:
+    def update_block(block: slice, rule: UpdateRule, decay: float, keep: float, scratch: Scratch) -> bool:
         p, new = parameters[block], out[block]
         total, other, finite = scratch.gradient[: p.size], scratch.other[: p.size], scratch.finite[: p.size]
         g = np.add(gradient[0][block], gradient[1][block], out=total) if isinstance(gradient, tuple) else gradient[block]
@@ -45,9 +47,24 @@ def apply(
         np.subtract(p if keep == 1 else np.multiply(p, keep, out=other), delta, out=new)
         return bool(np.isfinite(new, out=finite).all())
 
+    def update(span: Span, scratch: Scratch) -> bool:
+        if span.frozen:
+            if apart:
+                out[span.start : span.stop] = parameters[span.start : span.stop]
+            return True
+        rate = learning_rate * span.learning_rate_factor
+        rule = optimizer.rule(rate, step)
+        decay, keep = (0.0, 1 - rate * span.weight_decay) if optimizer.decoupled else (span.weight_decay, 1.0)
+        finite = True
+        for start in range(span.start, span.stop, _BLOCK):
+            finite &= update_block(slice(start, min(start + _BLOCK, span.stop)), rule, decay, keep, scratch)
+        return finite
+
+    if spans is None:
+        spans = [Span(0, parameters.size, 1.0, optimizer.weight_decay, frozen=False)]
     # What is not finite is no news here: whoever asked hears of it.
     with np.errstate(all="ignore"), optimizer.scratch(_BLOCK, parameters.dtype) as scratch:
         finite = True
-        for block in ranges(parameters.size, _BLOCK):
-            finite &= update_block(block, scratch)
+        for span in spans:
+            finite &= update(span, scratch)
         return finite

@@ -52,6 +52,7 @@ class Parameters:
         start, end = (plan.chunk_range(chunk).start for chunk in (self.chunks.start, self.chunks.stop))
         self._start = start
         self._elements = min(end, plan.elements) - start
+        self._frozen = plan.spans.frozen(slice(start, start + self._elements))
         self.dtype = np.dtype(plan.spec.model.dtype)
         # Of initial parameters, of the gradients that come, and of the parameters that go.
         self.identity = codecs.identity(plan.spec, plan.chunk_elements)
@@ -130,10 +131,12 @@ class Parameters:
         self.clip(self.scale(self.squares(step)))
 
     def squares(self, step: int) -> list[float]:
-        """Adds a step's gradient up, and gives what there is here of its sums of squares."""
+        """Adds a step's gradient up, and gives what there is here of its sums of squares. What is frozen counts as 0."""
         parts = self._gradients[step]
         for chunk in self.chunks:
             parts[0, chunk] = (_total(parts[0, chunk], self._whole[self.where(chunk)]),)
+        for where in self._frozen:
+            self._whole[where] = 0
         return clipping.squares(self._whole)
 
     def scale(self, squares: Iterable[float]) -> float:
@@ -160,6 +163,7 @@ class Parameters:
                 rate,
                 version,
                 self._clip,
+                self.plan.spans.within(self.plan.chunk_range(chunk)),
             )
 
         if self._crew and len(chunks) >= _MIN_TO_SHARE:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thalweg.contract.layout import Slab
+from thalweg.contract.layout import Slab, tensors_of
 from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.contract.tree import Node
 from thalweg.learning.optimizers import OptimizerState
@@ -111,6 +111,7 @@ class ShardedArrays:
         for share in self._shares:
             share.shard.begin(share.number, lambda message, share=share: self._hear(share, message))  # type: ignore[misc]
             make = pb.MakeShare(spec=plan.spec, elements=plan.elements, train_samples=plan.samples)
+            make.tensors.extend(tensors_of(plan.segments))
             make.first_chunk, make.end_chunk = share.chunks.start, share.chunks.stop
             share.send(make=make)
 

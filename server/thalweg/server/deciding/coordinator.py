@@ -13,6 +13,7 @@ Then its end is decided, and it has finished when the driver says that the end w
 import math
 from enum import Enum, auto
 
+from thalweg.learning import optimizers
 from thalweg.server.deciding import synchrony
 from thalweg.server.deciding.assignments import no_paces
 from thalweg.server.deciding.decisions import (
@@ -206,6 +207,9 @@ class Coordinator:
         if self._facts is None:
             if facts.elements == 0:
                 problem = "model.layers: the model has no parameters to train; give it a dense layer"
+                return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
+            problem = optimizers.mistake(self.spec, facts.segments)
+            if problem:
                 return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
             self._facts = facts
             self.plan = Plan(self.spec, facts)

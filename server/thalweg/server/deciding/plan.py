@@ -1,8 +1,8 @@
-"""What follows from a job's specification and the facts about its data: steps, epochs, chunks, schedule."""
+"""What follows from a job's specification and the facts about its data: steps, epochs, chunks, schedule, groups."""
 
 from thalweg.contract import codecs
 from thalweg.contract.endpoint import CHUNK_BYTES
-from thalweg.learning import schedules
+from thalweg.learning import optimizers, schedules
 from thalweg.server.deciding.values import Facts
 from thalweg.v1 import job_pb2
 
@@ -30,6 +30,10 @@ class Plan:
         # With local steps a step, as the server counts them, is a round of so many minibatches.
         self.local_steps = training.synchrony.local.steps if local else 1
         self.optimizer = training.synchrony.local.outer if local else spec.optimizer
+        self.segments = facts.segments
+        # What lanes do not move, the outer optimizer must not move either.
+        also_frozen = spec.optimizer.groups if local else ()
+        self.spans = optimizers.spans(self.optimizer, facts.segments, facts.elements, also_frozen)
         self._minibatches = self.epochs * self.steps_per_epoch
         self.total_steps = -(-self._minibatches // self.local_steps)
         self.numerical = training.gradient != "backpropagation"

@@ -3,6 +3,7 @@
 from enum import Enum, auto
 from typing import NamedTuple, TypeAlias
 
+from thalweg.contract.segments import Segment
 from thalweg.contract.tree import Node
 from thalweg.v1 import parameter_service_pb2
 
@@ -31,12 +32,16 @@ NOWHERE = Place()
 
 
 class Facts(NamedTuple):
-    """What the workers found out about a job's model and data."""
+    """What the workers found out about a job's model and data.
+
+    `segments` are the slab's tensors, without which there can be no groups of them.
+    """
 
     elements: int
     train_samples: int
     validation_samples: int
     classifier: bool
+    segments: tuple[Segment, ...] = ()
 
 
 class Task(NamedTuple):

@@ -302,7 +302,8 @@ class JobDriver:
             raise wire.violation("shared memory that was not taken")
         prepared.ClearField("shared_memory")
         elements = layouts.elements(prepared.layout)
-        facts = Facts(elements, prepared.train_samples, prepared.validation_samples, prepared.classifier)
+        segments = layouts.segments_of(prepared.layout.tensors)
+        facts = Facts(elements, prepared.train_samples, prepared.validation_samples, prepared.classifier, segments)
         if self._prepared is None:
             self._prepared = prepared
         elif self._prepared.layout != prepared.layout:

@@ -9,6 +9,7 @@ from typing import Any
 
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.frames import Parcel
+from thalweg.contract.layout import segments_of
 from thalweg.contract.release import check_protocol
 from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.contract.tree import Node
@@ -178,7 +179,7 @@ class ShardHost:
             self._invited = asyncio.Event()
 
     def _make(self, number: int, make: pb.MakeShare) -> _Share:
-        plan = Plan(make.spec, Facts(make.elements, make.train_samples, 0, classifier=False))
+        plan = Plan(make.spec, Facts(make.elements, make.train_samples, 0, False, segments_of(make.tensors)))
         lack = self._budget.reserve(number, budget.of_shard(plan, make.end_chunk - make.first_chunk))
         if lack:
             raise OverBudgetError(lack)
