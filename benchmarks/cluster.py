@@ -58,7 +58,7 @@ def _work(address: Address, job: str, name: str, threads: int, sleep: float | No
             time.sleep(sleep)
             out[...] = 0
             done(out.size)
-            return Sums(0.0, 0.0, size(batch))
+            return Sums(0.0, size(batch), (0.0,))
 
         Sequential.gradient = idle  # type: ignore[method-assign]
     workers = [Thread(target=work, args=(address, None, job, f"{name}-{i}")) for i in range(threads)]

@@ -176,6 +176,7 @@ EXTENSION_POINTS = [
     "learning/thalweg/learning/schedules",
     "learning/thalweg/learning/sequential/layers",
     "learning/thalweg/learning/sequential/losses",
+    "learning/thalweg/learning/metrics",
     "proto/thalweg/contract/codecs",
     "server/thalweg/server/deciding/synchrony",
 ]

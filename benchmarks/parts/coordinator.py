@@ -51,13 +51,13 @@ def measure(workers: int, synchrony: dict[str, Any]) -> float:
         coordinator.handle(WorkerJoined(worker), 0.0)
     decisions: list[Decision] = []
     for worker in range(workers):
-        decisions += coordinator.handle(WorkerPrepared(worker, Facts(10, 1_000 * workers, 0, classifier=True)), 0.0)
+        decisions += coordinator.handle(WorkerPrepared(worker, Facts(10, 1_000 * workers, 0, metrics=("accuracy",))), 0.0)
     decisions += coordinator.handle(InitialReceived(0, 0, numbers), 0.0)
     tasks = [each for each in decisions if isinstance(each, AssignDifferentiate)]
     now, count, spent, step = 0.0, 0, 0.0, 0
     while count < _MIN_MESSAGES or step <= _WARM_STEPS:
         now, step, following = now + 1.0, step + 1, list[AssignDifferentiate]()
-        sums = Sums(1.0, 0, 1)
+        sums = Sums(1.0, 1, (0,))
         answers = [
             ContributionReceived(each.worker, each.version, each.task.step, each.task.node, range(1), sums, numbers)
             for each in tasks

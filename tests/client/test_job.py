@@ -296,6 +296,31 @@ def test_a_trajectory_leads_from_the_first_to_the_last_parameters(cluster: Clust
     assert np.array_equal(way.slabs[0], initial)
 
 
+def test_further_metrics_are_measured_at_each_evaluation(cluster: Cluster) -> None:
+    wanted = {"model.metrics": ["top_5_accuracy"], "training.epochs": 2}
+    job = cluster.client.submit("digits", wanted)
+    result = job.wait()
+    epochs = [event for event in job.watch() if isinstance(event, EpochEnded)]
+    assert len(epochs) == 2
+    for metrics in (result.train, result.validation, *(epoch.validation for epoch in epochs)):
+        assert metrics is not None
+        assert metrics.accuracy is not None
+        assert metrics.values.keys() == {"top_5_accuracy"}
+        assert metrics.accuracy < metrics.values["top_5_accuracy"] <= 1
+    # Measured by the whole: of the validation samples, those whose class is among the five largest outputs.
+    x, y = data.held_out(job.spec, lambda _: Path())[:2]
+    outputs = job.predict(x)
+    five = np.argsort(-outputs, axis=1, kind="stable")[:, :5]
+    assert result.validation is not None
+    assert result.validation.values["top_5_accuracy"] == pytest.approx((five == y[:, np.newaxis]).any(1).mean())
+
+
+def test_a_metric_that_does_not_fit_fails_the_job(cluster: Cluster) -> None:
+    job = cluster.client.submit("digits", {"model.metrics": ["mean_absolute_error"]})
+    with pytest.raises(JobFailedError, match=r"model\.metrics: mean_absolute_error needs a target for each of the 10 outputs"):
+        job.wait()
+
+
 def test_the_history_of_a_job_that_ended_is_all_that_happened(cluster: Cluster) -> None:
     events = cluster.digits.history()
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))

@@ -28,7 +28,7 @@ def plan_of(elements: int, optimizer: str = "sgd", dtype: str = "float32", clip:
     if clip is not None:
         spec.optimizer.clip_global_norm = clip
     spec.model.dtype = dtype
-    return Plan(validation.complete(spec), Facts(elements, 1000, 0, classifier=False))
+    return Plan(validation.complete(spec), Facts(elements, 1000, 0, metrics=()))
 
 
 @pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)

@@ -69,7 +69,7 @@ class Desk:
     def __init__(self, spec: job_pb2.JobSpec | None = None, validation_samples: int = 0, **training: Any) -> None:
         given = {"microbatches": 4, "batch_size": 10, "epochs": 2, **training}
         self.spec = spec or make_spec(**given)
-        self.facts = Facts(ELEMENTS, 20, validation_samples, classifier=True)
+        self.facts = Facts(ELEMENTS, 20, validation_samples, metrics=("accuracy",))
         self.coordinator = Coordinator(self.spec, SETTINGS)
         self.now = 100.0
         self.decisions: list[Decision] = []
@@ -101,7 +101,7 @@ class Desk:
         decisions: list[Decision] = []
         at = step if version is None else version
         for chunk in chunks:
-            sums = Sums(loss, 0, 1) if chunk == CHUNKS - 1 else None
+            sums = Sums(loss, 1, (0,)) if chunk == CHUNKS - 1 else None
             decisions += self.handle(ContributionReceived(worker, at, step, node, range(chunk, chunk + 1), sums, PAYLOAD))
         return decisions
 
@@ -312,7 +312,7 @@ def test_a_checkpoint_at_the_end_of_an_epoch_evaluates_again() -> None:
     decisions = desk.handle(WorkerPrepared(1, desk.facts))
     (evaluate,) = of(AssignEvaluate, decisions)
     task = evaluate.task
-    decisions = desk.handle(EvaluationReceived(1, task.version, task.split, task.first, Sums(3.0, 15, 30)))
+    decisions = desk.handle(EvaluationReceived(1, task.version, task.split, task.first, Sums(3.0, 30, (15,))))
     (epoch,) = of(ReportEpoch, decisions)
     assert (epoch.epoch, epoch.train_loss, epoch.validation.loss) == (1, 0.5, 0.1)
     assert desk.tasks(decisions) == [(1, 2, ROOT)]
@@ -519,11 +519,11 @@ def test_a_worker_that_disagrees_is_refused_and_the_job_goes_on() -> None:
     desk = Desk()
     desk.join(1)
     desk.handle(WorkerJoined(2, B))
-    refuse, told, avoid = desk.handle(WorkerPrepared(2, Facts(ELEMENTS + 1, 20, 0, True)))
+    refuse, told, avoid = desk.handle(WorkerPrepared(2, Facts(ELEMENTS + 1, 20, 0, ("accuracy",))))
     assert isinstance(refuse, Refuse)
     assert refuse.problem == (
-        "it found 8 parameters, 20 and 0 samples for training and validation, a classifier, "
-        "and others found 7 parameters, 20 and 0 samples for training and validation, a classifier"
+        "it found 8 parameters, 20 and 0 samples for training and validation, the metrics accuracy, "
+        "and others found 7 parameters, 20 and 0 samples for training and validation, the metrics accuracy"
     )
     assert isinstance(told, Tell)
     assert avoid == Avoid((B,))
@@ -577,14 +577,14 @@ def test_evaluation_is_shared_out_in_blocks_and_stragglers_are_not_waited_for() 
     first = of(AssignEvaluate, desk.answer(1, 0, ROOT))
     assert [(each.worker, each.task.first, each.task.end) for each in first] == [(1, 0, 1024), (2, 1024, 2000)]
     desk.now += 0.01
-    desk.handle(EvaluationReceived(1, 1, first[0].task.split, 0, Sums(1.0, 1, 1024)))
+    desk.handle(EvaluationReceived(1, 1, first[0].task.split, 0, Sums(1.0, 1024, (1,))))
     desk.now += 1.0
     (again,) = of(AssignEvaluate, desk.handle(Tick()))
     assert (again.worker, again.task) == (1, first[1].task)
-    decisions = desk.handle(EvaluationReceived(1, 1, again.task.split, 1024, Sums(1.0, 1, 976)))
+    decisions = desk.handle(EvaluationReceived(1, 1, again.task.split, 1024, Sums(1.0, 976, (1,))))
     (epoch,) = of(ReportEpoch, decisions)
     assert epoch.validation.loss == 2.0 / 2000
-    assert desk.handle(EvaluationReceived(2, 1, again.task.split, 1024, Sums(1.0, 1, 976))) == []
+    assert desk.handle(EvaluationReceived(2, 1, again.task.split, 1024, Sums(1.0, 976, (1,)))) == []
 
 
 def test_a_task_says_which_chunks_it_is_about() -> None:

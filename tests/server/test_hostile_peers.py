@@ -74,6 +74,9 @@ UNPREPARED: dict[str, pb.WorkRequest | bytes] = {
     "too few means": prepared(preprocessing=job_pb2.Preprocessing(shape=[3], mean=[1, 2], scale=[1, 2])),
     "too many names": prepared(preprocessing=job_pb2.Preprocessing(shape=[1], columns=["a", "b"])),
     "samples of many axes": prepared(preprocessing=job_pb2.Preprocessing(shape=[1] * 100)),
+    "too many metrics": prepared(metrics=[f"m{number}" for number in range(1000)]),
+    "a metric without a name": prepared(metrics=[""]),
+    "a metric's name that acts on a terminal": prepared(metrics=["\x1b[2J"]),
     "no layout": pb.WorkRequest(prepared=pb.Prepared(train_samples=4)),
     "too many axes": layout(*[2] * 1_000_000),
     "too many tensors": layout(1, names=tuple(map(str, range(100_000)))),
@@ -93,6 +96,7 @@ PREPARED_ALREADY = {
     "initial bytes too many": pb.WorkRequest(initial=pb.ParametersChunk(data=bytes(16))),
     "an initial chunk that does not exist": pb.WorkRequest(initial=pb.ParametersChunk(chunk=9, data=INITIAL.tobytes())),
     "another layout": layout(1, 2),
+    "an evaluation of other metrics": pb.WorkRequest(evaluation=pb.Evaluation(sums=pb.Sums(loss=1, metrics=[1, 2]))),
 }
 
 # What makes sense to nobody, yet is only late or unknown: it is dropped.

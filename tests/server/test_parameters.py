@@ -38,7 +38,7 @@ def make(optimizer: dict[str, Any] | None = None, microbatches: int = 1, dtype: 
     spec = make_spec(microbatches=microbatches)
     spec.model.dtype = dtype
     spec.optimizer.CopyFrom(json_format.ParseDict(optimizer or SGD, job_pb2.Optimizer()))
-    return Parameters(Plan(validation.complete(spec), Facts(ELEMENTS, 20, 0, False, SEGMENTS)))
+    return Parameters(Plan(validation.complete(spec), Facts(ELEMENTS, 20, 0, (), SEGMENTS)))
 
 
 def keep(parameters: Parameters, node: Node, gradient: Slab) -> None:

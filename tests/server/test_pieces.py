@@ -18,7 +18,7 @@ ELEMENTS = 20
 def parameters(monkeypatch: pytest.MonkeyPatch) -> Parameters:
     """A share of four chunks, of a job that is some steps on its way."""
     monkeypatch.setattr(plans, "CHUNK_BYTES", 20)
-    parameters = Parameters(Plan(make_spec(microbatches=1), Facts(ELEMENTS, 4, 0, classifier=False)))
+    parameters = Parameters(Plan(make_spec(microbatches=1), Facts(ELEMENTS, 4, 0, metrics=())))
     for step in range(3):
         take_step(parameters, step)
     return parameters

@@ -18,7 +18,7 @@ from thalweg.server.deciding.values import Facts
 def make_plan(elements: int = 10, samples: int = 20, dtype: str = "float32", **training: Any) -> Plan:
     spec = make_spec(**training)
     spec.model.dtype = dtype
-    return Plan(spec, Facts(elements, samples, 0, classifier=False))
+    return Plan(spec, Facts(elements, samples, 0, metrics=()))
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def started(workers: int, samples: int, **training: Any) -> tuple[Coordinator, l
     for worker in range(workers):
         coordinator.handle(WorkerJoined(worker), 0.0)
     for worker in range(workers):
-        decisions += coordinator.handle(WorkerPrepared(worker, Facts(10, samples, 0, classifier=True)), 0.0)
+        decisions += coordinator.handle(WorkerPrepared(worker, Facts(10, samples, 0, metrics=("accuracy",))), 0.0)
     decisions += coordinator.handle(InitialReceived(0, 0, PAYLOAD), 0.0)
     return coordinator, [each for each in decisions if isinstance(each, AssignDifferentiate)]
 
@@ -65,7 +65,7 @@ def instructions_a_message(workers: int, synchrony: dict[str, Any], samples: int
             for given in tasks:
                 now, count, task = now + 0.1, count + 1, given.task
                 answer = ContributionReceived(
-                    given.worker, given.version, task.step, task.node, range(1), Sums(1.0, 0, 1), PAYLOAD
+                    given.worker, given.version, task.step, task.node, range(1), Sums(1.0, 1, (0,)), PAYLOAD
                 )
                 following += [each for each in coordinator.handle(answer, now) if isinstance(each, AssignDifferentiate)]
             tasks = following
@@ -99,7 +99,7 @@ def test_what_is_done_of_an_epoch_takes_no_room() -> None:
     coordinator, (given,) = started(1, 1000, batch_size=1, microbatches=1, synchrony={"asynchronous": {}})
     assert coordinator.policy
     for step in range(500):
-        answer = ContributionReceived(0, step, step, given.task.node, range(1), Sums(1.0, 0, 1), PAYLOAD)
+        answer = ContributionReceived(0, step, step, given.task.node, range(1), Sums(1.0, 1, (0,)), PAYLOAD)
         coordinator.handle(answer, float(step))
         assert coordinator.version == step + 1
         assert not coordinator.policy.applied
@@ -117,7 +117,7 @@ def test_steps_that_nobody_can_take_soon_are_not_begun(monkeypatch: pytest.Monke
     while coordinator.version < 120:
         task = tasks.popleft()
         answer = ContributionReceived(
-            task.worker, task.version, task.task.step, task.task.node, range(1), Sums(1.0, 0, 1), PAYLOAD
+            task.worker, task.version, task.task.step, task.task.node, range(1), Sums(1.0, 1, (0,)), PAYLOAD
         )
         answered += 1
         tasks.extend(each for each in coordinator.handle(answer, 0.001 * answered) if isinstance(each, AssignDifferentiate))

@@ -55,7 +55,7 @@ class Desk:
     """Parameters on their way, and what is copied of them."""
 
     def __init__(self) -> None:
-        self.parameters = Parameters(Plan(make_spec(microbatches=1), Facts(ELEMENTS, 4, 0, classifier=False)))
+        self.parameters = Parameters(Plan(make_spec(microbatches=1), Facts(ELEMENTS, 4, 0, metrics=())))
         self.spare = Spare()
         self.failures: list[Exception] = []
         self.copies = Copies(self.parameters, self.spare, self.failures.append)

@@ -45,7 +45,7 @@ def make(recorded: Recorded = NOTHING_RECORDED, **training: Any) -> tuple[Teleme
     spec = make_spec(**{"epochs": 2, "batch_size": 10, **training})
     recorder = Recorder()
     telemetry = Telemetry(job_pb2.Job(id="a", spec=spec, state=job_pb2.JOB_STATE_QUEUED), recorder, CLOCK, recorded)
-    return telemetry, recorder, Plan(spec, Facts(1000, 20, 0, classifier=False))
+    return telemetry, recorder, Plan(spec, Facts(1000, 20, 0, metrics=()))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ GRADIENT = np.array([1, -2, 3, 4], np.float32)
 
 
 def parameters_of(kind: str) -> Parameters:
-    return Parameters(Plan(make_spec(codec={kind: {}}), Facts(GRADIENT.size, 20, 0, classifier=False)))
+    return Parameters(Plan(make_spec(codec={kind: {}}), Facts(GRADIENT.size, 20, 0, metrics=())))
 
 
 def event_of(parameters: Parameters, **message: pb.GradientChunk | pb.ParametersChunk) -> Event:

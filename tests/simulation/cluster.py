@@ -94,7 +94,7 @@ class Cluster:
         self.leaf = leaf
         self.spec = spec
         self.prepared = pb.Prepared(
-            layout=LAYOUT, train_samples=TRAIN_SAMPLES, validation_samples=validation_samples, classifier=True
+            layout=LAYOUT, train_samples=TRAIN_SAMPLES, validation_samples=validation_samples, metrics=("accuracy",)
         )
         self.faults = faults or Faults()
         self.disk = ImaginaryDisk(self.random)

@@ -70,7 +70,7 @@ class _Street:
     def __init__(self, run: JobDriver) -> None:
         self.run = run
         self.leaf = noise
-        self.prepared = pb.Prepared(layout=LAYOUT, train_samples=TRAIN_SAMPLES, classifier=True)
+        self.prepared = pb.Prepared(layout=LAYOUT, train_samples=TRAIN_SAMPLES, metrics=("accuracy",))
 
     def to_worker(self, worker: ImaginaryWorker, message: pb.WorkResponse) -> None:
         self._soon(lambda: worker.handle(message) if worker.alive else None)

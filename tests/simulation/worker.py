@@ -119,7 +119,7 @@ class ImaginaryWorker:
             case "evaluate":
                 task = message.evaluate
                 loss = float(np.abs(self._buffers[task.version % 2]).sum())
-                sums = pb.Sums(loss=loss, correct=1, samples=task.end - task.first)
+                sums = pb.Sums(loss=loss, samples=task.end - task.first, metrics=[1])
                 answer = pb.Evaluation(version=task.version, split=task.split, first=task.first, sums=sums)
                 self._say(evaluation=answer)
             case "goodbye":
@@ -130,7 +130,7 @@ class ImaginaryWorker:
         m = self._spec.training.microbatches
         gradient = tree.fold(node, m, lambda each: leaf(parameters, task.step, task.steps, each), np.add)
         gradient = gradient + self.disagrees
-        sums = tree.fold(node, m, lambda each: Sums(0.1 * each + float(parameters[0]), 1.0, 1), lambda a, b: a + b)
+        sums = tree.fold(node, m, lambda each: Sums(0.1 * each + float(parameters[0]), 1, (1.0,)), lambda a, b: a + b)
         self._outgoing.begin(node, task.step)
         for chunk in range(task.first_chunk, task.end_chunk):
             start = chunk * self._chunk_elements
@@ -144,7 +144,7 @@ class ImaginaryWorker:
                 residual_since=self._outgoing.since,
             )
             if (chunk + 1) * self._chunk_elements >= ELEMENTS:
-                part.sums.CopyFrom(pb.Sums(loss=sums.loss, correct=sums.correct, samples=sums.samples))
+                part.sums.CopyFrom(pb.Sums(loss=sums.loss, samples=sums.samples, metrics=sums.metrics))
             self._say(gradient=part)
 
     def _say(self, **message: object) -> None:

@@ -33,7 +33,7 @@ def test_what_is_finished_is_the_sum_along_the_tree(microbatches: int, data: st.
         for start, end in zip([0, *cuts], cuts, strict=False):
             out[start:end] = values[microbatch, start:end]
             finished(end)
-        return Sums(float(values[microbatch, 0]), microbatch, 1)
+        return Sums(float(values[microbatch, 0]), 1, (microbatch,))
 
     def finished(elements: int) -> None:
         assert out[:elements].tobytes() == expected[:elements].tobytes()
@@ -42,7 +42,7 @@ def test_what_is_finished_is_the_sum_along_the_tree(microbatches: int, data: st.
     out = np.full(SIZE, np.nan, np.float32)
     sums = tree_sum(node, microbatches, leaf, out, finished, Slabs(np.dtype(np.float32)))
     assert told == cuts
-    assert sums == tree.fold(node, microbatches, lambda m: Sums(float(values[m, 0]), m, 1), Sums.__add__)
+    assert sums == tree.fold(node, microbatches, lambda m: Sums(float(values[m, 0]), 1, (m,)), Sums.__add__)
 
 
 @pytest.mark.parametrize("gradient", ["backpropagation", "numerical", "local"])

@@ -88,13 +88,13 @@ def test_a_lane_is_a_plain_loop(name: str) -> None:
         indices, _ = order.microbatch(step, 1)
         gradient = np.empty_like(start)
         sums = model.gradient(w, train.take(indices), len(indices), (step, 1), gradient)
-        loss, correct, samples = loss + sums.loss, correct + sums.correct, samples + sums.samples
+        loss, correct, samples = loss + sums.loss, correct + sums.metrics[0], samples + sums.samples
         w = rule(name, w, gradient, memory, t, step)
     moved, found = contribution(differentiator, start, Node(0, 1), 4, 5)
     np.testing.assert_allclose(moved, (start - w) / 3, rtol=1e-9, atol=1e-12)
     assert np.abs(moved).max() > 1e-4
     assert found.loss == pytest.approx(loss, rel=1e-12)
-    assert (found.correct, found.samples) == (correct, samples)
+    assert (found.metrics, found.samples) == ((correct,), samples)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -1,6 +1,7 @@
 """What a server tells about a job, as plain typed values: its events, its progress, its result."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -17,10 +18,14 @@ ENDED = frozenset(map(state_name, states.ENDED))
 
 @dataclass(frozen=True)
 class Metrics:
-    """Metrics over a set of samples. `accuracy`, from 0 to 1, is None for a model that is no classifier."""
+    """Metrics over a set of samples. `accuracy`, from 0 to 1, is None for a model that is not a classifier.
+
+    `values` has the mean of each further metric that the job asks for, by its name.
+    """
 
     loss: float
     accuracy: float | None
+    values: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -221,7 +226,7 @@ def metrics(message: Any, field: str) -> Metrics | None:
     if not message.HasField(field):
         return None
     found: job_pb2.Metrics = getattr(message, field)
-    return Metrics(found.loss, found.accuracy if found.HasField("accuracy") else None)
+    return Metrics(found.loss, found.accuracy if found.HasField("accuracy") else None, dict(found.values))
 
 
 def _counted(kind: type[_C], message: Any) -> _C:

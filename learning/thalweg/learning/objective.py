@@ -57,8 +57,8 @@ class Objective(Protocol):
         """The number of elements of a slab."""
 
     @property
-    def classifier(self) -> bool:
-        """Whether samples are classified rightly or wrongly."""
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the metrics whose sums `gradient` and `measure` give, in their order."""
 
     @property
     def activations(self) -> int:

@@ -8,7 +8,7 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2, parameter_service_pb2
 
 # The version of what workers, fleets and servers say to each other. It grows with every change that an older end would misread.
-PROTOCOL = 1
+PROTOCOL = 2
 _MAX_CHARACTERS = 50
 
 

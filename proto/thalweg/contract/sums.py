@@ -2,14 +2,22 @@
 
 from dataclasses import dataclass
 
+# The metric of classifiers: the share of samples classified rightly.
+ACCURACY = "accuracy"
+
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """The sum of the losses, the number of samples classified rightly, and the number of samples."""
+    """The sum of the losses, the number of samples, and the sum of each metric, in the objective's order of them."""
 
     loss: float = 0.0
-    correct: float = 0.0
     samples: int = 0
+    metrics: tuple[float, ...] = ()
 
     def __add__(self, other: "Sums") -> "Sums":
-        return Sums(self.loss + other.loss, self.correct + other.correct, self.samples + other.samples)
+        if self.metrics and other.metrics:
+            metrics = tuple(a + b for a, b in zip(self.metrics, other.metrics, strict=True))
+        else:
+            # Of no samples there are no sums.
+            metrics = self.metrics or other.metrics
+        return Sums(self.loss + other.loss, self.samples + other.samples, metrics)

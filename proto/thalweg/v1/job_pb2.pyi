@@ -181,6 +181,7 @@ class Model(_message.Message):
     LOSS_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     INITIAL_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     loss: _builtins.str
     """The loss that training minimises, averaged over the minibatch. `mean_squared_error`, for numbers, is torch.nn.MSELoss.
     `softmax_cross_entropy`, for classes, is torch.nn.CrossEntropyLoss: the model's outputs are logits, one for each class, so
@@ -197,6 +198,12 @@ class Model(_message.Message):
     def initial(self) -> Global___Initial:
         """Parameters to start from, in place of random ones."""
 
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Metrics to compute at each evaluation, besides the loss and, for a classifier, the accuracy. `mean_absolute_error` is the mean
+        distance of outputs from targets. `top_5_accuracy` is the share of samples whose class is among those of the five largest outputs.
+        """
+
     def __init__(
         self,
         *,
@@ -204,10 +211,11 @@ class Model(_message.Message):
         loss: _builtins.str | None = ...,
         dtype: _builtins.str | None = ...,
         initial: Global___Initial | None = ...,
+        metrics: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "dtype", b"dtype", "initial", b"initial", "loss", b"loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "dtype", b"dtype", "initial", b"initial", "layers", b"layers", "loss", b"loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "dtype", b"dtype", "initial", b"initial", "layers", b"layers", "loss", b"loss", "metrics", b"metrics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dtype: _TypeAlias = _typing.Literal["dtype"]  # noqa: Y015
     _WhichOneofArgType__dtype: _TypeAlias = _typing.Literal["_dtype", b"_dtype"]  # noqa: Y015
@@ -1912,23 +1920,49 @@ class Metrics(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ValuesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     LOSS_FIELD_NUMBER: _builtins.int
     ACCURACY_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
     loss: _builtins.float
     """The mean loss."""
     accuracy: _builtins.float
     """The share of samples classified rightly; only for classifiers. With several outputs of `binary_cross_entropy`, the share of
     outputs on the right side of one half.
     """
+    @_builtins.property
+    def values(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The mean over samples of each further metric, by its name."""
+
     def __init__(
         self,
         *,
         loss: _builtins.float = ...,
         accuracy: _builtins.float | None = ...,
+        values: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "accuracy", b"accuracy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "accuracy", b"accuracy", "loss", b"loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "accuracy", b"accuracy", "loss", b"loss", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accuracy: _TypeAlias = _typing.Literal["accuracy"]  # noqa: Y015
     _WhichOneofArgType__accuracy: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy"]  # noqa: Y015

@@ -370,15 +370,13 @@ class Prepared(_message.Message):
     TRAIN_SAMPLES_FIELD_NUMBER: _builtins.int
     VALIDATION_SAMPLES_FIELD_NUMBER: _builtins.int
     PREPROCESSING_FIELD_NUMBER: _builtins.int
-    CLASSIFIER_FIELD_NUMBER: _builtins.int
     LOSS_SECONDS_FIELD_NUMBER: _builtins.int
     SHARED_MEMORY_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     train_samples: _builtins.int
     """The number of training samples, at least 1."""
     validation_samples: _builtins.int
     """The number of validation samples."""
-    classifier: _builtins.bool
-    """Whether metrics have an accuracy."""
     loss_seconds: _builtins.float
     """For numerical differentiation: how long one evaluation of the loss on one minibatch takes, in seconds."""
     shared_memory: _builtins.bool
@@ -391,6 +389,10 @@ class Prepared(_message.Message):
     def preprocessing(self) -> _job_pb2.Preprocessing:
         """How samples are prepared before the model sees them."""
 
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the metrics that are computed besides the loss: "accuracy" for a classifier, then those that the job asks for."""
+
     def __init__(
         self,
         *,
@@ -398,13 +400,13 @@ class Prepared(_message.Message):
         train_samples: _builtins.int = ...,
         validation_samples: _builtins.int = ...,
         preprocessing: _job_pb2.Preprocessing | None = ...,
-        classifier: _builtins.bool = ...,
         loss_seconds: _builtins.float = ...,
         shared_memory: _builtins.bool = ...,
+        metrics: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "preprocessing", b"preprocessing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classifier", b"classifier", "layout", b"layout", "loss_seconds", b"loss_seconds", "preprocessing", b"preprocessing", "shared_memory", b"shared_memory", "train_samples", b"train_samples", "validation_samples", b"validation_samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "loss_seconds", b"loss_seconds", "metrics", b"metrics", "preprocessing", b"preprocessing", "shared_memory", b"shared_memory", "train_samples", b"train_samples", "validation_samples", b"validation_samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -698,24 +700,26 @@ class Sums(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LOSS_FIELD_NUMBER: _builtins.int
-    CORRECT_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     loss: _builtins.float
     """The sum of the losses."""
-    correct: _builtins.float
-    """The number of samples classified rightly."""
     samples: _builtins.int
     """The number of samples."""
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The sum of each of the job's metrics, in the order of Prepared.metrics."""
+
     def __init__(
         self,
         *,
         loss: _builtins.float = ...,
-        correct: _builtins.float = ...,
         samples: _builtins.int = ...,
+        metrics: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["correct", b"correct", "loss", b"loss", "samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss", "metrics", b"metrics", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -140,7 +140,7 @@ class _Worker:
             train_samples=len(dataset.train),
             validation_samples=len(dataset.validation),
             preprocessing=dataset.preprocessing,
-            classifier=objective.classifier,
+            metrics=objective.metrics,
             shared_memory=self._peer is not None,
         )
         if self._differentiator.numerical and spec.training.epochs:

@@ -98,7 +98,7 @@ def exit_code(error: ThalwegError) -> int:
 def metrics_json(metrics: Metrics) -> dict[str, float]:
     """Metrics, without an accuracy where there is none."""
     accuracy = {} if metrics.accuracy is None else {"accuracy": metrics.accuracy}
-    return {"loss": metrics.loss} | accuracy
+    return {"loss": metrics.loss} | accuracy | dict(metrics.values)
 
 
 def result_json(result: Result) -> dict[str, Any]:

@@ -95,4 +95,5 @@ def _print_curves(outcome: Outcome) -> None:
 
 def _metrics(metrics: Metrics) -> str:
     accuracy = "" if metrics.accuracy is None else f"   accuracy {accuracy_of(metrics)}"
-    return f"loss {metrics.loss:.4g}{accuracy}"
+    further = "".join(f"   {name} {value:.4g}" for name, value in metrics.values.items())
+    return f"loss {metrics.loss:.4g}{accuracy}{further}"

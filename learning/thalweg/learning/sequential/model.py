@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from thalweg.contract.layout import Slab
 from thalweg.contract.segments import Segment, elements
-from thalweg.contract.sums import Sums
+from thalweg.contract.sums import ACCURACY, Sums
 from thalweg.learning.batch import INPUT, TARGET, Batch, Schema
+from thalweg.learning.metrics import METRICS
 from thalweg.learning.objective import Outputs, Progress, ignore
 from thalweg.learning.randomness import Draw
 from thalweg.learning.sequential.layers import ModelError, sequence
@@ -35,6 +36,7 @@ class Sequential:
         self._root = sequence(spec.model, self._dtype, spec.seed)
         self._output_shape = self._root.build(self._input_shape)
         self._loss = LOSSES[spec.model.loss](self._output_shape, spec.data.one_hot, self._dtype)
+        self._further = {name: METRICS[name] for name in spec.model.metrics}
         self._segments = tuple(Segment(name, shape) for name, shape in self._root.shapes().items())
         self._size = elements(self._segments)
         self._bound: Slab | None = None
@@ -57,9 +59,9 @@ class Sequential:
         return self._size
 
     @property
-    def classifier(self) -> bool:
-        """Whether samples are classified rightly or wrongly."""
-        return self._loss.classifier
+    def metrics(self) -> tuple[str, ...]:
+        """The accuracy, if samples are classified rightly or wrongly, then those that the job asks for."""
+        return ((ACCURACY,) if self._loss.classifier else ()) + tuple(self._further)
 
     @property
     def activations(self) -> int:
@@ -69,6 +71,9 @@ class Sequential:
     def check(self, batch: Batch) -> None:
         """Raises ModelError if targets do not fit the model's output."""
         self._loss.check(batch[TARGET])
+        for name, metric in self._further.items():
+            if problem := metric.problem(self._output_shape, batch[TARGET]):
+                raise ModelError(f"model.metrics: {name} {problem}")
 
     def initialize(self, out: Slab) -> None:
         """Writes the initial parameters, a function of the model and the seed."""
@@ -105,7 +110,7 @@ class Sequential:
         """The outputs for samples, and what they mean."""
         self._bind(at)
         values = self._forward(np.asarray(batch[INPUT], self._dtype), None).copy()
-        if not self.classifier:
+        if not self._loss.classifier:
             return Outputs(values)
         classes = self._loss.decide(values).astype(np.int64)
         classes = classes.reshape(-1) if math.prod(classes.shape[1:]) == 1 else classes
@@ -162,8 +167,9 @@ class Sequential:
     def _sums(self, output: Slab, batch: Batch) -> Sums:
         """The sums over samples, from the model's output for them."""
         targets = batch[TARGET]
-        correct = self._loss.correct(output, targets) if self.classifier else 0.0
-        return Sums(_total(self._loss.losses(output, targets)), correct, len(output))
+        correct = (self._loss.correct(output, targets),) if self._loss.classifier else ()
+        further = tuple(metric.sum(output, targets) for metric in self._further.values())
+        return Sums(_total(self._loss.losses(output, targets)), len(output), correct + further)
 
 
 def _total(losses: Slab) -> float:

@@ -13,6 +13,7 @@ Then its end is decided, and it has finished when the driver says that the end w
 import math
 from enum import Enum, auto
 
+from thalweg.contract.sums import ACCURACY
 from thalweg.learning import optimizers
 from thalweg.server.deciding import synchrony
 from thalweg.server.deciding.assignments import no_paces
@@ -435,15 +436,21 @@ class Coordinator:
         if not math.isfinite(sums.loss):
             what = "training" if evaluation.split == parameter_service_pb2.SPLIT_TRAIN else "validation"
             return diverged(f"the {what} loss became {sums.loss}", self.version)
+        wrong = [name for name, total in zip(self.plan.metrics, sums.metrics, strict=True) if not math.isfinite(total)]
+        if wrong:
+            return diverged(f"the metric {wrong[0]} became NaN or infinite", self.version)
         metrics = job_pb2.Metrics(loss=sums.loss / evaluation.samples)
-        if self.plan.classifier:
-            metrics.accuracy = sums.correct / evaluation.samples
+        for name, total in zip(self.plan.metrics, sums.metrics, strict=True):
+            if name == ACCURACY:
+                metrics.accuracy = total / evaluation.samples
+            else:
+                metrics.values[name] = total / evaluation.samples
         if evaluation.split == parameter_service_pb2.SPLIT_VALIDATION:
             return contributed + self._after_validation(metrics)
         return [Finish(job_pb2.JOB_STATE_SUCCEEDED, "", metrics, evaluation.validation)]
 
 
 def _words(facts: Facts) -> str:
-    kind = "a classifier" if facts.classifier else "no classifier"
+    kind = f"the metrics {', '.join(facts.metrics)}" if facts.metrics else "no metrics besides the loss"
     samples = f"{facts.train_samples:,} and {facts.validation_samples:,} samples"
     return f"{facts.elements:,} parameters, {samples} for training and validation, {kind}"

@@ -21,7 +21,7 @@ class Plan:
         self.elements = facts.elements
         self.samples = facts.train_samples
         self.validation_samples = facts.validation_samples
-        self.classifier = facts.classifier
+        self.metrics = facts.metrics
         self.microbatches = training.microbatches
         self.batch_size = min(training.batch_size, self.samples)
         self.steps_per_epoch = -(-self.samples // self.batch_size)

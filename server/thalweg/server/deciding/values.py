@@ -40,7 +40,7 @@ class Facts(NamedTuple):
     elements: int
     train_samples: int
     validation_samples: int
-    classifier: bool
+    metrics: tuple[str, ...]
     segments: tuple[Segment, ...] = ()
 
 

@@ -303,7 +303,7 @@ class JobDriver:
         prepared.ClearField("shared_memory")
         elements = layouts.elements(prepared.layout)
         segments = layouts.segments_of(prepared.layout.tensors)
-        facts = Facts(elements, prepared.train_samples, prepared.validation_samples, prepared.classifier, segments)
+        facts = Facts(elements, prepared.train_samples, prepared.validation_samples, tuple(prepared.metrics), segments)
         if self._prepared is None:
             self._prepared = prepared
         elif self._prepared.layout != prepared.layout:

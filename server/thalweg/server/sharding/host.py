@@ -179,7 +179,7 @@ class ShardHost:
             self._invited = asyncio.Event()
 
     def _make(self, number: int, make: pb.MakeShare) -> _Share:
-        plan = Plan(make.spec, Facts(make.elements, make.train_samples, 0, False, segments_of(make.tensors)))
+        plan = Plan(make.spec, Facts(make.elements, make.train_samples, 0, (), segments_of(make.tensors)))
         lack = self._budget.reserve(number, budget.of_shard(plan, make.end_chunk - make.first_chunk))
         if lack:
             raise OverBudgetError(lack)

@@ -1,6 +1,7 @@
 """What workers say, as events; what is decided for them, as messages. What no honest worker says is refused here."""
 
 import math
+import re
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -32,6 +33,8 @@ from thalweg.v1 import job_pb2, parameter_service_pb2
 _MAX_SAMPLES = 1 << 28
 _MAX_TENSORS = 4096
 _MAX_AXES = 8
+_MAX_METRICS = 32
+_METRIC = re.compile(r"[a-z0-9_]{1,40}")
 # NumPy's own limit.
 _MAX_SAMPLE_AXES = 64
 
@@ -75,6 +78,8 @@ def event_of(
             return _shared(worker, message.shared_gradient, parameters, shared)
         case "evaluation":
             answer = message.evaluation
+            if parameters is not None and len(answer.sums.metrics) != len(parameters.plan.metrics):
+                raise violation(f"an evaluation of {len(answer.sums.metrics)} metrics")
             return EvaluationReceived(worker, answer.version, answer.split, answer.first, _sums(answer.sums))
         case "initial":
             chunk = message.initial.chunk
@@ -117,7 +122,7 @@ def _contribution(
 
 
 def _sums(sums: parameter_service_pb2.Sums) -> Sums:
-    return Sums(sums.loss, sums.correct, sums.samples)
+    return Sums(sums.loss, sums.samples, tuple(sums.metrics))
 
 
 def _values(parameters: Parameters | None, chunk: int, data: memoryview, encoded: bool) -> Slab:
@@ -141,6 +146,8 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None
         raise violation("a layout of too many tensors or axes")
     if prepared.layout.dtype != dtype or len({tensor.name for tensor in tensors}) < len(tensors):
         raise violation("a layout of another dtype, or with two tensors of one name")
+    if len(prepared.metrics) > _MAX_METRICS or any(not _METRIC.fullmatch(name) for name in prepared.metrics):
+        raise violation("too many metrics, or one with a name that is none")
     if any(visible(tensor.name) != tensor.name for tensor in tensors):
         raise violation("a tensor's name with characters that cannot be seen")
     _check_preprocessing(prepared.preprocessing)

@@ -162,7 +162,7 @@ def gradient_chunk(
 
 def sums_message(sums: Sums) -> pb.Sums:
     """Sums, as they travel."""
-    return pb.Sums(loss=sums.loss, correct=sums.correct, samples=sums.samples)
+    return pb.Sums(loss=sums.loss, samples=sums.samples, metrics=sums.metrics)
 
 
 class Streamed(Exchange):
