@@ -4,9 +4,13 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from types import UnionType
+from typing import NamedTuple, get_args
 
 import pytest
+
+from thalweg.server.deciding import decisions
+from thalweg.server.deciding.decisions import ForArrays, ForJob, ForWorkers
 
 HOUSE = Path(__file__).parents[1]
 TABLE = (HOUSE / "docs" / "architecture.md").read_text()
@@ -168,6 +172,40 @@ def test_nothing_is_left_to_be_done(folder: str) -> None:
 def test_every_module_says_what_it_is_for(folder: str) -> None:
     for path in modules(folder):
         assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+EXECUTORS = {
+    ForArrays: "server/thalweg/server/arrays/local.py",
+    ForWorkers: "server/thalweg/server/streams/connections.py",
+    ForJob: "server/thalweg/server/driving/job.py",
+}
+
+
+def test_every_decision_belongs_to_one_family() -> None:
+    kinds = [kind for family in EXECUTORS for kind in get_args(family)]
+    assert len(kinds) == len(set(kinds))
+    defined = {each for each in vars(decisions).values() if isinstance(each, type) and each.__module__ == decisions.__name__}
+    assert set(kinds) == set(get_args(decisions.Decision)) == defined
+
+
+def matched(path: Path) -> Iterator[set[str]]:
+    """For each `match` of a module, the classes that its cases name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Match):
+            patterns = [pattern for case in node.cases for pattern in ast.walk(case.pattern)]
+            yield {ast.unparse(each.cls).split(".")[-1] for each in patterns if isinstance(each, ast.MatchClass)}
+
+
+@pytest.mark.parametrize(("family", "executor"), EXECUTORS.items())
+def test_every_family_of_decisions_has_one_executor(family: UnionType, executor: str) -> None:
+    names = {kind.__name__ for kind in get_args(family)}
+    found = [
+        (path.relative_to(HOUSE).as_posix(), classes)
+        for path in modules("server/thalweg/server")
+        for classes in matched(path)
+        if classes & names
+    ]
+    assert found == [(executor, names)]
 
 
 # Where strangers write code: a file and a line for each optimizer, schedule, layer, loss, codec, policy.

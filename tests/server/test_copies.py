@@ -15,9 +15,9 @@ from thalweg.contract.errors import from_rpc_error
 from thalweg.contract.resources import Memory
 from thalweg.learning.optimizers import OptimizerState
 from thalweg.server import validation
-from thalweg.server.arrays import arrays
-from thalweg.server.arrays.arrays import Arrays
+from thalweg.server.arrays import local
 from thalweg.server.arrays.budget import Budget
+from thalweg.server.arrays.local import LocalArrays
 from thalweg.server.sharding import host as shard
 from thalweg.server.sharding.pieces import Piece
 from thalweg.v1 import job_pb2
@@ -27,14 +27,14 @@ from thalweg.workers.worker import work
 
 
 def without_memory(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
-    copy = Arrays.copy
+    copy = LocalArrays.copy
 
-    def failing(self: Arrays, then: Callable[[OptimizerState], object], *, state: bool) -> None:
+    def failing(self: LocalArrays, then: Callable[[OptimizerState], object], *, state: bool) -> None:
         if state is wanted:
             raise MemoryError("Unable to allocate 5.2 GiB")
         copy(self, then, state=state)
 
-    monkeypatch.setattr(Arrays, "copy", failing)
+    monkeypatch.setattr(LocalArrays, "copy", failing)
 
 
 def test_a_checkpoint_without_memory_is_one_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_a_snapshot_without_memory_is_left_out(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_copy_that_is_larger_than_what_is_available_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "_MIN_CHECKED", 0)
+    monkeypatch.setattr(local, "_MIN_CHECKED", 0)
     with running_server(tmp_path, checkpoint_seconds=0.01) as server, stub_of(server) as stub:
         spec = make_spec(training={"epochs": 1_000_000, "batch_size": 4, "microbatches": 1}, optimizer={"adam": {}})
         job = stub.CreateJob(pb.CreateJobRequest(spec=spec)).job

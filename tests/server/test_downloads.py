@@ -16,7 +16,7 @@ from tests.end_to_end.refusals import refusal
 from tests.server.specs import make_spec
 from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.contract.errors import ThalwegError
-from thalweg.server.arrays.arrays import Arrays
+from thalweg.server.arrays.local import LocalArrays
 from thalweg.server.driving.downloads import Download, Downloads
 from thalweg.server.services import training
 from thalweg.v1 import job_pb2
@@ -101,14 +101,14 @@ def test_what_cannot_be_made_is_tried_again() -> None:
 
 def test_downloads_of_a_running_job_share_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copies: list[int] = []
-    copy = Arrays.copy
+    copy = LocalArrays.copy
 
-    def counted(self: Arrays, then: object, *, state: bool) -> None:
+    def counted(self: LocalArrays, then: object, *, state: bool) -> None:
         copies.append(self.version)
         copy(self, then, state=state)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Arrays, "copy", counted)
-    monkeypatch.setattr(Arrays, "_offer", lambda _: None)
+    monkeypatch.setattr(LocalArrays, "copy", counted)
+    monkeypatch.setattr(LocalArrays, "offer", lambda _: None)
     # As if they were so large that they do not fit the buffers between a server and a client that reads nothing.
     monkeypatch.setattr(Download, "pieces", lambda _: itertools.repeat(memoryview(bytes(CHUNK_BYTES)), 1000))
     spec = make_spec(epochs=1_000_000)

@@ -16,11 +16,10 @@ from tests.end_to_end.peer import DEADLINE, Peer
 from tests.end_to_end.refusals import refusal
 from tests.server.test_training_service import PREPARED, create, make_spec, upload
 from thalweg.client import Client
-from thalweg.server.arrays.arrays import Arrays
+from thalweg.server.arrays.local import LocalArrays
 from thalweg.server.arrays.trajectory import Trajectory
 from thalweg.server.driving import jobs as jobs_module
 from thalweg.server.driving.job import JobDriver
-from thalweg.server.driving.outcome import JobOutcome
 from thalweg.server.driving.result_writer import ResultWriter
 from thalweg.server.process import Server
 from thalweg.server.storage import room as room_module
@@ -94,8 +93,8 @@ def _fails(*_: object, **__: object) -> Any:
 @pytest.mark.parametrize(
     ("owner", "name", "state"),
     [
-        (Arrays, "hand_over", job_pb2.JOB_STATE_FAILED),
-        (JobOutcome, "collect", job_pb2.JOB_STATE_FAILED),
+        (LocalArrays, "hand_over", job_pb2.JOB_STATE_FAILED),
+        (JobDriver, "_collect", job_pb2.JOB_STATE_FAILED),
         (Checkpoints, "write", None),
         (JobDriver, "checkpoint", None),
         (Trajectory, "add", None),

@@ -21,21 +21,24 @@ class Driver:
         self.finite = False
         self.problem: Exception | None = None
         self._decisions = decisions
-        self.turns = DecisionQueue(self._decide, self._carry_out, self._ready, lambda error: DriverFailed(str(error)))
+        self.turns = DecisionQueue(self)
 
-    def _decide(self, event: Event) -> list[Decision]:
+    def decide(self, event: Event) -> list[Decision]:
         self.done.append(event)
         return list(self._decisions.get(type(event).__name__, ()))
 
-    def _carry_out(self, decision: Decision) -> Event | None:
+    def carry_out(self, decision: Decision) -> Event | None:
         self.done.append(decision)
         if self.problem:
             problem, self.problem = self.problem, None
             raise problem
         return RangeNotFinite(3) if decision == EVICT else None
 
-    def _ready(self, decision: Decision) -> bool:
+    def ready(self, decision: Decision) -> bool:
         return self.finite or not isinstance(decision, Promote)
+
+    def failed(self, error: Exception) -> Event:
+        return DriverFailed(str(error))
 
 
 def driven(steps: Callable[[Driver], Any], **decisions: list[Decision]) -> list[object]:

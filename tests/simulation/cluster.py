@@ -18,7 +18,7 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers import OptimizerState
 from thalweg.server.arrays import copies
-from thalweg.server.arrays.arrays import Arrays
+from thalweg.server.arrays.local import LocalArrays
 from thalweg.server.deciding import plan
 from thalweg.server.deciding.events import CheckpointRequested
 from thalweg.server.deciding.failures import MAX_REPORTS
@@ -152,15 +152,15 @@ class Cluster:
 
     @contextmanager
     def _scarce_memory(self) -> Iterator[None]:
-        copy = Arrays.copy
+        copy = LocalArrays.copy
 
-        def scarce(arrays: Arrays, then: Callable[[OptimizerState], object], *, state: bool) -> None:
+        def scarce(arrays: LocalArrays, then: Callable[[OptimizerState], object], *, state: bool) -> None:
             if self._no_memory:
                 raise MemoryError("nothing is left")
             copy(arrays, then, state=state)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Arrays, "copy", scarce)
+            patch.setattr(LocalArrays, "copy", scarce)
             yield
 
     def start_server(self) -> None:

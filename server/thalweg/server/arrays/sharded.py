@@ -3,7 +3,6 @@
 import itertools
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,33 +11,22 @@ from thalweg.contract.layout import Slab, tensors_of
 from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.contract.tree import Node
 from thalweg.learning.optimizers import OptimizerState
-from thalweg.server.arrays.copies import Copies, Spare
+from thalweg.server.arrays.copies import Spare
+from thalweg.server.arrays.in_order import InOrder
+from thalweg.server.arrays.local import LocalArrays
 from thalweg.server.arrays.parameters import PARAMETERS, Parameters
 from thalweg.server.arrays.pool import ArithmeticPool
-from thalweg.server.deciding.chunks import bits
-from thalweg.server.deciding.decisions import (
-    ApplyRange,
-    AssignDifferentiate,
-    AssignEvaluate,
-    Decision,
-    Dismiss,
-    Evict,
-    Keep,
-    KeepInitial,
-    MeasureGradient,
-    Merge,
-    Promote,
-    Refuse,
-    SendRange,
-)
+from thalweg.server.deciding.decisions import Decision, Promote
 from thalweg.server.deciding.events import ContributionReceived, DriverFailed, Event, InitialReceived, RangeNotFinite
 from thalweg.server.deciding.impossible import ImpossibleError
+from thalweg.server.deciding.payload import Payload
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import WorkerId
 from thalweg.server.driving.decision_queue import DecisionQueue
+from thalweg.server.driving.telemetry import Telemetry
 from thalweg.server.sharding.registry import ShardLink, ShardRegistry, split
 from thalweg.server.streams import wire
-from thalweg.v1 import job_pb2, parameter_service_pb2
+from thalweg.v1 import parameter_service_pb2
 from thalweg.v1 import shard_service_pb2 as pb
 
 _TOKEN_BYTES = 32
@@ -80,32 +68,30 @@ class _Copy(NamedTuple):
     then: Callable[[OptimizerState], object]
 
 
-class ShardedArrays:
-    """A job's shares at some shards. `parameters` holds what is left: the last range, with the chunk that brings the sums."""
+class ShardedArrays(LocalArrays):
+    """See `Arrays`. The last range, with the chunk that brings the sums, is here; the others are at shards, which hear of all
+    that is decided about their chunks, in order.
+    """
 
     def __init__(
         self,
         plan: Plan,
         shards: list[ShardLink],
         all_shards: ShardRegistry,
-        turns: DecisionQueue,
-        exchange: job_pb2.Exchange,
+        queue: DecisionQueue,
+        telemetry: Telemetry,
         crew: ArithmeticPool | None,
         spare: Spare,
     ) -> None:
         *ranges, own = split(plan.chunks, len(shards) + 1)
-        self.parameters = Parameters(plan, crew=crew, chunks=own)
-        # Of what is here.
-        self.copies = Copies(self.parameters, spare, turns.fail)
+        super().__init__(Parameters(plan, crew=crew, chunks=own), telemetry, spare, queue.fail)
         self._plan = plan
-        self._turns = turns
-        self._exchange = exchange
+        self._queue = queue
+        self._exchange = telemetry.exchange
         self._shares = [_Share(shard, all_shards.number(), part) for shard, part in zip(shards, ranges, strict=True)]
-        self.in_order = _InOrder(plan.chunks)
+        self._in_order = InOrder(plan.chunks)
         self._applying = 0
         self._measured: list[float] | None = None
-        # Whether a command could not be carried out, and nothing can be had from that shard any more.
-        self.broken = False
         self._whole: dict[int, _Copy] = {}
         self._copy_numbers = itertools.count(1)
         for share in self._shares:
@@ -120,16 +106,17 @@ class ShardedArrays:
         """Where the shards are."""
         return [share.shard.address for share in self._shares]
 
-    def at(self, shard: ShardLink) -> bool:
-        """Whether a shard has a share."""
+    def needs(self, shard: ShardLink) -> bool:
+        """Whether a shard holds a part that has not come back."""
         return any(share.shard is shard for share in self._shares)
 
     def close(self) -> None:
-        """Drops the shares. Copies that have not come do not come any more."""
+        """Nothing is needed any more: frees the arrays, here and at shards. Copies that have not come do not come any more."""
         for share in self._shares:
             share.shard.end(share.number)
         self._shares = []
         self._whole.clear()
+        super().close()
 
     def invite(self, worker: WorkerId) -> list[parameter_service_pb2.ShardRange]:
         """Lets a worker come to the shards, and says how."""
@@ -143,37 +130,35 @@ class ShardedArrays:
 
     def leave(self, worker: WorkerId) -> None:
         """A worker is gone."""
-        self.in_order.leave(worker)
+        self._in_order.leave(worker)
         for share in self._shares:
             share.send(dismiss=pb.Dismiss(worker=worker))
 
-    def load(self, version: int, parameters: Slab, state: OptimizerState | None) -> None:
-        """As `Parameters.restore`, with slabs of the whole model."""
+    def _restore(self, version: int, parameters: Slab, state: OptimizerState | None) -> None:
         own = slice(self._plan.chunk_range(self.parameters.chunks.start).start, None)
         if parameters.shape != (self._plan.elements,):
             raise ValueError("the checkpoint is of another model")
         own_state = None if state is None else {name: slab[own] for name, slab in state.items()}
-        self.parameters.restore(version, parameters[own], own_state)
+        super()._restore(version, parameters[own], own_state)
         for name, slab in ({PARAMETERS: parameters} | (state or {})).items():
             for share in self._shares:
                 for chunk in share.chunks:
                     piece = pb.Piece(slab=name, chunk=chunk, data=slab[self._plan.chunk_range(chunk)].tobytes())
                     share.send(load=pb.LoadShare(version=version, piece=piece))
 
-    def copy(self, then: Callable[[OptimizerState], object], *, state: bool) -> None:
-        """Has the parameters, and the optimizer's state if that is wanted, copied as they are now.
+    def hand_over(self, then: Callable[[OptimizerState], object], *, state: bool) -> None:
+        """Calls `then` with copies: the shards' parts have to come."""
+        self._copy(then, state)
 
-        Calls `then` with the slabs by name when all parts have come: in the order in which this was called, or never.
-        """
-        names = [name for name in self.parameters.slabs if state or name == PARAMETERS]
-        slabs: OptimizerState = {name: np.empty(self._plan.elements, self.parameters.dtype) for name in names}
+    def _copy(self, then: Callable[[OptimizerState], object], state: bool) -> None:
+        slabs: OptimizerState = {name: np.empty(self._plan.elements, self.parameters.dtype) for name in self._slabs(state)}
         number, first = next(self._copy_numbers), self.parameters.chunks.start
         missing = {(name, chunk) for name in slabs for chunk in range(first)} | {_OWN}
         self._whole[number] = _Copy(slabs, missing, then)
         for share in self._shares:
             share.send(copy=pb.CopyShare(copy=number, state=state))
         own = slice(self._plan.chunk_range(first).start, None)
-        self.copies.copy({name: slab[own] for name, slab in slabs.items()}, lambda: self._came(number, _OWN))
+        self._copies.copy({name: slab[own] for name, slab in slabs.items()}, lambda: self._came(number, _OWN))
 
     def ready(self, decision: Decision) -> bool:
         """Whether nothing has to be answered before a decision is carried out."""
@@ -185,44 +170,54 @@ class ShardedArrays:
         if isinstance(held, Held) and not any(getattr(decision, "payload", None) is held for decision in decisions):
             held.share.send(forget=pb.Forget(kept=held.number))
 
-    def forward(self, decision: Decision) -> Decision | None:
-        """Has the shards carry out their parts of a decision, and gives what is left of it."""
-        match decision:
-            case Keep(step, node, chunks, Held() as held):
-                keep = pb.KeepShare(step=step, level=node.level, index=node.index, chunk=chunks.start, kept=held.number)
-                held.share.send(keep=keep)
-                return None
-            case KeepInitial(chunk, Held() as held):
-                held.share.send(keep_initial=pb.KeepInitialShare(chunk=chunk, kept=held.number))
-                return None
-            case Merge(step, parent, chunks):
-                for share, part in self._parts(chunks):
-                    share.send(merge=pb.MergeShare(step=step, level=parent.level, index=parent.index, **part))
-                return self._rest(decision)
-            case ApplyRange(version, step, chunks, factor):
-                for share, part in self._parts(chunks):
-                    self._applying += 1
-                    share.send(apply=pb.ApplyShare(version=version, step=step, schedule_factor=factor, **part))
-                return self._rest(decision)
-            case SendRange(workers, version, chunks):
-                for share, part in self._parts(chunks):
-                    share.send(send=pb.SendShare(workers=workers, version=version, **part))
-                    sent = self._plan.chunk_range(part["end_chunk"]).start - self._plan.chunk_range(part["first_chunk"]).start
-                    self._exchange.parameter_bytes += self.parameters.outgoing.size(sent) * len(workers)
-                return self._rest(decision)
-            case MeasureGradient(step):
-                self._measured = self.parameters.squares(step)
-                self._send_all(measure=pb.MeasureShare(step=step))
-                return None
-            case Promote(version, step):
-                self._send_all(promote=pb.PromoteShare(version=version, step=step))
-            case AssignDifferentiate():
-                self._send_all(tell=pb.TellTask(worker=decision.worker, task=wire.differentiate(decision)))
-            case AssignEvaluate(worker, task):
-                self._send_all(tell=pb.TellTask(worker=worker, task=wire.evaluate(task)))
-            case Evict(worker) | Dismiss(worker) | Refuse(worker):
-                self.leave(worker)
-        return decision
+    def _keep(self, step: int, node: Node, chunks: range, payload: Payload) -> None:
+        if isinstance(payload, Held):
+            keep = pb.KeepShare(step=step, level=node.level, index=node.index, chunk=chunks.start, kept=payload.number)
+            payload.share.send(keep=keep)
+        else:
+            super()._keep(step, node, chunks, payload)
+
+    def _keep_initial(self, chunk: int, payload: Payload) -> None:
+        if isinstance(payload, Held):
+            payload.share.send(keep_initial=pb.KeepInitialShare(chunk=chunk, kept=payload.number))
+        else:
+            super()._keep_initial(chunk, payload)
+
+    def _merge(self, step: int, parent: Node, chunks: range) -> None:
+        for share, part in self._parts(chunks):
+            share.send(merge=pb.MergeShare(step=step, level=parent.level, index=parent.index, **part))
+        super()._merge(step, parent, self._own(chunks))
+
+    def _apply(self, version: int, step: int, chunks: range, factor: float) -> Event | None:
+        for share, part in self._parts(chunks):
+            self._applying += 1
+            share.send(apply=pb.ApplyShare(version=version, step=step, schedule_factor=factor, **part))
+        own = self._own(chunks)
+        return super()._apply(version, step, own, factor) if own else None
+
+    def _measure(self, step: int) -> None:
+        self._measured = self.parameters.squares(step)
+        self._send_all(measure=pb.MeasureShare(step=step))
+
+    def _promote(self, version: int, step: int) -> None:
+        self._send_all(promote=pb.PromoteShare(version=version, step=step))
+        super()._promote(version, step)
+
+    def announce(self, worker: WorkerId, task: parameter_service_pb2.WorkResponse) -> None:
+        """Has shards send a worker a task, after the parameters that it is for. It comes from here as well."""
+        self._send_all(tell=pb.TellTask(worker=worker, task=task))
+
+    def send(self, workers: tuple[WorkerId, ...], version: int, chunks: range) -> range:
+        """Has shards send workers their parts of some chunks. The chunks that are left are to be sent from here."""
+        for share, part in self._parts(chunks):
+            share.send(send=pb.SendShare(workers=workers, version=version, **part))
+            sent = self._plan.chunk_range(part["end_chunk"]).start - self._plan.chunk_range(part["first_chunk"]).start
+            self._exchange.parameter_bytes += self.parameters.outgoing.size(sent) * len(workers)
+        return self._own(chunks)
+
+    def in_turn(self, event: Event) -> list[Event]:
+        """The events whose turn it is, with another one that came from a worker."""
+        return self._in_order(event)
 
     def _send_all(self, **command: Any) -> None:
         for share in self._shares:
@@ -235,10 +230,9 @@ class ShardedArrays:
             if first < end:
                 yield share, {"first_chunk": first, "end_chunk": end}
 
-    def _rest(self, decision: Merge | ApplyRange | SendRange) -> Merge | ApplyRange | SendRange | None:
-        """A decision about the chunks that are the server's own. None if there are none."""
-        own = range(max(decision.chunks.start, self.parameters.chunks.start), decision.chunks.stop)
-        return replace(decision, chunks=own) if own else None
+    def _own(self, chunks: range) -> range:
+        """Those of some chunks that are the server's own."""
+        return range(max(chunks.start, self.parameters.chunks.start), chunks.stop)
 
     def _hear(self, share: _Share, message: pb.HoldRequest) -> None:
         match message.WhichOneof("message"):
@@ -247,9 +241,9 @@ class ShardedArrays:
             case "applied":
                 self._applying -= 1
                 if not message.applied.finite:
-                    self._turns.interrupt(RangeNotFinite(message.applied.version))
+                    self._queue.interrupt(RangeNotFinite(message.applied.version))
                 else:
-                    self._turns.go_on()
+                    self._queue.go_on()
             case "squares":
                 share.squares = list(message.squares.values)
                 self._fold()
@@ -258,19 +252,19 @@ class ShardedArrays:
             case "failure":
                 self.broken = True
                 problem = visible(message.failure.problem, MAX_PROBLEM)
-                self._turns.interrupt(DriverFailed(f"shard {share.shard.address}: {problem}"))
+                self._queue.interrupt(DriverFailed(f"shard {share.shard.address}: {problem}"))
 
     def _arrived(self, share: _Share, arrival: pb.Arrival) -> None:
         worker = arrival.worker
         if arrival.HasField("initial"):
-            self._turns.handle(InitialReceived(worker, arrival.initial.chunk, Held(share, arrival.kept)))
+            self._queue.handle(InitialReceived(worker, arrival.initial.chunk, Held(share, arrival.kept)))
             return
         gradient = arrival.gradient
         self._exchange.gradient_bytes += arrival.bytes
         held = Held(share, arrival.kept, gradient.residual_since)
         node, chunks = Node(gradient.level, gradient.index), range(gradient.chunk, gradient.chunk + 1)
-        for event in self.in_order(ContributionReceived(worker, gradient.version, gradient.step, node, chunks, None, held)):
-            self._turns.handle(event)
+        for event in self._in_order(ContributionReceived(worker, gradient.version, gradient.step, node, chunks, None, held)):
+            self._queue.handle(event)
 
     def _fold(self) -> None:
         """When all parts of a gradient are measured, its updates can be clipped."""
@@ -283,7 +277,7 @@ class ShardedArrays:
             share.squares = None
             share.send(clip=pb.ClipShare(factor=factor))
         self.parameters.clip(factor)
-        self._turns.go_on()
+        self._queue.go_on()
 
     def _copied(self, share: _Share, piece: pb.Piece) -> None:
         copy = self._whole.get(piece.copy)
@@ -306,34 +300,3 @@ class ShardedArrays:
         if not copy.missing:
             del self._whole[number]
             copy.then(copy.slabs)
-
-
-class _InOrder:
-    """A worker sends a gradient's chunks in order; but they come on several ways. The last one, with the sums, is to come last:
-    by that it is known that the worker is free again, and that nothing of the gradient is lost any more if the worker is.
-    """
-
-    def __init__(self, chunks: int) -> None:
-        self._all = bits(range(chunks))
-        self._come: dict[WorkerId, dict[tuple[int, int, Node], int]] = {}
-        self._last: dict[WorkerId, dict[tuple[int, int, Node], ContributionReceived]] = {}
-
-    def __call__(self, event: Event) -> list[Event]:
-        """The events whose turn it is, with another one."""
-        if not isinstance(event, ContributionReceived):
-            return [event]
-        key = (event.version, event.step, event.node)
-        come, last = self._come.setdefault(event.worker, {}), self._last.setdefault(event.worker, {})
-        come[key] = come.get(key, 0) | bits(event.chunks)
-        if event.sums is not None:
-            last[key] = event
-        in_turn: list[Event] = [] if event.sums is not None else [event]
-        if come[key] == self._all and key in last:
-            del come[key]
-            in_turn.append(last.pop(key))
-        return in_turn
-
-    def leave(self, worker: WorkerId) -> None:
-        """A worker is gone, and what is held back of it with it."""
-        self._come.pop(worker, None)
-        self._last.pop(worker, None)

@@ -214,7 +214,7 @@ class Coordinator:
                 return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
             self._facts = facts
             self.plan = Plan(self.spec, facts)
-            decisions.append(Allocate())
+            decisions.append(Allocate(self.plan))
         elif facts != self._facts:
             problem = f"it found {_words(facts)}, and others found {_words(self._facts)}"
             happened = self._happened(Kind.NODE, self._places[worker], f"a worker disagrees with others: {problem}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from thalweg.contract.tree import Node
 from thalweg.server.deciding.payload import Payload
+from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Drop, EvaluationTask, Place, Position, Task, WorkerId
 from thalweg.v1 import job_pb2
 
@@ -137,6 +138,8 @@ ForWorkers = AdmitWorker | AssignInitialize | AssignDifferentiate | AssignEvalua
 @dataclass(frozen=True, slots=True)
 class Allocate:
     """The job's course is known: make its arrays."""
+
+    plan: Plan
 
 
 @dataclass(frozen=True, slots=True)

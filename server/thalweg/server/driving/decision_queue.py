@@ -1,31 +1,40 @@
 """One event after the other, and what was decided about it: where that needs an answer from elsewhere, all that follows waits."""
 
 from collections import deque
-from collections.abc import Callable
+from typing import Protocol
 
 from thalweg.server.deciding.decisions import Decision
 from thalweg.server.deciding.events import Event, Tick
 
 
-class DecisionQueue:
-    """Lets `decide` give the decisions that follow from an event, and `carry_out` carry them out, one by one.
+class Executor(Protocol):
+    """What a queue lets decide, and carry out what was decided."""
 
-    A decision that is not yet to be carried out, by `ready`, keeps those behind it and all later events waiting, until
-    `go_on` is called. `carry_out` may answer with an event that is to be decided about instead of what else was decided; `failed`
-    says what event an exception is.
+    def decide(self, event: Event) -> list[Decision]:
+        """The decisions that follow from an event."""
+        ...
+
+    def ready(self, decision: Decision) -> bool:
+        """Whether a decision may be carried out now. If not, the queue goes on when its `go_on` is called."""
+        ...
+
+    def carry_out(self, decision: Decision) -> Event | None:
+        """Carries a decision out. Gives an event if what else was decided takes for granted what did not happen."""
+        ...
+
+    def failed(self, error: Exception) -> Event:
+        """The event that an exception is."""
+        ...
+
+
+class DecisionQueue:
+    """Lets decide about events, and the decisions be carried out, one by one.
+
+    A decision that is not ready keeps those after it and all later events waiting.
     """
 
-    def __init__(
-        self,
-        decide: Callable[[Event], list[Decision]],
-        carry_out: Callable[[Decision], Event | None],
-        ready: Callable[[Decision], bool],
-        failed: Callable[[Exception], Event],
-    ) -> None:
-        self._decide = decide
-        self._carry_out = carry_out
-        self._ready = ready
-        self._failed = failed
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
         self._decisions: deque[Decision] = deque()
         self._events: deque[Event] = deque()
         self._closed = False
@@ -49,7 +58,7 @@ class DecisionQueue:
 
     def fail(self, error: Exception) -> None:
         """Something that was decided has failed."""
-        self.interrupt(self._failed(error))
+        self.interrupt(self._executor.failed(error))
 
     def go_on(self) -> None:
         """Goes on as far as that is possible."""
@@ -57,18 +66,18 @@ class DecisionQueue:
             try:
                 return self._go_on()
             except Exception as error:  # noqa: BLE001 - half carried out, whatever it was
-                self._decisions = deque(self._decide(self._failed(error)))
+                self._decisions = deque(self._executor.decide(self._executor.failed(error)))
 
     def _go_on(self) -> None:
         while self._decisions or self._events:
             if not self._decisions:
-                self._decisions.extend(self._decide(self._events.popleft()))
+                self._decisions.extend(self._executor.decide(self._events.popleft()))
                 continue
-            if not self._ready(self._decisions[0]):
+            if not self._executor.ready(self._decisions[0]):
                 return
-            event = self._carry_out(self._decisions.popleft())
+            event = self._executor.carry_out(self._decisions.popleft())
             if event:
-                self._decisions = deque(self._decide(event))
+                self._decisions = deque(self._executor.decide(event))
 
     def close(self) -> None:
         """Nothing more is decided or carried out."""

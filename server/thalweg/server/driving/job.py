@@ -1,47 +1,44 @@
 """The driver of one running job: turns messages into events for its coordinator and carries the decisions out.
 
-It owns the job's arrays and its workers' connections. All of it happens in the server's event loop; nothing here waits. Where
-shards hold ranges of the arrays, what needs their answers waits its turn, and with it all that is behind.
+It owns the job's arrays and its workers' connections, which carry out what is decided for them; it carries out what is decided
+for the job. All of it happens in the server's event loop; nothing here waits. Where shards hold ranges of the arrays, decisions
+that need their answers are queued, and later events wait for them.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import assert_never
 
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.frames import Parcel
-from thalweg.contract.layout import Slab
 from thalweg.contract.states import state_name
 from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.learning.optimizers import OptimizerState
-from thalweg.server.arrays import budget as budgets
-from thalweg.server.arrays.arrays import Arrays
-from thalweg.server.arrays.budget import Budget, OverBudgetError
+from thalweg.server.arrays.allocation import allocate
+from thalweg.server.arrays.budget import Budget
 from thalweg.server.arrays.copies import Spare, between_events
+from thalweg.server.arrays.interface import Arrays
 from thalweg.server.arrays.parameters import PARAMETERS
 from thalweg.server.arrays.pool import ArithmeticPool
+from thalweg.server.arrays.unallocated import Unallocated
 from thalweg.server.deciding.coordinator import Coordinator
 from thalweg.server.deciding.decisions import (
-    AdmitWorker,
     Allocate,
-    AssignDifferentiate,
-    AssignEvaluate,
-    AssignInitialize,
     Avoid,
     Decision,
-    Dismiss,
     Dropped,
-    Evict,
     Finish,
+    ForArrays,
+    ForJob,
+    ForWorkers,
     Keep,
     LoadGiven,
-    Refuse,
     ReportEpoch,
     ReportReady,
     ReportStep,
-    SendRange,
     Tell,
     WriteCheckpoint,
 )
@@ -57,16 +54,17 @@ from thalweg.server.deciding.events import (
     WorkerJoined,
     WorkerLost,
     WorkerMisbehaved,
-    WorkerPrepared,
     WorkerRefused,
 )
+from thalweg.server.deciding.impossible import ImpossibleError
 from thalweg.server.deciding.plan import Plan
-from thalweg.server.deciding.residual_audit import Residuals
 from thalweg.server.deciding.values import Drop, Facts, Place, Position, WorkerId
+from thalweg.server.driving.admission import Admission
 from thalweg.server.driving.decision_queue import DecisionQueue
 from thalweg.server.driving.downloads import MAX_COPIES, Download, Downloads
 from thalweg.server.driving.outcome import JobOutcome
-from thalweg.server.driving.telemetry import NO_MEMORY, NOTHING_RECORDED, PREPARING, Clock, Recorded, Recorder, Telemetry
+from thalweg.server.driving.starting_point import Reader, StartingPoint
+from thalweg.server.driving.telemetry import NOTHING_RECORDED, Clock, Recorded, Recorder, Telemetry
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.sharding.registry import ShardLink, ShardRegistry
 from thalweg.server.storage.checkpoints import Checkpoint
@@ -76,8 +74,6 @@ from thalweg.server.streams.memory_peers import Sharing
 from thalweg.v1 import job_pb2, parameter_service_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
-# How often a job that waits for memory asks for it.
-_ASK_SECONDS = 1.0
 
 
 class JobDriver:
@@ -102,7 +98,7 @@ class JobDriver:
         clock: Clock = time.monotonic,
         checkpoint: Checkpoint | None = None,
         recorded: Recorded = NOTHING_RECORDED,
-        initial: Callable[[job_pb2.Layout], Awaitable[Slab]] | None = None,
+        initial: Reader | None = None,
         sharing: Sharing | None = None,
         shards: ShardRegistry | None = None,
         crew: ArithmeticPool | None = None,
@@ -121,28 +117,23 @@ class JobDriver:
         self.settings = settings
         position = checkpoint.position if checkpoint else None
         self.coordinator = Coordinator(job.spec, settings, position, given=initial is not None)
-        self.arrays: Arrays | None = None
+        self.arrays: Arrays = Unallocated()
+        # Whether the arrays hold parameters: the initial ones are there, or those that the run starts from.
+        self._begun = False
         self._prepared = checkpoint.prepared if checkpoint else None
-        self._checkpoint = checkpoint
-        self._initial = initial
-        self._given: asyncio.Future[Slab] | None = None
+        self._start = StartingPoint(checkpoint, initial)
         self._clock = clock
         self._ended = ended
         self._save = save
         self._connections = Connections(sharing, self.telemetry, settings)
         self._shared = self._connections.shared
-        self._residuals = Residuals()
         self._crew = crew
         self._shards = shards
         self._downloads: Downloads[int, training_service_pb2.ParametersHeader] = Downloads(MAX_COPIES)
-        self._budget = budget
-        # Workers that are prepared while there is no memory for the job, and when it was last asked for.
-        self._unadmitted: dict[WorkerId, Facts] = {}
-        self._admitted = False
-        self._asked = 0.0
+        self._admission = Admission(budget, shards, self.telemetry, clock)
         # What no tick has told yet: a tick is lost if others have to wait.
         self._missed = 0.0
-        self._turns = DecisionQueue(self._decide, self._carry_out, self._ready, self._failed)
+        self._queue = DecisionQueue(self)
 
     @property
     def job(self) -> job_pb2.Job:
@@ -155,21 +146,27 @@ class JobDriver:
         It is an earlier one if there are as many copies as there may be. None if the run is over, or is before they come from
         shards.
         """
-        if self._checkpoint:
-            version = self._checkpoint.position.version
-        elif self.over.is_set():
+        version = self._at_hand()
+        return None if version is None else await self._downloads.get(version, self._copied)
+
+    def _at_hand(self) -> int | None:
+        """The version of the parameters that there are; None if the run is over. Raises ThalwegError if there are none yet."""
+        if self._start.checkpoint:
+            return self._start.checkpoint.position.version
+        if self.over.is_set():
             return None
-        elif self.arrays and self.coordinator.policy:
-            version = self.arrays.version
-        else:
+        if not self._begun:
             raise ThalwegError("NO_PARAMETERS", {"job": self.job.id})
-        return await self._downloads.get(version, self._copied)
+        return self.arrays.version
 
     async def _copied(self) -> Download[training_service_pb2.ParametersHeader] | None:
-        if self._checkpoint:
-            version, slab = self._checkpoint.position.version, self._checkpoint.parameters
-        elif self.arrays:
-            version, copies = self.arrays.version, asyncio.Queue[OptimizerState]()
+        version = self._at_hand()
+        if version is None:
+            return None
+        if self._start.checkpoint:
+            slab = self._start.checkpoint.parameters
+        else:
+            copies = asyncio.Queue[OptimizerState]()
             try:
                 self.arrays.copy(copies.put_nowait, state=False)
             except MemoryError as error:
@@ -181,15 +178,20 @@ class JobDriver:
             if found is None:
                 return None
             slab = found
-        else:
-            return None
         header = self.header(version)
         header.sha256 = await asyncio.to_thread(layouts.digest, slab)
         return Download(header, [slab])
 
     def header(self, version: int) -> training_service_pb2.ParametersHeader:
         """What is said of parameters at a version, without their SHA-256: to compute that takes long."""
-        return header_of(self._prepared or parameter_service_pb2.Prepared(), version)
+        return header_of(self._found, version)
+
+    @property
+    def _found(self) -> parameter_service_pb2.Prepared:
+        """What a worker found out about the model and the data. Raises ImpossibleError before one has."""
+        if self._prepared is None:
+            raise ImpossibleError("no worker has been prepared")
+        return self._prepared
 
     def join(self, connection: Connection) -> None:
         """A worker opened its stream. One that comes to a run that is over is sent away."""
@@ -202,9 +204,8 @@ class JobDriver:
 
     def leave(self, worker: WorkerId) -> None:
         """A worker's stream ended."""
-        self._unadmitted.pop(worker, None)
-        if self.arrays:
-            self.arrays.leave(worker)
+        self._admission.leave(worker)
+        self.arrays.leave(worker)
         if self._connections.leave(worker, missed=not self.coordinator.over):
             self.handle(WorkerLost(worker))
 
@@ -229,7 +230,7 @@ class JobDriver:
         self._missed += missed
         if self._connections or self.avoided:
             self.handle(Tick(self._missed))
-        if self._unadmitted and self._clock() - self._asked >= _ASK_SECONDS:
+        if self._admission.due:
             self._admit()
 
     def checkpoint_done(self, version: int, size: int, seconds: float, problem: str = "") -> None:
@@ -244,7 +245,7 @@ class JobDriver:
 
     async def write_checkpoint(self) -> None:
         """Has a checkpoint written as soon as possible, and waits for it. Does nothing if there is nothing new to be kept."""
-        if self.over.is_set() or self.arrays is None or self.coordinator.policy is None:
+        if self.over.is_set() or not self._begun:
             return
         self._awaited_version = self.coordinator.version
         self._checkpointed.clear()
@@ -283,10 +284,8 @@ class JobDriver:
         if request.message.HasField("prepared"):
             self._receive_prepared(worker, request.message.prepared)
             return
-        parameters = self.arrays.parameters if self.arrays else None
-        event = wire.event_of(worker, request, parameters, self._shared)
-        for each in self.arrays.in_turn(event) if self.arrays else [event]:
-            self.handle(each)
+        for event in self.arrays.in_turn(wire.event_of(worker, request, self.arrays.expected, self._shared)):
+            self.handle(event)
 
     def _hear(self, connection: Connection, data: bytes) -> None:
         """A worker says something beside its stream."""
@@ -311,153 +310,89 @@ class JobDriver:
         elif not self._prepared.preprocessing.shape:
             # That of a checkpoint of release 0.1.0, which does not say what samples are.
             self._prepared = prepared
-        self._unadmitted[worker] = facts
+        self._admission.add(worker, facts)
         self._admit()
 
     def _admit(self) -> None:
-        """Lets the workers that are prepared begin, as soon as there is memory for the job's arrays."""
-        self._asked = self._clock()
-        while self._unadmitted and self._has_memory(next(iter(self._unadmitted.values()))):
-            worker = next(iter(self._unadmitted))
-            self.handle(WorkerPrepared(worker, self._unadmitted.pop(worker)))
-
-    def _has_memory(self, facts: Facts) -> bool:
-        if self._admitted or self._budget is None or not facts.elements:
-            return True
-        plan = Plan(self.job.spec, facts)
-        need = budgets.of_server(plan, len(self._shards.suitable(plan)) if self._shards else 0)
-        try:
-            lack = self._budget.reserve(self, need)
-        except OverBudgetError as error:
-            self._unadmitted.clear()
-            self.fail(f"model.layers: {facts.elements:,} parameters do not fit in this server's memory: {error}")
-            return False
-        if lack:
-            # It is told once; how much is free changes all the time.
-            if self.job.waiting_for != job_pb2.WAITING_FOR_MEMORY:
-                self.job.waiting_for = job_pb2.WAITING_FOR_MEMORY
-                self.telemetry.enter(self.job.state, f"{NO_MEMORY}: {lack}")
-            self.job.status = f"{NO_MEMORY}: {lack}"
-            return False
-        self._admitted = True
-        self.job.ClearField("waiting_for")
-        self.job.status = PREPARING
-        return True
-
-    def _allocate(self) -> None:
-        """Makes the job's arrays."""
-        plan = self.coordinator.plan
-        if plan is None or self._prepared is None:
-            return
-        try:
-            self.arrays = Arrays(plan, self._shared, self._shards, self._turns, self.telemetry, self._crew, self._spare)
-        except (MemoryError, ValueError):
-            elements = layouts.elements(self._prepared.layout)
-            raise _JobError(f"model.layers: {elements:,} parameters do not fit the server's memory") from None
-        self.telemetry.planned(plan, self._prepared.loss_seconds)
-
-    def _load_given(self) -> None:
-        """Puts given parameters in place of random ones."""
-        if self.arrays is None or self._prepared is None:
-            return
-        checkpoint, self._checkpoint = self._checkpoint, None
-        try:
-            if checkpoint:
-                self.arrays.load(checkpoint.position.version, checkpoint.parameters, checkpoint.state)
-                self.arrays.trajectory.restore(checkpoint.versions, checkpoint.trajectory)
-            elif self._given:
-                self.arrays.load(0, self._given.result(), None)
-        except ValueError as error:
-            raise _JobError(str(error)) from error
+        for event in self._admission.admit():
+            self.handle(event)
 
     def handle(self, event: Event) -> None:
         """Lets the coordinator decide about an event, and carries its decisions out. If that fails, so does the job."""
-        self._turns.handle(event)
+        self._queue.handle(event)
 
-    def _decide(self, event: Event) -> list[Decision]:
+    def decide(self, event: Event) -> list[Decision]:
+        """Lets the coordinator decide."""
         if isinstance(event, Tick):
             self._missed = 0.0
         decisions = self.coordinator.handle(event, self._clock())
         self.telemetry.contributions.applied += any(isinstance(decision, Keep) for decision in decisions)
-        if self.arrays:
-            self.arrays.decided(event, decisions)
+        self.arrays.decided(event, decisions)
         return decisions
 
-    def _ready(self, decision: Decision) -> bool:
-        if isinstance(decision, LoadGiven) and not self._given_read():
+    def ready(self, decision: Decision) -> bool:
+        """Whether a decision may be carried out, or has to wait for shards, or for the parameters to start from."""
+        if isinstance(decision, LoadGiven) and not self._start.read(self._found.layout, self._queue.go_on):
             return False
-        return self.arrays is None or self.arrays.ready(decision)
+        return self.arrays.ready(decision)
 
-    def _given_read(self) -> bool:
-        """Whether the parameters to start from are at hand, if others than random ones were given. Begins to read them."""
-        if self._initial is None or self._checkpoint or self._prepared is None:
-            return True
-        if self._given is None:
-            self._given = asyncio.ensure_future(self._initial(self._prepared.layout))
-            self._given.add_done_callback(lambda _: self._turns.go_on())
-        return self._given.done()
-
-    def _failed(self, error: Exception) -> Event:
+    def failed(self, error: Exception) -> Event:
+        """The end of the job, as an event."""
         if isinstance(error, _JobError):
             return DriverFailed(str(error))
         _log.error("job %s: decisions could not be carried out", self.job.id, exc_info=error)
         return DriverFailed(f"internal error: {type(error).__name__}: {error}")
 
-    def _carry_out(self, decision: Decision) -> Event | None:
-        """Carries a decision out. Gives an event if what else was decided takes for granted what did not happen."""
-        if isinstance(decision, Keep) and self.arrays and self.arrays.parameters.incoming.feedback:
-            lost = [self._residuals.lost(decision.node, chunk, decision.payload.residual_since) for chunk in decision.chunks]
-            self.telemetry.contributions.lost_residuals += any(lost)
-        own = self.arrays.forward(decision) if self.arrays else decision
-        return self._do(own) if own else None
+    def carry_out(self, decision: Decision) -> Event | None:
+        """Has the executor of a decision carry it out."""
+        if isinstance(decision, ForArrays):
+            return self.arrays.carry_out(decision)
+        if isinstance(decision, ForWorkers):
+            self._connections.carry_out(decision, self.arrays)
+        else:
+            self._carry_out(decision)
+        return None
 
-    def _do(self, decision: Decision) -> Event | None:
+    def _carry_out(self, decision: ForJob) -> None:
         match decision:
-            case SendRange(workers, version, chunks):
-                if self.arrays:
-                    self._connections.send_range(self.arrays.parameters, workers, version, chunks)
-            case AssignDifferentiate(worker, _, _, again):
-                self.telemetry.contributions.reissued_tasks += again
-                self._connections.send(worker, wire.differentiate(decision))
-            case AssignEvaluate(worker, task):
-                self._connections.send(worker, wire.evaluate(task))
-            case AssignInitialize(worker):
-                initialize = parameter_service_pb2.InitializeTask()
-                self._connections.send(worker, parameter_service_pb2.WorkResponse(initialize=initialize))
-            case AdmitWorker(worker):
-                self._accept(worker)
-            case ReportReady():
-                self.telemetry.ready()
             case ReportStep(step, loss, samples, factor, staleness):
                 self.telemetry.step(step, loss, samples, factor, staleness)
             case ReportEpoch(epoch, step, train_loss, validation):
                 self.telemetry.epoch(epoch, step, train_loss, validation)
             case Dropped(_, reason):
                 self._count(reason)
-            case Evict(worker):
-                self._connections.evict(worker)
-            case Dismiss(worker, reason):
-                self._connections.dismiss(worker, reason)
-            case Refuse(worker, problem):
-                self._connections.refuse(worker, problem)
+            case WriteCheckpoint(position):
+                self._write_checkpoint(position)
             case Avoid(places):
                 self.avoided = places
                 self._avoid()
             case Tell(text):
                 self.telemetry.notice(text)
-            case WriteCheckpoint(position):
-                self._write_checkpoint(position)
-            case Allocate():
-                self._allocate()
+            case Allocate(plan):
+                self._allocate(plan)
             case LoadGiven():
                 self._load_given()
+            case ReportReady():
+                self._begun = True
+                self.telemetry.ready()
+                self.arrays.offer()
             case Finish():
                 self._finish(decision)
-        return self.arrays.carry_out(decision) if self.arrays else None
+            case _:
+                assert_never(decision)
 
-    def _accept(self, worker: WorkerId) -> None:
-        if self.coordinator.plan and self.arrays:
-            self._connections.accept(worker, self.coordinator.plan.chunk_elements, self.arrays.invite)
+    def _allocate(self, plan: Plan) -> None:
+        try:
+            self.arrays = allocate(plan, self._shared, self._shards, self._queue, self.telemetry, self._crew, self._spare)
+        except (MemoryError, ValueError):
+            raise _JobError(f"model.layers: {plan.elements:,} parameters do not fit the server's memory") from None
+        self.telemetry.planned(plan, self._found.loss_seconds)
+
+    def _load_given(self) -> None:
+        try:
+            self._start.load(self.arrays)
+        except ValueError as error:
+            raise _JobError(str(error)) from error
 
     def _count(self, reason: Drop) -> None:
         counts = self.telemetry.contributions
@@ -474,24 +409,21 @@ class JobDriver:
     def _write_checkpoint(self, position: Position) -> None:
         # What is durable may not be ahead of what is told: steps behind a checkpoint are never taken again.
         self.telemetry.flush()
-        if self.arrays:
-            made = self.checkpoint(position)
-            try:
-                self.arrays.copy(lambda slabs: self._save(made(slabs)), state=True)
-            except MemoryError as error:
-                self.checkpoint_done(position.version, 0, 0.0, f"there is no memory for a copy ({error})")
+        made = self.checkpoint(position)
+        try:
+            self.arrays.copy(lambda slabs: self._save(made(slabs)), state=True)
+        except MemoryError as error:
+            self.checkpoint_done(position.version, 0, 0.0, f"there is no memory for a copy ({error})")
 
     def checkpoint(self, position: Position) -> Callable[[OptimizerState], Checkpoint]:
         """What makes a checkpoint of a copy of the slabs, when it has come, that is made now."""
         samples, seconds = self.telemetry.samples, self.telemetry.seconds
 
         def made(slabs: OptimizerState) -> Checkpoint:
-            if self.arrays is None or self._prepared is None:
-                raise AssertionError("there is nothing that could have been copied")
             trajectory = self.arrays.trajectory
             return Checkpoint(
                 position=position,
-                prepared=self._prepared,
+                prepared=self._found,
                 parameters=slabs[PARAMETERS],
                 state={name: slab for name, slab in slabs.items() if name != PARAMETERS},
                 versions=tuple(trajectory.versions),
@@ -510,64 +442,80 @@ class JobDriver:
         except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
             _log.exception("job %s: its arrays cannot be handed over at its end", self.job.id)
             problem = f"internal error: {type(error).__name__}: {error}"
-            self._end(JobOutcome(self.job.id, Finish(job_pb2.JOB_STATE_FAILED, finish.error or problem)))
+            self._end(JobOutcome(self.job.id, job_pb2.JOB_STATE_FAILED, finish.error or problem))
 
     def _hand_over(self, finish: Finish) -> None:
-        if self._checkpoint:
-            version, slabs = self._checkpoint.position.version, {PARAMETERS: self._checkpoint.parameters}
-            self._end(self._ending(finish, version, slabs))
-        elif self.arrays is None or self.arrays.broken or self.coordinator.policy is None:
-            self._end(JobOutcome(self.job.id, finish))
+        checkpoint = self._start.checkpoint
+        if checkpoint:
+            self._end(self._outcome(finish, checkpoint.position.version, {PARAMETERS: checkpoint.parameters}))
+        elif not self._begun or self.arrays.broken:
+            self._end(JobOutcome(self.job.id, finish.state, finish.error))
         else:
             version = self.arrays.version
             self.arrays.hand_over(
-                lambda slabs: self._end(self._ending(finish, version, slabs)), state=finish.position is not None
+                lambda slabs: self._end(self._outcome(finish, version, slabs)), state=finish.position is not None
             )
 
-    def _ending(self, finish: Finish, version: int, slabs: OptimizerState) -> JobOutcome:
-        ending = JobOutcome(self.job.id, finish)
+    def _outcome(self, finish: Finish, version: int, slabs: OptimizerState) -> JobOutcome:
+        """What the run leaves, or that it has failed."""
         try:
-            ending.collect(self, finish, version, slabs)
+            return self._collect(finish, version, slabs)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
             _log.exception("job %s: its result cannot be kept", self.job.id)
-            ending = JobOutcome(self.job.id, Finish(job_pb2.JOB_STATE_FAILED, f"{type(error).__name__}: {error}"))
-        return ending
+            return JobOutcome(self.job.id, job_pb2.JOB_STATE_FAILED, f"{type(error).__name__}: {error}")
+
+    def _collect(self, finish: Finish, version: int, slabs: OptimizerState) -> JobOutcome:
+        """What the run leaves: its parameters at a version, and the optimizer's state if the job can be resumed there."""
+        plan, slab, problems = self.coordinator.plan, slabs[PARAMETERS], list[str]()
+        result = self.telemetry.result(version, plan.epoch_of(version) if plan else self.job.progress.epoch)
+        if finish.train:
+            result.train.CopyFrom(finish.train)
+        if finish.validation:
+            result.validation.CopyFrom(finish.validation)
+        # The parameters are kept though these cannot be.
+        trajectory = checkpoint = None
+        if self._begun:
+            try:
+                self.arrays.trajectory.add(version, slab)
+                trajectory = self.arrays.trajectory
+            except MemoryError as error:
+                problems.append(f"the trajectory could not be kept: {error or 'no memory'}")
+        if finish.position:
+            try:
+                checkpoint = self.checkpoint(finish.position)(slabs)
+            except MemoryError as error:
+                problems.append(f"no checkpoint of the last step could be kept: {error or 'no memory'}")
+        header = self.header(version)
+        return JobOutcome(self.job.id, finish.state, finish.error, header, slab, result, trajectory, checkpoint, tuple(problems))
 
     def _end(self, ending: JobOutcome) -> None:
         if self.over.is_set():
             return
         self.coordinator.finished()
-        self._turns.close()
+        self._queue.close()
         self._ended(ending)
         self.over.set()
-        if self.arrays:
-            self.arrays.close()
+        self.arrays.close()
 
     def needs(self, shard: ShardLink) -> bool:
         """Whether a shard holds something that the job cannot do without."""
-        return self.arrays is not None and self.arrays.needs(shard)
+        return self.arrays.needs(shard)
 
     def give_up(self, reason: str) -> None:
         """Ends the run, not the job, as the end of the server would: nothing that it holds is kept."""
         self.given_up = True
-        self._turns.close()
+        self._queue.close()
         self.telemetry.flush()
         self.telemetry.close()
         self._connections.say_goodbye(reason)
         self._connections.forget()
-        if self.arrays:
-            self.arrays.close()
-        self._give_back()
+        self.arrays.close()
+        self._admission.close()
         self.over.set()
-
-    def _give_back(self) -> None:
-        self._unadmitted.clear()
-        if self._budget:
-            self._budget.release(self)
 
     def dismiss(self) -> None:
         """Tells the workers that the job has ended, and gives its memory back. To be called when the end is durable."""
-        self._give_back()
+        self._admission.close()
         self._connections.say_goodbye(f"the job ended: {state_name(self.job.state)}")
 
     def release(self) -> None:

@@ -676,11 +676,10 @@ class Jobs:
         run = self._runs[ending.job_id]
         try:
             try:
-                await self._keeping.keep(ending, run.telemetry, partial(self._tell_shortage, ending.job_id))
+                ending = await self._keeping.keep(ending, run.telemetry, partial(self._tell_shortage, ending.job_id))
             except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
                 _log.exception("job %s: what it leaves cannot be kept", ending.job_id)
-                ending.state = job_pb2.JOB_STATE_FAILED
-                ending.error = ending.error or f"internal error: {type(error).__name__}: {error}"
+                ending = ending.failed(f"internal error: {type(error).__name__}: {error}")
             await self._record_end(run, ending)
             if ending.state == job_pb2.JOB_STATE_SUCCEEDED:
                 await self._keeping.remove_checkpoints(ending.job_id)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 from thalweg.contract.errors import ThalwegError
 from thalweg.server.driving.outcome import JobOutcome
@@ -12,7 +13,7 @@ from thalweg.server.storage.checkpoints import Checkpoint
 from thalweg.server.storage.database import Storage
 from thalweg.server.storage.journal import DISK_SECONDS, Journal
 from thalweg.server.storage.room import Shortage
-from thalweg.v1 import job_pb2, training_service_pb2
+from thalweg.v1 import training_service_pb2
 
 _log = logging.getLogger(__name__)
 
@@ -58,46 +59,47 @@ class ResultWriter:
             raise OSError("the events before it cannot be written") from None
         return await self._journal.run_aside(self._storage.checkpoints(job_id).write, checkpoint)
 
-    async def keep(self, ending: JobOutcome, telemetry: Telemetry, tell: Callable[[Shortage | None], object]) -> None:
+    async def keep(self, outcome: JobOutcome, telemetry: Telemetry, tell: Callable[[Shortage | None], object]) -> JobOutcome:
         """Makes what a job leaves durable: its result, and where it was if it ended before its time.
 
-        While there is no room, it is kept in memory and tried again; `tell` hears of that. If the result cannot be kept for
-        another reason, the ending says that the job has failed.
+        While there is no room, it is kept in memory and tried again; `tell` hears of that. Gives the outcome as it is then:
+        if the result cannot be kept for another reason, the job has failed.
         """
         try:
             # Memory comes back when other jobs end.
-            await self._journal.room.write(lambda: self._keep_result(ending), tell, also=(MemoryError,))
+            outcome = await self._journal.room.write(outcome.sealed, tell, also=(MemoryError,))
+            await self._journal.room.write(partial(self._keep_result, outcome), tell, also=(MemoryError,))
         except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
-            _log.exception("job %s: cannot keep its parameters", ending.job_id)
-            ending.state = job_pb2.JOB_STATE_FAILED
-            ending.error = ending.error or str(ThalwegError("STORAGE_FAILED", {"problem": str(error)}))
-        await self._keep_trajectory(ending)
+            _log.exception("job %s: cannot keep its parameters", outcome.job_id)
+            outcome = outcome.failed(str(ThalwegError("STORAGE_FAILED", {"problem": str(error)})))
+        outcome = await self._keep_trajectory(outcome)
         # What is on its way would otherwise come after it.
         await self.settled()
-        if ending.checkpoint:
-            checkpoint = ending.checkpoint
+        if outcome.checkpoint:
             try:
-                await self._journal.room.write(lambda: self._write(ending.job_id, checkpoint), tell)
+                await self._journal.room.write(partial(self._write, outcome.job_id, outcome.checkpoint), tell)
             except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
-                ending.problems.append(f"no checkpoint of the last step could be kept: {error or type(error).__name__}")
-        for problem in ending.problems:
+                problem = f"no checkpoint of the last step could be kept: {error or type(error).__name__}"
+                outcome = outcome.with_problem(problem)
+        for problem in outcome.problems:
             telemetry.notice(problem)
+        return outcome
 
-    async def _keep_result(self, ending: JobOutcome) -> None:
-        if ending.header is not None and ending.slab is not None:
-            await ending.seal()
-            await self._journal.run_files(self._storage.save_parameters, ending.job_id, ending.header, ending.slab)
+    async def _keep_result(self, outcome: JobOutcome) -> None:
+        if outcome.header is not None and outcome.slab is not None:
+            await self._journal.run_files(self._storage.save_parameters, outcome.job_id, outcome.header, outcome.slab)
 
-    async def _keep_trajectory(self, ending: JobOutcome) -> None:
-        if ending.header is None or ending.trajectory is None:
-            return
-        header = training_service_pb2.TrajectoryHeader(layout=ending.header.layout, versions=ending.trajectory.versions)
+    async def _keep_trajectory(self, outcome: JobOutcome) -> JobOutcome:
+        if outcome.header is None or outcome.trajectory is None:
+            return outcome
+        header = training_service_pb2.TrajectoryHeader(layout=outcome.header.layout, versions=outcome.trajectory.versions)
         try:
-            slabs = ending.trajectory.slabs
+            slabs = outcome.trajectory.slabs
             if slabs:
-                await self._journal.run_files(self._storage.save_trajectory, ending.job_id, header, slabs)
+                await self._journal.run_files(self._storage.save_trajectory, outcome.job_id, header, slabs)
         except Exception as error:  # noqa: BLE001 - the weights are there; a picture less is no failure
-            ending.problems.append(f"the trajectory could not be kept: {error or type(error).__name__}")
+            return outcome.with_problem(f"the trajectory could not be kept: {error or type(error).__name__}")
+        return outcome
 
     async def remove_checkpoints(self, job_id: str) -> None:
         """Removes the checkpoints of a job that needs them no more."""

@@ -1,12 +1,24 @@
-"""The workers of one running job: their streams, the memory that they share, and what they are told."""
+"""The workers of one running job: their streams, the memory that they share, and what is decided for them."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from thalweg.contract.errors import ThalwegError
+from thalweg.server.arrays.interface import Arrays
 from thalweg.server.arrays.parameters import Parameters
+from thalweg.server.deciding.decisions import (
+    AdmitWorker,
+    AssignDifferentiate,
+    AssignEvaluate,
+    AssignInitialize,
+    Dismiss,
+    Evict,
+    ForWorkers,
+    Refuse,
+    SendRange,
+)
 from thalweg.server.deciding.values import Place, WorkerId
 from thalweg.server.driving.telemetry import Telemetry
 from thalweg.server.settings import RunSettings
@@ -88,7 +100,34 @@ class Connections:
         self._telemetry.workers_changed(self._names.values(), left=[name])
         return True
 
-    def evict(self, worker: WorkerId) -> None:
+    def carry_out(self, decision: ForWorkers, arrays: Arrays) -> None:
+        """Sends a worker, if it is there, what was decided for it, or ends its stream. Shards hear of it before."""
+        match decision:
+            case SendRange(workers, version, chunks):
+                self._send_range(arrays, workers, version, arrays.send(workers, version, chunks))
+            case AssignDifferentiate(worker, _, _, again):
+                self._telemetry.contributions.reissued_tasks += again
+                self._assign(arrays, worker, wire.differentiate(decision))
+            case AssignEvaluate(worker, task):
+                self._assign(arrays, worker, wire.evaluate(task))
+            case AssignInitialize(worker):
+                initialize = parameter_service_pb2.InitializeTask()
+                self._send(worker, parameter_service_pb2.WorkResponse(initialize=initialize))
+            case AdmitWorker(worker):
+                self._admit(arrays, worker)
+            case Evict(worker):
+                arrays.leave(worker)
+                self._evict(worker)
+            case Dismiss(worker, reason):
+                arrays.leave(worker)
+                self._dismiss(worker, reason)
+            case Refuse(worker, problem):
+                arrays.leave(worker)
+                self._refuse(worker, problem)
+            case _:
+                assert_never(decision)
+
+    def _evict(self, worker: WorkerId) -> None:
         """Ends the stream of a worker that said nothing for too long."""
         connection = self._all.get(worker)
         if connection:
@@ -97,14 +136,14 @@ class Connections:
             connection.evict()
             self.leave(worker)
 
-    def dismiss(self, worker: WorkerId, reason: str) -> None:
+    def _dismiss(self, worker: WorkerId, reason: str) -> None:
         """Lets a worker go that cannot do its job."""
         connection = self._all.get(worker)
         if connection:
             connection.send(parameter_service_pb2.WorkResponse(goodbye=parameter_service_pb2.Goodbye(reason=reason)))
             self.leave(worker)
 
-    def refuse(self, worker: WorkerId, problem: str) -> None:
+    def _refuse(self, worker: WorkerId, problem: str) -> None:
         """Ends the stream of a worker that disagrees with the others."""
         connection = self._all.get(worker)
         if connection:
@@ -120,10 +159,8 @@ class Connections:
         _log.debug("job %s: the socket of worker %s: %s", self._telemetry.job.id, connection.name, problem)
         connection.evict()
 
-    def accept(
-        self, worker: WorkerId, chunk_elements: int, invite: Callable[[WorkerId], list[parameter_service_pb2.ShardRange]]
-    ) -> None:
-        """Tells a worker, if it is there, how the slab is cut and where it lies; `invite` lets it come to the shards."""
+    def _admit(self, arrays: Arrays, worker: WorkerId) -> None:
+        """Tells a worker how the slab is cut and where it lies, and lets it come to the shards."""
         connection = self._all.get(worker)
         if connection is None:
             return
@@ -135,20 +172,24 @@ class Connections:
                 self._telemetry.notice(f"no memory could be shared with worker {connection.name}: {error}")
             connection.evict()
             return
-        shards = invite(worker)
+        chunk_elements, shards = arrays.parameters.plan.chunk_elements, arrays.invite(worker)
         accepted = parameter_service_pb2.Accepted(chunk_elements=chunk_elements, shared_memory=shared, shards=shards)
         connection.send(parameter_service_pb2.WorkResponse(accepted=accepted))
 
-    def send(self, worker: WorkerId, message: parameter_service_pb2.WorkResponse) -> None:
-        """Tells a worker something, if it is there."""
+    def _assign(self, arrays: Arrays, worker: WorkerId, task: parameter_service_pb2.WorkResponse) -> None:
+        arrays.announce(worker, task)
+        self._send(worker, task)
+
+    def _send(self, worker: WorkerId, message: parameter_service_pb2.WorkResponse) -> None:
         connection = self._all.get(worker)
         if connection and not self.shared.say(worker, message):
             connection.send(message)
 
-    def send_range(self, parameters: Parameters, workers: Iterable[WorkerId], version: int, chunks: range) -> None:
-        """Sends chunks of the parameters to those of the workers that are there and do not share them."""
-        connections = [self._all[worker] for worker in self.shared.remote(workers) if worker in self._all]
-        self._telemetry.exchange.parameter_bytes += broadcast(parameters, connections, version, chunks)
+    def _send_range(self, arrays: Arrays, workers: Iterable[WorkerId], version: int, chunks: range) -> None:
+        """Sends chunks of the parameters that are here to those of the workers that do not share them."""
+        if chunks:
+            connections = [self._all[worker] for worker in self.shared.remote(workers) if worker in self._all]
+            self._telemetry.exchange.parameter_bytes += broadcast(arrays.parameters, connections, version, chunks)
 
     def say_goodbye(self, reason: str) -> None:
         """Tells all workers that there is nothing more to do."""
