@@ -15,12 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.learning.batches import inputs, targets
+from thalweg.contract import rules
 from thalweg.contract.resources import Memory
 from thalweg.learning import data
 from thalweg.learning.data import DataError, Dataset, MemoryLackError
 from thalweg.learning.data.builtins import BUILTINS
 from thalweg.learning.data.order import MAX_PERMUTED, Bijection, Order, Permutation, arrangement
 from thalweg.learning.data.preparation import split
+from thalweg.learning.data.sources import SOURCES
 from thalweg.v1 import job_pb2
 
 
@@ -222,6 +224,12 @@ def test_a_split_is_a_partition_that_follows_from_the_seed(seed: int, samples: i
     assert sorted([*train, *validation]) == list(range(samples))
     assert len(validation) == wanted
     assert all(np.array_equal(a, b) for a, b in zip((train, validation), split(seed, samples, fraction), strict=True))
+
+
+def test_sources_are_the_contracts() -> None:
+    assert list(SOURCES) == rules.alternatives(job_pb2.Data, "source")
+    assert rules.files(job_pb2.Data, "source") == ["npz", "csv"]
+    assert rules.files(job_pb2.Initial, "source") == ["file"]
 
 
 def order_of(samples: int, batch_size: int, microbatches: int, seed: int, order: str = "auto") -> Order:

@@ -23,18 +23,16 @@ from thalweg.client.settings import Setting, lay_over, read_settings
 from thalweg.client.weights import check_weights
 from thalweg.contract.encoding import UTF8, why_not_utf8
 from thalweg.contract.errors import Violation, invalid
-from thalweg.contract.rules import alternatives
+from thalweg.contract.rules import alternatives, files
 from thalweg.v1 import job_pb2
 
 Settings = Mapping[str, Any] | Iterable[str]
 JobSource = AnyPath | Mapping[str, Any] | job_pb2.JobSpec
 
-# The alternatives `source` of a specification that may be files, by their paths in it; and which of each are.
-_FILES = {"data": ("npz", "csv"), "model.initial": ("file",)}
-_SOURCES = {
-    path: [f"{path}.{name}" for name in alternatives(message, "source")]
-    for path, message in {"data": job_pb2.Data, "model.initial": job_pb2.Initial}.items()
-}
+# Messages of a specification whose `source` may be a file, by their paths in it; which alternatives are files; all their paths.
+_MESSAGES: dict[str, type[job_pb2.Data | job_pb2.Initial]] = {"data": job_pb2.Data, "model.initial": job_pb2.Initial}
+_FILES = {path: files(message, "source") for path, message in _MESSAGES.items()}
+_SOURCES = {path: [f"{path}.{name}" for name in alternatives(message, "source")] for path, message in _MESSAGES.items()}
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,12 @@ def real_oneofs(message: Descriptor) -> list[OneofDescriptor]:
     return [oneof for oneof in message.oneofs if len(oneof.fields) > 1 or not oneof.name.startswith("_")]
 
 
+def files(message: type[Any] | Descriptor, oneof: str) -> list[str]:
+    """The names of those alternatives of a `oneof` that are paths of files."""
+    descriptor: Descriptor = message if isinstance(message, Descriptor) else message.DESCRIPTOR
+    return [field.name for field in descriptor.oneofs_by_name[oneof].fields if rules_of(field).file]
+
+
 def alternatives(message: type[Any] | Descriptor, oneof: str) -> list[str]:
     """The names of the alternatives of a `oneof`, in the order of the `.proto` file."""
     descriptor: Descriptor = message if isinstance(message, Descriptor) else message.DESCRIPTOR

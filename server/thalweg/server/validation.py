@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from thalweg.contract.errors import Violation, invalid
-from thalweg.contract.rules import choice_of, default_of, real_oneofs, rules_of
+from thalweg.contract.rules import choice_of, default_of, files, real_oneofs, rules_of
 from thalweg.contract.text import MAX_STATUS_BYTES
 from thalweg.v1 import job_pb2, options_pb2
 
@@ -253,7 +253,7 @@ def _across_data(data: job_pb2.Data) -> Iterator[Violation]:
     source = data.WhichOneof("source")
     if source and not getattr(data, source):
         yield Violation(f"data.{source}", "must not be empty")
-    elif source in ("npz", "csv") and not data.sha256:
+    elif source in files(job_pb2.Data, "source") and not data.sha256:
         yield Violation(f"data.{source}", "upload the file first (UploadData) and give its SHA-256 in data.sha256")
     elif source == "builtin" and data.sha256:
         yield Violation("data.sha256", "is that of an uploaded file, and the data is built in; leave it out")

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.learning.batch import INPUT, TARGET, Schema
-from thalweg.learning.data import builtins, columns, npz, table
+from thalweg.learning.data import columns, npz, table
 from thalweg.learning.data.checks import check_numbers, check_prepared
 from thalweg.learning.data.columns import Found, Source
 from thalweg.learning.data.errors import DataError, MemoryLackError
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.data.preparation import as_targets, prepare, preprocess, split, standardization
 from thalweg.learning.data.samples import Arrays, Samples
+from thalweg.learning.data.sources import SOURCES
 from thalweg.v1 import job_pb2
 
 __all__ = [
@@ -90,14 +91,7 @@ def held_out(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Source:
 
 def read(data: job_pb2.Data, fetch: Callable[[str], Path]) -> Source:
     """Samples and targets as they stand in the source. Raises DataError if it cannot be read."""
-    match data.WhichOneof("source"):
-        case "builtin":
-            return Source(*builtins.load(data.builtin))
-        case "npz":
-            return Source(*npz.load(fetch(data.sha256), "data.npz", data.npz))
-        case _:
-            found = table.read(fetch(data.sha256), table.TO_TRAIN, data.csv, _header(data))
-            return columns.to_train(found, data.csv, data.target)
+    return SOURCES[str(data.WhichOneof("source"))](data, fetch)
 
 
 def read_samples(
@@ -113,12 +107,8 @@ def read_samples(
         return Found(npz.load_samples(path, words.field, name))
     if path.suffix.lower() in (".npy", ".npz"):
         raise DataError(f"{words.field}: {name!r} is not a NumPy file; write one with numpy.save")
-    found = table.read(path, words, name, _header(data) if header is None else header)
+    found = table.read(path, words, name, columns.header_of(data) if header is None else header)
     return columns.to_predict(found, name, preprocessing, data.target, features)
-
-
-def _header(data: job_pb2.Data) -> bool | None:
-    return data.header if data.HasField("header") else None
 
 
 def _check(field: str, x: NDArray[Any], y: NDArray[Any]) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.learning.data import npz
+from thalweg.learning.data.columns import Source
 from thalweg.learning.data.errors import DataError
+from thalweg.v1 import job_pb2
 
 Arrays = tuple[NDArray[Any], NDArray[Any]]
 
@@ -43,3 +45,8 @@ def load(name: str) -> Arrays:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise DataError(f"data.builtin: unknown data set {name!r}; expected one of {', '.join(BUILTINS)}{hint}")
     return BUILTINS[name]()
+
+
+def source(data: job_pb2.Data, _: object) -> Source:
+    """The data set that a job names. Raises DataError if there is none of that name."""
+    return Source(*load(data.builtin))

@@ -1,7 +1,8 @@
 """Which columns of a table are features and which is the target: by name where there are names."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.memory import check_memory
-from thalweg.learning.data.table import TO_PREDICT, Table
+from thalweg.learning.data.table import TO_PREDICT, TO_TRAIN, Table, read
 from thalweg.v1 import job_pb2
 
 # Of many names so many are listed in a message.
@@ -30,6 +31,16 @@ class Found(NamedTuple):
 
     x: NDArray[Any]
     notice: str = ""
+
+
+def source(data: job_pb2.Data, fetch: Callable[[str], Path]) -> Source:
+    """The features and the target of a job's table. Raises DataError if it cannot be read."""
+    return to_train(read(fetch(data.sha256), TO_TRAIN, data.csv, header_of(data)), data.csv, data.target)
+
+
+def header_of(data: job_pb2.Data) -> bool | None:
+    """Whether a job's table has a line of column names; None if the job does not say."""
+    return data.header if data.HasField("header") else None
 
 
 def to_train(table: Table, name: str, target: str) -> Source:

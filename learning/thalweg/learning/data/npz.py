@@ -5,7 +5,7 @@ import math
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -14,9 +14,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from thalweg.learning.data.columns import listed
+from thalweg.learning.data.columns import Source, listed
 from thalweg.learning.data.errors import DataError, MemoryLackError
 from thalweg.learning.data.memory import check_memory
+from thalweg.v1 import job_pb2
 
 # What a damaged, encrypted or foreign file makes its reader raise.
 _UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -26,6 +27,11 @@ _BLOCK = 1 << 20
 # NumPy parses an array's header with `ast`, and in Python 3.11 two threads that do so can break each other: the depth of the
 # parser's recursion is kept once for the process (https://github.com/python/cpython/issues/106905).
 _one_reader = threading.Lock()
+
+
+def source(data: job_pb2.Data, fetch: Callable[[str], Path]) -> Source:
+    """The arrays `x` and `y` of a job's archive. Raises DataError if it cannot be read."""
+    return Source(*load(fetch(data.sha256), "data.npz", data.npz))
 
 
 def load(path: Path, field: str, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
