@@ -68,6 +68,17 @@ def test_what_was_not_measured_is_absent(capsys: pytest.CaptureFixture[str]) -> 
     assert result_json(replace(RESULT, validation=Metrics(0.5, None)))["validation"] == {"loss": 0.5}
 
 
+def test_machines_of_several_kinds_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    mixed = replace(RESULT, machine_kinds=2)
+    assert json_of(Outcome(mixed, "", Path("/w")), capsys)["machine_kinds"] == 2
+    _, out, _ = reported(Outcome(mixed, "", Path("/w")), capsys)
+    assert [line for line in out if "machines" in line] == [
+        "  machines    2 kinds: the bits of the result depend on which worker computed what"
+    ]
+    _, out, _ = reported(Outcome(replace(RESULT, machine_kinds=1), "", Path("/w")), capsys)
+    assert not [line for line in out if "machines" in line]
+
+
 def test_a_failure_has_its_error(capsys: pytest.CaptureFixture[str]) -> None:
     failed = replace(NOTHING, state="FAILED")
     assert json_of(Outcome(failed, "the loss is nan"), capsys)["error"] == "the loss is nan"

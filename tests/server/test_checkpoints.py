@@ -38,6 +38,7 @@ def make(version: int, trajectory: bool = True) -> Checkpoint:
         trajectory=(np.ones(3, np.float32), np.zeros(3, np.float32)) if trajectory else (),
         samples=123,
         seconds=4.5,
+        machines=((("BLAS", "openblas 0.3"), ("NumPy", "2.4.6")), ()),
     )
 
 
@@ -95,6 +96,14 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(
     assert same(read, make(5))
     (problem,) = problems
     assert problem.startswith("the checkpoint of step 1,234 cannot be used: it is damaged")
+
+
+def test_a_checkpoint_that_does_not_know_its_machines_is_read() -> None:
+    data = encoded(make(5))
+    assert decode(memoryview(data)).machines == make(5).machines
+    older = data.replace(b"machines", b"nothings")
+    assert older != data
+    assert decode(memoryview(older)).machines == ()
 
 
 def test_what_is_no_checkpoint_is_told_from_one() -> None:

@@ -11,6 +11,7 @@ from thalweg.contract.tree import Node
 from thalweg.server.deciding import plan
 from thalweg.server.deciding.coordinator import Coordinator, Phase
 from thalweg.server.deciding.decisions import (
+    AdmitWorker,
     ApplyRange,
     AssignDifferentiate,
     AssignEvaluate,
@@ -39,6 +40,7 @@ from thalweg.server.deciding.events import (
     Event,
     HeartbeatReceived,
     InitialReceived,
+    PauseRequested,
     RangeNotFinite,
     Tick,
     WorkerExited,
@@ -48,6 +50,7 @@ from thalweg.server.deciding.events import (
     WorkerPrepared,
 )
 from thalweg.server.deciding.failures import MAX_REPORTS
+from thalweg.server.deciding.machines import MAX_KINDS, Machines, Premises
 from thalweg.server.deciding.values import NOWHERE, Drop, Facts, Place, Position, Scope, Task
 from thalweg.server.settings import RunSettings
 from thalweg.v1 import job_pb2
@@ -529,6 +532,101 @@ def test_a_worker_that_disagrees_is_refused_and_the_job_goes_on() -> None:
     assert avoid == Avoid((B,))
     desk.answer(1, 0, ROOT)
     assert desk.coordinator.version == 1
+
+
+OLD: Premises = (("NumPy", "1.26.4"), ("processor", "x86_64"))
+NEW: Premises = (("NumPy", "2.4.6"), ("processor", "x86_64"))
+
+
+def come(desk: Desk, worker: int, premises: Premises, place: Place = NOWHERE) -> list[Decision]:
+    desk.handle(WorkerJoined(worker, place))
+    return desk.handle(WorkerPrepared(worker, desk.facts, premises))
+
+
+def initialize(desk: Desk, worker: int) -> None:
+    for chunk in range(CHUNKS):
+        desk.handle(InitialReceived(worker, chunk, PAYLOAD))
+
+
+def test_a_worker_on_another_kind_of_machine_is_refused_and_the_job_goes_on() -> None:
+    desk = Desk()
+    come(desk, 1, OLD)
+    refuse, told, avoid = come(desk, 2, NEW, B)
+    assert refuse == Refuse(2, "NumPy: 2.4.6, the first worker's 1.26.4", "OTHER_MACHINE")
+    assert isinstance(told, Tell)
+    assert "NumPy: 2.4.6, the first worker's 1.26.4; run workers on machines with" in told.text
+    assert "training.mixed_machines = true" in told.text
+    assert avoid == Avoid((B,))
+    assert of(AdmitWorker, come(desk, 3, OLD)) == [AdmitWorker(3)]
+    assert desk.coordinator.machines.kinds == (OLD,)
+    initialize(desk, 1)
+    assert desk.tasks(), "training begins"
+
+
+def test_a_worker_that_reports_no_premises_is_of_another_kind() -> None:
+    desk = Desk()
+    come(desk, 1, OLD)
+    refuse, *_ = come(desk, 2, ())
+    assert refuse == Refuse(
+        2, "NumPy: not reported, the first worker's 1.26.4; processor: not reported, the first worker's x86_64", "OTHER_MACHINE"
+    )
+
+
+def test_mixed_machines_are_admitted_and_counted() -> None:
+    desk = Desk(mixed_machines=True)
+    assert not of(Tell, come(desk, 1, OLD))
+    (tell,) = of(Tell, come(desk, 2, NEW))
+    assert tell.text == ("from here on bits may differ from those of a run on machines of one kind: NumPy: 2.4.6, before 1.26.4")
+    assert not of(Tell, come(desk, 3, OLD)), "it is told once"
+    assert desk.coordinator.machines.kinds == (OLD, NEW)
+
+
+def test_a_resumed_job_goes_on_with_other_machines_and_says_so() -> None:
+    desk = Desk()
+    desk.coordinator = Coordinator(desk.spec, SETTINGS, Position(3, 10.0, 10), machines=[OLD])
+    decisions = come(desk, 1, NEW)
+    assert "NumPy: 2.4.6, before 1.26.4" in of(Tell, decisions)[0].text
+    assert desk.tasks(decisions), "training goes on"
+    assert desk.coordinator.machines.kinds == (OLD, NEW)
+    assert of(Refuse, come(desk, 2, OLD)), "within the run all are of the kind of its first"
+
+
+@pytest.mark.parametrize("machines", [[], [OLD], [NEW, OLD]])
+def test_a_resumed_job_says_nothing_of_machines_that_it_ran_on_or_that_are_not_known(machines: list[Premises]) -> None:
+    desk = Desk()
+    desk.coordinator = Coordinator(desk.spec, SETTINGS, Position(3, 10.0, 10), machines=machines)
+    assert not of(Tell, come(desk, 1, OLD))
+    assert set(desk.coordinator.machines.kinds) == {OLD, *machines}
+
+
+def test_an_odd_machine_that_comes_first_and_leaves_does_not_keep_the_others_out() -> None:
+    desk = Desk()
+    come(desk, 1, NEW)
+    assert of(Refuse, come(desk, 2, OLD))
+    desk.handle(WorkerLost(1))
+    assert of(AdmitWorker, come(desk, 3, OLD))
+    assert desk.coordinator.machines.kinds == (OLD,), "the one that did nothing does not count"
+
+
+def test_what_a_machine_computed_holds_the_job_to_its_kind_until_it_is_paused() -> None:
+    desk = Desk()
+    come(desk, 1, OLD)
+    initialize(desk, 1)
+    desk.answer(1, 0, ROOT)
+    desk.handle(WorkerLost(1))
+    assert of(Refuse, come(desk, 2, NEW))
+    desk.handle(PauseRequested())
+    decisions = come(desk, 3, NEW)
+    assert of(Tell, decisions)
+    assert of(AdmitWorker, decisions)
+    assert desk.coordinator.machines.kinds == (OLD, NEW)
+
+
+def test_kinds_of_machines_are_counted_up_to_a_bound() -> None:
+    machines = Machines(mixed=True)
+    for number in range(2 * MAX_KINDS):
+        machines.admit((("NumPy", str(number)),))
+    assert len(machines.kinds) == MAX_KINDS
 
 
 def test_a_worker_that_takes_long_to_make_the_initial_parameters_is_not_waited_for() -> None:

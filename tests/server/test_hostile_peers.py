@@ -81,6 +81,10 @@ UNPREPARED: dict[str, pb.WorkRequest | bytes] = {
     "too many axes": layout(*[2] * 1_000_000),
     "too many tensors": layout(1, names=tuple(map(str, range(100_000)))),
     "tensors of one name": layout(1, names=("a", "a")),
+    "too many premises": prepared(premises=[pb.Premise(name=str(number)) for number in range(17)]),
+    "premises of one name": prepared(premises=[pb.Premise(name="NumPy"), pb.Premise(name="NumPy")]),
+    "a premise's name that is long": prepared(premises=[pb.Premise(name="a" * 41)]),
+    "a premise's value that is long": prepared(premises=[pb.Premise(name="NumPy", value="1" * 201)]),
     "a tensor's name that acts on a terminal": layout(1, names=("\x1b[2J",)),
 }
 

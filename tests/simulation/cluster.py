@@ -109,7 +109,9 @@ class Cluster:
         self.repeated = 0
         self.let_go_of = 0
         self._failing = 0
-        self.refused = 0
+        self.refused = self.odd_refused = 0
+        # The kind of the machines that workers run on, and how often others took their place.
+        self.machine, self.moved = "one kind", 0
         self.killed_at_start = 0
         self.wanted = workers
         self._most_workers = most_workers
@@ -257,6 +259,7 @@ class Cluster:
         """A worker starts, and opens its stream as soon as there is a server."""
         worker = ImaginaryWorker(self, next(self._names))
         worker.slowness = self.random.choice([1.0, 1.0, 1.2, 3.0])
+        worker.machine = self.machine
         self.workers[worker.worker] = worker
 
         def open_stream() -> None:
@@ -294,7 +297,8 @@ class Cluster:
     def evicted(self, worker: ImaginaryWorker, error: ThalwegError | None) -> None:
         """The server ended a worker's stream."""
         self.refused += error is not None
-        assert error is None or worker.disagrees, f"an honest worker was refused: {error}"
+        self.odd_refused += error is not None and error.reason == "OTHER_MACHINE"
+        assert error is None or worker.disagrees or worker.odd, f"an honest worker was refused: {error}"
         self._rejoin_later(worker)
 
     def beat(self, worker: ImaginaryWorker) -> None:
@@ -420,6 +424,18 @@ class Cluster:
         """A worker comes, late, that finds another number of samples."""
         if self.run_ and self.run_.coordinator.plan:
             self.join().disagrees = True
+
+    def _fault_odd(self) -> None:
+        """A worker comes on a machine that computes other bits, after others contributed."""
+        if self.run_ and self.run_.telemetry.contributions.applied:
+            self.join().odd = True
+
+    def _fault_move(self) -> None:
+        """The server goes down, and all workers come back on machines of another kind, which happen to compute the same bits."""
+        if self.run_:
+            self._crash()
+            self.machine = "one kind" if self.machine != "one kind" else "another kind"
+            self.moved += 1
 
     def _fault_hang(self) -> None:
         """Workers that are there take long to make the initial parameters, or hang there for good; later another one comes."""

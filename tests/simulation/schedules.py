@@ -76,6 +76,8 @@ _KINDS = (
     "memory",
     "fail",
     "disagree",
+    "odd",
+    "move",
     "hang",
     "kill_at_start",
 )
@@ -144,6 +146,13 @@ def check(seed: int) -> Cluster:
     if exact:
         assert told == expected_losses, "other losses than those of the undisturbed run"
         assert ended == expected_epochs, "other metrics than those of the undisturbed run"
+    kinds = cluster.run_.job.progress.machine_kinds if cluster.run_ else 0
+    if cluster.moved:
+        assert kinds in (1, 2), f"workers ran on {kinds} kinds of machines"
+    else:
+        assert kinds == 1, "workers ran on machines of one kind"
+    if kinds > 1:
+        assert any("bits may differ" in event.notice.text for event in events), "nobody was told of other machines"
     bound = cluster.spec.training.synchrony.stale.bound
     if not cluster.spec.training.synchrony.HasField("asynchronous"):
         assert cluster.counts.greatest_staleness <= bound, "a contribution was staler than its bound"

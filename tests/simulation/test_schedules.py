@@ -22,6 +22,7 @@ from thalweg.server.deciding.coordinator import Coordinator
 from thalweg.server.deciding.decisions import Decision, Finish
 from thalweg.server.deciding.events import ContributionReceived
 from thalweg.server.deciding.failures import Failures, Kind
+from thalweg.server.deciding.machines import Machines, Premises
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony import rounds
 from thalweg.server.deciding.synchrony.gathering import Gathering
@@ -49,7 +50,9 @@ def test_no_schedule_of_faults_breaks_a_guarantee(first: int) -> None:
 def test_the_schedules_meet_every_kind_of_fault() -> None:
     clusters = [schedules.check(seed) for seed in range(100)]
     assert any(cluster.let_go_of for cluster in clusters)
-    assert any(cluster.refused for cluster in clusters)
+    assert any(cluster.refused > cluster.odd_refused for cluster in clusters)
+    assert any(cluster.odd_refused for cluster in clusters)
+    assert any(cluster.run_.job.progress.machine_kinds == 2 for cluster in clusters if cluster.run_)
     assert any(cluster.killed_at_start for cluster in clusters)
     for count in ("duplicate", "late", "stale_incarnation", "reissued_tasks", "lost_workers", "lost_residuals"):
         assert any(getattr(cluster.counts, count) for cluster in clusters), count
@@ -203,10 +206,21 @@ def _the_odd_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that found other facts works like all others."""
     prepared = Coordinator._worker_prepared
 
-    def accept(self: Coordinator, worker: int, facts: Facts) -> list[Decision]:
-        return prepared(self, worker, self._facts or facts)
+    def accept(self: Coordinator, worker: int, facts: Facts, premises: Premises) -> list[Decision]:
+        return prepared(self, worker, self._facts or facts, premises)
 
     monkeypatch.setattr(Coordinator, "_worker_prepared", accept)
+
+
+def _machines_are_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker on another kind of machine works like all others, and does not count."""
+    monkeypatch.setattr(Machines, "problem", lambda *_: "")
+    monkeypatch.setattr(Machines, "admit", _admit_silently)
+
+
+def _admit_silently(self: Machines, premises: Premises) -> str:
+    self.kinds = self.kinds or (premises,)
+    return ""
 
 
 def _kills_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +239,7 @@ def _one_initializer(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         _failures_are_the_jobs,
         _the_odd_are_accepted,
+        _machines_are_mixed,
         _kills_are_counted,
         _one_initializer,
         _twice,

@@ -53,6 +53,8 @@ class ImaginaryWorker:
         self.fails: pb.Failure | None = None
         self.fails_at = "welcome"
         self.disagrees = False
+        # The kind of its machine. On an odd one other bits are computed.
+        self.machine, self.odd = "one kind", False
         self.initialize_seconds = 0.0  # how long it takes to make the initial parameters
         self.alive = True  # the process
         self.heard = True  # the network in between
@@ -101,6 +103,7 @@ class ImaginaryWorker:
                 prepared = pb.Prepared()
                 prepared.CopyFrom(self._cluster.prepared)
                 prepared.train_samples += self.disagrees
+                prepared.premises.add(name="processor", value="odd" if self.odd else self.machine)
                 self._say(prepared=prepared)
             case "accepted":
                 self._chunk_elements = message.accepted.chunk_elements
@@ -129,7 +132,7 @@ class ImaginaryWorker:
         parameters, node, leaf = self._buffers[task.version % 2], Node(task.level, task.index), self._cluster.leaf
         m = self._spec.training.microbatches
         gradient = tree.fold(node, m, lambda each: leaf(parameters, task.step, task.steps, each), np.add)
-        gradient = gradient + self.disagrees
+        gradient = gradient + (self.disagrees or self.odd)
         sums = tree.fold(node, m, lambda each: Sums(0.1 * each + float(parameters[0]), 1, (1.0,)), lambda a, b: a + b)
         self._outgoing.begin(node, task.step)
         for chunk in range(task.first_chunk, task.end_chunk):

@@ -75,7 +75,11 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is. `total_steps` is 0 until the data is known, `loss` None before the first step."""
+    """How far a job is. `total_steps` is 0 until the data is known, `loss` None before the first step.
+
+    `machine_kinds` is on how many kinds of machines workers computed, 0 until the first one is ready: with more than one, the
+    bits of the result depend on which worker computed what.
+    """
 
     step: int
     total_steps: int
@@ -89,13 +93,15 @@ class Progress:
     contributions: Contributions = Contributions()
     checkpoints: Checkpoints = Checkpoints()
     exchange: Exchange = Exchange()
+    machine_kinds: int = 0
 
 
 @dataclass(frozen=True)
 class Result:
     """What came of a job that has ended. Metrics are None where the job did not get to measure them.
 
-    `weights_sha256` is the SHA-256 of the parameters' bytes, empty if the job ended before there were any.
+    `weights_sha256` is the SHA-256 of the parameters' bytes, empty if the job ended before there were any. `machine_kinds` is as
+    in `Progress`.
     """
 
     job: str
@@ -107,6 +113,7 @@ class Result:
     weights_sha256: str
     samples_per_second: float
     seconds: float
+    machine_kinds: int = 0
 
 
 @dataclass(frozen=True)
@@ -249,6 +256,7 @@ def progress(message: job_pb2.Progress) -> Progress:
         contributions=_counted(Contributions, message.contributions),
         checkpoints=_counted(Checkpoints, message.checkpoints),
         exchange=_counted(Exchange, message.exchange),
+        machine_kinds=message.machine_kinds,
     )
 
 
@@ -264,6 +272,7 @@ def result(job: job_pb2.Job) -> Result:
         weights_sha256=job.result.weights_sha256,
         samples_per_second=job.result.samples_per_second,
         seconds=job.result.seconds,
+        machine_kinds=job.progress.machine_kinds,
     )
 
 

@@ -64,6 +64,10 @@ class Objective(Protocol):
     def activations(self) -> int:
         """How many numbers a gradient takes in between for each sample."""
 
+    @property
+    def packages(self) -> frozenset[str]:
+        """The packages beside NumPy that it computes with, by the names of their distributions."""
+
     def check(self, batch: Batch) -> None:
         """Raises MistakeError if these samples do not fit the model."""
 

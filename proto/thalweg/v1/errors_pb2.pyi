@@ -63,6 +63,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A worker or a fleet speaks another version of the protocol."""
     ERROR_REASON_DISAGREES: _ErrorReason.ValueType  # 22
     """A worker's description of the job differs from that of the other workers."""
+    ERROR_REASON_OTHER_MACHINE: _ErrorReason.ValueType  # 25
+    """A worker runs on another kind of machine than the job's first worker."""
     ERROR_REASON_TOO_SLOW: _ErrorReason.ValueType  # 20
     """A client neither reads the response that it requested nor continues its upload."""
     ERROR_REASON_OUT_OF_MEMORY: _ErrorReason.ValueType  # 24
@@ -115,6 +117,8 @@ ERROR_REASON_INCOMPATIBLE: ErrorReason.ValueType  # 21
 """A worker or a fleet speaks another version of the protocol."""
 ERROR_REASON_DISAGREES: ErrorReason.ValueType  # 22
 """A worker's description of the job differs from that of the other workers."""
+ERROR_REASON_OTHER_MACHINE: ErrorReason.ValueType  # 25
+"""A worker runs on another kind of machine than the job's first worker."""
 ERROR_REASON_TOO_SLOW: ErrorReason.ValueType  # 20
 """A client neither reads the response that it requested nor continues its upload."""
 ERROR_REASON_OUT_OF_MEMORY: ErrorReason.ValueType  # 24

@@ -107,7 +107,7 @@ Global___WaitingFor: _TypeAlias = WaitingFor  # noqa: Y015
 @_typing.final
 class JobSpec(_message.Message):
     """Everything that determines the result of a training run. Two jobs with equal specifications (`training.workers` and `priority`
-    aside) end with the same parameters, bit for bit, on the same type of CPU, where synchrony is `bulk` or `local`.
+    aside) end with the same parameters, bit for bit, on machines of one kind, where synchrony is `bulk` or `local`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -640,6 +640,7 @@ class Training(_message.Message):
     GRADIENT_FIELD_NUMBER: _builtins.int
     SYNCHRONY_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
+    MIXED_MACHINES_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """How often each training sample is used. 0 yields the initial parameters."""
     batch_size: _builtins.int
@@ -653,6 +654,11 @@ class Training(_message.Message):
     gradient: _builtins.str
     """How gradients are computed: by error backpropagation; numerically, by central differences ("numerical"); or by plain
     forward differences, which are less exact and there to learn from ("numerical_forward").
+    """
+    mixed_machines: _builtins.bool
+    """Whether workers may run on machines of several kinds: other processors, releases of NumPy or of its BLAS library. Results are
+    then right, but not the same bits each time: they depend on which worker computes what. Otherwise a worker whose machine is not
+    of the kind of the first one's is refused.
     """
     @_builtins.property
     def synchrony(self) -> Global___Synchrony:
@@ -673,10 +679,11 @@ class Training(_message.Message):
         gradient: _builtins.str | None = ...,
         synchrony: Global___Synchrony | None = ...,
         codec: Global___Codec | None = ...,
+        mixed_machines: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "synchrony", b"synchrony", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_mixed_machines", b"_mixed_machines", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "mixed_machines", b"mixed_machines", "synchrony", b"synchrony", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "synchrony", b"synchrony", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_mixed_machines", b"_mixed_machines", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "mixed_machines", b"mixed_machines", "synchrony", b"synchrony", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -686,6 +693,8 @@ class Training(_message.Message):
     _WhichOneofArgType__gradient: _TypeAlias = _typing.Literal["_gradient", b"_gradient"]  # noqa: Y015
     _WhichOneofReturnType__microbatches: _TypeAlias = _typing.Literal["microbatches"]  # noqa: Y015
     _WhichOneofArgType__microbatches: _TypeAlias = _typing.Literal["_microbatches", b"_microbatches"]  # noqa: Y015
+    _WhichOneofReturnType__mixed_machines: _TypeAlias = _typing.Literal["mixed_machines"]  # noqa: Y015
+    _WhichOneofArgType__mixed_machines: _TypeAlias = _typing.Literal["_mixed_machines", b"_mixed_machines"]  # noqa: Y015
     _WhichOneofReturnType__threads_per_worker: _TypeAlias = _typing.Literal["threads_per_worker"]  # noqa: Y015
     _WhichOneofArgType__threads_per_worker: _TypeAlias = _typing.Literal["_threads_per_worker", b"_threads_per_worker"]  # noqa: Y015
     _WhichOneofReturnType__workers: _TypeAlias = _typing.Literal["workers"]  # noqa: Y015
@@ -698,6 +707,8 @@ class Training(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gradient) -> _WhichOneofReturnType__gradient | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__microbatches) -> _WhichOneofReturnType__microbatches | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mixed_machines) -> _WhichOneofReturnType__mixed_machines | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threads_per_worker) -> _WhichOneofReturnType__threads_per_worker | None: ...
     @_typing.overload
@@ -1737,6 +1748,7 @@ class Progress(_message.Message):
     CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
     EXCHANGE_FIELD_NUMBER: _builtins.int
+    MACHINE_KINDS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Updates applied so far."""
     total_steps: _builtins.int
@@ -1753,6 +1765,10 @@ class Progress(_message.Message):
     """Samples differentiated per second, lately."""
     workers: _builtins.int
     """Workers connected now."""
+    machine_kinds: _builtins.int
+    """On how many kinds of machines its workers computed, as far as the bits of results depend on them; 0 until the first worker is
+    ready. As long as it is 1, those machines change nothing.
+    """
     @_builtins.property
     def validation(self) -> Global___Metrics:
         """The metrics of the last evaluation on the validation set."""
@@ -1784,10 +1800,11 @@ class Progress(_message.Message):
         contributions: Global___Contributions | None = ...,
         checkpoints: Global___Checkpoints | None = ...,
         exchange: Global___Exchange | None = ...,
+        machine_kinds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_loss", b"_loss", "checkpoints", b"checkpoints", "contributions", b"contributions", "exchange", b"exchange", "learning_rate", b"learning_rate", "loss", b"loss", "validation", b"validation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_loss", b"_loss", "checkpoints", b"checkpoints", "contributions", b"contributions", "epoch", b"epoch", "exchange", b"exchange", "learning_rate", b"learning_rate", "loss", b"loss", "samples_per_second", b"samples_per_second", "step", b"step", "total_epochs", b"total_epochs", "total_steps", b"total_steps", "validation", b"validation", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_loss", b"_loss", "checkpoints", b"checkpoints", "contributions", b"contributions", "epoch", b"epoch", "exchange", b"exchange", "learning_rate", b"learning_rate", "loss", b"loss", "machine_kinds", b"machine_kinds", "samples_per_second", b"samples_per_second", "step", b"step", "total_epochs", b"total_epochs", "total_steps", b"total_steps", "validation", b"validation", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015

@@ -373,6 +373,7 @@ class Prepared(_message.Message):
     LOSS_SECONDS_FIELD_NUMBER: _builtins.int
     SHARED_MEMORY_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    PREMISES_FIELD_NUMBER: _builtins.int
     train_samples: _builtins.int
     """The number of training samples, at least 1."""
     validation_samples: _builtins.int
@@ -393,6 +394,10 @@ class Prepared(_message.Message):
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of the metrics that are computed besides the loss: "accuracy" for a classifier, then those that the job asks for."""
 
+    @_builtins.property
+    def premises(self) -> _containers.RepeatedCompositeFieldContainer[Global___Premise]:
+        """What the bits of the worker's results depend on besides the job: at most 16."""
+
     def __init__(
         self,
         *,
@@ -403,14 +408,41 @@ class Prepared(_message.Message):
         loss_seconds: _builtins.float = ...,
         shared_memory: _builtins.bool = ...,
         metrics: _abc.Iterable[_builtins.str] | None = ...,
+        premises: _abc.Iterable[Global___Premise] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "preprocessing", b"preprocessing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "loss_seconds", b"loss_seconds", "metrics", b"metrics", "preprocessing", b"preprocessing", "shared_memory", b"shared_memory", "train_samples", b"train_samples", "validation_samples", b"validation_samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "loss_seconds", b"loss_seconds", "metrics", b"metrics", "premises", b"premises", "preprocessing", b"preprocessing", "shared_memory", b"shared_memory", "train_samples", b"train_samples", "validation_samples", b"validation_samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Prepared: _TypeAlias = Prepared  # noqa: Y015
+
+@_typing.final
+class Premise(_message.Message):
+    """Something that the bits of a worker's results depend on: its processor, or a library that computes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What it is, such as "NumPy": at most 40 characters."""
+    value: _builtins.str
+    """Which one, such as its release: at most 200 characters."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Premise: _TypeAlias = Premise  # noqa: Y015
 
 @_typing.final
 class Accepted(_message.Message):

@@ -24,6 +24,7 @@ from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers import needs
 from thalweg.workers.differentiator import EVALUATION_BATCH, Differentiator
 from thalweg.workers.failures import failure_of
+from thalweg.workers.premises import premises
 from thalweg.workers.transport import exchange
 from thalweg.workers.transport.exchange import Exchange
 from thalweg.workers.transport.fetch import fetcher
@@ -142,6 +143,7 @@ class _Worker:
             preprocessing=dataset.preprocessing,
             metrics=objective.metrics,
             shared_memory=self._peer is not None,
+            premises=premises(objective.packages),
         )
         if self._differentiator.numerical and spec.training.epochs:
             prepared.loss_seconds = self._differentiator.cost(self._initial(), _MEASURE_SECONDS)

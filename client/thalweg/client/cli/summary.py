@@ -69,6 +69,9 @@ def _print_summary(outcome: Outcome, place: str) -> None:
     for name, metrics in (("training", result.train), ("validation", result.validation)):
         if metrics:
             out.print(f"  [dim]{name:<11}[/] {_metrics(metrics)}")
+    if result.machine_kinds > 1:
+        bits = "the bits of the result depend on which worker computed what"
+        out.print(f"  [dim]{'machines':<11}[/] {result.machine_kinds} kinds: {bits}", soft_wrap=True)
     if outcome.weights:
         out.print(f"  [dim]{'weights':<11}[/] {outcome.weights}", soft_wrap=True)
     out.print(f"  [dim]{'sha256':<11}[/] {result.weights_sha256}", soft_wrap=True)

@@ -68,6 +68,11 @@ class Sequential:
         """How many numbers the layers keep for each sample: their outputs, and the gradients by their inputs."""
         return self._root.activations(self._input_shape, self._output_shape)
 
+    @property
+    def packages(self) -> frozenset[str]:
+        """The packages beside NumPy that the layers compute with."""
+        return self._root.packages
+
     def check(self, batch: Batch) -> None:
         """Raises ModelError if targets do not fit the model's output."""
         self._loss.check(batch[TARGET])

@@ -11,6 +11,7 @@ Then its end is decided, and it has finished when the driver says that the end w
 """
 
 import math
+from collections.abc import Iterable
 from enum import Enum, auto
 
 from thalweg.contract.sums import ACCURACY
@@ -59,6 +60,7 @@ from thalweg.server.deciding.events import (
     WorkerRefused,
 )
 from thalweg.server.deciding.failures import Failures, Kind
+from thalweg.server.deciding.machines import ADVICE, Machines, Premises
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.base import Policy
 from thalweg.server.deciding.synchrony.diverged import diverged
@@ -87,14 +89,20 @@ class Phase(Enum):
 class Coordinator:
     """Decides for one job.
 
-    `position` is where an earlier run of it was, if its parameters are given by a checkpoint; `given` says that those of version
-    0 are.
+    `position` is where an earlier run of it was, if its parameters are given by a checkpoint, and `machines` are the kinds of
+    machines that computed them; `given` says that those of version 0 are.
     """
 
     def __init__(
-        self, spec: job_pb2.JobSpec, settings: RunSettings, position: Position | None = None, given: bool = False
+        self,
+        spec: job_pb2.JobSpec,
+        settings: RunSettings,
+        position: Position | None = None,
+        given: bool = False,
+        machines: Iterable[Premises] = (),
     ) -> None:
         self.spec = spec
+        self.machines = Machines(spec.training.mixed_machines, machines)
         self.phase = Phase.PREPARING
         self.plan: Plan | None = None
         self.policy: Policy | None = None
@@ -162,8 +170,8 @@ class Coordinator:
                 self._heard[worker] = self._now
                 self._places[worker] = place
                 return []
-            case WorkerPrepared(worker, facts):
-                return self._worker_prepared(worker, facts)
+            case WorkerPrepared(worker, facts, premises):
+                return self._worker_prepared(worker, facts, premises)
             case WorkerLost(worker):
                 return self._worker_lost(worker)
             case WorkerExited(place, problem, killed):
@@ -201,7 +209,7 @@ class Coordinator:
                 whole = self.policy is not None and self.policy.whole()
                 return [Finish(job_pb2.JOB_STATE_CANCELLED, position=self._here() if whole else None)]
 
-    def _worker_prepared(self, worker: WorkerId, facts: Facts) -> list[Decision]:
+    def _worker_prepared(self, worker: WorkerId, facts: Facts, premises: Premises) -> list[Decision]:
         if worker not in self._heard or worker in self._prepared:
             return []
         decisions: list[Decision] = []
@@ -217,15 +225,26 @@ class Coordinator:
             decisions.append(Allocate(self.plan))
         elif facts != self._facts:
             problem = f"it found {_words(facts)}, and others found {_words(self._facts)}"
-            happened = self._happened(Kind.NODE, self._places[worker], f"a worker disagrees with others: {problem}")
-            return [Refuse(worker, problem), *self._worker_lost(worker), *happened]
+            return self._refuse(worker, Refuse(worker, problem), f"a worker disagrees with others: {problem}")
+        if not self._prepared:
+            self.machines.all_left()
+        if problem := self.machines.problem(premises):
+            refusal = Refuse(worker, problem, "OTHER_MACHINE")
+            return self._refuse(worker, refusal, f"it would not compute the same bits as others: {problem}; {ADVICE}")
         self._prepared[worker] = None
+        if notice := self.machines.admit(premises):
+            decisions.append(Tell(notice))
         decisions.append(AdmitWorker(worker))
         if self.phase is not Phase.PREPARING:
             return decisions + self._worker_ready(worker)
         if self._position:
             return [*decisions, LoadGiven(), *self._start(self._position)]
         return decisions + self._assign_initialize()
+
+    def _refuse(self, worker: WorkerId, refusal: Refuse, problem: str) -> list[Decision]:
+        """A worker cannot work beside the others: it is refused, and its node is left alone for a while."""
+        happened = self._happened(Kind.NODE, self._places[worker], problem)
+        return [refusal, *self._worker_lost(worker), *happened]
 
     def _assign_initialize(self) -> list[Decision]:
         """Lets a worker make the initial parameters, and another one too, if that takes long: all make the same."""
@@ -243,6 +262,7 @@ class Coordinator:
             return []
         if event.chunk in self._initial:
             return []
+        self.machines.contributed()
         self._initial.add(event.chunk)
         decisions: list[Decision] = [KeepInitial(event.chunk, event.payload)]
         if len(self._initial) < self.plan.chunks:
@@ -321,6 +341,7 @@ class Coordinator:
 
     def _worker_contributed(self, worker: WorkerId) -> list[Decision]:
         """What follows from a worker's contribution for those that failed."""
+        self.machines.contributed()
         if len(self._contributors) < 2:
             self._contributors.add(worker)
         if not self._failures or worker not in self._places:
@@ -330,6 +351,7 @@ class Coordinator:
 
     def _pause(self) -> list[Decision]:
         """Lets all workers go. Where everything is at one version, that is kept on disk."""
+        self.machines.begin_anew()
         decisions: list[Decision] = []
         if self.policy and self.policy.whole() and self.version and not self._writing:
             self._writing = True

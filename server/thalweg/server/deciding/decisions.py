@@ -126,10 +126,11 @@ class Dismiss:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """A worker disagrees with the others: end its stream with an error that names the problem."""
+    """A worker cannot work beside the others: end its stream with an error, by its reason, that names the problem."""
 
     worker: WorkerId
     problem: str
+    reason: str = "DISAGREES"
 
 
 ForWorkers = AdmitWorker | AssignInitialize | AssignDifferentiate | AssignEvaluate | SendRange | Evict | Dismiss | Refuse

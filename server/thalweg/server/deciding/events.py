@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
+from thalweg.server.deciding.machines import Premises
 from thalweg.server.deciding.payload import Payload
 from thalweg.server.deciding.values import NOWHERE, Facts, Place, Scope, Split, WorkerId
 
@@ -22,6 +23,7 @@ class WorkerPrepared:
 
     worker: WorkerId
     facts: Facts
+    premises: Premises = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ class Admission:
         self._shards = shards
         self._telemetry = telemetry
         self._clock = clock
-        self._waiting: dict[WorkerId, Facts] = {}
+        self._waiting: dict[WorkerId, WorkerPrepared] = {}
         self._reserved = False
         self._asked = 0.0
 
@@ -32,9 +32,9 @@ class Admission:
         """Whether workers wait, and it is time to ask for memory again."""
         return bool(self._waiting) and self._clock() - self._asked >= _ASK_SECONDS
 
-    def add(self, worker: WorkerId, facts: Facts) -> None:
+    def add(self, prepared: WorkerPrepared) -> None:
         """A worker is prepared."""
-        self._waiting[worker] = facts
+        self._waiting[prepared.worker] = prepared
 
     def leave(self, worker: WorkerId) -> None:
         """A worker is gone."""
@@ -44,11 +44,10 @@ class Admission:
         """The events of the workers that may begin, as soon as there is memory for the job's arrays."""
         self._asked = self._clock()
         try:
-            while self._waiting and self._has_memory(next(iter(self._waiting.values()))):
-                worker = next(iter(self._waiting))
-                yield WorkerPrepared(worker, self._waiting.pop(worker))
+            while self._waiting and self._has_memory(next(iter(self._waiting.values())).facts):
+                yield self._waiting.pop(next(iter(self._waiting)))
         except OverBudgetError as error:
-            elements = next(iter(self._waiting.values())).elements
+            elements = next(iter(self._waiting.values())).facts.elements
             self._waiting.clear()
             yield DriverFailed(f"model.layers: {elements:,} parameters do not fit in this server's memory: {error}")
 

@@ -54,6 +54,7 @@ from thalweg.server.deciding.events import (
     WorkerJoined,
     WorkerLost,
     WorkerMisbehaved,
+    WorkerPrepared,
     WorkerRefused,
 )
 from thalweg.server.deciding.impossible import ImpossibleError
@@ -115,8 +116,9 @@ class JobDriver:
         self._awaited_version = 0
         self.telemetry = Telemetry(job, journal, clock, recorded)
         self.settings = settings
-        position = checkpoint.position if checkpoint else None
-        self.coordinator = Coordinator(job.spec, settings, position, given=initial is not None)
+        position, machines = (checkpoint.position, checkpoint.machines) if checkpoint else (None, ())
+        self.coordinator = Coordinator(job.spec, settings, position, given=initial is not None, machines=machines)
+        job.progress.machine_kinds = len(machines)
         self.arrays: Arrays = Unallocated()
         # Whether the arrays hold parameters: the initial ones are there, or those that the run starts from.
         self._begun = False
@@ -300,6 +302,8 @@ class JobDriver:
         if not self._shared.settle(worker, prepared.shared_memory):
             raise wire.violation("shared memory that was not taken")
         prepared.ClearField("shared_memory")
+        premises = wire.premises_of(prepared)
+        prepared.ClearField("premises")
         elements = layouts.elements(prepared.layout)
         segments = layouts.segments_of(prepared.layout.tensors)
         facts = Facts(elements, prepared.train_samples, prepared.validation_samples, tuple(prepared.metrics), segments)
@@ -310,7 +314,7 @@ class JobDriver:
         elif not self._prepared.preprocessing.shape:
             # That of a checkpoint of release 0.1.0, which does not say what samples are.
             self._prepared = prepared
-        self._admission.add(worker, facts)
+        self._admission.add(WorkerPrepared(worker, facts, premises))
         self._admit()
 
     def _admit(self) -> None:
@@ -326,6 +330,8 @@ class JobDriver:
         if isinstance(event, Tick):
             self._missed = 0.0
         decisions = self.coordinator.handle(event, self._clock())
+        if isinstance(event, WorkerPrepared):
+            self.job.progress.machine_kinds = len(self.coordinator.machines.kinds)
         self.telemetry.contributions.applied += any(isinstance(decision, Keep) for decision in decisions)
         self.arrays.decided(event, decisions)
         return decisions
@@ -418,6 +424,7 @@ class JobDriver:
     def checkpoint(self, position: Position) -> Callable[[OptimizerState], Checkpoint]:
         """What makes a checkpoint of a copy of the slabs, when it has come, that is made now."""
         samples, seconds = self.telemetry.samples, self.telemetry.seconds
+        machines = self.coordinator.machines.kinds
 
         def made(slabs: OptimizerState) -> Checkpoint:
             trajectory = self.arrays.trajectory
@@ -430,6 +437,7 @@ class JobDriver:
                 trajectory=trajectory.slabs,
                 samples=samples,
                 seconds=seconds,
+                machines=machines,
             )
 
         return made

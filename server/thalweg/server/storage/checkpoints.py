@@ -20,6 +20,7 @@ from typing import Any
 
 from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers import OptimizerState
+from thalweg.server.deciding.machines import Premises
 from thalweg.server.deciding.values import Position
 from thalweg.server.settings import KEPT_CHECKPOINTS
 from thalweg.server.storage import tensors
@@ -41,8 +42,9 @@ class Checkpoint:
     """A job's state at a version.
 
     `prepared` is what its workers said about model and data; `trajectory` holds the snapshots so far, each of shape (elements),
-    `versions` says of which versions; `samples` and `seconds` tell how much was done, and how long it took. The arrays of one
-    that was read lie in its file, and cannot be written to.
+    `versions` says of which versions; `samples` and `seconds` tell how much was done, and how long it took; `machines` are the
+    kinds of machines that did it, unknown for checkpoints of release 0.1.0. The arrays of one that was read lie in its file, and
+    cannot be written to.
     """
 
     position: Position
@@ -53,6 +55,7 @@ class Checkpoint:
     trajectory: Sequence[Slab]
     samples: int
     seconds: float
+    machines: tuple[Premises, ...] = ()
 
 
 class CheckpointError(Exception):
@@ -77,6 +80,7 @@ def encode(checkpoint: Checkpoint) -> Iterator[bytes | memoryview]:
         "versions": checkpoint.versions,
         "samples": checkpoint.samples,
         "seconds": checkpoint.seconds,
+        "machines": checkpoint.machines,
     }
     return tensors.pieces(named, {_HEADER: json.dumps(header)})
 
@@ -100,6 +104,7 @@ def decode(data: memoryview) -> Checkpoint:
             trajectory=tuple(found.get(_TRAJECTORY, ())),
             samples=header["samples"],
             seconds=header["seconds"],
+            machines=tuple(tuple((str(name), str(value)) for name, value in kind) for kind in header.get("machines", ())),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"is no checkpoint ({error})") from error

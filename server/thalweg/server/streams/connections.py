@@ -121,9 +121,9 @@ class Connections:
             case Dismiss(worker, reason):
                 arrays.leave(worker)
                 self._dismiss(worker, reason)
-            case Refuse(worker, problem):
+            case Refuse(worker, problem, reason):
                 arrays.leave(worker)
-                self._refuse(worker, problem)
+                self._refuse(worker, problem, reason)
             case _:
                 assert_never(decision)
 
@@ -143,11 +143,11 @@ class Connections:
             connection.send(parameter_service_pb2.WorkResponse(goodbye=parameter_service_pb2.Goodbye(reason=reason)))
             self.leave(worker)
 
-    def _refuse(self, worker: WorkerId, problem: str) -> None:
-        """Ends the stream of a worker that disagrees with the others."""
+    def _refuse(self, worker: WorkerId, problem: str, reason: str) -> None:
+        """Ends the stream of a worker that cannot work beside the others, with the error of a reason."""
         connection = self._all.get(worker)
         if connection:
-            connection.evict(ThalwegError("DISAGREES", {"problem": problem}))
+            connection.evict(ThalwegError(reason, {"problem": problem}))
             self.leave(worker)
 
     def of_fleet(self, fleet: str) -> int:

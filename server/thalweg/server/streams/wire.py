@@ -24,6 +24,7 @@ from thalweg.server.deciding.events import (
     InitialReceived,
     WorkerFailed,
 )
+from thalweg.server.deciding.machines import Premises
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import EvaluationTask, Place, WorkerId
 from thalweg.server.streams.memory_peers import JobSharing
@@ -37,6 +38,8 @@ _MAX_METRICS = 32
 _METRIC = re.compile(r"[a-z0-9_]{1,40}")
 # NumPy's own limit.
 _MAX_SAMPLE_AXES = 64
+# As the contract says.
+_MAX_PREMISES, _MAX_PREMISE_NAME, _MAX_PREMISE_VALUE = 16, 40, 200
 
 
 def request_of(data: bytes) -> Parcel[parameter_service_pb2.WorkRequest]:
@@ -161,6 +164,16 @@ def _check_preprocessing(preprocessing: job_pb2.Preprocessing) -> None:
     counts = {len(preprocessing.mean), len(preprocessing.scale), len(preprocessing.columns)} - {0}
     if counts - {features} or len(preprocessing.mean) != len(preprocessing.scale):
         raise violation(f"means, deviations or names of another number of features than {features}")
+
+
+def premises_of(prepared: parameter_service_pb2.Prepared) -> Premises:
+    """What a worker's results depend on, by its own report. Raises ThalwegError if it makes no sense."""
+    premises = prepared.premises
+    if len(premises) > _MAX_PREMISES or len({premise.name for premise in premises}) < len(premises):
+        raise violation("too many premises, or two of one name")
+    if any(len(premise.name) > _MAX_PREMISE_NAME or len(premise.value) > _MAX_PREMISE_VALUE for premise in premises):
+        raise violation("a premise of too many characters")
+    return tuple(sorted((visible(premise.name), visible(premise.value)) for premise in premises))
 
 
 def place_of(place: parameter_service_pb2.Place, worker: str) -> Place:

@@ -64,6 +64,11 @@ class Layer(ABC, Generic[S_co]):
         """The layer's field in the job, for errors."""
         return self.place.field
 
+    @property
+    def packages(self) -> frozenset[str]:
+        """The packages beside NumPy that it computes with, by the names of their distributions."""
+        return frozenset()
+
     def build(self, shape: Shape) -> Shape:
         """Fixes the shape of a sample, and gives that of an output. Raises ModelError if it does not fit."""
         return shape

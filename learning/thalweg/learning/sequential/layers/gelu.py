@@ -33,6 +33,10 @@ class Gelu(Layer[job_pb2.Gelu]):
     Its approximation is x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))).
     """
 
+    @property
+    def packages(self) -> frozenset[str]:
+        return frozenset({"SciPy"} if self.spec.approximate == "none" else ())
+
     def build(self, shape: Shape) -> Shape:
         self._exact = _erf(self.path) if self.spec.approximate == "none" else None
         return shape

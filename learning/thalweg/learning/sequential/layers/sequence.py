@@ -26,6 +26,10 @@ class Sequence(Layer[job_pb2.Sequence]):
         # The layer down to which, and the gradient by its output to which, `differentiate` has come.
         self._reached: tuple[int, Slab] | None = None
 
+    @property
+    def packages(self) -> frozenset[str]:
+        return frozenset().union(*(layer.packages for layer in self.layers))
+
     def build(self, shape: Shape) -> Shape:
         self._inputs: list[Shape] = []
         for layer in self.layers:

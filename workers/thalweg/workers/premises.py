@@ -1,0 +1,56 @@
+"""The premises of equal bits: what a worker's results depend on besides the job.
+
+A sum of many products is computed in another order by another release of a library, with other instructions of the processor, or
+with another number of threads. docs/guarantees.md (1) promises equal bits where all of this is equal.
+"""
+
+import importlib
+import platform
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_info
+
+from thalweg.v1 import parameter_service_pb2
+
+
+def premises(packages: Iterable[str]) -> list[parameter_service_pb2.Premise]:
+    """What the results depend on that are computed here and now, with these packages beside NumPy.
+
+    To be called with as many BLAS threads as compute.
+    """
+    return [parameter_service_pb2.Premise(name=name, value=value) for name, value in _found(packages)]
+
+
+def _found(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
+    yield "processor", platform.machine()
+    yield "instructions", " ".join(_instructions())
+    # What NumPy does not compute itself, such as some exponentials, it leaves to the C library.
+    yield "C library", " ".join(platform.libc_ver()).strip() or platform.system()
+    yield "NumPy", np.__version__
+    if blas := _blas():
+        yield "BLAS", " and ".join(sorted({f"{each['internal_api']} {each['version']}" for each in blas}))
+        # Only some libraries have several kernels.
+        yield "BLAS kernels", " and ".join(sorted({str(each.get("architecture", "unknown")) for each in blas}))
+        yield "BLAS threads", " and ".join(sorted({str(each["num_threads"]) for each in blas}))
+    for package in sorted(packages):
+        yield package, metadata.version(package)
+
+
+def _instructions() -> list[str]:
+    """The sets of instructions that NumPy chooses its loops by, of those that this processor has and the environment allows.
+
+    `numpy.show_runtime` prints them, from the same place; there is no other way to find them.
+    """
+    umath: Any = importlib.import_module("numpy._core._multiarray_umath")
+    return [feature for feature in umath.__cpu_dispatch__ if umath.__cpu_features__[feature]]
+
+
+def _blas() -> list[dict[str, Any]]:
+    """NumPy's BLAS libraries: those that came with it, or else all that this process has loaded."""
+    loaded = [each for each in threadpool_info() if each["user_api"] == "blas"]
+    own = [each for each in loaded if any(part.startswith("numpy") for part in PurePath(each["filepath"]).parts[-3:])]
+    return own or loaded
