@@ -329,7 +329,8 @@ def test_an_extra_is_not_installed(
 def test_a_layer_that_needs_scipy_says_so(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.special", None)
     message = "model.layers[1].gelu: needs SciPy: pip install 'thalweg[workers]'"
-    check(command("gradcheck", "xor", "--set", "model.layers[1].gelu={}"), USAGE, message)
+    # Nothing is trained by it: the error function of the C library does as well.
+    assert command("gradcheck", "xor", "--set", "model.layers[1].gelu={}").code == 0
     check(command("train", "xor", "--set", "model.layers[1].gelu={}"), USAGE, message)
 
 

@@ -1,6 +1,7 @@
 """Models: held against PyTorch 2.13, and their errors."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from tests.learning.batches import batch, schema
 from thalweg.contract import layout as layouts
+from thalweg.learning.errors import NodeError
 from thalweg.learning.sequential.model import ModelError, Sequential
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
@@ -176,3 +178,27 @@ def test_a_sigmoid_keeps_its_lower_tail(dtype: str) -> None:
         assert sums.loss == pytest.approx(np.log1p(np.exp(x)) - x, rel=1e-5)
         assert gradient[1] == pytest.approx(1 / (1 + np.exp(-x)) - 1, rel=1e-4)
     assert model.predict(slab, {"x": np.array([[-1000.0], [1000.0]], dtype)}).values.tolist() == [[0], [1]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_without_scipy_gelu_takes_the_error_function_of_the_c_library_where_that_is_allowed(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers: list[dict[str, Any]] = [{"dense": {"units": 64}}, {"sequence": {"layers": [{"gelu": {}}]}}]
+    spec = complete({"layers": layers, "loss": "mean_squared_error", "dtype": dtype})
+    x = np.random.default_rng(0).normal(0, 3, (50, 4)).astype(dtype)
+
+    def outputs(model: Sequential) -> NDArray[Any]:
+        slab = np.empty(model.size, model.dtype)
+        model.initialize(slab)
+        return model.predict(slab, {"x": x}).values
+
+    with_scipy = outputs(Sequential(spec, schema((4,))))
+    assert np.array_equal(outputs(Sequential(spec, schema((4,)), substitutes=True)), with_scipy), "SciPy is there, and used"
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
+    with pytest.raises(NodeError, match=r"model\.layers\[1\]\.sequence\.layers\[0\]\.gelu: needs SciPy"):
+        Sequential(spec, schema((4,)))
+    without = outputs(Sequential(spec, schema((4,)), substitutes=True))
+    assert without.dtype == np.dtype(dtype)
+    few_bits = 8 * float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(without, with_scipy, rtol=few_bits, atol=few_bits)

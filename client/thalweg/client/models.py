@@ -57,7 +57,7 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: A
     """
     samples = prepare_samples(header, x)
     try:
-        objective = registry.objective(spec, {INPUT: Field(samples.dtype, samples.shape[1:])})
+        objective = registry.objective(spec, {INPUT: Field(samples.dtype, samples.shape[1:])}, substitutes=True)
     except MistakeError as error:
         raise invalid(Violation("x", f"{_shape(samples)}; with samples of that shape, {error}")) from error
     except NodeError as error:
@@ -199,7 +199,7 @@ class Landscape:
     def __init__(self, spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> None:
         try:
             dataset = data.load(spec, fetch)
-            self._objective = registry.objective(spec, dataset.schema, "float64")
+            self._objective = registry.objective(spec, dataset.schema, "float64", substitutes=True)
         except (MistakeError, NodeError) as error:
             raise _told(error) from error
         room = max(64, min(_MAX_SAMPLES, _MAX_WORK // max(1, self._objective.size)))

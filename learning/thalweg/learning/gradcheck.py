@@ -45,7 +45,7 @@ def gradcheck(spec: job_pb2.JobSpec, dataset: Dataset) -> list[Row]:
 
     Dropout is drawn as in the first task. Raises MistakeError if the model does not fit the data.
     """
-    objective = registry.objective(spec, dataset.schema, "float64")
+    objective = registry.objective(spec, dataset.schema, "float64", substitutes=True)
     batch = in_double(dataset.train.take(slice(0, SAMPLES)))
     objective.check(batch)
     samples = size(batch)

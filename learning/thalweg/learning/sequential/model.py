@@ -26,14 +26,14 @@ _MAX_SLABS = 4
 class Sequential:
     """The objective of a job whose model is layers in a row, for samples with an input `x` and a target `y`.
 
-    `spec` has its defaults filled in. `dtype` is the specification's unless another is given. Raises ModelError if the layers do
-    not fit together or to the samples.
+    `spec` has its defaults filled in. `dtype` is the specification's unless another is given. `substitutes` are as in
+    `registry.objective`. Raises ModelError if the layers do not fit together or to the samples.
     """
 
-    def __init__(self, spec: job_pb2.JobSpec, schema: Schema, dtype: str | None = None) -> None:
+    def __init__(self, spec: job_pb2.JobSpec, schema: Schema, dtype: str | None = None, *, substitutes: bool = False) -> None:
         self._dtype: np.dtype[np.floating] = np.dtype(dtype or spec.model.dtype)
         self._input_shape = schema[INPUT].shape
-        self._root = sequence(spec.model, self._dtype, spec.seed)
+        self._root = sequence(spec.model, self._dtype, spec.seed, substitutes)
         self._output_shape = self._root.build(self._input_shape)
         self._loss = LOSSES[spec.model.loss](self._output_shape, spec.data.one_hot, self._dtype)
         self._further = {name: METRICS[name] for name in spec.model.metrics}

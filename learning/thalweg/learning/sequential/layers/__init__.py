@@ -35,6 +35,6 @@ def make(spec: job_pb2.Layer, around: Place, index: int, common: Common) -> AnyL
     return LAYERS[kind](getattr(spec, kind), around.within(index, kind), common)
 
 
-def sequence(spec: job_pb2.Model, dtype: np.dtype[np.floating], seed: int) -> Sequence:
+def sequence(spec: job_pb2.Model, dtype: np.dtype[np.floating], seed: int, substitutes: bool) -> Sequence:
     """All layers of a model."""
-    return Sequence(job_pb2.Sequence(layers=spec.layers), Place((), "model"), Common(dtype, seed, make))
+    return Sequence(job_pb2.Sequence(layers=spec.layers), Place((), "model"), Common(dtype, seed, make, substitutes))

@@ -33,11 +33,15 @@ class Place(NamedTuple):
 
 
 class Common(NamedTuple):
-    """What all layers of a model have in common: the dtype, the seed, and how a layer is made from its specification."""
+    """What all layers of a model have in common: the dtype, the seed, and how a layer is made from its specification.
+
+    `substitutes` says that a layer may do without a package that this machine lacks, with other last bits.
+    """
 
     dtype: np.dtype[np.floating]
     seed: int
     make: "Callable[[job_pb2.Layer, Place, int, Common], AnyLayer]"
+    substitutes: bool
 
 
 # The message of the contract that describes a layer.
@@ -56,6 +60,7 @@ class Layer(ABC, Generic[S_co]):
         self.place = place
         self.dtype = common.dtype
         self.seed = common.seed
+        self.substitutes = common.substitutes
         self.parameters: dict[str, Slab] = {}
         self.buffer = Buffers(common.dtype)
 
