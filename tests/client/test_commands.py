@@ -72,7 +72,7 @@ def test_where_no_temporary_files_can_be_made_a_command_says_so(
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
 
     monkeypatch.setattr(tempfile, "gettempdir", none)
-    problem = "No usable temporary directory found in ['/tmp']; set TMPDIR to a folder in which files can be made"
+    problem = "No usable temporary directory found in ['/tmp']; set TMPDIR to a folder that is writable"
     assert command("predict", "gate", "--server", cluster.address) == (1, "", f"thalweg: {problem}\n")
 
 
@@ -111,7 +111,7 @@ def test_the_environment_names_server_and_token(tmp_path: Path, command: Command
 
 
 def test_jobs(server: Server, client: Client, command: Command) -> None:
-    assert command("jobs", "--server", server.address) == (0, "", "no jobs yet; thalweg train digits makes one\n")
+    assert command("jobs", "--server", server.address) == (0, "", "no jobs yet; start one with thalweg train digits\n")
     assert command("jobs", "--server", server.address, "--json").json == {"jobs": []}
     client.submit("xor", id="first").cancel()
     client.submit("or", id="second")
@@ -119,7 +119,7 @@ def test_jobs(server: Server, client: Client, command: Command) -> None:
     assert printed.code == 0
     header, second, first = printed.out.splitlines()
     assert header.split() == ["job", "state", "epochs", "loss", "validation", "workers", "began"]
-    assert second.startswith("second  QUEUED: waiting for workers: no fleet attends")
+    assert second.startswith("second  QUEUED: waiting for workers: no fleet is connected")
     assert "0/100" in second
     assert first.startswith("first   CANCELLED")
     listed = command("jobs", "--server", server.address, "--json").json["jobs"]
@@ -181,7 +181,7 @@ def test_watch_tells_by_its_exit_code_that_a_job_did_not_succeed(server: Server,
 
 def test_scale_cancel_and_delete(server: Server, client: Client, command: Command) -> None:
     client.submit("xor", id="mine")
-    note = "thalweg: no fleet attends on this server; workers start when one does\n"
+    note = "thalweg: no fleet is connected to this server; workers start when one does\n"
     assert command("scale", "mine", 1, "--server", server.address) == (0, "mine wants 1 worker\n", note)
     paused = command("scale", "mine", 0, "--server", server.address)
     assert paused == (0, "mine is paused; scale it again to go on\n", "")
@@ -499,8 +499,8 @@ def test_train_ends_the_job_on_ctrl_c_and_keeps_what_was_learnt(
     assert printed.json["weights"] == f"{tmp_path}/xor-1.safetensors"
     assert len(load_file("xor-1.safetensors")) == 4
     assert "thalweg: job xor-1 was interrupted after " in printed.err
-    assert "thalweg: what was learnt so far is in " in printed.err
-    assert printed.err.splitlines()[-1] == f"thalweg: to go on: thalweg train --resume xor-1 --server {server.address}"
+    assert "thalweg: the parameters so far are in " in printed.err
+    assert printed.err.splitlines()[-1] == f"thalweg: to resume: thalweg train --resume xor-1 --server {server.address}"
 
 
 def test_train_does_not_wait_after_a_second_ctrl_c(
@@ -518,8 +518,8 @@ def test_train_does_not_wait_after_a_second_ctrl_c(
     done.set()
     assert printed.code == 130
     assert printed.err.splitlines()[-2:] == [
-        "thalweg: interrupted again; what was learnt so far was not written",
-        f"thalweg: to go on: thalweg train --resume xor-1 --server {server.address}",
+        "thalweg: interrupted again; the parameters so far were not written",
+        f"thalweg: to resume: thalweg train --resume xor-1 --server {server.address}",
     ]
     assert client.job("xor-1").state == "QUEUED"
 

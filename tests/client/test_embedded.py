@@ -88,7 +88,7 @@ def test_a_running_server_is_found_by_its_folder(tmp_path: Path, monkeypatch: py
     finally:
         server.stop()
     monkeypatch.setattr(folders, "_START_SECONDS", 0.1)
-    with pytest.raises(LocalError, match=r"a server uses the folder .*, but does not say at which address"):
+    with pytest.raises(LocalError, match=r"a server uses the folder .*, but its address is not known"):
         running_server(tmp_path / "a")
 
 

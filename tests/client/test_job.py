@@ -36,7 +36,7 @@ def test_a_job_without_workers_waits_and_says_so(client: Client) -> None:
     job = client.submit("xor", name="waiting")
     assert job.id == "waiting-1"
     assert job.state == "QUEUED"
-    assert job.message.status.startswith("waiting for workers: no fleet attends on this server")
+    assert job.message.status.startswith("waiting for workers: no fleet is connected to this server")
     assert job.progress.step == 0
     assert job.progress.loss is None
     assert repr(job) == "Job('waiting-1', QUEUED)"
@@ -201,7 +201,7 @@ def test_the_outputs_of_what_is_no_classifier_have_no_classes(cluster: Cluster) 
         (
             "gate",
             [1, 2],
-            "x: has the shape (2,); the job was trained on samples of shape (2,), so x has the shape (samples, 2); for",
+            "x: has the shape (2,); the job was trained on samples of shape (2,), so x must have the shape (samples, 2); for",
         ),
         ("gate", [[[1, 2]]], "x: has the shape (1, 1, 2); the job was trained on samples of shape (2,)"),
         ("gate", [[1, 2], [3]], "x: is not an array: setting an array element with a sequence"),
@@ -230,7 +230,7 @@ def test_samples_that_do_not_fit_are_told(which: str, x: object, message: str, c
 @pytest.mark.parametrize(
     ("which", "x", "message"),
     [
-        ("gate", [[1, 2, 3]], "x: has the shape (1, 3), which is not what the job was trained on"),
+        ("gate", [[1, 2, 3]], "x: has the shape (1, 3), but the job was trained on samples of another shape"),
         ("digits", [[1, 2]], "x: has the shape (1, 2); the job was trained on 64 features"),
     ],
 )

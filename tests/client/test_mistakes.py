@@ -224,19 +224,19 @@ def waiting(cluster: Cluster) -> Iterator[None]:
         (["predict", "digits", "nowhere.npy"], "INPUT: nowhere.npy cannot be read: No such file or directory"),
         (["predict", "digits", "small.npy"], "x: has the shape (1, 2); the job was trained on samples of shape (64,)"),
         (["predict", "gate", "nan.npy"], "x: holds NaN or infinite values, 1 in all, the first at sample 5, feature 1"),
-        (["predict", "gate", "small.npy", "-o", "out.txt"], "--output: out.txt: outputs are written to .npy, .npz, .csv"),
+        (["predict", "gate", "small.npy", "-o", "out.txt"], "--output: out.txt: the name must end in one of .npy, .npz, .csv"),
         (["weights", "gate", "-o", "."], "--output: {folder} is a folder; give the path of a file"),
-        (["plot", "gate", "-o", "a.gif"], "--output: a.gif: pictures end in .png, .svg, .pdf"),
+        (["plot", "gate", "-o", "a.gif"], "--output: a.gif: the name of a picture must end in one of .png, .svg, .pdf"),
         (["plot", "gate", "--slice", "0.weight"], "--slice: '0.weight' names no weight; write TENSOR[I,J]"),
         (["plot", "gate", "--slice", "0.wieght[0,0]"], "--slice: there is no tensor '0.wieght'; did you mean 0.weight?"),
         (["plot", "gate", "--slice", "0.weight[8,0]"], "--slice: 0.weight[8,0] is outside"),
         (["scale", "gate", "--", "-1"], "Invalid value for 'WORKERS'"),
         (["scale", "gate", "99999"], "workers: 99999 is not allowed; it must be at least 1 and at most 10000"),
-        (["plot", "gate", "--slice", "0.weight[0,0]", "--slice", "0.bias[0]"], "--slice: was given 2 times"),
+        (["plot", "gate", "--slice", "0.weight[0,0]", "--slice", "0.bias[0]"], "--slice: is given 2 times"),
         (["submit", "xor", "--id", "My_id"], "job_id: invalid job id 'My_id'; use 1 to 63"),
         (["train", "xor", "--weights", "nowhere/w"], "--weights: there is no folder nowhere"),
         (["train", "xor", "--weights", "."], "--weights: . is a folder"),
-        (["jobs", "--data", "."], "--data: has no meaning together with --server"),
+        (["jobs", "--data", "."], "--data: cannot be used with --server"),
         (["jobs", "--token-file", "nowhere"], "--token-file: cannot read nowhere: No such file or directory"),
         (["jobs", "--token-file", "~nobody-at-all/x"], "--token-file: cannot read ~nobody-at-all/x: No such file"),
         (["jobs", "--token-file", "empty"], "--token-file: empty is empty"),
@@ -254,7 +254,7 @@ def test_what_was_given_is_wrong(arguments: list[str], message: str, cluster: Cl
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["submit", "xor"], "--server: a submitted job needs a server that stays; give its HOST:PORT"),
+        (["submit", "xor"], "--server: a submitted job needs a running server; give its HOST:PORT"),
         (["jobs", "--server", "a:b"], "server: 'a:b' is not an address; write HOST:PORT"),
         (["serve", "--address", "a:b"], "--address: 'a:b' is not an address; write HOST:PORT"),
         (["shard", "--server", "a:b"], "--server: 'a:b' is not an address; write HOST:PORT"),
@@ -262,7 +262,7 @@ def test_what_was_given_is_wrong(arguments: list[str], message: str, cluster: Cl
         (["serve", "--shard-of", "a:b"], "--shard-of: 'a:b' is not an address; write HOST:PORT"),
         (
             ["serve", "--shard-of", "a:1", "--max-running", "3"],
-            "--shard-of: goes with --address, --token-file and --trust-network only",
+            "--shard-of: can be used with --address, --token-file and --trust-network only",
         ),
         (
             ["serve", "--address", "0.0.0.0:0"],
@@ -271,7 +271,7 @@ def test_what_was_given_is_wrong(arguments: list[str], message: str, cluster: Cl
         (["serve", "--max-upload", "0"], "Invalid value for '--max-upload'"),
         (["serve", "--max-running", "0"], "Invalid value for '--max-running'"),
         (["fleet", "--server", "a:b"], "--server: 'a:b' is not an address"),
-        (["fleet", "--ray-address", "auto", "--slots", "2"], "--slots: has no meaning together with --ray-address"),
+        (["fleet", "--ray-address", "auto", "--slots", "2"], "--slots: cannot be used with --ray-address"),
         (["jobs", "--data", "nowhere"], "--data: there is no folder nowhere"),
         (["frobnicate"], "No such command 'frobnicate'."),
         (["submit"], "Missing argument 'JOB'."),
@@ -287,7 +287,7 @@ def test_a_token_that_will_not_do(command: Command, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_busy_port_and_a_busy_folder(server: Server, command: Command) -> None:
-    message = f"cannot listen at {server.address}: the address is not this machine's, or the port is in use."
+    message = f"cannot listen at {server.address}: this machine does not have the address, or the port is in use."
     check(command("serve", "--address", server.address, "--data", "other"), FAILURE, message)
     folder = server.config.data
     message = f"the data folder {folder} is in use by another server; choose another with --data"

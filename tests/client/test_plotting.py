@@ -247,5 +247,5 @@ def test_a_job_draws_itself(cluster: Cluster, tmp_path: Path) -> None:
     assert (tmp_path / "curve.svg").stat().st_size
     assert "the way downhill" in cluster.gate.plot(slice="auto").get_suptitle()
     assert "the way downhill" in cluster.gate.plot("0.bias[1]").get_suptitle()
-    with pytest.raises(ThalwegError, match=r"path: curve\.txt: pictures end in \.png, \.svg, \.pdf"):
+    with pytest.raises(ThalwegError, match=r"path: curve\.txt: the name of a picture must end in one of \.png, \.svg, \.pdf"):
         cluster.gate.plot(path=tmp_path / "curve.txt")

@@ -31,10 +31,10 @@ def interrupt_at_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "message"),
     [
         ([], "JOB: must be given: a packaged job or the path of a job file; or --resume and a job's id"),
-        (["xor", "--resume", "a"], "--resume: takes up a, which is a job already; leave out xor"),
+        (["xor", "--resume", "a"], "--resume: resumes job a, which has its own job file; leave out xor"),
         (
             ["--resume", "a", "--set", "seed=1"],
-            "--set: has no meaning together with --resume: a job that is taken up stays what it was",
+            "--set: cannot be used with --resume: a resumed job keeps its settings",
         ),
         (["--resume", "a", "--data", "nowhere"], "--data: there is no folder nowhere"),
     ],
@@ -56,7 +56,7 @@ def test_a_job_that_another_run_trains_is_told(command: Command) -> None:
     try:
         embedded.client.submit("xor", id="mine")
         printed = command("train", "--resume", "mine")
-        assert printed == (1, "", "thalweg: job mine runs already; thalweg watch mine shows it\n")
+        assert printed == (1, "", "thalweg: job mine is already running; thalweg watch mine shows it\n")
         assert embedded.client.job("mine").state == "QUEUED"
     finally:
         embedded.close()

@@ -134,7 +134,7 @@ def test_the_jobs_of_the_others_go_on_when_the_first_run_is_killed(tmp_path: Pat
         assert third.client.job("second").state == "QUEUED"
         theirs = third.client.job("theirs")
         assert theirs.state == "FAILED"
-        assert theirs.message.error == "interrupted: the process that ran it ended before it did"
+        assert theirs.message.error == "interrupted: the process that ran this job ended before the job did"
         with a_run(tmp_path) as fourth:
             assert fourth.client.address == third.client.address
 
@@ -171,7 +171,7 @@ def test_a_job_of_a_process_that_was_killed_was_interrupted(command: Command) ->
         run.send_signal(signal.SIGKILL)
     (job,) = command("jobs", "--json").json["jobs"]
     assert job["state"] == "FAILED"
-    assert job["error"] == "interrupted: the process that ran it ended before it did"
+    assert job["error"] == "interrupted: the process that ran this job ended before the job did"
 
 
 def test_the_folder_of_a_running_server_is_left_alone(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_runs_in_threads_and_forked_processes_are_runs_of_their_own(tmp_path: Pa
 def test_another_release_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with another_process(tmp_path):
         monkeypatch.setattr(embedded_module, "version", lambda _: "99.0")
-        with pytest.raises(FolderInUseError, match=r"in use by release .* of Thalweg, and this is 99\.0"):
+        with pytest.raises(FolderInUseError, match=r"in use by release .* of Thalweg, but this is 99\.0"):
             Embedded(tmp_path)
 
 

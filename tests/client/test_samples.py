@@ -144,5 +144,5 @@ def test_outputs_as_a_table() -> None:
 
 def test_an_unknown_ending_is_told() -> None:
     check_output(Path("a.CSV"))
-    with pytest.raises(ThalwegError, match=r"--output: out\.txt: outputs are written to \.npy, \.npz, \.csv"):
+    with pytest.raises(ThalwegError, match=r"--output: out\.txt: the name must end in one of \.npy, \.npz, \.csv"):
         check_output(Path("out.txt"))

@@ -65,7 +65,7 @@ def test_finished_jobs_are_looked_at(read_only: Path, command: Command) -> None:
     with unchanged(read_only):
         jobs = {job["job"]: job for job in command("jobs", *place, "--json").json["jobs"]}
         assert jobs["done"]["state"] == "SUCCEEDED"
-        assert jobs["cut-off"]["error"] == "interrupted: the process that ran it ended before it did"
+        assert jobs["cut-off"]["error"] == "interrupted: the process that ran this job ended before the job did"
         assert command("weights", "done", *place).code == 0
         assert command("plot", "done", *place).code == 0
         assert command("plot", "done", "--slice", "0.bias[0]", *place).code == 0
@@ -79,7 +79,7 @@ def test_what_would_change_something_is_refused(arguments: list[str], read_only:
     with unchanged(read_only):
         printed = command(*arguments, "--data", str(read_only))
     assert printed.code == 1
-    assert printed.err == f"thalweg: the data folder {read_only} is read-only: its jobs can be looked at, and not changed\n"
+    assert printed.err == f"thalweg: the data folder {read_only} is read-only: its jobs can be listed but not changed\n"
 
 
 def test_a_folder_that_cannot_be_read_is_told(read_only: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,13 +118,13 @@ def test_a_cancelled_job_tells_what_is_left(capsys: pytest.CaptureFixture[str]) 
         [],
         [
             "thalweg: job digits-1 was cancelled after 1 step",
-            "thalweg: what was learnt so far is in /w",
-            "thalweg: to go on: thalweg train --resume digits-1",
+            "thalweg: the parameters so far are in /w",
+            "thalweg: to resume: thalweg train --resume digits-1",
         ],
     )
     assert reported(Outcome(NOTHING, ""), capsys, " --data kept")[2][1:] == [
-        "thalweg: nothing was learnt yet",
-        "thalweg: to go on: thalweg train --resume digits-1 --data kept",
+        "thalweg: no step was completed",
+        "thalweg: to resume: thalweg train --resume digits-1 --data kept",
     ]
 
 
@@ -136,8 +136,8 @@ def test_an_interruption_gives_its_exit_code(capsys: pytest.CaptureFixture[str])
             [],
             [
                 "thalweg: job digits-1 was interrupted after 0 steps",
-                "thalweg: nothing was learnt yet",
-                "thalweg: to go on: thalweg train --resume digits-1",
+                "thalweg: no step was completed",
+                "thalweg: to resume: thalweg train --resume digits-1",
             ],
         )
 
@@ -151,7 +151,7 @@ def test_an_interruption_says_how_far_the_job_was_seen_to_be(capsys: pytest.Capt
 def test_a_job_that_went_on_or_ended_well_in_spite_of_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
     interruption = InterruptedBySignalError(2)
     lines = reported(Outcome(replace(NOTHING, state="RUNNING"), "", interruption=interruption), capsys)[2]
-    assert lines[-1] == "thalweg: to go on: thalweg train --resume digits-1"
+    assert lines[-1] == "thalweg: to resume: thalweg train --resume digits-1"
     lines = reported(Outcome(RESULT, "", Path("/w"), interruption=interruption), capsys)[2]
     assert not any("--resume" in line for line in lines)
 
@@ -162,7 +162,7 @@ def test_weights_that_could_not_be_written_are_still_to_be_had(capsys: pytest.Ca
     assert code == 1
     assert err == [
         "thalweg: cannot write /w: No space left on device",
-        "thalweg: the weights are kept by the server: thalweg weights digits-1 --server a:1 -o FILE",
+        "thalweg: the server keeps the weights: thalweg weights digits-1 --server a:1 -o FILE",
     ]
 
 

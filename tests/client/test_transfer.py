@@ -102,7 +102,7 @@ def test_data_that_arrives_damaged_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_what_is_no_thalweg_server_is_told() -> None:
-    with serving() as job, pytest.raises(ThalwegError, match="no Thalweg server, or one of another version") as caught:
+    with serving() as job, pytest.raises(ThalwegError, match="not a Thalweg server, or is another release") as caught:
         job.trajectory()
     assert caught.value.reason == "UNREACHABLE"
 
@@ -204,7 +204,7 @@ def test_arrays_are_learnt_from_like_a_file_of_them(cluster: Cluster, tmp_path: 
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        ((X,), "must be a pair of arrays: the samples x, and their targets y"),
+        ((X,), "must be a pair of arrays: the samples x and their targets y"),
         ((X, ["a", "b", "c", "d"]), "y holds elements of type <U1; it must hold real numbers"),
         (([[1.0], [1.0, 2.0]], [0, 1]), "x is not an array: "),
     ],

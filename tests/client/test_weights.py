@@ -73,7 +73,7 @@ def test_samples_are_prepared_as_a_file_says(tmp_path: Path) -> None:
     for x, message in (
         (
             [2.5, 1],
-            "x: has the shape (2,); the job was trained on samples of shape (2,), so x has the shape (samples, 2)",
+            "x: has the shape (2,); the job was trained on samples of shape (2,), so x must have the shape (samples, 2)",
         ),
         ([[1, 2, 3]], "x: has the shape (1, 3); the job was trained on samples of shape (2,)"),
         ([[1, np.nan]], "x: holds NaN or infinite values, 1 in all, the first at sample 0, feature 1"),
@@ -106,7 +106,7 @@ def test_a_servers_own_file_says_how_samples_are_prepared(cluster: Cluster, tmp_
 
 def test_a_file_of_others_does_not_say_how_samples_are_prepared(tmp_path: Path) -> None:
     save_file({"0.bias": np.zeros(1, np.float32)}, tmp_path / "w.safetensors")
-    with pytest.raises(ThalwegError, match=r"^weights: .* does not say how samples are prepared: it was not written by Thalweg"):
+    with pytest.raises(ThalwegError, match=r"^weights: .* has no preprocessing metadata: it was not written by Thalweg"):
         prepare(tmp_path / "w.safetensors", [[1]])
     with pytest.raises(ThalwegError, match=r"^weights: cannot read nowhere: No such file"):
         prepare("nowhere", [[1]])

@@ -160,7 +160,7 @@ def test_a_checkpoint_is_damaged(tmp_path: Path, stack: ExitStack, damaged: str)
     assert len(notices) == (len(checkpoints) if damaged == "all" else 1)
     again = [event["status"] for event in watching.of("state_changed") if "restarted" in event["status"]]
     assert len(again) == 1
-    assert again[0].endswith("begins again") == (damaged == "all")
+    assert again[0].endswith("starts again from the beginning") == (damaged == "all")
 
 
 @pytest.mark.skipif(disk_problem() is not None, reason=str(disk_problem()))

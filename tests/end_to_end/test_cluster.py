@@ -144,7 +144,7 @@ def test_a_worker_is_killed(cluster: Cluster, expected: str) -> None:
     assert cluster.digest(job) == expected
     notices = [event["text"] for event in cluster.events(job) if event["event"] == "notice"]
     assert len(notices) == 1
-    assert notices[0].startswith("a worker of fleet spare ended and is replaced: ")
+    assert notices[0].startswith("a worker of fleet spare ended and will be replaced: ")
 
 
 def test_all_workers_are_killed_at_once(cluster: Cluster, expected: str) -> None:
@@ -260,7 +260,7 @@ def test_a_ray_cluster_that_asks_for_no_token_is_refused_unless_its_network_is_t
         fleet = ("fleet", "--ray-address", ray.address)
         refused = thalweg(tmp_path, *fleet, "--ray-token-file", "ray-token")
         assert refused.code == 1
-        assert "it asks nobody for a token, so it runs code for whoever reaches its ports" in refused.stderr
+        assert "it requires no token, so anyone who can reach its ports can run code on it" in refused.stderr
         stack.enter_context(service(tmp_path, *fleet, "--trust-network"))
         assert not (tmp_path / ".ray").exists()
 

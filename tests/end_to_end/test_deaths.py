@@ -85,7 +85,7 @@ def test_a_server_that_stops_keeps_what_its_jobs_have_learnt(tmp_path: Path) -> 
             peer.receive("differentiate")
             server.stop()
     with running_server(tmp_path) as server, stub_of(server) as stub:
-        assert "goes on from step 1" in get(stub, job.id).status
+        assert "continues from step 1" in get(stub, job.id).status
         header, *parts = stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job.id))
         assert header.header.version == 1
         assert np.frombuffer(b"".join(part.data for part in parts), np.float32).tolist() == [1, 2, 3]

@@ -121,7 +121,7 @@ def test_a_job_that_does_not_fit_beside_another_waits_for_its_end(tmp_path: Path
             return lambda: word in get(stub, "second").status
 
         wait_for(status("waiting for memory on the server: about "))
-        assert "are free, beside the" in get(stub, "second").status
+        assert "are reserved for other jobs" in get(stub, "second").status
         assert get(stub, "second").progress.workers == 1
         stub.CancelJob(pb.CancelJobRequest(job_id="first"))
         second.join()

@@ -21,7 +21,7 @@ def serving(tmp_path: Path) -> Running:
 def test_a_server_outlives_its_terminal(serving: Running) -> None:
     address = json.loads(serving.line())["address"]
     serving.process.send_signal(signal.SIGHUP)
-    serving.until("SIGHUP changes nothing; SIGTERM stops")
+    serving.until("SIGHUP is ignored; SIGTERM stops the process")
     with Client(address) as client:
         assert client.jobs() == []
     serving.process.send_signal(signal.SIGTERM)
@@ -54,7 +54,7 @@ def test_the_log_tells_what_happens_to_a_job_and_by_whom(serving: Running) -> No
         "job job-2: scaled to 2 workers",
         "job job-2: cancellation asked for",
         "job job-2: ended as CANCELLED at step 0",
-        "job job-2: resumed; the job begins again",
+        "job job-2: resumed; the job starts again from the beginning",
         "job job-2: resumed",
         "job job-2: cancellation asked for",
         "job job-2: ended as CANCELLED at step 0",

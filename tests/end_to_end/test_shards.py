@@ -304,7 +304,7 @@ def test_a_shard_may_be_started_by_its_former_name(tmp_path: Path) -> None:
     former = ("serve", "--shard-of", "127.0.0.1:1", "--address", "127.0.0.1:0")
     with service(tmp_path / "home", *former) as (shard, announced):
         assert announced["shard_of"] == "127.0.0.1:1"
-        assert "thalweg serve --shard-of is thalweg shard --server now" in shard.stderr
+        assert "thalweg serve --shard-of is now thalweg shard --server" in shard.stderr
 
 
 def test_a_shard_waits_for_its_server(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_ctrl_c_ends_the_job_and_says_where_what_was_learnt_lies(tmp_path: Path)
     assert ended.code == 130, ended.stderr
     assert running.left_behind() == []
     assert "Traceback" not in ended.stderr
-    (line,) = [line for line in ended.stderr.splitlines() if "what was learnt so far is in" in line]
+    (line,) = [line for line in ended.stderr.splitlines() if "the parameters so far are in" in line]
     weights = Path(line.rpartition(" in ")[2])
     with safe_open(weights, framework="numpy") as file:
         assert np.isfinite(file.get_tensor("0.weight")).all()
@@ -148,7 +148,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing_either(text: str, tmp_path:
     assert "digits-1 was interrupted after" in ended.stderr
     # Once.
     assert "interrupted again" not in ended.stderr
-    assert "to go on: thalweg train --resume digits-1" in ended.stderr
+    assert "to resume: thalweg train --resume digits-1" in ended.stderr
 
 
 def test_sigterm_ends_the_job_too(tmp_path: Path) -> None:

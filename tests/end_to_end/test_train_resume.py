@@ -44,7 +44,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(tmp_path: Path) -> None:
     wait_for(lambda: _steps(home) > 0)
     _kill(running)
     (job,) = thalweg(home, "jobs", "--json").answer["jobs"]
-    assert (job["state"], job["error"]) == ("FAILED", "interrupted: the process that ran it ended before it did")
+    assert (job["state"], job["error"]) == ("FAILED", "interrupted: the process that ran this job ended before the job did")
     resumed = thalweg(home, "train", "--resume", "digits-1", "--json")
     assert resumed.code == 0, resumed.stderr
     assert resumed.answer["state"] == "SUCCEEDED"
@@ -62,8 +62,8 @@ def test_a_run_that_was_interrupted_says_how_it_goes_on(tmp_path: Path) -> None:
     ended = running.end()
     assert ended.code == 130, ended.stderr
     assert running.left_behind() == []
-    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("thalweg: to go on: ")]
-    assert line == "thalweg: to go on: thalweg train --resume digits-1 --data 'kept here'"
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("thalweg: to resume: ")]
+    assert line == "thalweg: to resume: thalweg train --resume digits-1 --data 'kept here'"
     resumed = thalweg(tmp_path, "train", "--resume", "digits-1", "--data", "kept here")
     assert resumed.code == 0, resumed.stderr
     assert f"digits-1 succeeded: {EPOCHS} epochs" in resumed.stdout

@@ -107,7 +107,7 @@ def test_what_is_promised_is_not_promised_again_whether_it_is_in_use_or_not() ->
     machine = Machine()
     promised = machine.budget()
     assert promised.reserve("a", 4 * GIB) == ""
-    lack = "about 3.00 GiB of memory are needed, and 2.00 GiB are free, beside the 4.00 GiB that other jobs were promised"
+    lack = "about 3.00 GiB of memory are needed, but 2.00 GiB are free; 4.00 GiB are reserved for other jobs"
     assert promised.reserve("b", 3 * GIB) == lack
     machine.own += 4 * GIB
     assert promised.reserve("b", 3 * GIB) == lack
@@ -130,7 +130,7 @@ def test_what_else_this_process_takes_is_not_taken_for_a_promise_kept() -> None:
 
 def test_what_can_never_be_had_is_refused_with_both_numbers() -> None:
     promised = Machine(total=512 << 20, others=0, own=100 << 20).budget()
-    with pytest.raises(OverBudgetError, match=r"about 5\.20 GiB of memory are needed, and at most 0\.40 GiB can be had here"):
+    with pytest.raises(OverBudgetError, match=r"about 5\.20 GiB of memory are needed; this machine has at most 0\.40 GiB"):
         promised.reserve("a", int(5.2 * GIB))
     assert promised.reserve("b", 300 << 20) == ""
     promised.release("nobody")

@@ -246,9 +246,7 @@ def test_a_job_whose_workers_report_a_cause_at_every_start_fails() -> None:
         assert not of(Finish, fail(worker))
     (finish,) = of(Finish, fail(30))
     assert finish.state == job_pb2.JOB_STATE_FAILED
-    assert (
-        finish.error == f"{MAX_REPORTS} workers in a row failed before any contributed anything; the last one reported: {problem}"
-    )
+    assert finish.error == f"{MAX_REPORTS} workers in a row failed before contributing; last error: {problem}"
 
 
 def test_workers_that_are_killed_never_fail_a_job() -> None:
@@ -259,7 +257,7 @@ def test_workers_that_are_killed_never_fail_a_job() -> None:
     assert not of(Finish, told)
     trouble = desk.coordinator.trouble(desk.now)
     assert trouble == (
-        "workers keep being killed before contributing anything (on a.lab, 50 times: its process died); trying again in 8 s"
+        "workers keep being killed before contributing (on a.lab, 50 times: its process died); trying again in 8 s"
     )
     # The first few times are told, then fewer and fewer.
     assert len(of(Tell, told)) == 7
@@ -526,7 +524,7 @@ def test_a_worker_that_disagrees_is_refused_and_the_job_goes_on() -> None:
     assert isinstance(refuse, Refuse)
     assert refuse.problem == (
         "it found 8 parameters, 20 and 0 samples for training and validation, the metrics accuracy, "
-        "and others found 7 parameters, 20 and 0 samples for training and validation, the metrics accuracy"
+        "but the others found 7 parameters, 20 and 0 samples for training and validation, the metrics accuracy"
     )
     assert isinstance(told, Tell)
     assert avoid == Avoid((B,))

@@ -49,7 +49,7 @@ def test_a_checkpoint_without_memory_is_one_that_failed(tmp_path: Path, monkeypa
         job = stub.CancelJob(pb.CancelJobRequest(job_id=job.id)).job
         worker.join()
         failed = [event.checkpoint_failed for event in events_of(stub, job.id) if event.HasField("checkpoint_failed")]
-        assert failed[0].problem == "there is no memory for a copy (Unable to allocate 5.2 GiB)"
+        assert failed[0].problem == "there is too little memory for a copy (Unable to allocate 5.2 GiB)"
         # The last one needs no copy.
         assert job.state == job_pb2.JOB_STATE_CANCELLED
         assert list((tmp_path / "jobs" / job.id / "checkpoints").iterdir())
@@ -62,7 +62,7 @@ def test_a_snapshot_without_memory_is_left_out(tmp_path: Path, monkeypatch: pyte
         work(server.address, None, job.id, "w")
         notices = [event.notice.text for event in events_of(stub, job.id) if event.HasField("notice")]
         assert stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.state == job_pb2.JOB_STATE_SUCCEEDED
-        assert any(notice.startswith("the trajectory lacks step 1:") for notice in notices), notices
+        assert any(notice.startswith("the trajectory has no step 1:") for notice in notices), notices
         first = next(iter(stub.DownloadTrajectory(pb.DownloadTrajectoryRequest(job_id=job.id))))
         assert list(first.header.versions) == [2], "the last one needs no copy"
 
@@ -85,7 +85,7 @@ def test_a_copy_that_is_larger_than_what_is_available_is_not_begun(tmp_path: Pat
             with pytest.raises(grpc.RpcError) as caught:
                 list(stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job.id)))
             assert from_rpc_error(caught.value, "").reason == "OUT_OF_MEMORY"
-            assert "0.00 MiB are needed, and 0.00 MiB are available" in str(from_rpc_error(caught.value, ""))
+            assert "0.00 MiB are needed, but 0.00 MiB are available" in str(from_rpc_error(caught.value, ""))
         stub.CancelJob(pb.CancelJobRequest(job_id=job.id))
         worker.join()
 
@@ -100,7 +100,7 @@ def test_a_shard_refuses_a_share_for_which_it_has_no_memory(monkeypatch: pytest.
     (refusal,) = said
     assert isinstance(refusal, HoldRequest)
     assert refusal.share == 7
-    assert "about 14.00 MiB of memory are needed, and 1.00 MiB are free" in refusal.failure.problem
+    assert "about 14.00 MiB of memory are needed, but 1.00 MiB are free" in refusal.failure.problem
     said.clear()
     make.elements = 1000
     holder.do(ShareCommand(share=8, make=make))

@@ -105,11 +105,11 @@ def test_workers_that_are_killed_at_every_start_never_fail_a_job(server: Server,
         assert job.state == job_pb2.JOB_STATE_QUEUED
         assert job.waiting_for == job_pb2.WAITING_FOR_NODE
         assert job.status.startswith(
-            "waiting for workers: workers keep being killed before contributing anything "
+            "waiting for workers: workers keep being killed before contributing "
             "(on two.lab, 2 times: its process died), and on 1 more node; trying again in "
         )
     first = notices(stub, job_id, 1)[0]
-    assert first.startswith("a worker was killed before contributing anything (on one.lab: its process died)")
+    assert first.startswith("a worker was killed before contributing (on one.lab: its process died)")
 
 
 def test_a_fleet_fails_no_job_and_says_nothing_of_workers_that_are_none_of_its_own(
@@ -149,9 +149,7 @@ def test_a_job_whose_workers_report_the_same_cause_at_every_start_fails(
             peer.hello(job_id)
             peer.fail("IndexError: 7", workers.Failure.SCOPE_UNSPECIFIED)
     job = wait_for(lambda: get(stub, job_id) if get(stub, job_id).state == job_pb2.JOB_STATE_FAILED else None)
-    assert job.error == (
-        f"{MAX_REPORTS} workers in a row failed before any contributed anything; the last one reported: IndexError: 7"
-    )
+    assert job.error == (f"{MAX_REPORTS} workers in a row failed before contributing; last error: IndexError: 7")
     assert job.waiting_for == job_pb2.WAITING_FOR_UNSPECIFIED
 
 

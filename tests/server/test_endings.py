@@ -51,7 +51,7 @@ def test_parameters_that_find_no_room_are_kept_in_memory_until_they_do(
 
     def waiting() -> bool:
         jobs = stub.ListJobs(pb.ListJobsRequest()).jobs
-        return jobs[0].id == "job-2" and "its result is kept in memory and waits for room" in jobs[0].status
+        return jobs[0].id == "job-2" and "its result is kept in memory until there is disk space" in jobs[0].status
 
     wait_for(waiting)
     job = stub.GetJob(pb.GetJobRequest(job_id="job-2")).job

@@ -293,7 +293,7 @@ def test_a_worker_that_ended_is_noticed(server: Server, stub: TrainingServiceStu
         for response in stub.WatchJob(pb.WatchJobRequest(job_id="a"), timeout=DEADLINE):
             if response.event.HasField("notice"):
                 break
-    assert response.event.notice.text.startswith("a worker of fleet mill ended and is replaced: lost xxx")
+    assert response.event.notice.text.startswith("a worker of fleet mill ended and will be replaced: lost xxx")
     assert len(response.event.notice.text) < 1100
 
 
@@ -362,7 +362,7 @@ def test_what_a_fleet_and_its_workers_say_acts_on_no_terminal(server: Server, st
         worker.fail("\x9bfailure")
         events = [response.event for response in stub.WatchJob(pb.WatchJobRequest(job_id="a"), timeout=DEADLINE)]
         assert [info.name for info in stub.GetServerInfo(pb.GetServerInfoRequest()).fleets] == ["\\x1b[2Jmill"]
-    ended = r"a worker of fleet \x1b[2Jmill ended and is replaced: \u202eproblem\nthalweg: faked line"
+    ended = r"a worker of fleet \x1b[2Jmill ended and will be replaced: \u202eproblem\nthalweg: faked line"
     assert ended in [event.notice.text for event in events]
     assert [r"\x1b[31mw"] in [list(event.workers_changed.names) for event in events]
     assert events[-1].state_changed.job.error == r"\x9bfailure"

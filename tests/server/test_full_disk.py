@@ -62,7 +62,7 @@ def test_a_job_that_ends_on_a_full_disk_keeps_its_result(disk: SmallDisk) -> Non
         disk.fill(free=0)
         worker = threading.Thread(target=work, args=(server.address, None, job.id, "worker"))
         worker.start()
-        wait_for(lambda: "waits for room" in status_of(stub, job.id))
+        wait_for(lambda: "in memory until there is disk space" in status_of(stub, job.id))
         wait_for(lambda: not healthy(server))
         assert str(disk.folder / "data") in status_of(stub, job.id)
         assert job_of(stub, job.id).state != job_pb2.JOB_STATE_FAILED
@@ -87,7 +87,7 @@ def test_calls_are_answered_on_a_full_disk(disk: SmallDisk) -> None:
             told = refusal(lambda: stub.CancelJob(pb.CancelJobRequest(job_id=job.id), timeout=DEADLINE))
             assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
             assert str(disk.folder / "data") in told.message
-            assert "The job is ended, and that is recorded as soon as there is room." in told.message
+            assert "The job is ended; its end is recorded as soon as there is disk space." in told.message
             # SQLite has room for some events in the log that it keeps, and then it has none.
             wait_for(lambda: scaling_is_refused(stub, waiting.id))
             assert refusal(lambda: upload(stub, bytes(1 << 20))).reason == "STORAGE_FULL"

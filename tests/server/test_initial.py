@@ -39,10 +39,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {f"x{i}": np.zeros(1) for i in range(7)},
         "the model has no 'x0', 'x1', 'x2', 'x3', 'x4' and 2 more; it has '0.weight', '0.bias'",
     ),
-    ({"0.weight": np.zeros((2, 1), np.float32)}, "'0.weight' has the shape [2, 1], and the model's has [1, 2]"),
-    ({"0.bias": np.zeros((), np.float32)}, "'0.bias' has the shape [], and the model's has [1]"),
-    ({"0.bias": np.zeros(1)}, "'0.bias' is float64, and the model's is float32"),
-    ({"0.bias": np.zeros(1, np.int32)}, "'0.bias' is int32, and the model's is float32"),
+    ({"0.weight": np.zeros((2, 1), np.float32)}, "'0.weight' has the shape [2, 1], but the model's has [1, 2]"),
+    ({"0.bias": np.zeros((), np.float32)}, "'0.bias' has the shape [], but the model's has [1]"),
+    ({"0.bias": np.zeros(1)}, "'0.bias' is float64, but the model's is float32"),
+    ({"0.bias": np.zeros(1, np.int32)}, "'0.bias' is int32, but the model's is float32"),
     ({"0.bias": np.array([np.nan], np.float32)}, "'0.bias' has values that are NaN or infinite"),
     ({"0.weight": np.array([[0, -np.inf]], np.float32)}, "'0.weight' has values that are NaN or infinite"),
 ]
@@ -60,7 +60,7 @@ def test_a_file_is_checked_without_its_values(tmp_path: Path) -> None:
     path = tmp_path / "parameters.safetensors"
     save_file(GOOD, path)
     initial.check(path, "float32")
-    with pytest.raises(ValueError, match=r"'0\.bias' is of the type F32, and model\.dtype is float64, which is F64"):
+    with pytest.raises(ValueError, match=r"'0\.bias' is of type F32, but model\.dtype is float64, which needs F64"):
         initial.check(path, "float64")
     assert {name: tensor.tolist() for name, tensor in initial.read(path).items()} == {"0.weight": [[1, 2]], "0.bias": [3]}
     whole = path.read_bytes()
@@ -152,11 +152,11 @@ def test_a_job_that_has_not_ended_or_kept_nothing_is_refused(stub: TrainingServi
     create(stub, job_id="other")
     told = refused(stub, {"job": "other"})
     assert told.fields == ["model.initial.job"]
-    assert "job other has not ended, it is QUEUED; wait until it has, or cancel it" in told.message
+    assert "job other has not ended (it is QUEUED); wait until it has, or cancel it" in told.message
     stub.CancelJob(pb.CancelJobRequest(job_id="other"))
     told = refused(stub, {"job": "other"})
     assert told.fields == ["model.initial.job"]
-    assert "job other has no parameters: it ended as CANCELLED before there were any" in told.message
+    assert "job other has no parameters: it ended as CANCELLED before they were initialised" in told.message
 
 
 def test_damaged_parameters_of_a_job_are_refused(server: Server, stub: TrainingServiceStub, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_paused_job_gives_up_its_workers_and_its_place_and_goes_on_later(tmp_p
         create(stub, "second")
         let_go = start(server.address, "first")
         wait_for(lambda: get(stub, "first").progress.step > 10)
-        assert "waiting for a place" in get(stub, "second").status
+        assert "queued: " in get(stub, "second").status
         assert is_paused(scale(stub, "first", 0).job)
         assert wait_for(lambda: let_go) == ["the job is paused"]
         wait_for(lambda: get(stub, "first").progress.checkpoints.written)
@@ -80,7 +80,7 @@ def test_a_paused_job_gives_up_its_workers_and_its_place_and_goes_on_later(tmp_p
             begins.hello("third")
             assert not scale(stub, "first", 1).job.paused
             # A job that has begun meanwhile keeps its place.
-            assert "waiting for a place" in get(stub, "first").status
+            assert "queued: " in get(stub, "first").status
         stub.CancelJob(pb.CancelJobRequest(job_id="third"))
         start(server.address, "first")
         wait_for(lambda: get(stub, "first").progress.step > step)

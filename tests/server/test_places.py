@@ -93,7 +93,7 @@ def test_the_server_says_how_many_jobs_it_runs(server: Server, stub: TrainingSer
 def test_a_job_that_waits_for_a_place_says_so(server: Server, stub: TrainingServiceStub) -> None:
     for job_id, priority in [("a", 0), ("b", 0), ("c", 0), ("d", 0), ("e", 1)]:
         create(stub, job_id, 1, priority=priority)
-    words = "waiting for a place: the server runs 2 jobs at a time, {} are before it"
+    words = "queued: {} jobs ahead (this server runs 2 at a time)"
     assert get(stub, "e").status.startswith("waiting for workers")
     assert get(stub, "b").status == words.format(2)
     listed = {job.id: job.status for job in stub.ListJobs(pb.ListJobsRequest()).jobs}
@@ -107,7 +107,7 @@ def test_a_job_is_told_at_once_that_it_waits_for_a_place(tmp_path: Path) -> None
     with running_server(tmp_path, max_running_jobs=1) as server, stub_of(server) as stub:
         create(stub, "a", 1)
         create(stub, "b", 1)
-        words = "waiting for a place: the server runs 1 job at a time, 1 is before it"
+        words = "queued: 1 job ahead (this server runs 1 at a time)"
         cancel(stub, "b")
         events = [response.event for response in stub.WatchJob(pb.WatchJobRequest(job_id="b"))]
         assert events[0].state_changed.job.status == words
@@ -117,7 +117,7 @@ def test_a_worker_of_a_job_without_a_place_is_turned_away(server: Server, stub: 
     for job_id in ("a", "b", "c"):
         create(stub, job_id, 1)
     with Peer(server.address) as peer:
-        assert peer.turned_away("c") == "job c has no place yet"
+        assert peer.turned_away("c") == "job c is still queued"
     assert get(stub, "c").state == job_pb2.JOB_STATE_QUEUED
     cancel(stub, "a")
     with Peer(server.address) as peer:
@@ -141,7 +141,7 @@ def test_a_job_that_has_begun_keeps_its_place_from_one_of_higher_priority(server
         fleet.told_until({"begun": (1, 1), "chosen": (1, 1)})
         create(stub, "urgent", 2, priority=9)
         fleet.told_until({"urgent": (2, 1)})
-        assert "waiting for a place" in get(stub, "chosen").status
+        assert "queued: " in get(stub, "chosen").status
         assert get(stub, "begun").state == job_pb2.JOB_STATE_RUNNING
         peer.prepare(PREPARED)
         peer.receive("initialize")
@@ -151,7 +151,7 @@ def test_a_job_that_no_fleet_could_serve_holds_no_place(server: Server, stub: Tr
     for job_id in ("wide", "wider"):
         create(stub, job_id, 1, threads=8, priority=5)
     create(stub, "narrow", 1)
-    assert get(stub, "narrow").status.startswith("waiting for a place")
+    assert get(stub, "narrow").status.startswith("queued: ")
     with attending(server, 4) as fleet:
         fleet.told_until({"narrow": (1, 1)})
         assert "no fleet has the 8 CPU slots" in get(stub, "wide").status
@@ -167,7 +167,7 @@ def test_jobs_that_had_begun_keep_their_places_over_a_restart(tmp_path: Path) ->
             create(stub, "waiting", 1)
     with running_server(tmp_path, max_running_jobs=1) as server, stub_of(server) as stub:
         assert "restarted" in get(stub, "begun").status
-        assert get(stub, "waiting").status.startswith("waiting for a place")
+        assert get(stub, "waiting").status.startswith("queued: ")
         with Peer(server.address) as peer:
             peer.turned_away("waiting")
         with Peer(server.address) as peer:

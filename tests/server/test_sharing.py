@@ -126,7 +126,7 @@ def accepted(peer: Peer, connection: socket.socket) -> None:
 @pytest.mark.parametrize(
     ("said", "answer"),
     [
-        (b"\xff\xff", "bytes that are no message"),
+        (b"\xff\xff", "bytes that are not a message"),
         (b"", "considers this worker lost"),
         (pb.WorkRequest(hello=pb.Hello()).SerializeToString(), "hello was not expected"),
         (bytes(memory.MAX_BYTES), "considers this worker lost"),
@@ -165,7 +165,7 @@ def test_more_slabs_than_there_can_be_are_not_kept(server: Server) -> None:
 def test_an_offer_that_was_not_taken_cannot_be_claimed(server: Server) -> None:
     with peer_of(server) as peer:
         peer.prepare(shared_memory=True)
-        with pytest.raises(grpc.RpcError, match="shared memory that was not taken"):
+        with pytest.raises(grpc.RpcError, match="shared memory that was not accepted"):
             peer.hear()
 
 

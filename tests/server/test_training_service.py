@@ -65,7 +65,7 @@ def test_an_accepted_job_waits_and_says_so(stub: TrainingServiceStub) -> None:
     job = create(stub)
     assert job.id == "job-1"
     assert job.state == job_pb2.JOB_STATE_QUEUED
-    assert "no fleet attends" in job.status
+    assert "no fleet is connected" in job.status
     assert job.spec.training.workers == 2
     assert job.HasField("create_time")
     assert not job.HasField("start_time")
@@ -227,7 +227,7 @@ def test_a_trajectory_that_cannot_be_kept_costs_no_weights(server: Server, stub:
     assert job.state == job_pb2.JOB_STATE_SUCCEEDED
     assert list(stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job.id)))
     notices = [event.notice.text for event in events_of(stub, job.id) if event.HasField("notice")]
-    assert [text.partition(":")[0] for text in notices] == ["the trajectory could not be kept"]
+    assert [text.partition(":")[0] for text in notices] == ["the trajectory could not be saved"]
 
 
 @pytest.mark.parametrize("work", ["keep", "apply", "promote", "chunk"])
@@ -278,10 +278,10 @@ def test_why_a_job_waits_follows_the_fleets(server: Server, stub: TrainingServic
         capacities.put(fleet_service_pb2.AttendRequest(capacity=capacity("small", 2)))
         next(told)
         status = stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.status
-        assert status == "waiting for workers: no fleet has the 3 CPU slots that each of them takes"
+        assert status == "waiting for workers: no fleet has the 3 CPU slots that each worker needs"
         capacities.put(None)
         assert list(told) == []
-    assert "no fleet attends" in stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.status
+    assert "no fleet is connected" in stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.status
 
 
 def test_a_job_that_is_ending_takes_no_more_workers_and_tells_no_more(
@@ -305,12 +305,12 @@ def test_a_job_that_is_ending_takes_no_more_workers_and_tells_no_more(
         assert "there is no job" in peer.turned_away(job.id)
     told = refusal(cancelling.result)
     assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
-    assert "database or disk is full. The job is ended, and that is recorded as soon as there is room." in told.message
+    assert "database or disk is full. The job is ended; its end is recorded as soon as there is disk space." in told.message
     scaling = stub.ScaleJob.future(pb.ScaleJobRequest(job_id=job.id, workers=3))
     assert refusal(scaling.result).reason == "STORAGE_FULL"
     full = stub.GetJob(pb.GetJobRequest(job_id=job.id)).job
     assert full.state == job_pb2.JOB_STATE_QUEUED
-    assert "waits for room" in full.status
+    assert "in memory until there is disk space" in full.status
     room.set()
     wait_for(lambda: stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.state == job_pb2.JOB_STATE_CANCELLED)
     assert stub.CancelJob(pb.CancelJobRequest(job_id=job.id)).job.state == job_pb2.JOB_STATE_CANCELLED

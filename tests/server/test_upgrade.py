@@ -55,8 +55,8 @@ def test_an_earlier_releases_jobs_are_resumed_and_end_with_the_same_bits(old: Pa
         undisturbed = get(stub, "undisturbed")
         assert undisturbed.state == job_pb2.JOB_STATE_SUCCEEDED
         expected = undisturbed.result.weights_sha256
-        assert "goes on from step 1" in get(stub, "running").status
-        assert "begins again" in get(stub, "queued").status
+        assert "continues from step 1" in get(stub, "running").status
+        assert "starts again from the beginning" in get(stub, "queued").status
         # Before any worker has come, what a checkpoint holds is there.
         assert version_of(stub, "running") == 1
         assert version_of(stub, "cancelled") == 17
@@ -113,7 +113,7 @@ def test_a_job_that_asks_for_what_this_release_does_not_know_is_not_run(
         with running_server(tmp_path) as server, stub_of(server) as stub:
             job = get(stub, "foreign")
             assert job.state == job_pb2.JOB_STATE_FAILED
-            assert job.error.startswith("written by another release of Thalweg")
+            assert job.error.startswith("accepted by another release of Thalweg")
             assert words in job.error
             told = refusal(lambda: stub.ResumeJob(pb.ResumeJobRequest(job_id="foreign")))
             assert told.reason == "NOT_RESUMABLE"

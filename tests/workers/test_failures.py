@@ -73,4 +73,4 @@ def test_an_exception_that_nobody_can_place_fails_the_job_with_its_words(tmp_pat
             assert stub.GetJob(pb.GetJobRequest(job_id="a")).job.state != job_pb2.JOB_STATE_FAILED
             assert work(server.address, None, "a", "broken") == "IndexError: 7"
         wait_for(lambda: stub.GetJob(pb.GetJobRequest(job_id="a")).job.state == job_pb2.JOB_STATE_FAILED)
-        assert stub.GetJob(pb.GetJobRequest(job_id="a")).job.error.endswith("the last one reported: IndexError: 7")
+        assert stub.GetJob(pb.GetJobRequest(job_id="a")).job.error.endswith("last error: IndexError: 7")

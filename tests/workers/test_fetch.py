@@ -68,7 +68,7 @@ def test_what_stays_damaged_is_said() -> None:
     with serving(damaged, damaged) as channel, fetcher(channel, ()) as fetch, pytest.raises(DataError) as caught:
         fetch(SHA256)
     has = hashlib.sha256(damaged).hexdigest()
-    problem = f"the server's copy of the data is damaged: its SHA-256 is {has} in place of {SHA256}"
+    problem = f"the server's copy of the data is damaged: its SHA-256 is {has}, not {SHA256}"
     remedy = "submit the job again from its files, which uploads the data again"
     assert str(caught.value) == f"data.sha256: {problem}; {remedy}"
 
@@ -98,7 +98,7 @@ def test_a_file_on_this_machine_that_changed_is_told(tmp_path: Path) -> None:
     with (
         serving(path) as channel,
         fetcher(channel, ()) as fetch,
-        pytest.raises(DataError, match=r"there has changed since the job was submitted: its SHA-256 is .*; put the file back"),
+        pytest.raises(DataError, match=r"there has changed since the job was submitted: its SHA-256 is .*; restore the file"),
     ):
         fetch(SHA256)
 

@@ -20,7 +20,7 @@ def write_arrays(data: Arrays, folder: Path) -> Path:
     Equal arrays give equal files. Raises ThalwegError if they are not two arrays of numbers, or cannot be written.
     """
     if not isinstance(data, tuple) or len(data) != 2:
-        raise invalid(Violation("data", "must be a pair of arrays: the samples x, and their targets y"))
+        raise invalid(Violation("data", "must be a pair of arrays: the samples x and their targets y"))
     x, y = (_numbers(name, values) for name, values in zip("xy", data, strict=True))
     path = folder / NAME
     try:

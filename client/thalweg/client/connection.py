@@ -130,7 +130,7 @@ class Connection:
     def translated(self, error: grpc.RpcError) -> ThalwegError:
         """The error behind what gRPC raised, in plain words."""
         if code_of(error) is grpc.StatusCode.UNIMPLEMENTED:
-            problem = "what answers there is no Thalweg server, or one of another version"
+            problem = "the process that answers there is not a Thalweg server, or is another release"
             return ThalwegError("UNREACHABLE", {"address": str(self.address), "problem": problem})
         known = from_rpc_error(error, str(self.address))
         if known.reason == "UNREACHABLE":

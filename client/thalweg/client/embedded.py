@@ -148,8 +148,8 @@ class Embedded:
             return None
         if theirs != version("thalweg"):
             raise FolderInUseError(
-                f"the data folder {self.folder} is in use by release {theirs} of Thalweg, and this is {version('thalweg')}; "
-                "wait until it has ended, or choose another folder with --data"
+                f"the data folder {self.folder} is in use by release {theirs} of Thalweg, but this is {version('thalweg')}; "
+                "wait until that has ended, or choose another folder with --data"
             )
         return address
 
@@ -186,11 +186,11 @@ class Embedded:
                 job.cancel()
             except ThalwegError as error:
                 if error.reason != "JOB_NOT_FOUND":
-                    self._notify(f"job {job_id} could not be ended in an orderly way: {error}")
+                    self._notify(f"job {job_id} could not be ended: {error}")
                 continue
             self._notify(
-                f"job {job_id} was interrupted after {job.message.result.steps:,} steps; what was learnt so far is kept. "
-                f"To go on: thalweg train --resume {job_id}{self.place}, or client.resume({job_id!r}) in Python"
+                f"job {job_id} was interrupted after {job.message.result.steps:,} steps; its parameters so far are kept. "
+                f"To resume: thalweg train --resume {job_id}{self.place}, or client.resume({job_id!r}) in Python"
             )
 
 
@@ -270,7 +270,7 @@ def attached(folder: Path | None, token: str | None = None, writes: bool = False
     with ExitStack() as stack:
         if is_read_only(folder) and not is_locked(folder):
             if writes:
-                raise LocalError(f"the data folder {folder} is read-only: its jobs can be looked at, and not changed")
+                raise LocalError(f"the data folder {folder} is read-only: its jobs can be listed but not changed")
             ours, settings = secrets.token_urlsafe(), {"resume_unfinished": not own}
             server: RunningServer = start_server(_loopback(), stack.enter_context(copy_of(folder)), ours, **settings)
         else:

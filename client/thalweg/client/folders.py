@@ -100,4 +100,4 @@ def running_server(folder: Path) -> Address:
         with suppress(OSError, ValueError):
             return parse_address((folder / "address").read_text().strip())
         time.sleep(_LOOK_SECONDS)
-    raise LocalError(f"a server uses the folder {folder}, but does not say at which address")
+    raise LocalError(f"a server uses the folder {folder}, but its address is not known")

@@ -64,8 +64,8 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: A
         raise _told(error) from error
     for ours, theirs in zip(objective.segments, header.layout.tensors, strict=True):
         if ours.shape != tuple(theirs.shape):
-            wanted = f"{theirs.name} has the shape {tuple(theirs.shape)}, and would need {ours.shape}"
-            raise invalid(Violation("x", f"{_shape(samples)}, which is not what the job was trained on: {wanted}"))
+            wanted = f"{theirs.name} has the shape {tuple(theirs.shape)} but would need {ours.shape}"
+            raise invalid(Violation("x", f"{_shape(samples)}, but the job was trained on samples of another shape: {wanted}"))
     with np.errstate(over="ignore", invalid="ignore"):
         outputs = objective.predict(slab, {INPUT: samples})
     wrong = np.argwhere(~np.isfinite(outputs.values))
@@ -160,7 +160,7 @@ def check(job: JobFile) -> None:
     need, most = worker_bytes(spec, objective, dataset), memory().total
     if need > most:
         needed = f"a worker for {objective.size:,} parameters needs {size_text(need)} of memory"
-        raise invalid(Violation("model.layers", f"{needed}, and this machine has {size_text(most)}"))
+        raise invalid(Violation("model.layers", f"{needed}; this machine has {size_text(most)}"))
     if job.initial:
         check_initial(layout_of(objective.segments, objective.dtype), job.initial)
 

@@ -106,5 +106,5 @@ def _check_index(document: dict[str, Any], field: FieldDescriptor, indices: list
     if not field.is_repeated or len(indices) != 1:
         raise invalid(Violation(path, "is not a list"))
     if indices[0] >= len(items):
-        there = f"there are {len(items)}, counted from 0" if items else "there is none"
-        raise invalid(Violation(path, f"there is no such item; {there}"))
+        there = f"there are {len(items)}, counted from 0" if items else "the list is empty"
+        raise invalid(Violation(path, f"no such item; {there}"))

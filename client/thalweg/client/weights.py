@@ -70,7 +70,7 @@ def read_header(path: Path, field: str) -> pb.ParametersHeader:
             preprocessing=json_format.ParseDict(preprocessing, job_pb2.Preprocessing(), ignore_unknown_fields=True),
         )
     except (KeyError, TypeError, ValueError, json_format.ParseError, DecodeError) as error:
-        raise invalid(Violation(field, f"{path} does not say how samples are prepared: it was not written by Thalweg")) from error
+        raise invalid(Violation(field, f"{path} has no preprocessing metadata: it was not written by Thalweg")) from error
 
 
 def check_weights(path: Path, field: str) -> None:

@@ -114,7 +114,7 @@ def run(arguments: list[str] | None = None) -> int:
             return 1
         if error.filename is None and isinstance(error, FileNotFoundError):
             # Of those of Python's own, it is tempfile's.
-            complain(f"{error.strerror}; set TMPDIR to a folder in which files can be made")
+            complain(f"{error.strerror}; set TMPDIR to a folder that is writable")
             return 1
         return _other(error)
     except Exception as error:  # noqa: BLE001 - a user gets a line, never a traceback
@@ -129,7 +129,7 @@ def _other(error: Exception) -> int:
         # Without any argument the help was printed, which says it all.
         message = str(format_message()).strip()
         if message:
-            complain(f"{message} (thalweg --help tells more)")
+            complain(f"{message} (see thalweg --help)")
         return int(getattr(error, "exit_code", 2))
     if os.environ.get("THALWEG_TRACEBACK"):
         raise error

@@ -60,7 +60,7 @@ def submit(
     meant, token = server_of(server, None), read_token(token_file)
     if meant is None:
         problem = (
-            "a submitted job needs a server that stays; give its HOST:PORT (thalweg serve starts one, thalweg train needs none)"
+            "a submitted job needs a running server; give its HOST:PORT (thalweg serve starts one; thalweg train needs none)"
         )
         raise invalid(Violation("--server", problem))
     with Client(meant, token) as client:
@@ -100,7 +100,7 @@ def jobs(
     """
     wanted = {_state(name) for name in states or ()}
     if job and (wanted or limit):
-        raise invalid(Violation("JOB", f"{job} is one job; leave out --state and --limit"))
+        raise invalid(Violation("JOB", f"{job} names one job; leave out --state and --limit"))
     with connected(server, token_file, data) as client:
         found = [client.job(job)] if job else client.jobs()
     messages = [one.message for one in found if not wanted or state_name(one.message.state) in wanted][:limit]
@@ -112,7 +112,7 @@ def jobs(
             if message.error and job:
                 console().print(message.error, markup=False, soft_wrap=True)
     else:
-        nothing = "no such jobs" if wanted else "no jobs yet; [cyan]thalweg train digits[/] makes one"
+        nothing = "no such jobs" if wanted else "no jobs yet; start one with [cyan]thalweg train digits[/]"
         console(stderr=True).print(nothing)
 
 

@@ -57,7 +57,7 @@ Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON for m
 def server_of(server: str | None, data: Path | None) -> str | None:
     """The server that is meant, None for this machine's own jobs. Raises ThalwegError if two things are meant."""
     if server and data:
-        raise invalid(Violation("--data", "has no meaning together with --server: a server has its own data folder"))
+        raise invalid(Violation("--data", "cannot be used with --server: a server has its own data folder"))
     return None if data else server or os.environ.get("THALWEG_SERVER") or None
 
 

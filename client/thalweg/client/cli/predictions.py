@@ -18,7 +18,7 @@ _OUTPUTS = (".npy", ".npz", ".csv")
 def check_output(path: Path) -> None:
     """Refuses a file for outputs that has none of the known endings. Raises ThalwegError."""
     if path.suffix.lower() not in _OUTPUTS:
-        raise invalid(Violation("--output", f"{path.name}: outputs are written to {', '.join(_OUTPUTS)}"))
+        raise invalid(Violation("--output", f"{path.name}: the name must end in one of {', '.join(_OUTPUTS)}"))
 
 
 def arrays(prediction: Prediction) -> dict[str, NDArray[Any]]:

@@ -52,7 +52,7 @@ def weights(
     else:
         console().print(f"{path}: the parameters after {header.version:,} steps", markup=False, soft_wrap=True)
         if header.preprocessing.mean:
-            console().print("The model sees standardized samples: thalweg.client.prepare(FILE, x) gives them", soft_wrap=True)
+            console().print("The model takes standardized samples; thalweg.client.prepare(FILE, x) returns them", soft_wrap=True)
 
 
 def predict(
@@ -184,12 +184,12 @@ def plot(
     [cyan]thalweg plot digits-1 --slice '2.weight\\[3,5]' -o slice.svg[/]
     """
     if slices and len(slices) > 1:
-        raise invalid(Violation("--slice", f"was given {len(slices)} times; a picture shows one weight"))
+        raise invalid(Violation("--slice", f"is given {len(slices)} times; a picture shows one weight"))
     element = parse_element(slices[0]) if slices and slices[0] != _AUTO else None
     suffix = "".join(f"-{part}" for part in (element.tensor, *element.index)) if element else "-slice" if slices else ""
     path = (output or Path(f"{job}{suffix}.png")).absolute()
     if path.suffix.lower() not in PICTURES:
-        raise invalid(Violation("--output", f"{path.name}: pictures end in {', '.join(PICTURES)}"))
+        raise invalid(Violation("--output", f"{path.name}: the name of a picture must end in one of {', '.join(PICTURES)}"))
     with connected(server, token_file, data) as client:
         found = client.job(job)
         figure = loss_slice(found, element) if slices else learning_curve(found)

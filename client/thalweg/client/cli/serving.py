@@ -114,10 +114,8 @@ def serve(
     _log_to_stderr()
     if shard_of is not None:
         if data or settings or not shared_memory:
-            raise invalid(
-                Violation("--shard-of", "goes with --address, --token-file and --trust-network only: a shard keeps no jobs")
-            )
-        _log.warning("thalweg serve --shard-of is thalweg shard --server now")
+            raise invalid(Violation("--shard-of", "can be used with --address, --token-file and --trust-network only"))
+        _log.warning("thalweg serve --shard-of is now thalweg shard --server")
         _run_shard(where, _address("--shard-of", shard_of), token, trust_network, json)
         return
     folder = expanded(data or served_folder()).absolute()
@@ -139,7 +137,7 @@ def _publish(stack: ExitStack, addresses: Sequence[Address], token: str | None, 
     try:
         stack.enter_context(published(addresses, token or ""))
     except OSError as error:
-        problem = "clients cannot find the server's token by themselves: %s; give them --token-file %s"
+        problem = "clients cannot find the server's token automatically: %s; give them --token-file %s"
         _log.warning(problem, error, folder / SERVER_TOKEN)
 
 
@@ -250,10 +248,10 @@ def fleet(
     """
     where, token = _server_address(server), read_token(token_file)
     if ray_address and slots:
-        raise invalid(Violation("--slots", "has no meaning together with --ray-address: the cluster has its own"))
+        raise invalid(Violation("--slots", "cannot be used with --ray-address: the cluster has its own slots"))
     for option, given in {"--ray-token-file": ray_token_file, "--trust-network": trust_network}.items():
         if given and not ray_address:
-            raise invalid(Violation(option, "has no meaning without --ray-address: a Ray that is started has a token of its own"))
+            raise invalid(Violation(option, "needs --ray-address: a Ray that this command starts makes its own token"))
     check_token_file(ray_token_file, "--ray-token-file")
     _log_to_stderr()
     with Inbox() as inbox:
@@ -305,7 +303,7 @@ def _wait(inbox: Inbox) -> None:
         except InterruptedBySignalError as signalled:
             if signalled.number != signal.SIGHUP:
                 return
-            _log.info("SIGHUP changes nothing; SIGTERM stops")
+            _log.info("SIGHUP is ignored; SIGTERM stops the process")
 
 
 def _log_to_stderr() -> None:

@@ -40,15 +40,15 @@ def _complaints(outcome: Outcome, place: str) -> list[str]:
         lines.append(f"job {result.job} was cancelled after {_steps(outcome)}")
     lines += outcome.problems
     if outcome.problems and result.weights_sha256:
-        lines.append(f"the weights are kept by the server: thalweg weights {result.job}{place} -o FILE")
+        lines.append(f"the server keeps the weights: thalweg weights {result.job}{place} -o FILE")
     if result.state == "FAILED" and outcome.weights:
         lines.append(f"the last finite parameters are in {outcome.weights}")
     elif result.state == "CANCELLED" and outcome.weights:
-        lines.append(f"what was learnt so far is in {outcome.weights}")
+        lines.append(f"the parameters so far are in {outcome.weights}")
     elif result.state == "CANCELLED" and not result.weights_sha256:
-        lines.append("nothing was learnt yet")
+        lines.append("no step was completed")
     if result.state == "CANCELLED" or (outcome.interruption and result.state not in ENDED):
-        lines.append(f"to go on: thalweg train --resume {result.job}{place}")
+        lines.append(f"to resume: thalweg train --resume {result.job}{place}")
     return lines
 
 
@@ -79,7 +79,7 @@ def _print_summary(outcome: Outcome, place: str) -> None:
     for command, purpose in (
         (f"thalweg plot {result.job}{place}", "draws the learning curve"),
         (f"thalweg plot {result.job} --slice auto{place}", "the loss over one weight, and the way downhill"),
-        (f"thalweg predict {result.job}{place}", "what it makes of its validation samples, or of yours: add a file"),
+        (f"thalweg predict {result.job}{place}", "predicts its validation samples, or the samples of a file"),
     ):
         out.print(f"  [cyan]{command:<52}[/] [dim]{purpose}[/]", soft_wrap=True)
 

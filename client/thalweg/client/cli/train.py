@@ -100,9 +100,9 @@ def _begin(job: str | None, settings: list[str], resume: str | None) -> Callable
         loaded = load_job(job, settings)
         return lambda training: training.run(loaded)
     if job is not None:
-        raise invalid(Violation("--resume", f"takes up {resume}, which is a job already; leave out {job}"))
+        raise invalid(Violation("--resume", f"resumes job {resume}, which has its own job file; leave out {job}"))
     if settings:
-        raise invalid(Violation("--set", "has no meaning together with --resume: a job that is taken up stays what it was"))
+        raise invalid(Violation("--set", "cannot be used with --resume: a resumed job keeps its settings"))
     return lambda training: training.resume(resume)
 
 

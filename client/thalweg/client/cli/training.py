@@ -55,7 +55,7 @@ class Training:
         """A job that goes on, and what it told before."""
         job = self._client.job(job_id)
         if self._embedded and state_name(job.message.state) not in ENDED:
-            raise LocalError(f"job {job_id} runs already; thalweg watch {job_id}{self._embedded.place} shows it")
+            raise LocalError(f"job {job_id} is already running; thalweg watch {job_id}{self._embedded.place} shows it")
         past = job.history()
         job.resume()
         return job, past
@@ -106,7 +106,7 @@ class Training:
             outcome.result = job.last_result()
             self._keep(job, outcome)
         except InterruptedBySignalError:
-            outcome.problems.append("interrupted again; what was learnt so far was not written")
+            outcome.problems.append("interrupted again; the parameters so far were not written")
             if self._embedded:
                 self._embedded.abandon(job.id)
         except ThalwegError as error:

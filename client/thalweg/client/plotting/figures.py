@@ -54,5 +54,5 @@ def title(figure: "Figure", axes: "Axes", text: str, below: str) -> None:
 def save_figure(figure: Any, path: Path) -> None:
     """Writes a figure, in the format that the file's ending says, whole or not at all. Raises ThalwegError."""
     if path.suffix.lower() not in PICTURES:
-        raise invalid(Violation("path", f"{path.name}: pictures end in {', '.join(PICTURES)}"))
+        raise invalid(Violation("path", f"{path.name}: the name of a picture must end in one of {', '.join(PICTURES)}"))
     write_whole(path, figure.savefig)

@@ -119,7 +119,9 @@ def prepare(x: ArrayLike, preprocessing: job_pb2.Preprocessing, dtype: np.dtype[
     shape, mean = tuple(preprocessing.shape), len(preprocessing.mean)
     if shape and samples.shape[1:] != shape:
         hint = "; for one sample, give [x]" if samples.shape == shape else ""
-        wanted = f"the job was trained on samples of shape {shape}, so x has the shape (samples, {', '.join(map(str, shape))})"
+        wanted = (
+            f"the job was trained on samples of shape {shape}, so x must have the shape (samples, {', '.join(map(str, shape))})"
+        )
         raise DataError(f"x: has the shape {samples.shape}; {wanted}{hint}")
     # Of a job that says no shape.
     if mean and math.prod(samples.shape[1:]) != mean:

@@ -107,13 +107,13 @@ class Budget:
         most = total - self._base
         if need > most:
             raise OverBudgetError(
-                f"about {size_text(need)} of memory are needed, and at most {size_text(max(0, most))} can be had here"
+                f"about {size_text(need)} of memory are needed; this machine has at most {size_text(max(0, most))}"
             )
         promised = sum(self._promised.values())
         free = max(0, available - max(0, promised - (self._resident() - self._base)))
         if need > free:
-            others = f", beside the {size_text(promised)} that other jobs were promised" if promised else ""
-            return f"about {size_text(need)} of memory are needed, and {size_text(free)} are free{others}"
+            others = f"; {size_text(promised)} are reserved for other jobs" if promised else ""
+            return f"about {size_text(need)} of memory are needed, but {size_text(free)} are free{others}"
         self._promised[owner] = need
         return ""
 

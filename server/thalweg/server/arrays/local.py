@@ -152,7 +152,7 @@ class LocalArrays:
                 self.copy(lambda slabs: self.trajectory.add(version, slabs[PARAMETERS]), state=False)
             except MemoryError as error:
                 # A picture less is no failure.
-                self._telemetry.notice(f"the trajectory lacks step {version:,}: there is no memory for a copy ({error})")
+                self._telemetry.notice(f"the trajectory has no step {version:,}: there is too little memory for a copy ({error})")
 
     def copy(self, then: Callable[[OptimizerState], object], *, state: bool) -> None:
         """Has the parameters, and the optimizer's state if that is wanted, copied as they are now: at once if they are small.
@@ -174,7 +174,7 @@ class LocalArrays:
         """Raises MemoryError if fewer bytes are available than some slabs take: the system would end the process instead."""
         need = slabs * self.parameters.plan.elements * self.parameters.dtype.itemsize
         if need >= _MIN_CHECKED and need > (available := resources.memory().available):
-            raise MemoryError(f"{size_text(need)} are needed, and {size_text(available)} are available")
+            raise MemoryError(f"{size_text(need)} are needed, but {size_text(available)} are available")
 
     def _slabs(self, state: bool) -> OptimizerState:
         return {name: slab for name, slab in self.parameters.slabs.items() if state or name == PARAMETERS}

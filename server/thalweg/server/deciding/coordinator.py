@@ -191,7 +191,7 @@ class Coordinator:
             case EvaluationReceived():
                 return self._evaluation_received(event)
             case RangeNotFinite(version):
-                return diverged("the update made NaN or infinite parameters", version)
+                return diverged("the update produced NaN or infinite parameters", version)
             case HeartbeatReceived():
                 return []
             case CheckpointDone(seconds):
@@ -224,8 +224,8 @@ class Coordinator:
             self.plan = Plan(self.spec, facts)
             decisions.append(Allocate(self.plan))
         elif facts != self._facts:
-            problem = f"it found {_words(facts)}, and others found {_words(self._facts)}"
-            return self._refuse(worker, Refuse(worker, problem), f"a worker disagrees with others: {problem}")
+            problem = f"it found {_words(facts)}, but the others found {_words(self._facts)}"
+            return self._refuse(worker, Refuse(worker, problem), f"a worker disagrees with the others: {problem}")
         if not self._prepared:
             self.machines.all_left()
         if problem := self.machines.problem(premises):

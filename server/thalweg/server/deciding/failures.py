@@ -91,7 +91,7 @@ class Failures:
         """Why the job fails; empty if it does not. `present` is where it has workers now: those on other nodes may do better."""
         if self._reports < MAX_REPORTS or any(place.key not in self._reporting for place in present):
             return ""
-        return f"{self._reports} workers in a row failed before any contributed anything; the last one reported: {self._reported}"
+        return f"{self._reports} workers in a row failed before contributing; last error: {self._reported}"
 
     def avoided(self) -> tuple[Place, ...]:
         """Where the job is to get no more workers now. A place that no fleet is known for cannot be avoided."""
@@ -115,6 +115,6 @@ def _what(trouble: _Trouble) -> str:
     times = "" if trouble.times == 1 else f", {trouble.times} times"
     if trouble.kind is Kind.KILLED:
         who = "a worker was" if trouble.times == 1 else "workers keep being"
-        return f"{who} killed before contributing anything (on {where}{times}: {trouble.problem})"
+        return f"{who} killed before contributing (on {where}{times}: {trouble.problem})"
     who = "a worker" if trouble.times == 1 else "workers"
     return f"{who} failed on {where}{f' ({trouble.times} times)' if times else ''}: {trouble.problem}"

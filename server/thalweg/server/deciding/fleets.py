@@ -135,7 +135,7 @@ class Fleets:
         if fleet in self.attending:
             self.attending.remove(fleet)
             if fleet.known:
-                _log.info("fleet %s %s", fleet.name, "came again" if fleet.superseded else "left")
+                _log.info("fleet %s %s", fleet.name, "reconnected" if fleet.superseded else "left")
 
     def have_room(self, slots: int) -> bool:
         """Whether one of them could run a worker of so many CPU slots, if it had nothing else to do."""

@@ -256,7 +256,7 @@ class Life:
     def _shard_lost(self, event: ShardLost) -> Iterable[Decision]:
         reason = f"shard {event.address} was lost"
         self.keeps_place = self.state is State.ACTIVE
-        yield from self._go_back(f"{reason}; the job goes back to its last checkpoint", Start.CHECKPOINT, f"{reason}; the job")
+        yield from self._go_back(f"{reason}; the job returns to its last checkpoint", Start.CHECKPOINT, f"{reason}; the job")
 
     def _event_rejected(self, event: EventRejected) -> Iterable[Decision]:
         failure = f"internal error: the job's events cannot be recorded: {event.problem}"

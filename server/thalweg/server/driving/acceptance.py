@@ -39,7 +39,7 @@ def check_source(storage: Storage, job_id: str) -> job_pb2.Job:
     if other is None:
         raise _wrong_source(f"there is no job {shown(job_id)} on this server")
     if other.state not in ENDED:
-        raise _wrong_source(f"job {job_id} has not ended, it is {state_name(other.state)}; wait until it has, or cancel it")
+        raise _wrong_source(f"job {job_id} has not ended (it is {state_name(other.state)}); wait until it has, or cancel it")
     return other
 
 
@@ -53,7 +53,9 @@ def export(storage: Storage, other: job_pb2.Job) -> str:
     except (SafetensorError, ValueError) as error:
         raise _wrong_source(f"the parameters of job {other.id} are damaged: {error}") from error
     if sha256 is None:
-        raise _wrong_source(f"job {other.id} has no parameters: it ended as {state_name(other.state)} before there were any")
+        raise _wrong_source(
+            f"job {other.id} has no parameters: it ended as {state_name(other.state)} before they were initialised"
+        )
     return sha256
 
 

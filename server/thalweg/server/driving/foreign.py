@@ -23,7 +23,7 @@ def known(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     try:
         return validation.complete(spec)
     except ThalwegError as error:
-        raise ForeignSpecError(f"this release takes other values: {error}") from error
+        raise ForeignSpecError(f"this release allows other values: {error}") from error
 
 
 def _unknown(message: Message, path: str) -> Iterator[str]:

@@ -26,7 +26,7 @@ def check(path: Path, dtype: str) -> None:
         for name in file.keys():  # noqa: SIM118 - the file is no dictionary
             found = file.get_slice(name).get_dtype()
             if found != _DTYPES[dtype]:
-                raise ValueError(f"{shown(name)} is of the type {found}, and model.dtype is {dtype}, which is {_DTYPES[dtype]}")
+                raise ValueError(f"{shown(name)} is of type {found}, but model.dtype is {dtype}, which needs {_DTYPES[dtype]}")
 
 
 def read(path: Path) -> dict[str, Slab]:
@@ -60,9 +60,9 @@ def initial_slab(layout: job_pb2.Layout, tensors: Mapping[str, Slab]) -> Slab:
     for name, view in layouts.views(layout, slab).items():
         found = tensors[name]
         if found.dtype != view.dtype:
-            raise ValueError(f"{shown(name)} is {found.dtype}, and the model's is {layout.dtype}")
+            raise ValueError(f"{shown(name)} is {found.dtype}, but the model's is {layout.dtype}")
         if found.shape != view.shape:
-            raise ValueError(f"{shown(name)} has the shape {list(found.shape)}, and the model's has {list(view.shape)}")
+            raise ValueError(f"{shown(name)} has the shape {list(found.shape)}, but the model's has {list(view.shape)}")
         if not np.isfinite(found).all():
             raise ValueError(f"{shown(name)} has values that are NaN or infinite")
         view[...] = found

@@ -198,7 +198,7 @@ class JobDriver:
     def join(self, connection: Connection) -> None:
         """A worker opened its stream. One that comes to a run that is over is sent away."""
         if self.over.is_set():
-            goodbye = parameter_service_pb2.Goodbye(reason="the run that this worker came for is over")
+            goodbye = parameter_service_pb2.Goodbye(reason="the run that this worker joined has ended")
             connection.send(parameter_service_pb2.WorkResponse(goodbye=goodbye))
             return
         self._connections.join(connection, self._hear)
@@ -300,7 +300,7 @@ class JobDriver:
     def _receive_prepared(self, worker: WorkerId, prepared: parameter_service_pb2.Prepared) -> None:
         wire.check_prepared(prepared, self.job.spec.model.dtype)
         if not self._shared.settle(worker, prepared.shared_memory):
-            raise wire.violation("shared memory that was not taken")
+            raise wire.violation("shared memory that was not accepted")
         prepared.ClearField("shared_memory")
         premises = wire.premises_of(prepared)
         prepared.ClearField("premises")
@@ -310,7 +310,7 @@ class JobDriver:
         if self._prepared is None:
             self._prepared = prepared
         elif self._prepared.layout != prepared.layout:
-            raise wire.violation("another layout than the first worker's")
+            raise wire.violation("a layout that differs from the first worker's")
         elif not self._prepared.preprocessing.shape:
             # That of a checkpoint of release 0.1.0, which does not say what samples are.
             self._prepared = prepared
@@ -419,7 +419,7 @@ class JobDriver:
         try:
             self.arrays.copy(lambda slabs: self._save(made(slabs)), state=True)
         except MemoryError as error:
-            self.checkpoint_done(position.version, 0, 0.0, f"there is no memory for a copy ({error})")
+            self.checkpoint_done(position.version, 0, 0.0, f"there is too little memory for a copy ({error})")
 
     def checkpoint(self, position: Position) -> Callable[[OptimizerState], Checkpoint]:
         """What makes a checkpoint of a copy of the slabs, when it has come, that is made now."""
@@ -487,12 +487,12 @@ class JobDriver:
                 self.arrays.trajectory.add(version, slab)
                 trajectory = self.arrays.trajectory
             except MemoryError as error:
-                problems.append(f"the trajectory could not be kept: {error or 'no memory'}")
+                problems.append(f"the trajectory could not be saved: {error or 'no memory'}")
         if finish.position:
             try:
                 checkpoint = self.checkpoint(finish.position)(slabs)
             except MemoryError as error:
-                problems.append(f"no checkpoint of the last step could be kept: {error or 'no memory'}")
+                problems.append(f"no checkpoint of the last step could be saved: {error or 'no memory'}")
         header = self.header(version)
         return JobOutcome(self.job.id, finish.state, finish.error, header, slab, result, trajectory, checkpoint, tuple(problems))
 

@@ -129,18 +129,18 @@ class Jobs:
     def _why_not(self, job: job_pb2.Job, wanted: bool) -> str:
         """Why a job that was not brought to its end is not resumed when the server starts; empty if it is."""
         if not wanted:
-            return "interrupted: the process that ran it ended before it did"
+            return "interrupted: the process that ran this job ended before the job did"
         deaths = self._deaths.get(job.id, 0)
         if deaths >= MAX_DEATHS:
             return (
-                f"set aside: the server died {deaths} times in a row while this job ran and before it wrote a checkpoint; "
+                f"set aside: the server died {deaths} times in a row while this job ran, before it wrote a checkpoint; "
                 f"if the server was short of memory, give it more. Resume the job to try again"
             )
         try:
             job.spec.CopyFrom(known(job.spec))
         except ForeignSpecError as error:
             return (
-                f"written by another release of Thalweg: {error}. The data folder was last used by release "
+                f"accepted by another release of Thalweg: {error}. The data folder was last used by release "
                 f"{self.storage.written_by}; resume the job with the release that accepted it"
             )
         return ""
@@ -178,7 +178,7 @@ class Jobs:
             try:
                 await self.journal.run(self.storage.stop_cleanly)
             except (sqlite3.Error, OSError) as error:
-                _log.error("it cannot be recorded that the server stopped: %s", error)
+                _log.error("the server's clean stop cannot be recorded: %s", error)
         await self.journal.stop()
 
     async def _tick(self) -> None:
@@ -187,7 +187,7 @@ class Jobs:
             await asyncio.sleep(_TICK_SECONDS)
             missed = attention.missed()
             if missed:
-                _log.warning("the server listened to nobody for %.1f s", missed)
+                _log.warning("the server was unresponsive for %.1f s", missed)
             self._tick_runs(missed)
             for shard in self.shards.silent(self.settings.silence_seconds, missed):
                 shard.give_up()
@@ -205,7 +205,7 @@ class Jobs:
                 while await self.journal.run(self.storage.shrink):
                     pass
             except (OSError, sqlite3.Error) as error:
-                _log.warning("room on the disk that nothing needs cannot be given back: %s", error)
+                _log.warning("unused disk space cannot be released: %s", error)
 
     def _tick_runs(self, missed: float) -> None:
         for run in list(self._runs.values()):
@@ -218,17 +218,17 @@ class Jobs:
         try:
             checkpoint, problems = await self.journal.run_aside(self.storage.checkpoints(job.id).latest)
         except NewerCheckpointError as error:
-            refusal = f"{error}. Resume the job with that release, or submit it anew"
+            refusal = f"{error}. Resume the job with that release, or submit it again"
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's
             _log.exception("job %s: its checkpoints cannot be read", job.id)
             refusal = f"its checkpoints cannot be read: {error or type(error).__name__}"
         steps, epochs = await self.journal.run(self.storage.told, job.id)
         for field in ("progress", "result", "error", "end_time", "waiting_for"):
             job.ClearField(field)
-        where = "begins again"
+        where = "starts again from the beginning"
         recorded = Recorded(steps, epochs)
         if checkpoint:
-            where = f"goes on from step {checkpoint.position.version:,}"
+            where = f"continues from step {checkpoint.position.version:,}"
             recorded = Recorded(steps, epochs, checkpoint.samples, checkpoint.seconds)
             job.progress.step = checkpoint.position.version
         else:
@@ -245,7 +245,7 @@ class Jobs:
     async def resume(self, job_id: str) -> job_pb2.Job:
         """Resumes a job that was cancelled or has failed. Raises ThalwegError if it has succeeded."""
         await self.answers.wait(
-            job_id, self._resume(job_id), "The job is resumed, and that is recorded as soon as there is room.", ANSWER_SECONDS
+            job_id, self._resume(job_id), "The job is resumed; that is recorded as soon as there is disk space.", ANSWER_SECONDS
         )
         return await self.get(job_id)
 
@@ -276,7 +276,7 @@ class Jobs:
         living = [] if self.stopping else [run for run in self._runs.values() if self.run(run.job.id) is run]
         for run in [run for run in living if run.needs(shard)]:
             reason = f"shard {shard.address} was lost"
-            run.give_up(f"{reason}; the job goes back to its last checkpoint")
+            run.give_up(f"{reason}; the job returns to its last checkpoint")
             self._replace(run, f"{reason}; the job")
 
     def _replace(self, run: JobDriver, what: str, failure: str = "") -> None:
@@ -445,13 +445,13 @@ class Jobs:
             if not run.job.progress.workers and (run.job.waiting_for or not self.has_place(job.id)):
                 self._wait(job, run)
             if shortage := self.answers.shortages.get(job.id) or (self.journal.shortage if job.id in self._endings else None):
-                job.status = f"ended; its result is kept in memory and waits for room: {shortage}"
+                job.status = f"ended; its result is kept in memory until there is disk space: {shortage}"
                 job.waiting_for = job_pb2.WAITING_FOR_STORAGE
             elif job.id in self._endings:
                 job.status = "ended; its result is being written"
                 job.ClearField("waiting_for")
             elif self.journal.shortage:
-                job.status += f"; its events wait for room: {self.journal.shortage}"
+                job.status += f"; its events are kept in memory until there is disk space: {self.journal.shortage}"
         return job
 
     def _wait(self, job: job_pb2.Job, run: JobDriver) -> None:
@@ -466,14 +466,13 @@ class Jobs:
             return job_pb2.WAITING_FOR_SCALING, f"paused; `thalweg scale {job.id} N` resumes it with N workers"
         if job.id in self._queue.before:
             before = self._queue.before[job.id]
-            places = f"{self.max_running} job{'' if self.max_running == 1 else 's'}"
-            ahead = f"{before} {'is' if before == 1 else 'are'} before it"
-            return job_pb2.WAITING_FOR_PLACE, f"waiting for a place: the server runs {places} at a time, {ahead}"
+            ahead = f"{before} job{'' if before == 1 else 's'} ahead"
+            return job_pb2.WAITING_FOR_PLACE, f"queued: {ahead} (this server runs {self.max_running} at a time)"
         if not self.fleets.attending:
-            no_fleet = "no fleet attends on this server; start one with `thalweg fleet`"
+            no_fleet = "no fleet is connected to this server; start one with `thalweg fleet`"
             return job_pb2.WAITING_FOR_FLEET, f"{NO_WORKERS}: {no_fleet}"
         if not self.fleets.have_room(slots):
-            return job_pb2.WAITING_FOR_SLOTS, f"{NO_WORKERS}: no fleet has the {slots} CPU slots that each of them takes"
+            return job_pb2.WAITING_FOR_SLOTS, f"{NO_WORKERS}: no fleet has the {slots} CPU slots that each worker needs"
         if trouble := run.trouble():
             return job_pb2.WAITING_FOR_NODE, f"{NO_WORKERS}: {trouble}"
         return job_pb2.WAITING_FOR_WORKERS, NO_WORKERS
@@ -481,7 +480,7 @@ class Jobs:
     async def list(self, page_size: int, page_token: str) -> tuple[list[job_pb2.Job], str]:
         """A page of jobs, the newest first, and the next page's token."""
         if page_token and not (page_token.isascii() and page_token.isdigit() and len(page_token) < 19):
-            raise invalid(Violation("page_token", "is none that this server gave"))
+            raise invalid(Violation("page_token", "is not a token that this server issued"))
         size = min(page_size or 50, 1000)
         before = int(page_token) if page_token else None
         page = await self.journal.run(self.storage.jobs, size + 1, before)
@@ -502,7 +501,7 @@ class Jobs:
         """
         await self.get(job_id)
         await self.answers.wait(
-            job_id, self._cancel(job_id), "The job is ended, and that is recorded as soon as there is room.", ANSWER_SECONDS
+            job_id, self._cancel(job_id), "The job is ended; its end is recorded as soon as there is disk space.", ANSWER_SECONDS
         )
         return await self.get(job_id)
 
@@ -531,7 +530,7 @@ class Jobs:
         if workers:
             validation.check_value(job_pb2.Training.DESCRIPTOR.fields_by_name["workers"], workers, "workers")
         await self.get(job_id)
-        consequence = "The number of workers is recorded as soon as there is room."
+        consequence = "The number of workers is recorded as soon as there is disk space."
         await self.answers.wait(job_id, self._scale(job_id, workers), consequence, ANSWER_SECONDS)
         return await self.get(job_id)
 
@@ -568,7 +567,7 @@ class Jobs:
         if job.paused:
             return ""
         if not self.fleets.attending:
-            return "no fleet attends on this server; workers start when one does"
+            return "no fleet is connected to this server; workers start when one does"
         room = sum(fleet.slots // slots for fleet in self.fleets.attending)
         if room >= wanted:
             return ""
@@ -604,7 +603,7 @@ class Jobs:
 
     async def parameters(self, job_id: str) -> Download[training_service_pb2.ParametersHeader]:
         """A job's parameters. Raises ThalwegError if it has none."""
-        later = "The parameters can be had when there is room."
+        later = "The parameters are available as soon as there is disk space."
         while run := await self.answers.wait(job_id, self._living(job_id), later):
             now = await run.snapshot()
             if now:
@@ -628,13 +627,13 @@ class Jobs:
 
     async def trajectory(self, job_id: str) -> Download[training_service_pb2.TrajectoryHeader]:
         """A job's trajectory. Raises ThalwegError if it kept none."""
-        await self.answers.wait(job_id, self.ended(job_id), "The trajectory can be had when there is room.")
+        await self.answers.wait(job_id, self.ended(job_id), "The trajectory is available as soon as there is disk space.")
         await self.get(job_id)
         if job_id in self._runs:
             raise ThalwegError("JOB_NOT_ENDED", {"job": job_id})
         kept = await self.journal.run_files(self.storage.trajectory, job_id)
         if kept is None:
-            limit = f"models of at most {MAX_BYTES >> 21} MiB of parameters record one, once the first parameters exist"
+            limit = f"only models of at most {MAX_BYTES >> 21} MiB of parameters record one, from the first parameters on"
             raise ThalwegError("NO_TRAJECTORY", {"job": job_id, "problem": limit})
         return kept
 
@@ -678,7 +677,7 @@ class Jobs:
             try:
                 ending = await self._keeping.keep(ending, run.telemetry, partial(self._tell_shortage, ending.job_id))
             except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
-                _log.exception("job %s: what it leaves cannot be kept", ending.job_id)
+                _log.exception("job %s: its result cannot be kept", ending.job_id)
                 ending = ending.failed(f"internal error: {type(error).__name__}: {error}")
             await self._record_end(run, ending)
             if ending.state == job_pb2.JOB_STATE_SUCCEEDED:

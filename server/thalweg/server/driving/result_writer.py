@@ -79,7 +79,7 @@ class ResultWriter:
             try:
                 await self._journal.room.write(partial(self._write, outcome.job_id, outcome.checkpoint), tell)
             except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
-                problem = f"no checkpoint of the last step could be kept: {error or type(error).__name__}"
+                problem = f"no checkpoint of the last step could be saved: {error or type(error).__name__}"
                 outcome = outcome.with_problem(problem)
         for problem in outcome.problems:
             telemetry.notice(problem)
@@ -98,7 +98,7 @@ class ResultWriter:
             if slabs:
                 await self._journal.run_files(self._storage.save_trajectory, outcome.job_id, header, slabs)
         except Exception as error:  # noqa: BLE001 - the weights are there; a picture less is no failure
-            return outcome.with_problem(f"the trajectory could not be kept: {error or type(error).__name__}")
+            return outcome.with_problem(f"the trajectory could not be saved: {error or type(error).__name__}")
         return outcome
 
     async def remove_checkpoints(self, job_id: str) -> None:

@@ -70,11 +70,11 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
     def _worker_exited(self, fleet: AttendingFleet, exited: pb.WorkerExited) -> None:
         run = self._jobs.run(exited.job_id)
         if run is None or not fleet.exited(exited.job_id):
-            _log.debug("fleet %s reports the end of a worker that it was not to start", fleet.name)
+            _log.debug("fleet %s reports the end of a worker that it was not asked to start", fleet.name)
             return
         problem = visible(exited.problem, MAX_PROBLEM)
         if exited.cause == pb.WorkerExited.CAUSE_UNSPECIFIED:
-            run.telemetry.notice(f"a worker of fleet {fleet.name} ended and is replaced: {problem}")
+            run.telemetry.notice(f"a worker of fleet {fleet.name} ended and will be replaced: {problem}")
             return
         place = wire.place_of(exited.place, fleet.name)._replace(fleet=fleet.id)
         run.worker_exited(place, problem, exited.cause == pb.WorkerExited.CAUSE_KILLED)

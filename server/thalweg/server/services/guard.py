@@ -94,7 +94,7 @@ async def errors(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[N
     except ThalwegError as error:
         await context.abort_with_status(rpc_status.to_status(to_status(error)))
     except DecodeError:
-        garbage = ThalwegError("PROTOCOL_VIOLATION", {"problem": "bytes that are no message"})
+        garbage = ThalwegError("PROTOCOL_VIOLATION", {"problem": "bytes that are not a message"})
         await context.abort_with_status(rpc_status.to_status(to_status(garbage)))
     except (grpc.aio.AbortError, grpc.aio.UsageError):
         raise

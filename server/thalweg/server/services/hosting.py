@@ -56,7 +56,7 @@ class Hosted(ABC):
         if not (self.address.is_loopback or self._token or trust_network):
             raise ExposedError(
                 f"{self.address} can be reached from other machines, so the server needs a token: --token-file, or "
-                "THALWEG_TOKEN; on a network that only trusted machines can reach, --trust-network does without"
+                "THALWEG_TOKEN; on a network that only trusted machines can reach, use --trust-network instead"
             )
 
     def _begin(self) -> None:
@@ -94,7 +94,7 @@ class Hosted(ABC):
             except RuntimeError as error:
                 name = where if host == self.address.host else f"{where}, which {self.address.host} stands for"
                 raise ServerStartError(
-                    f"cannot listen at {name}: the address is not this machine's, or the port is in use. "
+                    f"cannot listen at {name}: this machine does not have the address, or the port is in use. "
                     "Choose another with --address HOST:PORT, port 0 for any free one."
                 ) from error
             self.listening += (Address(host, port),)

@@ -44,7 +44,7 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
             listener = asyncio.create_task(_listen(requests, shard))
             listener.add_done_callback(lambda _: shard.give_up())
             self._jobs.shards.attending.append(shard)
-            _log.info("shard %s attends", shard.address)
+            _log.info("shard %s is connected", shard.address)
             try:
                 async for response in shard.messages():
                     yield response
@@ -52,7 +52,7 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
                     raise ThalwegError("EVICTED")
                 await listener
             finally:
-                _log.info("shard %s is gone", shard.address)
+                _log.info("shard %s is lost", shard.address)
                 self._jobs.shard_lost(shard)
                 await end(listener)
 
@@ -69,5 +69,5 @@ def _reached_at(address: str, peer: str) -> Address:
         if address.startswith(":"):
             host = parse_address(unquote(peer).partition(":")[2]).host
     except ValueError as error:
-        raise wire.violation(f"{address} is no address") from error
+        raise wire.violation(f"{address} is not an address") from error
     return Address(host, port)

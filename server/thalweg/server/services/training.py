@@ -118,14 +118,14 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             while request := await _next(requests):
                 received += len(request.data)
                 if received > header.size:
-                    raise invalid(Violation("data", f"is more than the {header.size} bytes that the header told"))
+                    raise invalid(Violation("data", f"exceeds the {header.size} bytes that the header declares"))
                 await run(uploads.receive, name, request.data)
             if received < header.size:
                 raise invalid(Violation("data", f"ended after {received} of {header.size} bytes"))
             if not await run(uploads.finish, name, header.sha256):
-                raise invalid(Violation("header.sha256", "is not the SHA-256 of the bytes that came"))
+                raise invalid(Violation("header.sha256", "is not the SHA-256 of the bytes received"))
         except OSError as error:
-            raise self._jobs.answers.refusal(error, "Nothing was kept of the upload.") from error
+            raise self._jobs.answers.refusal(error, "The upload was discarded.") from error
         finally:
             # In the files' thread, after whatever a call that was cancelled left there to be done.
             await asyncio.shield(run(uploads.discard, name))

@@ -75,7 +75,7 @@ class _Share:
             case InitialReceived():
                 arrival.initial.CopyFrom(request.message.initial)
             case _:
-                raise wire.violation("a shard takes nothing but chunks")
+                raise wire.violation("a shard accepts chunks only")
         self.kept[arrival.kept] = event.payload
         self._tell(arrival=arrival)
 

@@ -130,7 +130,7 @@ class ShardProcess(Hosted):
                 problem = str(from_rpc_error(error, str(self.config.server)))
             self._shard.clear()
             if problem != told:
-                _log.warning("the server at %s is gone, or not there yet: %s", self.config.server, problem)
+                _log.warning("the server at %s cannot be reached: %s; trying again", self.config.server, problem)
             told = problem
             await asyncio.sleep(seconds)
             seconds = min(2 * seconds, _MAX_SECONDS)

@@ -107,7 +107,7 @@ def decode(data: memoryview) -> Checkpoint:
             machines=tuple(tuple((str(name), str(value)) for name, value in kind) for kind in header.get("machines", ())),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"is no checkpoint ({error})") from error
+        raise CheckpointError(f"is not a checkpoint ({error})") from error
 
 
 def _check_format(header: Mapping[str, Any]) -> None:

@@ -330,7 +330,7 @@ class Storage:
         """
         with self.upload(sha256).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise ValueError("is damaged: its SHA-256 is no longer that of the upload")
+                raise ValueError("is damaged: its SHA-256 differs from that of the upload")
         return initial.read(self.upload(sha256))
 
     def save_trajectory(self, job_id: str, header: training_service_pb2.TrajectoryHeader, slabs: Sequence[Slab]) -> None:

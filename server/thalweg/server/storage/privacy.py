@@ -20,7 +20,7 @@ def keep_private(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     mode = stat.S_IMODE(folder.stat().st_mode)
     if mode & _OTHERS:
-        problem = "the data folder %s is open to other users (mode %o); what is kept in it is not, but better: chmod 700 %s"
+        problem = "the data folder %s is open to other users (mode %o); the files in it are not, but chmod 700 %s is safer"
         _log.warning(problem, folder, mode, folder)
     for name in _FOLDERS:
         (folder / name).mkdir(exist_ok=True, mode=0o700)

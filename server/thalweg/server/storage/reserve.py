@@ -30,7 +30,7 @@ class Reserve:
             with self._path.open("ab") as file:
                 os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
         except OSError as error:
-            _log.warning("there are no %d MiB to be kept in reserve for deletions: %s", RESERVE_BYTES >> 20, error)
+            _log.warning("cannot reserve %d MiB of disk space for deletions: %s", RESERVE_BYTES >> 20, error)
 
     def use(self, action: Callable[[], T]) -> T:
         """Does something, with the room in reserve if there is no other."""

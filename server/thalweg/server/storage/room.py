@@ -52,7 +52,7 @@ class Shortage(NamedTuple):
     since: datetime
 
     def __str__(self) -> str:
-        return f"{self.folder} takes nothing since {self.since:%Y-%m-%d %H:%M:%S} UTC ({self.problem})"
+        return f"{self.folder} has not been writable since {self.since:%Y-%m-%d %H:%M:%S} UTC ({self.problem})"
 
     def error(self, consequence: str) -> ThalwegError:
         """The error of a call that needs room. `consequence` says what becomes of what the call asked for."""

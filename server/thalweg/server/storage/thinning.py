@@ -103,7 +103,7 @@ class Thinning:
             merged = self._thin(job_id, merged)
         except (DecodeError, ValueError) as error:
             # It remains as it is, until the job has recorded more.
-            _log.error("job %s: its older events cannot be merged: one of them cannot be read: %s", job_id, error)
+            _log.error("job %s: older events cannot be merged, because one of them cannot be read: %s", job_id, error)
             self._set_fresh(job_id, 0)
         self._database.execute(_WRITE, (*merged, job_id))
         return True

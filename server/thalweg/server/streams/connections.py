@@ -132,7 +132,7 @@ class Connections:
         connection = self._all.get(worker)
         if connection:
             silent = f"{self._settings.silence_seconds:g} s"
-            self._telemetry.notice(f"worker {connection.name} said nothing for {silent}; its tasks go to others")
+            self._telemetry.notice(f"worker {connection.name} was silent for {silent}; its tasks go to other workers")
             connection.evict()
             self.leave(worker)
 

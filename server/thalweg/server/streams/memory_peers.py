@@ -147,7 +147,7 @@ class MemoryPeer:
                     self._files[self._given] = file
                     self._given += 1
                 if not data or len(data) == shared_memory.MAX_BYTES or self._given > _MAX_SLABS:
-                    self._end("the socket was closed" if not data else "more than there can be")
+                    self._end("the socket was closed" if not data else "a message that is too long")
                 elif not files:
                     self._hear(data)
         except BlockingIOError:
@@ -232,7 +232,7 @@ class Sharing:
             self._resuming = self._loop.call_later(_PAUSE_SECONDS, self._resume)
             if not self._failing:
                 self._failing = True
-                _log.warning("workers on this machine cannot share memory for now: %s", error)
+                _log.warning("workers on this machine cannot share memory at the moment: %s", error)
             return
         self._failing = False
         caller.setblocking(False)

@@ -47,7 +47,7 @@ def request_of(data: bytes) -> Parcel[parameter_service_pb2.WorkRequest]:
     try:
         return frames.request_of(data)
     except DecodeError as error:
-        raise violation("bytes that are no message") from error
+        raise violation("bytes that are not a message") from error
 
 
 class Received(NamedTuple):
@@ -152,7 +152,7 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None
     if len(prepared.metrics) > _MAX_METRICS or any(not _METRIC.fullmatch(name) for name in prepared.metrics):
         raise violation("too many metrics, or one with a name that is none")
     if any(visible(tensor.name) != tensor.name for tensor in tensors):
-        raise violation("a tensor's name with characters that cannot be seen")
+        raise violation("a tensor's name with invisible characters")
     _check_preprocessing(prepared.preprocessing)
 
 
@@ -163,7 +163,7 @@ def _check_preprocessing(preprocessing: job_pb2.Preprocessing) -> None:
     features = math.prod(preprocessing.shape) if preprocessing.shape else len(preprocessing.mean)
     counts = {len(preprocessing.mean), len(preprocessing.scale), len(preprocessing.columns)} - {0}
     if counts - {features} or len(preprocessing.mean) != len(preprocessing.scale):
-        raise violation(f"means, deviations or names of another number of features than {features}")
+        raise violation(f"means, deviations or names whose number is not that of the features, {features}")
 
 
 def premises_of(prepared: parameter_service_pb2.Prepared) -> Premises:

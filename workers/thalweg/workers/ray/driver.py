@@ -281,7 +281,7 @@ def _how_it_died(text: str) -> str:
     if _SIGTERM in text:
         return "it was ended by SIGTERM"
     if _WITHOUT_A_WORD in text:
-        return "it was killed, perhaps for want of memory, or it broke down without a word"
+        return "it was killed, perhaps for lack of memory, or crashed without a message"
     code = _EXIT_CODE.search(text)
     return f"it ended with exit code {code[1]}" if code else text.partition("\n")[0]
 
@@ -336,8 +336,8 @@ def _init(ray: Any, orders: Orders) -> None:
     ray.init(**options)
     if not orders.trust_network and not _asks_for_a_token(parse_address(ray.get_runtime_context().gcs_address)):
         raise RayOpenError(
-            "it asks nobody for a token, so it runs code for whoever reaches its ports: start all of its nodes with "
-            "RAY_AUTH_MODE=token and a token (docs/cluster.md); --trust-network does without"
+            "it requires no token, so anyone who can reach its ports can run code on it: start all of its nodes with "
+            "RAY_AUTH_MODE=token and a token (docs/cluster.md), or use --trust-network"
         )
 
 
@@ -350,7 +350,7 @@ def _asks_for_a_token(address: Address) -> bool:
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                 return True
-            raise RayLostError(f"its head does not say whether it asks for a token: {error.details()}") from error
+            raise RayLostError(f"its head does not report whether it requires a token: {error.details()}") from error
     return False
 
 

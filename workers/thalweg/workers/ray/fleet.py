@@ -120,7 +120,7 @@ class Fleet:
         if self._cluster.unreachable:
             self._drop_keeper()
             raise FleetError(
-                f"the server's address {self.config.server} can be reached from this machine only, and the Ray cluster has other "
+                f"the server's address {self.config.server} can be reached from this machine only, but the Ray cluster has other "
                 f"machines: {', '.join(self._cluster.unreachable)}; give an address that all of them reach with --server"
             )
         for thread in self._threads:
@@ -326,7 +326,7 @@ class _Keeper:
     def _last_words(self) -> str:
         lines = self._said().splitlines()
         # Ray puts the time, the process and the thread in brackets before it.
-        return visible(lines[-1].rpartition("] ")[2], MAX_LAST_WORDS) if lines else "its driver ended without a word"
+        return visible(lines[-1].rpartition("] ")[2], MAX_LAST_WORDS) if lines else "its driver ended without a message"
 
     def hang_up(self) -> None:
         """Tells the keeper to end in its own time."""

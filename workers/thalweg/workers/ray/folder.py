@@ -55,7 +55,7 @@ class RayFolder:
             except OSError as error:
                 problems.append(f"{place} ({error.strerror or error})")
         raise RayFolderError(
-            f"no folder will do for its logs and sockets: {', '.join(problems)}; "
+            f"no folder is suitable for its logs and sockets: {', '.join(problems)}; "
             "set RAY_TMPDIR to a folder whose path is short and plain, and in which files can be made"
         )
 

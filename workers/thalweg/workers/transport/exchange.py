@@ -208,7 +208,7 @@ class Shared(Exchange):
         try:
             _, files = shared_memory.take(peer, 2)
             if len(files) != 2:
-                raise shared_memory.SharingError("the server handed over no parameters")
+                raise shared_memory.SharingError("the server provided no parameters")
             even, odd = (shared_memory.slab(file, elements, dtype, writable=False) for file in files)
         except OSError as error:
             raise shared_memory.SharingError(f"the server's socket broke: {error}") from error

@@ -58,7 +58,7 @@ def _received(
         file.flush()
         if digest.hexdigest() == sha256:
             return Path(f"/proc/self/fd/{file.fileno()}")
-    problem = f"the server's copy of the data is damaged: its SHA-256 is {digest.hexdigest()} in place of {sha256}"
+    problem = f"the server's copy of the data is damaged: its SHA-256 is {digest.hexdigest()}, not {sha256}"
     raise DataError(f"data.sha256: {problem}; submit the job again from its files, which uploads the data again")
 
 
@@ -68,7 +68,7 @@ def _checked(path: Path, sha256: str) -> Path:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise DataError(
-            f"data.sha256: {path} has changed since the job was submitted: its SHA-256 is {found} in place of {sha256}; "
-            "put the file back as it was, or submit the job again"
+            f"data.sha256: {path} has changed since the job was submitted: its SHA-256 is {found}, not {sha256}; "
+            "restore the file, or submit the job again"
         )
     return path
