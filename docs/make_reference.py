@@ -22,15 +22,15 @@ REFERENCE = ROOT / "docs" / "jobs.md"
 INTRODUCTION = """\
 # Jobs
 
-*Made from `proto/thalweg/v1/job.proto` by `docs/make_reference.py`; change it there.*
+*Generated from `proto/thalweg/v1/job.proto` by `docs/make_reference.py`; change it there.*
 
 A job is a TOML file, a Python dictionary of the same shape, or the message `JobSpec` of the contract. `--set KEY=VALUE` on the
-command line, and `client.submit(job, {"key": value})`, lay single values over it: `training.epochs=5`,
-`model.layers[0].dense.units=128`, `optimizer.sgd.learning_rate=0.1` (which takes the place of another optimizer). The server
-fills in what is absent, checks everything, and refuses what it does not know, with the field's path, what was given and what
-would do.
+command line, and `client.submit(job, {"key": value})`, override single values: `training.epochs=5`,
+`model.layers[0].dense.units=128`, `optimizer.sgd.learning_rate=0.1` (which replaces another optimizer). The server
+fills in absent fields, checks everything, and refuses unknown fields and values. The error names the field, the value given and
+the values allowed.
 
-Where a field is *one of* several, give exactly one, as a table of its own settings: `optimizer = { adam = {} }`.
+For *one of* several fields, give exactly one, as a table of its own settings: `optimizer = { adam = {} }`.
 """
 _TYPES = {
     FieldDescriptor.CPPTYPE_STRING: "string",

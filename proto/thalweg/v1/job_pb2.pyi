@@ -31,9 +31,9 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_QUEUED: _JobState.ValueType  # 1
     """Accepted; no worker has begun yet."""
     JOB_STATE_RUNNING: _JobState.ValueType  # 2
-    """Workers are at work, or were and are waited for."""
+    """Workers are training it, or the job waits for workers after some have begun."""
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 3
-    """Ended as asked."""
+    """Ended as specified."""
     JOB_STATE_FAILED: _JobState.ValueType  # 4
     """Ended by an error: see `Job.error`."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 5
@@ -47,9 +47,9 @@ JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
 JOB_STATE_QUEUED: JobState.ValueType  # 1
 """Accepted; no worker has begun yet."""
 JOB_STATE_RUNNING: JobState.ValueType  # 2
-"""Workers are at work, or were and are waited for."""
+"""Workers are training it, or the job waits for workers after some have begun."""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 3
-"""Ended as asked."""
+"""Ended as specified."""
 JOB_STATE_FAILED: JobState.ValueType  # 4
 """Ended by an error: see `Job.error`."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 5
@@ -65,21 +65,21 @@ class _WaitingForEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitingFor
     WAITING_FOR_UNSPECIFIED: _WaitingFor.ValueType  # 0
     """Nothing: it makes progress, or has ended."""
     WAITING_FOR_PLACE: _WaitingFor.ValueType  # 1
-    """A place: the server runs as many jobs as it may."""
+    """A place: the server already runs its maximum number of jobs."""
     WAITING_FOR_FLEET: _WaitingFor.ValueType  # 2
-    """A fleet: none attends on the server."""
+    """A fleet: none is connected to the server."""
     WAITING_FOR_SLOTS: _WaitingFor.ValueType  # 3
-    """CPU slots: no fleet has as many as a worker takes."""
+    """CPU slots: no fleet has as many as a worker needs."""
     WAITING_FOR_WORKERS: _WaitingFor.ValueType  # 4
     """Workers: they are starting, or other jobs have them."""
     WAITING_FOR_NODE: _WaitingFor.ValueType  # 5
-    """A node: on those there are, workers fail or are killed before they contribute anything. The job tries again."""
+    """A node: on all available nodes, workers fail or are killed before they contribute. The job tries again."""
     WAITING_FOR_STORAGE: _WaitingFor.ValueType  # 6
-    """Room on the server's disk for its result."""
+    """Space on the server's disk for its result."""
     WAITING_FOR_MEMORY: _WaitingFor.ValueType  # 7
     """Memory on the server, which other jobs use."""
     WAITING_FOR_SCALING: _WaitingFor.ValueType  # 8
-    """Somebody to scale it: it is paused."""
+    """A call of ScaleJob: it is paused."""
 
 class WaitingFor(_WaitingFor, metaclass=_WaitingForEnumTypeWrapper):
     """What a job waits for."""
@@ -87,27 +87,27 @@ class WaitingFor(_WaitingFor, metaclass=_WaitingForEnumTypeWrapper):
 WAITING_FOR_UNSPECIFIED: WaitingFor.ValueType  # 0
 """Nothing: it makes progress, or has ended."""
 WAITING_FOR_PLACE: WaitingFor.ValueType  # 1
-"""A place: the server runs as many jobs as it may."""
+"""A place: the server already runs its maximum number of jobs."""
 WAITING_FOR_FLEET: WaitingFor.ValueType  # 2
-"""A fleet: none attends on the server."""
+"""A fleet: none is connected to the server."""
 WAITING_FOR_SLOTS: WaitingFor.ValueType  # 3
-"""CPU slots: no fleet has as many as a worker takes."""
+"""CPU slots: no fleet has as many as a worker needs."""
 WAITING_FOR_WORKERS: WaitingFor.ValueType  # 4
 """Workers: they are starting, or other jobs have them."""
 WAITING_FOR_NODE: WaitingFor.ValueType  # 5
-"""A node: on those there are, workers fail or are killed before they contribute anything. The job tries again."""
+"""A node: on all available nodes, workers fail or are killed before they contribute. The job tries again."""
 WAITING_FOR_STORAGE: WaitingFor.ValueType  # 6
-"""Room on the server's disk for its result."""
+"""Space on the server's disk for its result."""
 WAITING_FOR_MEMORY: WaitingFor.ValueType  # 7
 """Memory on the server, which other jobs use."""
 WAITING_FOR_SCALING: WaitingFor.ValueType  # 8
-"""Somebody to scale it: it is paused."""
+"""A call of ScaleJob: it is paused."""
 Global___WaitingFor: _TypeAlias = WaitingFor  # noqa: Y015
 
 @_typing.final
 class JobSpec(_message.Message):
-    """Everything that determines the result of a training run. Two jobs with equal specifications (`training.workers` and `priority`
-    aside) end with the same parameters, bit for bit, on machines of one kind, where synchrony is `bulk` or `local`.
+    """Everything that determines the result of a training run. With `bulk` or `local` synchrony, two jobs with equal specifications
+    (except for `training.workers` and `priority`) end with bit-identical parameters on machines of the same kind.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -120,22 +120,22 @@ class JobSpec(_message.Message):
     OPTIMIZER_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """A name for people; the server makes the job's id from it. Defaults to "job"."""
+    """A readable name, from which the server makes the job's id."""
     seed: _builtins.int
     """The seed of everything random: initial parameters, validation split, order of samples, dropout."""
     priority: _builtins.int
-    """Jobs of higher priority begin, and get workers, before others. The result does not depend on it."""
+    """Jobs of higher priority start first and get workers first. Does not affect the result."""
     @_builtins.property
     def model(self) -> Global___Model:
-        """The function whose parameters are learnt, and its loss."""
+        """The model to train, and its loss."""
 
     @_builtins.property
     def data(self) -> Global___Data:
-        """What it learns from."""
+        """The data to train on."""
 
     @_builtins.property
     def training(self) -> Global___Training:
-        """How the loss is differentiated, and by how many workers."""
+        """How gradients are computed, and by how many workers."""
 
     @_builtins.property
     def optimizer(self) -> Global___Optimizer:
@@ -185,8 +185,8 @@ class Model(_message.Message):
     loss: _builtins.str
     """The loss that training minimises, averaged over the minibatch. `mean_squared_error`, for numbers, is torch.nn.MSELoss.
     `softmax_cross_entropy`, for classes, is torch.nn.CrossEntropyLoss: the model's outputs are logits, one for each class, so
-    no softmax layer ends it; targets are labels, counted from 0, or probabilities. `binary_cross_entropy`, for yes or no, is
-    torch.nn.BCELoss: a sigmoid layer ends the model, and targets lie from 0 to 1.
+    the model must not end with a softmax layer; targets are labels, counted from 0, or probabilities. `binary_cross_entropy`,
+    for yes or no, is torch.nn.BCELoss: a sigmoid layer ends the model, and targets lie from 0 to 1.
     """
     dtype: _builtins.str
     """The type of parameters, gradients and activations."""
@@ -196,12 +196,12 @@ class Model(_message.Message):
 
     @_builtins.property
     def initial(self) -> Global___Initial:
-        """Parameters to start from, in place of random ones."""
+        """Parameters to start from, instead of random ones."""
 
     @_builtins.property
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Metrics to compute at each evaluation, besides the loss and, for a classifier, the accuracy. `mean_absolute_error` is the mean
-        distance of outputs from targets. `top_5_accuracy` is the share of samples whose class is among those of the five largest outputs.
+        distance between outputs and targets. `top_5_accuracy` is the fraction of samples whose class is among the five largest outputs.
         """
 
     def __init__(
@@ -230,7 +230,7 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class Initial(_message.Message):
-    """Parameters that were learnt before. They must have the model's names, shapes and dtype."""
+    """Parameters from earlier training. They must have the model's names, shapes and dtype."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -242,9 +242,7 @@ class Initial(_message.Message):
     file: _builtins.str
     """The path of a safetensors file."""
     sha256: _builtins.str
-    """The SHA-256, in hexadecimal, under which the file was uploaded (UploadData). Clients fill it in for a file, the server for
-    a job.
-    """
+    """The SHA-256, in hexadecimal, of the uploaded file (UploadData). The client fills it in for a file, the server for a job."""
     def __init__(
         self,
         *,
@@ -303,15 +301,15 @@ class Layer(_message.Message):
 
     @_builtins.property
     def dropout(self) -> Global___Dropout:
-        """Zeroes activations at random while training."""
+        """Sets random activations to zero during training."""
 
     @_builtins.property
     def flatten(self) -> Global___Flatten:
-        """Joins all axes but the samples' into one."""
+        """Joins all axes except the sample axis into one."""
 
     @_builtins.property
     def sequence(self) -> Global___Sequence:
-        """Layers in a row, which are one layer."""
+        """A sequence of layers, used as one layer."""
 
     def __init__(
         self,
@@ -348,9 +346,9 @@ class Dense(_message.Message):
     units: _builtins.int
     """The number of outputs."""
     initializer: _builtins.str
-    """How the weights start: He et al. 2015 (for relu and its kin) or Glorot and Bengio 2010 (for sigmoid and tanh)."""
+    """How the weights are initialised: He et al. 2015 (for relu and similar) or Glorot and Bengio 2010 (for sigmoid and tanh)."""
     bias: _builtins.bool
-    """Whether a bias is added. It starts at zero."""
+    """Whether a bias is added. It is initialised to zero."""
     def __init__(
         self,
         *,
@@ -467,8 +465,8 @@ Global___Gelu: _TypeAlias = Gelu  # noqa: Y015
 
 @_typing.final
 class Dropout(_message.Message):
-    """Zeroes each activation with a probability while training, and divides the others by one minus it (Srivastava et al.
-    2014). Which ones follows from (seed, step, microbatch, layer) alone.
+    """During training, sets each activation to zero with probability p, and divides the others by 1 − p (Srivastava et al. 2014). The
+    choice depends on (seed, step, microbatch, layer) only.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -493,7 +491,7 @@ Global___Dropout: _TypeAlias = Dropout  # noqa: Y015
 
 @_typing.final
 class Flatten(_message.Message):
-    """Joins all axes but the samples' into one."""
+    """Joins all axes except the sample axis into one."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -510,8 +508,8 @@ Global___Flatten: _TypeAlias = Flatten  # noqa: Y015
 
 @_typing.final
 class Sequence(_message.Message):
-    """Layers in a row, as torch.nn.Sequential: each one's output is the next one's input. Their tensors are named with the index of each
-    sequence that they are in, as in `1.0.weight`.
+    """A sequence of layers, as torch.nn.Sequential: the output of each layer is the input of the next. Tensor names contain the layer's
+    index in each enclosing sequence, as in `1.0.weight`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -536,7 +534,7 @@ Global___Sequence: _TypeAlias = Sequence  # noqa: Y015
 
 @_typing.final
 class Data(_message.Message):
-    """What a model learns from: samples `x` and targets `y`."""
+    """The training data: samples `x` and targets `y`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -551,31 +549,31 @@ class Data(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
     builtin: _builtins.str
-    """The name of a data set that comes with the workers: "digits", "and", "or", "nand" or "xor"."""
+    """The name of a built-in data set: "digits", "and", "or", "nand" or "xor"."""
     npz: _builtins.str
     """The path of a NumPy archive with the arrays `x` (samples first) and `y`."""
     csv: _builtins.str
-    """The path of a CSV file in UTF-8: a line of column names, then decimal numbers, separated by commas. Samples to predict from are
-    matched by these names.
+    """The path of a CSV file in UTF-8: a line of column names, then decimal numbers, separated by commas. For predictions, columns
+    are matched by these names.
     """
     sha256: _builtins.str
-    """The SHA-256, in hexadecimal, under which the file was uploaded (UploadData). Clients fill it in."""
+    """The SHA-256, in hexadecimal, of the uploaded file (UploadData). The client fills it in."""
     target: _builtins.str
-    """For CSV: the name of the column that holds the target. The last column, if not given."""
+    """For CSV: the name of the target column. Defaults to the last column."""
     validation_fraction: _builtins.float
-    """The share of the samples that is kept for validation; which ones follows from the seed."""
+    """The fraction of the samples that is held out for validation. The seed determines which ones."""
     standardize: _builtins.bool
     """Whether each feature is shifted and scaled to mean 0 and standard deviation 1 over the training samples."""
     one_hot: _builtins.bool
-    """Whether whole-number labels are turned into vectors with a single 1."""
+    """Whether whole-number labels are converted to vectors with a single 1."""
     header: _builtins.bool
-    """For CSV: whether the first line holds column names. If not given, it must, and a first line that looks like data is refused. With
-    `false` columns have no names, and are matched by their positions.
+    """For CSV: whether the first line holds column names. If not given, it must hold names, and a first line that looks like data is
+    refused. With `false`, columns have no names and are matched by position.
     """
     order: _builtins.str
-    """How each epoch's order is made. `permuted` draws a permutation, which takes 8 bytes of memory for each sample. `computed` finds the
-    sample at each position when it is needed, and takes no memory. `auto` permutes up to 1,048,576 samples, and computes beyond. The
-    result depends on it.
+    """How the order of samples in each epoch is made. `permuted` draws a permutation, which takes 8 bytes of memory per sample.
+    `computed` computes the sample at each position on demand, and takes no memory. `auto` is `permuted` for up to 1,048,576 samples,
+    and `computed` for more. Affects the result.
     """
     def __init__(
         self,
@@ -628,7 +626,7 @@ Global___Data: _TypeAlias = Data  # noqa: Y015
 
 @_typing.final
 class Training(_message.Message):
-    """How the loss is differentiated, and by how many workers."""
+    """How gradients are computed, and by how many workers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -642,23 +640,23 @@ class Training(_message.Message):
     CODEC_FIELD_NUMBER: _builtins.int
     MIXED_MACHINES_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
-    """How often each training sample is used. 0 yields the initial parameters."""
+    """The number of passes over the training samples. With 0, the result is the initial parameters."""
     batch_size: _builtins.int
-    """The number of samples of one step. The last step of an epoch takes what is left."""
+    """The number of samples in one step. The last step of an epoch uses the remaining samples."""
     microbatches: _builtins.int
-    """Into how many parts a minibatch is cut. The result depends on it; which worker computes which part changes nothing."""
+    """The number of parts into which a minibatch is split. Affects the result; which worker computes which part does not."""
     workers: _builtins.int
-    """How many workers the job wants. The result does not depend on it."""
+    """The number of workers that the job requests. Does not affect the result."""
     threads_per_worker: _builtins.int
-    """The number of BLAS threads of each worker. The result depends on it."""
+    """The number of BLAS threads of each worker. Affects the result."""
     gradient: _builtins.str
-    """How gradients are computed: by error backpropagation; numerically, by central differences ("numerical"); or by plain
-    forward differences, which are less exact and there to learn from ("numerical_forward").
+    """How gradients are computed: by backpropagation; numerically, by central differences ("numerical"); or by forward differences
+    ("numerical_forward"), which are less exact and meant for teaching.
     """
     mixed_machines: _builtins.bool
-    """Whether workers may run on machines of several kinds: other processors, releases of NumPy or of its BLAS library. Results are
-    then right, but not the same bits each time: they depend on which worker computes what. Otherwise a worker whose machine is not
-    of the kind of the first one's is refused.
+    """Whether workers may run on machines of different kinds: different processors, or releases of NumPy or of its BLAS library. Results
+    are then correct but not bit-identical: they depend on which worker computes what. Otherwise a worker is refused if its machine
+    differs in kind from that of the first worker.
     """
     @_builtins.property
     def synchrony(self) -> Global___Synchrony:
@@ -666,7 +664,7 @@ class Training(_message.Message):
 
     @_builtins.property
     def codec(self) -> Global___Codec:
-        """As what gradients travel from the workers to the server. All but `float32` round, so that the result depends on it."""
+        """How gradients are encoded on the way to the server. Every codec except `float32` rounds, and so affects the result."""
 
     def __init__(
         self,
@@ -728,7 +726,7 @@ class Synchrony(_message.Message):
     LOCAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def bulk(self) -> Global___Bulk:
-        """Bulk-synchronous: a step is applied when all its contributions are there (Valiant 1990)."""
+        """Bulk-synchronous: a step is applied when all its contributions have arrived (Valiant 1990)."""
 
     @_builtins.property
     def stale(self) -> Global___Stale:
@@ -736,11 +734,11 @@ class Synchrony(_message.Message):
 
     @_builtins.property
     def asynchronous(self) -> Global___Asynchronous:
-        """Each worker's gradient is applied as it comes (Dean et al. 2012)."""
+        """Each worker's gradient is applied when it arrives (Dean et al. 2012)."""
 
     @_builtins.property
     def local(self) -> Global___Local:
-        """Microbatches are trained on apart from each other for some steps, then averaged (Stich 2019; Douillard et al. 2023)."""
+        """Each microbatch is trained on independently for some steps; the results are averaged (Stich 2019; Douillard et al. 2023)."""
 
     def __init__(
         self,
@@ -785,7 +783,7 @@ class Stale(_message.Message):
 
     BOUND_FIELD_NUMBER: _builtins.int
     bound: _builtins.int
-    """How many steps a worker may be ahead of the slowest. 0 is the same as `bulk`."""
+    """The maximum number of steps that a worker may be ahead of the slowest. 0 is equivalent to `bulk`."""
     def __init__(
         self,
         *,
@@ -803,8 +801,8 @@ Global___Stale: _TypeAlias = Stale  # noqa: Y015
 
 @_typing.final
 class Asynchronous(_message.Message):
-    """Asynchronous training: a step's gradient is computed by one worker, and applied whatever was applied meanwhile. All steps of an
-    epoch are applied before the next epoch begins.
+    """Asynchronous training: one worker computes the gradient of a step, and it is applied regardless of the updates applied meanwhile.
+    All steps of an epoch are applied before the next epoch begins.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -829,8 +827,8 @@ Global___Asynchronous: _TypeAlias = Asynchronous  # noqa: Y015
 
 @_typing.final
 class Local(_message.Message):
-    """Training with local steps: from the same parameters, each of the minibatch's microbatches is a lane that takes `steps` steps of
-    its own with the job's optimizer, whose state starts anew; the mean of what the lanes moved is the gradient of the outer
+    """Training with local steps. In each round every microbatch is a lane: from the same parameters, it takes `steps` steps of its own
+    with the job's optimizer, whose state is reset. The mean change of the parameters over the lanes is the gradient of the outer
     optimizer.
     """
 
@@ -839,7 +837,7 @@ class Local(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     OUTER_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
-    """How many steps a lane takes by itself."""
+    """The number of steps that each lane takes in a round."""
     @_builtins.property
     def outer(self) -> Global___Optimizer:
         """The optimizer of the server. The default is DiLoCo's; sgd with a learning rate of 1 is plain averaging."""
@@ -862,10 +860,10 @@ Global___Local: _TypeAlias = Local  # noqa: Y015
 
 @_typing.final
 class Codec(_message.Message):
-    """As what the numbers of a gradient travel. A codec encodes each chunk of the slab for itself, to a number of bytes that follows from
-    the number of its elements alone; all numbers are little-endian. With any codec but `float32`, each microbatch's gradient travels
-    for itself (with asynchronous training, each step's), so that who computes what changes no rounding; `model.dtype` must be
-    "float32", and `gradient` "backpropagation".
+    """How gradients are encoded on the wire. A codec encodes each chunk of the slab independently; the number of bytes depends on the
+    number of elements only; all numbers are little-endian. With any codec except `float32`, the gradient of each microbatch (with
+    asynchronous training, of each step) is sent separately, so that rounding does not depend on which worker computes what;
+    `model.dtype` must be "float32", and `gradient` "backpropagation".
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -877,23 +875,23 @@ class Codec(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def float32(self) -> Global___Float32:
-        """As they are, in the model's dtype."""
+        """Unchanged, in the model's dtype."""
 
     @_builtins.property
     def bfloat16(self) -> Global___Bfloat16:
-        """In half the bytes, with a float32's range and 8 bits of precision. So do the parameters on their way to the workers."""
+        """Half the bytes, with a float32's range and 8 bits of precision. Parameters are encoded in the same way."""
 
     @_builtins.property
     def float16(self) -> Global___Float16:
-        """In half the bytes, with 11 bits of precision and a small range. So do the parameters on their way to the workers."""
+        """Half the bytes, with 11 bits of precision and a small range. Parameters are encoded in the same way."""
 
     @_builtins.property
     def int8(self) -> Global___Int8:
-        """In about a quarter of the bytes, with error feedback."""
+        """About a quarter of the bytes, with error feedback."""
 
     @_builtins.property
     def top_k(self) -> Global___TopK:
-        """Only the greatest, with error feedback."""
+        """Only the largest elements, with error feedback."""
 
     def __init__(
         self,
@@ -916,7 +914,7 @@ Global___Codec: _TypeAlias = Codec  # noqa: Y015
 
 @_typing.final
 class Float32(_message.Message):
-    """The numbers as they are, in the model's dtype."""
+    """The numbers unchanged, in the model's dtype."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -969,8 +967,8 @@ Global___Float16: _TypeAlias = Float16  # noqa: Y015
 
 @_typing.final
 class Int8(_message.Message):
-    """Whole numbers from -127 to 127, one byte each, times a scale for each block, which is the block's greatest magnitude divided by 127.
-    First come the scales, as float32, then the bytes. A block that is not finite has NaN for its scale. What rounding leaves is added
+    """Whole numbers from -127 to 127, one byte each, times a scale for each block, which is the largest magnitude in the block divided by
+    127. The scales come first, as float32, then the bytes. The scale of a block that is not finite is NaN. The rounding error is added
     to the next gradient of the same microbatch (error feedback: Seide et al. 2014; Karimireddy et al. 2019).
     """
 
@@ -996,16 +994,16 @@ Global___Int8: _TypeAlias = Int8  # noqa: Y015
 
 @_typing.final
 class TopK(_message.Message):
-    """Of each chunk's elements the share of the greatest magnitude, rounded up, as float32; the others stand for 0. First come their
-    positions in the chunk, as uint32, rising, then their values. What is left out is added to the next gradient of the same microbatch
-    (error feedback: Stich et al. 2018; Karimireddy et al. 2019).
+    """A fraction of each chunk's elements, rounded up: those with the largest magnitudes, as float32. The others count as 0. The
+    positions in the chunk come first, as ascending uint32, then the values. The elements left out are added to the next gradient of
+    the same microbatch (error feedback: Stich et al. 2018; Karimireddy et al. 2019).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FRACTION_FIELD_NUMBER: _builtins.int
     fraction: _builtins.float
-    """The share of the elements that is sent. From a half on, it would be no less than all of them."""
+    """The fraction of the elements that is sent. Above one half, `float32` would take fewer bytes."""
     def __init__(
         self,
         *,
@@ -1037,14 +1035,14 @@ class Optimizer(_message.Message):
     CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     clip_global_norm: _builtins.float
-    """If given, a gradient whose Euclidean norm over all parameters is greater is scaled down to it (Pascanu et al. 2013)."""
+    """If given, a gradient whose Euclidean norm over all parameters exceeds it is scaled down to it (Pascanu et al. 2013)."""
     @_builtins.property
     def sgd(self) -> Global___Sgd:
         """Stochastic gradient descent."""
 
     @_builtins.property
     def momentum(self) -> Global___Momentum:
-        """Stochastic gradient descent with momentum, Nesterov's by choice."""
+        """Stochastic gradient descent with momentum, optionally Nesterov's."""
 
     @_builtins.property
     def adagrad(self) -> Global___Adagrad:
@@ -1069,7 +1067,7 @@ class Optimizer(_message.Message):
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Group]:
         """Tensors with hyperparameters of their own. A tensor's group is the first one whose pattern matches its name; a tensor that no
-        pattern matches has the optimizer's hyperparameters.
+        pattern matches uses the optimizer's hyperparameters.
         """
 
     def __init__(
@@ -1103,7 +1101,7 @@ Global___Optimizer: _TypeAlias = Optimizer  # noqa: Y015
 @_typing.final
 class Group(_message.Message):
     """Tensors that are updated with hyperparameters of their own, as PyTorch's parameter groups: no weight decay for biases, a smaller
-    learning rate for some layers, layers that stay as they are.
+    learning rate for some layers, frozen layers.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1113,16 +1111,16 @@ class Group(_message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     FROZEN_FIELD_NUMBER: _builtins.int
     pattern: _builtins.str
-    """Which tensors: a pattern that the whole name matches, as `*.bias` or `0.*`. `*` stands for any characters, `?` for one, `[01]` for
-    one of those listed, `[!01]` for any other one. A pattern that matches no tensor fails the job.
+    """Which tensors: a pattern that must match the whole name, such as `*.bias` or `0.*`. `*` matches any characters, `?` one character,
+    `[01]` one of those listed, `[!01]` any other one. A pattern that matches no tensor fails the job.
     """
     learning_rate_factor: _builtins.float
     """The factor of the optimizer's learning rate."""
     weight_decay: _builtins.float
-    """In place of the optimizer's weight decay. If not given, the optimizer's holds."""
+    """The weight decay of these tensors. Defaults to the optimizer's."""
     frozen: _builtins.bool
-    """Whether the tensors, and the optimizer's state for them, stay as they are. Clipping by the global norm leaves their gradients out.
-    With local steps, what `optimizer` freezes is frozen for `training.synchrony.local.outer` as well.
+    """Whether the tensors, and the optimizer's state for them, are not updated. Their gradients are excluded from clipping by the global
+    norm. With local steps, tensors that `optimizer` freezes are frozen for `training.synchrony.local.outer` as well.
     """
     def __init__(
         self,
@@ -1200,9 +1198,9 @@ class Momentum(_message.Message):
     learning_rate: _builtins.float
     """The learning rate."""
     momentum: _builtins.float
-    """The share of the last update that is kept."""
+    """The fraction of the last update that is kept."""
     dampening: _builtins.float
-    """The share by which the gradient is lessened. Must be 0 with Nesterov's momentum."""
+    """The fraction by which the gradient is reduced. Must be 0 with Nesterov's momentum."""
     nesterov: _builtins.bool
     """Nesterov's momentum."""
     weight_decay: _builtins.float
@@ -1257,11 +1255,11 @@ class Adagrad(_message.Message):
     learning_rate: _builtins.float
     """The learning rate."""
     learning_rate_decay: _builtins.float
-    """How fast the learning rate falls."""
+    """How fast the learning rate decreases."""
     weight_decay: _builtins.float
     """The factor of the squared norm of the parameters, halved, that is added to the loss."""
     initial_accumulator_value: _builtins.float
-    """Where the sums of squares start."""
+    """The initial value of the sums of squares."""
     eps: _builtins.float
     """Keeps the division finite."""
     def __init__(
@@ -1302,8 +1300,8 @@ Global___Adagrad: _TypeAlias = Adagrad  # noqa: Y015
 
 @_typing.final
 class Rmsprop(_message.Message):
-    """s ← alpha · s + (1 − alpha) · g²;  w ← w − learning_rate · g / (√s + eps) (Tieleman and Hinton 2012); centered, s less the
-    square of the running mean of g (Graves 2013).
+    """s ← alpha · s + (1 − alpha) · g²;  w ← w − learning_rate · g / (√s + eps) (Tieleman and Hinton 2012); if centered, s
+    minus the square of the running mean of g (Graves 2013).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1317,15 +1315,15 @@ class Rmsprop(_message.Message):
     learning_rate: _builtins.float
     """The learning rate."""
     alpha: _builtins.float
-    """The share of the running mean of squares that is kept."""
+    """The fraction of the running mean of squares that is kept."""
     eps: _builtins.float
     """Keeps the division finite."""
     weight_decay: _builtins.float
     """The factor of the squared norm of the parameters, halved, that is added to the loss."""
     momentum: _builtins.float
-    """The share of the last update that is kept."""
+    """The fraction of the last update that is kept."""
     centered: _builtins.bool
-    """Whether the gradient is scaled by its running variance in place of its running mean square."""
+    """Whether the gradient is scaled by its running variance instead of its running mean square."""
     def __init__(
         self,
         *,
@@ -1385,10 +1383,10 @@ class Adam(_message.Message):
     weight_decay: _builtins.float
     """The factor of the squared norm of the parameters, halved, that is added to the loss."""
     amsgrad: _builtins.bool
-    """Whether the greatest mean square so far is used (Reddi et al. 2018)."""
+    """Whether the largest mean square so far is used (Reddi et al. 2018)."""
     @_builtins.property
     def betas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The shares of the running means of the gradient and of its square that are kept."""
+        """The fractions of the running means of the gradient and of its square that are kept."""
 
     def __init__(
         self,
@@ -1440,10 +1438,10 @@ class Adamw(_message.Message):
     weight_decay: _builtins.float
     """The parameters shrink by learning_rate · weight_decay at each step."""
     amsgrad: _builtins.bool
-    """Whether the greatest mean square so far is used (Reddi et al. 2018)."""
+    """Whether the largest mean square so far is used (Reddi et al. 2018)."""
     @_builtins.property
     def betas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The shares of the running means of the gradient and of its square that are kept."""
+        """The fractions of the running means of the gradient and of its square that are kept."""
 
     def __init__(
         self,
@@ -1479,7 +1477,7 @@ Global___Adamw: _TypeAlias = Adamw  # noqa: Y015
 
 @_typing.final
 class Schedule(_message.Message):
-    """How the learning rate changes: a factor of the optimizer's learning rate, from the step."""
+    """How the learning rate changes: a factor of the optimizer's learning rate that depends on the step."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1494,7 +1492,7 @@ class Schedule(_message.Message):
 
     @_builtins.property
     def step(self) -> Global___StepSchedule:
-        """Falls by a factor every so many epochs."""
+        """Falls by a factor every n epochs."""
 
     @_builtins.property
     def exponential(self) -> Global___ExponentialSchedule:
@@ -1502,7 +1500,7 @@ class Schedule(_message.Message):
 
     @_builtins.property
     def cosine(self) -> Global___CosineSchedule:
-        """Falls along half a cosine to the end of training."""
+        """Falls along half a cosine until the end of training."""
 
     @_builtins.property
     def warmup(self) -> Global___WarmupSchedule:
@@ -1553,9 +1551,9 @@ class StepSchedule(_message.Message):
     STEP_SIZE_FIELD_NUMBER: _builtins.int
     GAMMA_FIELD_NUMBER: _builtins.int
     step_size: _builtins.int
-    """Every how many epochs the learning rate falls."""
+    """The number of epochs after which the learning rate falls, each time."""
     gamma: _builtins.float
-    """By what factor."""
+    """The factor by which it falls."""
     def __init__(
         self,
         *,
@@ -1580,7 +1578,7 @@ class ExponentialSchedule(_message.Message):
 
     GAMMA_FIELD_NUMBER: _builtins.int
     gamma: _builtins.float
-    """By what factor the learning rate changes every epoch."""
+    """The factor by which the learning rate changes every epoch."""
     def __init__(
         self,
         *,
@@ -1596,7 +1594,7 @@ Global___ExponentialSchedule: _TypeAlias = ExponentialSchedule  # noqa: Y015
 
 @_typing.final
 class CosineSchedule(_message.Message):
-    """From 1 at the first step down along half a cosine, which reaches `final_factor` behind the last (Loshchilov and Hutter 2017)."""
+    """From 1 at the first step down along half a cosine, which reaches `final_factor` after the last step (Loshchilov and Hutter 2017)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1620,7 +1618,7 @@ Global___CosineSchedule: _TypeAlias = CosineSchedule  # noqa: Y015
 
 @_typing.final
 class WarmupSchedule(_message.Message):
-    """Linear from `start_factor` at step 0 to 1 at step `steps` (Goyal et al. 2017), then another schedule over the steps left."""
+    """Linear from `start_factor` at step 0 to 1 at step `steps` (Goyal et al. 2017), then another schedule over the remaining steps."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1628,7 +1626,7 @@ class WarmupSchedule(_message.Message):
     START_FACTOR_FIELD_NUMBER: _builtins.int
     THEN_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
-    """For how many steps the learning rate rises."""
+    """The number of steps during which the learning rate rises."""
     start_factor: _builtins.float
     """The factor at the first step."""
     @_builtins.property
@@ -1673,15 +1671,15 @@ class Job(_message.Message):
     id: _builtins.str
     """The id, unique on its server."""
     state: Global___JobState.ValueType
-    """Where the job is in its life."""
+    """The job's state."""
     status: _builtins.str
-    """What the job does or waits for, in words for people."""
+    """What the job does or waits for, as readable text. Programs read `waiting_for`."""
     error: _builtins.str
     """Why it failed; empty otherwise."""
     waiting_for: Global___WaitingFor.ValueType
     """What the job waits for, as `status` says in words."""
     paused: _builtins.bool
-    """Whether it is paused (ScaleJob): it has no workers and no place, until it is scaled again."""
+    """Whether it is paused (ScaleJob): it has no workers and no place in the queue until it is scaled again."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """The specification, with every default filled in."""
@@ -1700,11 +1698,11 @@ class Job(_message.Message):
 
     @_builtins.property
     def progress(self) -> Global___Progress:
-        """How far it is."""
+        """The job's progress."""
 
     @_builtins.property
     def result(self) -> Global___Result:
-        """What came of it. Present once it has ended after its parameters existed."""
+        """The result. Present when the job has ended and had parameters."""
 
     def __init__(
         self,
@@ -1732,7 +1730,7 @@ Global___Job: _TypeAlias = Job  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
-    """How far a job is."""
+    """The progress of a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1762,12 +1760,12 @@ class Progress(_message.Message):
     learning_rate: _builtins.float
     """The learning rate of the last step."""
     samples_per_second: _builtins.float
-    """Samples differentiated per second, lately."""
+    """Samples differentiated per second, recently."""
     workers: _builtins.int
     """Workers connected now."""
     machine_kinds: _builtins.int
-    """On how many kinds of machines its workers computed, as far as the bits of results depend on them; 0 until the first worker is
-    ready. As long as it is 1, those machines change nothing.
+    """The number of different kinds of machines on which its workers computed; 0 until the first worker is ready. As long as it is 1,
+    the result does not depend on which worker computed what.
     """
     @_builtins.property
     def validation(self) -> Global___Metrics:
@@ -1775,15 +1773,15 @@ class Progress(_message.Message):
 
     @_builtins.property
     def contributions(self) -> Global___Contributions:
-        """What became of the messages that contributions came in, so far."""
+        """What happened to the messages of contributions, so far."""
 
     @_builtins.property
     def checkpoints(self) -> Global___Checkpoints:
-        """What became of checkpoints, so far."""
+        """Checkpoints written and failed, so far."""
 
     @_builtins.property
     def exchange(self) -> Global___Exchange:
-        """How much travelled between server and workers, so far."""
+        """Bytes sent between the server and the workers, so far."""
 
     def __init__(
         self,
@@ -1819,7 +1817,7 @@ Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class Contributions(_message.Message):
-    """What became of contributions, counted in chunks as they came, since the job began or was last taken up."""
+    """What happened to contributions, counted in chunks as received, since the job began or was last resumed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1835,11 +1833,11 @@ class Contributions(_message.Message):
     applied: _builtins.int
     """Became part of a step, each exactly once."""
     duplicate: _builtins.int
-    """Had come before, from the same worker or from one that was given the same task."""
+    """Were received before, from the same worker or from another one with the same task."""
     late: _builtins.int
-    """Were for a step that had been taken."""
+    """Belonged to a step that had been applied."""
     stale_incarnation: _builtins.int
-    """Came from a worker that had been given up."""
+    """Came from a worker that had been declared lost."""
     unknown: _builtins.int
     """Answered no task."""
     reissued_tasks: _builtins.int
@@ -1847,10 +1845,10 @@ class Contributions(_message.Message):
     lost_workers: _builtins.int
     """Workers that were lost."""
     greatest_staleness: _builtins.int
-    """The greatest number of steps that a contribution was behind when it was applied."""
+    """The largest number of steps that a contribution was behind when it was applied."""
     lost_residuals: _builtins.int
-    """Became part of a step without all that rounding had left of the gradients before, as their microbatch had been another worker's
-    (error feedback, see `Codec`). Always 0 where synchrony is `asynchronous`: there each worker keeps what its own gradients left.
+    """Became part of a step without the full residual of earlier gradients, because the microbatch had belonged to another worker (error
+    feedback, see `Codec`). Always 0 with `asynchronous` synchrony, where each worker keeps the residual of its own gradients.
     """
     def __init__(
         self,
@@ -1875,8 +1873,8 @@ Global___Contributions: _TypeAlias = Contributions  # noqa: Y015
 
 @_typing.final
 class Exchange(_message.Message):
-    """How much travelled, in bytes as the job's codec makes them, since the job began or was last taken up. What lies in memory that
-    workers share with the server does not travel.
+    """Bytes sent, as encoded by the job's codec, since the job began or was last resumed. Data in memory that workers share with the
+    server is not counted.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1884,9 +1882,9 @@ class Exchange(_message.Message):
     GRADIENT_BYTES_FIELD_NUMBER: _builtins.int
     PARAMETER_BYTES_FIELD_NUMBER: _builtins.int
     gradient_bytes: _builtins.int
-    """Of gradients, from workers to the server, whatever became of them."""
+    """Bytes of gradients from workers to the server, including those that were dropped."""
     parameter_bytes: _builtins.int
-    """Of parameters, from the server to each of the workers."""
+    """Bytes of parameters from the server to the workers."""
     def __init__(
         self,
         *,
@@ -1903,7 +1901,7 @@ Global___Exchange: _TypeAlias = Exchange  # noqa: Y015
 
 @_typing.final
 class Checkpoints(_message.Message):
-    """What became of checkpoints, since the job began or was last taken up."""
+    """Checkpoints written and failed, since the job began or was last resumed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1911,11 +1909,11 @@ class Checkpoints(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     written: _builtins.int
-    """How many were written."""
+    """The number written."""
     failed: _builtins.int
-    """How many could not be written."""
+    """The number that could not be written."""
     step: _builtins.int
-    """The step that the last one holds."""
+    """The step of the last checkpoint."""
     def __init__(
         self,
         *,
@@ -1963,8 +1961,8 @@ class Metrics(_message.Message):
     loss: _builtins.float
     """The mean loss."""
     accuracy: _builtins.float
-    """The share of samples classified rightly; only for classifiers. With several outputs of `binary_cross_entropy`, the share of
-    outputs on the right side of one half.
+    """The fraction of samples classified correctly; only for classifiers. With several outputs of `binary_cross_entropy`, the fraction
+    of outputs on the correct side of one half.
     """
     @_builtins.property
     def values(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
@@ -1989,7 +1987,7 @@ Global___Metrics: _TypeAlias = Metrics  # noqa: Y015
 
 @_typing.final
 class Result(_message.Message):
-    """What came of a job."""
+    """The result of a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2001,7 +1999,7 @@ class Result(_message.Message):
     SAMPLES_PER_SECOND_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
-    """Updates applied: the version of the parameters that stay."""
+    """Updates applied: the version of the final parameters."""
     epochs: _builtins.int
     """Epochs finished."""
     weights_sha256: _builtins.str
@@ -2016,7 +2014,7 @@ class Result(_message.Message):
 
     @_builtins.property
     def validation(self) -> Global___Metrics:
-        """Metrics on the validation set at the last parameters; absent without one or if the job did not succeed."""
+        """Metrics on the validation set at the last parameters; absent without a validation set or if the job did not succeed."""
 
     def __init__(
         self,
@@ -2095,7 +2093,7 @@ Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class Preprocessing(_message.Message):
-    """What samples are, and how they are prepared before the model sees them: (x - mean) / scale, per feature. Both empty for no change."""
+    """The form of a sample, and how samples are prepared for the model: (x - mean) / scale, per feature. Both are empty for no change."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2116,7 +2114,7 @@ class Preprocessing(_message.Message):
 
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The shape of one sample. Empty in what workers of release 0.1.0 said."""
+        """The shape of one sample. Empty in reports of workers of release 0.1.0."""
 
     @_builtins.property
     def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
