@@ -40,7 +40,7 @@ def test_runs_are_told_how_long_nobody_listened(tmp_path: Path) -> None:
     async def test() -> None:
         jobs = Jobs(Storage(tmp_path), RunSettings(silence_seconds=1.0))
         told: list[float] = []
-        jobs._tick_runs = told.append  # type: ignore[assignment,method-assign]
+        jobs.upkeep.tick_runs = told.append  # type: ignore[assignment,method-assign]
         await jobs.start(resume_unfinished=True)
         while len(told) < 3:
             await asyncio.sleep(0)

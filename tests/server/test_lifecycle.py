@@ -78,7 +78,7 @@ def test_a_job_is_scaled_while_it_goes_back_to_a_checkpoint(tmp_path: Path, monk
                 await until(begun)
                 go_on.set()
                 assert (await scaling).spec.training.workers == 3
-            assert (await jobs.get(job_id)).spec.training.workers == 3
+            assert (await jobs.reading.get(job_id)).spec.training.workers == 3
             assert (await hold_together(jobs, job_id)).spec.training.workers == 3
 
     run(test())

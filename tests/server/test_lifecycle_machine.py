@@ -214,7 +214,7 @@ def test_a_lost_shard_takes_the_job_back() -> None:
     state, decisions = after(State.ACTIVE, ShardLost("host:1"))
     assert state is State.GOING_BACK
     assert decisions == [
-        GiveUpRun("shard host:1 was lost; the job goes back to its last checkpoint"),
+        GiveUpRun("shard host:1 was lost; the job returns to its last checkpoint"),
         StartRun(Start.CHECKPOINT, "shard host:1 was lost; the job"),
     ]
     assert after(State.GOING_BACK, RunStarted()) == (State.ACTIVE, [])

@@ -13,7 +13,8 @@ from tests.end_to_end.peer import Peer
 from tests.server.test_fleets import attending, create
 from tests.server.test_training_service import PREPARED
 from thalweg.server.deciding.queue import Candidate, choose
-from thalweg.server.driving import jobs as jobs_module
+from thalweg.server.driving import places
+from thalweg.server.driving.jobs import Jobs
 from thalweg.server.process import Server
 from thalweg.server.storage.database import Storage
 from thalweg.v1 import job_pb2
@@ -178,15 +179,15 @@ def test_jobs_that_had_begun_keep_their_places_over_a_restart(tmp_path: Path) ->
 
 
 def test_with_many_jobs_workers_are_shared_out_once_for_many_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs_module, "_QUICK_SECONDS", 0.0)
-    monkeypatch.setattr(jobs_module, "_ALLOT_SHARE", 1e-4)
+    monkeypatch.setattr(places, "_QUICK_SECONDS", 0.0)
+    monkeypatch.setattr(places, "_ALLOT_SHARE", 1e-4)
 
     async def test() -> None:
-        jobs = jobs_module.Jobs(Storage(tmp_path))
+        jobs = Jobs(Storage(tmp_path))
         allotted: list[int] = []
-        jobs.fleets.allot = allotted.append  # type: ignore[assignment,method-assign]
+        jobs.places.fleets.allot = allotted.append  # type: ignore[assignment,method-assign]
         for _ in range(100):
-            jobs.allot()
+            jobs.places.allot()
         assert len(allotted) == 1
         while len(allotted) < 2:
             await asyncio.sleep(0.001)

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -13,9 +14,9 @@ from tests.simulation.cluster import small_chunks
 from tests.simulation.schedules import undisturbed
 from tests.simulation.town import FillingStorage, Town
 from thalweg.contract.states import ENDED
+from thalweg.server.deciding.lifecycle import TRANSITIONS, Life, State
+from thalweg.server.deciding.lifecycle_messages import CancelRequested
 from thalweg.server.driving.answers import Answers
-from thalweg.server.driving.job import JobDriver
-from thalweg.server.driving.jobs import Jobs
 from thalweg.server.driving.telemetry import steps_end
 from thalweg.server.storage import journal, room
 from thalweg.server.storage.room import Shortage
@@ -43,7 +44,7 @@ def check(folder: Path, seed: int) -> Town:
             assert job.state in ENDED
             await hold_together(town.jobs, job.id)
             if job.state == job_pb2.JOB_STATE_SUCCEEDED:
-                download = await town.jobs.parameters(job.id)
+                download = await town.jobs.reading.parameters(job.id)
                 assert download.arrays[0].tobytes() == expected
         await town.stop()
 
@@ -112,12 +113,8 @@ def test_merging_older_events_meanwhile_loses_no_step_and_no_state(
 
 
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked of a job that goes back to a checkpoint is asked of nobody."""
-
-    async def living(self: Jobs, job_id: str) -> JobDriver | None:
-        return self.run(job_id)
-
-    monkeypatch.setattr(Jobs, "_living", living)
+    """A cancellation is taken for done while the job goes back to a checkpoint."""
+    monkeypatch.setitem(cast(Any, TRANSITIONS), (State.GOING_BACK, CancelRequested), Life._cancel_ended)
 
 
 def _stubborn(monkeypatch: pytest.MonkeyPatch) -> None:

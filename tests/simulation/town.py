@@ -137,7 +137,7 @@ class Town:
             await self._call("resume", job_id)
             self._work()
         async with asyncio.timeout(CALL_SECONDS):
-            while self.jobs._runs or self.jobs.journal.room.shortage:
+            while self.jobs.lives.runs.of or self.jobs.journal.room.shortage:
                 self._work()
                 await asyncio.sleep(0.001)
 
@@ -182,7 +182,8 @@ class Town:
         arguments = (job_id, workers) if kind == "scale" else (job_id,)
         changes = kind in ("resume", "scale", "delete")
         self._begun[job_id] = self._begun.get(job_id, 0) + changes
-        answer = await self._answer(f"{kind} of {job_id}", getattr(self.jobs, kind)(*arguments), _ANSWERS)
+        asked = self.jobs.reading if kind in ("parameters", "get") else self.jobs
+        answer = await self._answer(f"{kind} of {job_id}", getattr(asked, kind)(*arguments), _ANSWERS)
         if kind == "delete" and await self.jobs.journal.run(self.storage.job, job_id) is None and job_id in self._known:
             self._known.remove(job_id)
         if answer is None:
@@ -197,7 +198,7 @@ class Town:
         """Each run that may have workers gets one, if it has none."""
         for job_id in list(self._known):
             run = self.jobs.run(job_id)
-            if run and self.jobs.has_place(job_id) and not any(run is other for _, other in self._workers.values()):
+            if run and self.jobs.places.has(job_id) and not any(run is other for _, other in self._workers.values()):
                 self._number += 1
                 street: Any = _Street(run)
                 worker = ImaginaryWorker(street, self._number)
@@ -245,15 +246,13 @@ class Town:
         """Nothing more is written, as if the process had been killed."""
         jobs, here = self.jobs, asyncio.current_task()
         for task in asyncio.all_tasks():
-            if task is not here and getattr(task.get_coro(), "cr_frame", None) is not None:
-                owner = task.get_coro().cr_frame.f_locals.get("self")  # type: ignore[union-attr]
-                if owner in (jobs, jobs.journal, jobs._keeping):
-                    task.cancel()
-        if jobs._allotting:
-            jobs._allotting.cancel()
+            code = getattr(task.get_coro(), "cr_code", None)
+            if task is not here and code and "/thalweg/server/" in code.co_filename:
+                task.cancel()
+        jobs.places.close()
         for _ in range(10):
             await asyncio.sleep(0)
         for thread in (jobs.journal._thread, jobs.journal._background, jobs.journal._files):
             thread.shutdown(cancel_futures=True)
         jobs.storage.close()
-        jobs._crew.close()
+        jobs.lives.runs.close()

@@ -166,11 +166,12 @@ class Life:
         self.state = State.PAUSED if event.paused else State.ACTIVE
         self._failing = False
         yield from _answers(self._starts, self._resumes, self._rests)
-        for ask, scale in list(self._scales.items()):
-            yield from self._apply(ask, scale)
         if event.refusal:
             yield FailRun(event.refusal)
-        elif self._cancels:
+            return
+        for ask, scale in list(self._scales.items()):
+            yield from self._apply(ask, scale)
+        if self._cancels:
             yield CancelRun()
 
     def _start_failed(self, event: StartFailed) -> Iterable[Decision]:

@@ -1,14 +1,37 @@
 """The story of a job: the last events of its life and the decisions that followed, in short form, with times."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import NamedTuple
+
+from thalweg.server.deciding import decisions, events
 
 # Entries of the lifecycle and of the coordinator that are kept of one job, each.
 MAX_ENTRIES = 200
 # Characters of one value of an entry, and of the entry.
 _MAX_VALUE, _MAX_TEXT = 80, 240
+# What coordinators hear and decide all the time, and is not told.
+_ROUTINE = (
+    events.HeartbeatReceived,
+    events.InitialReceived,
+    events.ContributionReceived,
+    events.EvaluationReceived,
+    events.Tick,
+    decisions.KeepInitial,
+    decisions.Keep,
+    decisions.Merge,
+    decisions.MeasureGradient,
+    decisions.ApplyRange,
+    decisions.Promote,
+    decisions.AssignDifferentiate,
+    decisions.AssignEvaluate,
+    decisions.SendRange,
+    decisions.ReportStep,
+    decisions.ReportEpoch,
+    decisions.Dropped,
+)
 
 
 class Teller(Enum):
@@ -37,6 +60,20 @@ class Story:
         """Takes an entry down."""
         self._number += 1
         self._told[teller].append((self._number, Entry(time, teller, text[:_MAX_TEXT])))
+
+    def add_training(self, time: float, event: events.Event, decided: Sequence[decisions.Decision]) -> None:
+        """Takes down what a coordinator decided about an event, but for what happens all the time."""
+        told = [decision for decision in decided if not isinstance(decision, _ROUTINE)]
+        if isinstance(event, _ROUTINE):
+            if not told:
+                return
+            # Its numbers are not read.
+            text = type(event).__name__
+        else:
+            text = described(event)
+        self.add(time, Teller.COORDINATOR, text)
+        for decision in told:
+            self.add(time, Teller.COORDINATOR, f"  {described(decision)}")
 
     def entries(self) -> list[Entry]:
         """All that is kept, in the order in which it happened."""

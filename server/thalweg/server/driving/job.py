@@ -59,6 +59,7 @@ from thalweg.server.deciding.events import (
 )
 from thalweg.server.deciding.impossible import ImpossibleError
 from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.story import Story
 from thalweg.server.deciding.values import Drop, Facts, Place, Position, WorkerId
 from thalweg.server.driving.admission import Admission
 from thalweg.server.driving.decision_queue import DecisionQueue
@@ -85,7 +86,8 @@ class JobDriver:
     parameters, gives them as a slab of a layout, or raises ValueError.
     `sharing` is where workers on this machine get memory, if it is shared; `shards` are those over which the slab may be split;
     `crew` shares in the arithmetic; `budget` promises the memory for the arrays; `avoid` is called when `avoided` has changed,
-    the places where the job is to get no more workers for now. `over` is set when the run has ended, or was given up.
+    the places where the job is to get no more workers for now. `story` takes down what is decided. `over` is set when the run has
+    ended, or was given up.
     """
 
     def __init__(
@@ -106,12 +108,14 @@ class JobDriver:
         budget: Budget | None = None,
         avoid: Callable[[], object] = lambda: None,
         spare: Spare = between_events,
+        story: Story | None = None,
     ) -> None:
         self.over = asyncio.Event()
         self.avoided: tuple[Place, ...] = ()
         self._avoid = avoid
         self._spare = spare
-        self.given_up = self.cancelled = False
+        self._story = story or Story()
+        self.given_up = False
         self._checkpointed = asyncio.Event()
         self._awaited_version = 0
         self.telemetry = Telemetry(job, journal, clock, recorded)
@@ -261,7 +265,6 @@ class JobDriver:
 
     def cancel(self) -> None:
         """Somebody asked for the end."""
-        self.cancelled = True
         self.handle(CancelRequested())
 
     def pause(self) -> None:
@@ -330,6 +333,7 @@ class JobDriver:
         if isinstance(event, Tick):
             self._missed = 0.0
         decisions = self.coordinator.handle(event, self._clock())
+        self._story.add_training(time.time(), event, decisions)
         if isinstance(event, WorkerPrepared):
             self.job.progress.machine_kinds = len(self.coordinator.machines.kinds)
         self.telemetry.contributions.applied += any(isinstance(decision, Keep) for decision in decisions)
@@ -346,7 +350,7 @@ class JobDriver:
         """The end of the job, as an event."""
         if isinstance(error, _JobError):
             return DriverFailed(str(error))
-        _log.error("job %s: decisions could not be carried out", self.job.id, exc_info=error)
+        _log.error("job %s: decisions could not be carried out. Story:\n%s", self.job.id, self._story, exc_info=error)
         return DriverFailed(f"internal error: {type(error).__name__}: {error}")
 
     def carry_out(self, decision: Decision) -> Event | None:

@@ -34,7 +34,7 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
             fleet = AttendingFleet()
             listener = asyncio.create_task(self._listen(fleet, request_iterator))
             listener.add_done_callback(lambda _: fleet.changed.set())
-            self._jobs.fleets.add(fleet)
+            self._jobs.places.fleets.add(fleet)
             try:
                 while True:
                     await fleet.changed.wait()
@@ -46,8 +46,8 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
                         return
                     yield fleet.message()
             finally:
-                self._jobs.fleets.remove(fleet)
-                self._jobs.allot()
+                self._jobs.places.fleets.remove(fleet)
+                self._jobs.places.allot()
                 await end(listener)
 
     async def _listen(self, fleet: AttendingFleet, requests: AsyncIterator[pb.AttendRequest]) -> None:
@@ -63,9 +63,9 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
         fleet.name, fleet.slots = visible(capacity.name, MAX_FLEET_NAME), capacity.slots
         fleet.nodes = frozenset(capacity.nodes)
         if not fleet.known:
-            self._jobs.fleets.know(fleet, capacity.id, capacity.running)
+            self._jobs.places.fleets.know(fleet, capacity.id, capacity.running)
         fleet.changed.set()
-        self._jobs.allot()
+        self._jobs.places.allot()
 
     def _worker_exited(self, fleet: AttendingFleet, exited: pb.WorkerExited) -> None:
         run = self._jobs.run(exited.job_id)

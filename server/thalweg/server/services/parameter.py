@@ -150,7 +150,7 @@ class JobReception:
             raise
         if run is None:
             return f"there is no job {hello.job_id} to work for"
-        if not self._jobs.has_place(hello.job_id):
+        if not self._jobs.places.has(hello.job_id):
             return f"job {hello.job_id} {'is paused' if run.job.paused else 'is still queued'}"
         return run, WorkerStream(next(self._ids), visible(hello.worker, MAX_WORKER_NAME), place)
 

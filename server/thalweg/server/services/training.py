@@ -44,11 +44,11 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
         async with errors(context):
-            return pb.GetJobResponse(job=await self._jobs.get(request.job_id))
+            return pb.GetJobResponse(job=await self._jobs.reading.get(request.job_id))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         async with errors(context):
-            jobs, token = await self._jobs.list(request.page_size, request.page_token)
+            jobs, token = await self._jobs.reading.list(request.page_size, request.page_token)
             return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
@@ -72,11 +72,11 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
         async with errors(context):
             job = await self._jobs.scale(request.job_id, request.workers)
             _log.info("job %s: scaled to %d workers by %s", job.id, request.workers, _caller(context))
-            return pb.ScaleJobResponse(job=job, note=self._jobs.shortage_of_slots(job))
+            return pb.ScaleJobResponse(job=job, note=self._jobs.places.shortage_of_slots(job))
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
         async with errors(context):
-            async for event in self._jobs.watch(request.job_id, request.after_sequence, request.until_now):
+            async for event in self._jobs.reading.watch(request.job_id, request.after_sequence, request.until_now):
                 yield pb.WatchJobResponse(event=event)
 
     # Coroutines, and no generators: a write that takes too long can be given up.
@@ -84,7 +84,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
         self, request: pb.DownloadParametersRequest, context: Context
     ) -> None:
         async with errors(context):
-            download = await self._jobs.parameters(request.job_id)
+            download = await self._jobs.reading.parameters(request.job_id)
             await _write(context, pb.DownloadParametersResponse(header=download.header))
             for piece in download.pieces():
                 await _write(context, pb.DownloadParametersResponse(data=await asyncio.to_thread(bytes, piece)))
@@ -93,7 +93,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
         self, request: pb.DownloadTrajectoryRequest, context: Context
     ) -> None:
         async with errors(context):
-            download = await self._jobs.trajectory(request.job_id)
+            download = await self._jobs.reading.trajectory(request.job_id)
             await _write(context, pb.DownloadTrajectoryResponse(header=download.header))
             for piece in download.pieces():
                 await _write(context, pb.DownloadTrajectoryResponse(data=await asyncio.to_thread(bytes, piece)))
@@ -155,13 +155,13 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
         async with errors(context):
             fleets = [
                 pb.FleetInfo(name=fleet.name, capacity=fleet.slots, allotted=fleet.allotted)
-                for fleet in self._jobs.fleets.attending
+                for fleet in self._jobs.places.fleets.attending
             ]
             return pb.GetServerInfoResponse(
                 version=version("thalweg"),
                 fleets=fleets,
                 max_upload_bytes=self._max_upload_bytes,
-                max_running_jobs=self._jobs.max_running,
+                max_running_jobs=self._jobs.places.max_running,
             )
 
 

@@ -1,0 +1,347 @@
+"""The lives of a server's jobs: hands events to the state machine of each, and carries its decisions out."""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine
+from functools import partial
+from typing import Any
+
+from thalweg.contract.errors import ThalwegError
+from thalweg.contract.states import state_name
+from thalweg.server.deciding import lifecycle_messages as messages
+from thalweg.server.deciding.lifecycle import Life, State
+from thalweg.server.deciding.lifecycle_messages import Ask, Start
+from thalweg.server.driving.answers import Answers
+from thalweg.server.driving.endings import Endings
+from thalweg.server.driving.job import JobDriver
+from thalweg.server.driving.outcome import JobOutcome
+from thalweg.server.driving.places import Places
+from thalweg.server.driving.recovery import Recovery
+from thalweg.server.driving.result_writer import ResultWriter
+from thalweg.server.driving.runs import Runs
+from thalweg.server.driving.stories import Stories
+from thalweg.server.settings import RunSettings
+from thalweg.server.storage.journal import Journal
+from thalweg.server.streams.memory_peers import Sharing
+from thalweg.v1 import job_pb2
+
+_log = logging.getLogger(__name__)
+
+
+class Lives:
+    """The executor of what is decided about the lives of jobs. Belongs to the server's event loop.
+
+    A decision that takes time is carried out by a task, of which a job has one at a time; it ends with an event.
+    """
+
+    def __init__(
+        self, journal: Journal, answers: Answers, settings: RunSettings, max_running: int, sharing: Sharing | None
+    ) -> None:
+        self._journal = journal
+        self._storage = journal.storage
+        self._answers = answers
+        self.writer = ResultWriter(journal.storage, journal)
+        self.recovery = Recovery(journal)
+        self.runs = Runs(journal, answers, self.writer, settings, sharing, self._run_ended, self._avoid)
+        self.places = Places(max_running, self.runs.of, self._keeps_place)
+        self.stories = Stories()
+        self.endings = Endings(journal, answers, self.writer, self.runs)
+        self._lives: dict[str, Life] = {}
+        self._accepted: dict[str, job_pb2.Job] = {}
+        self._numbers = itertools.count(1)
+        self._asks: dict[Ask, asyncio.Future[None]] = {}
+        self._events: deque[tuple[Life, messages.Event]] = deque()
+        self._handling = False
+        self._work: dict[str, asyncio.Task[None]] = {}
+        self._watching: dict[str, asyncio.Task[None]] = {}
+
+    def run(self, job_id: str) -> JobDriver | None:
+        """The run of a job that has not ended and is not ending."""
+        life = self._lives.get(job_id)
+        return self.runs.of.get(job_id) if life and life.runs else None
+
+    def living(self) -> list[JobDriver]:
+        """The runs that have neither ended nor been given up."""
+        return [run for job_id, run in self.runs.of.items() if self.run(job_id) is run]
+
+    def ending(self, job_id: str) -> bool:
+        """Whether a job's run has ended, and its end is not durable."""
+        life = self._lives.get(job_id)
+        return life is not None and life.ending
+
+    def _keeps_place(self, job_id: str) -> bool:
+        life = self._lives.get(job_id)
+        return life is not None and life.keeps_place
+
+    def _avoid(self) -> None:
+        self.places.allot()
+
+    async def accept(self, job: job_pb2.Job) -> None:
+        """Begins the life of a new job, which is on record."""
+        await self._journal.open(job.id)
+        self._accepted[job.id] = job
+        await self._ask(self._begin(job.id), messages.Accepted)
+
+    async def recover(self, resume_all: bool, kept: Collection[str]) -> None:
+        """Goes on with the jobs on record that have not ended: all, or those in `kept`. Sets the others aside."""
+        for found in await self.recovery.unfinished(resume_all, kept):
+            started = partial(messages.ServerStarted, aside=found.aside, begun=found.begun)
+            await self._ask(self._begin(found.job_id), started)
+        self.places.allot()
+
+    async def cancel(self, job_id: str) -> None:
+        """Ends a job, and waits until that is durable."""
+        if life := self._lives.get(job_id):
+            await self._ask(life, messages.CancelRequested)
+
+    async def scale(self, job_id: str, workers: int) -> bool:
+        """Changes how many workers a job wants, and waits until that is durable. False if it ended long ago."""
+        life = self._lives.get(job_id)
+        if life:
+            await self._ask(life, lambda ask: messages.ScaleRequested(ask, workers))
+        return life is not None
+
+    async def resume(self, job: job_pb2.Job) -> None:
+        """Resumes a job that has ended. Raises ThalwegError if it cannot be."""
+        await self._ask(self._life(job), messages.ResumeRequested)
+
+    async def delete(self, job: job_pb2.Job) -> None:
+        """Removes a job that has ended. Raises ThalwegError if it has not, or if the disk refuses."""
+        await self._ask(self._life(job), messages.DeleteRequested)
+
+    async def rest(self, job_id: str) -> None:
+        """Waits until a job has a run, or has ended."""
+        life = self._lives.get(job_id)
+        if life and not life.runs:
+            await self._ask(life, messages.RestAwaited)
+
+    def shard_lost(self, run: JobDriver, address: str) -> None:
+        """A shard that a run needs is gone."""
+        self.handle(self._lives[run.job.id], messages.ShardLost(address))
+
+    def event_rejected(self, job_id: str, problem: str) -> None:
+        """An event of a job cannot be recorded, so what has happened since is not durable: the job fails, and no other."""
+        if life := self._lives.get(job_id):
+            self.handle(life, messages.EventRejected(problem))
+
+    async def stop(self) -> None:
+        """Waits until the jobs that are ending have ended. No run begins any more."""
+        self.places.close()
+        for job_id, work in self._work.items():
+            if not self.ending(job_id):
+                work.cancel()
+        while ending := [work for job_id, work in self._work.items() if self.ending(job_id)]:
+            await asyncio.wait(ending)
+        await self.writer.settled()
+
+    def close(self) -> None:
+        """Ends what is still under way, and what the runs share."""
+        for task in (*self._work.values(), *self._watching.values()):
+            task.cancel()
+        self.runs.close()
+
+    def _begin(self, job_id: str) -> Life:
+        life = self._lives[job_id] = Life(job_id, self.stories.open(job_id))
+        return life
+
+    def _life(self, job: job_pb2.Job) -> Life:
+        """The life of a job on record, which has ended if it has none."""
+        life = self._lives.get(job.id)
+        if life is None:
+            life = self._lives[job.id] = Life(job.id, self.stories.open(job.id), State.ENDED, state_name(job.state))
+        return life
+
+    async def _ask(self, life: Life, event: Callable[[Ask], messages.Event]) -> None:
+        """Hands over a call, and waits for its answer. Raises the error with which it is answered."""
+        ask = next(self._numbers)
+        answer = self._asks[ask] = asyncio.get_running_loop().create_future()
+        try:
+            self.handle(life, event(ask))
+            await answer
+        finally:
+            del self._asks[ask]
+
+    def handle(self, life: Life, event: messages.Event) -> None:
+        """Lets a life decide about an event and carries the decisions out, then about what happens meanwhile."""
+        self._events.append((life, event))
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                life, event = self._events.popleft()
+                for decision in life.handle(event, time.time()):
+                    self._try(life, decision)
+                if life.over and self._lives.get(life.job_id) is life:
+                    del self._lives[life.job_id]
+                    self.stories.close(life.job_id, forget=life.state is State.DELETED)
+        finally:
+            self._handling = False
+
+    def _try(self, life: Life, decision: messages.Decision) -> None:
+        try:
+            self._carry_out(life, decision)
+        except Exception:  # noqa: BLE001 - what else was decided does not depend on it
+            _log.exception("job %s: %s could not be carried out. Story:\n%s", life.job_id, decision, life.story)
+
+    def _carry_out(self, life: Life, decision: messages.Decision) -> None:
+        job_id = life.job_id
+        match decision:
+            case messages.StartRun(Start.ACCEPTED):
+                self._start_accepted(life)
+            case messages.StartRun(start, reason):
+                self._do(life, self._start(life, start, reason))
+            case messages.SetAside(reason):
+                self._do(life, self._set_aside(life, reason))
+            case messages.KeepResult():
+                self._do(life, self._end_with(life, self.endings.keep(job_id)))
+            case messages.RecordEnd():
+                # The event is recorded now; that it is durable comes later.
+                problem = self.endings.record(job_id)
+                self._do(life, self._end_with(life, self.endings.recorded(problem)))
+            case messages.RemoveCheckpoints():
+                self._do(life, self._end_with(life, self.endings.clear(job_id)))
+            case messages.AwaitShortage():
+                if job_id not in self._watching:
+                    self._watching[job_id] = asyncio.create_task(self._await_shortage(life))
+            case messages.AbandonEnd():
+                self._do(life, self._end_with(life, self.endings.abandon(self._work[job_id])))
+            case messages.ForgetRun(problem):
+                self._forget(job_id, problem)
+            case messages.DeleteJob():
+                self._do(life, self._end_with(life, self.endings.delete(job_id)))
+            case messages.Answer(ask, error):
+                self._answer(ask, error)
+            case _:
+                self._carry_out_on(self.runs.of[job_id], life, decision)
+
+    def _carry_out_on(self, run: JobDriver, life: Life, decision: messages.Decision) -> None:
+        """Carries out what is decided about a run."""
+        match decision:
+            case messages.GiveUpRun(reason):
+                run.give_up(reason)
+            case messages.FailRun(problem):
+                run.fail(problem)
+            case messages.CancelRun():
+                run.cancel()
+            case messages.PauseRun():
+                run.job.paused = True
+                self.places.choose()
+                run.pause()
+            case messages.ScaleRun(workers):
+                run.job.spec.training.workers = workers
+                run.job.paused = False
+            case messages.RecordScale(ask):
+                self._enter(run, run.job.state)
+                self._answers.begin(self._settle(life, ask))
+
+    def _enter(self, run: JobDriver, state: job_pb2.JobState.ValueType) -> None:
+        """Records a run's job as it is, with why it has no workers."""
+        self.places.choose()
+        if not run.job.progress.workers:
+            self.places.explain(run.job, run)
+        run.telemetry.enter(state, run.job.status)
+        self.places.allot()
+
+    async def _settle(self, life: Life, ask: Ask) -> None:
+        await self._journal.settled()
+        self.handle(life, messages.ScaleDurable(ask))
+
+    def _answer(self, ask: Ask, error: Exception | None) -> None:
+        answer = self._asks.get(ask)
+        # A call that was given up hears nothing.
+        if answer is None or answer.done():
+            return
+        if error:
+            answer.set_exception(error)
+        else:
+            answer.set_result(None)
+
+    def _do(self, life: Life, work: Coroutine[Any, Any, None]) -> None:
+        """Begins what takes time."""
+        task = self._work[life.job_id] = asyncio.create_task(work)
+
+        def done(task: asyncio.Task[None]) -> None:
+            if self._work.get(life.job_id) is task:
+                del self._work[life.job_id]
+            if not task.cancelled() and (error := task.exception()):
+                _log.error("job %s: %s. Story:\n%s", life.job_id, error, life.story, exc_info=error)
+
+        task.add_done_callback(done)
+
+    async def _end_with(self, life: Life, work: Coroutine[Any, Any, messages.Event]) -> None:
+        self.handle(life, await work)
+
+    def _start_accepted(self, life: Life) -> None:
+        try:
+            self._enter(self.runs.begin(self._accepted.pop(life.job_id), life.story), job_pb2.JOB_STATE_QUEUED)
+        except Exception as error:  # noqa: BLE001 - the caller hears of it
+            self._start_failed(life, error)
+        else:
+            self.handle(life, messages.RunStarted())
+
+    def _start_failed(self, life: Life, error: Exception) -> None:
+        if not isinstance(error, ThalwegError):
+            _log.exception("job %s: it cannot go on", life.job_id)
+        # One that was given up stays until another one takes its place.
+        if life.state is State.STARTING:
+            self.runs.forget(life.job_id)
+        self.handle(life, messages.StartFailed(error))
+
+    async def _start(self, life: Life, start: Start, reason: str) -> None:
+        if start in (Start.CHECKPOINT, Start.FAILURE):
+            await self.writer.settled()
+            await self._journal.settled()
+        try:
+            refusal = reason if start is Start.FAILURE else ""
+            if start is Start.FAILURE:
+                job = job_pb2.Job()
+                job.CopyFrom(self.runs.of[life.job_id].job)
+                run = self.runs.begin(job, life.story)
+            else:
+                run, refusal = await self._recover(life, start, reason)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's
+            self._start_failed(life, error)
+            return
+        self.handle(life, messages.RunStarted(run.job.paused, refusal))
+        if start is not Start.RESTART:
+            self.places.allot()
+
+    async def _recover(self, life: Life, start: Start, reason: str) -> tuple[JobDriver, str]:
+        """A run of a job on record, and why it cannot go on, if it cannot."""
+        found = await self.recovery.read(life.job_id, start)
+        run = self.runs.begin(found.job, life.story, found.checkpoint, found.recorded)
+        for problem in found.problems:
+            run.telemetry.notice(problem)
+        run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, f"{reason} {found.where}")
+        _log.info("job %s: %s %s", life.job_id, reason, found.where)
+        return run, found.refusal
+
+    async def _set_aside(self, life: Life, reason: str) -> None:
+        try:
+            await self.recovery.set_aside(life.job_id, reason)
+        except Exception as error:  # noqa: BLE001 - the server does not start
+            self.handle(life, messages.StartFailed(error))
+        else:
+            self.handle(life, messages.WasSetAside())
+
+    def _run_ended(self, outcome: JobOutcome) -> None:
+        self.endings.outcomes[outcome.job_id] = outcome
+        self.handle(self._lives[outcome.job_id], messages.RunEnded(outcome.state))
+
+    async def _await_shortage(self, life: Life) -> None:
+        await self._answers.shortage_of(life.job_id)
+        self.handle(life, messages.DiskFull())
+
+    def _forget(self, job_id: str, problem: str) -> None:
+        """A job has ended: its place is free, and its workers may leave."""
+        run = self.endings.forget(job_id, problem)
+        if watching := self._watching.pop(job_id, None):
+            watching.cancel()
+        self.places.allot()
+        self._journal.close(job_id)
+        if run:
+            run.dismiss()

@@ -1,0 +1,106 @@
+"""Which jobs may have workers, how the fleets' slots are divided among them, and why a job has none."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+from thalweg.server.deciding.fleets import Fleets
+from thalweg.server.deciding.queue import Candidate, Queue, choose
+from thalweg.server.driving.job import JobDriver
+from thalweg.server.driving.telemetry import NO_WORKERS
+from thalweg.v1 import job_pb2
+
+# Sharing workers out takes this share of the time at most, except where it takes less than that many seconds.
+_ALLOT_SHARE, _QUICK_SECONDS = 0.2, 0.005
+
+
+class Places:
+    """The places of one server, which runs `max_running` jobs at a time; 0 for no limit. Belongs to its event loop.
+
+    `runs` are those of the jobs that have not ended, in the order in which the jobs were accepted; `keeps` says whether a job
+    keeps its place as one that has begun.
+    """
+
+    def __init__(self, max_running: int, runs: Mapping[str, JobDriver], keeps: Callable[[str], bool]) -> None:
+        self.max_running = max_running
+        self.fleets = Fleets()
+        self._runs = runs
+        self._keeps = keeps
+        self._queue = Queue({}, {})
+        self._allotting: asyncio.TimerHandle | None = None
+        self._allot_from = 0.0  # when there is time for it again
+
+    def has(self, job_id: str) -> bool:
+        """Whether a job may have workers now."""
+        return job_id in self._queue.places
+
+    def allot(self) -> None:
+        """Gives places and shares the workers out anew. To be called whenever jobs or fleets have changed.
+
+        With thousands of jobs that takes long: then it happens once for all changes of some time.
+        """
+        loop = asyncio.get_running_loop()
+        if self._allotting is None and loop.time() < self._allot_from:
+            self._allotting = loop.call_at(self._allot_from, self._allot)
+        elif self._allotting is None:
+            self._allot()
+
+    def _allot(self) -> None:
+        began = time.perf_counter()
+        self._allotting = None
+        self.choose()
+        self.fleets.allot([self._runs[job_id] for job_id in self._queue.places])
+        took = time.perf_counter() - began
+        if took > _QUICK_SECONDS:
+            self._allot_from = asyncio.get_running_loop().time() + took / _ALLOT_SHARE
+
+    def close(self) -> None:
+        """Shares nothing out later."""
+        if self._allotting:
+            self._allotting.cancel()
+
+    def choose(self) -> None:
+        """Gives the places anew."""
+        self._queue = choose(self.max_running, [self._candidate(run.job) for run in self._runs.values() if not run.job.paused])
+
+    def _candidate(self, job: job_pb2.Job) -> Candidate:
+        # A job that was paused has given up its place, and waits for one like a job that has not begun.
+        begun = (job.state == job_pb2.JOB_STATE_RUNNING and self.has(job.id)) or self._keeps(job.id)
+        servable = not self.fleets.attending or self.fleets.have_room(job.spec.training.threads_per_worker)
+        return Candidate(job.id, job.spec.priority, begun, servable)
+
+    def explain(self, job: job_pb2.Job, run: JobDriver) -> None:
+        """Says in a job why its run has no workers."""
+        job.waiting_for, job.status = self._waiting(run)
+
+    def _waiting(self, run: JobDriver) -> tuple[job_pb2.WaitingFor.ValueType, str]:
+        """Why a job without workers has none, as far as the queue, the fleets and its earlier workers tell."""
+        job = run.job
+        slots = job.spec.training.threads_per_worker
+        if job.paused:
+            return job_pb2.WAITING_FOR_SCALING, f"paused; `thalweg scale {job.id} N` resumes it with N workers"
+        if job.id in self._queue.before:
+            before = self._queue.before[job.id]
+            ahead = f"{before} job{'' if before == 1 else 's'} ahead"
+            return job_pb2.WAITING_FOR_PLACE, f"queued: {ahead} (this server runs {self.max_running} at a time)"
+        if not self.fleets.attending:
+            no_fleet = "no fleet is connected to this server; start one with `thalweg fleet`"
+            return job_pb2.WAITING_FOR_FLEET, f"{NO_WORKERS}: {no_fleet}"
+        if not self.fleets.have_room(slots):
+            return job_pb2.WAITING_FOR_SLOTS, f"{NO_WORKERS}: no fleet has the {slots} CPU slots that each worker needs"
+        if trouble := run.trouble():
+            return job_pb2.WAITING_FOR_NODE, f"{NO_WORKERS}: {trouble}"
+        return job_pb2.WAITING_FOR_WORKERS, NO_WORKERS
+
+    def shortage_of_slots(self, job: job_pb2.Job) -> str:
+        """That the fleets have not as many CPU slots as a job's workers take, in words for people; empty if they have."""
+        slots, wanted = job.spec.training.threads_per_worker, job.spec.training.workers
+        if job.paused:
+            return ""
+        if not self.fleets.attending:
+            return "no fleet is connected to this server; workers start when one does"
+        room = sum(fleet.slots // slots for fleet in self.fleets.attending)
+        if room >= wanted:
+            return ""
+        have = sum(fleet.slots for fleet in self.fleets.attending)
+        return f"the fleets have {have} CPU slots, room for {room} of the {wanted} workers; more start when there is room"
