@@ -20,7 +20,7 @@ from benchmarks.systems.thalweg import document, rate_of
 from benchmarks.workloads import Workload
 from tests.end_to_end.command import service
 from thalweg.client import Client, Job
-from thalweg.contract.endpoint import Address
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.sums import Sums
 from thalweg.learning.batch import size
 from thalweg.learning.objective import ignore
@@ -61,7 +61,7 @@ def _work(address: Address, job: str, name: str, threads: int, sleep: float | No
             return Sums(0.0, size(batch), (0.0,))
 
         Sequential.gradient = idle  # type: ignore[method-assign]
-    workers = [Thread(target=work, args=(address, None, job, f"{name}-{i}")) for i in range(threads)]
+    workers = [Thread(target=work, args=(Endpoint(address), job, f"{name}-{i}")) for i in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.end_to_end.command import service
 from thalweg.client import Client
+from thalweg.contract.endpoint import Endpoint
 from thalweg.workers.worker import work
 
 WORKERS = 2
@@ -29,7 +30,7 @@ LIMIT_MB = 50.0
 def train(client: Client, steps: int) -> None:
     """A job of so many steps, worked for to its end."""
     job = client.submit("and", {"training.epochs": steps, "training.workers": WORKERS})
-    threads = [threading.Thread(target=work, args=(client.address, None, job.id, f"worker-{i}")) for i in range(WORKERS)]
+    threads = [threading.Thread(target=work, args=(Endpoint(client.address), job.id, f"worker-{i}")) for i in range(WORKERS)]
     for thread in threads:
         thread.start()
     result = job.wait()

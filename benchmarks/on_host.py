@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.systems.thalweg import document, rate_of
 from benchmarks.workloads import WORKERS, WORKLOADS
 from thalweg.client import Client
-from thalweg.contract.endpoint import parse_address
+from thalweg.contract.endpoint import Endpoint, parse_address
 from thalweg.workers.worker import work
 
 
@@ -27,7 +27,7 @@ def _rate(address: str, workload: str, data: str, seconds: str) -> None:
 
 
 def _work(address: str, job: str, name: str) -> None:
-    work(parse_address(address), os.environ["THALWEG_TOKEN"], job, name)
+    work(Endpoint(parse_address(address), os.environ["THALWEG_TOKEN"]), job, name)
     # Not by the interpreter's end: see benchmarks.cluster.
     os._exit(0)
 

@@ -60,7 +60,7 @@ def start_worker(server: Address, job_id: str, token: str | None = None) -> thre
 
     def run() -> None:
         with suppress(ThalwegError):
-            work(server, token, job_id, "a-thread")
+            work(Endpoint(server, token), job_id, "a-thread")
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

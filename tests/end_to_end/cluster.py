@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 
-from thalweg.contract.endpoint import Address
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.release import capacity
 from thalweg.server.process import Server, ServerConfig
@@ -46,7 +46,7 @@ def train(server: Server, spec: job_pb2.JobSpec, workers: int = 1) -> job_pb2.Jo
     """Creates a job, works for it with so many workers, and gives it as it ends."""
     with stub_of(server) as stub:
         job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=spec)).job
-        threads = [threading.Thread(target=work, args=(server.address, None, job.id, f"worker-{i}")) for i in range(workers)]
+        threads = [threading.Thread(target=work, args=(Endpoint(server.address), job.id, f"worker-{i}")) for i in range(workers)]
         for thread in threads:
             thread.start()
         for response in stub.WatchJob(training_service_pb2.WatchJobRequest(job_id=job.id)):
@@ -113,7 +113,7 @@ class ThreadFleet:
         def run() -> None:
             try:
                 with suppress(ThalwegError):
-                    work(self._server, None, job_id, f"worker-{next(self._ids)}")
+                    work(Endpoint(self._server), job_id, f"worker-{next(self._ids)}")
             finally:
                 self._inbox.put((job_id, threading.current_thread()))
 

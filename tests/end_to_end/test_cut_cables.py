@@ -16,7 +16,7 @@ from tests.end_to_end.peer import DEADLINE
 from tests.end_to_end.refusals import refusal
 from tests.server.test_training_service import make_spec
 from thalweg.contract import endpoint
-from thalweg.contract.endpoint import Address, connection_options
+from thalweg.contract.endpoint import Address, Endpoint, connection_options
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.release import capacity
 from thalweg.server.process import Server
@@ -142,7 +142,7 @@ def test_a_worker_that_works(server: Server, laid: Cable) -> None:
 
         def work() -> None:
             try:
-                worker.work(laid.address, None, job.id, "far")
+                worker.work(Endpoint(laid.address), job.id, "far")
             except ThalwegError as error:
                 lost.append(error)
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.end_to_end.peer import DEADLINE
 from tests.server.test_training_service import make_spec
-from thalweg.contract.endpoint import Address
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.learning import data
 from thalweg.server import validation
 from thalweg.v1 import job_pb2, parameter_service_pb2_grpc
@@ -89,7 +89,7 @@ def test_heartbeats_come_while_data_load_and_while_gradients_are_computed(gradie
     monkeypatch.setattr(Differentiator, "gradient", slow_gradient)
     answered: list[int] = []
     with serving(script) as address:
-        assert worker.work(address, None, "job", "worker", lambda: answered.append(len(script.gradients))) == "done"
+        assert worker.work(Endpoint(address), "job", "worker", lambda: answered.append(len(script.gradients))) == "done"
     assert script.heartbeats >= 6
     assert [(part.version, part.step) for part in script.gradients] == [(5, 7)]
     assert len(answered) == 1
@@ -105,12 +105,12 @@ def test_the_thread_ends_with_a_worker_that_fails(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(data, "load", broken_load)
     with serving(script) as address:
-        assert worker.work(address, None, "job", "worker") == "RuntimeError: no luck"
+        assert worker.work(Endpoint(address), "job", "worker") == "RuntimeError: no luck"
     assert not threads_of_heartbeats()
 
 
 def test_none_come_where_none_are_wanted() -> None:
     script = Script(validation.complete(make_spec()), heartbeat_seconds=0)
     with serving(script) as address:
-        assert worker.work(address, None, "job", "worker") == "done"
+        assert worker.work(Endpoint(address), "job", "worker") == "done"
     assert script.heartbeats == 0

@@ -17,7 +17,7 @@ from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.peer import DEADLINE, CutError, Meddler, proxy
 from tests.end_to_end.reference import reference
 from thalweg.contract import layout as layouts
-from thalweg.contract.endpoint import Address
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.server import validation
 from thalweg.server.deciding import plan
@@ -99,7 +99,7 @@ class Run:
     def _work(self, address: Address, meddle: Meddler | None) -> None:
         _meddlers.meddle = meddle
         with suppress(ThalwegError):
-            work(address, None, self.job_id, "worker")
+            work(Endpoint(address), self.job_id, "worker")
 
     def end(self) -> tuple[job_pb2.Job, list[float]]:
         """Waits for the end, and gives the job with the loss of each step."""

@@ -14,7 +14,7 @@ import pytest
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.command import wait_for
 from tests.server.test_training_service import make_spec
-from thalweg.contract.endpoint import Address
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.resources import Memory
 from thalweg.server.arrays.budget import Budget
@@ -56,7 +56,7 @@ def get(stub: TrainingServiceStub, job_id: str) -> job_pb2.Job:
 def start_worker(server: Address, job_id: str) -> threading.Thread:
     def run() -> None:
         with suppress(ThalwegError):
-            work(server, None, job_id, f"worker-of-{job_id}")
+            work(Endpoint(server), job_id, f"worker-of-{job_id}")
 
     worker = threading.Thread(target=run, daemon=True)
     worker.start()

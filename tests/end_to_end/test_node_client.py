@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.cluster import running_server
-from thalweg.contract.endpoint import Address
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.workers.worker import work
 
 NODE = Path(__file__).parents[1] / "node"
@@ -40,7 +40,7 @@ def test_a_node_client_submits_watches_and_downloads(node_client: Path, tmp_path
         assert process.stderr
         created = process.stderr.readline().split()
         assert created[:1] == ["created"], created + process.stderr.readlines()
-        worker = threading.Thread(target=work, args=(Address(*server.address), None, created[1], "worker"))
+        worker = threading.Thread(target=work, args=(Endpoint(Address(*server.address)), created[1], "worker"))
         worker.start()
         stdout, stderr = process.communicate(timeout=120)
         worker.join()

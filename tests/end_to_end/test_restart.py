@@ -19,7 +19,7 @@ from tests.end_to_end.test_lost_workers import make_spec
 from tests.server.test_training_service import PREPARED
 from tests.server.test_training_service import make_spec as make_small_spec
 from thalweg.contract import layout as layouts
-from thalweg.contract.endpoint import Address
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.server import validation
 from thalweg.server.settings import CHECKPOINT_SECONDS
@@ -100,7 +100,7 @@ def held_in_midst(server: Address, job_id: str, gradients: int) -> Iterator[None
 
     def lost() -> None:
         with suppress(ThalwegError):
-            work(address, None, job_id, "held")
+            work(Endpoint(address), job_id, "held")
 
     with proxy(server, hold) as address:
         worker = threading.Thread(target=lost)
@@ -138,7 +138,7 @@ def test_a_killed_server_takes_up_its_jobs_and_ends_with_the_same_bits(
         assert "restarted" in taken_up.status
         assert taken_up.HasField("start_time") == (checkpoint > 0)
         assert taken_up.progress.step >= checkpoint
-        work(server.address, None, "midst", "worker")
+        work(Endpoint(server.address), "midst", "worker")
         events = events_of(server.stub, "midst")
         job = get(server.stub, "midst")
 
@@ -158,7 +158,7 @@ def test_a_job_that_has_ended_stays_as_it_is(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         for job_id in ("finished", "cancelled", "failed", "deleted", "waiting"):
             create(server.stub, job_id, make_small_spec())
-        work(server.address, None, "finished", "worker")
+        work(Endpoint(server.address), "finished", "worker")
         server.stub.CancelJob(pb.CancelJobRequest(job_id="cancelled"))
         with Peer(server.address) as peer:
             peer.hello("failed")
@@ -178,7 +178,7 @@ def test_a_job_that_has_ended_stays_as_it_is(tmp_path: Path) -> None:
         assert list(server.stub.DownloadParameters(pb.DownloadParametersRequest(job_id="finished"))) == parameters
         listed = [job.id for job in server.stub.ListJobs(pb.ListJobsRequest()).jobs]
         assert listed == ["waiting", "failed", "cancelled", "finished"]
-        work(server.address, None, "waiting", "worker")
+        work(Endpoint(server.address), "waiting", "worker")
         result = before["finished"][0].result
         assert get(server.stub, "waiting").result.weights_sha256 == result.weights_sha256
 
@@ -188,7 +188,7 @@ def test_an_end_is_durable_before_it_is_told(tmp_path: Path) -> None:
     for job_id in ("one", "two", "three"):
         with serving(tmp_path) as server:
             create(server.stub, job_id, make_small_spec())
-            assert "SUCCEEDED" in work(server.address, None, job_id, "worker")
+            assert "SUCCEEDED" in work(Endpoint(server.address), job_id, "worker")
             server.kill()
         with serving(tmp_path) as server:
             job = get(server.stub, job_id)

@@ -9,7 +9,7 @@ import pytest
 from tests.end_to_end.command import Running
 from tests.server.test_training_service import make_spec
 from thalweg.client import Client
-from thalweg.contract.endpoint import parse_address
+from thalweg.contract.endpoint import Endpoint, parse_address
 from thalweg.workers.worker import work
 
 
@@ -33,7 +33,7 @@ def test_the_log_tells_what_happens_to_a_job_and_by_whom(serving: Running) -> No
     address = json.loads(serving.line())["address"]
     with Client(address) as client:
         job = client.submit(make_spec())
-        work(parse_address(address), None, job.id, "a-worker")
+        work(Endpoint(parse_address(address)), job.id, "a-worker")
         other = client.submit(make_spec())
         other.scale(2)
         other.cancel()

@@ -16,7 +16,7 @@ from tests.end_to_end.command import service, wait_for
 from tests.end_to_end.peer import CutError, HoldAfter, proxy
 from tests.end_to_end.reference import reference
 from thalweg.contract import layout as layouts
-from thalweg.contract.endpoint import Address
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.server import validation
 from thalweg.server.process import Server, ServerConfig
@@ -74,7 +74,7 @@ def expected(spec: job_pb2.JobSpec) -> str:
 def start_shard(server: Server, **settings: Any) -> ShardProcess:
     """A shard that attends on a server."""
     others = len(server.jobs.shards.attending)
-    shard = ShardProcess(ShardConfig(address=Address("127.0.0.1", 0), server=server.address, **settings))
+    shard = ShardProcess(ShardConfig(Address("127.0.0.1", 0), Endpoint(server.address), **settings))
     shard.start()
     wait_for(lambda: len(server.jobs.shards.attending) > others)
     return shard
@@ -167,8 +167,8 @@ def test_a_lost_worker_changes_nothing(tmp_path: Path) -> None:
         ):
             job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=spec)).job
             with suppress(ThalwegError):
-                work(cut, None, job.id, "lost")
-            work(server.address, None, job.id, "steady")
+                work(Endpoint(cut), job.id, "lost")
+            work(Endpoint(server.address), job.id, "steady")
             job = stub.GetJob(training_service_pb2.GetJobRequest(job_id=job.id)).job
             assert job.result.weights_sha256 == digest
             assert job.progress.contributions.lost_workers >= 1
@@ -181,10 +181,10 @@ def test_a_straggler_changes_nothing_and_ends_with_the_others(gradients: int, tm
     hold = HoldAfter(gradients)
     with sharded(tmp_path, 2) as (server, _), proxy(server.address, hold) as slow, stub_of(server) as stub:
         job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=spec)).job
-        straggler = threading.Thread(target=work, args=(slow, None, job.id, "straggler"))
+        straggler = threading.Thread(target=work, args=(Endpoint(slow), job.id, "straggler"))
         straggler.start()
         assert hold.holding.wait(60) or not gradients
-        steady = threading.Thread(target=work, args=(server.address, None, job.id, "steady"))
+        steady = threading.Thread(target=work, args=(Endpoint(server.address), job.id, "steady"))
         steady.start()
         wait_for(lambda: current(stub, job.id).progress.step > 10)
         hold.released.set()
@@ -202,7 +202,7 @@ def test_a_worker_that_cannot_reach_a_shard_says_which(tmp_path: Path) -> None:
         patch.setattr(server.jobs.shards.attending[0], "address", "127.0.0.1:1")
         job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=spec_of())).job
         with pytest.raises(ThalwegError, match=r"cannot reach a Thalweg server at 127\.0\.0\.1:1: "):
-            work(server.address, None, job.id, "far away")
+            work(Endpoint(server.address), job.id, "far away")
 
 
 def test_a_lost_shard_takes_the_job_back_to_its_last_checkpoint(tmp_path: Path) -> None:

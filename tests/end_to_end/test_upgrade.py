@@ -10,6 +10,7 @@ from google.protobuf import json_format
 
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.peer import DEADLINE
+from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.layout import Slab
 from thalweg.server.process import Server
 from thalweg.server.storage import checkpoints
@@ -39,7 +40,7 @@ def begin(data: Path, job_id: str) -> None:
 
 def finish(server: Server, job_id: str) -> tuple[job_pb2.Job, Slab]:
     """Works for the job to its end. Gives its record and its parameters."""
-    work(server.address, None, job_id, "w")
+    work(Endpoint(server.address), job_id, "w")
     with stub_of(server) as stub:
         job = stub.GetJob(pb.GetJobRequest(job_id=job_id)).job
         assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error

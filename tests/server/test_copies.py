@@ -11,6 +11,7 @@ from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.command import wait_for
 from tests.server.test_training_service import events_of, make_spec
 from thalweg.contract import resources
+from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.errors import from_rpc_error
 from thalweg.contract.resources import Memory
 from thalweg.learning.optimizers import OptimizerState
@@ -42,7 +43,7 @@ def test_a_checkpoint_without_memory_is_one_that_failed(tmp_path: Path, monkeypa
     with running_server(tmp_path, checkpoint_seconds=0.01) as server, stub_of(server) as stub:
         spec = make_spec(training={"epochs": 1_000_000, "batch_size": 4, "microbatches": 1}, optimizer={"adam": {}})
         job = stub.CreateJob(pb.CreateJobRequest(spec=spec)).job
-        worker = threading.Thread(target=work, args=(server.address, None, job.id, "w"))
+        worker = threading.Thread(target=work, args=(Endpoint(server.address), job.id, "w"))
         worker.start()
         wait_for(lambda: stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.progress.checkpoints.failed > 2)
         assert stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.state == job_pb2.JOB_STATE_RUNNING
@@ -59,7 +60,7 @@ def test_a_snapshot_without_memory_is_left_out(tmp_path: Path, monkeypatch: pyte
     without_memory(monkeypatch, wanted=False)
     with running_server(tmp_path) as server, stub_of(server) as stub:
         job = stub.CreateJob(pb.CreateJobRequest(spec=make_spec())).job
-        work(server.address, None, job.id, "w")
+        work(Endpoint(server.address), job.id, "w")
         notices = [event.notice.text for event in events_of(stub, job.id) if event.HasField("notice")]
         assert stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.state == job_pb2.JOB_STATE_SUCCEEDED
         assert any(notice.startswith("the trajectory has no step 1:") for notice in notices), notices
@@ -72,7 +73,7 @@ def test_a_copy_that_is_larger_than_what_is_available_is_not_begun(tmp_path: Pat
     with running_server(tmp_path, checkpoint_seconds=0.01) as server, stub_of(server) as stub:
         spec = make_spec(training={"epochs": 1_000_000, "batch_size": 4, "microbatches": 1}, optimizer={"adam": {}})
         job = stub.CreateJob(pb.CreateJobRequest(spec=spec)).job
-        worker = threading.Thread(target=work, args=(server.address, None, job.id, "w"), daemon=True)
+        worker = threading.Thread(target=work, args=(Endpoint(server.address), job.id, "w"), daemon=True)
         worker.start()
         wait_for(lambda: stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.progress.checkpoints.written)
         with monkeypatch.context() as scarce:

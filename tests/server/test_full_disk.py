@@ -17,6 +17,7 @@ from tests.end_to_end.faults import SmallDisk, disk_problem
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.end_to_end.refusals import refusal
 from tests.server.test_training_service import PREPARED, create, events_of, make_spec, upload
+from thalweg.contract.endpoint import Endpoint
 from thalweg.server.process import Server
 from thalweg.server.storage import room as room_module
 from thalweg.v1 import job_pb2
@@ -60,7 +61,7 @@ def test_a_job_that_ends_on_a_full_disk_keeps_its_result(disk: SmallDisk) -> Non
         job = create(stub)
         assert healthy(server)
         disk.fill(free=0)
-        worker = threading.Thread(target=work, args=(server.address, None, job.id, "worker"))
+        worker = threading.Thread(target=work, args=(Endpoint(server.address), job.id, "worker"))
         worker.start()
         wait_for(lambda: "in memory until there is disk space" in status_of(stub, job.id))
         wait_for(lambda: not healthy(server))

@@ -13,7 +13,7 @@ from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.end_to_end.peer import Peer
 from tests.end_to_end.refusals import refusal
 from tests.server.test_training_service import LAYOUT, PREPARED, make_spec
-from thalweg.contract.endpoint import Address
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.release import capacity, hello
 from thalweg.server.process import Server
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc, job_pb2, training_service_pb2
@@ -164,7 +164,7 @@ def train_existing(server: Server, job_id: str) -> str:
     """Works for a job that exists, and gives the weights that it ends with."""
     from thalweg.workers.worker import work
 
-    work(server.address, None, job_id, "worker")
+    work(Endpoint(server.address), job_id, "worker")
     with stub_of(server) as stub:
         return stub.GetJob(training_service_pb2.GetJobRequest(job_id=job_id)).job.result.weights_sha256
 

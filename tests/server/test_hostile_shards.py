@@ -17,7 +17,7 @@ from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.end_to_end.refusals import Refusal, refusal
 from tests.server.specs import make_spec
-from thalweg.contract.endpoint import Address
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.release import hello
 from thalweg.server.process import Server
 from thalweg.server.services.hosting import ServerStartError
@@ -87,7 +87,7 @@ class ShardPeer:
 @pytest.fixture
 def shard(server: Server) -> Iterator[ShardProcess]:
     """A shard of the server that does not wait long for invitations."""
-    shard = ShardProcess(ShardConfig(Address("127.0.0.1", 0), server.address, invitation_seconds=0.2))
+    shard = ShardProcess(ShardConfig(Address("127.0.0.1", 0), Endpoint(server.address), invitation_seconds=0.2))
     shard.start()
     wait_for(lambda: server.jobs.shards.attending)
     yield shard
@@ -236,7 +236,7 @@ def test_a_shard_needs_the_token(tmp_path: Path) -> None:
         with ShardPeer(server.address) as peer:
             peer.offer()
             assert peer.refusal().reason == "UNAUTHENTICATED"
-        shard = ShardProcess(ShardConfig(Address("127.0.0.1", 0), server.address, "secret"))
+        shard = ShardProcess(ShardConfig(Address("127.0.0.1", 0), Endpoint(server.address, "secret")))
         shard.start()
         wait_for(lambda: server.jobs.shards.attending)
         with Peer(shard.address) as guest:
@@ -278,4 +278,4 @@ def test_workers_show_a_shard_nothing_but_their_invitations(tmp_path: Path) -> N
 
 def test_a_shard_is_not_exposed_without_a_token() -> None:
     with pytest.raises(ServerStartError, match="needs a token"):
-        ShardProcess(ShardConfig(Address("0.0.0.0", 0), Address("127.0.0.1", 1))).start()
+        ShardProcess(ShardConfig(Address("0.0.0.0", 0), Endpoint(Address("127.0.0.1", 1)))).start()

@@ -11,7 +11,7 @@ from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE, HoldAfter, Peer, proxy
 from tests.server.specs import make_spec
 from tests.server.test_fleets import attending
-from thalweg.contract.endpoint import Address
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
@@ -50,7 +50,7 @@ def start(server: Address, job_id: str) -> list[str]:
 
     def run() -> None:
         with suppress(ThalwegError):
-            reasons.append(work(server, None, job_id, "w"))
+            reasons.append(work(Endpoint(server), job_id, "w"))
 
     threading.Thread(target=run, daemon=True).start()
     return reasons

@@ -14,6 +14,7 @@ from tests.end_to_end.command import wait_for
 from tests.server import test_training_service as training_service
 from tests.server.specs import make_spec
 from thalweg.contract import tree
+from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers import OptimizerState
 from thalweg.server.arrays import copies as copies_module
@@ -230,7 +231,7 @@ def test_checkpoints_and_downloads_of_a_running_job_change_nothing(tmp_path: Pat
                 stub.CreateJob(pb.CreateJobRequest(spec=spec_of(1_000_000), job_id="a"))
             else:
                 stub.ResumeJob(pb.ResumeJobRequest(job_id="a"))
-            worker = threading.Thread(target=work, args=(server.address, None, "a", "w"), daemon=True)
+            worker = threading.Thread(target=work, args=(Endpoint(server.address), "a", "w"), daemon=True)
             worker.start()
             wait_for(lambda: checkpoint_step(stub) > reached)  # noqa: B023 - it is called here
             assert header(stub).version > reached
@@ -241,5 +242,5 @@ def test_checkpoints_and_downloads_of_a_running_job_change_nothing(tmp_path: Pat
     # One step is an epoch here.
     with running_server(tmp_path / "plain", checkpoint_seconds=1000.0) as server, stub_of(server) as stub:
         stub.CreateJob(pb.CreateJobRequest(spec=spec_of(reached), job_id="b"))
-        work(server.address, None, "b", "w")
+        work(Endpoint(server.address), "b", "w")
         assert stub.GetJob(pb.GetJobRequest(job_id="b")).job.result.weights_sha256 == end.sha256

@@ -11,6 +11,7 @@ from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.refusals import refusal
 from tests.server.test_service import refuses
 from tests.server.test_training_service import create, events_of, make_spec
+from thalweg.contract.endpoint import Endpoint
 from thalweg.server import validation
 from thalweg.server.driving.foreign import ForeignSpecError, known
 from thalweg.server.storage import schema
@@ -62,7 +63,7 @@ def test_an_earlier_releases_jobs_are_resumed_and_end_with_the_same_bits(old: Pa
         assert version_of(stub, "cancelled") == 17
         stub.ResumeJob(pb.ResumeJobRequest(job_id="cancelled"))
         for job_id in ("running", "queued", "cancelled"):
-            assert "SUCCEEDED" in work(server.address, None, job_id, "worker")
+            assert "SUCCEEDED" in work(Endpoint(server.address), job_id, "worker")
             assert get(stub, job_id).result.weights_sha256 == expected
             hold_together(stub, job_id)
             assert header_of(stub, job_id).preprocessing.shape == [2]
@@ -128,7 +129,7 @@ def test_a_job_that_asks_for_what_this_release_does_not_know_is_not_run(
     with pytest.raises(ForeignSpecError):
         known(kept)
     with running_server(tmp_path) as server, stub_of(server) as stub:
-        assert "SUCCEEDED" in work(server.address, None, "own", "worker")
+        assert "SUCCEEDED" in work(Endpoint(server.address), "own", "worker")
 
 
 def test_a_field_that_is_unknown_anywhere_is_found() -> None:

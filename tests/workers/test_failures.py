@@ -7,6 +7,7 @@ from google.protobuf import json_format
 
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.command import wait_for
+from thalweg.contract.endpoint import Endpoint
 from thalweg.learning.data.errors import DataError, MemoryLackError
 from thalweg.learning.errors import NodeError
 from thalweg.learning.sequential.layers import gelu
@@ -56,10 +57,10 @@ def test_a_package_that_one_node_lacks_fails_no_job(tmp_path: Path, monkeypatch:
         with monkeypatch.context() as patch:
             patch.setattr(gelu, "_erf", without_scipy)
             for _ in range(7):
-                assert work(server.address, None, "a", "poor") == "model.layers[1].gelu: needs SciPy"
+                assert work(Endpoint(server.address), "a", "poor") == "model.layers[1].gelu: needs SciPy"
         job = stub.GetJob(pb.GetJobRequest(job_id="a")).job
         assert job.state == job_pb2.JOB_STATE_RUNNING
-        assert work(server.address, None, "a", "rich") == "the job ended: SUCCEEDED"
+        assert work(Endpoint(server.address), "a", "rich") == "the job ended: SUCCEEDED"
 
 
 def test_an_exception_that_nobody_can_place_fails_the_job_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +72,6 @@ def test_an_exception_that_nobody_can_place_fails_the_job_with_its_words(tmp_pat
         stub.CreateJob(pb.CreateJobRequest(spec=spec(), job_id="a"))
         for _ in range(MAX_REPORTS):
             assert stub.GetJob(pb.GetJobRequest(job_id="a")).job.state != job_pb2.JOB_STATE_FAILED
-            assert work(server.address, None, "a", "broken") == "IndexError: 7"
+            assert work(Endpoint(server.address), "a", "broken") == "IndexError: 7"
         wait_for(lambda: stub.GetJob(pb.GetJobRequest(job_id="a")).job.state == job_pb2.JOB_STATE_FAILED)
         assert stub.GetJob(pb.GetJobRequest(job_id="a")).job.error.endswith("last error: IndexError: 7")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.server.specs import make_spec
-from thalweg.contract.endpoint import Address
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.server.process import Server, ServerConfig
 from thalweg.v1 import fleet_service_pb2 as fleets
 from thalweg.v1 import training_service_pb2 as pb
@@ -36,7 +36,7 @@ def test_a_fleet_keeps_its_workers_for_a_while_when_it_loses_the_server(
     with running_server(tmp_path) as server, stub_of(server) as stub:
         stub.CreateJob(pb.CreateJobRequest(spec=make_spec(workers=2), job_id="a"))
         address = server.address
-        fleet, driver = Fleet(FleetConfig(address)), Driver()
+        fleet, driver = Fleet(FleetConfig(Endpoint(address))), Driver()
         inside: Any = fleet
         inside._keeper = driver
         inside._set_cluster(Alive(2, ("one",)))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.command import wait_for
-from thalweg.contract.endpoint import Address
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Place
@@ -166,7 +166,7 @@ def run(
 ) -> list[Any]:
     """What a keeper says until the fleet hangs up. `then` is what it is told after its allotment."""
     line: Any = Line(ray, until, workers, avoid, list(then))
-    RayDriver(ray, Orders("fleet", "id", Address(server, 1), None, "auto", 1, 1), line).run()
+    RayDriver(ray, Orders("fleet", "id", Endpoint(Address(server, 1)), "auto", 1, 1), line).run()
     said: list[Any] = line.sent
     return said
 
@@ -333,7 +333,7 @@ def test_a_driver_whose_fleet_is_gone_has_rays_folder_removed(tmp_path: Path) ->
     folder = tmp_path / "ray"
     folder.mkdir()
     # This process, which takes the fleet's part, lives on: only the closed connection tells that the fleet is gone.
-    orders = Orders("fleet", "id", Address("host", 1), None, None, 1, os.getpid(), folder=folder)
+    orders = Orders("fleet", "id", Endpoint(Address("host", 1)), None, 1, os.getpid(), folder=folder)
     command = [sys.executable, "-c", DRIVER, str(theirs.fileno())]
     with theirs, Connection(ours.detach()) as connection:
         connection.send(orders)
@@ -346,10 +346,10 @@ def test_a_driver_whose_fleet_is_gone_has_rays_folder_removed(tmp_path: Path) ->
 def test_a_machine_without_the_address_that_ray_needs_is_said_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_LOOPBACK", "192.0.2.1")
     with pytest.raises(RayLostError, match=r"has no 192\.0\.2\.1, where it listens; add it: ip address add"):
-        _init(None, Orders("fleet", "id", Address("host", 1), None, None, 1, 1))
+        _init(None, Orders("fleet", "id", Endpoint(Address("host", 1)), None, 1, 1))
 
 
 def test_a_limit_of_files_sizes_that_ray_cannot_do_with_is_said_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda which: {resource.RLIMIT_FSIZE: (1 << 20, 1 << 20)}[which])
     with pytest.raises(RayLostError, match=r"files of at most 1\.00 MiB, and Ray needs 81\.00 MiB"):
-        _init(None, Orders("fleet", "id", Address("host", 1), None, None, 1, 1))
+        _init(None, Orders("fleet", "id", Endpoint(Address("host", 1)), None, 1, 1))

@@ -14,6 +14,7 @@ from tests.end_to_end.cluster import running_server, stub_of
 from tests.learning.batches import dataset
 from tests.server.test_training_service import make_spec
 from thalweg.contract import tree
+from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.resources import Memory
 from thalweg.learning.data import memory as data_memory
 from thalweg.server import validation
@@ -104,7 +105,7 @@ def test_a_worker_without_enough_memory_says_so_first(tmp_path: Path, monkeypatc
     monkeypatch.setattr(data_memory, "memory", lambda: available)
     with running_server(tmp_path) as server, stub_of(server) as stub:
         job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=make_spec())).job
-        worker = threading.Thread(target=work, args=(server.address, None, job.id, "w"), daemon=True)
+        worker = threading.Thread(target=work, args=(Endpoint(server.address), job.id, "w"), daemon=True)
         worker.start()
         wanted = "model.layers: a worker for 3 parameters needs 0.00 MiB of memory; this machine has 0.00 MiB available"
         for response in stub.WatchJob(training_service_pb2.WatchJobRequest(job_id=job.id)):

@@ -15,6 +15,7 @@ from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import Peer
 from tests.server.test_training_service import PREPARED, make_spec
+from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import job_pb2, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
@@ -78,7 +79,7 @@ def test_a_package_that_the_model_does_not_need_is_no_premise(tmp_path: Path, mo
         for number, between in enumerate(({"gelu": {"approximate": "tanh"}}, {"gelu": {}}, nested)):
             spec = make_spec(model={"layers": [dense, between, dense], "loss": loss})
             stub.CreateJob(training_service_pb2.CreateJobRequest(spec=spec, job_id=f"job-{number}"))
-            assert work(server.address, None, f"job-{number}", "one") == "the job ended: SUCCEEDED"
+            assert work(Endpoint(server.address), f"job-{number}", "one") == "the job ended: SUCCEEDED"
     assert asked == [[], ["SciPy"], ["SciPy"]]
 
 
@@ -93,7 +94,7 @@ def test_a_worker_on_another_kind_of_machine_is_refused_with_what_differs_and_wh
             first.hello("a")
             first.prepare(odd)
             with threadpool_limits(1, "blas"), pytest.raises(ThalwegError) as refused:
-                work(server.address, None, "a", "second")
+                work(Endpoint(server.address), "a", "second")
             assert refused.value.reason == "OTHER_MACHINE"
             assert "BLAS kernels: " in str(refused.value)
             assert ", the first worker's Odd\\x1b[2J; run it on a machine with the same processor" in str(refused.value)
@@ -103,7 +104,7 @@ def test_a_worker_on_another_kind_of_machine_is_refused_with_what_differs_and_wh
             return not stub.GetJob(training_service_pb2.GetJobRequest(job_id="a")).job.progress.workers
 
         wait_for(left)
-        assert work(server.address, None, "a", "second") == "the job ended: SUCCEEDED"
+        assert work(Endpoint(server.address), "a", "second") == "the job ended: SUCCEEDED"
         job = stub.GetJob(training_service_pb2.GetJobRequest(job_id="a")).job
         assert job.progress.machine_kinds == 1
 
@@ -117,7 +118,7 @@ def test_mixed_machines_work_together_and_are_counted(tmp_path: Path) -> None:
         with Peer(server.address) as first:
             first.hello("a")
             first.prepare(odd)
-            assert work(server.address, None, "a", "second") == "the job ended: SUCCEEDED"
+            assert work(Endpoint(server.address), "a", "second") == "the job ended: SUCCEEDED"
         job = stub.GetJob(training_service_pb2.GetJobRequest(job_id="a")).job
         assert job.state == job_pb2.JOB_STATE_SUCCEEDED
         assert job.progress.machine_kinds == 2

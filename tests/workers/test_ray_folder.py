@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.command import wait_for
-from thalweg.contract.endpoint import Address
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.workers.ray import folder as ray_folder
 from thalweg.workers.ray.fleet import Fleet, FleetConfig, FleetError
 from thalweg.workers.ray.folder import RayFolder, RayFolderError
@@ -157,5 +157,5 @@ def test_a_driver_that_cannot_be_started_is_said_and_leaves_nothing(place: Path,
     monkeypatch.setenv("RAY_TMPDIR", str(place))
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(FleetError, match=r"cannot start Ray: its driver, .*/nowhere/python, cannot be started: No such file"):
-        Fleet(FleetConfig(Address("127.0.0.1", 1))).start()
+        Fleet(FleetConfig(Endpoint(Address("127.0.0.1", 1)))).start()
     assert list(place.iterdir()) == []

@@ -12,7 +12,7 @@ from thalweg.client.connection import CALL_SECONDS, Connection
 from thalweg.client.job import Job
 from thalweg.client.jobfile import JobFile, JobSource, Settings, load_job, with_data
 from thalweg.client.transfer import upload
-from thalweg.contract.endpoint import Address, parse_address
+from thalweg.contract.endpoint import Address, Endpoint, parse_address
 from thalweg.contract.errors import Violation, invalid
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -28,7 +28,7 @@ class Client:
 
     def __init__(self, address: str | Address, token: str | None = None) -> None:
         self.address = _address(address) if isinstance(address, str) else address
-        self._connection = Connection(self.address, token)
+        self._connection = Connection(Endpoint(self.address, token))
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from thalweg.client.errors import LocalError
 from thalweg.client.extras import needs, require_ray
-from thalweg.contract.endpoint import Address
+from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import Violation, invalid
 from thalweg.learning.data import Dataset
 from thalweg.learning.objective import Objective
@@ -60,12 +60,12 @@ def start_server(address: Address, folder: Path, token: str | None, **settings: 
     return server
 
 
-def start_shard(address: Address, server: Address, token: str | None, *, trust_network: bool = False) -> "ShardProcess":
+def start_shard(address: Address, server: Endpoint, *, trust_network: bool = False) -> "ShardProcess":
     """A running shard of a server, which need not run yet. Raises ThalwegError if it cannot start."""
     with needs("server", "the server is"):
         from thalweg.server.services import hosting  # noqa: PLC0415 - an extra
         from thalweg.server.sharding import process as shard_server  # noqa: PLC0415 - an extra
-    shard = shard_server.ShardProcess(shard_server.ShardConfig(address, server, token, trust_network))
+    shard = shard_server.ShardProcess(shard_server.ShardConfig(address, server, trust_network))
     try:
         shard.start()
     except hosting.ExposedError as error:
@@ -76,8 +76,7 @@ def start_shard(address: Address, server: Address, token: str | None, *, trust_n
 
 
 def start_fleet(
-    server: Address,
-    token: str | None,
+    server: Endpoint,
     *,
     ray_address: str | None = None,
     ray_token_file: Path | None = None,
@@ -94,7 +93,6 @@ def start_fleet(
     fleet = Fleet(
         FleetConfig(
             server=server,
-            token=token,
             ray_address=ray_address,
             ray_token_file=ray_token_file,
             trust_network=trust_network,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import grpc
 
 from thalweg.client.errors import LocalError
-from thalweg.contract.endpoint import Address, Endpoint, Metadata, forks_are_supported
+from thalweg.contract.endpoint import Endpoint, Metadata, forks_are_supported
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.v1 import training_service_pb2_grpc
 
@@ -46,11 +46,11 @@ class Connection:
     further attempt while the server is unavailable.
     """
 
-    def __init__(self, address: Address, token: str | None) -> None:
-        self.address = address
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.address = endpoint.address
         self.began: Callable[[str], object] = lambda _: None
         self.backoffs: Sequence[float] = _BACKOFFS
-        self._endpoint = Endpoint(address, token)
+        self._endpoint = endpoint
         self._channel = self._endpoint.open()
         self._stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)
         self._process = os.getpid()

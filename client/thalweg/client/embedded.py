@@ -27,7 +27,7 @@ from thalweg.client.records import ENDED
 from thalweg.client.runs import Run
 from thalweg.client.snapshot import copy_of, is_read_only
 from thalweg.client.transfer import refer
-from thalweg.contract.endpoint import Address, parse_address
+from thalweg.contract.endpoint import Address, Endpoint, parse_address
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.states import state_name
 
@@ -91,7 +91,7 @@ class Embedded:
 
     def start_fleet(self, slots: int, check: Callable[[], None] = lambda: None) -> None:
         """Starts Ray with `slots` CPU slots, and workers on it as jobs want them. Raises what `check` raises meanwhile."""
-        fleet = start_fleet(self.client.address, self._token, slots=slots, name="embedded", check=check)
+        fleet = start_fleet(Endpoint(self.client.address, self._token), slots=slots, name="embedded", check=check)
         self._stack.callback(fleet.stop)
 
     def abandon(self, job_id: str) -> None:

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from thalweg.contract.endpoint import Address, Endpoint
+from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.frames import Parcel
 from thalweg.contract.layout import Slab, layout_of
@@ -35,8 +35,7 @@ _MEASURE_SECONDS = 0.25
 
 
 def work(
-    server: Address,
-    token: str | None,
+    server: Endpoint,
     job_id: str,
     name: str,
     answered: Callable[[], object] = lambda: None,
@@ -47,12 +46,11 @@ def work(
     `place` is where it runs, if a fleet started it. Raises ThalwegError if the server is lost or refuses the worker. Any other
     error is reported to the server, which decides what it means for the job.
     """
-    endpoint = Endpoint(server, token)
-    with endpoint.open() as channel, ExitStack() as until_the_end:
+    with server.open() as channel, ExitStack() as until_the_end:
         outbox: Outbox = queue.SimpleQueue()
         outbox.put(pb.WorkRequest(hello=hello(job_id=job_id, worker=name, place=place)))
-        inbox = open_stream(channel, outbox, endpoint.metadata)
-        worker = _Worker(channel, endpoint, outbox, inbox, until_the_end, answered)
+        inbox = open_stream(channel, outbox, server.metadata)
+        worker = _Worker(channel, server, outbox, inbox, until_the_end, answered)
         try:
             try:
                 return worker.run()
@@ -62,9 +60,9 @@ def work(
                 outbox.put(pb.WorkRequest(failure=failure_of(error)))
                 return worker.goodbye()
         except grpc.RpcError as error:
-            raise worker.lost_shard or from_rpc_error(error, str(server)) from error
+            raise worker.lost_shard or from_rpc_error(error, str(server.address)) from error
         except SharingError as error:
-            raise ThalwegError("UNREACHABLE", {"address": str(server), "problem": str(error)}) from error
+            raise ThalwegError("UNREACHABLE", {"address": str(server.address), "problem": str(error)}) from error
         finally:
             outbox.put(None)
 

@@ -15,7 +15,7 @@ from thalweg.client.cli.output import console, print_json
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
 from thalweg.client.composition import start_fleet, start_server, start_shard
 from thalweg.client.folders import SERVER_TOKEN, expanded, folder_token, served_folder
-from thalweg.contract.endpoint import DEFAULT_PORT, Address, parse_address
+from thalweg.contract.endpoint import DEFAULT_PORT, Address, Endpoint, parse_address
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.logs import Sparingly
 from thalweg.contract.text import VisibleFormatter
@@ -116,7 +116,7 @@ def serve(
         if data or settings or not shared_memory:
             raise invalid(Violation("--shard-of", "can be used with --address, --token-file and --trust-network only"))
         _log.warning("thalweg serve --shard-of is now thalweg shard --server")
-        _run_shard(where, _address("--shard-of", shard_of), token, trust_network, json)
+        _run_shard(where, Endpoint(_address("--shard-of", shard_of), token), trust_network, json)
         return
     folder = expanded(data or served_folder()).absolute()
     own = where.is_loopback and not (token or trust_network)
@@ -182,15 +182,15 @@ def shard(
     of = _server_address(server)
     where, token = _address("--address", address), read_token(token_file)
     _log_to_stderr()
-    _run_shard(where, of, token, trust_network, json)
+    _run_shard(where, Endpoint(of, token), trust_network, json)
 
 
-def _run_shard(where: Address, server: Address, token: str | None, trust_network: bool, json: bool) -> None:
+def _run_shard(where: Address, server: Endpoint, trust_network: bool, json: bool) -> None:
     with Inbox() as inbox:
-        shard = start_shard(where, server, token, trust_network=trust_network)
+        shard = start_shard(where, server, trust_network=trust_network)
         try:
-            facts = {"address": str(shard.address), "shard_of": str(server)}
-            _announce(facts, f"a shard of the server at {server}, at {shard.address}", json)
+            facts = {"address": str(shard.address), "shard_of": str(server.address)}
+            _announce(facts, f"a shard of the server at {server.address}, at {shard.address}", json)
             _wait(inbox)
         finally:
             shard.stop()
@@ -256,8 +256,7 @@ def fleet(
     _log_to_stderr()
     with Inbox() as inbox:
         running = start_fleet(
-            where,
-            token,
+            Endpoint(where, token),
             ray_address=ray_address,
             ray_token_file=ray_token_file,
             trust_network=trust_network,

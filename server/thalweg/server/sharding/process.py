@@ -34,8 +34,7 @@ class ShardConfig:
     """How a shard runs: where it listens, and the server that it belongs to, which asks for the same token."""
 
     address: Address
-    server: Address
-    token: str | None = None
+    server: Endpoint
     trust_network: bool = False
     invitation_seconds: float = INVITATION_SECONDS
 
@@ -69,9 +68,9 @@ class ShardProcess(Hosted):
     """A shard in a thread of its own."""
 
     def __init__(self, config: ShardConfig) -> None:
-        super().__init__(config.address, config.token)
+        super().__init__(config.address, config.server.token)
         self.config = config
-        self._server = Endpoint(config.server, config.token)
+        self._server = config.server
         self._secret = secrets.token_bytes(32)
         # The server does not show its token at an address before it knows who is there, and workers never show it to a shard.
         self._exceptions = {confirmation.METHOD: everyone, METHOD: self._invited}
@@ -127,10 +126,10 @@ class ShardProcess(Hosted):
                         seconds, told = _MIN_SECONDS, ""
                     problem = "it ended the stream"
             except grpc.aio.AioRpcError as error:
-                problem = str(from_rpc_error(error, str(self.config.server)))
+                problem = str(from_rpc_error(error, str(self.config.server.address)))
             self._shard.clear()
             if problem != told:
-                _log.warning("the server at %s cannot be reached: %s; trying again", self.config.server, problem)
+                _log.warning("the server at %s cannot be reached: %s; trying again", self.config.server.address, problem)
             told = problem
             await asyncio.sleep(seconds)
             seconds = min(2 * seconds, _MAX_SECONDS)
@@ -147,7 +146,7 @@ class ShardProcess(Hosted):
             async for response in call:
                 for command in response.commands:
                     if command.HasField("take_on"):
-                        _log.info("holds shares for the server at %s", self.config.server)
+                        _log.info("holds shares for the server at %s", self.config.server.address)
                         heart = asyncio.create_task(self._beat(command.take_on.heartbeat_seconds))
                     else:
                         self._shard.do(command)

@@ -9,7 +9,7 @@ from thalweg.contract.process import prepare
 from thalweg.workers.ray.processes import end_with
 
 if TYPE_CHECKING:
-    from thalweg.contract.endpoint import Address
+    from thalweg.contract.endpoint import Endpoint
 
 
 class WorkerActor:
@@ -25,7 +25,7 @@ class WorkerActor:
 
         return ray.get_runtime_context().get_node_id(), platform.node()
 
-    def work(self, server: "Address", token: str | None, job_id: str, fleet: str, fleet_id: str) -> str:
+    def work(self, server: "Endpoint", job_id: str, fleet: str, fleet_id: str) -> str:
         """Works until the server says goodbye."""
         from thalweg.v1.parameter_service_pb2 import Place  # noqa: PLC0415
         from thalweg.workers.worker import work  # noqa: PLC0415 - imports gRPC
@@ -33,7 +33,7 @@ class WorkerActor:
         end_with(os.getppid(), lambda: os._exit(1))
         node, name = self.place()
         place = Place(fleet=fleet_id, node=node, name=name)
-        return work(server, token, job_id, f"{fleet}/{name}/{os.getpid()}", self._answered.set, place)
+        return work(server, job_id, f"{fleet}/{name}/{os.getpid()}", self._answered.set, place)
 
     def answered(self) -> bool:
         """Waits for the first task to be done."""

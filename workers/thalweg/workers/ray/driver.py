@@ -54,8 +54,7 @@ class Orders:
 
     fleet: str
     fleet_id: str
-    server: Address
-    token: str | None
+    server: Endpoint
     ray_address: str | None
     slots: int
     parent: int
@@ -165,7 +164,7 @@ class RayDriver:
         here = next((node["NodeManagerAddress"] for node in nodes if node["NodeID"] == self._node), None)
         if here is None:
             raise RayLostError("this machine's Ray node has died")
-        if self._orders.server.is_loopback:
+        if self._orders.server.address.is_loopback:
             self._unreachable = tuple(sorted({node["NodeManagerAddress"] for node in nodes} - {here}))
             nodes = [node for node in nodes if node["NodeManagerAddress"] == here]
             # A resource that Ray gives every node.
@@ -261,7 +260,7 @@ class RayDriver:
         options |= {"max_restarts": 0, "max_concurrency": 3}
         handle = self._class.options(**options).remote()
         orders = self._orders
-        reference = handle.work.remote(orders.server, orders.token, job_id, orders.fleet, orders.fleet_id)
+        reference = handle.work.remote(orders.server, job_id, orders.fleet, orders.fleet_id)
         actors[reference] = _Actor(handle, handle.answered.remote(), handle.place.remote(), slots, node)
         return True
 

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import grpc
 
-from thalweg.contract.endpoint import Address, Endpoint
+from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.release import capacity
 from thalweg.contract.resources import cpus
@@ -64,8 +64,7 @@ class FleetConfig:
     `trust_network`.
     """
 
-    server: Address
-    token: str | None = None
+    server: Endpoint
     ray_address: str | None = None
     ray_token_file: Path | None = None
     trust_network: bool = False
@@ -78,7 +77,7 @@ class Fleet:
 
     def __init__(self, config: FleetConfig) -> None:
         self.config = config
-        self._server = Endpoint(config.server, config.token)
+        self._server = config.server
         self._stop = threading.Event()
         # Guards what both threads use: the streams to the server and to the keeper, and what goes first on new ones.
         self._lock = threading.Lock()
@@ -120,8 +119,9 @@ class Fleet:
         if self._cluster.unreachable:
             self._drop_keeper()
             raise FleetError(
-                f"the server's address {self.config.server} can be reached from this machine only, but the Ray cluster has other "
-                f"machines: {', '.join(self._cluster.unreachable)}; give an address that all of them reach with --server"
+                f"the server's address {self.config.server.address} can be reached from this machine only, but the Ray "
+                f"cluster has other machines: {', '.join(self._cluster.unreachable)}; give an address that all of them "
+                "reach with --server"
             )
         for thread in self._threads:
             thread.start()
@@ -142,7 +142,7 @@ class Fleet:
     def _attend(self) -> None:
         """Keeps a stream to the server, with a backoff between attempts."""
         backoff, said = FIRST_BACKOFF, ""
-        where = f"the server at {self.config.server}"
+        where = f"the server at {self.config.server.address}"
         while not self._stop.is_set():
             connected = False
             try:
@@ -154,7 +154,7 @@ class Fleet:
                         self._pass_on(response)
                 problem = "it ended the connection"
             except grpc.RpcError as error:
-                problem = _plain(from_rpc_error(error, str(self.config.server)))
+                problem = _plain(from_rpc_error(error, str(self.config.server.address)))
             finally:
                 self._outbox.put(None)
             if not self._stop.is_set():
@@ -258,7 +258,7 @@ class Fleet:
         with self._lock:
             if added := set(cluster.unreachable) - set(self._cluster.unreachable):
                 where = ", ".join(sorted(added))
-                _log.warning("no workers on %s: the server's address %s is this machine's own", where, self.config.server)
+                _log.warning("no workers on %s: the server's address %s is this machine's own", where, self.config.server.address)
             changed = (cluster.slots, cluster.nodes) != (self._cluster.slots, self._cluster.nodes)
             self._cluster = cluster
             if changed:
@@ -292,7 +292,7 @@ class _Keeper:
             self._stack = stack.pop_all()
         self._connection = Connection(os.dup(self._socket.fileno()))
         where = config.ray_address, config.slots or cpus()
-        orders = Orders(config.name, fleet_id, config.server, config.token, *where, os.getpid(), config.trust_network, path)
+        orders = Orders(config.name, fleet_id, config.server, *where, os.getpid(), config.trust_network, path)
         self.tell(orders)
 
     def tell(self, message: Orders | Hold | pb.AttendResponse) -> None:
