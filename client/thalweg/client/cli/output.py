@@ -112,7 +112,7 @@ def result_json(result: Result) -> dict[str, Any]:
         answer["validation"] = metrics_json(result.validation)
     if result.weights_sha256:
         answer["weights_sha256"] = result.weights_sha256
-    if result.machine_kinds:
+    if result.machine_kinds > 1:
         answer["machine_kinds"] = result.machine_kinds
     return answer | {"samples_per_second": result.samples_per_second, "seconds": result.seconds}
 
@@ -144,7 +144,6 @@ def job_json(job: job_pb2.Job) -> dict[str, Any]:
         "contributions": asdict(progress.contributions),
         "checkpoints": asdict(progress.checkpoints),
         "exchange": asdict(progress.exchange),
-        "machine_kinds": progress.machine_kinds,
     }
     if job.HasField("result"):
         answer |= result_json(result)
