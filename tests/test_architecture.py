@@ -87,7 +87,7 @@ def test_the_table_is_read() -> None:
         "client/thalweg/client": {"v1", "contract", "learning"},
     }
     assert "the others only in `composition`, late" in TABLE
-    assert "of that only `optimizers`, `schedules` and `clipping`" in TABLE
+    assert "of that only `optimizers` and `schedules`" in TABLE
 
 
 @pytest.mark.parametrize("folder", packages())
@@ -109,7 +109,7 @@ def test_of_the_mathematics_the_server_knows_how_parameters_are_updated_and_no_m
     rooms = set()
     for path in modules("server/thalweg/server"):
         rooms |= {each.module.split(".")[2] for each in imports(ast.parse(path.read_text())) if each.package == "learning"}
-    assert rooms == {"optimizers", "schedules", "clipping"}
+    assert rooms == {"optimizers", "schedules"}
 
 
 def foreign(folder: str) -> dict[str, set[str]]:

@@ -139,7 +139,8 @@ class _Update:
     ) -> None:
         self._spec = spec
         self._course = (steps_per_epoch, total_steps)
-        segments = model.segments if spec.groups or frozen else (Segment("", (model.size,)),)
+        by_tensor = spec.groups or frozen or spec.HasField("lamb")
+        segments = model.segments if by_tensor else (Segment("", (model.size,)),)
         self._parts: list[_Part] = []
         start = 0
         for name, shape in segments:
@@ -156,14 +157,39 @@ class _Update:
             for part in self._parts:
                 if part.optimizer is None:
                     gradient[part.where] = 0
-            scale = clipping.scale(clipping.squared_norm(gradient) ** 0.5, self._spec.clip_global_norm)
+            scale = clipping.scale(squared_norm(gradient) ** 0.5, self._spec.clip_global_norm)
             if scale != 1.0:
                 gradient *= gradient.dtype.type(scale)
         factor = schedules.factor(self._spec.schedule, step, *self._course)
         for where, optimizer, own_factor, state in self._parts:
             if optimizer:
-                values, rate = parameters[where], optimizer.learning_rate * factor * own_factor
-                optimizers.apply(optimizer, values, gradient[where], state, values, rate, step if taken is None else taken)
+                values, own, at = parameters[where], gradient[where], step if taken is None else taken
+                trust = _trust_ratio(optimizer, values, own, state, at, where.start) if self._spec.HasField("lamb") else 1.0
+                rate = optimizer.learning_rate * factor * (own_factor * trust)
+                optimizers.apply(optimizer, values, own, state, values, rate, at)
+
+
+def _trust_ratio(optimizer: AnyOptimizer, values: Slab, gradient: Slab, state: OptimizerState, step: int, start: int) -> float:
+    """LAMB's factor of a tensor's learning rate. The tensor begins at a position of the slab."""
+    update, scratch = np.empty_like(values), np.empty_like(values)
+    optimizer.rule(1.0, step)(gradient, {name: slab.copy() for name, slab in state.items()}, update, scratch)
+    if optimizer.weight_decay:
+        update += values * optimizer.weight_decay
+    norms = squared_norm(values, start) ** 0.5, squared_norm(update, start) ** 0.5
+    return norms[0] / norms[1] if all(norms) else 1.0
+
+
+def squared_norm(values: Slab, start: int = 0) -> float:
+    """The sum of squares of values that begin at a position of the slab, by its blocks of 65,536 elements, in float64."""
+    total, position, end = 0.0, start, start + values.size
+    while position < end:
+        stop = min((position // 65_536 + 1) * 65_536, end)
+        block = values[position - start : stop - start].astype(np.float64)
+        with np.errstate(over="ignore"):
+            block *= block
+            total += float(np.add.reduce(block))
+        position = stop
+    return total
 
 
 class _Part(NamedTuple):

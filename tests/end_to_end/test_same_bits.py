@@ -52,6 +52,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
             },
         },
     },
+    "lamb": {"optimizer": {"lamb": {"learning_rate": 0.02}, "clip_global_norm": 0.5, "groups": GROUPS}},
+    "lamb, local steps": {
+        "optimizer": {"lamb": {}},
+        "training": {**BASE["training"], "synchrony": {"local": {"steps": 4, "outer": {"lamb": {"weight_decay": 0.1}}}}},
+    },
     "float64": {"model": {**BASE["model"], "dtype": "float64"}},
     "more than one chunk": {
         "model": {

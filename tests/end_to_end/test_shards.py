@@ -42,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "adam": {"optimizer": {"adam": {}}},
     "clipped": {"optimizer": {"momentum": {"learning_rate": 0.1}, "clip_global_norm": 0.3}},
+    "lamb, clipped": {"optimizer": {"lamb": {"learning_rate": 0.01}, "clip_global_norm": 0.3}},
     "groups, clipped": {
         "optimizer": {
             "adamw": {"weight_decay": 0.3},

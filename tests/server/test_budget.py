@@ -8,6 +8,7 @@ import pytest
 
 from tests.server.specs import make_spec
 from thalweg.contract.resources import Memory
+from thalweg.contract.segments import Segment
 from thalweg.learning import optimizers
 from thalweg.server import validation
 from thalweg.server.arrays import budget
@@ -28,7 +29,7 @@ def plan_of(elements: int, optimizer: str = "sgd", dtype: str = "float32", clip:
     if clip is not None:
         spec.optimizer.clip_global_norm = clip
     spec.model.dtype = dtype
-    return Plan(validation.complete(spec), Facts(elements, 1000, 0, metrics=()))
+    return Plan(validation.complete(spec), Facts(elements, 1000, 0, metrics=(), segments=(Segment("0.weight", (elements,)),)))
 
 
 @pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)

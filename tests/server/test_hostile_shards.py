@@ -223,6 +223,17 @@ def test_a_shard_that_cannot_do_what_it_is_told_fails_the_job(server: Server) ->
         assert peer.receive("goodbye").reason == "the job ended: FAILED"
 
 
+def test_a_shard_that_sends_sums_that_nobody_asked_for_is_refused(server: Server) -> None:
+    with ShardPeer(server.address) as shard, Peer(server.address) as peer:
+        shard.offer()
+        wait_for(lambda: server.jobs.shards.attending)
+        join(server, peer)
+        shard.send(shard_pb.HoldRequest(share=shard.share(), block_sums=shard_pb.BlockSums(values=[1.0])))
+        refused = shard.refusal()
+        assert (refused.reason, server.jobs.shards.attending) == ("PROTOCOL_VIOLATION", [])
+        assert "sums of a reduction that was not asked for" in refused.message
+
+
 def test_a_silent_shard_is_taken_for_lost(tmp_path: Path) -> None:
     with running_server(tmp_path, silence_seconds=0.5) as server, ShardPeer(server.address) as peer:
         peer.offer()

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from google.protobuf import json_format
 
+from tests.end_to_end.reference import squared_norm
 from tests.server.specs import make_spec
 from thalweg.contract import tree
 from thalweg.contract.layout import Slab
 from thalweg.contract.segments import Segment
 from thalweg.contract.tree import Node
 from thalweg.learning import clipping, optimizers
-from thalweg.learning.optimizers import OptimizerState
+from thalweg.learning.optimizers import OptimizerState, reducing
 from thalweg.server import validation
 from thalweg.server.arrays.parameters import PARAMETERS, Parameters
 from thalweg.server.deciding import plan
@@ -53,6 +54,9 @@ def copy_of(parameters: Parameters) -> tuple[Slab, OptimizerState]:
 
 
 def apply(parameters: Parameters) -> bool:
+    """Reduces, if that is needed, and applies."""
+    for reduction in range(len(parameters.plan.reductions)):
+        parameters.reduce(parameters.version, parameters.version, reduction)
     return parameters.apply(parameters.version, parameters.version, range(parameters.plan.chunks), 1.0)
 
 
@@ -94,18 +98,16 @@ def test_a_gradient_is_scaled_down_to_the_norm(norm: float, most: float, factor:
 
 
 def test_a_norm_does_not_overflow_in_single_precision() -> None:
-    assert clipping.squared_norm(np.full(4, 1e30, np.float32)) ** 0.5 == pytest.approx(2e30)
+    assert squared_norm(np.full(4, 1e30, np.float32)) ** 0.5 == pytest.approx(2e30)
 
 
 def test_a_gradient_is_clipped_and_the_next_one_is_measured_anew() -> None:
     parameters = make({**SGD, "clip_global_norm": 1.0})
     keep(parameters, Node(0, 0), np.array([3, 0, 0, 0, 4], np.float32))
-    parameters.measure(parameters.version)
     assert apply(parameters)
     parameters.promote(1, 0)
     assert parameters.current == pytest.approx([-0.6, 0, 0, 0, -0.8])
     keep(parameters, Node(0, 0), np.array([0.1, 0, 0, 0, 0], np.float32))
-    parameters.measure(parameters.version)
     assert apply(parameters)
     parameters.promote(2, 1)
     assert parameters.current == pytest.approx([-0.7, 0, 0, 0, -0.8])
@@ -125,8 +127,6 @@ GROUPS = [
 def test_a_gradient_that_is_not_finite_never_becomes_a_version(kind: str, clip: float | None, value: float) -> None:
     parameters = make({kind: {}, **({"clip_global_norm": clip} if clip else {})})
     keep(parameters, Node(0, 0), np.array([1, 1, value, 1, 1], np.float32))
-    if clip:
-        parameters.measure(parameters.version)
     assert not apply(parameters)
     assert parameters.current.tolist() == [0] * ELEMENTS
 
@@ -134,7 +134,6 @@ def test_a_gradient_that_is_not_finite_never_becomes_a_version(kind: str, clip: 
 def test_a_norm_that_is_too_great_for_double_precision_is_not_taken_for_a_small_step() -> None:
     parameters = make({**SGD, "clip_global_norm": 1.0}, dtype="float64")
     keep(parameters, Node(0, 0), np.full(ELEMENTS, 1e200))
-    parameters.measure(parameters.version)
     assert not apply(parameters)
 
 
@@ -158,7 +157,6 @@ def test_a_sum_of_gradients_that_overflows_is_found() -> None:
         keep(parameters, Node(0, leaf), np.full(ELEMENTS, 3e38, np.float32))
     for chunk in range(parameters.plan.chunks):
         parameters.merge(0, Node(1, 0), chunk)
-    parameters.measure(parameters.version)
     assert not apply(parameters)
 
 
@@ -257,7 +255,6 @@ def test_each_group_has_its_own_hyperparameters() -> None:
 def test_the_norm_is_that_of_what_is_not_frozen() -> None:
     parameters = make({**SGD, "clip_global_norm": 1.0, "groups": [{"pattern": "1.bias", "frozen": True}]})
     keep(parameters, Node(0, 0), np.array([3, 0, np.inf, 0, 4], np.float32))
-    parameters.measure(parameters.version)
     assert apply(parameters)
     parameters.promote(1, 0)
     assert parameters.current == pytest.approx([-0.6, 0, 0, 0, -0.8])
@@ -269,7 +266,7 @@ def test_neither_chunks_nor_shares_change_a_bit_of_groups(kind: str, clip: float
     """One chunk, chunks that cut tensors, and chunks of which three hold shares of their own."""
     spec = {kind: {"weight_decay": 0.2}, "groups": GROUPS, **({"clip_global_norm": clip} if clip else {})}
     start, *gradients = np.random.default_rng(5).normal(size=(4, ELEMENTS)).astype(np.float32)
-    monkeypatch.setattr(clipping, "_BLOCK", 2)
+    monkeypatch.setattr(reducing, "BLOCK", 2)
     found = []
     for chunk_bytes, ranges in ((64, None), (8, None), (8, [range(1), range(1, 2), range(2, 3)])):
         monkeypatch.setattr(plan, "CHUNK_BYTES", chunk_bytes)
@@ -282,13 +279,25 @@ def test_neither_chunks_nor_shares_change_a_bit_of_groups(kind: str, clip: float
             for share in shares:
                 for chunk in share.chunks:
                     share.keep(step, Node(0, 0), chunk, gradient[whole.plan.chunk_range(chunk)])
-            if clip:
-                factor = whole.scale(square for share in shares for square in share.squares(step))
+            for reduction in range(len(whole.plan.reductions)):
+                sums = [value for share in shares for value in share.block_sums(step, step, reduction)]
+                factors = whole.factors(reduction, sums)
                 for share in shares:
-                    share.clip(factor)
+                    share.scale(reduction, factors)
             for share in shares:
                 assert share.apply(step, step, share.chunks, 1.0)
                 share.promote(step + 1, step)
         found.append({name: b"".join(share.slabs[name].tobytes() for share in shares) for name in whole.slabs})
     assert found[0] == found[1] == found[2]
     assert found[0][PARAMETERS] != start.tobytes()
+
+
+def test_sums_of_another_number_of_blocks_are_refused() -> None:
+    parameters = make({"lamb": {}, "clip_global_norm": 1.0})
+    keep(parameters, Node(0, 0), np.ones(ELEMENTS, np.float32))
+    assert parameters.factors(0, parameters.block_sums(0, 0, 0)) == [pytest.approx(5**-0.5)]
+    for reduction, sums, wanted in ((0, [], 1), (0, [1.0, 1.0], 1), (1, [1.0] * 5, 6)):
+        with pytest.raises(ValueError, match=f"{len(sums)} sums of squares came, and {wanted} are needed"):
+            parameters.factors(reduction, sums)
+    with pytest.raises(ValueError, match="zip"):
+        parameters.scale(1, [1.0, 1.0])

@@ -1031,6 +1031,7 @@ class Optimizer(_message.Message):
     RMSPROP_FIELD_NUMBER: _builtins.int
     ADAM_FIELD_NUMBER: _builtins.int
     ADAMW_FIELD_NUMBER: _builtins.int
+    LAMB_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
     CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
@@ -1061,6 +1062,10 @@ class Optimizer(_message.Message):
         """Adam with decoupled weight decay."""
 
     @_builtins.property
+    def lamb(self) -> Global___Lamb:
+        """LAMB, for large minibatches."""
+
+    @_builtins.property
     def schedule(self) -> Global___Schedule:
         """How the learning rate changes during training."""
 
@@ -1079,17 +1084,18 @@ class Optimizer(_message.Message):
         rmsprop: Global___Rmsprop | None = ...,
         adam: Global___Adam | None = ...,
         adamw: Global___Adamw | None = ...,
+        lamb: Global___Lamb | None = ...,
         schedule: Global___Schedule | None = ...,
         clip_global_norm: _builtins.float | None = ...,
         groups: _abc.Iterable[Global___Group] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "adagrad", b"adagrad", "adam", b"adam", "adamw", b"adamw", "clip_global_norm", b"clip_global_norm", "kind", b"kind", "momentum", b"momentum", "rmsprop", b"rmsprop", "schedule", b"schedule", "sgd", b"sgd"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "adagrad", b"adagrad", "adam", b"adam", "adamw", b"adamw", "clip_global_norm", b"clip_global_norm", "kind", b"kind", "lamb", b"lamb", "momentum", b"momentum", "rmsprop", b"rmsprop", "schedule", b"schedule", "sgd", b"sgd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "adagrad", b"adagrad", "adam", b"adam", "adamw", b"adamw", "clip_global_norm", b"clip_global_norm", "groups", b"groups", "kind", b"kind", "momentum", b"momentum", "rmsprop", b"rmsprop", "schedule", b"schedule", "sgd", b"sgd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "adagrad", b"adagrad", "adam", b"adam", "adamw", b"adamw", "clip_global_norm", b"clip_global_norm", "groups", b"groups", "kind", b"kind", "lamb", b"lamb", "momentum", b"momentum", "rmsprop", b"rmsprop", "schedule", b"schedule", "sgd", b"sgd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
     _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "lamb"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
@@ -1474,6 +1480,55 @@ class Adamw(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
 
 Global___Adamw: _TypeAlias = Adamw  # noqa: Y015
+
+@_typing.final
+class Lamb(_message.Message):
+    """r = m̂ / (√v̂ + eps) + weight_decay · w;  w ← w − learning_rate · ‖w‖ / ‖r‖ · r, with Adam's m̂ and v̂ and the norms of each tensor.
+    The ratio is 1 where one of the norms is 0 (You et al. 2020).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    BETAS_FIELD_NUMBER: _builtins.int
+    EPS_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    learning_rate: _builtins.float
+    """The learning rate."""
+    eps: _builtins.float
+    """Keeps the division finite."""
+    weight_decay: _builtins.float
+    """How much of the parameters is added to r."""
+    @_builtins.property
+    def betas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The shares of the running means of the gradient and of its square that are kept."""
+
+    def __init__(
+        self,
+        *,
+        learning_rate: _builtins.float | None = ...,
+        betas: _abc.Iterable[_builtins.float] | None = ...,
+        eps: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eps", b"_eps", "_learning_rate", b"_learning_rate", "_weight_decay", b"_weight_decay", "eps", b"eps", "learning_rate", b"learning_rate", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eps", b"_eps", "_learning_rate", b"_learning_rate", "_weight_decay", b"_weight_decay", "betas", b"betas", "eps", b"eps", "learning_rate", b"learning_rate", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
+    _WhichOneofArgType__eps: _TypeAlias = _typing.Literal["_eps", b"_eps"]  # noqa: Y015
+    _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eps) -> _WhichOneofReturnType__eps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___Lamb: _TypeAlias = Lamb  # noqa: Y015
 
 @_typing.final
 class Schedule(_message.Message):

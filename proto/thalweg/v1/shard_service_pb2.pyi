@@ -84,7 +84,7 @@ class HoldRequest(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     ARRIVAL_FIELD_NUMBER: _builtins.int
     APPLIED_FIELD_NUMBER: _builtins.int
-    SQUARES_FIELD_NUMBER: _builtins.int
+    BLOCK_SUMS_FIELD_NUMBER: _builtins.int
     COPIED_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     share: _builtins.int
@@ -106,8 +106,8 @@ class HoldRequest(_message.Message):
         """The answer to ApplyShare."""
 
     @_builtins.property
-    def squares(self) -> Global___Squares:
-        """The answer to MeasureShare."""
+    def block_sums(self) -> Global___BlockSums:
+        """The answer to ReduceShare."""
 
     @_builtins.property
     def copied(self) -> Global___Piece:
@@ -125,15 +125,15 @@ class HoldRequest(_message.Message):
         heartbeat: _parameter_service_pb2.Heartbeat | None = ...,
         arrival: Global___Arrival | None = ...,
         applied: Global___Applied | None = ...,
-        squares: Global___Squares | None = ...,
+        block_sums: Global___BlockSums | None = ...,
         copied: Global___Piece | None = ...,
         failure: _parameter_service_pb2.Failure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "arrival", b"arrival", "copied", b"copied", "failure", b"failure", "heartbeat", b"heartbeat", "message", b"message", "offer", b"offer", "squares", b"squares"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "arrival", b"arrival", "block_sums", b"block_sums", "copied", b"copied", "failure", b"failure", "heartbeat", b"heartbeat", "message", b"message", "offer", b"offer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "arrival", b"arrival", "copied", b"copied", "failure", b"failure", "heartbeat", b"heartbeat", "message", b"message", "offer", b"offer", "share", b"share", "squares", b"squares"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "arrival", b"arrival", "block_sums", b"block_sums", "copied", b"copied", "failure", b"failure", "heartbeat", b"heartbeat", "message", b"message", "offer", b"offer", "share", b"share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["offer", "heartbeat", "arrival", "applied", "squares", "copied", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["offer", "heartbeat", "arrival", "applied", "block_sums", "copied", "failure"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -260,15 +260,17 @@ class Applied(_message.Message):
 Global___Applied: _TypeAlias = Applied  # noqa: Y015
 
 @_typing.final
-class Squares(_message.Message):
-    """The share's part of the squared norm of a gradient."""
+class BlockSums(_message.Message):
+    """The share's part of the sums of a reduction."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The sums of the squares of each 65,536 elements, in double precision, in order."""
+        """Of each block, in the order of the slab, the sums of squares of the reduction's quantities, in double precision. A block has 65,536
+        elements, or fewer where the slab ends, or, for a reduction per segment, a segment.
+        """
 
     def __init__(
         self,
@@ -281,7 +283,7 @@ class Squares(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Squares: _TypeAlias = Squares  # noqa: Y015
+Global___BlockSums: _TypeAlias = BlockSums  # noqa: Y015
 
 @_typing.final
 class Piece(_message.Message):
@@ -335,8 +337,8 @@ class ShareCommand(_message.Message):
     KEEP_FIELD_NUMBER: _builtins.int
     FORGET_FIELD_NUMBER: _builtins.int
     MERGE_FIELD_NUMBER: _builtins.int
-    MEASURE_FIELD_NUMBER: _builtins.int
-    CLIP_FIELD_NUMBER: _builtins.int
+    REDUCE_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
     APPLY_FIELD_NUMBER: _builtins.int
     SEND_FIELD_NUMBER: _builtins.int
     PROMOTE_FIELD_NUMBER: _builtins.int
@@ -388,12 +390,12 @@ class ShareCommand(_message.Message):
         """Add the right child's chunks to the left child's."""
 
     @_builtins.property
-    def measure(self) -> Global___MeasureShare:
-        """Add up a step's gradient, and say how great it is."""
+    def reduce(self) -> Global___ReduceShare:
+        """Compute the share's part of one of a step's reductions."""
 
     @_builtins.property
-    def clip(self) -> Global___ClipShare:
-        """Scale the gradient of the updates that follow."""
+    def scale(self) -> Global___ScaleShare:
+        """Scale the updates that follow."""
 
     @_builtins.property
     def apply(self) -> Global___ApplyShare:
@@ -426,18 +428,18 @@ class ShareCommand(_message.Message):
         keep: Global___KeepShare | None = ...,
         forget: Global___Forget | None = ...,
         merge: Global___MergeShare | None = ...,
-        measure: Global___MeasureShare | None = ...,
-        clip: Global___ClipShare | None = ...,
+        reduce: Global___ReduceShare | None = ...,
+        scale: Global___ScaleShare | None = ...,
         apply: Global___ApplyShare | None = ...,
         send: Global___SendShare | None = ...,
         promote: Global___PromoteShare | None = ...,
         copy: Global___CopyShare | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["apply", b"apply", "clip", b"clip", "command", b"command", "copy", b"copy", "dismiss", b"dismiss", "drop", b"drop", "forget", b"forget", "invite", b"invite", "keep", b"keep", "keep_initial", b"keep_initial", "load", b"load", "make", b"make", "measure", b"measure", "merge", b"merge", "promote", b"promote", "send", b"send", "take_on", b"take_on", "tell", b"tell"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["apply", b"apply", "command", b"command", "copy", b"copy", "dismiss", b"dismiss", "drop", b"drop", "forget", b"forget", "invite", b"invite", "keep", b"keep", "keep_initial", b"keep_initial", "load", b"load", "make", b"make", "merge", b"merge", "promote", b"promote", "reduce", b"reduce", "scale", b"scale", "send", b"send", "take_on", b"take_on", "tell", b"tell"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["apply", b"apply", "clip", b"clip", "command", b"command", "copy", b"copy", "dismiss", b"dismiss", "drop", b"drop", "forget", b"forget", "invite", b"invite", "keep", b"keep", "keep_initial", b"keep_initial", "load", b"load", "make", b"make", "measure", b"measure", "merge", b"merge", "promote", b"promote", "send", b"send", "share", b"share", "take_on", b"take_on", "tell", b"tell"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apply", b"apply", "command", b"command", "copy", b"copy", "dismiss", b"dismiss", "drop", b"drop", "forget", b"forget", "invite", b"invite", "keep", b"keep", "keep_initial", b"keep_initial", "load", b"load", "make", b"make", "merge", b"merge", "promote", b"promote", "reduce", b"reduce", "scale", b"scale", "send", b"send", "share", b"share", "take_on", b"take_on", "tell", b"tell"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["take_on", "make", "drop", "invite", "dismiss", "tell", "keep_initial", "load", "keep", "forget", "merge", "measure", "clip", "apply", "send", "promote", "copy"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["take_on", "make", "drop", "invite", "dismiss", "tell", "keep_initial", "load", "keep", "forget", "merge", "reduce", "scale", "apply", "send", "promote", "copy"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -757,48 +759,62 @@ class MergeShare(_message.Message):
 Global___MergeShare: _TypeAlias = MergeShare  # noqa: Y015
 
 @_typing.final
-class MeasureShare(_message.Message):
-    """Add up a step's gradient, and say how great it is."""
+class ReduceShare(_message.Message):
+    """Compute the share's part of one of a step's reductions. The first one adds the step's gradient up."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    VERSION_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    REDUCTION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The current version."""
     step: _builtins.int
     """The step."""
+    reduction: _builtins.int
+    """Which of the optimizer's reductions, counted from 0."""
     def __init__(
         self,
         *,
+        version: _builtins.int = ...,
         step: _builtins.int = ...,
+        reduction: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reduction", b"reduction", "step", b"step", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___MeasureShare: _TypeAlias = MeasureShare  # noqa: Y015
+Global___ReduceShare: _TypeAlias = ReduceShare  # noqa: Y015
 
 @_typing.final
-class ClipShare(_message.Message):
-    """Scale the gradient of the updates that follow, up to the next version."""
+class ScaleShare(_message.Message):
+    """Scale the updates that follow, up to the next version."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    FACTOR_FIELD_NUMBER: _builtins.int
-    factor: _builtins.float
-    """By what."""
+    REDUCTION_FIELD_NUMBER: _builtins.int
+    FACTORS_FIELD_NUMBER: _builtins.int
+    reduction: _builtins.int
+    """By which reduction."""
+    @_builtins.property
+    def factors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """By what: one factor for each segment of the slab, or one for all."""
+
     def __init__(
         self,
         *,
-        factor: _builtins.float = ...,
+        reduction: _builtins.int = ...,
+        factors: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["factor", b"factor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["factors", b"factors", "reduction", b"reduction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ClipShare: _TypeAlias = ClipShare  # noqa: Y015
+Global___ScaleShare: _TypeAlias = ScaleShare  # noqa: Y015
 
 @_typing.final
 class ApplyShare(_message.Message):

@@ -4,7 +4,7 @@ import numpy as np
 
 from thalweg.contract.layout import Slab
 from thalweg.contract.sums import Sums
-from thalweg.learning import clipping, optimizers, schedules
+from thalweg.learning import optimizers, schedules
 from thalweg.learning.batch import size
 from thalweg.learning.data.microbatches import Microbatches
 from thalweg.learning.objective import Objective
@@ -20,9 +20,8 @@ class Lanes:
     def __init__(self, spec: job_pb2.JobSpec, objective: Objective, gathered: Microbatches, steps_per_epoch: int) -> None:
         self._spec = spec.optimizer
         self._optimizer = optimizers.make(spec.optimizer)
-        spans = optimizers.spans(spec.optimizer, objective.segments, objective.size)
-        whole = slice(0, objective.size)
-        self._spans, self._frozen = spans.within(whole), spans.frozen(whole)
+        self._reductions = optimizers.reductions(spec.optimizer)
+        self._spans = optimizers.spans(spec.optimizer, objective.segments, objective.size)
         self._objective = objective
         self._gathered = gathered
         self._steps_per_epoch = steps_per_epoch
@@ -49,14 +48,12 @@ class Lanes:
                 if samples == 0:
                     continue
                 sums += objective.gradient(parameters, batch, samples, (step, lane), gradient)
-                scale = 1.0
-                if self._spec.HasField("clip_global_norm"):
-                    for where in self._frozen:
-                        gradient[where] = 0
-                    scale = clipping.scale(clipping.squared_norm(gradient) ** 0.5, self._spec.clip_global_norm)
+                spans = optimizers.reduced(
+                    self._optimizer, self._reductions, parameters, gradient, state, taken, self._spans
+                ).within(slice(0, objective.size))
                 factor = schedules.factor(self._spec.schedule, step, self._steps_per_epoch, self._total_steps)
                 rate = self._optimizer.learning_rate * factor
-                optimizers.apply(self._optimizer, parameters, gradient, state, parameters, rate, taken, scale, self._spans)
+                optimizers.apply(self._optimizer, parameters, gradient, state, parameters, rate, taken, spans=spans)
                 taken += 1
             np.subtract(start, parameters, out=out)
             out /= self._microbatches

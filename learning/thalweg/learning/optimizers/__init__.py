@@ -1,9 +1,10 @@
-"""Optimizers: elementwise updates of a range of the parameters. Each is one small file and one line here."""
+"""Optimizers: updates of a range of the parameters, and what must be known before. Each is one small file and one line here."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from thalweg.contract.segments import Segment
+from thalweg.learning import clipping
 from thalweg.learning.optimizers import groups
 from thalweg.learning.optimizers.adagrad import Adagrad
 from thalweg.learning.optimizers.adam import Adam
@@ -11,9 +12,12 @@ from thalweg.learning.optimizers.adamw import AdamW
 from thalweg.learning.optimizers.applying import apply
 from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, OptimizerState
 from thalweg.learning.optimizers.groups import Spans
+from thalweg.learning.optimizers.lamb import Lamb
 from thalweg.learning.optimizers.momentum import Momentum
+from thalweg.learning.optimizers.reducing import block_sums, factors, reduced
 from thalweg.learning.optimizers.rmsprop import RMSprop
 from thalweg.learning.optimizers.sgd import SGD
+from thalweg.learning.reductions import Reduction
 from thalweg.v1 import job_pb2
 
 OPTIMIZERS: dict[str, type[Optimizer[Hyperparameters]]] = {
@@ -23,11 +27,27 @@ OPTIMIZERS: dict[str, type[Optimizer[Hyperparameters]]] = {
     "rmsprop": RMSprop,
     "adam": Adam,
     "adamw": AdamW,
+    "lamb": Lamb,
 }
 
 AnyOptimizer: TypeAlias = Optimizer[Hyperparameters]
 
-__all__ = ["OPTIMIZERS", "AnyOptimizer", "Optimizer", "OptimizerState", "Spans", "apply", "make", "mistake", "settings", "spans"]
+__all__ = [
+    "OPTIMIZERS",
+    "AnyOptimizer",
+    "Optimizer",
+    "OptimizerState",
+    "Spans",
+    "apply",
+    "block_sums",
+    "factors",
+    "make",
+    "mistake",
+    "reduced",
+    "reductions",
+    "settings",
+    "spans",
+]
 
 
 def settings(spec: job_pb2.Optimizer) -> Hyperparameters:
@@ -45,14 +65,22 @@ def make(spec: job_pb2.Optimizer) -> AnyOptimizer:
     return OPTIMIZERS[str(spec.WhichOneof("kind"))](hyperparameters)
 
 
+def reductions(spec: job_pb2.Optimizer) -> tuple[Reduction, ...]:
+    """What a step needs to know of the whole slab or of whole segments before it can be applied, in this order."""
+    clip = (clipping.reduction(spec.clip_global_norm),) if spec.HasField("clip_global_norm") else ()
+    return clip + make(spec).reductions
+
+
 def spans(
     spec: job_pb2.Optimizer, segments: Sequence[Segment], elements: int, also_frozen: Sequence[job_pb2.Group] = ()
 ) -> Spans:
     """The ranges of a slab that a complete specification's groups update differently: one range where there are no groups.
 
-    What groups of `also_frozen` freeze is frozen too. Raises ValueError if the segments have another number of elements.
+    Where a reduction is per segment, each segment is a range. What groups of `also_frozen` freeze is frozen too. Raises
+    ValueError if the segments have another number of elements.
     """
-    return groups.spans(spec.groups, float(settings(spec).weight_decay), segments, elements, also_frozen)
+    by_segment = any(reduction.per_segment for reduction in reductions(spec))
+    return groups.spans(spec.groups, float(settings(spec).weight_decay), segments, elements, also_frozen, by_segment)
 
 
 def mistake(spec: job_pb2.JobSpec, segments: Iterable[Segment]) -> str:

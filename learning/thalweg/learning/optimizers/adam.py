@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, OptimizerState, UpdateRule
 
 
-class AdamHyperparameters(Hyperparameters, Protocol):
-    """Those of Adam and its kin."""
+class MomentsHyperparameters(Hyperparameters, Protocol):
+    """Those of all that follow the running means of the gradient and of its square."""
 
     @property
     def betas(self) -> Sequence[float]: ...
@@ -19,21 +19,29 @@ class AdamHyperparameters(Hyperparameters, Protocol):
     @property
     def eps(self) -> float: ...
 
+
+class AdamHyperparameters(MomentsHyperparameters, Protocol):
+    """Those of Adam and AdamW."""
+
     @property
     def amsgrad(self) -> bool: ...
 
 
-class Adam(Optimizer[AdamHyperparameters]):
+H_co = TypeVar("H_co", bound=MomentsHyperparameters, covariant=True)
+
+
+class Moments(Optimizer[H_co], Generic[H_co]):
     """m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²; w ← w − learning_rate · m̂ / (√v̂ + eps) (Kingma and Ba 2015).
 
     m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ), t counted from 1. AMSGrad takes the greatest v so far (Reddi et al. 2018).
     The state holds m / (1 − β₁) and v / (1 − β₂), which are sums: each spares a pass over the block.
     """
 
-    def __init__(self, hyperparameters: AdamHyperparameters) -> None:
+    def __init__(self, hyperparameters: H_co, *, amsgrad: bool = False) -> None:
         super().__init__(hyperparameters)
         self._beta1, self._beta2 = hyperparameters.betas
-        self.slots = ("gradient_sum", "square_sum") + ("greatest",) * hyperparameters.amsgrad
+        self._amsgrad = amsgrad
+        self.slots = ("gradient_sum", "square_sum") + ("greatest",) * amsgrad
 
     def migrated(self, state: OptimizerState) -> OptimizerState:
         # There were the moments themselves, and the greatest of v, where now there are sums.
@@ -44,7 +52,7 @@ class Adam(Optimizer[AdamHyperparameters]):
         return {slot: np.divide(state[moments[slot]], 1 - betas[slot]) for slot in self.slots}
 
     def rule(self, learning_rate: float, step: int) -> UpdateRule:
-        beta1, beta2, amsgrad = self._beta1, self._beta2, self.hyperparameters.amsgrad
+        beta1, beta2, amsgrad = self._beta1, self._beta2, self._amsgrad
         # √v̂ is so many times the root of the sum. Numerator and denominator are divided by it: that spares another pass.
         correction = math.sqrt((1 - beta2) / (1 - beta2 ** (step + 1)))
         eps = self.hyperparameters.eps / correction
@@ -64,3 +72,10 @@ class Adam(Optimizer[AdamHyperparameters]):
             delta *= rate
 
         return update
+
+
+class Adam(Moments[AdamHyperparameters]):
+    """Adam, or AMSGrad by choice."""
+
+    def __init__(self, hyperparameters: AdamHyperparameters) -> None:
+        super().__init__(hyperparameters, amsgrad=hyperparameters.amsgrad)

@@ -28,18 +28,19 @@ def apply(
 
     All arrays are one-dimensional and of equal length and dtype. `out` may be `parameters` or not; `state` is changed in place.
     The gradient is the sum of the two arrays, if there are two, multiplied by `scale`; they are only read. `learning_rate` is the
-    scheduled one; `step` counts from 0. `spans` cover the range, if parts of it have hyperparameters of their own. How a slab is
-    cut into ranges does not change a bit of the result, and threads may update different ranges at once.
+    scheduled one; `step` counts from 0. `spans` cover the range, if parts of it have hyperparameters of their own, or there are
+    reductions, by which they were scaled. How a slab is cut into ranges does not change a bit of the result, and threads may
+    update different ranges at once.
     """
     # The output can take what is computed in between, and so is in the cache when it is written.
-    apart, factor = not np.may_share_memory(parameters, out), parameters.dtype.type(scale)
+    apart = not np.may_share_memory(parameters, out)
 
-    def update_block(block: slice, rule: UpdateRule, decay: float, keep: float, scratch: Scratch) -> bool:
+    def update_block(block: slice, rule: UpdateRule, factor: float, decay: float, keep: float, scratch: Scratch) -> bool:
         p, new = parameters[block], out[block]
         total, other, finite = scratch.gradient[: p.size], scratch.other[: p.size], scratch.finite[: p.size]
         g = np.add(gradient[0][block], gradient[1][block], out=total) if isinstance(gradient, tuple) else gradient[block]
-        if scale != 1:
-            g = np.multiply(g, factor, out=total)
+        if factor != 1:
+            g = np.multiply(g, parameters.dtype.type(factor), out=total)
         if decay:
             g = np.add(g, np.multiply(p, decay, out=other), out=total)
         delta = new if apart else scratch.delta[: p.size]
@@ -52,12 +53,12 @@ def apply(
             if apart:
                 out[span.start : span.stop] = parameters[span.start : span.stop]
             return True
-        rate = learning_rate * span.learning_rate_factor
+        rate, factor = learning_rate * span.learning_rate_factor, scale * span.gradient_factor
         rule = optimizer.rule(rate, step)
         decay, keep = (0.0, 1 - rate * span.weight_decay) if optimizer.decoupled else (span.weight_decay, 1.0)
         finite = True
         for start in range(span.start, span.stop, _BLOCK):
-            finite &= update_block(slice(start, min(start + _BLOCK, span.stop)), rule, decay, keep, scratch)
+            finite &= update_block(slice(start, min(start + _BLOCK, span.stop)), rule, factor, decay, keep, scratch)
         return finite
 
     if spans is None:
@@ -68,3 +69,17 @@ def apply(
         for span in spans:
             finite &= update(span, scratch)
         return finite
+
+
+def proposed(
+    optimizer: Optimizer[Hyperparameters], parameters: Slab, gradient: Slab, state: OptimizerState, step: int, span: Span
+) -> Slab:
+    """By how much the parameters of a span would fall at a learning rate of 1. The arrays are the span's; none is changed."""
+    g = gradient if span.gradient_factor == 1 else gradient * parameters.dtype.type(span.gradient_factor)
+    if span.weight_decay and not optimizer.decoupled:
+        g = g + parameters * span.weight_decay
+    delta, scratch = np.empty_like(parameters), np.empty_like(parameters)
+    optimizer.rule(1.0, step)(g, {name: slab.copy() for name, slab in state.items()}, delta, scratch)
+    if span.weight_decay and optimizer.decoupled:
+        delta += parameters * span.weight_decay
+    return delta

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.contract.layout import Slab
+from thalweg.learning.reductions import Reduction
 
 OptimizerState = dict[str, Slab]
 
@@ -45,11 +46,13 @@ class Optimizer(ABC, Generic[H_co]):
 
     `hyperparameters` is the message that describes the optimizer, with its defaults filled in. `slots` names the
     slabs of its state, which start at zero. Weight decay adds the gradient of weight_decay / 2 · |parameters|²; where it is
-    `decoupled` it takes learning_rate · weight_decay of the parameters instead.
+    `decoupled` it takes learning_rate · weight_decay of the parameters instead. `reductions` are what an update needs to know of
+    the whole slab, or of whole segments, before it can be applied, in this order.
     """
 
     slots: tuple[str, ...] = ()
     decoupled = False
+    reductions: tuple[Reduction, ...] = ()
 
     def __init__(self, hyperparameters: H_co) -> None:
         self.hyperparameters = hyperparameters

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from thalweg.contract.segments import Segment
 from thalweg.contract.segments import elements as elements_of
+from thalweg.learning.reductions import Reduction, Scaled
 from thalweg.v1 import job_pb2
 
 # Tensors that an error names.
@@ -17,8 +18,8 @@ _MAX_NAMED = 8
 class Span(NamedTuple):
     """A range of a slab that is updated with the same hyperparameters.
 
-    `learning_rate_factor` is a factor of the scheduled learning rate. Where it is `frozen`, neither
-    the parameters nor the optimizer's state change.
+    `learning_rate_factor` is a factor of the scheduled learning rate, `gradient_factor` one of the gradient. If it is `frozen`,
+    neither parameters nor the optimizer's state change.
     """
 
     start: int
@@ -26,14 +27,38 @@ class Span(NamedTuple):
     learning_rate_factor: float
     weight_decay: float
     frozen: bool
+    gradient_factor: float = 1.0
 
 
 class Spans:
-    """The spans of a slab, end to end."""
+    """The spans of a slab, end to end. Where a step has reductions per segment, each segment is a span."""
 
     def __init__(self, spans: Iterable[Span]) -> None:
         self._spans = tuple(spans)
         self._stops = [span.stop for span in self._spans]
+
+    @property
+    def count(self) -> int:
+        """The number of spans."""
+        return len(self._spans)
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of the slab."""
+        return self._stops[-1] if self._stops else 0
+
+    def at(self, position: int) -> int:
+        """Which span has the element at a position, counted from 0."""
+        return bisect_right(self._stops, position)
+
+    def end(self, position: int) -> int:
+        """Where the span ends that has the element at a position."""
+        return self._stops[self.at(position)]
+
+    def scaled(self, reduction: Reduction, factors: Sequence[float]) -> "Spans":
+        """These spans, scaled by a reduction's factors: one for each span, or one for all. Raises ValueError if they are not."""
+        each = factors if reduction.per_segment else list(factors) * self.count
+        return Spans(_scaled(span, reduction.scaled, factor) for span, factor in zip(self._spans, each, strict=True))
 
     def within(self, part: slice) -> list[Span]:
         """The spans of a part of the slab, counted from the part's beginning."""
@@ -45,10 +70,6 @@ class Spans:
             found.append(span._replace(start=start, stop=stop))
         return found
 
-    def frozen(self, part: slice) -> list[slice]:
-        """Where a part of the slab is frozen, counted from the part's beginning."""
-        return [slice(span.start, span.stop) for span in self.within(part) if span.frozen]
-
 
 def spans(
     groups: Sequence[job_pb2.Group],
@@ -56,15 +77,19 @@ def spans(
     segments: Sequence[Segment],
     elements: int,
     also_frozen: Sequence[job_pb2.Group] = (),
+    by_segment: bool = False,
 ) -> Spans:
-    """The spans of a slab. `weight_decay` is that of tensors without a group, or whose group does not state one.
+    """The spans of a slab, each a segment if `by_segment`.
 
-    What groups of `also_frozen` freeze is frozen too. Raises ValueError if the segments have another number of elements.
+    `weight_decay` is that of tensors without a group, or whose group does not state one. What groups of `also_frozen` freeze is
+    frozen too. Raises ValueError if the segments have another number of elements.
     """
-    if not groups and not also_frozen:
+    if not groups and not also_frozen and not by_segment:
         return Spans([Span(0, elements, 1.0, weight_decay, frozen=False)])
     if elements_of(segments) != elements:
-        raise ValueError(f"groups need the segments of a slab of {elements:,} elements, not of {elements_of(segments):,}")
+        raise ValueError(
+            f"groups and norms of segments need the segments of a slab of {elements:,} elements, not of {elements_of(segments):,}"
+        )
     group_of, frozen_by = _finder(groups), _finder(also_frozen)
     made: list[Span] = []
     start = 0
@@ -73,12 +98,20 @@ def spans(
         decay = group.weight_decay if group.HasField("weight_decay") else weight_decay
         factor = group.learning_rate_factor if group.HasField("learning_rate_factor") else 1.0
         span = Span(start, start + segment.size, factor, decay, group.frozen or other.frozen)
-        if made and made[-1][2:] == span[2:]:
+        if made and made[-1][2:] == span[2:] and not by_segment:
             made[-1] = made[-1]._replace(stop=span.stop)
         else:
             made.append(span)
         start = span.stop
     return Spans(made)
+
+
+def _scaled(span: Span, what: Scaled, factor: float) -> Span:
+    match what:
+        case Scaled.GRADIENT:
+            return span._replace(gradient_factor=span.gradient_factor * factor)
+        case Scaled.LEARNING_RATE:
+            return span._replace(learning_rate_factor=span.learning_rate_factor * factor)
 
 
 def unmatched(groups: Sequence[job_pb2.Group], names: Sequence[str], path: str) -> str:

@@ -41,9 +41,9 @@ class Slabs(NamedTuple):
 def slabs(plan: Plan) -> Slabs:
     """The slabs that a job takes on a server without shards, with the workers that its specification wants."""
     state = len(optimizers.make(plan.optimizer).slots)
-    clipped = plan.optimizer.HasField("clip_global_norm")
-    # A clipped gradient waits for its norm, which is computed from the sum of its two last terms.
-    return Slabs(2 + state, _waiting(plan) + 2 * clipped + 1, (1 + state) + MAX_COPIES)
+    # A gradient waits for reductions as for its norm, which are computed from the sum of its two last terms.
+    whole = bool(plan.reductions)
+    return Slabs(2 + state, _waiting(plan) + 2 * whole + 1, (1 + state) + MAX_COPIES)
 
 
 def _waiting(plan: Plan) -> int:

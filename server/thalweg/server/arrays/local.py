@@ -20,9 +20,9 @@ from thalweg.server.deciding.decisions import (
     ForArrays,
     Keep,
     KeepInitial,
-    MeasureGradient,
     Merge,
     Promote,
+    Reduce,
 )
 from thalweg.server.deciding.events import Event, RangeNotFinite
 from thalweg.server.deciding.payload import Payload
@@ -70,8 +70,8 @@ class LocalArrays:
                 return self._apply(version, step, chunks, factor)
             case Promote(version, step):
                 self._promote(version, step)
-            case MeasureGradient(step):
-                self._measure(step)
+            case Reduce(version, step, reduction):
+                self._reduce(version, step, reduction)
             case KeepInitial(chunk, payload):
                 self._keep_initial(chunk, payload)
             case _:
@@ -99,8 +99,8 @@ class LocalArrays:
         self.parameters.promote(version, step)
         self.offer()
 
-    def _measure(self, step: int) -> None:
-        self.parameters.measure(step)
+    def _reduce(self, version: int, step: int, reduction: int) -> None:
+        self.parameters.reduce(version, step, reduction)
 
     def _keep_initial(self, chunk: int, payload: Payload) -> None:
         self._copies.before_change()

@@ -9,7 +9,7 @@ by block in the cache. So with two contributions, as with one, a gradient is rea
 Where several servers share a job, each holds a range of the chunks, and arrays that long.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from thalweg.contract import codecs, tree
 from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
-from thalweg.learning import clipping, optimizers
+from thalweg.learning import optimizers
 from thalweg.learning.optimizers import OptimizerState
 from thalweg.server.arrays.pool import ArithmeticPool
 from thalweg.server.deciding.plan import Plan
@@ -52,7 +52,6 @@ class Parameters:
         start, end = (plan.chunk_range(chunk).start for chunk in (self.chunks.start, self.chunks.stop))
         self._start = start
         self._elements = min(end, plan.elements) - start
-        self._frozen = plan.spans.frozen(slice(start, start + self._elements))
         self.dtype = np.dtype(plan.spec.model.dtype)
         # Of initial parameters, of the gradients that come, and of the parameters that go.
         self.identity = codecs.identity(plan.spec, plan.chunk_elements)
@@ -69,8 +68,9 @@ class Parameters:
         # Slabs for sums, and how many others are in use, and were at most since the last version.
         self._free: list[Slab] = []
         self._used = self._peak = 0
-        self._whole = np.empty(self._elements if plan.optimizer.HasField("clip_global_norm") else 0, self.dtype)
-        self._clip = 1.0
+        self._whole = np.empty(self._elements if plan.reductions else 0, self.dtype)
+        # Those of the plan, scaled by the step's reductions.
+        self._spans = plan.spans
 
     @property
     def current(self) -> Slab:
@@ -126,26 +126,34 @@ class Parameters:
         self._used -= 1
         self._free.append(total.slab)
 
-    def measure(self, step: int) -> None:
-        """Computes by how much a step's whole gradient is scaled to clip it."""
-        self.clip(self.scale(self.squares(step)))
+    def reduce(self, version: int, step: int, reduction: int) -> None:
+        """Computes one of a step's reductions, in their order, where all of the arrays are here."""
+        self.scale(reduction, self.factors(reduction, self.block_sums(version, step, reduction)))
 
-    def squares(self, step: int) -> list[float]:
-        """Adds a step's gradient up, and gives what there is here of its sums of squares. What is frozen counts as 0."""
-        parts = self._gradients[step]
-        for chunk in self.chunks:
-            parts[0, chunk] = (_total(parts[0, chunk], self._whole[self.where(chunk)]),)
-        for where in self._frozen:
-            self._whole[where] = 0
-        return clipping.squares(self._whole)
+    def block_sums(self, version: int, step: int, reduction: int) -> list[float]:
+        """What there is here of the sums of a reduction, in the order of the slab. The first one adds the step's gradient up."""
+        if reduction == 0:
+            parts = self._gradients[step]
+            for chunk in self.chunks:
+                parts[0, chunk] = (_total(parts[0, chunk], self._whole[self.where(chunk)]),)
+        return optimizers.block_sums(
+            self._optimizer,
+            self.plan.reductions[reduction],
+            self._buffers[version % 2],
+            self._whole,
+            self._state,
+            version,
+            self._spans,
+            slice(self._start, self._start + self._elements),
+        )
 
-    def scale(self, squares: Iterable[float]) -> float:
-        """By how much a gradient is scaled to clip it, from all its sums of squares, in order."""
-        return clipping.scale(clipping.added(squares) ** 0.5, self.plan.optimizer.clip_global_norm)
+    def factors(self, reduction: int, sums: Iterable[float]) -> list[float]:
+        """What follows from all sums of a reduction, in the order of the slab. Raises ValueError for another number of them."""
+        return optimizers.factors(self.plan.reductions[reduction], sums, self._spans)
 
-    def clip(self, factor: float) -> None:
-        """Has the gradient scaled in the updates up to the next version."""
-        self._clip = factor
+    def scale(self, reduction: int, factors: Sequence[float]) -> None:
+        """Has a reduction's factors scale the updates up to the next version. Raises ValueError for another number of them."""
+        self._spans = self._spans.scaled(self.plan.reductions[reduction], factors)
 
     def apply(self, version: int, step: int, chunks: range, schedule_factor: float) -> bool:
         """Makes chunks of version + 1 with a step's gradient. False if they have values that are NaN or infinite."""
@@ -162,8 +170,7 @@ class Parameters:
                 self._buffers[(version + 1) % 2][where],
                 rate,
                 version,
-                self._clip,
-                self.plan.spans.within(self.plan.chunk_range(chunk)),
+                spans=self._spans.within(self.plan.chunk_range(chunk)),
             )
 
         if self._crew and len(chunks) >= _MIN_TO_SHARE:
@@ -174,7 +181,7 @@ class Parameters:
     def promote(self, version: int, step: int) -> None:
         """The next version is whole: it becomes the current one, and the step's gradient is done with."""
         self.version = version
-        self._clip = 1.0
+        self._spans = self.plan.spans
         del self._gradients[step]
         for total in self._sums.pop(step, {}).values():
             self._release(total)

@@ -47,13 +47,13 @@ class Held(NamedTuple):
 
 
 class _Share:
-    """A range of the slab that a shard holds. `squares` are those of a gradient, when it has told them."""
+    """A range of the slab that a shard holds. `sums` are its part of the reduction that is under way, when they have come."""
 
     def __init__(self, shard: ShardLink, number: int, chunks: range) -> None:
         self.shard = shard
         self.number = number
         self.chunks = chunks
-        self.squares: list[float] | None = None
+        self.sums: list[float] | None = None
 
     def send(self, **command: Any) -> None:
         """Queues a command, given by the field's name."""
@@ -91,7 +91,8 @@ class ShardedArrays(LocalArrays):
         self._shares = [_Share(shard, all_shards.number(), part) for shard, part in zip(shards, ranges, strict=True)]
         self._in_order = InOrder(plan.chunks)
         self._applying = 0
-        self._measured: list[float] | None = None
+        # The reduction that is under way, and the part of its sums that is computed here.
+        self._reducing: tuple[int, list[float]] | None = None
         self._whole: dict[int, _Copy] = {}
         self._copy_numbers = itertools.count(1)
         for share in self._shares:
@@ -162,7 +163,7 @@ class ShardedArrays(LocalArrays):
 
     def ready(self, decision: Decision) -> bool:
         """Whether nothing has to be answered before a decision is carried out."""
-        return self._measured is None and not (isinstance(decision, Promote) and self._applying)
+        return self._reducing is None and not (isinstance(decision, Promote) and self._applying)
 
     def decided(self, event: Event, decisions: list[Decision]) -> None:
         """What came with an event and nobody wants is not kept any longer."""
@@ -195,9 +196,9 @@ class ShardedArrays(LocalArrays):
         own = self._own(chunks)
         return super()._apply(version, step, own, factor) if own else None
 
-    def _measure(self, step: int) -> None:
-        self._measured = self.parameters.squares(step)
-        self._send_all(measure=pb.MeasureShare(step=step))
+    def _reduce(self, version: int, step: int, reduction: int) -> None:
+        self._send_all(reduce=pb.ReduceShare(version=version, step=step, reduction=reduction))
+        self._reducing = reduction, self.parameters.block_sums(version, step, reduction)
 
     def _promote(self, version: int, step: int) -> None:
         self._send_all(promote=pb.PromoteShare(version=version, step=step))
@@ -244,8 +245,10 @@ class ShardedArrays(LocalArrays):
                     self._queue.interrupt(RangeNotFinite(message.applied.version))
                 else:
                     self._queue.go_on()
-            case "squares":
-                share.squares = list(message.squares.values)
+            case "block_sums":
+                if self._reducing is None or share.sums is not None:
+                    raise wire.violation("sums of a reduction that was not asked for")
+                share.sums = list(message.block_sums.values)
                 self._fold()
             case "copied":
                 self._copied(share, message.copied)
@@ -267,16 +270,20 @@ class ShardedArrays(LocalArrays):
             self._queue.handle(event)
 
     def _fold(self) -> None:
-        """When all parts of a gradient are measured, its updates can be clipped."""
-        known = [share.squares for share in self._shares if share.squares is not None]
-        if self._measured is None or len(known) < len(self._shares):
+        """When all parts of a reduction have come, it can scale the updates."""
+        known = [share.sums for share in self._shares if share.sums is not None]
+        if self._reducing is None or len(known) < len(self._shares):
             return
-        factor = self.parameters.scale(itertools.chain(*known, self._measured))
-        self._measured = None
+        reduction, own = self._reducing
+        try:
+            factors = self.parameters.factors(reduction, itertools.chain(*known, own))
+        except ValueError as error:
+            raise wire.violation(str(error)) from error
+        self._reducing = None
         for share in self._shares:
-            share.squares = None
-            share.send(clip=pb.ClipShare(factor=factor))
-        self.parameters.clip(factor)
+            share.sums = None
+            share.send(scale=pb.ScaleShare(reduction=reduction, factors=factors))
+        self.parameters.scale(reduction, factors)
         self._queue.go_on()
 
     def _copied(self, share: _Share, piece: pb.Piece) -> None:

@@ -41,10 +41,12 @@ class Merge:
 
 
 @dataclass(frozen=True, slots=True)
-class MeasureGradient:
-    """Compute the norm of a step's whole gradient, by which the following updates are clipped."""
+class Reduce:
+    """Compute one of the plan's reductions for a step whose gradient is whole: it scales the updates up to the next version."""
 
+    version: int
     step: int
+    reduction: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Promote:
     step: int
 
 
-ForArrays = KeepInitial | Keep | Merge | MeasureGradient | ApplyRange | Promote
+ForArrays = KeepInitial | Keep | Merge | Reduce | ApplyRange | Promote
 
 
 @dataclass(frozen=True, slots=True)

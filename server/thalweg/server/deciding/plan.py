@@ -1,4 +1,4 @@
-"""What follows from a job's specification and the facts about its data: steps, epochs, chunks, schedule, groups."""
+"""What follows from a job's specification and the facts about its data: steps, epochs, chunks, schedule, groups, reductions."""
 
 from thalweg.contract import codecs
 from thalweg.contract.endpoint import CHUNK_BYTES
@@ -31,6 +31,7 @@ class Plan:
         self.local_steps = training.synchrony.local.steps if local else 1
         self.optimizer = training.synchrony.local.outer if local else spec.optimizer
         self.segments = facts.segments
+        self.reductions = optimizers.reductions(self.optimizer)
         # What lanes do not move, the outer optimizer must not move either.
         also_frozen = spec.optimizer.groups if local else ()
         self.spans = optimizers.spans(self.optimizer, facts.segments, facts.elements, also_frozen)

@@ -22,7 +22,7 @@ _ROUTINE = (
     decisions.KeepInitial,
     decisions.Keep,
     decisions.Merge,
-    decisions.MeasureGradient,
+    decisions.Reduce,
     decisions.ApplyRange,
     decisions.Promote,
     decisions.AssignDifferentiate,

@@ -113,10 +113,12 @@ class _Share:
                 merge = command.merge
                 for chunk in range(merge.first_chunk, merge.end_chunk):
                     parameters.merge(merge.step, Node(merge.level, merge.index), chunk)
-            case "measure":
-                self._tell(squares=pb.Squares(values=parameters.squares(command.measure.step)))
-            case "clip":
-                parameters.clip(command.clip.factor)
+            case "reduce":
+                reduce = command.reduce
+                sums = parameters.block_sums(reduce.version, reduce.step, reduce.reduction)
+                self._tell(block_sums=pb.BlockSums(values=sums))
+            case "scale":
+                parameters.scale(command.scale.reduction, command.scale.factors)
             case "apply":
                 apply = command.apply
                 chunks = range(apply.first_chunk, apply.end_chunk)

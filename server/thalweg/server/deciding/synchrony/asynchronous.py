@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from thalweg.contract import tree
 from thalweg.server.deciding.chunks import bits
-from thalweg.server.deciding.decisions import ApplyRange, Decision, MeasureGradient, Promote, ReportStep
+from thalweg.server.deciding.decisions import ApplyRange, Decision, Promote, ReportStep
 from thalweg.server.deciding.events import ContributionReceived
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.base import Policy
@@ -127,7 +127,7 @@ class Asynchronous(Policy):
             return diverged(f"the loss became {sums.loss}", self.version)
         step, samples, staleness = gathering.step, self.plan.samples_of(gathering.step), self.version - gathering.oldest_version
         factor = self.plan.schedule_factor(self.version) / (max(1, staleness) if self._scaled else 1)
-        decisions: list[Decision] = [MeasureGradient(step)] if self._clipped else []
+        decisions = self._reduce(step)
         decisions.append(ApplyRange(self.version, step, range(self.plan.chunks), factor))
         del self._open[step]
         self.applied.add(step)

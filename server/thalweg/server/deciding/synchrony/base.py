@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 from thalweg.server.deciding.assignments import Assignments
-from thalweg.server.deciding.decisions import AssignDifferentiate, Decision, Dropped, SendRange
+from thalweg.server.deciding.decisions import AssignDifferentiate, Decision, Dropped, Reduce, SendRange
 from thalweg.server.deciding.events import ContributionReceived
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.division import size
@@ -23,7 +23,6 @@ class Policy(ABC):
         self.plan = plan
         self.version = version
         self.applied = set(applied)
-        self._clipped = plan.optimizer.HasField("clip_global_norm")
         self._tasks: Assignments[Task] = Assignments()
 
     def at(self, now: float) -> None:
@@ -65,6 +64,10 @@ class Policy(ABC):
     @abstractmethod
     def whole(self) -> bool:
         """Whether parameters and optimizer state are at `version` in all parts, and not in the midst of an update."""
+
+    def _reduce(self, step: int) -> list[Decision]:
+        """What has to be known of a step, whose gradient is whole, before it is applied to the current version."""
+        return [Reduce(self.version, step, number) for number in range(len(self.plan.reductions))]
 
     def _send_all(self, worker: WorkerId) -> list[Decision]:
         return [SendRange((worker,), self.version, range(self.plan.chunks))]

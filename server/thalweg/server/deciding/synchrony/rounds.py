@@ -1,14 +1,14 @@
 """Steps in order: each is applied when all its contributions are there, and some may be begun before it is.
 
 Each chunk is added along the tree and applied for itself, as soon as its contributions are complete, while others are still
-on their way. Only clipping by the global norm has to wait for the whole gradient.
+on their way. Only reductions, as for clipping by the global norm, have to wait for the whole gradient.
 """
 
 import math
 from collections.abc import Iterable
 
 from thalweg.server.deciding.chunks import bits, runs
-from thalweg.server.deciding.decisions import ApplyRange, Decision, MeasureGradient, Promote, ReportStep, SendRange
+from thalweg.server.deciding.decisions import ApplyRange, Decision, Promote, ReportStep, SendRange
 from thalweg.server.deciding.events import ContributionReceived
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.base import Policy
@@ -136,9 +136,9 @@ class Rounds(Policy):
         if sums is not None and not math.isfinite(sums.loss):
             return diverged(f"the loss became {sums.loss}", self.version)
         ready, all_chunks = gathering.complete & ~self._applied, bits(range(self.plan.chunks))
-        if not ready or (self._clipped and ready != all_chunks):
+        if not ready or (self.plan.reductions and ready != all_chunks):
             return []
-        decisions: list[Decision] = [MeasureGradient(gathering.step)] if self._clipped else []
+        decisions = self._reduce(gathering.step)
         workers, factor = tuple(self.current()), self.plan.schedule_factor(self.version)
         self._applied |= ready
         for chunks in runs(ready):
