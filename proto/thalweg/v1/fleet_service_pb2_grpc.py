@@ -47,8 +47,8 @@ class FleetServiceServicer:
     """
 
     def Attend(self, request_iterator, context):
-        """A fleet attends for as long as the stream lasts: it tells its capacity first and whenever that changes, and is told
-        its allotment first and whenever that changes.
+        """A fleet is connected until the stream ends. The fleet reports its capacity, and the server its allotment: each first, and whenever it
+        changes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,7 +47,7 @@ class ShardServiceServicer:
     """
 
     def Hold(self, request_iterator, context):
-        """A shard is there for as long as the stream lasts. With its end, all that it holds is lost.
+        """A shard is connected until the stream ends. Then everything that it holds is lost.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,7 +102,7 @@ class ShardService:
 
 
 class ShardConfirmationServiceStub:
-    """Offered by shards: the server calls back the address that a shard offers, before it takes the shard on. Asks for no token.
+    """Served by shards: the server calls the address that a shard offers before it accepts the shard. Requires no token.
     """
 
     def __init__(self, channel):
@@ -119,11 +119,11 @@ class ShardConfirmationServiceStub:
 
 
 class ShardConfirmationServiceServicer:
-    """Offered by shards: the server calls back the address that a shard offers, before it takes the shard on. Asks for no token.
+    """Served by shards: the server calls the address that a shard offers before it accepts the shard. Requires no token.
     """
 
     def Confirm(self, request, context):
-        """Proves that the shard is reached.
+        """Proves that the caller has reached the shard.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,7 +146,7 @@ def add_ShardConfirmationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ShardConfirmationService:
-    """Offered by shards: the server calls back the address that a shard offers, before it takes the shard on. Asks for no token.
+    """Served by shards: the server calls the address that a shard offers before it accepts the shard. Requires no token.
     """
 
     @staticmethod

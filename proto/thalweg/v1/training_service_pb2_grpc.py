@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class TrainingServiceStub:
-    """Jobs and what belongs to them. Every call carries the metadata `authorization: Bearer TOKEN` where the server asks for a
+    """Jobs and their events, parameters and data. Every call carries the metadata `authorization: Bearer TOKEN` if the server requires a
     token. Errors are those of errors.proto.
     """
 
@@ -104,12 +104,12 @@ class TrainingServiceStub:
 
 
 class TrainingServiceServicer:
-    """Jobs and what belongs to them. Every call carries the metadata `authorization: Bearer TOKEN` where the server asks for a
+    """Jobs and their events, parameters and data. Every call carries the metadata `authorization: Bearer TOKEN` if the server requires a
     token. Errors are those of errors.proto.
     """
 
     def CreateJob(self, request, context):
-        """Accepts a job. Once answered, the job is durable. Repeating the call with the same `request_id` gives the same job.
+        """Accepts a job. When the call returns, the job is durable. A repeated call with the same `request_id` returns the same job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,56 +130,56 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Ends a job; what was learnt so far stays. A job that has ended is left as it is.
+        """Ends a job; its parameters so far are kept. Does nothing if the job has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeJob(self, request, context):
-        """Takes up a job that was cancelled or has failed, at its last checkpoint. A job that has not ended is left as it is.
+        """Resumes a job that was cancelled or has failed, from its last checkpoint. Does nothing if the job has not ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """Removes a job that has ended, with all that it kept, and with uploads that no other job uses.
+        """Deletes a job that has ended, with all its files, and the uploads that no other job uses.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ScaleJob(self, request, context):
-        """Changes how many workers a job wants, and pauses it where that is none. The result of the job does not depend on it.
+        """Changes the number of workers of a job; 0 pauses it. Does not affect the job's result.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """The events of a job, those recorded first, then new ones as they come, until the job has ended.
+        """The events of a job: first those already recorded, then new ones, until the job has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DownloadParameters(self, request, context):
-        """The parameters of a job: the last ones of one that has ended, else those of the last step.
+        """The parameters of a job: the final ones if it has ended, otherwise those of the last step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DownloadTrajectory(self, request, context):
-        """The parameters of a job at some of its steps, from the first to the last: the way that training took.
+        """The parameters of a job at some of its steps, from the first to the last: the path of training.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UploadData(self, request_iterator, context):
-        """Keeps a file of data under its SHA-256. The first message says which; an upload that is there already ends at once.
+        """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -193,7 +193,7 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetServerInfo(self, request, context):
-        """What this server is.
+        """A description of this server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -276,7 +276,7 @@ def add_TrainingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TrainingService:
-    """Jobs and what belongs to them. Every call carries the metadata `authorization: Bearer TOKEN` where the server asks for a
+    """Jobs and their events, parameters and data. Every call carries the metadata `authorization: Bearer TOKEN` if the server requires a
     token. Errors are those of errors.proto.
     """
 

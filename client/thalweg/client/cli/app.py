@@ -75,11 +75,10 @@ def thalweg(
 ) -> None:
     """Trains neural networks on a parameter server and its workers.
 
-    [bold]thalweg train digits[/] is the place to start: it runs a server, Ray and
-    workers on this machine, and ends with the weights of a network that
-    reads handwritten digits.
+    Start with [bold]thalweg train digits[/]: it runs a server, Ray and workers on
+    this machine, and trains a network that reads handwritten digits.
 
-    Exit codes: 0 done, 1 failed, 2 wrong input, 130 Ctrl-C.
+    Exit codes: 0 success, 1 failure, 2 wrong input, 130 Ctrl-C.
     """
 
 

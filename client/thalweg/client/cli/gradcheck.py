@@ -13,10 +13,10 @@ from thalweg.client.models import gradcheck as check
 def gradcheck(job: JobSource, settings: Settings = None, json: Json = False) -> None:
     """Checks a job's gradients against numerical differentiation.
 
-    Each tensor's gradient by backpropagation is held against central
+    Compares each tensor's gradient by backpropagation with central
     differences, in double precision, on the first training samples, near
     the initial parameters. Exit code 1 if a relative error is too large.
-    Nothing is trained. Needs the extra: pip install 'thalweg\\[workers]'
+    Does not train. Needs the extra: pip install 'thalweg\\[workers]'
 
     [bold]Examples[/]
 

@@ -33,8 +33,8 @@ def show(
 ) -> None:
     """Prints a job's settings as a job file.
 
-    Of a job that a server has, with every default filled in: a file that
-    trains the same again. A packaged job is printed as it is packaged.
+    A job of a server is printed with every default filled in: the file
+    trains the same model again. A packaged job is printed unchanged.
 
     [bold]Examples[/]
 
@@ -58,18 +58,16 @@ def show(
 
 def init(
     job: Annotated[
-        str, typer.Argument(metavar="[JOB]", help=f"The packaged job to begin from: {', '.join(packaged_jobs())}.")
+        str, typer.Argument(metavar="[JOB]", help=f"The packaged job to start from: {', '.join(packaged_jobs())}.")
     ] = _DEFAULT,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", parser=expanded, metavar="FILE", help="The file. JOB.toml here, if not given.", show_default=False
-        ),
+        typer.Option("--output", "-o", parser=expanded, metavar="FILE", help="The file to write.", show_default="JOB.toml"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", metavar="", help="Overwrite the file if it exists.")] = False,
     json: Json = False,
 ) -> None:
-    """Writes a job file to begin from.
+    """Writes a job file to start from.
 
     [bold]Examples[/]
 

@@ -45,11 +45,11 @@ def submit(
     token_file: TokenFile = None,
     id: Annotated[  # noqa: A002 - the option's name
         str | None,
-        typer.Option(metavar="ID", help="The id to give the job. Made from its name, if not given.", show_default=False),
+        typer.Option(metavar="ID", help="The id of the new job.", show_default="made from the job's name"),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Hands a job to a server, prints its id, and leaves it to run.
+    """Submits a job to a server, prints its id, and returns.
 
     [bold]Examples[/]
 
@@ -73,7 +73,7 @@ def submit(
 
 def jobs(
     job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="The id of one job, to see only it.", show_default=False)
+        str | None, typer.Argument(metavar="[JOB]", help="The id of the only job to list.", show_default=False)
     ] = None,
     server: Server = None,
     token_file: TokenFile = None,
@@ -83,7 +83,7 @@ def jobs(
         typer.Option(
             "--state",
             metavar="STATE",
-            help=f"Only jobs in this state: {', '.join(state.lower() for state in _COLOURS)}. Can be given several times.",
+            help=f"Only jobs in this state: {', '.join(state.lower() for state in _COLOURS)}. Can be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -155,14 +155,14 @@ def watch(
     job: JobId,
     server: Server = None,
     token_file: TokenFile = None,
-    after: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out the events up to this sequence number.")] = 0,
+    after: Annotated[int, typer.Option(min=0, metavar="N", help="Omit events up to this sequence number.")] = 0,
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Shows a job until it has ended. Ctrl-C leaves it running.
+    """Shows a job until it ends. Ctrl-C leaves it running.
 
-    With --json, one JSON object a line for each event. Exit code 0 if the
-    job succeeded, 1 if not.
+    With --json, prints one JSON object per line for each event. Exit code
+    0 if the job succeeded, 1 if not.
 
     [bold]Examples[/]
 
@@ -197,17 +197,17 @@ def _event_json(event: Event) -> dict[str, Any]:
 def scale(
     job: JobId,
     workers: Annotated[
-        int, typer.Argument(metavar="WORKERS", min=0, help="How many workers the job wants from now on; 0 pauses it.")
+        int, typer.Argument(metavar="WORKERS", min=0, help="The number of workers that the job requests; 0 pauses it.")
     ],
     server: Server = None,
     token_file: TokenFile = None,
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Changes how many workers a job wants; its result stays the same.
+    """Changes the number of workers of a job; its result stays the same.
 
-    With 0 the job is paused, and gives up its workers and its place among
-    those that run. It goes on when it is scaled again.
+    With 0, the job is paused and gives up its workers and its place in the
+    queue. Scale it again to resume it.
 
     [bold]Examples[/]
 
@@ -224,7 +224,7 @@ def scale(
 
 
 def cancel(job: JobId, server: Server = None, token_file: TokenFile = None, data: Data = None, json: Json = False) -> None:
-    """Ends a job. What was learnt so far stays.
+    """Ends a job. The parameters trained so far are kept.
 
     [bold]Examples[/]
 
@@ -247,9 +247,9 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Delete without asking.")] = False,
     json: Json = False,
 ) -> None:
-    """Removes jobs that have ended, with all that is kept of them.
+    """Deletes jobs that have ended, with all their files and events.
 
-    On a terminal it says first what it removes and where, and asks.
+    On a terminal, it lists what it will delete and asks first.
 
     [bold]Examples[/]
 

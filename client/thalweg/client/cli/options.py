@@ -27,14 +27,16 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Lays a value over the job, as in training.epochs=5 or optimizer.sgd.learning_rate=0.1. Can be given again.",
+        help="Overrides a value of the job, such as training.epochs=5 or optimizer.sgd.learning_rate=0.1. Can be repeated.",
         show_default=False,
     ),
 ]
 Server = Annotated[
     str | None,
     typer.Option(
-        metavar="HOST:PORT", help="The server. THALWEG_SERVER in the environment, if not given; else this machine's own jobs."
+        metavar="HOST:PORT",
+        help="The server.",
+        show_default="THALWEG_SERVER in the environment, else the jobs of this machine",
     ),
 ]
 TokenFile = Annotated[
@@ -42,16 +44,20 @@ TokenFile = Annotated[
     typer.Option(
         parser=expanded,
         metavar="FILE",
-        help="The file that holds the server's token. THALWEG_TOKEN in the environment, if not given.",
+        help="The file that holds the server's token.",
+        show_default="THALWEG_TOKEN in the environment",
     ),
 ]
 Data = Annotated[
     Path | None,
     typer.Option(
-        parser=expanded, metavar="FOLDER", help="The data folder of jobs that ran on this machine, if not the usual one."
+        parser=expanded,
+        metavar="FOLDER",
+        help="The data folder of jobs that ran on this machine.",
+        show_default="~/.local/share/thalweg/embedded",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON for machines.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")]
 
 
 def server_of(server: str | None, data: Path | None) -> str | None:

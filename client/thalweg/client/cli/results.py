@@ -24,7 +24,9 @@ def weights(
     job: JobId,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", parser=expanded, metavar="FILE", help="The file. JOB.safetensors here, if not given."),
+        typer.Option(
+            "--output", "-o", parser=expanded, metavar="FILE", help="The file to write.", show_default="JOB.safetensors"
+        ),
     ] = None,
     server: Server = None,
     token_file: TokenFile = None,
@@ -33,8 +35,9 @@ def weights(
 ) -> None:
     """Writes a job's weights to a safetensors file.
 
-    Of a job that still runs, those of the last step. Tensors are named and
-    shaped as in torch.nn.Sequential, so its load_state_dict takes them.
+    For a running job, these are the weights after the last step. Tensors
+    have the names and shapes of torch.nn.Sequential, whose load_state_dict
+    accepts them.
 
     [bold]Examples[/]
 
@@ -62,21 +65,20 @@ def predict(
         typer.Argument(
             parser=expanded,
             metavar="[INPUT]",
-            help="The samples: .npy, .npz (array x), or .csv with the training data's columns. "
-            "The job's own validation samples, if not given.",
-            show_default=False,
+            help="The samples: .npy, .npz (array x), or .csv with the training data's columns.",
+            show_default="the job's own validation samples",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", parser=expanded, metavar="FILE", help="Write the outputs there: .npy, .npz or .csv."),
+        typer.Option("--output", "-o", parser=expanded, metavar="FILE", help="A file for the outputs: .npy, .npz or .csv."),
     ] = None,
     header: Annotated[
         bool | None,
         typer.Option(
             "--header/--no-header",
-            help="Whether a .csv begins with a line of column names. As the job's data.header says, if not given.",
-            show_default=False,
+            help="Whether a .csv begins with a line of column names.",
+            show_default="the job's data.header",
         ),
     ] = None,
     server: Server = None,
@@ -84,17 +86,18 @@ def predict(
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Prints what a job's model makes of samples.
+    """Prints the predictions of a job's model.
 
-    A line for each: its class, if the model is a classifier, else the
-    outputs of its last layer. With -o, a table has the columns class and
-    probability_K of a classifier, and outputK, the outputs; an archive the
-    arrays classes, probabilities and outputs; a .npy file the outputs alone.
+    Prints one line per sample: the class for a classifier, otherwise the
+    outputs of the last layer. With -o, a .csv file has the columns class
+    and probability_K (for a classifier) and outputK; an .npz file has the
+    arrays classes, probabilities and outputs; a .npy file has the outputs
+    only.
 
-    Samples are prepared as the training data was. Columns of a
-    table are found by the names that they had in the training data; its
-    target may be among them, and is left out. Of the job's own samples,
-    the target is printed as well where the prediction differs from it.
+    Samples are preprocessed as the training data was. Columns of a table
+    are matched by the names that they had in the training data; a target
+    column is ignored. For the job's own samples, the target is printed
+    where it differs from the prediction.
     Needs the extra: pip install 'thalweg\\[workers]'
 
     [bold]Examples[/]
@@ -156,14 +159,19 @@ def plot(
         typer.Option(
             "--slice",
             metavar="TENSOR[I,J]",
-            help="Draw the loss over this one weight, or, with auto, over the one that moved the most.",
+            help="Draw the loss over this weight, or, with auto, over the weight that moved the most.",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", parser=expanded, metavar="FILE", help="The picture: .png, .svg or .pdf. JOB.png, if not given."
+            "--output",
+            "-o",
+            parser=expanded,
+            metavar="FILE",
+            help="The picture to write: .png, .svg or .pdf.",
+            show_default="JOB.png",
         ),
     ] = None,
     server: Server = None,
@@ -173,9 +181,9 @@ def plot(
 ) -> None:
     """Draws a job's learning curve, or a slice of its loss.
 
-    With --slice: the loss over one weight, all others kept as they were at
-    the end (bold) and on the way (faint), and the way that training took
-    along it. Needs the extras: pip install 'thalweg\\[plot,workers]'
+    With --slice, draws the loss over one weight, with all others fixed at
+    their values at the end (bold) and during training (faint), and the
+    path of training along it. Needs the extras: pip install 'thalweg\\[plot,workers]'
 
     [bold]Examples[/]
 

@@ -24,18 +24,20 @@ from thalweg.contract.tokens import published
 _log = logging.getLogger(__name__)
 _MEBIBYTE = 1 << 20
 _MAX_SECONDS = 1e6
+_SERVER_DEFAULT = f"THALWEG_SERVER in the environment, else 127.0.0.1:{DEFAULT_PORT}"
 
 
 def serve(
     address: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0 for any free one.")
+        str, typer.Option(metavar="HOST:PORT", help="The address to listen at; port 0 for any free port.")
     ] = f"127.0.0.1:{DEFAULT_PORT}",
     data: Annotated[
         Path | None,
         typer.Option(
             parser=expanded,
             metavar="FOLDER",
-            help="Where to keep jobs, parameters and uploads. A folder of this user's, if not given.",
+            help="The folder for jobs, parameters and uploads.",
+            show_default="~/.local/share/thalweg/server",
         ),
     ] = None,
     token_file: TokenFile = None,
@@ -44,20 +46,20 @@ def serve(
         typer.Option(
             "--trust-network",
             metavar="",
-            help="Ask for no token, also beyond this machine. Anyone who can connect is let in. Else a server on this machine's "
-            "loopback lets in its own user, and others only with a token.",
+            help="Require no token, even from other machines: anyone who can connect is admitted. Without this option, a server "
+            "on loopback admits its own user, and others only with a token.",
         ),
     ] = False,
     max_upload: Annotated[
-        int | None, typer.Option(metavar="MIB", min=1, help="The greatest file of data to take, in MiB.", show_default=False)
+        int | None, typer.Option(metavar="MIB", min=1, help="The largest upload to accept, in MiB.", show_default="1024")
     ] = None,
     max_running: Annotated[
         int | None,
         typer.Option(
             metavar="N",
             min=1,
-            help="How many jobs to run at a time; others wait. As many as there are, if not given.",
-            show_default=False,
+            help="The maximum number of jobs to run at a time; others wait.",
+            show_default="no limit",
         ),
     ] = None,
     checkpoint_seconds: Annotated[
@@ -66,8 +68,8 @@ def serve(
             metavar="S",
             min=0,
             max=_MAX_SECONDS,
-            help="About how often to write a job's checkpoint; 0 for every step. 10, if not given.",
-            show_default=False,
+            help="Seconds between checkpoints of a job; 0 for one after every step.",
+            show_default="10",
         ),
     ] = None,
     silence_seconds: Annotated[
@@ -76,26 +78,26 @@ def serve(
             metavar="S",
             min=0.1,
             max=_MAX_SECONDS,
-            help="A worker that says nothing for so long is taken for lost. 10, if not given.",
-            show_default=False,
+            help="Seconds of silence after which a worker or a shard counts as lost.",
+            show_default="10",
         ),
     ] = None,
     shared_memory: Annotated[
         bool,
         typer.Option(
             "--shared-memory/--no-shared-memory",
-            help="Whether this user's workers on this machine exchange parameters and gradients in memory.",
+            help="Whether this user's workers on this machine exchange parameters and gradients through shared memory.",
         ),
     ] = True,
     shard_of: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="The name that `thalweg shard` had before.", hidden=True)
+        str | None, typer.Option(metavar="HOST:PORT", help="The former name of `thalweg shard`.", hidden=True)
     ] = None,
     json: Json = False,
 ) -> None:
     """Runs a parameter server until Ctrl-C or SIGTERM.
 
-    Jobs that have not ended go on when it is started again. It needs at
-    least one fleet to train: see [bold]thalweg fleet --help[/].
+    When it is started again, it resumes jobs that have not ended. To train,
+    it needs at least one fleet: see [bold]thalweg fleet --help[/].
 
     [bold]Examples[/]
 
@@ -154,25 +156,25 @@ def _private_files() -> Iterator[None]:
 def shard(
     server: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="The server to help. THALWEG_SERVER in the environment, if not given."),
+        typer.Option(metavar="HOST:PORT", help="The server.", show_default=_SERVER_DEFAULT),
     ] = None,
     address: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where to listen for workers; port 0 for any free one.")
+        str, typer.Option(metavar="HOST:PORT", help="The address to listen at for workers; port 0 for any free port.")
     ] = "127.0.0.1:0",
     token_file: TokenFile = None,
     trust_network: Annotated[
         bool,
         typer.Option(
-            "--trust-network", metavar="", help="Ask for no token, also beyond this machine. Anyone who can connect is let in."
+            "--trust-network", metavar="", help="Require no token, even from other machines: anyone who can connect is admitted."
         ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Holds a part of the parameters of a server's jobs, until Ctrl-C or SIGTERM.
+    """Runs a shard, which holds part of the parameters of a server's jobs, until Ctrl-C or SIGTERM.
 
     The server and its shards share the traffic and the updates. A shard
-    keeps nothing on disk. When one is lost, jobs go back to their last
-    checkpoint. Workers must reach the shard at its address.
+    keeps nothing on disk. When one is lost, its jobs return to their last
+    checkpoint. Workers must be able to reach the shard at its address.
 
     [bold]Examples[/]
 
@@ -197,14 +199,13 @@ def _run_shard(where: Address, server: Endpoint, trust_network: bool, json: bool
 
 
 def fleet(
-    server: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="The server. THALWEG_SERVER in the environment, if not given.")
-    ] = None,
+    server: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The server.", show_default=_SERVER_DEFAULT)] = None,
     ray_address: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="The Ray cluster to run workers on; auto for the one of this machine. Starts a Ray, if not given.",
+            help="The Ray cluster to run workers on; auto for the one on this machine.",
+            show_default="starts a Ray of its own",
         ),
     ] = None,
     slots: Annotated[
@@ -212,8 +213,8 @@ def fleet(
         typer.Option(
             metavar="N",
             min=1,
-            help="CPU slots of the Ray that is started. The CPUs that it may use, if not given.",
-            show_default=False,
+            help="The number of CPU slots of the Ray that is started.",
+            show_default="the CPUs that it may use",
         ),
     ] = None,
     ray_token_file: Annotated[
@@ -221,8 +222,8 @@ def fleet(
         typer.Option(
             parser=expanded,
             metavar="FILE",
-            help="The file that holds the Ray cluster's token. Where Ray itself looks for it, if not given.",
-            show_default=False,
+            help="The file that holds the Ray cluster's token.",
+            show_default="where Ray itself looks for it",
         ),
     ] = None,
     trust_network: Annotated[
@@ -230,16 +231,16 @@ def fleet(
         typer.Option(
             "--trust-network",
             metavar="",
-            help="Join a Ray cluster that asks for no token. Anyone who can connect to it runs code there.",
+            help="Join a Ray cluster that requires no token. Anyone who can connect to it can run code there.",
         ),
     ] = False,
     token_file: TokenFile = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="A name for people. The machine's, if not given.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="A readable name.", show_default="the machine's name")] = None,
     json: Json = False,
 ) -> None:
     """Runs workers for a server's jobs on a Ray cluster, until Ctrl-C or SIGTERM.
 
-    Several fleets, on several clusters, may attend on one server.
+    Several fleets, on several Ray clusters, can serve one server.
 
     [bold]Examples[/]
 

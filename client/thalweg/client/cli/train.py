@@ -26,14 +26,18 @@ Weights = Annotated[
     typer.Option(
         parser=expanded,
         metavar="FILE",
-        help="Where to write the weights (safetensors). If not given: embedded, the data folder; else JOB.safetensors here.",
-        show_default=False,
+        help="The safetensors file for the weights.",
+        show_default="without a server, in the data folder; otherwise JOB.safetensors",
     ),
 ]
 Folder = Annotated[
     Path | None,
     typer.Option(
-        "--data", parser=expanded, metavar="FOLDER", help="Where to keep the job if it runs on this machine.", show_default=False
+        "--data",
+        parser=expanded,
+        metavar="FOLDER",
+        help="The data folder of a job that runs on this machine.",
+        show_default="~/.local/share/thalweg/embedded",
     ),
 ]
 
@@ -43,7 +47,7 @@ Resume = Annotated[
     str | None,
     typer.Option(
         metavar="JOB",
-        help="Instead of a job file, the id of a job that was cancelled, interrupted or failed: goes on at its last checkpoint.",
+        help="The id of a job that was cancelled, interrupted or failed, to resume from its last checkpoint.",
         show_default=False,
     ),
 ]
@@ -59,11 +63,11 @@ def train(
     data: Folder = None,
     json: Json = False,
 ) -> None:
-    """Trains a job and waits for its end.
+    """Trains a job and waits until it ends.
 
-    Without a server everything runs on this machine: a server, Ray, and
-    as many workers as the job wants. Ctrl-C ends the job; what was learnt
-    so far is kept, and --resume goes on with it.
+    Without --server, everything runs on this machine: a server, Ray, and
+    the workers that the job requests. Ctrl-C ends the job and keeps the
+    parameters trained so far; --resume continues from there.
 
     [bold]Examples[/]
 
