@@ -33,6 +33,48 @@ embedded.close()
 assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())
 """
 
+# What the process is like is compared after grpc and numpy are imported, which start threads of their own.
+IMPORTED = """
+import logging, os, signal, sys, threading, warnings
+environment = dict(os.environ)
+import grpc, numpy
+
+def loggers():
+    named = {"": logging.root, **logging.Logger.manager.loggerDict}
+    return {
+        name: (each.level, each.handlers, each.filters, each.propagate, each.disabled)
+        for name, each in named.items() if isinstance(each, logging.Logger)
+    }
+
+def state():
+    return {
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "threads": threading.enumerate(),
+        "tasks": sorted(os.listdir("/proc/self/task")) if sys.platform == "linux" else [],
+        "logging": logging.root.manager.disable,
+        "warnings": list(warnings.filters),
+        "errors": numpy.geterr(),
+        "hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook, list(sys.meta_path)),
+        "folder": os.getcwd(),
+    }
+
+before, known = state(), loggers()
+import thalweg.client
+after = state()
+assert after == before, [(name, before[name], after[name]) for name in before if after[name] != before[name]]
+assert dict(os.environ) == environment
+untouched = (logging.NOTSET, [], [], True, False)
+for name, each in loggers().items():
+    assert each == known.get(name, untouched), (name, each)
+heavy = "ray scipy matplotlib typer rich threadpoolctl thalweg.server thalweg.workers thalweg.learning".split()
+assert not set(heavy) & set(sys.modules), set(heavy) & set(sys.modules)
+"""
+
+LATE = """
+import sys, thalweg.client.models, thalweg.client.cli.app
+assert {"thalweg.learning", "typer", "rich"} <= set(sys.modules)
+"""
+
 FORKED = """
 import json, multiprocessing, pathlib, sys
 from thalweg.client import Client, ThalwegError
@@ -84,6 +126,15 @@ def forked(server: Server, *arguments: object, **environment: str) -> tuple[Any,
 
 def test_importing_and_embedding_change_nothing_in_the_process(tmp_path: object) -> None:
     run(PURE, tmp_path)
+
+
+def test_importing_the_client_changes_nothing_in_the_process_and_loads_neither_extras_nor_the_mathematics() -> None:
+    run(IMPORTED)
+
+
+def test_what_the_client_imports_late_can_be_imported() -> None:
+    """And so the test of what it does not import at first says something."""
+    run(LATE)
 
 
 @pytest.mark.parametrize("module", ["thalweg.command", "thalweg.workers.ray.actor"])

@@ -15,7 +15,7 @@ from thalweg.client.embedded import local
 from thalweg.client.errors import JobFailedError, LocalError
 from thalweg.client.job import Job
 from thalweg.client.jobfile import load_job, packaged_jobs
-from thalweg.client.models import Prediction, prepare
+from thalweg.client.prediction import Prediction, prepare
 from thalweg.client.records import (
     CheckpointFailed,
     Checkpoints,

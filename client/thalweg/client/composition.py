@@ -11,11 +11,11 @@ from thalweg.client.errors import LocalError
 from thalweg.client.extras import needs, require_ray
 from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import Violation, invalid
-from thalweg.learning.data import Dataset
-from thalweg.learning.objective import Objective
 from thalweg.v1 import job_pb2
 
 if TYPE_CHECKING:
+    from thalweg.learning.data import Dataset
+    from thalweg.learning.objective import Objective
     from thalweg.server.process import Server
     from thalweg.server.sharding.process import ShardProcess
     from thalweg.workers.ray.fleet import Fleet
@@ -114,7 +114,7 @@ def completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     return validation.complete(spec)
 
 
-def worker_bytes(spec: job_pb2.JobSpec, objective: Objective, dataset: Dataset) -> int:
+def worker_bytes(spec: job_pb2.JobSpec, objective: "Objective", dataset: "Dataset") -> int:
     """The memory that a worker of this machine's server takes for a job besides its data, in bytes."""
     from thalweg.workers import needs as takes  # noqa: PLC0415 - the one place that knows
     from thalweg.workers.differentiator import EVALUATION_BATCH  # noqa: PLC0415

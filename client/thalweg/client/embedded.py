@@ -22,7 +22,6 @@ from thalweg.client.errors import LocalError
 from thalweg.client.extras import require_ray
 from thalweg.client.folders import embedded_folder, expanded, folder_token, has_token, is_locked, is_usual, running_server
 from thalweg.client.jobfile import JobFile
-from thalweg.client.models import check
 from thalweg.client.records import ENDED
 from thalweg.client.runs import Run
 from thalweg.client.snapshot import copy_of, is_read_only
@@ -207,6 +206,8 @@ class _EmbeddedClient(Client):
         self._connection.backoffs = _BACKOFFS
 
     def _prepare(self, job: JobFile) -> None:
+        from thalweg.client.models import check  # noqa: PLC0415 - programs that only submit jobs need no model
+
         check(job)
 
     def _upload(self, path: Path, temporary: bool) -> str:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import grpc
 from numpy.typing import ArrayLike
 
-from thalweg.client import models, records
+from thalweg.client import records
 from thalweg.client.connection import Connection, code_of
 from thalweg.client.errors import JobFailedError
 from thalweg.client.folders import AnyPath, expanded
+from thalweg.client.prediction import Prediction
 from thalweg.client.records import ENDED, Event, Progress, Result, Trajectory
 from thalweg.client.transfer import download_data, download_parameters, download_trajectory
 from thalweg.client.weights import save_weights
@@ -220,6 +221,8 @@ class Job:
         What is to be given to a model of one's own that has the job's parameters. Raises ThalwegError if they are not of the kind
         that the job was trained on.
         """
+        from thalweg.client import models  # noqa: PLC0415 - programs that only submit jobs need no model
+
         return models.prepare_samples(self.slab()[0], x)
 
     def predict(self, x: ArrayLike) -> Slab:
@@ -229,8 +232,10 @@ class Job:
         """
         return self.prediction(x).outputs
 
-    def prediction(self, x: ArrayLike) -> models.Prediction:
+    def prediction(self, x: ArrayLike) -> Prediction:
         """The model's outputs for samples, as `predict` gives them, and, if it is a classifier, classes and probabilities."""
+        from thalweg.client import models  # noqa: PLC0415 - programs that only submit jobs need no model
+
         header, slab = self.slab()
         return models.predict(self.spec, header, slab, x)
 

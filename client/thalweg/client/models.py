@@ -1,7 +1,6 @@
 """Models in this process: predictions, gradient checks and the landscape of a loss. They need NumPy only."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thalweg.client.composition import check_initial, completed, worker_bytes
-from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.jobfile import JobFile
-from thalweg.client.weights import read_header
+from thalweg.client.prediction import Prediction
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.layout import Slab, layout_of
 from thalweg.contract.resources import memory, size_text
@@ -28,25 +26,6 @@ _MAX_WORK = 1 << 28
 _MAX_SAMPLES = 4096
 # A file up to this size is read within a second or two.
 _MAX_CHECKED_BYTES = 256 << 20
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model makes of samples.
-
-    `outputs` are those of the last layer, samples first: logits, if the loss takes them. If the model is a classifier, `classes`
-    has the class of each sample, int64 of shape (samples); of a model with several yes-or-no outputs, a 0 or 1 for each. If its
-    outputs say so much, `probabilities` has the shape (samples, classes): the probability of each class; of several yes-or-no
-    outputs, that of each 1.
-    """
-
-    outputs: Slab
-    classes: NDArray[np.int64] | None
-    probabilities: Slab | None = None
-
-    def __iter__(self) -> Iterator[NDArray[Any] | None]:
-        """The outputs and the classes: release 0.1.0 gave a pair of these."""
-        return iter((self.outputs, self.classes))
 
 
 def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: ArrayLike) -> Prediction:
@@ -73,16 +52,6 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: A
         problem = f"the outputs for sample {wrong[0, 0]}, counted from 0, are not finite: its numbers are too large"
         raise invalid(Violation("x", problem))
     return Prediction(*outputs)
-
-
-def prepare(weights: AnyPath, x: ArrayLike) -> Slab:
-    """Samples `x`, samples first, as the model sees them whose parameters are in a safetensors file that Thalweg wrote.
-
-    They get the model's dtype, and are standardized if the job's data was. The shape stays. Raises ThalwegError if the file
-    cannot be read or was written by others, if samples are not of the kind that the job was trained on, or if the dtype cannot
-    hold them.
-    """
-    return prepare_samples(read_header(expanded(weights), "weights"), x)
 
 
 def prepare_samples(header: pb.ParametersHeader, x: ArrayLike) -> Slab:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thalweg.client.models import Prediction
+from thalweg.client.prediction import Prediction
 from thalweg.client.weights import write_whole
 from thalweg.contract.errors import Violation, invalid
 

@@ -11,9 +11,10 @@ from thalweg.client.cli.options import Data, JobId, Json, Server, TokenFile, con
 from thalweg.client.cli.output import complain, console, print_json
 from thalweg.client.cli.predictions import arrays, check_output, write_outputs
 from thalweg.client.folders import expanded
-from thalweg.client.models import Prediction, read_own_samples, read_samples
 from thalweg.client.models import predict as predict_with
+from thalweg.client.models import read_own_samples, read_samples
 from thalweg.client.plotting import PICTURES, learning_curve, loss_slice, parse_element, save_figure
+from thalweg.client.prediction import Prediction
 from thalweg.client.weights import check_weights_name
 from thalweg.contract.errors import Violation, invalid
 
