@@ -34,6 +34,7 @@ from thalweg.server.deciding.decisions import (
 from thalweg.server.deciding.events import (
     CancelRequested,
     CheckpointDone,
+    CheckpointRequested,
     ContributionReceived,
     DriverFailed,
     EvaluationReceived,
@@ -50,10 +51,11 @@ from thalweg.server.deciding.events import (
     WorkerPrepared,
 )
 from thalweg.server.deciding.failures import MAX_REPORTS
+from thalweg.server.deciding.impossible import ImpossibleError
 from thalweg.server.deciding.machines import MAX_KINDS, Machines, Premises
 from thalweg.server.deciding.values import NOWHERE, Drop, Facts, Place, Position, Scope, Task
 from thalweg.server.settings import RunSettings
-from thalweg.v1 import job_pb2
+from thalweg.v1 import job_pb2, parameter_service_pb2
 from thalweg.v1.parameter_service_pb2 import Failure
 
 ELEMENTS = 7
@@ -713,3 +715,35 @@ def test_a_group_without_tensors_fails_the_job_when_the_tensors_are_known() -> N
     desk.handle(WorkerJoined(1))
     problem = "optimizer.groups[0].pattern: '*.gamma' matches none of the model's tensors, which are 0.weight"
     assert desk.handle(WorkerPrepared(1, desk.facts)) == [Finish(job_pb2.JOB_STATE_FAILED, problem)]
+
+
+CONTRIBUTION = ContributionReceived(1, 0, 0, ROOT, range(1), None, PAYLOAD)
+
+
+@pytest.mark.parametrize("event", [InitialReceived(1, 0, PAYLOAD), CONTRIBUTION, RangeNotFinite(0), CheckpointDone(0.1)])
+def test_what_cannot_come_before_a_worker_is_prepared_raises(event: Event) -> None:
+    desk = Desk()
+    desk.handle(WorkerJoined(1))
+    with pytest.raises(ImpossibleError):
+        desk.handle(event)
+
+
+@pytest.mark.parametrize("event", [RangeNotFinite(0), CheckpointDone(0.1)])
+def test_what_cannot_come_before_there_are_parameters_raises(event: Event) -> None:
+    desk = Desk()
+    desk.handle(WorkerJoined(1))
+    desk.handle(WorkerPrepared(1, desk.facts))
+    # A worker may say anything.
+    assert desk.handle(CONTRIBUTION) == [Dropped(1, Drop.UNKNOWN)]
+    assert desk.handle(EvaluationReceived(1, 0, parameter_service_pb2.SPLIT_TRAIN, 0, Sums(1.0, 1))) == []
+    with pytest.raises(ImpossibleError):
+        desk.handle(event)
+
+
+def test_before_there_are_parameters_nothing_is_kept() -> None:
+    desk = Desk()
+    assert desk.handle(CheckpointRequested()) == []
+    desk.handle(WorkerJoined(1))
+    desk.handle(WorkerPrepared(1, desk.facts))
+    assert desk.handle(CheckpointRequested()) == []
+    assert desk.handle(CancelRequested()) == [Finish(job_pb2.JOB_STATE_CANCELLED)]

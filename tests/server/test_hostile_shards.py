@@ -223,15 +223,25 @@ def test_a_shard_that_cannot_do_what_it_is_told_fails_the_job(server: Server) ->
         assert peer.receive("goodbye").reason == "the job ended: FAILED"
 
 
-def test_a_shard_that_sends_sums_that_nobody_asked_for_is_refused(server: Server) -> None:
+UNASKED: dict[str, shard_pb.HoldRequest] = {
+    "an update that was not asked for": shard_pb.HoldRequest(applied=shard_pb.Applied(version=0, finite=False)),
+    "sums of a reduction that was not asked for": shard_pb.HoldRequest(block_sums=shard_pb.BlockSums(values=[1.0])),
+}
+
+
+@pytest.mark.parametrize("what", UNASKED)
+def test_a_shard_that_answers_what_nobody_asked_is_refused(what: str, server: Server) -> None:
     with ShardPeer(server.address) as shard, Peer(server.address) as peer:
         shard.offer()
         wait_for(lambda: server.jobs.shards.attending)
         join(server, peer)
-        shard.send(shard_pb.HoldRequest(share=shard.share(), block_sums=shard_pb.BlockSums(values=[1.0])))
+        answer = shard_pb.HoldRequest(share=shard.share())
+        answer.MergeFrom(UNASKED[what])
+        shard.send(answer)
         refused = shard.refusal()
         assert (refused.reason, server.jobs.shards.attending) == ("PROTOCOL_VIOLATION", [])
-        assert "sums of a reduction that was not asked for" in refused.message
+        assert what in refused.message
+    assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
 
 
 def test_a_silent_shard_is_taken_for_lost(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tests.server.specs import PAYLOAD, make_spec
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server.deciding.coordinator import Coordinator
+from thalweg.server.deciding.course import Course
 from thalweg.server.deciding.decisions import AssignDifferentiate, Decision
 from thalweg.server.deciding.events import ContributionReceived, InitialReceived, WorkerJoined, WorkerPrepared
 from thalweg.server.deciding.synchrony import rounds
@@ -97,12 +98,12 @@ def test_an_epoch_of_many_asynchronous_steps_costs_nothing_before_they_are_taken
 
 def test_what_is_done_of_an_epoch_takes_no_room() -> None:
     coordinator, (given,) = started(1, 1000, batch_size=1, microbatches=1, synchrony={"asynchronous": {}})
-    assert coordinator.policy
+    assert isinstance(coordinator.stage, Course)
     for step in range(500):
         answer = ContributionReceived(0, step, step, given.task.node, range(1), Sums(1.0, 1, (0,)), PAYLOAD)
         coordinator.handle(answer, float(step))
         assert coordinator.version == step + 1
-        assert not coordinator.policy.applied
+        assert not coordinator.stage.policy.applied
 
 
 @pytest.mark.parametrize("workers", [1, 40])
@@ -110,7 +111,8 @@ def test_steps_that_nobody_can_take_soon_are_not_begun(monkeypatch: pytest.Monke
     monkeypatch.setattr(rounds, "_ENOUGH", 64)
     stale = {"batch_size": 16, "microbatches": 16, "synchrony": {"stale": {"bound": 1000}}, "codec": {"int8": {}}}
     coordinator, given = started(workers, 16 * 50, **stale)
-    policy = coordinator.policy
+    assert isinstance(coordinator.stage, Course)
+    policy = coordinator.stage.policy
     assert isinstance(policy, Rounds)
     tasks = deque(given)
     most, answered = 0, 0

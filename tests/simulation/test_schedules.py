@@ -16,7 +16,7 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
 from thalweg.server.arrays.copies import Copies
 from thalweg.server.arrays.parameters import Parameters
-from thalweg.server.deciding import coordinator
+from thalweg.server.deciding import initialization
 from thalweg.server.deciding.chunks import bits
 from thalweg.server.deciding.coordinator import Coordinator
 from thalweg.server.deciding.decisions import Decision, Finish
@@ -231,7 +231,7 @@ def _kills_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _one_initializer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first worker alone is to make the initial parameters."""
-    monkeypatch.setattr(coordinator, "_INITIALIZE_SECONDS", math.inf)
+    monkeypatch.setattr(initialization, "_INITIALIZE_SECONDS", math.inf)
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,8 @@ class ShardedArrays(LocalArrays):
             case "arrival":
                 self._arrived(share, message.arrival)
             case "applied":
+                if not self._applying:
+                    raise wire.violation("an update that was not asked for")
                 self._applying -= 1
                 if not message.applied.finite:
                     self._queue.interrupt(RangeNotFinite(message.applied.version))

@@ -1,43 +1,35 @@
 """The state machine of one running job: events in, decisions out.
 
 It is pure: no I/O, no threads, no clock, no randomness; time comes in with events. The same events at the same times give the
-same decisions. A thin driver carries them out (`driving/job.py`). A job goes through three phases:
+same decisions. A thin driver carries them out (`driving/job.py`). A job goes through phases, each a type:
 
-- *preparing*: the first worker that has the model makes the initial parameters, unless they are given;
-- *training*: the synchrony policy decides about steps;
-- *evaluating*: at the end of an epoch on the validation set, at the end of the job on the training set too.
+- `Expecting`: no worker has said yet what the job is about;
+- `Initialization`: a worker makes the initial parameters, unless they are given;
+- `Course`: steps, about which the synchrony policy decides, and evaluations: at the end of an epoch on the validation set, at the
+  end of the job on the training set too.
 
 Then its end is decided, and it has finished when the driver says that the end was carried out.
 """
 
-import math
 from collections.abc import Iterable
 from enum import Enum, auto
 
-from thalweg.contract.sums import ACCURACY
 from thalweg.learning import optimizers
-from thalweg.server.deciding import synchrony
-from thalweg.server.deciding.assignments import no_paces
+from thalweg.server.deciding.course import Course
 from thalweg.server.deciding.decisions import (
     AdmitWorker,
     Allocate,
-    AssignInitialize,
     Avoid,
     Decision,
     Dismiss,
     Dropped,
     Evict,
     Finish,
-    KeepInitial,
     LoadGiven,
     Refuse,
-    ReportEpoch,
     ReportReady,
-    ReportStep,
     Tell,
-    WriteCheckpoint,
 )
-from thalweg.server.deciding.evaluation import Evaluation
 from thalweg.server.deciding.events import (
     CancelRequested,
     CheckpointDone,
@@ -60,20 +52,17 @@ from thalweg.server.deciding.events import (
     WorkerRefused,
 )
 from thalweg.server.deciding.failures import Failures, Kind
+from thalweg.server.deciding.impossible import ImpossibleError
+from thalweg.server.deciding.initialization import Initialization
 from thalweg.server.deciding.machines import ADVICE, Machines, Premises
 from thalweg.server.deciding.plan import Plan
-from thalweg.server.deciding.synchrony.base import Policy
 from thalweg.server.deciding.synchrony.diverged import diverged
-from thalweg.server.deciding.values import Drop, Facts, Place, Position, Scope, Split, WorkerId
+from thalweg.server.deciding.values import Drop, Facts, Place, Position, Scope, WorkerId
 from thalweg.server.settings import RunSettings
 from thalweg.v1 import job_pb2, parameter_service_pb2
 
-# How long a worker may take to make the initial parameters until another one is to make them too; then twice as long.
-_INITIALIZE_SECONDS = 5.0
 # Stands for the workers of a run before this one.
 _EARLIER_RUN: WorkerId = -1
-# Writing checkpoints takes at most this share of the time.
-_CHECKPOINT_SHARE = 0.1
 
 
 class Phase(Enum):
@@ -86,8 +75,12 @@ class Phase(Enum):
     FINISHED = auto()
 
 
+class Expecting:
+    """No worker has been prepared: it is not known what the job is about."""
+
+
 class Coordinator:
-    """Decides for one job.
+    """Decides for one job. An event that cannot come in its phase raises ImpossibleError.
 
     `position` is where an earlier run of it was, if its parameters are given by a checkpoint, and `machines` are the kinds of
     machines that computed them; `given` says that those of version 0 are.
@@ -103,9 +96,9 @@ class Coordinator:
     ) -> None:
         self.spec = spec
         self.machines = Machines(spec.training.mixed_machines, machines)
-        self.phase = Phase.PREPARING
-        self.plan: Plan | None = None
-        self.policy: Policy | None = None
+        self.stage: Expecting | Initialization | Course = Expecting()
+        # ENDING or FINISHED, when the end is decided.
+        self._end: Phase | None = None
         self._settings = settings
         self._position = position or (Position(0, 0.0, 0) if given else None)
         self._now = 0.0
@@ -117,20 +110,25 @@ class Coordinator:
         self._contributors: set[WorkerId] = {_EARLIER_RUN} if position and position.version else set()
         self._prepared: dict[WorkerId, None] = {}
         self._facts: Facts | None = None
-        self._initializers: dict[WorkerId, None] = {}
-        self._initialize_by = math.inf
-        self._initial: set[int] = set()
-        self._evaluation: Evaluation | None = None
-        self._evaluation_paces = no_paces()
-        self._epoch_loss = (0.0, 0)
-        self._checkpoint_due = math.inf
-        self._writing = False
-        self._requested = False
 
     @property
     def version(self) -> int:
         """The number of updates applied."""
-        return self.policy.version if self.policy else 0
+        return self.stage.version if isinstance(self.stage, Course) else 0
+
+    @property
+    def plan(self) -> Plan | None:
+        """The job's plan, as soon as it is known."""
+        return None if isinstance(self.stage, Expecting) else self.stage.plan
+
+    @property
+    def phase(self) -> Phase:
+        """Where the job is."""
+        if self._end:
+            return self._end
+        if isinstance(self.stage, Course):
+            return Phase.EVALUATING if self.stage.evaluating else Phase.TRAINING
+        return Phase.PREPARING
 
     def trouble(self, now: float) -> str:
         """What keeps the job from having workers that contribute, in words for people; empty if nothing does."""
@@ -138,31 +136,35 @@ class Coordinator:
 
     def handle(self, event: Event, now: float) -> list[Decision]:
         """The decisions that follow from an event at a time, in seconds, which never runs backwards."""
-        if self.over:
-            if self.phase is Phase.ENDING and isinstance(event, DriverFailed):
-                return [Finish(job_pb2.JOB_STATE_FAILED, event.problem)]
-            if self.phase is Phase.ENDING and isinstance(event, ContributionReceived):
-                return [Dropped(event.worker, Drop.LATE if event.worker in self._heard else Drop.STALE_INCARNATION)]
-            return []
+        if self._end:
+            return self._after_end(event)
         self._now = self._failures.now = now
-        if self.policy:
-            self.policy.at(now)
+        if isinstance(self.stage, Course):
+            self.stage.set_time(now)
         worker = getattr(event, "worker", None)
         if worker in self._heard:
             self._heard[worker] = now
         decisions = self._decide(event)
         if any(isinstance(decision, Finish) for decision in decisions):
-            self.phase = Phase.ENDING
+            self._end = Phase.ENDING
         return decisions
+
+    def _after_end(self, event: Event) -> list[Decision]:
+        """Until the end is carried out, all else may still happen, and changes nothing; contributions are accounted for."""
+        if self._end is Phase.ENDING and isinstance(event, DriverFailed):
+            return [Finish(job_pb2.JOB_STATE_FAILED, event.problem)]
+        if self._end is Phase.ENDING and isinstance(event, ContributionReceived):
+            return [Dropped(event.worker, Drop.LATE if event.worker in self._heard else Drop.STALE_INCARNATION)]
+        return []
 
     @property
     def over(self) -> bool:
         """Whether the end is decided: nothing but a failure to carry it out changes anything."""
-        return self.phase in (Phase.ENDING, Phase.FINISHED)
+        return self._end is not None
 
     def finished(self) -> None:
         """The end was carried out."""
-        self.phase = Phase.FINISHED
+        self._end = Phase.FINISHED
 
     def _decide(self, event: Event) -> list[Decision]:
         match event:
@@ -191,39 +193,36 @@ class Coordinator:
             case EvaluationReceived():
                 return self._evaluation_received(event)
             case RangeNotFinite(version):
+                self._course(event)
                 return diverged("the update produced NaN or infinite parameters", version)
             case HeartbeatReceived():
                 return []
             case CheckpointDone(seconds):
-                self._writing = False
-                self._checkpoint_due = self._now + max(self._settings.checkpoint_seconds, seconds / _CHECKPOINT_SHARE)
-                return self._checkpoint_if_whole() if self._requested else []
+                return self._course(event).checkpoint_done(seconds)
             case CheckpointRequested():
-                self._requested = True
-                return self._checkpoint_if_whole()
+                # Before there are parameters, there is nothing to be kept.
+                return self.stage.checkpoint_requested() if isinstance(self.stage, Course) else []
             case Tick(missed):
                 return self._tick(missed)
             case PauseRequested():
                 return self._pause()
             case CancelRequested():
-                whole = self.policy is not None and self.policy.whole()
-                return [Finish(job_pb2.JOB_STATE_CANCELLED, position=self._here() if whole else None)]
+                position = self.stage.position if isinstance(self.stage, Course) else None
+                return [Finish(job_pb2.JOB_STATE_CANCELLED, position=position)]
+
+    def _course(self, event: Event) -> Course:
+        """The job's course, from which alone an event can follow."""
+        if not isinstance(self.stage, Course):
+            raise ImpossibleError(f"{type(event).__name__} before the job has parameters")
+        return self.stage
 
     def _worker_prepared(self, worker: WorkerId, facts: Facts, premises: Premises) -> list[Decision]:
+        # It may have been taken for lost meanwhile, or say so twice.
         if worker not in self._heard or worker in self._prepared:
             return []
-        decisions: list[Decision] = []
         if self._facts is None:
-            if facts.elements == 0:
-                problem = "model.layers: the model has no parameters to train; give it a dense layer"
-                return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
-            problem = optimizers.mistake(self.spec, facts.segments)
-            if problem:
-                return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
-            self._facts = facts
-            self.plan = Plan(self.spec, facts)
-            decisions.append(Allocate(self.plan))
-        elif facts != self._facts:
+            return self._first_prepared(worker, facts, premises)
+        if facts != self._facts:
             problem = f"it found {_words(facts)}, but the others found {_words(self._facts)}"
             return self._refuse(worker, Refuse(worker, problem), f"a worker disagrees with the others: {problem}")
         if not self._prepared:
@@ -231,78 +230,73 @@ class Coordinator:
         if problem := self.machines.problem(premises):
             refusal = Refuse(worker, problem, "OTHER_MACHINE")
             return self._refuse(worker, refusal, f"it would not compute the same bits as others: {problem}; {ADVICE}")
-        self._prepared[worker] = None
-        if notice := self.machines.admit(premises):
-            decisions.append(Tell(notice))
-        decisions.append(AdmitWorker(worker))
-        if self.phase is not Phase.PREPARING:
-            return decisions + self._worker_ready(worker)
+        return [*self._admit(worker, premises), *self._worker_ready(worker)]
+
+    def _first_prepared(self, worker: WorkerId, facts: Facts, premises: Premises) -> list[Decision]:
+        """It is known what the job is about."""
+        if facts.elements == 0:
+            return [Finish(job_pb2.JOB_STATE_FAILED, "model.layers: the model has no parameters to train; give it a dense layer")]
+        problem = optimizers.mistake(self.spec, facts.segments)
+        if problem:
+            return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
+        self._facts = facts
+        plan = Plan(self.spec, facts)
+        known = [Allocate(plan), *self._admit(worker, premises)]
         if self._position:
-            return [*decisions, LoadGiven(), *self._start(self._position)]
-        return decisions + self._assign_initialize()
+            return [*known, LoadGiven(), *self._start(plan, self._position)]
+        self.stage = Initialization(plan)
+        return known + self._worker_ready(worker)
+
+    def _admit(self, worker: WorkerId, premises: Premises) -> list[Decision]:
+        self._prepared[worker] = None
+        notice = self.machines.admit(premises)
+        return [Tell(notice), AdmitWorker(worker)] if notice else [AdmitWorker(worker)]
 
     def _refuse(self, worker: WorkerId, refusal: Refuse, problem: str) -> list[Decision]:
         """A worker cannot work beside the others: it is refused, and its node is left alone for a while."""
         happened = self._happened(Kind.NODE, self._places[worker], problem)
         return [refusal, *self._worker_lost(worker), *happened]
 
-    def _assign_initialize(self) -> list[Decision]:
-        """Lets a worker make the initial parameters, and another one too, if that takes long: all make the same."""
-        if self._initializers and self._now < self._initialize_by:
-            return []
-        worker = next((worker for worker in self._prepared if worker not in self._initializers), None)
-        if worker is None:
-            return []
-        self._initializers[worker] = None
-        self._initialize_by = self._now + _INITIALIZE_SECONDS * 2.0 ** (len(self._initializers) - 1)
-        return [AssignInitialize(worker)]
+    def _worker_ready(self, worker: WorkerId) -> list[Decision]:
+        match self.stage:
+            case Initialization() as making:
+                return making.assign(self._prepared, self._now)
+            case Course() as course:
+                return course.joined(worker)
+            case Expecting():
+                raise ImpossibleError(f"worker {worker} is ready for a job of which nothing is known")
 
     def _initial_received(self, event: InitialReceived) -> list[Decision]:
-        if self.plan is None or self.phase is not Phase.PREPARING or self._position or event.worker not in self._prepared:
+        if isinstance(self.stage, Expecting):
+            raise ImpossibleError("initial parameters of a job of which nothing is known")
+        # Others may have made them, or nobody was to; the worker may have been taken for lost.
+        if not isinstance(self.stage, Initialization) or event.worker not in self._prepared:
             return []
-        if event.chunk in self._initial:
-            return []
-        self.machines.contributed()
-        self._initial.add(event.chunk)
-        decisions: list[Decision] = [KeepInitial(event.chunk, event.payload)]
-        if len(self._initial) < self.plan.chunks:
-            return decisions
-        return decisions + self._start(Position(0, 0.0, 0))
+        decisions = self.stage.received(event)
+        if decisions:
+            self.machines.contributed()
+        return decisions + self._start(self.stage.plan, Position(0, 0.0, 0)) if self.stage.complete else decisions
 
-    def _start(self, position: Position) -> list[Decision]:
+    def _start(self, plan: Plan, position: Position) -> list[Decision]:
         """The parameters are there: training begins, or goes on, where it is."""
-        if self.plan is None:
-            return []
-        self.policy = synchrony.make(self.spec.training.synchrony, self.plan, position.version, position.applied)
-        self.policy.at(self._now)
-        self.phase = Phase.TRAINING
-        self._epoch_loss = (position.epoch_loss, position.epoch_samples)
-        self._checkpoint_due = self._now + self._settings.checkpoint_seconds
-        decisions: list[Decision] = [ReportReady()]
-        for worker in self._prepared:
-            decisions += self.policy.joined(worker)
-        return decisions + self._advance()
-
-    def _worker_ready(self, worker: WorkerId) -> list[Decision]:
-        if self.policy is None:
-            return []
-        return self.policy.joined(worker) + self._assign_evaluation()
+        course = self.stage = Course(plan, self._settings, position, self._now)
+        return [ReportReady(), *course.begin(self._prepared)]
 
     def _worker_lost(self, worker: WorkerId) -> list[Decision]:
+        # Whoever was taken for lost, or let go, is lost already.
         if self._heard.pop(worker, None) is None:
             return []
         prepared = worker in self._prepared
         self._prepared.pop(worker, None)
         self._places.pop(worker, None)
-        self._initializers.pop(worker, None)
-        if self.phase is Phase.PREPARING and not self._position:
-            return self._assign_initialize()
-        if self.policy is None or not prepared:
-            return []
-        decisions = self.policy.lost(worker)
-        if self._evaluation:
-            self._evaluation.remove(worker)
-        return decisions + self._assign_evaluation()
+        match self.stage:
+            case Initialization() as making if prepared:
+                making.lost(worker)
+                return making.assign(self._prepared, self._now)
+            case Course() as course if prepared:
+                return course.lost(worker)
+            case _:
+                return []
 
     def _worker_failed(self, worker: WorkerId, problem: str, scope: Scope) -> list[Decision]:
         """A failure is the job's if the worker says so, and no other worker got further with the same job."""
@@ -352,10 +346,7 @@ class Coordinator:
     def _pause(self) -> list[Decision]:
         """Lets all workers go. Where everything is at one version, that is kept on disk."""
         self.machines.begin_anew()
-        decisions: list[Decision] = []
-        if self.policy and self.policy.whole() and self.version and not self._writing:
-            self._writing = True
-            decisions.append(WriteCheckpoint(self._here()))
+        decisions = self.stage.pause() if isinstance(self.stage, Course) else []
         for worker in list(self._heard):
             decisions.append(Dismiss(worker, "the job is paused"))
             # What others would get to do now, they will not do.
@@ -369,107 +360,28 @@ class Coordinator:
         for worker, heard in list(self._heard.items()):
             if self._now - heard > self._settings.silence_seconds:
                 decisions += [Evict(worker), *self._worker_lost(worker)]
-        if self.policy and self.phase is Phase.TRAINING:
-            decisions += self.policy.assign()
-        if self._initializers and self.phase is Phase.PREPARING:
-            decisions += self._assign_initialize()
-        return decisions + self._assign_evaluation()
+        match self.stage:
+            case Initialization() as making:
+                return decisions + making.assign(self._prepared, self._now)
+            case Course() as course:
+                return decisions + course.tick()
+            case Expecting():
+                return decisions
 
     def _contribution_received(self, event: ContributionReceived) -> list[Decision]:
         if event.worker not in self._heard:
             return [Dropped(event.worker, Drop.STALE_INCARNATION)]
-        if self.policy is None or event.worker not in self._prepared:
+        if isinstance(self.stage, Expecting):
+            raise ImpossibleError("a contribution to a job of which nothing is known")
+        # It was given no task.
+        if not isinstance(self.stage, Course) or event.worker not in self._prepared:
             return [Dropped(event.worker, Drop.UNKNOWN)]
-        version = self.policy.version
-        decisions = self._worker_contributed(event.worker) + self.policy.received(event)
-        self._add_losses(decisions)
-        while self.policy.version > version and not any(isinstance(decision, Finish) for decision in decisions):
-            version = self.policy.version
-            following = self._checkpoint() + self._advance()
-            self._add_losses(following)
-            decisions += following
-        return decisions + self._assign_evaluation()
-
-    def _add_losses(self, decisions: list[Decision]) -> None:
-        for decision in decisions:
-            if isinstance(decision, ReportStep) and self.plan:
-                begins = decision.step == self.plan.start_of_epoch(decision.step)
-                total, samples = (0.0, 0) if begins else self._epoch_loss
-                self._epoch_loss = (total + decision.loss * decision.samples, samples + decision.samples)
-
-    def _checkpoint_if_whole(self) -> list[Decision]:
-        """A checkpoint now, unless an update is half done: then it follows when the next version is whole."""
-        return self._checkpoint() if self.policy and self.policy.whole() else []
-
-    def _checkpoint(self) -> list[Decision]:
-        if self._writing or (self._now < self._checkpoint_due and not self._requested):
-            return []
-        self._writing, self._requested = True, False
-        return [WriteCheckpoint(self._here())]
-
-    def _here(self) -> Position:
-        applied = tuple(sorted(self.policy.applied)) if self.policy else ()
-        return Position(self.version, *self._epoch_loss, applied)
-
-    def _advance(self) -> list[Decision]:
-        """What comes after a version is whole: evaluation at the end of an epoch, else the next step."""
-        if self.plan is None or self.policy is None:
-            return []
-        version, plan = self.policy.version, self.plan
-        last = version == plan.total_steps
-        if plan.validation_samples and (last or plan.ends_epoch(version)):
-            return self._evaluate(parameter_service_pb2.SPLIT_VALIDATION, plan.validation_samples)
-        return self._after_validation(None)
-
-    def _after_validation(self, validation: job_pb2.Metrics | None) -> list[Decision]:
-        if self.plan is None or self.policy is None:
-            return []
-        version, plan = self.policy.version, self.plan
-        decisions: list[Decision] = []
-        if plan.ends_epoch(version):
-            total, samples = self._epoch_loss
-            decisions.append(ReportEpoch(plan.epoch_of(version), version, total / samples, validation))
-        if version == plan.total_steps:
-            return decisions + self._evaluate(parameter_service_pb2.SPLIT_TRAIN, plan.samples, validation)
-        self.phase = Phase.TRAINING
-        return decisions + self.policy.begin()
-
-    def _evaluate(self, split: Split, samples: int, validation: job_pb2.Metrics | None = None) -> list[Decision]:
-        self.phase = Phase.EVALUATING
-        self._evaluation = Evaluation(self.version, split, samples, self._evaluation_paces, validation)
-        return self._assign_evaluation()
-
-    def _assign_evaluation(self) -> list[Decision]:
-        """Gives blocks to evaluate to the workers that are free for them."""
-        if self._evaluation is None or self.policy is None:
-            return []
-        refreshed, workers = self.policy.refresh(), self.policy.current()
-        return refreshed + self._evaluation.assign(workers, self.policy.quick(workers), self._now)
+        return self._worker_contributed(event.worker) + self.stage.received(event)
 
     def _evaluation_received(self, event: EvaluationReceived) -> list[Decision]:
-        evaluation = self._evaluation
-        if evaluation is None or self.plan is None or not evaluation.received(event, self._now):
-            return []
-        contributed = self._worker_contributed(event.worker)
-        if evaluation.open:
-            return contributed + self._assign_evaluation()
-        self._evaluation = None
-        sums = evaluation.total()
-        if not math.isfinite(sums.loss):
-            what = "training" if evaluation.split == parameter_service_pb2.SPLIT_TRAIN else "validation"
-            return diverged(f"the {what} loss became {sums.loss}", self.version)
-        wrong = [name for name, total in zip(self.plan.metrics, sums.metrics, strict=True) if not math.isfinite(total)]
-        if wrong:
-            return diverged(f"the metric {wrong[0]} became NaN or infinite", self.version)
-        metrics = job_pb2.Metrics(loss=sums.loss / evaluation.samples)
-        for name, total in zip(self.plan.metrics, sums.metrics, strict=True):
-            if name == ACCURACY:
-                metrics.accuracy = total / evaluation.samples
-            else:
-                metrics.values[name] = total / evaluation.samples
-        if evaluation.split == parameter_service_pb2.SPLIT_VALIDATION:
-            return contributed + self._after_validation(metrics)
-        return [Finish(job_pb2.JOB_STATE_SUCCEEDED, "", metrics, evaluation.validation)]
+        following = self.stage.evaluated(event) if isinstance(self.stage, Course) else None
+        # The answer may come twice, late, or to no question.
+        return [] if following is None else self._worker_contributed(event.worker) + following
 
 
 def _words(facts: Facts) -> str:
