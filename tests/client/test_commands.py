@@ -35,7 +35,7 @@ from thalweg.v1 import job_pb2, training_service_pb2, training_service_pb2_grpc
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 JOB_KEYS = {
     "job", "state", "status", "create_time", "steps", "total_steps", "epochs", "total_epochs", "workers", "wanted_workers",
-    "priority", "contributions", "checkpoints", "exchange", "machine_kinds",
+    "priority", "contributions", "checkpoints", "exchange",
 }  # fmt: skip
 RESULT_KEYS = {"train_loss", "train_accuracy", "weights_sha256", "samples_per_second", "seconds", "start_time", "end_time"}
 
@@ -446,7 +446,7 @@ def test_train_on_a_server(cluster: Cluster, command: Command, tmp_path: Path) -
     answer = printed.json
     assert set(answer) == {
         "job", "state", "steps", "epochs", "train_loss", "train_accuracy", "validation", "weights", "weights_sha256",
-        "samples_per_second", "seconds", "machine_kinds",
+        "samples_per_second", "seconds",
     }  # fmt: skip
     assert set(answer["validation"]) == {"loss", "accuracy"}
     assert (answer["state"], answer["steps"], answer["epochs"]) == ("SUCCEEDED", 46, 2)
