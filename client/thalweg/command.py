@@ -3,17 +3,17 @@
 import os
 import signal
 
-from thalweg.contract.process import prepare
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line, and ends the process with its exit code."""
-    prepare()
     # As under nohup or in the background of a script.
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if not ignored:
         # Imports take a moment, and Ctrl-C would show where they are.
         signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    from thalweg.contract.process import prepare  # noqa: PLC0415 - so that Ctrl-C is quiet meanwhile
+
+    prepare()
     from thalweg.client.cli.app import main as run  # noqa: PLC0415 - it imports gRPC
 
     try:

@@ -1,10 +1,12 @@
 """What users get wrong: one clear line on stderr that names it, the exit code, and no traceback."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -292,6 +294,26 @@ def test_a_busy_port_and_a_busy_folder(server: Server, command: Command) -> None
     folder = server.config.data
     message = f"the data folder {folder} is in use by another server; choose another with --data"
     check(command("serve", "--address", "127.0.0.1:0", "--data", folder), FAILURE, message)
+
+
+def test_another_program_answers(command: Command) -> None:
+    """As an HTTP server would, to what it cannot read."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+                    connection.recv(1 << 16)
+
+        Thread(target=answer, daemon=True).start()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        message = f"cannot reach a Thalweg server at {address}: another program than a Thalweg server answers there"
+        check(command("jobs", "--server", address), FAILURE, message)
 
 
 def test_a_folder_that_will_not_do(command: Command) -> None:

@@ -19,24 +19,6 @@ CALL_SECONDS = 30.0
 # How long an attempt waits behind the one that failed. A server that is only being restarted is back by then, and a wrong address
 # is told within a second.
 _BACKOFFS = (0.1, 0.5)
-# What gRPC says of a connection, and how people say it.
-_PLAIN_WORDS = {
-    "connection refused": "nothing listens there",
-    "dns resolution failed": "no such host",
-    "domain name not found": "no such host",
-    "name or service not known": "no such host",
-    "no route to host": "no route to host",
-    "network is unreachable": "the network is unreachable",
-    "timed out": "it does not answer",
-    "timeout": "it does not answer",
-    "deadline exceeded": "it does not answer",
-    "connection reset": "it ended the connection",
-    "socket closed": "it ended the connection",
-    "broken pipe": "it ended the connection",
-    "goaway": "it is going away",
-    "ssl": "it does not speak plain HTTP/2; is it behind TLS?",
-    "proxy": "a proxy refused the connection; does no_proxy name the server?",
-}
 
 
 class Connection:
@@ -132,12 +114,7 @@ class Connection:
         if code_of(error) is grpc.StatusCode.UNIMPLEMENTED:
             problem = "the process that answers there is not a Thalweg server, or is another release"
             return ThalwegError("UNREACHABLE", {"address": str(self.address), "problem": problem})
-        known = from_rpc_error(error, str(self.address))
-        if known.reason == "UNREACHABLE":
-            said = known.metadata["problem"].lower()
-            plain = next((words for sign, words in _PLAIN_WORDS.items() if sign in said), known.metadata["problem"])
-            return ThalwegError("UNREACHABLE", known.metadata | {"problem": plain})
-        return known
+        return from_rpc_error(error, str(self.address))
 
 
 def code_of(error: object) -> grpc.StatusCode:

@@ -18,6 +18,26 @@ from thalweg.v1 import errors_pb2, options_pb2
 DOMAIN = "thalweg"
 _PREFIX = "ERROR_REASON_"
 
+# What gRPC says of a connection, and how people say it.
+_PLAIN_WORDS = {
+    "failed parsing http/2": "another program than a Thalweg server answers there",
+    "connection refused": "nothing listens there",
+    "dns resolution failed": "no such host",
+    "domain name not found": "no such host",
+    "name or service not known": "no such host",
+    "no route to host": "no route to host",
+    "network is unreachable": "the network is unreachable",
+    "timed out": "it does not answer",
+    "timeout": "it does not answer",
+    "deadline exceeded": "it does not answer",
+    "connection reset": "it ended the connection",
+    "socket closed": "it ended the connection",
+    "broken pipe": "it ended the connection",
+    "goaway": "it is going away",
+    "ssl": "it does not speak plain HTTP/2; is it behind TLS?",
+    "proxy": "a proxy refused the connection; does no_proxy name the server?",
+}
+
 
 class Violation(NamedTuple):
     """One wrong field: its path, as in `model.layers[1].dense.units`, and what is wrong with it and what would do."""
@@ -105,7 +125,8 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> ThalwegError:
         return known
     code, problem = call.code(), visible(call.details() or "no details")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        return ThalwegError("UNREACHABLE", {"address": address, "problem": problem})
+        plain = next((words for sign, words in _PLAIN_WORDS.items() if sign in problem.lower()), problem)
+        return ThalwegError("UNREACHABLE", {"address": address, "problem": plain})
     return ThalwegError("INTERNAL", {"problem": f"{code.name}: {problem}"})
 
 

@@ -267,7 +267,7 @@ class Fleet:
 
 def _plain(error: ThalwegError) -> str:
     """Why the server cannot be reached, in words for people."""
-    return "nothing answers there" if error.reason == "UNREACHABLE" else str(error)
+    return error.metadata["problem"] if error.reason == "UNREACHABLE" else str(error)
 
 
 class _KeeperLostError(Exception):
