@@ -129,6 +129,20 @@ def test_deleting_makes_room_on_a_full_disk(disk: SmallDisk) -> None:
         assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
 
 
+def test_a_server_that_starts_on_a_full_disk_lists_its_jobs_and_deletes_them(disk: SmallDisk) -> None:
+    with running_server(disk.folder / "data") as server:
+        done = train(server, make_spec())
+    disk.fill(0)
+    with running_server(disk.folder / "data") as server, stub_of(server) as stub:
+        assert job_of(stub, done.id) == done
+        assert weights(stub, done.id)
+        stub.DeleteJob(pb.DeleteJobRequest(job_id=done.id))
+        assert [job.id for job in stub.ListJobs(pb.ListJobsRequest()).jobs] == []
+    # It starts as well if it was full all the time.
+    with running_server(disk.folder / "data") as server, stub_of(server) as stub:
+        assert [job.id for job in stub.ListJobs(pb.ListJobsRequest()).jobs] == []
+
+
 def test_an_idle_server_is_healthy_again_when_there_is_room(disk: SmallDisk) -> None:
     with running_server(disk.folder / "data") as server, stub_of(server) as stub:
         disk.fill(free=0)

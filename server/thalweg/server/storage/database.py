@@ -51,19 +51,28 @@ class Storage:
         self._disk = RealDisk()
         keep_private(folder)
         self.uploads = Uploads(folder / "uploads", self._disk)
-        self._database = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False, isolation_level=None)
-        # Of a database that is new: the pages of what is deleted can be given back.
-        self._database.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
-        with self._transaction() as database:
-            # The release that used the folder last.
-            self.written_by = schema.migrate(database)
+        self._reserve = Reserve(folder)
+        # To open a database takes some room, too. Without it, nothing could be deleted after a restart.
+        self._reserve.use(self._open)
         self._thinning = Thinning(self._database, bounds)
         self._bin = Bin(folder)
         self._bin.restore(self._number_of)
         self._bin.empty()
         self.remove_unused_uploads()
-        self._reserve = Reserve(folder)
+        self._reserve.fill_unless_used()
+
+    def _open(self) -> None:
+        self._database = sqlite3.connect(self.folder / "jobs.sqlite", check_same_thread=False, isolation_level=None)
+        try:
+            # Of a database that is new: the pages of what is deleted can be given back.
+            self._database.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
+            with self._transaction() as database:
+                # The release that used the folder last.
+                self.written_by = schema.migrate(database)
+        except BaseException:
+            self._database.close()
+            raise
 
     def close(self) -> None:
         """Closes the database."""

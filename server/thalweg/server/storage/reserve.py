@@ -17,15 +17,21 @@ _PROBE_BYTES = 64 << 10
 
 
 class Reserve:
-    """A file in a data folder that only takes room."""
+    """A file in a data folder that only takes room, from the first `fill` on."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "reserve"
         self._probe = folder / "probe"
-        self.fill()
+        self._used = False
+
+    def fill_unless_used(self) -> None:
+        """Takes the room, unless it was needed already: what was opened with it needs it further."""
+        if not self._used:
+            self.fill()
 
     def fill(self) -> None:
         """Takes the room, if it is there."""
+        self._used = False
         try:
             with self._path.open("ab") as file:
                 os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
@@ -40,6 +46,7 @@ class Reserve:
             if not lacks_room(error):
                 raise
             self._path.unlink(missing_ok=True)
+            self._used = True
             return action()
 
     def probe(self) -> None:
