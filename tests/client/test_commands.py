@@ -217,6 +217,48 @@ def test_delete_asks_on_a_terminal(
     assert client.jobs() == []
 
 
+def test_the_story_of_a_job(server: Server, client: Client, command: Command) -> None:
+    client.submit("xor", id="mine").cancel()
+    here = ("--server", server.address)
+    printed = command("jobs", "story", "mine", *here)
+    assert (printed.code, printed.err) == (0, "")
+    told = [line.split(None, 2)[2] for line in printed.out.splitlines()]
+    assert told[0].startswith("lifecycle    Accepted(ask=")
+    assert told[0].endswith(", RECORDED → STARTING")
+    assert any(line.startswith("coordinator  CancelRequested") for line in told)
+    assert any(line.endswith("RecordEnd") for line in told)
+    answer = command("jobs", "story", "mine", *here, "--json").json
+    assert answer["job"] == "mine"
+    story = client.job("mine").story()
+    assert [entry["text"] for entry in answer["story"]] == [entry.text for entry in story]
+    assert [entry.time for entry in story] == sorted(entry.time for entry in story)
+    # It takes the place of no job's name.
+    client.submit("xor", id="story").cancel()
+    assert command("jobs", "story", *here, "--json").json["jobs"][0]["job"] == "story"
+    assert command("jobs", "story", "story", *here, "--json").json["job"] == "story"
+    assert command("jobs", "mine", *here, "--json").json["jobs"][0]["job"] == "mine"
+    wrong = command("jobs", "mine", "story", *here)
+    assert (wrong.code, wrong.err) == (2, "thalweg: JOB: expected JOB or story JOB, not mine story\n")
+    missing = command("jobs", "story", "nothing", *here)
+    assert missing.code != 0
+    assert "nothing" in missing.err
+
+
+def test_a_story_is_forgotten_with_its_server(tmp_path: Path, command: Command) -> None:
+    for _ in range(2):
+        with running_server(tmp_path / "kept") as server, Client(server.address) as client:
+            if not client.jobs():
+                client.submit("xor", id="mine").cancel()
+                assert client.job("mine").story()
+                continue
+            assert client.job("mine").story() == []
+            words = "thalweg: the server has no story of mine: the job ended before the server started, or too long ago\n"
+            assert command("jobs", "story", "mine", "--server", server.address) == (0, "", words)
+            # A job that goes on has one again.
+            client.job("mine").resume()
+            assert client.job("mine").story()[0].text.startswith("ResumeRequested")
+
+
 def test_jobs_are_filtered(server: Server, client: Client, command: Command) -> None:
     for name in ("old", "new"):
         client.submit("xor", id=name).cancel()

@@ -13,6 +13,7 @@ from tests.server.lifecycle import create, end_of, every_run_needs_its_shard, ho
 from tests.server.test_journal import poison
 from thalweg.contract.errors import ThalwegError
 from thalweg.server.deciding.values import NOWHERE
+from thalweg.server.driving.job import JobDriver
 from thalweg.server.storage.checkpoints import Checkpoints
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as wire
@@ -133,6 +134,51 @@ def test_a_run_that_was_given_up_records_nothing(tmp_path: Path, monkeypatch: py
             before.telemetry.notice("a word of the dead")
             before.telemetry.enter(job_pb2.JOB_STATE_RUNNING, "")
             assert (await hold_together(jobs, job_id)).state == job_pb2.JOB_STATE_QUEUED
+
+    run(test())
+
+
+def test_the_log_tells_the_story_when_a_decision_cannot_be_carried_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: JobDriver) -> None:
+        raise ValueError("a mistake")
+
+    async def test() -> None:
+        async with running_jobs(tmp_path) as jobs:
+            job_id = await create(jobs)
+            with monkeypatch.context() as patch:
+                patch.setattr(JobDriver, "pause", fails)
+                # What else was decided is carried out: the call is answered.
+                assert (await jobs.scale(job_id, 0)).paused
+            (told,) = [record.getMessage() for record in caplog.records if "could not be carried out" in record.getMessage()]
+            assert told.startswith(f"job {job_id}: PauseRun() could not be carried out. Story:\n")
+            assert "RunStarted(paused=False), STARTING → ACTIVE" in told
+            assert "ScaleRequested" in told
+            assert (await jobs.cancel(job_id)).state == job_pb2.JOB_STATE_CANCELLED
+
+    run(test())
+
+
+def test_the_story_of_a_job_goes_on_over_its_runs_and_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every_run_needs_its_shard(monkeypatch)
+
+    async def test() -> None:
+        async with running_jobs(tmp_path) as jobs:
+            job_id = await create(jobs)
+            lose_a_shard(jobs)
+            await jobs.cancel(job_id)
+            told = [(entry.source, entry.text) for entry in await jobs.reading.story(job_id)]
+            lost = told.index(("lifecycle", "ShardLost(address='imaginary:1'), ACTIVE → GOING_BACK"))
+            assert told[lost + 1][1].startswith("  GiveUpRun")
+            assert ("coordinator", "CancelRequested") in told[lost:]
+            assert ("lifecycle", "  RecordEnd") in told[lost:]
+            await jobs.delete(job_id)
+            with pytest.raises(ThalwegError, match="no job"):
+                await jobs.reading.story(job_id)
+            # A new job of that id has a new story.
+            assert await create(jobs, job_id) == job_id
+            assert (await jobs.reading.story(job_id))[0].text.startswith("Accepted")
 
     run(test())
 

@@ -30,6 +30,7 @@ from thalweg.client.records import (
     Result,
     StateChanged,
     StepsTaken,
+    StoryEntry,
     Trajectory,
     WorkersChanged,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "Result",
     "StateChanged",
     "StepsTaken",
+    "StoryEntry",
     "ThalwegError",
     "Trajectory",
     "WorkersChanged",

@@ -15,7 +15,7 @@ from thalweg.client.connection import Connection, code_of
 from thalweg.client.errors import JobFailedError
 from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.prediction import Prediction
-from thalweg.client.records import ENDED, Event, Progress, Result, Trajectory
+from thalweg.client.records import ENDED, Event, Progress, Result, StoryEntry, Trajectory
 from thalweg.client.transfer import download_data, download_parameters, download_trajectory
 from thalweg.client.weights import save_weights
 from thalweg.contract import layout as layouts
@@ -187,6 +187,14 @@ class Job:
         answer = self._connection.call(self._connection.stub.ScaleJob, pb.ScaleJobRequest(job_id=self.id, workers=workers))
         self.message = answer.job
         return answer.note
+
+    def story(self) -> list[StoryEntry]:
+        """What the server decided about the job lately, and why: the oldest first. Empty if it remembers nothing of it.
+
+        Raises ThalwegError if there is no such job, or if the server cannot be reached.
+        """
+        answer = self._connection.call(self._connection.stub.GetStory, pb.GetStoryRequest(job_id=self.id))
+        return [records.story_entry(entry) for entry in answer.entries]
 
     def slab(self) -> tuple[pb.ParametersHeader, Slab]:
         """The parameters in one array, and its header: layout, version, SHA-256 and preprocessing."""

@@ -213,6 +213,19 @@ _C = TypeVar("_C", Contributions, Checkpoints, Exchange)
 
 
 @dataclass(frozen=True)
+class StoryEntry:
+    """An event that a server took note of for a job, or a decision about it.
+
+    `source` is "lifecycle", which starts and ends the job's runs, or "coordinator", which leads the training. Decisions are
+    indented in `text`, and follow their event.
+    """
+
+    time: datetime
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """The way that training took: the parameters at some versions.
 
@@ -274,6 +287,11 @@ def result(job: job_pb2.Job) -> Result:
         seconds=job.result.seconds,
         machine_kinds=job.progress.machine_kinds,
     )
+
+
+def story_entry(message: pb.StoryEntry) -> StoryEntry:
+    """An entry of a job's story from its message."""
+    return StoryEntry(message.time.ToDatetime(tzinfo=UTC), message.source, message.text)
 
 
 def event(message: pb.Event) -> Event | None:

@@ -76,6 +76,11 @@ class TrainingServiceStub:
                 request_serializer=thalweg_dot_v1_dot_training__service__pb2.WatchJobRequest.SerializeToString,
                 response_deserializer=thalweg_dot_v1_dot_training__service__pb2.WatchJobResponse.FromString,
                 _registered_method=True)
+        self.GetStory = channel.unary_unary(
+                '/thalweg.v1.TrainingService/GetStory',
+                request_serializer=thalweg_dot_v1_dot_training__service__pb2.GetStoryRequest.SerializeToString,
+                response_deserializer=thalweg_dot_v1_dot_training__service__pb2.GetStoryResponse.FromString,
+                _registered_method=True)
         self.DownloadParameters = channel.unary_stream(
                 '/thalweg.v1.TrainingService/DownloadParameters',
                 request_serializer=thalweg_dot_v1_dot_training__service__pb2.DownloadParametersRequest.SerializeToString,
@@ -164,6 +169,14 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStory(self, request, context):
+        """The server's recent decisions about a job, with their causes. Kept in memory, for jobs that have not ended and the last hundred
+        that have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DownloadParameters(self, request, context):
         """The parameters of a job: the final ones if it has ended, otherwise those of the last step.
         """
@@ -241,6 +254,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.WatchJob,
                     request_deserializer=thalweg_dot_v1_dot_training__service__pb2.WatchJobRequest.FromString,
                     response_serializer=thalweg_dot_v1_dot_training__service__pb2.WatchJobResponse.SerializeToString,
+            ),
+            'GetStory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStory,
+                    request_deserializer=thalweg_dot_v1_dot_training__service__pb2.GetStoryRequest.FromString,
+                    response_serializer=thalweg_dot_v1_dot_training__service__pb2.GetStoryResponse.SerializeToString,
             ),
             'DownloadParameters': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadParameters,
@@ -486,6 +504,33 @@ class TrainingService:
             '/thalweg.v1.TrainingService/WatchJob',
             thalweg_dot_v1_dot_training__service__pb2.WatchJobRequest.SerializeToString,
             thalweg_dot_v1_dot_training__service__pb2.WatchJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thalweg.v1.TrainingService/GetStory',
+            thalweg_dot_v1_dot_training__service__pb2.GetStoryRequest.SerializeToString,
+            thalweg_dot_v1_dot_training__service__pb2.GetStoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,10 @@ class TrainingServiceStub:
     """Changes the number of workers of a job; 0 pauses it. Does not affect the job's result."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_training_service_pb2.WatchJobRequest, _training_service_pb2.WatchJobResponse]
     """The events of a job: first those already recorded, then new ones, until the job has ended."""
+    GetStory: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.GetStoryRequest, _training_service_pb2.GetStoryResponse]
+    """The server's recent decisions about a job, with their causes. Kept in memory, for jobs that have not ended and the last hundred
+    that have.
+    """
     DownloadParameters: _grpc.UnaryStreamMultiCallable[_training_service_pb2.DownloadParametersRequest, _training_service_pb2.DownloadParametersResponse]
     """The parameters of a job: the final ones if it has ended, otherwise those of the last step."""
     DownloadTrajectory: _grpc.UnaryStreamMultiCallable[_training_service_pb2.DownloadTrajectoryRequest, _training_service_pb2.DownloadTrajectoryResponse]
@@ -85,6 +89,10 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Changes the number of workers of a job; 0 pauses it. Does not affect the job's result."""
     WatchJob: _aio.UnaryStreamMultiCallable[_training_service_pb2.WatchJobRequest, _training_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """The events of a job: first those already recorded, then new ones, until the job has ended."""
+    GetStory: _aio.UnaryUnaryMultiCallable[_training_service_pb2.GetStoryRequest, _training_service_pb2.GetStoryResponse]  # type: ignore[assignment]
+    """The server's recent decisions about a job, with their causes. Kept in memory, for jobs that have not ended and the last hundred
+    that have.
+    """
     DownloadParameters: _aio.UnaryStreamMultiCallable[_training_service_pb2.DownloadParametersRequest, _training_service_pb2.DownloadParametersResponse]  # type: ignore[assignment]
     """The parameters of a job: the final ones if it has ended, otherwise those of the last step."""
     DownloadTrajectory: _aio.UnaryStreamMultiCallable[_training_service_pb2.DownloadTrajectoryRequest, _training_service_pb2.DownloadTrajectoryResponse]  # type: ignore[assignment]
@@ -164,6 +172,16 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_service_pb2.WatchJobResponse], _abc.AsyncIterator[_training_service_pb2.WatchJobResponse]]:
         """The events of a job: first those already recorded, then new ones, until the job has ended."""
+
+    @_abc_1.abstractmethod
+    def GetStory(
+        self,
+        request: _training_service_pb2.GetStoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.GetStoryResponse, _abc.Awaitable[_training_service_pb2.GetStoryResponse]]:
+        """The server's recent decisions about a job, with their causes. Kept in memory, for jobs that have not ended and the last hundred
+        that have.
+        """
 
     @_abc_1.abstractmethod
     def DownloadParameters(

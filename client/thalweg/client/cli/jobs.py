@@ -72,8 +72,13 @@ def submit(
 
 
 def jobs(
-    job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="The id of the only job to list.", show_default=False)
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[[story] JOB]",
+            help="The id of the only job to list; after [bold]story[/], the job whose recent decisions to show.",
+            show_default=False,
+        ),
     ] = None,
     server: Server = None,
     token_file: TokenFile = None,
@@ -97,11 +102,16 @@ def jobs(
     [cyan]thalweg jobs[/]
     [cyan]thalweg jobs --state running --state queued[/]
     [cyan]thalweg jobs digits-1 --server host:7070 --json[/]
+    [cyan]thalweg jobs story digits-1[/]
     """
+    job, story = _one_job(words or [])
     wanted = {_state(name) for name in states or ()}
     if job and (wanted or limit):
         raise invalid(Violation("JOB", f"{job} names one job; leave out --state and --limit"))
     with connected(server, token_file, data) as client:
+        if job and story:
+            _print_story(client.job(job), json)
+            return
         found = [client.job(job)] if job else client.jobs()
     messages = [one.message for one in found if not wanted or state_name(one.message.state) in wanted][:limit]
     if json:
@@ -114,6 +124,31 @@ def jobs(
     else:
         nothing = "no such jobs" if wanted else "no jobs yet; start one with [cyan]thalweg train digits[/]"
         console(stderr=True).print(nothing)
+
+
+def _one_job(words: list[str]) -> tuple[str | None, bool]:
+    """The job that the arguments name, if they name one, and whether its story is asked for. Raises ThalwegError."""
+    match words:
+        case []:
+            return None, False
+        case [job]:
+            return job, False
+        case ["story", job]:
+            return job, True
+    raise invalid(Violation("JOB", f"expected JOB or story JOB, not {' '.join(words)}"))
+
+
+def _print_story(job: Job, json: bool) -> None:
+    entries = job.story()
+    if json:
+        told = [{"time": entry.time.isoformat(), "source": entry.source, "text": entry.text} for entry in entries]
+        print_json({"job": job.id, "story": told})
+    elif entries:
+        for entry in entries:
+            time = entry.time.astimezone().isoformat(" ", "milliseconds")
+            console().print(f"{time}  {entry.source:<11}  {entry.text}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        complain(f"the server has no story of {job.id}: the job ended before the server started, or too long ago")
 
 
 def _state(name: str) -> str:

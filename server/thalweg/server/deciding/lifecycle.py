@@ -12,6 +12,7 @@ from typing import TypeAlias, TypeVar, cast
 
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import state_name
+from thalweg.server.deciding.impossible import ImpossibleError
 from thalweg.server.deciding.lifecycle_messages import (
     Abandoned,
     AbandonEnd,
@@ -80,7 +81,7 @@ class State(Enum):
     DELETED = "deleted"
 
 
-class ImpossibleTransitionError(Exception):
+class ImpossibleTransitionError(ImpossibleError):
     """Something happened to a job that cannot happen in its state. The message tells the job's story."""
 
     def __init__(self, job_id: str, state: State, event: Event, story: Story) -> None:

@@ -332,8 +332,11 @@ class JobDriver:
         """Lets the coordinator decide."""
         if isinstance(event, Tick):
             self._missed = 0.0
-        decisions = self.coordinator.handle(event, self._clock())
-        self._story.add_training(time.time(), event, decisions)
+        decisions: list[Decision] = []
+        try:
+            decisions = self.coordinator.handle(event, self._clock())
+        finally:
+            self._story.add_training(time.time(), event, decisions)
         if isinstance(event, WorkerPrepared):
             self.job.progress.machine_kinds = len(self.coordinator.machines.kinds)
         self.telemetry.contributions.applied += any(isinstance(decision, Keep) for decision in decisions)

@@ -1,7 +1,7 @@
 """What clients read of a server's jobs: records, pages, events, parameters, trajectories, stories."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import ThalwegError, Violation, invalid
@@ -76,6 +76,17 @@ class Reading:
         await self.get(job_id)
         async for event in self._journal.watch(job_id, after, until_now):
             yield event
+
+    async def story(self, job_id: str) -> Sequence[training_service_pb2.StoryEntry]:
+        """What was decided about a job lately. Raises ThalwegError if there is no such job."""
+        await self.get(job_id)
+        story = self._lives.stories.find(job_id)
+        entries = []
+        for entry in story.entries() if story else []:
+            told = training_service_pb2.StoryEntry(source=entry.teller.value, text=entry.text)
+            told.time.FromMicroseconds(int(entry.time * 1e6))
+            entries.append(told)
+        return entries
 
     async def parameters(self, job_id: str) -> Download[training_service_pb2.ParametersHeader]:
         """A job's parameters. Raises ThalwegError if it has none."""

@@ -79,6 +79,10 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             async for event in self._jobs.reading.watch(request.job_id, request.after_sequence, request.until_now):
                 yield pb.WatchJobResponse(event=event)
 
+    async def GetStory(self, request: pb.GetStoryRequest, context: Context) -> pb.GetStoryResponse:
+        async with errors(context):
+            return pb.GetStoryResponse(entries=await self._jobs.reading.story(request.job_id))
+
     # Coroutines, and no generators: a write that takes too long can be given up.
     async def DownloadParameters(  # type: ignore[override]
         self, request: pb.DownloadParametersRequest, context: Context
