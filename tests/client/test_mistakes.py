@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.client.conftest import Command
-from tests.client.helpers import NOWHERE, Cluster, Printed
+from tests.client.helpers import NOWHERE, Cluster, Printed, names_in
 from tests.end_to_end.cluster import running_server, train
 from thalweg.client import JobFailedError, load_job
 from thalweg.client.cli.app import main
@@ -251,6 +251,34 @@ def test_what_was_given_is_wrong(arguments: list[str], message: str, cluster: Cl
     np.save("nan.npy", NAN)
     Path("empty").touch()
     check(command(*arguments, "--server", cluster.address), USAGE, message.format(folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["weights", "gate", "-o", "{}"],
+        ["predict", "gate", "-o", "{}"],
+        ["plot", "gate", "-o", "{}"],
+        ["init", "-o", "{}", "--force"],
+        ["train", "xor", "--weights", "{}"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_is_no_regular_file_is_not_written(arguments: list[str], cluster: Cluster, command: Command, tmp_path: Path) -> None:
+    option = "--weights" if arguments[0] == "train" else "--output"
+    ending = {"predict": ".npy", "plot": ".png"}.get(arguments[0], ".safetensors")
+    os.mkfifo(f"pipe{ending}")
+    Path(f"device{ending}").symlink_to("/dev/full")
+    Path(f"folder{ending}").mkdir()
+    server = [] if arguments[0] == "init" else ["--server", cluster.address]
+    before = names_in(tmp_path)
+    for kind in ("pipe", "device", "folder"):
+        path = tmp_path / f"{kind}{ending}"
+        printed = command(*(argument.format(path) for argument in arguments), *server)
+        check(printed, USAGE, f"{option}: {path} is a {kind}; give the path of a file")
+    assert names_in(tmp_path) == before
+    assert Path(f"pipe{ending}").is_fifo()
+    assert Path(f"device{ending}").is_symlink()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from tests.client.helpers import names_in
 from thalweg.client import ThalwegError
-from thalweg.client.cli.predictions import check_output, write_outputs
+from thalweg.client.cli.predictions import check_name, write_outputs
 from thalweg.client.models import read_samples
 from thalweg.client.prediction import Prediction
 from thalweg.v1 import job_pb2
@@ -144,6 +144,6 @@ def test_outputs_as_a_table() -> None:
 
 
 def test_an_unknown_ending_is_told() -> None:
-    check_output(Path("a.CSV"))
+    check_name(Path("a.CSV"))
     with pytest.raises(ThalwegError, match=r"--output: out\.txt: the name must end in one of \.npy, \.npz, \.csv"):
-        check_output(Path("out.txt"))
+        check_name(Path("out.txt"))

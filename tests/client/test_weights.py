@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tests.client.conftest import Command
 from tests.client.helpers import Cluster, names_in
-from thalweg.client import LocalError, ThalwegError, prepare, weights
-from thalweg.client.weights import save_weights, write_whole
+from thalweg.client import LocalError, ThalwegError, prepare
+from thalweg.client.files import write_whole
+from thalweg.client.weights import save_weights
 from thalweg.contract import layout as layouts
+from thalweg.contract import tensors
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -157,6 +159,37 @@ def test_a_file_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["w.safetensors"]
 
 
+def test_equal_parameters_give_equal_files(tmp_path: Path) -> None:
+    for name in "abcd":
+        save(tmp_path / name)
+    assert len({(tmp_path / name).read_bytes() for name in "abcd"}) == 1
+
+
+def test_a_link_stays_and_the_file_that_it_leads_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "w.safetensors").write_text("before")
+    (tmp_path / "link").symlink_to("far/w.safetensors")
+    (tmp_path / "dangling").symlink_to("far/new.safetensors")
+    for link in ("link", "dangling"):
+        save(tmp_path / link)
+        assert (tmp_path / link).is_symlink()
+        assert len(load_file(tmp_path / link)) == 2
+    assert names_in(tmp_path) == ["dangling", "far", "link"]
+    assert names_in(tmp_path / "far") == ["new.safetensors", "w.safetensors"]
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "device").symlink_to("/dev/null")
+    before = {name: (tmp_path / name).lstat() for name in names_in(tmp_path)}
+    for name, kind in (("pipe", "a pipe"), ("loop", "a loop of links"), ("device", "a device")):
+        with pytest.raises(LocalError) as caught:
+            save(tmp_path / name)
+        assert str(caught.value) == f"cannot write {tmp_path / name}: it is {kind}"
+    assert {name: (tmp_path / name).lstat() for name in names_in(tmp_path)} == before
+
+
 def test_a_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     save(tmp_path / "w.safetensors")
@@ -172,8 +205,8 @@ def refuse(error: Exception) -> "type[Exception]":
     [
         ("touch", OSError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied"),
         ("fsync", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device"),
-        ("save_file", SafetensorError("Error while serializing: I/O error: ... (os error 28)"), "No space left on device"),
-        ("save_file", SafetensorError("something else"), "something else"),
+        ("pieces", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device"),
+        ("pieces", OSError("something else"), "something else"),
     ],
 )
 def test_what_cannot_be_written_leaves_the_file_before(
@@ -181,7 +214,7 @@ def test_what_cannot_be_written_leaves_the_file_before(
 ) -> None:
     path = tmp_path / "w.safetensors"
     path.write_text("before")
-    owner: object = {"touch": Path, "fsync": os, "save_file": weights}[place]
+    owner: object = {"touch": Path, "fsync": os, "pieces": tensors}[place]
     monkeypatch.setattr(owner, place, lambda *_, **__: refuse(error))
     with pytest.raises(LocalError) as caught:
         save(path)
@@ -202,7 +235,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("nowhere/w.safetensors", "there is no folder nowhere"), ("folder", "Is a directory")],
+    [("nowhere/w.safetensors", "there is no folder nowhere"), ("folder", "it is a folder")],
 )
 def test_a_place_that_will_not_do_is_told(path: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()

@@ -11,7 +11,7 @@ import numpy as np
 
 from thalweg.client.connection import Connection
 from thalweg.client.errors import LocalError
-from thalweg.client.weights import write_whole
+from thalweg.client.files import write_whole
 from thalweg.contract import layout as layouts
 from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.contract.errors import ThalwegError

@@ -2,22 +2,16 @@
 
 import base64
 import json
-import os
-import re
-import uuid
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from thalweg.client.errors import LocalError
+from thalweg.client.files import reading, write_whole
 from thalweg.contract import layout as layouts
-from thalweg.contract import preparation
+from thalweg.contract import preparation, tensors
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.layout import Slab
 from thalweg.v1 import job_pb2
@@ -27,8 +21,8 @@ _SUFFIX = ".safetensors"
 
 
 def save_weights(path: Path, job: job_pb2.Job, header: pb.ParametersHeader, slab: Slab) -> None:
-    """Writes parameters to a file, whole or not at all. Raises ThalwegError if the file cannot be written, or by its name is not
-    a safetensors file.
+    """Writes parameters to a file, whole or not at all; equal ones give equal bytes. Raises ThalwegError if the file cannot be
+    written, or by its name is not a safetensors file.
 
     The file's metadata: `job`, `version` (the number of updates), `weights_sha256`, and, as JSON, `spec` and `preprocessing`.
     """
@@ -40,8 +34,12 @@ def save_weights(path: Path, job: job_pb2.Job, header: pb.ParametersHeader, slab
         preparation.PREPROCESSING: preparation.to_json(header.preprocessing),
         "spec": json.dumps(json_format.MessageToDict(job.spec, preserving_proto_field_name=True)),
     }
-    tensors = {name: np.ascontiguousarray(view) for name, view in layouts.views(header.layout, slab).items()}
-    write_whole(path, lambda aside: save_file(tensors, aside, metadata))
+
+    def write(aside: Path) -> None:
+        with aside.open("wb") as file:
+            file.writelines(tensors.pieces(layouts.views(header.layout, slab), metadata))
+
+    write_whole(path, write)
 
 
 def check_weights_name(path: Path, field: str) -> None:
@@ -75,39 +73,11 @@ def read_header(path: Path, field: str) -> pb.ParametersHeader:
 
 def check_weights(path: Path, field: str) -> None:
     """Raises ThalwegError, which names the field of a job, if a file cannot be read or is no safetensors file."""
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except SafetensorError as error:
-        raise invalid(Violation(field, f"{path} is not a safetensors file: {error}")) from error
-    except OSError as error:
-        raise invalid(Violation(field, f"cannot read {path}: {_reason(path, error)}")) from error
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a file aside, and gives it its name when it is whole. Raises ThalwegError if that fails."""
-    # The ending stays last: some writers choose their format by it.
-    aside = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        aside.touch(exist_ok=False)
-        mode = aside.stat().st_mode
-        write(aside)
-        # safetensors puts a file of its own in place of the one it is given, readable by its owner alone.
-        aside.chmod(mode)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise LocalError(f"cannot write {path}: {_reason(path, error)}") from error
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-
-
-def _reason(path: Path, error: Exception) -> str:
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    number = re.search(r"os error (\d+)", str(error))
-    return os.strerror(int(number[1])) if number else str(error)
+    with reading(path, field):
+        # The library says of each file that it cannot open that it is not there.
+        path.open("rb").close()
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise invalid(Violation(field, f"{path} is not a safetensors file: {error}")) from error

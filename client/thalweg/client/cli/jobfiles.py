@@ -8,10 +8,10 @@ import typer
 
 from thalweg.client.cli.options import Data, Json, Server, TokenFile, connected, server_of
 from thalweg.client.cli.output import console, print_json
+from thalweg.client.files import check_output, write_whole
 from thalweg.client.folders import expanded
 from thalweg.client.jobfile import load_job, packaged_job, packaged_jobs, toml_of
 from thalweg.client.mapping import values_of
-from thalweg.client.weights import write_whole
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 
 _DEFAULT = "digits"
@@ -77,6 +77,7 @@ def init(
     if job not in packaged_jobs():
         raise invalid(Violation("JOB", f"unknown packaged job {job!r}; expected one of {', '.join(packaged_jobs())}"))
     path = (output or Path(f"{job}.toml")).absolute()
+    check_output(path, "--output")
     if path.exists() and not force:
         raise invalid(Violation("--output", f"{path} exists; choose another file, or overwrite it with --force"))
 

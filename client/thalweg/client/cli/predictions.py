@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thalweg.client.files import write_whole
 from thalweg.client.prediction import Prediction
-from thalweg.client.weights import write_whole
 from thalweg.contract.errors import Violation, invalid
 
 _OUTPUTS = (".npy", ".npz", ".csv")
 
 
-def check_output(path: Path) -> None:
+def check_name(path: Path) -> None:
     """Refuses a file for outputs that has none of the known endings. Raises ThalwegError."""
     if path.suffix.lower() not in _OUTPUTS:
         raise invalid(Violation("--output", f"{path.name}: the name must end in one of {', '.join(_OUTPUTS)}"))

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from thalweg.client.cli.options import Data, JobId, Json, Server, TokenFile, connected
 from thalweg.client.cli.output import complain, console, print_json
-from thalweg.client.cli.predictions import arrays, check_output, write_outputs
+from thalweg.client.cli.predictions import arrays, check_name, write_outputs
+from thalweg.client.files import check_output
 from thalweg.client.folders import expanded
 from thalweg.client.models import predict as predict_with
 from thalweg.client.models import read_own_samples, read_samples
@@ -45,8 +46,7 @@ def weights(
     [cyan]thalweg weights digits-1 -o digits.safetensors[/]
     """
     path = (output or Path(f"{job}.safetensors")).absolute()
-    if path.is_dir():
-        raise invalid(Violation("--output", f"{path} is a folder; give the path of a file"))
+    check_output(path, "--output")
     if output:
         check_weights_name(output, "--output")
     with connected(server, token_file, data) as client:
@@ -108,7 +108,8 @@ def predict(
     [cyan]thalweg predict digits-1 new.csv --json -o outputs.npy[/]
     """
     if output:
-        check_output(output)
+        check_name(output)
+        check_output(output, "--output")
     with connected(server, token_file, data) as client:
         found = client.job(job)
         parameters, slab = found.slab()
@@ -199,6 +200,7 @@ def plot(
     path = (output or Path(f"{job}{suffix}.png")).absolute()
     if path.suffix.lower() not in PICTURES:
         raise invalid(Violation("--output", f"{path.name}: the name of a picture must end in one of {', '.join(PICTURES)}"))
+    check_output(path, "--output")
     with connected(server, token_file, data) as client:
         found = client.job(job)
         figure = loss_slice(found, element) if slices else learning_curve(found)

@@ -16,6 +16,7 @@ from thalweg.client.cli.training import Outcome, Training
 from thalweg.client.client import Client
 from thalweg.client.embedded import Embedded, folder_of_jobs
 from thalweg.client.extras import require_ray
+from thalweg.client.files import check_output
 from thalweg.client.folders import embedded_folder, expanded
 from thalweg.client.jobfile import load_job
 from thalweg.client.weights import check_weights_name
@@ -112,9 +113,9 @@ def _begin(job: str | None, settings: list[str], resume: str | None) -> Callable
 
 def _check_weights(weights: Path | None) -> None:
     """Refuses a file that cannot be written before hours of training, and not behind them."""
-    if weights and weights.is_dir():
-        raise invalid(Violation("--weights", f"{weights} is a folder; give the path of a file"))
-    if weights and not weights.absolute().parent.is_dir():
+    if weights is None:
+        return
+    check_output(weights, "--weights")
+    if not weights.absolute().parent.is_dir():
         raise invalid(Violation("--weights", f"there is no folder {weights.parent}"))
-    if weights:
-        check_weights_name(weights, "--weights")
+    check_weights_name(weights, "--weights")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from thalweg.client.errors import LocalError
 from thalweg.client.extras import needs
-from thalweg.client.weights import write_whole
+from thalweg.client.files import write_whole
 from thalweg.contract.errors import Violation, invalid
 
 if TYPE_CHECKING:

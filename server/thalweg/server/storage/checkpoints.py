@@ -18,12 +18,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from thalweg.contract import tensors
 from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers import OptimizerState
 from thalweg.server.deciding.machines import Premises
 from thalweg.server.deciding.values import Position
 from thalweg.server.settings import KEPT_CHECKPOINTS
-from thalweg.server.storage import tensors
 from thalweg.server.storage.disk import Disk, publish
 from thalweg.v1 import parameter_service_pb2
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from thalweg.contract import layout as layouts
-from thalweg.contract import preparation
+from thalweg.contract import preparation, tensors
 from thalweg.contract.layout import Slab
 from thalweg.server.driving import initial
 from thalweg.server.driving.downloads import Download
 from thalweg.server.driving.telemetry import told
-from thalweg.server.storage import schema, tensors
+from thalweg.server.storage import schema
 from thalweg.server.storage.bin import Bin
 from thalweg.server.storage.checkpoints import Checkpoints
 from thalweg.server.storage.disk import RealDisk, publish

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import load, save
 
+from thalweg.contract import tensors
 from thalweg.contract.layout import Slab
-from thalweg.server.storage import tensors
 
 TENSORS = st.dictionaries(
     st.text(min_size=1, max_size=5).filter(lambda name: name != "__metadata__"),

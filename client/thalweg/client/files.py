@@ -1,0 +1,100 @@
+"""Files that users name: what can be read, what can be written, and how a file is written whole or not at all."""
+
+import errno
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from thalweg.client.errors import LocalError
+from thalweg.contract.errors import Violation, invalid
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISLNK, "a loop of links"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def check_output(path: Path, field: str) -> None:
+    """Raises ThalwegError, which names the field, if what has this path is no regular file, or cannot be reached."""
+    try:
+        kind = _kind(_target(path))
+    except OSError as error:
+        raise invalid(Violation(field, f"cannot write {path}: {_reason(path, error)}")) from error
+    if kind:
+        raise invalid(Violation(field, f"{path} is {kind}; give the path of a file"))
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a file aside, and gives it its name when it is whole. Raises ThalwegError if that fails.
+
+    Links are followed: the file that they lead to is replaced. What is no regular file is left as it is.
+    """
+    target = _target(path)
+    # The ending stays last: some writers choose their format by it.
+    aside = target.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    try:
+        kind = _kind(target)
+        if kind:
+            raise OSError(errno.EINVAL, f"it is {kind}")
+        aside.touch(exist_ok=False)
+        write(aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(target)
+    except OSError as error:
+        raise LocalError(f"cannot write {path}: {_reason(path, error)}") from error
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def check_input(path: Path, field: str) -> None:
+    """Raises ThalwegError, which names the field, if a path is not that of a regular file that can be read."""
+    with reading(path, field):
+        try:
+            kind = _kind_of(path.stat().st_mode)
+        except (FileNotFoundError, ValueError):
+            # A path with a NUL names nothing.
+            raise invalid(Violation(field, f"there is no file {path}")) from None
+        if kind:
+            raise invalid(Violation(field, f"{path} is {kind}; give the path of a file"))
+        path.open("rb").close()
+
+
+@contextmanager
+def reading(path: Path, field: str) -> Iterator[None]:
+    """Raises what the system says within of a file or a folder as ThalwegError, which names the field and the path."""
+    try:
+        yield
+    except OSError as error:
+        raise invalid(Violation(field, f"cannot read {path}: {error.strerror or error}")) from error
+
+
+def _target(path: Path) -> Path:
+    """The path of the file that links lead to, whether it is there or not."""
+    return Path(os.path.realpath(path))
+
+
+def _kind(target: Path) -> str:
+    """What has a path, in words: nothing for a regular file, or if there is nothing. Raises OSError if it cannot be reached."""
+    try:
+        return _kind_of(target.lstat().st_mode)
+    except FileNotFoundError:
+        return ""
+
+
+def _kind_of(mode: int) -> str:
+    return next((kind for holds, kind in _KINDS if holds(mode)), "")
+
+
+def _reason(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) and not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    return error.strerror or str(error)
