@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import NamedTuple, get_args
@@ -152,14 +153,107 @@ def test_one_place_opens_channels(folder: str) -> None:
         assert bool(found) == (path.relative_to(HOUSE).as_posix() == CHANNELS), path
 
 
-def test_entry_points_alone_make_settings_of_the_whole_process() -> None:
+@cache
+def all_modules() -> list[tuple[str, ast.Module, str]]:
+    """Every module of the product, entry points included: its path, its tree, its text."""
     roots = {HOUSE / folder.split("/", maxsplit=1)[0] for folder in packages()}
-    for path in sorted(path for root in roots for path in root.rglob("*.py")):
-        relative = path.relative_to(HOUSE).as_posix()
-        text = path.read_text()
-        if GENERATED.search(path.name) or relative == "proto/thalweg/contract/process.py":
-            continue
-        assert ("contract.process" in text or "contract import process" in text) == (relative in ENTRY_POINTS), relative
+    paths = [path for root in sorted(roots) for path in sorted(root.rglob("*.py")) if not GENERATED.search(path.name)]
+    texts = {path.relative_to(HOUSE).as_posix(): path.read_text() for path in paths}
+    return [(path, ast.parse(text), text) for path, text in texts.items()]
+
+
+def test_entry_points_alone_make_settings_of_the_whole_process() -> None:
+    for relative, _, text in all_modules():
+        if relative != "proto/thalweg/contract/process.py":
+            assert ("contract.process" in text or "contract import process" in text) == (relative in ENTRY_POINTS), relative
+        raises = re.search(r"\braise_descriptor_limit\b", text) and relative != "proto/thalweg/contract/resources.py"
+        assert bool(raises) == (relative == "client/thalweg/client/cli/app.py"), relative
+
+
+# What changes the whole process, as it is called or assigned to, and the modules that may do it.
+PROCESS_WIDE = {
+    r"os\.environ\[\]|(os\.)?environ\.(setdefault|update|pop|popitem|clear)|os\.(putenv|unsetenv)": {
+        # Called by entry points, which prepare a process of Thalweg's own.
+        "proto/thalweg/contract/process.py",
+        # The command, before it prints: a COLUMNS of 0 is taken away, of which rich would make a terminal of no width.
+        "client/thalweg/client/cli/output.py",
+    },
+    r"signal\.(signal|set_wakeup_fd|setitimer|alarm|pthread_sigmask|siginterrupt)": {
+        # The command: Ctrl-C while it is imported, and at its end.
+        "client/thalweg/command.py",
+        # The command: Ctrl-C and SIGTERM end it in order. The handlers of before are put back.
+        "client/thalweg/client/cli/signals.py",
+    },
+    r"mallopt": {"proto/thalweg/contract/process.py"},
+    r"logging\.(basicConfig|disable|captureWarnings|setLoggerClass)|logging\.config\..*|.*\.(addHandler|setLevel)": {
+        # The commands that run a server, a shard or a fleet.
+        "client/thalweg/client/cli/serving.py",
+    },
+    r"threadpool_limits|.*ThreadpoolController.*\.limit": {
+        # A worker pins its BLAS as long as it works: equal bits need equal threads.
+        "workers/thalweg/workers/worker.py",
+    },
+    r"resource\.setrlimit": {
+        # Called by the command.
+        "proto/thalweg/contract/resources.py",
+    },
+    r"os\.(chdir|fchdir)": {
+        # The driver, a process of its own: workers import nothing from the folder in which a command is called.
+        "workers/thalweg/workers/ray/driver.py",
+    },
+    r"os\.umask": {
+        # The command, while it writes the file of a token, and puts it back.
+        "client/thalweg/client/cli/serving.py",
+    },
+    r"np\.(seterr|seterrcall|setbufsize|set_printoptions)|np\.random\.seed|random\.seed": set[str](),
+    r"gc\.(disable|enable|freeze|set_threshold)|sys\.(setswitchinterval|setrecursionlimit|settrace|setprofile)": set[str](),
+    r"sys\.(excepthook|unraisablehook|displayhook|path|meta_path)=|tempfile\.tempdir=|threading\.excepthook=": set[str](),
+    r"warnings\.(simplefilter|filterwarnings|resetwarnings)|locale\.setlocale|faulthandler\..*": set[str](),
+    r"multiprocessing\.set_start_method|asyncio\.set_event_loop_policy": set[str](),
+    r"os\.(nice|sched_setaffinity|setpriority)": set[str](),
+}
+# By other names the above would not be found.
+ALIASES = re.compile(r"environ|putenv|umask|chdir|setrlimit|basicConfig|seterr|setlocale|simplefilter|set_start_method|mallopt")
+
+
+def changes(tree: ast.AST) -> Iterator[str]:
+    """What is called, and, as `NAME=` and `NAME[]`, what is assigned to or deleted."""
+    yield from (what for what, _ in calls(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            yield f"{ast.unparse(node)}="
+        elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            yield f"{ast.unparse(node.value)}[]"
+
+
+@pytest.mark.parametrize("what", PROCESS_WIDE)
+def test_only_named_modules_change_the_whole_process(what: str) -> None:
+    found = {path for path, tree, _ in all_modules() if any(re.fullmatch(what, change) for change in changes(tree))}
+    assert found == PROCESS_WIDE[what]
+
+
+def test_what_changes_the_whole_process_is_called_by_its_full_name() -> None:
+    for path, tree, _ in all_modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                assert not [alias.name for alias in node.names if ALIASES.fullmatch(alias.name)], path
+            if isinstance(node, ast.ImportFrom) and node.module == "signal":
+                assert not [alias.name for alias in node.names if alias.name == "signal"], path
+
+
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        ("os.environ['A'] = 'b'", r"os.environ[]"),
+        ("del os.environ['A']", "os.environ[]"),
+        ("os.environ.update(a='b')", "os.environ.update"),
+        ("sys.excepthook = hook", "sys.excepthook="),
+        ("def f():\n  signal.signal(2, f)", "signal.signal"),
+    ],
+)
+def test_changes_of_the_whole_process_are_found(text: str, change: str) -> None:
+    assert change in set(changes(ast.parse(text)))
+    assert any(re.fullmatch(what, change) for what in PROCESS_WIDE)
 
 
 @pytest.mark.parametrize("folder", packages())

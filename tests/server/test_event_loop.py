@@ -1,6 +1,11 @@
 """Nothing that takes long with large files and arrays happens in the event loop's thread."""
 
+import ast
+import builtins
 import hashlib
+import io
+import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.server.specs import make_spec
 from thalweg.contract import layout as layouts
+from thalweg.server.driving import initial
 from thalweg.server.storage.checkpoints import Checkpoints
 from thalweg.server.storage.database import Storage
 from thalweg.v1 import job_pb2
@@ -21,27 +28,55 @@ from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
 
 # These make a path, and use none.
 _QUICK = {"job_folder", "checkpoints", "upload"}
+# What the system makes up when it is read, and no disk is asked for.
+_VIRTUAL = ("/proc/", "/sys/", "/dev/")
+# What may be hashed in between: tokens.
+_FEW_BYTES = 1 << 10
+
+
+def _on_the_loop() -> bool:
+    return threading.current_thread().name == "thalweg-server"
 
 
 @pytest.fixture
 def on_the_loop(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The functions that were called in the event loop's thread, of those that read, write or hash."""
+    """What was called in the event loop's thread of all that reads, writes or hashes."""
     called: list[str] = []
 
     def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            if threading.current_thread().name == "thalweg-server":
+            if _on_the_loop():
                 called.append(name)
             return function(*args, **kwargs)
 
         return call
 
+    def opened(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(file: Any, *args: Any, **kwargs: Any) -> Any:
+            if _on_the_loop() and not isinstance(file, int) and not str(file).startswith(_VIRTUAL):
+                called.append(f"{name}({file})")
+            return function(file, *args, **kwargs)
+
+        return call
+
+    def hashed(data: Any = b"", **kwargs: Any) -> Any:
+        if _on_the_loop() and not 0 < len(data) <= _FEW_BYTES:
+            called.append("sha256")
+        return sha256(data, **kwargs)
+
+    sha256 = hashlib.sha256
     for owner in (Storage, Checkpoints):
         for name, function in list(vars(owner).items()):
             if callable(function) and not name.startswith("_") and name not in _QUICK:
                 monkeypatch.setattr(owner, name, watched(name, function))
     monkeypatch.setattr(layouts, "digest", watched("digest", layouts.digest))
     monkeypatch.setattr(hashlib, "file_digest", watched("file_digest", hashlib.file_digest))
+    monkeypatch.setattr(hashlib, "sha256", hashed)
+    monkeypatch.setattr(initial, "safe_open", watched("safe_open", safe_open))
+    for module, name in ((io, "open"), (builtins, "open"), (os, "open")):
+        monkeypatch.setattr(module, name, opened(name, getattr(module, name)))
+    for name in ("fsync", "listdir", "scandir", "mkdir", "rename", "replace", "unlink", "remove", "rmdir"):
+        monkeypatch.setattr(os, name, watched(name, getattr(os, name)))
     return called
 
 
@@ -77,3 +112,88 @@ def test_files_are_read_written_and_hashed_beside_the_event_loop(tmp_path: Path,
         assert second.state == job_pb2.JOB_STATE_SUCCEEDED, second.error
         stub.DeleteJob(pb.DeleteJobRequest(job_id=job.id))
     assert set(on_the_loop) == set()
+
+
+# What takes long with a large file or array, by how it is called.
+_BLOCKING = re.compile(
+    r"open|io\.open|os\.(open|fsync|sync|replace|rename|remove|unlink|listdir|scandir|walk)|shutil\.\w+|mmap\.mmap|sqlite3\.connect"
+    r"|np\.(load|save|savez|savez_compressed|fromfile|memmap|loadtxt|genfromtxt)|safe_open|load_file|save_file|.*\.tofile"
+    r"|hashlib\.\w+|hmac\.(new|digest)|(layouts\.)?digest|file_digest"
+    r"|.*\.(read_bytes|read_text|write_bytes|write_text|unlink|mkdir|iterdir|glob|rglob|rmdir|touch|is_file|is_dir)"
+)
+# A path's methods that others have too: a path's take nothing, or a mode as it stands.
+_OF_A_PATH = re.compile(r".*\.(open|exists|stat|rename|replace)")
+
+_SERVER = Path(__file__).parents[2] / "server" / "thalweg" / "server"
+# The modules of the server that may call it, and where that happens. All others have it done by these.
+_ELSEWHERE = {
+    # The folder `storage`: in the threads of `journal.py`, or while the server starts or has stopped.
+    "storage/bin.py",
+    "storage/checkpoints.py",
+    "storage/database.py",
+    "storage/disk.py",
+    "storage/privacy.py",
+    "storage/reserve.py",
+    "storage/uploads.py",
+    # Asked of the database, in its thread.
+    "driving/acceptance.py",
+    # Called by `Storage.initial`, in its thread, and by a client that checks a job.
+    "driving/initial.py",
+    # In the thread that starts and stops the server.
+    "process.py",
+    # A challenge of few bytes.
+    "services/confirmation.py",
+    # A token of few bytes.
+    "streams/memory_peers.py",
+}
+
+
+def blocking(tree: ast.AST) -> set[str]:
+    """The calls in a module that may take long."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            what = ast.unparse(node.func)
+            plain = all(isinstance(argument, ast.Constant) for argument in node.args)
+            if _BLOCKING.fullmatch(what) or (_OF_A_PATH.fullmatch(what) and plain):
+                found.add(what)
+    return found
+
+
+def test_only_named_modules_read_write_or_hash() -> None:
+    modules = {path.relative_to(_SERVER).as_posix(): ast.parse(path.read_text()) for path in _SERVER.rglob("*.py")}
+    found = {path: calls for path, tree in modules.items() if (calls := blocking(tree))}
+    assert found.keys() == _ELSEWHERE, found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("with path.open('rb') as file: pass", {"path.open"}),
+        ("await journal.open(job_id)", set()),
+        ("open(name)", {"open"}),
+        ("hashlib.sha256(data)", {"hashlib.sha256"}),
+        ("layouts.digest(slab)", {"layouts.digest"}),
+        ("await asyncio.to_thread(layouts.digest, slab)", set()),
+        ("np.load(path)", {"np.load"}),
+        ("(folder / 'a').read_bytes()", {"(folder / 'a').read_bytes"}),
+    ],
+)
+def test_what_may_take_long_is_found(text: str, found: set[str]) -> None:
+    assert blocking(ast.parse(f"async def f():\n  {text}")) == found
+
+
+def test_what_is_opened_on_the_loop_is_found(tmp_path: Path, on_the_loop: list[str]) -> None:
+    """And so the test of what is not says something."""
+
+    def read() -> None:
+        (tmp_path / "a").write_text("a")
+        hashlib.sha256(bytes(_FEW_BYTES + 1))
+        hashlib.sha256(b"token")
+        Path("/proc/self/status").read_bytes()
+
+    thread = threading.Thread(target=read, name="thalweg-server")
+    thread.start()
+    thread.join()
+    read()
+    assert on_the_loop == [f"open({tmp_path}/a)", "sha256"]
