@@ -19,7 +19,7 @@ from thalweg.client import Client
 from thalweg.server.arrays.local import LocalArrays
 from thalweg.server.arrays.trajectory import Trajectory
 from thalweg.server.driving import jobs as jobs_module
-from thalweg.server.driving.job import JobDriver
+from thalweg.server.driving.holdings import Holdings
 from thalweg.server.driving.result_writer import ResultWriter
 from thalweg.server.process import Server
 from thalweg.server.storage import room as room_module
@@ -94,9 +94,9 @@ def _fails(*_: object, **__: object) -> Any:
     ("owner", "name", "state"),
     [
         (LocalArrays, "hand_over", job_pb2.JOB_STATE_FAILED),
-        (JobDriver, "_collect", job_pb2.JOB_STATE_FAILED),
+        (Holdings, "_collect", job_pb2.JOB_STATE_FAILED),
         (Checkpoints, "write", None),
-        (JobDriver, "checkpoint", None),
+        (Holdings, "checkpoint", None),
         (Trajectory, "add", None),
         (Storage, "save_trajectory", None),
         (ResultWriter, "keep", job_pb2.JOB_STATE_FAILED),

@@ -1,8 +1,8 @@
 """The driver of one running job: turns messages into events for its coordinator and carries the decisions out.
 
-It owns the job's arrays and its workers' connections, which carry out what is decided for them; it carries out what is decided
-for the job. All of it happens in the server's event loop; nothing here waits. Where shards hold ranges of the arrays, decisions
-that need their answers are queued, and later events wait for them.
+It owns the job's arrays, in its `Holdings`, and its workers' connections, which carry out what is decided for them; it carries
+out what is decided for the job. All of it happens in the server's event loop; nothing here waits. Where shards hold ranges of the
+arrays, decisions that need their answers are queued, and later events wait for them.
 """
 
 import asyncio
@@ -16,14 +16,11 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.frames import Parcel
 from thalweg.contract.states import state_name
 from thalweg.contract.text import MAX_PROBLEM, visible
-from thalweg.learning.optimizers import OptimizerState
 from thalweg.server.arrays.allocation import allocate
 from thalweg.server.arrays.budget import Budget
 from thalweg.server.arrays.copies import Spare, between_events
 from thalweg.server.arrays.interface import Arrays
-from thalweg.server.arrays.parameters import PARAMETERS
 from thalweg.server.arrays.pool import ArithmeticPool
-from thalweg.server.arrays.unallocated import Unallocated
 from thalweg.server.deciding.coordinator import Coordinator
 from thalweg.server.deciding.decisions import (
     Allocate,
@@ -57,13 +54,13 @@ from thalweg.server.deciding.events import (
     WorkerPrepared,
     WorkerRefused,
 )
-from thalweg.server.deciding.impossible import ImpossibleError
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.story import Story
 from thalweg.server.deciding.values import Drop, Facts, Place, Position, WorkerId
 from thalweg.server.driving.admission import Admission
 from thalweg.server.driving.decision_queue import DecisionQueue
-from thalweg.server.driving.downloads import MAX_COPIES, Download, Downloads
+from thalweg.server.driving.downloads import Download
+from thalweg.server.driving.holdings import Holdings
 from thalweg.server.driving.outcome import JobOutcome
 from thalweg.server.driving.starting_point import Reader, StartingPoint
 from thalweg.server.driving.telemetry import NOTHING_RECORDED, Clock, Recorded, Recorder, Telemetry
@@ -123,11 +120,7 @@ class JobDriver:
         position, machines = (checkpoint.position, checkpoint.machines) if checkpoint else (None, ())
         self.coordinator = Coordinator(job.spec, settings, position, given=initial is not None, machines=machines)
         job.progress.machine_kinds = len(machines)
-        self.arrays: Arrays = Unallocated()
-        # Whether the arrays hold parameters: the initial ones are there, or those that the run starts from.
-        self._begun = False
-        self._prepared = checkpoint.prepared if checkpoint else None
-        self._start = StartingPoint(checkpoint, initial)
+        self._holdings = Holdings(self.telemetry, StartingPoint(checkpoint, initial), self.over)
         self._clock = clock
         self._ended = ended
         self._save = save
@@ -135,7 +128,6 @@ class JobDriver:
         self._shared = self._connections.shared
         self._crew = crew
         self._shards = shards
-        self._downloads: Downloads[int, training_service_pb2.ParametersHeader] = Downloads(MAX_COPIES)
         self._admission = Admission(budget, shards, self.telemetry, clock)
         # What no tick has told yet: a tick is lost if others have to wait.
         self._missed = 0.0
@@ -146,58 +138,14 @@ class JobDriver:
         """The job as it is now. Its state may be ahead of what is durable."""
         return self.telemetry.job
 
-    async def snapshot(self) -> Download[training_service_pb2.ParametersHeader] | None:
-        """A copy of the parameters as they are now, shared by all who ask for it. Raises ThalwegError if there are none yet.
-
-        It is an earlier one if there are as many copies as there may be. None if the run is over, or is before they come from
-        shards.
-        """
-        version = self._at_hand()
-        return None if version is None else await self._downloads.get(version, self._copied)
-
-    def _at_hand(self) -> int | None:
-        """The version of the parameters that there are; None if the run is over. Raises ThalwegError if there are none yet."""
-        if self._start.checkpoint:
-            return self._start.checkpoint.position.version
-        if self.over.is_set():
-            return None
-        if not self._begun:
-            raise ThalwegError("NO_PARAMETERS", {"job": self.job.id})
-        return self.arrays.version
-
-    async def _copied(self) -> Download[training_service_pb2.ParametersHeader] | None:
-        version = self._at_hand()
-        if version is None:
-            return None
-        if self._start.checkpoint:
-            slab = self._start.checkpoint.parameters
-        else:
-            copies = asyncio.Queue[OptimizerState]()
-            try:
-                self.arrays.copy(copies.put_nowait, state=False)
-            except MemoryError as error:
-                raise ThalwegError("OUT_OF_MEMORY", {"problem": str(error)}) from error
-            over = asyncio.create_task(self.over.wait())
-            over.add_done_callback(lambda _: copies.put_nowait({}))
-            found = (await copies.get()).get(PARAMETERS)
-            over.cancel()
-            if found is None:
-                return None
-            slab = found
-        header = self.header(version)
-        header.sha256 = await asyncio.to_thread(layouts.digest, slab)
-        return Download(header, [slab])
-
-    def header(self, version: int) -> training_service_pb2.ParametersHeader:
-        """What is said of parameters at a version, without their SHA-256: to compute that takes long."""
-        return header_of(self._found, version)
-
     @property
-    def _found(self) -> parameter_service_pb2.Prepared:
-        """What a worker found out about the model and the data. Raises ImpossibleError before one has."""
-        if self._prepared is None:
-            raise ImpossibleError("no worker has been prepared")
-        return self._prepared
+    def arrays(self) -> Arrays:
+        """The job's arrays."""
+        return self._holdings.arrays
+
+    async def snapshot(self) -> Download[training_service_pb2.ParametersHeader] | None:
+        """See `Holdings.snapshot`."""
+        return await self._holdings.snapshot()
 
     def join(self, connection: Connection) -> None:
         """A worker opened its stream. One that comes to a run that is over is sent away."""
@@ -251,7 +199,7 @@ class JobDriver:
 
     async def write_checkpoint(self) -> None:
         """Has a checkpoint written as soon as possible, and waits for it. Does nothing if there is nothing new to be kept."""
-        if self.over.is_set() or not self._begun:
+        if self.over.is_set() or not self._holdings.begun:
             return
         self._awaited_version = self.coordinator.version
         self._checkpointed.clear()
@@ -289,7 +237,8 @@ class JobDriver:
         if request.message.HasField("prepared"):
             self._receive_prepared(worker, request.message.prepared)
             return
-        for event in self.arrays.in_turn(wire.event_of(worker, request, self.arrays.expected, self._shared)):
+        arrays = self.arrays
+        for event in arrays.in_turn(wire.event_of(worker, request, arrays.expected, self._shared)):
             self.handle(event)
 
     def _hear(self, connection: Connection, data: bytes) -> None:
@@ -310,13 +259,8 @@ class JobDriver:
         elements = layouts.elements(prepared.layout)
         segments = layouts.segments_of(prepared.layout.tensors)
         facts = Facts(elements, prepared.train_samples, prepared.validation_samples, tuple(prepared.metrics), segments)
-        if self._prepared is None:
-            self._prepared = prepared
-        elif self._prepared.layout != prepared.layout:
+        if not self._holdings.learn(prepared):
             raise wire.violation("a layout that differs from the first worker's")
-        elif not self._prepared.preprocessing.shape:
-            # That of a checkpoint of release 0.1.0, which does not say what samples are.
-            self._prepared = prepared
         self._admission.add(WorkerPrepared(worker, facts, premises))
         self._admit()
 
@@ -345,7 +289,7 @@ class JobDriver:
 
     def ready(self, decision: Decision) -> bool:
         """Whether a decision may be carried out, or has to wait for shards, or for the parameters to start from."""
-        if isinstance(decision, LoadGiven) and not self._start.read(self._found.layout, self._queue.go_on):
+        if isinstance(decision, LoadGiven) and not self._holdings.read(self._queue.go_on):
             return False
         return self.arrays.ready(decision)
 
@@ -386,9 +330,8 @@ class JobDriver:
             case LoadGiven():
                 self._load_given()
             case ReportReady():
-                self._begun = True
                 self.telemetry.ready()
-                self.arrays.offer()
+                self._holdings.begin()
             case Finish():
                 self._finish(decision)
             case _:
@@ -396,14 +339,15 @@ class JobDriver:
 
     def _allocate(self, plan: Plan) -> None:
         try:
-            self.arrays = allocate(plan, self._shared, self._shards, self._queue, self.telemetry, self._crew, self._spare)
+            arrays = allocate(plan, self._shared, self._shards, self._queue, self.telemetry, self._crew, self._spare)
         except (MemoryError, ValueError):
             raise _JobError(f"model.layers: {plan.elements:,} parameters do not fit the server's memory") from None
-        self.telemetry.planned(plan, self._found.loss_seconds)
+        self._holdings.arrays = arrays
+        self.telemetry.planned(plan, self._holdings.prepared.loss_seconds)
 
     def _load_given(self) -> None:
         try:
-            self._start.load(self.arrays)
+            self._holdings.load()
         except ValueError as error:
             raise _JobError(str(error)) from error
 
@@ -422,86 +366,21 @@ class JobDriver:
     def _write_checkpoint(self, position: Position) -> None:
         # What is durable may not be ahead of what is told: steps behind a checkpoint are never taken again.
         self.telemetry.flush()
-        made = self.checkpoint(position)
+        made = self._holdings.checkpoint(position, self.coordinator.machines.kinds)
         try:
             self.arrays.copy(lambda slabs: self._save(made(slabs)), state=True)
         except MemoryError as error:
             self.checkpoint_done(position.version, 0, 0.0, f"there is too little memory for a copy ({error})")
 
-    def checkpoint(self, position: Position) -> Callable[[OptimizerState], Checkpoint]:
-        """What makes a checkpoint of a copy of the slabs, when it has come, that is made now."""
-        samples, seconds = self.telemetry.samples, self.telemetry.seconds
-        machines = self.coordinator.machines.kinds
-
-        def made(slabs: OptimizerState) -> Checkpoint:
-            trajectory = self.arrays.trajectory
-            return Checkpoint(
-                position=position,
-                prepared=self._found,
-                parameters=slabs[PARAMETERS],
-                state={name: slab for name, slab in slabs.items() if name != PARAMETERS},
-                versions=tuple(trajectory.versions),
-                trajectory=trajectory.slabs,
-                samples=samples,
-                seconds=seconds,
-                machines=machines,
-            )
-
-        return made
-
     def _finish(self, finish: Finish) -> None:
         """Carries the end out, whatever fails on the way."""
         try:
             self.telemetry.flush()
-            self._hand_over(finish)
+            self._holdings.leave(finish, self.coordinator.plan, self.coordinator.machines.kinds, self._end)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
             _log.exception("job %s: its arrays cannot be handed over at its end", self.job.id)
             problem = f"internal error: {type(error).__name__}: {error}"
             self._end(JobOutcome(self.job.id, job_pb2.JOB_STATE_FAILED, finish.error or problem))
-
-    def _hand_over(self, finish: Finish) -> None:
-        checkpoint = self._start.checkpoint
-        if checkpoint:
-            self._end(self._outcome(finish, checkpoint.position.version, {PARAMETERS: checkpoint.parameters}))
-        elif not self._begun or self.arrays.broken:
-            self._end(JobOutcome(self.job.id, finish.state, finish.error))
-        else:
-            version = self.arrays.version
-            self.arrays.hand_over(
-                lambda slabs: self._end(self._outcome(finish, version, slabs)), state=finish.position is not None
-            )
-
-    def _outcome(self, finish: Finish, version: int, slabs: OptimizerState) -> JobOutcome:
-        """What the run leaves, or that it has failed."""
-        try:
-            return self._collect(finish, version, slabs)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
-            _log.exception("job %s: its result cannot be kept", self.job.id)
-            return JobOutcome(self.job.id, job_pb2.JOB_STATE_FAILED, f"{type(error).__name__}: {error}")
-
-    def _collect(self, finish: Finish, version: int, slabs: OptimizerState) -> JobOutcome:
-        """What the run leaves: its parameters at a version, and the optimizer's state if the job can be resumed there."""
-        plan, slab, problems = self.coordinator.plan, slabs[PARAMETERS], list[str]()
-        result = self.telemetry.result(version, plan.epoch_of(version) if plan else self.job.progress.epoch)
-        if finish.train:
-            result.train.CopyFrom(finish.train)
-        if finish.validation:
-            result.validation.CopyFrom(finish.validation)
-        # The parameters are kept though these cannot be.
-        trajectory = checkpoint = None
-        if self._begun:
-            try:
-                self.arrays.trajectory.add(version, slab)
-                trajectory = self.arrays.trajectory
-            except MemoryError as error:
-                problems.append(f"the trajectory could not be saved: {error or 'no memory'}")
-        if finish.position:
-            try:
-                checkpoint = self.checkpoint(finish.position)(slabs)
-            except MemoryError as error:
-                problems.append(f"no checkpoint of the last step could be saved: {error or 'no memory'}")
-        header = self.header(version)
-        return JobOutcome(self.job.id, finish.state, finish.error, header, slab, result, trajectory, checkpoint, tuple(problems))
 
     def _end(self, ending: JobOutcome) -> None:
         if self.over.is_set():
@@ -536,11 +415,6 @@ class JobDriver:
     def release(self) -> None:
         """Shares no more memory."""
         self._shared.close()
-
-
-def header_of(prepared: parameter_service_pb2.Prepared, version: int) -> training_service_pb2.ParametersHeader:
-    """What is said of parameters at a version, without their SHA-256."""
-    return training_service_pb2.ParametersHeader(layout=prepared.layout, version=version, preprocessing=prepared.preprocessing)
 
 
 class _JobError(Exception):

@@ -9,7 +9,7 @@ from thalweg.contract.states import ENDED
 from thalweg.server.arrays.trajectory import MAX_BYTES
 from thalweg.server.driving.answers import Answers
 from thalweg.server.driving.downloads import Download
-from thalweg.server.driving.job import header_of
+from thalweg.server.driving.holdings import header_of
 from thalweg.server.driving.lives import Lives
 from thalweg.server.storage.checkpoints import NewerCheckpointError
 from thalweg.server.storage.journal import Journal
