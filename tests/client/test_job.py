@@ -53,6 +53,20 @@ def test_a_job_runs_by_itself_where_a_fleet_attends(cluster: Cluster) -> None:
     assert job.progress.total_steps == 3
 
 
+def test_a_layer_of_another_job_stays_as_it_was_learnt(cluster: Cluster) -> None:
+    """A job that begins with another one's parameters, and freezes some of them."""
+    settings = {"training.epochs": 3, "model.initial.job": cluster.gate.id}
+    frozen = {"optimizer.groups": [{"pattern": "0.*", "frozen": True}]}
+    jobs = [cluster.gate, *(cluster.client.submit("xor", settings | more) for more in ({}, frozen))]
+    for job in jobs:
+        job.wait()
+    learnt, free, tuned = (job.parameters() for job in jobs)
+    for name in learnt:
+        same = np.array_equal(learnt[name], tuned[name])
+        assert same == name.startswith("0.")
+        assert not np.array_equal(learnt[name], free[name])
+
+
 def test_equal_jobs_end_with_equal_parameters(cluster: Cluster) -> None:
     again = cluster.client.submit(cluster.gate.spec)
     assert again.wait().weights_sha256 == cluster.gate.result().weights_sha256

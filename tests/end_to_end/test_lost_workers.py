@@ -40,6 +40,13 @@ BASE: dict[str, Any] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "unclipped": {},
     "clipped": {"optimizer": {"momentum": {"learning_rate": 0.1}, "clip_global_norm": 0.5}},
+    "lamb, groups": {
+        "optimizer": {
+            "lamb": {"learning_rate": 0.01},
+            "clip_global_norm": 0.5,
+            "groups": [{"pattern": "0.bias", "frozen": True}, {"pattern": "*.bias", "weight_decay": 0}],
+        }
+    },
     "numerical": {
         "model": {"layers": [{"dense": {"units": 3}}, {"tanh": {}}, {"dense": {"units": 1}}], "loss": "mean_squared_error"},
         "data": {"builtin": "xor"},

@@ -111,12 +111,20 @@ def held_in_midst(server: Address, job_id: str, gradients: int) -> Iterator[None
         worker.join()
 
 
-@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1000.0])
-@pytest.mark.parametrize("gradients", [1, 9])
+@pytest.mark.parametrize(
+    ("variant", "gradients", "checkpoint_seconds"),
+    [
+        ("unclipped", 1, 0.0),
+        ("unclipped", 1, 1000.0),
+        ("unclipped", 9, 0.0),
+        ("unclipped", 9, 1000.0),
+        ("lamb, groups", 9, 0.0),
+    ],
+)
 def test_a_killed_server_takes_up_its_jobs_and_ends_with_the_same_bits(
-    tmp_path: Path, gradients: int, checkpoint_seconds: float
+    tmp_path: Path, variant: str, gradients: int, checkpoint_seconds: float
 ) -> None:
-    spec = make_spec("unclipped")
+    spec = make_spec(variant)
     with threadpool_limits(1, "blas"):
         expected, losses = reference(validation.complete(spec))
     checkpoint = 0

@@ -18,7 +18,10 @@ _EXACT = {"sgd": {"learning_rate": 1.0}}
 # others are whole numbers, so that their sum tells whether each was applied once.
 JOBS: dict[str, dict[str, Any]] = {
     "bulk": {"training": {"microbatches": 5, "batch_size": 6, "epochs": 2}, "optimizer": _MOMENTUM},
-    "bulk, adam": {"training": {"microbatches": 3, "batch_size": 5, "epochs": 2}, "optimizer": {"adam": {}}},
+    "bulk, lamb": {
+        "training": {"microbatches": 3, "batch_size": 5, "epochs": 2},
+        "optimizer": {"lamb": {}, "clip_global_norm": 0.5, "groups": [{"pattern": "*.bias", "weight_decay": 0}]},
+    },
     "bulk, one microbatch": {"training": {"microbatches": 1, "batch_size": 4, "epochs": 2}, "optimizer": _MOMENTUM},
     "bulk, clipped": {
         "training": {"microbatches": 4, "batch_size": 6, "epochs": 2},

@@ -45,7 +45,7 @@ def check(folder: Path, seed: int) -> Town:
             await hold_together(town.jobs, job.id)
             if job.state == job_pb2.JOB_STATE_SUCCEEDED:
                 download = await town.jobs.reading.parameters(job.id)
-                assert download.arrays[0].tobytes() == expected
+                assert b"".join(array.tobytes() for array in download.arrays) == expected
         await town.stop()
 
     expected = undisturbed("bulk", 0)[0]

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 ELEMENTS = 7
 TRAIN_SAMPLES = 20
 NODES = 3
-LAYOUT = job_pb2.Layout(tensors=[job_pb2.Tensor(name="0.weight", shape=[ELEMENTS])], dtype="float32")
+LAYOUT = job_pb2.Layout(
+    tensors=[job_pb2.Tensor(name="0.weight", shape=[ELEMENTS - 2]), job_pb2.Tensor(name="0.bias", shape=[2])], dtype="float32"
+)
 _GRADIENT_SECONDS = 0.01
 Leaf = Callable[[Slab, int, int, int], Slab]
 
