@@ -340,7 +340,7 @@ def test_another_program_answers(command: Command) -> None:
 
         Thread(target=answer, daemon=True).start()
         address = f"127.0.0.1:{listening.getsockname()[1]}"
-        message = f"cannot reach a Thalweg server at {address}: another program than a Thalweg server answers there"
+        message = f"cannot reach a Thalweg server at {address}: a program that is not a Thalweg server answers there"
         check(command("jobs", "--server", address), FAILURE, message)
 
 

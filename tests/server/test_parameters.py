@@ -297,7 +297,7 @@ def test_sums_of_another_number_of_blocks_are_refused() -> None:
     keep(parameters, Node(0, 0), np.ones(ELEMENTS, np.float32))
     assert parameters.factors(0, parameters.block_sums(0, 0, 0)) == [pytest.approx(5**-0.5)]
     for reduction, sums, wanted in ((0, [], 1), (0, [1.0, 1.0], 1), (1, [1.0] * 5, 6)):
-        with pytest.raises(ValueError, match=f"{len(sums)} sums of squares came, and {wanted} are needed"):
+        with pytest.raises(ValueError, match=f"{len(sums)} sums of squares arrived, but {wanted} are needed"):
             parameters.factors(reduction, sums)
     with pytest.raises(ValueError, match="zip"):
         parameters.scale(1, [1.0, 1.0])

@@ -20,7 +20,7 @@ _PREFIX = "ERROR_REASON_"
 
 # What gRPC says of a connection, and how people say it.
 _PLAIN_WORDS = {
-    "failed parsing http/2": "another program than a Thalweg server answers there",
+    "failed parsing http/2": "a program that is not a Thalweg server answers there",
     "connection refused": "nothing listens there",
     "dns resolution failed": "no such host",
     "domain name not found": "no such host",

@@ -8,6 +8,9 @@ State: TypeAlias = job_pb2.JobState.ValueType
 
 ENDED: frozenset[State] = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED})
 
+# The status of a job without workers begins with it. It is for people: programs read `waiting_for`.
+NO_WORKERS = "waiting for workers"
+
 
 def waiting_name(waiting_for: job_pb2.WaitingFor.ValueType) -> str:
     """What a job waits for: the name in the enum without its prefix, in lower case."""

@@ -26,6 +26,7 @@ from thalweg.client.records import (
     WorkersChanged,
 )
 from thalweg.client.records import Progress as JobProgress
+from thalweg.contract.states import NO_WORKERS
 from thalweg.contract.text import visible
 
 # How many lines a log gets of the epochs of a job, and how often one of steps if epochs take long.
@@ -54,7 +55,7 @@ class Picture:
             case WorkersChanged():
                 self.workers = event.workers
                 if not event.workers:
-                    self.status = "waiting for workers"
+                    self.status = NO_WORKERS
             case StepsTaken():
                 self.status = ""
                 self.progress = event.progress

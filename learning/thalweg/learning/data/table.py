@@ -35,7 +35,7 @@ _FOREIGN = {
     b"PK\x03\x04": "is a zip archive or an Excel workbook; unpack it, or export the table as CSV",
     b"\xd0\xcf\x11\xe0": "is an Excel workbook; export the table as CSV",
     b"PAR1\x15": "is a Parquet file; export the table as CSV",
-    b"\x93NUMPY": "is a NumPy array, not a table; rename it to end in .npy",
+    b"\x93NUMPY": "is a NumPy array, not a table",
 }
 
 

@@ -16,7 +16,7 @@ class MeanAbsoluteError:
         outputs, numbers = int(np.prod(output_shape)), int(np.prod(targets.shape[1:]))
         if outputs == numbers:
             return ""
-        return f"needs a target for each of the {outputs} outputs, and a sample's target has {numbers}"
+        return f"needs a target for each of the {outputs} outputs, but a sample's target has {numbers}"
 
     def sum(self, outputs: Slab, targets: NDArray[Any]) -> float:
         """The sum over samples."""

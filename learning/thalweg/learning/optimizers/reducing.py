@@ -52,7 +52,7 @@ def factors(reduction: Reduction, sums: Iterable[float], spans: Spans) -> list[f
     given, blocks = list(sums), list(_blocks(reduction, spans, slice(0, spans.elements)))
     width = len(reduction.quantities)
     if len(given) != len(blocks) * width:
-        raise ValueError(f"{len(given):,} sums of squares came, and {len(blocks) * width:,} are needed")
+        raise ValueError(f"{len(given):,} sums of squares arrived, but {len(blocks) * width:,} are needed")
     totals = [[0.0] * width for _ in range(spans.count if reduction.per_segment else 1)]
     for number, block in enumerate(blocks):
         total = totals[spans.at(block.start) if reduction.per_segment else 0]

@@ -264,11 +264,11 @@ class Coordinator:
             case Course() as course:
                 return course.joined(worker)
             case Expecting():
-                raise ImpossibleError(f"worker {worker} is ready for a job of which nothing is known")
+                raise ImpossibleError(f"worker {worker} is ready for an unknown job")
 
     def _initial_received(self, event: InitialReceived) -> list[Decision]:
         if isinstance(self.stage, Expecting):
-            raise ImpossibleError("initial parameters of a job of which nothing is known")
+            raise ImpossibleError("initial parameters of an unknown job")
         # Others may have made them, or nobody was to; the worker may have been taken for lost.
         if not isinstance(self.stage, Initialization) or event.worker not in self._prepared:
             return []
@@ -372,7 +372,7 @@ class Coordinator:
         if event.worker not in self._heard:
             return [Dropped(event.worker, Drop.STALE_INCARNATION)]
         if isinstance(self.stage, Expecting):
-            raise ImpossibleError("a contribution to a job of which nothing is known")
+            raise ImpossibleError("a contribution to an unknown job")
         # It was given no task.
         if not isinstance(self.stage, Course) or event.worker not in self._prepared:
             return [Dropped(event.worker, Drop.UNKNOWN)]

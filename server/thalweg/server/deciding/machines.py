@@ -16,8 +16,8 @@ _MAX_NAMED = 3
 _NOTHING = "not reported"
 
 ADVICE = (
-    "run workers on machines with the same processor and the same releases of the libraries, resume the job to go on with other "
-    "machines, or give it training.mixed_machines = true"
+    "run workers on machines with the same processor and the same releases of the libraries, resume the job to continue with "
+    "other machines, or give it training.mixed_machines = true"
 )
 
 

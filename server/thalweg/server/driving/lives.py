@@ -285,7 +285,7 @@ class Lives:
 
     def _start_failed(self, life: Life, error: Exception) -> None:
         if not isinstance(error, ThalwegError):
-            _log.exception("job %s: it cannot go on", life.job_id)
+            _log.exception("job %s: cannot continue", life.job_id)
         # One that was given up stays until another one takes its place.
         if life.state is State.STARTING:
             self.runs.forget(life.job_id)

@@ -4,10 +4,10 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 
+from thalweg.contract.states import NO_WORKERS
 from thalweg.server.deciding.fleets import Fleets
 from thalweg.server.deciding.queue import Candidate, Queue, choose
 from thalweg.server.driving.job import JobDriver
-from thalweg.server.driving.telemetry import NO_WORKERS
 from thalweg.v1 import job_pb2
 
 # Sharing workers out takes this share of the time at most, except where it takes less than that many seconds.

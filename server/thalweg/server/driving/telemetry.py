@@ -6,14 +6,13 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from thalweg.contract.states import NO_WORKERS
 from thalweg.server.deciding.plan import Plan
 from thalweg.v1 import job_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
 # Seconds from any time on.
 Clock: TypeAlias = Callable[[], float]
-# The status of a job without workers begins with it.
-NO_WORKERS = "waiting for workers"
 # That of a job whose arrays do not fit beside those of the jobs that run, and of one that has just got workers, or memory.
 NO_MEMORY = "waiting for memory on the server"
 PREPARING = "preparing the data and the model"

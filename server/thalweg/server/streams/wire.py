@@ -150,7 +150,7 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None
     if prepared.layout.dtype != dtype or len({tensor.name for tensor in tensors}) < len(tensors):
         raise violation("a layout of another dtype, or with two tensors of one name")
     if len(prepared.metrics) > _MAX_METRICS or any(not _METRIC.fullmatch(name) for name in prepared.metrics):
-        raise violation("too many metrics, or one with a name that is none")
+        raise violation("too many metrics, or one with an invalid name")
     if any(visible(tensor.name) != tensor.name for tensor in tensors):
         raise violation("a tensor's name with invisible characters")
     _check_preprocessing(prepared.preprocessing)
