@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,11 +15,17 @@ from tests.simulation.cluster import small_chunks
 from tests.simulation.schedules import undisturbed
 from tests.simulation.town import FillingStorage, Town
 from thalweg.contract.states import ENDED
+from thalweg.server.deciding.coordinator import Coordinator
+from thalweg.server.deciding.decisions import Decision, Finish
+from thalweg.server.deciding.events import Event
 from thalweg.server.deciding.lifecycle import TRANSITIONS, Life, State
 from thalweg.server.deciding.lifecycle_messages import CancelRequested
 from thalweg.server.driving.answers import Answers
+from thalweg.server.driving.job import JobDriver
+from thalweg.server.driving.outcome import JobOutcome
 from thalweg.server.driving.telemetry import steps_end
 from thalweg.server.storage import journal, room
+from thalweg.server.storage.journal import Journal
 from thalweg.server.storage.room import Shortage
 from thalweg.server.storage.thinning import Bounds
 from thalweg.v1 import job_pb2
@@ -43,6 +50,8 @@ def check(folder: Path, seed: int) -> Town:
         for _, job in await town.jobs.journal.run(town.storage.jobs, 1000):
             assert job.state in ENDED
             await hold_together(town.jobs, job.id)
+            # All were resumed at the end, after the last cancellation.
+            assert job.id in town.poisoned or job.state == job_pb2.JOB_STATE_SUCCEEDED, f"{job.id} failed: {job.error}"
             if job.state == job_pb2.JOB_STATE_SUCCEEDED:
                 download = await town.jobs.reading.parameters(job.id)
                 assert b"".join(array.tobytes() for array in download.arrays) == expected
@@ -117,6 +126,35 @@ def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cast(Any, TRANSITIONS), (State.GOING_BACK, CancelRequested), Life._cancel_ended)
 
 
+def _lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancellation is lost while the job goes back to a checkpoint."""
+    monkeypatch.setitem(cast(Any, TRANSITIONS), (State.GOING_BACK, CancelRequested), Life._nothing)
+
+
+def _one_number_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first event after a job is taken up has the number of the last one before."""
+
+    async def opened(self: Journal, job_id: str) -> None:
+        if job_id not in self._sequences:
+            self._sequences[job_id] = max(0, await self.run(self.storage.last_sequence, job_id) - 1)
+
+    monkeypatch.setattr(Journal, "open", opened)
+
+
+def _copies_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy for a checkpoint that cannot be made fails the job."""
+
+    done = JobDriver.checkpoint_done
+
+    def fails(self: JobDriver, version: int, size: int, seconds: float, problem: str = "") -> None:
+        if "memory for a copy" in problem:
+            self.fail(problem)
+        else:
+            done(self, version, size, seconds, problem)
+
+    monkeypatch.setattr(JobDriver, "checkpoint_done", fails)
+
+
 def _stubborn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever an event breaks, it is tried again for ever."""
     monkeypatch.setattr(room, "lacks_room", lambda error: isinstance(error, sqlite3.Error | OSError))
@@ -131,7 +169,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Answers, "shortage_of", never)
 
 
-@pytest.mark.parametrize("plant", [_forgotten, _stubborn, _patient])
+@pytest.mark.parametrize("plant", [_forgotten, _lost, _one_number_for_two, _copies_are_needed, _stubborn, _patient])
 def test_a_planted_bug_is_found(
     plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -143,3 +181,45 @@ def test_a_planted_bug_is_found(
         except (AssertionError, KeyError, TimeoutError):
             return
     raise AssertionError("the bug went unnoticed")
+
+
+def _decided_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end is taken for carried out when it is decided, and not when it is carried out."""
+    handle = Coordinator.handle
+
+    def handled(self: Coordinator, event: Event, now: float) -> list[Decision]:
+        decisions = handle(self, event, now)
+        if any(isinstance(decision, Finish) for decision in decisions):
+            self.finished()
+        return decisions
+
+    monkeypatch.setattr(Coordinator, "handle", handled)
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_an_end_that_fails_on_the_way_is_decided_again(planted: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ended = JobDriver._end
+    failed: set[str] = set()
+
+    def failing(self: JobDriver, outcome: JobOutcome) -> None:
+        if self.job.id not in failed:
+            failed.add(self.job.id)
+            # The driver catches what fails while the end is begun. This fails behind it, as in a thread or at a shard.
+            self._queue.fail(MemoryError("no memory for the end"))
+        else:
+            ended(self, outcome)
+
+    monkeypatch.setattr(JobDriver, "_end", failing)
+    if planted:
+        monkeypatch.setattr(town_module, "CALL_SECONDS", 2.0)
+        _decided_is_done(monkeypatch)
+
+    async def live() -> None:
+        town = Town(tmp_path, 0)
+        await town.live(_CALLS)
+        await town.stop()
+
+    hangs = pytest.raises((TimeoutError, AssertionError), match=r"is not answered|^$")
+    with small_chunks(), hangs if planted else nullcontext():
+        asyncio.run(live())
+    assert failed

@@ -8,15 +8,20 @@ import asyncio
 import errno
 import random
 import sqlite3
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.simulation.schedules import spec_of
 from tests.simulation.worker import LAYOUT, TRAIN_SAMPLES, ImaginaryWorker, noise
 from thalweg.contract import frames
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import ENDED
+from thalweg.learning.optimizers import OptimizerState
+from thalweg.server.arrays.local import LocalArrays
 from thalweg.server.driving.job import JobDriver
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.settings import RunSettings
@@ -31,7 +36,7 @@ _MAX_JOBS = 6
 # No call may take longer, whatever happens.
 CALL_SECONDS = 30.0
 # What a call may be answered with, where what it asks for cannot be.
-_ANSWERS = {"JOB_NOT_FOUND", "JOB_ENDED", "JOB_NOT_ENDED", "NOT_RESUMABLE", "NO_PARAMETERS", "STORAGE_FULL"}
+_ANSWERS = {"JOB_NOT_FOUND", "JOB_ENDED", "JOB_NOT_ENDED", "NOT_RESUMABLE", "NO_PARAMETERS", "STORAGE_FULL", "OUT_OF_MEMORY"}
 
 
 class FillingStorage(Storage):
@@ -107,6 +112,9 @@ class Town:
         self._number = 0
         # How many calls of this round change what another call was answered, by job.
         self._begun: dict[str, int] = {}
+        # Jobs of which an event is or was rejected: these alone may fail.
+        self.poisoned: set[str] = set()
+        self._no_memory = False
 
     @property
     def storage(self) -> FillingStorage:
@@ -122,7 +130,12 @@ class Town:
 
     async def live(self, calls: int) -> None:
         """Makes calls, several at a time, while things go wrong; then everything ends well."""
-        mishaps = [self._nothing, self._nothing, self._work, self._work, self._lose_shard, self._fill, self._poison]
+        with self._scarce_memory():
+            await self._live(calls)
+
+    async def _live(self, calls: int) -> None:
+        usual = [self._nothing, self._nothing, self._work, self._work]
+        mishaps = [*usual, self._lose_shard, self._fill, self._poison, self._take_memory]
         await self.start()
         for _ in range(calls):
             self._begun = {}
@@ -221,10 +234,28 @@ class Town:
     def _fill(self) -> None:
         self.storage.full = not self.storage.full
 
+    def _take_memory(self) -> None:
+        """There is no memory for copies, or there is again."""
+        self._no_memory = not self._no_memory
+
+    @contextmanager
+    def _scarce_memory(self) -> Iterator[None]:
+        copy = LocalArrays.copy
+
+        def scarce(arrays: LocalArrays, then: Callable[[OptimizerState], object], *, state: bool) -> None:
+            if self._no_memory:
+                raise MemoryError("no memory for a copy")
+            copy(arrays, then, state=state)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LocalArrays, "copy", scarce)
+            yield
+
     def _poison(self) -> None:
         """Something else takes the number of the next event of a job."""
         if self._known and not self.storage.full:
             job_id = self.random.choice(self._known)
+            self.poisoned.add(job_id)
 
             def poison() -> None:
                 event = training_service_pb2.Event(sequence=self.storage.last_sequence(job_id) + 1)

@@ -5,7 +5,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from functools import partial
 from typing import Any
 
@@ -197,22 +197,22 @@ class Lives:
             case messages.SetAside(reason):
                 self._do(life, self._set_aside(life, reason))
             case messages.KeepResult():
-                self._do(life, self._end_with(life, self.endings.keep(job_id)))
+                self._do(life, self._end_with(life, partial(self.endings.keep, job_id)))
             case messages.RecordEnd():
                 # The event is recorded now; that it is durable comes later.
                 problem = self.endings.record(job_id)
-                self._do(life, self._end_with(life, self.endings.recorded(problem)))
+                self._do(life, self._end_with(life, partial(self.endings.recorded, problem)))
             case messages.RemoveCheckpoints():
-                self._do(life, self._end_with(life, self.endings.clear(job_id)))
+                self._do(life, self._end_with(life, partial(self.endings.clear, job_id)))
             case messages.AwaitShortage():
                 if job_id not in self._watching:
                     self._watching[job_id] = asyncio.create_task(self._await_shortage(life))
             case messages.AbandonEnd():
-                self._do(life, self._end_with(life, self.endings.abandon(self._work[job_id])))
+                self._do(life, self._end_with(life, partial(self.endings.abandon, self._work[job_id])))
             case messages.ForgetRun(problem):
                 self._forget(job_id, problem)
             case messages.DeleteJob():
-                self._do(life, self._end_with(life, self.endings.delete(job_id)))
+                self._do(life, self._end_with(life, partial(self.endings.delete, job_id)))
             case messages.Answer(ask, error):
                 self._answer(ask, error)
             case _:
@@ -272,8 +272,8 @@ class Lives:
 
         task.add_done_callback(done)
 
-    async def _end_with(self, life: Life, work: Coroutine[Any, Any, messages.Event]) -> None:
-        self.handle(life, await work)
+    async def _end_with(self, life: Life, work: Callable[[], Awaitable[messages.Event]]) -> None:
+        self.handle(life, await work())
 
     def _start_accepted(self, life: Life) -> None:
         try:
