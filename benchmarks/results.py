@@ -23,7 +23,7 @@ class Measured:
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Median, least, greatest, and all."""
+    """Median, minimum, maximum, and all."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "all": list(values)}
 
 

@@ -38,12 +38,12 @@ class Part:
 
 
 _ALL = (
-    Part("exchange", "one gRPC stream, as a worker's, and nothing behind it"),
+    Part("exchange", "one gRPC stream, as a worker's, and nothing after it"),
     Part("optimizers", "updates of 20 million parameters, against the memory's bandwidth"),
     Part("cpu", "processor time of a step"),
     Part("resident", "memory of each process (proportional set size), against the model's"),
     Part("startup", "from nothing to the first step"),
-    Part("workers", "a step against the number of workers, each of which sleeps 20 ms in place of its microbatch"),
+    Part("workers", "a step against the number of workers, each of which sleeps 20 ms instead of computing its microbatch"),
     Part("parameters", "a step against the number of parameters, with two workers that compute nothing"),
     Part("microbatches", "a step against the number of microbatches, with two workers that compute nothing"),
     Part("coordinator", "processor time of the coordinator alone for a contribution, against the number of workers"),

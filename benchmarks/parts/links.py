@@ -50,7 +50,7 @@ def measure(options: argparse.Namespace) -> Table:
         (servers, 1000 * statistics.median(times), 1000 * min(times), 1000 * max(times), statistics.median(times) / one)
         for servers, times in taken.items()
     ]
-    return Table(("servers", "ms a step", "least", "greatest", "of one server's"), rows)
+    return Table(("servers", "ms a step", "minimum", "maximum", "of one server's"), rows)
 
 
 def _step(folder: Path, data: Path, servers: int, seconds: float) -> float:
