@@ -110,7 +110,7 @@ class Client:
         return Job(self._connection, answer.job)
 
     def server_info(self, seconds: float = CALL_SECONDS) -> pb.GetServerInfoResponse:
-        """The server's version, its fleets, and the greatest upload that it takes."""
+        """The server's version, its fleets, and the largest upload that it accepts."""
         return self._connection.call(self._connection.stub.GetServerInfo, pb.GetServerInfoRequest(), seconds=seconds)
 
 

@@ -261,7 +261,7 @@ def folder_of_jobs(folder: Path | None) -> Path:
 
 @contextmanager
 def attached(folder: Path | None, token: str | None = None, writes: bool = False) -> Iterator[Client]:
-    """A client of the server that runs on a folder, or, if none does, of one that runs there for as long as the context.
+    """A client of the server that runs on a folder, or, if none does, of one that runs there until the context exits.
 
     The folder is the embedded jobs' by default. One in which nothing can be written can be looked at, unless `writes` says that
     something is to be changed. Raises ThalwegError if there is no such folder, or no server can be had.

@@ -84,11 +84,11 @@ class Job:
         return self.message
 
     def watch(self, after: int = 0, say: Callable[[str], object] = lambda _: None) -> Iterator[Event]:
-        """The job's events behind the sequence number `after`, those recorded first, then new ones, until the job has ended.
+        """Yields the job's events after the sequence number `after`, first those already recorded, until the job has ended.
 
-        Of a job that was taken up again, they tell of an end in the midst. Behind the last, `message` is the ended job's record.
-        What breaks is taken up where it broke; if that does not succeed within a minute, raises ThalwegError. `say` is called
-        with words for people when the server cannot be reached, and with the job's status when it can again.
+        A resumed job's events include its earlier end. After the last event, `message` holds the final record. A broken
+        connection is resumed where it broke; if that does not succeed within a minute, raises ThalwegError. `say` is called
+        with a message for the user when the server cannot be reached, and with the job's status when it can be reached again.
         """
         backoff, broken_since = _FIRST_BACKOFF, None
         while True:
@@ -146,11 +146,11 @@ class Job:
         return self.last_result()
 
     def result(self) -> Result:
-        """What came of the job so far, whatever its state."""
+        """The job's result so far, in any state."""
         return records.result(self.refresh())
 
     def last_result(self) -> Result:
-        """What came of the job as far as this client knows, without asking the server."""
+        """The last result that this client received; does not call the server."""
         return records.result(self.message)
 
     def cancel(self) -> str:
@@ -167,22 +167,22 @@ class Job:
                 return state_name(self.message.state)
 
     def resume(self) -> None:
-        """Takes up the job at its last checkpoint, if it was cancelled or has failed. One that has not ended is left as it is.
+        """Resumes the job from its last checkpoint, if it was cancelled or has failed. Does nothing if it has not ended.
 
-        Raises ThalwegError (NOT_RESUMABLE) if it has succeeded, or there is nothing to take up.
+        Raises ThalwegError (NOT_RESUMABLE) if it has succeeded, or there is nothing to resume.
         """
         answer = self._connection.call(self._connection.stub.ResumeJob, pb.ResumeJobRequest(job_id=self.id))
         self._connection.began(self.id)
         self.message = answer.job
 
     def delete(self) -> None:
-        """Removes the job, which must have ended, with all that the server kept of it."""
+        """Deletes the job, which must have ended, with all its files and events."""
         self._connection.call(self._connection.stub.DeleteJob, pb.DeleteJobRequest(job_id=self.id), retry=False)
 
     def scale(self, workers: int) -> str:
-        """Changes how many workers the job wants; 0 pauses it. Its result does not depend on it.
+        """Changes the number of workers that the job requests; 0 pauses it. Does not affect its result.
 
-        Gives what is worth knowing about it in words, such as that there are fewer CPU slots; empty if nothing is.
+        Returns a note for the user, such as that there are fewer CPU slots; it may be empty.
         """
         answer = self._connection.call(self._connection.stub.ScaleJob, pb.ScaleJobRequest(job_id=self.id, workers=workers))
         self.message = answer.job

@@ -30,11 +30,11 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Contributions:
-    """What became of the messages that contributions came in, counted in chunks, since the job began or was last taken up.
+    """What happened to the messages of contributions, counted in chunks, since the job began or was last resumed.
 
     `applied` became part of a step, each exactly once. The others were dropped: `duplicate` had come before, `late` were for a
     step that had been taken, `stale_incarnation` came from a worker that had been given up, `unknown` answered no task.
-    `reissued_tasks` were given to a second worker because the first one took too long; `greatest_staleness` is the greatest
+    `reissued_tasks` were given to a second worker because the first one took too long; `greatest_staleness` is the largest
     number of steps that a contribution was behind when it was applied. `lost_residuals` were applied without all that a codec
     with error feedback had left of the gradients before, as their microbatch had been another worker's.
     """
@@ -52,9 +52,9 @@ class Contributions:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """How many checkpoints were written, and how many could not be, since the job began or was last taken up.
+    """The numbers of checkpoints that were written and that failed, since the job began or was last resumed.
 
-    `step` is the one that the last of them holds.
+    `step` is the step of the last checkpoint.
     """
 
     written: int = 0
@@ -64,7 +64,7 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Exchange:
-    """How many bytes of gradients workers sent, and of parameters the server, since the job began or was last taken up.
+    """The bytes of gradients that workers sent, and of parameters that the server sent, since the job began or was last resumed.
 
     They are those that the job's codec makes. What lies in memory that workers share with the server is not sent.
     """
@@ -98,7 +98,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a job that has ended. Metrics are None where the job did not get to measure them.
+    """The result of a job that has ended. Metrics are None if the job did not measure them.
 
     `weights_sha256` is the SHA-256 of the parameters' bytes, empty if the job ended before there were any. `machine_kinds` is as
     in `Progress`.
@@ -192,7 +192,7 @@ class Notice(_Recorded):
 
 @dataclass(frozen=True)
 class CheckpointWritten(_Recorded):
-    """A checkpoint is on disk. `version` is the number of updates behind it; it has `bytes`, and took `seconds` to write."""
+    """A checkpoint is on disk. `version` is the number of updates before it; it has `bytes`, and took `seconds` to write."""
 
     version: int
     bytes: int
@@ -201,7 +201,7 @@ class CheckpointWritten(_Recorded):
 
 @dataclass(frozen=True)
 class CheckpointFailed(_Recorded):
-    """A checkpoint could not be written, and training goes on. `version` is the number of updates behind it."""
+    """A checkpoint could not be written; training continues. `version` is the number of updates before it."""
 
     version: int
     problem: str

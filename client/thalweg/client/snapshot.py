@@ -23,7 +23,7 @@ def is_read_only(folder: Path) -> bool:
 def copy_of(folder: Path) -> Iterator[Path]:
     """A folder for a server with the jobs of one that is read-only: a copy of its database, and links to its other files.
 
-    It exists as long as the context. Raises LocalError if it cannot be made.
+    It exists until the context exits. Raises LocalError if it cannot be made.
     """
     with tempfile.TemporaryDirectory(prefix="thalweg-look-") as name:
         copy = Path(name)

@@ -24,7 +24,7 @@ _NOISE = 8 * float(np.finfo(np.float64).eps) / (2 * CENTRAL_STEP)
 class Row(NamedTuple):
     """What was found for one tensor.
 
-    `relative_error` is the greatest difference between the two gradients, divided by the greatest absolute value of either in the
+    `relative_error` is the largest difference between the two gradients, divided by the largest absolute value of either in the
     tensor, or by what rounding alone would be the tolerance's share of, whichever is greater.
     """
 

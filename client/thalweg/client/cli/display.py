@@ -86,7 +86,7 @@ def words_of(failure: CheckpointFailed) -> str:
 
 
 def count_workers(workers: int) -> str:
-    """So many workers, in words."""
+    """A number of workers, in words."""
     return f"{workers} worker{'' if workers == 1 else 's'}"
 
 

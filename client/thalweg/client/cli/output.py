@@ -102,7 +102,7 @@ def metrics_json(metrics: Metrics) -> dict[str, float]:
 
 
 def result_json(result: Result) -> dict[str, Any]:
-    """What came of a job, without what it did not get to."""
+    """The result of a job, without the values that it does not have."""
     answer: dict[str, Any] = {"job": result.job, "state": result.state, "steps": result.steps, "epochs": result.epochs}
     if result.train:
         answer["train_loss"] = result.train.loss

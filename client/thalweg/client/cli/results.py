@@ -1,4 +1,4 @@
-"""Commands for what came of a job: its weights, its predictions, its pictures."""
+"""Commands for the results of a job: its weights, its predictions, its pictures."""
 
 import tempfile
 from pathlib import Path

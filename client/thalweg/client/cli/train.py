@@ -112,7 +112,7 @@ def _begin(job: str | None, settings: list[str], resume: str | None) -> Callable
 
 
 def _check_weights(weights: Path | None) -> None:
-    """Refuses a file that cannot be written before hours of training, and not behind them."""
+    """Fails before training starts, not after hours of it, if the file cannot be written."""
     if weights is None:
         return
     check_output(weights, "--weights")

@@ -33,7 +33,7 @@ H_co = TypeVar("H_co", bound=MomentsHyperparameters, covariant=True)
 class Moments(Optimizer[H_co], Generic[H_co]):
     """m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²; w ← w − learning_rate · m̂ / (√v̂ + eps) (Kingma and Ba 2015).
 
-    m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ), t counted from 1. AMSGrad takes the greatest v so far (Reddi et al. 2018).
+    m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ), t counted from 1. AMSGrad uses the largest v so far (Reddi et al. 2018).
     The state holds m / (1 − β₁) and v / (1 − β₂), which are sums: each spares a pass over the block.
     """
 

@@ -70,7 +70,7 @@ class Optimizer(ABC, Generic[H_co]):
 
     @contextmanager
     def scratch(self, size: int, dtype: np.dtype[np.floating]) -> Iterator[Scratch]:
-        """Arrays of so many elements, with any content, which no one else has as long as the context. Always ask for the same."""
+        """Scratch arrays of `size` elements, uninitialised, exclusive until the context exits. Always ask for the same size."""
         try:
             # Whatever else, this is one operation on a list, which no other thread interrupts.
             scratch = self._scratches.pop()

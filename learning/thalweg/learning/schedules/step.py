@@ -1,4 +1,4 @@
-"""Falls by a factor every so many epochs."""
+"""Falls by a factor every n epochs."""
 
 from thalweg.learning.schedules.base import Course, Within
 from thalweg.v1 import job_pb2

@@ -41,7 +41,7 @@ class Loss(ABC):
             )
 
     def make_room(self, samples: int) -> None:
-        """Takes buffers for so many samples. Comes before the first `losses` of so many."""
+        """Allocates buffers for a number of samples. Must be called before the first `losses` of that number."""
         self._each: Slab = self.buffer("each", (samples,))
         self._gradient: Slab = self.buffer("gradient", (samples, *self.output_shape))
         self._scratch: Slab = self.buffer("scratch", (samples, *self.output_shape))
