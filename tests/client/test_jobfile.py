@@ -141,11 +141,11 @@ def test_data_that_was_uploaded_before_needs_no_file(tmp_path: Path) -> None:
         ("digit", "digit: there is no such file, and no packaged job of this name; did you mean digits? (packaged jobs: and, "),
         ("quux.toml", "quux.toml: there is no such file, and no packaged job of this name (packaged jobs: and, "),
         ("~nobody-at-all/job.toml", "~nobody-at-all/job.toml: there is no such file"),
-        (".", ".: cannot be read: Is a directory"),
+        (".", "cannot read .: Is a directory"),
         ("a\0b", "embedded null byte"),
         ({**GOOD, "data": {"npz": "nowhere/a.npz"}}, "data.npz: there is no file nowhere/a.npz"),
         ({**GOOD, "data": {"csv": "~nobody-at-all/a.csv"}}, "data.csv: there is no file ~nobody-at-all/a.csv"),
-        ({**GOOD, "data": {"npz": "."}}, "data.npz: there is no file ."),
+        ({**GOOD, "data": {"npz": "."}}, "data.npz: . is a folder; give the path of a file"),
     ],
 )
 def test_what_is_not_there_is_told(job: Any, message: str) -> None:

@@ -1,10 +1,11 @@
 """What users get wrong: one clear line on stderr that names it, the exit code, and no traceback."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from tests.client.conftest import Command
 from tests.client.helpers import NOWHERE, Cluster, Printed, names_in
 from tests.end_to_end.cluster import running_server, train
-from thalweg.client import JobFailedError, load_job
+from thalweg.client import JobFailedError, ThalwegError, load_job, local
 from thalweg.client.cli.app import main
 from thalweg.server.process import Server
 
@@ -39,6 +40,12 @@ SETTINGS = [
     ("training.workers=-1", "training.workers: -1 is not allowed; it must be at least 1"),
     ("data.npz=nowhere.npz", "data.npz: there is no file nowhere.npz"),
     ("model.initial.file=nowhere.safetensors", "model.initial.file: there is no file nowhere.safetensors"),
+    ("data.csv=.", "data.csv: . is a folder; give the path of a file"),
+    ("data.csv=/dev/null", "data.csv: /dev/null is a device; give the path of a file"),
+    ("data.csv=", "data.csv: is empty; give the path of a file"),
+    ("data.csv=a\0b", "data.csv: there is no file a"),
+    ("data.csv=/proc/self/nowhere/x", "data.csv: there is no file /proc/self/nowhere/x"),
+    (os.fsdecode(b"data.csv=\xff.csv"), "data.csv: '\\udcff.csv' is not UTF-8; texts and names of files must be"),
     ("data.csv=nowhere.csv", "data.csv: there is no file nowhere.csv"),
     ("training.epochs", "'training.epochs' is not a setting; write KEY=VALUE, as in training.epochs=5"),
 ]
@@ -223,7 +230,7 @@ def waiting(cluster: Cluster) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "digits", "nowhere.npy"], "INPUT: nowhere.npy cannot be read: No such file or directory"),
+        (["predict", "digits", "nowhere.npy"], "INPUT: there is no file nowhere.npy"),
         (["predict", "digits", "small.npy"], "x: has the shape (1, 2); the job was trained on samples of shape (64,)"),
         (["predict", "gate", "nan.npy"], "x: holds NaN or infinite values, 1 in all, the first at sample 5, feature 1"),
         (["predict", "gate", "small.npy", "-o", "out.txt"], "--output: out.txt: the name must end in one of .npy, .npz, .csv"),
@@ -279,6 +286,81 @@ def test_what_is_no_regular_file_is_not_written(arguments: list[str], cluster: C
     assert names_in(tmp_path) == before
     assert Path(f"pipe{ending}").is_fifo()
     assert Path(f"device{ending}").is_symlink()
+
+
+# What keeps root from every file.
+_BOUND = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gradcheck", "xor", "--set", "data.csv=closed/x"], "data.csv: cannot read closed/x: Permission denied"),
+        (["gradcheck", "xor", "--set", "data.csv=secret"], "data.csv: cannot read secret: Permission denied"),
+        (["train", "xor", "--set", "data.npz=secret"], "data.npz: cannot read secret: Permission denied"),
+        (["train", "xor", "--set", "model.initial.file=secret"], "model.initial.file: cannot read secret: Permission denied"),
+        (["train", "secret"], "cannot read secret: Permission denied"),
+        (["train", "xor", "--weights", "closed/x"], "--weights: cannot write closed/x: Permission denied"),
+        (["init", "-o", "closed/x"], "--output: cannot write {folder}/closed/x: Permission denied"),
+        (["jobs", "--data", "closed"], "--data: cannot read closed: Permission denied"),
+        (["jobs", "--data", "closed/x"], "--data: cannot read closed/x: Permission denied"),
+        (["jobs", "--token-file", "secret"], "--token-file: cannot read secret: Permission denied"),
+    ],
+    ids=lambda value: " ".join(value[-1:]) if isinstance(value, list) else "",
+)
+def test_what_may_not_be_read(arguments: list[str], message: str, tmp_path: Path) -> None:
+    Path("secret").touch(mode=0)
+    Path("closed").mkdir(mode=0)
+    finished = process(*arguments, before=_BOUND if os.geteuid() == 0 else [])
+    check(Printed(finished.returncode, finished.stdout, finished.stderr), USAGE, message.format(folder=tmp_path))
+
+
+def test_a_data_folder_that_may_not_be_entered(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    check(command("train", "xor", "--data", "closed"), FAILURE, "cannot use the data folder closed: Permission denied")
+
+
+def test_data_that_fails_while_it_is_read_is_not_taken_for_output(command: Command) -> None:
+    message = "data.csv: cannot read /proc/self/mem: Input/output error"
+    for name in ("gradcheck", "train"):
+        check(command(name, "xor", "--set", "data.csv=/proc/self/mem"), USAGE, message)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["show"], ["predict"], ["jobs"], ["cancel"], ["train", "--resume"], ["weights"]], ids="-".join
+)
+def test_an_id_that_is_not_text(arguments: list[str], cluster: Cluster, command: Command) -> None:
+    printed = command(*arguments, os.fsdecode(b"\xff\xfe"), "--server", cluster.address)
+    check(printed, USAGE, "job_id: invalid job id '\\udcff\\udcfe'; it is not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["jobs", "--data", ""], "Invalid value for '--data': a path must not be empty"),
+        (["serve", "--data", ""], "Invalid value for '--data': a path must not be empty"),
+        (["train", "xor", "--weights", ""], "Invalid value for '--weights': a path must not be empty"),
+        (["init", "-o", ""], "Invalid value for '--output' / '-o': a path must not be empty"),
+        (["jobs", "--token-file", ""], "Invalid value for '--token-file': a path must not be empty"),
+        (["predict", "a", ""], "Invalid value for '[INPUT]': a path must not be empty"),
+        (["train", ""], "JOB: is empty; give a packaged job (and, digits, nand, or, xor) or the path of a job file"),
+        (["train", "."], "cannot read .: Is a directory"),
+        (["jobs", "--data", "file"], "--data: file is no folder"),
+    ],
+)
+def test_a_path_that_will_not_do(arguments: list[str], message: str, command: Command, tmp_path: Path) -> None:
+    Path("file").touch()
+    check(command(*arguments), USAGE, message)
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_an_empty_path_is_not_the_current_folder_in_python() -> None:
+    with pytest.raises(ThalwegError, match=r"^path: is empty"):
+        local(data="")
 
 
 @pytest.mark.parametrize(
@@ -416,9 +498,9 @@ def test_ctrl_c_before_anything_was_begun(command: Command, monkeypatch: pytest.
     assert command("gradcheck", "xor") == (130, "", "")
 
 
-def process(*arguments: object, stdout: int = subprocess.PIPE) -> "subprocess.CompletedProcess[str]":
+def process(*arguments: object, stdout: int = subprocess.PIPE, before: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":
     """The command in a process of its own, whose stderr gRPC writes to as well."""
-    program = [sys.executable, "-c", "from thalweg.command import main; main()"]
+    program = [*before, sys.executable, "-c", "from thalweg.command import main; main()"]
     return subprocess.run([*program, *map(str, arguments)], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
 
 

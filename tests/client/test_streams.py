@@ -10,7 +10,7 @@ import pytest
 
 from tests.client.conftest import Command
 from thalweg.client.cli.app import app
-from thalweg.client.folders import expanded
+from thalweg.client.cli.options import user_path
 
 _MAIN = "from thalweg.command import main; main()"
 
@@ -54,5 +54,5 @@ def test_every_path_may_begin_with_a_tilde(tmp_path: Path, command: Command, mon
             kinds = {*get_args(get_args(hint)[0]), get_args(hint)[0]} if get_origin(hint) is Annotated else {hint}
             if Path in kinds:
                 [details] = hint.__metadata__
-                assert details.parser is expanded, f"{each.__name__}: {name}"
+                assert details.parser is user_path, f"{each.__name__}: {name}"
     assert command("jobs", "--data=~/nowhere").err == f"thalweg: --data: there is no folder {tmp_path}/nowhere\n"

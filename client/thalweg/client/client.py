@@ -11,6 +11,7 @@ from thalweg.client.arrays import Arrays, write_arrays
 from thalweg.client.connection import CALL_SECONDS, Connection
 from thalweg.client.job import Job
 from thalweg.client.jobfile import JobFile, JobSource, Settings, load_job, with_data
+from thalweg.client.mapping import is_text
 from thalweg.client.transfer import upload
 from thalweg.contract.endpoint import Address, Endpoint, parse_address
 from thalweg.contract.errors import Violation, invalid
@@ -72,7 +73,7 @@ class Client:
             self._prepare(loaded)
             for message, path in loaded.uploads():
                 message.sha256 = self._upload(path, path == arrays)
-        request = pb.CreateJobRequest(spec=spec, job_id=id or "", request_id=request_id or str(uuid.uuid4()))
+        request = pb.CreateJobRequest(spec=spec, job_id=_job_id(id or ""), request_id=request_id or str(uuid.uuid4()))
         answer = self._connection.call(self._connection.stub.CreateJob, request, seconds=_CREATE_SECONDS)
         self._connection.began(answer.job.id)
         return Job(self._connection, answer.job)
@@ -106,12 +107,19 @@ class Client:
 
     def job(self, id: str) -> Job:  # noqa: A002 - what it is called everywhere else
         """One job. Raises ThalwegError if the server has none of this id."""
-        answer = self._connection.call(self._connection.stub.GetJob, pb.GetJobRequest(job_id=id))
+        answer = self._connection.call(self._connection.stub.GetJob, pb.GetJobRequest(job_id=_job_id(id)))
         return Job(self._connection, answer.job)
 
     def server_info(self, seconds: float = CALL_SECONDS) -> pb.GetServerInfoResponse:
         """The server's version, its fleets, and the largest upload that it accepts."""
         return self._connection.call(self._connection.stub.GetServerInfo, pb.GetServerInfoRequest(), seconds=seconds)
+
+
+def _job_id(text: str) -> str:
+    """An id that can be sent. Which ids there may be, the server knows."""
+    if not is_text(text):
+        raise invalid(Violation("job_id", f"invalid job id {text!r}; it is not UTF-8"))
+    return text
 
 
 def _address(text: str) -> Address:

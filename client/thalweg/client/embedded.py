@@ -20,6 +20,7 @@ from thalweg.client.client import Client
 from thalweg.client.composition import FolderInUseError, RunningServer, load_server, start_fleet, start_server
 from thalweg.client.errors import LocalError
 from thalweg.client.extras import require_ray
+from thalweg.client.files import check_folder
 from thalweg.client.folders import embedded_folder, expanded, folder_token, has_token, is_locked, is_usual, running_server
 from thalweg.client.jobfile import JobFile
 from thalweg.client.records import ENDED
@@ -27,7 +28,7 @@ from thalweg.client.runs import Run
 from thalweg.client.snapshot import copy_of, is_read_only
 from thalweg.client.transfer import refer
 from thalweg.contract.endpoint import Address, Endpoint, parse_address
-from thalweg.contract.errors import ThalwegError, Violation, invalid
+from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import state_name
 
 _log = logging.getLogger(__name__)
@@ -253,9 +254,9 @@ def _start_embedded_server(folder: Path, token: str, address: Address | None = N
 
 
 def folder_of_jobs(folder: Path | None) -> Path:
-    """The folder in which jobs are kept: the given one, or that of the embedded jobs. Raises ThalwegError if it is not there."""
-    if folder and not folder.is_dir():
-        raise invalid(Violation("--data", f"there is no folder {folder}"))
+    """The folder in which jobs are kept: the given one, or the embedded jobs'. Raises ThalwegError if it cannot be read."""
+    if folder:
+        check_folder(folder, "--data")
     return folder or embedded_folder()
 
 
@@ -266,8 +267,8 @@ def attached(folder: Path | None, token: str | None = None, writes: bool = False
     The folder is the embedded jobs' by default. One in which nothing can be written can be looked at, unless `writes` says that
     something is to be changed. Raises ThalwegError if there is no such folder, or no server can be had.
     """
-    own = folder is None or has_token(folder)
-    folder = folder_of_jobs(folder)
+    usual, folder = folder is None, folder_of_jobs(folder)
+    own = has_token(folder) or usual
     with ExitStack() as stack:
         if is_read_only(folder) and not is_locked(folder):
             if writes:

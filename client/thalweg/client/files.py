@@ -68,6 +68,19 @@ def check_input(path: Path, field: str) -> None:
         path.open("rb").close()
 
 
+def check_folder(path: Path, field: str) -> None:
+    """Raises ThalwegError, which names the field, if a path is not that of a folder that can be entered and listed."""
+    with reading(path, field):
+        try:
+            if not stat.S_ISDIR(path.stat().st_mode):
+                raise invalid(Violation(field, f"{path} is no folder"))
+        except FileNotFoundError:
+            raise invalid(Violation(field, f"there is no folder {path}")) from None
+        os.scandir(path).close()
+        # To be entered, which is another permission.
+        (path / os.pardir).stat()
+
+
 @contextmanager
 def reading(path: Path, field: str) -> Iterator[None]:
     """Raises what the system says within of a file or a folder as ThalwegError, which names the field and the path."""

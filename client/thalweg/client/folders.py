@@ -8,6 +8,7 @@ from pathlib import Path
 
 from thalweg.client.errors import LocalError
 from thalweg.contract.endpoint import Address, parse_address
+from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.locks import FileLock
 
 # A server that has its folder's lock says within this time where it listens.
@@ -22,7 +23,10 @@ AnyPath = str | os.PathLike[str]
 
 
 def expanded(path: AnyPath) -> Path:
-    """A path with ~ written out; as it stands, if there is no such home."""
+    """A path with ~ written out; as it stands, if there is no such home. Raises ThalwegError if it is empty."""
+    if not os.fspath(path):
+        # To Python it is the current folder.
+        raise invalid(Violation("path", "is empty"))
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -58,6 +62,10 @@ def served_folder() -> Path:
     return _data_home() / "server"
 
 
+def _unusable(folder: Path, error: OSError) -> LocalError:
+    return LocalError(f"cannot use the data folder {folder}: {error.strerror}; choose another with --data")
+
+
 def folder_token(folder: Path, name: str = _EMBEDDED_TOKEN) -> str:
     """The token of the servers that run on a folder, by default embedded ones: made once, readable for this user alone.
 
@@ -77,7 +85,7 @@ def folder_token(folder: Path, name: str = _EMBEDDED_TOKEN) -> str:
             aside.unlink()
         return path.read_text()
     except OSError as error:
-        raise LocalError(f"cannot use the data folder {folder}: {error.strerror}; choose another with --data") from error
+        raise _unusable(folder, error) from error
 
 
 def is_locked(folder: Path) -> bool:
@@ -85,12 +93,15 @@ def is_locked(folder: Path) -> bool:
     try:
         return FileLock.is_held(folder / "lock")
     except OSError as error:
-        raise LocalError(f"cannot use the data folder {folder}: {error.strerror}; choose another with --data") from error
+        raise _unusable(folder, error) from error
 
 
 def has_token(folder: Path) -> bool:
-    """Whether servers ran embedded on a folder."""
-    return (folder / _EMBEDDED_TOKEN).exists()
+    """Whether servers ran embedded on a folder. Raises LocalError if that cannot be found out."""
+    try:
+        return (folder / _EMBEDDED_TOKEN).exists()
+    except OSError as error:
+        raise _unusable(folder, error) from error
 
 
 def running_server(folder: Path) -> Address:

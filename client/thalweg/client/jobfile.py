@@ -4,6 +4,7 @@ A field of a job is defined once, in `job.proto`; everything here reaches it thr
 are the server's to fill in and to check.
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ import tomli_w
 from google.protobuf import json_format
 
 from thalweg.client.errors import JobFileError
+from thalweg.client.files import check_input, reading
 from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.mapping import Walk, values_of
 from thalweg.client.settings import Setting, lay_over, read_settings
@@ -135,17 +137,21 @@ def _document(job: JobSource) -> tuple[str, Any, Path]:
         return "", job, Path()
     if isinstance(job, str) and job in packaged_jobs():
         return job, tomllib.loads(packaged_job(job)), Path()
+    if not os.fspath(job):
+        raise invalid(Violation("JOB", f"is empty; give a packaged job ({', '.join(packaged_jobs())}) or the path of a job file"))
     path = expanded(job)
     return str(job), _read_toml(path, str(job)), path.parent
 
 
 def _read_toml(path: Path, name: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding=UTF8))
-    except FileNotFoundError:
-        raise invalid(Violation(name, _not_found(name))) from None
-    except OSError as error:
-        raise invalid(Violation(name, f"cannot be read: {error.strerror}")) from error
+        # The path is what is wrong, and no field of the job.
+        with reading(path, ""):
+            try:
+                text = path.read_text(encoding=UTF8)
+            except FileNotFoundError:
+                raise invalid(Violation(name, _not_found(name))) from None
+        return tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise invalid(Violation(name, why_not_utf8(path))) from error
     except ValueError as error:
@@ -162,12 +168,14 @@ def _not_found(name: str) -> str:
 
 
 def _file(message: job_pb2.Data | job_pb2.Initial, path: str, folders: Mapping[str, Path]) -> Path | None:
-    """The file that a message names, if any. Raises ThalwegError if it is not there."""
+    """The file that a message names, if any. Raises ThalwegError if it cannot be read."""
     kind = message.WhichOneof("source")
     # What was uploaded before needs no file here.
     if kind not in _FILES[path] or message.sha256:
         return None
-    file = folders[path] / expanded(getattr(message, kind))
-    if not file.is_file():
-        raise invalid(Violation(f"{path}.{kind}", f"there is no file {file}"))
+    field, given = f"{path}.{kind}", getattr(message, kind)
+    if not given:
+        raise invalid(Violation(field, "is empty; give the path of a file"))
+    file = folders[path] / expanded(given)
+    check_input(file, field)
     return file

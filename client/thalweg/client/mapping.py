@@ -130,7 +130,8 @@ class Walk:
         match field.cpp_type:
             case FieldDescriptor.CPPTYPE_STRING:
                 value = os.fspath(value) if isinstance(value, os.PathLike) else value
-                right, wanted = _is_text(value), "a string"
+                right = is_text(value)
+                wanted = "UTF-8; texts and names of files must be" if isinstance(value, str) else "a string"
             case FieldDescriptor.CPPTYPE_BOOL:
                 right, wanted = isinstance(value, bool), "true or false"
             case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
@@ -156,7 +157,7 @@ class Walk:
         return value
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """Whether a value is a string that can be written as UTF-8; the bytes of a command line may be none."""
     if not isinstance(value, str):
         return False

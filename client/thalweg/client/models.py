@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thalweg.client.composition import check_initial, completed, worker_bytes
+from thalweg.client.files import check_input, reading
 from thalweg.client.jobfile import JobFile
 from thalweg.client.prediction import Prediction
 from thalweg.contract.errors import Violation, invalid
@@ -74,10 +75,10 @@ def read_samples(
     the names that they had when the job was trained; where these are not known, columns are taken in their order, which the
     notice says. Raises ThalwegError if the file cannot be read, or its columns are others.
     """
+    check_input(path, "INPUT")
     try:
-        found = data.read_samples(path, spec.data, header.preprocessing, _features(header), names)
-    except OSError as error:
-        raise invalid(Violation("INPUT", f"{path} cannot be read: {error.strerror or error}")) from error
+        with reading(path, "INPUT"):
+            found = data.read_samples(path, spec.data, header.preprocessing, _features(header), names)
     except data.DataError as error:
         raise _told(error) from error
     return found.x, found.notice
@@ -117,7 +118,7 @@ def check(job: JobFile) -> None:
     if any(path.stat().st_size > _MAX_CHECKED_BYTES for _, path in job.uploads()) or (spec.data.sha256 and not job.data):
         return
     try:
-        dataset = data.load(spec, lambda _: job.data or Path())
+        dataset = _load(spec, job.data)
         objective = registry.objective(spec, dataset.schema)
         wrong = optimizers.mistake(spec, objective.segments)
         if wrong:
@@ -141,9 +142,17 @@ def gradcheck(spec: job_pb2.JobSpec, file: Path | None) -> list[Row]:
     """
     spec = _completed(spec)
     try:
-        return checking.gradcheck(spec, data.load(spec, lambda _: file or Path()))
+        return checking.gradcheck(spec, _load(spec, file))
     except (MistakeError, NodeError) as error:
         raise _told(error) from error
+
+
+def _load(spec: job_pb2.JobSpec, file: Path | None) -> data.Dataset:
+    """The data of a job, which lies in a file, or is built in. Raises ThalwegError if the file cannot be read, and DataError."""
+    if file is None:
+        return data.load(spec, lambda _: Path())
+    with reading(file, f"data.{spec.data.WhichOneof('source')}"):
+        return data.load(spec, lambda _: file)
 
 
 def _completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:

@@ -1,6 +1,5 @@
 """The `thalweg` command: its parts, and the one place that turns errors into lines and exit codes."""
 
-import errno
 import os
 import sys
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 
 from thalweg.client.cli import gradcheck, jobfiles, jobs, results, serving, train
-from thalweg.client.cli.output import complain, exit_code, forget_empty_size, make_streams_tolerant
+from thalweg.client.cli.output import StreamError, complain, exit_code, forget_empty_size, make_streams_tolerant
 from thalweg.client.cli.signals import InterruptedBySignalError
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.resources import raise_descriptor_limit
@@ -25,9 +24,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-# What writing to a stream may fail with.
-_STREAM_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 _CHOICES = "\n\n".join(
     f"[dim]{name}[/] {', '.join(choices)}"
@@ -106,14 +102,16 @@ def run(arguments: list[str] | None = None) -> int:
         # Whoever read has seen enough. Python would try to flush once more at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except StreamError as error:
+        complain(f"cannot print: {error.strerror}")
+        return 1
     except OSError as error:
-        # Files are handled where they are used; a stream may be a file on a full disk, too.
-        if error.filename is None and error.errno in _STREAM_FAILURES:
-            complain(f"cannot print: {error.strerror}")
-            return 1
         if error.filename is None and isinstance(error, FileNotFoundError):
             # Of those of Python's own, it is tempfile's.
             complain(f"{error.strerror}; set TMPDIR to a folder that is writable")
+            return 1
+        if isinstance(error, PermissionError) and error.filename is not None:
+            complain(f"cannot use {error.filename}: {error.strerror}")
             return 1
         return _other(error)
     except Exception as error:  # noqa: BLE001 - a user gets a line, never a traceback

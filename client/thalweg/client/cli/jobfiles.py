@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from thalweg.client.cli.options import Data, Json, Server, TokenFile, connected, server_of
+from thalweg.client.cli.options import Data, Json, Server, TokenFile, connected, server_of, user_path
 from thalweg.client.cli.output import console, print_json
 from thalweg.client.files import check_output, write_whole
-from thalweg.client.folders import expanded
 from thalweg.client.jobfile import load_job, packaged_job, packaged_jobs, toml_of
 from thalweg.client.mapping import values_of
 from thalweg.contract.errors import ThalwegError, Violation, invalid
@@ -62,7 +61,7 @@ def init(
     ] = _DEFAULT,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", parser=expanded, metavar="FILE", help="The file to write.", show_default="JOB.toml"),
+        typer.Option("--output", "-o", parser=user_path, metavar="FILE", help="The file to write.", show_default="JOB.toml"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", metavar="", help="Overwrite the file if it exists.")] = False,
     json: Json = False,

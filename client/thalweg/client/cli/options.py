@@ -13,9 +13,18 @@ import typer
 from thalweg.client.cli.output import complain
 from thalweg.client.client import Client
 from thalweg.client.embedded import attached, folder_of_jobs
+from thalweg.client.files import reading
 from thalweg.client.folders import expanded
 from thalweg.contract.encoding import UTF8
 from thalweg.contract.errors import Violation, invalid
+
+
+def user_path(text: str) -> Path:
+    """A path as it is typed: ~ may stand for a home. Raises typer.BadParameter if it is empty."""
+    if not text:
+        raise typer.BadParameter("a path must not be empty")
+    return expanded(text)
+
 
 JobId = Annotated[
     str, typer.Argument(metavar="JOB", help="The id of a job, as [bold]thalweg jobs[/] lists it.", show_default=False)
@@ -42,7 +51,7 @@ Server = Annotated[
 TokenFile = Annotated[
     Path | None,
     typer.Option(
-        parser=expanded,
+        parser=user_path,
         metavar="FILE",
         help="The file that holds the server's token.",
         show_default="THALWEG_TOKEN in the environment",
@@ -51,7 +60,7 @@ TokenFile = Annotated[
 Data = Annotated[
     Path | None,
     typer.Option(
-        parser=expanded,
+        parser=user_path,
         metavar="FOLDER",
         help="The data folder of jobs that ran on this machine.",
         show_default="~/.local/share/thalweg/embedded",
@@ -88,9 +97,8 @@ def check_token_file(token_file: Path | None, option: str) -> None:
 
 def _read_file(token_file: Path, option: str) -> str:
     try:
-        token = expanded(token_file).read_text(encoding=UTF8).strip()
-    except OSError as error:
-        raise invalid(Violation(option, f"cannot read {token_file}: {error.strerror}")) from error
+        with reading(token_file, option):
+            token = expanded(token_file).read_text(encoding=UTF8).strip()
     except UnicodeDecodeError as error:
         raise invalid(Violation(option, f"{token_file} is not a text file")) from error
     if not token:

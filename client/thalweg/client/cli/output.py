@@ -5,7 +5,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -25,6 +26,32 @@ _ENDLESS = 4096
 _BARS = "▁▂▃▄▅▆▇█"
 
 
+class StreamError(OSError):
+    """stdout or stderr cannot be written to, for another reason than that its reader has gone."""
+
+
+class _Stream(io.TextIOWrapper):
+    """A standard stream, whose failures are known from those of files."""
+
+    def write(self, text: str) -> int:
+        with _known():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _known():
+            super().flush()
+
+
+@contextmanager
+def _known() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StreamError(error.errno, error.strerror) from error
+
+
 def make_streams_tolerant() -> None:
     """Lets stdout and stderr take any text: characters that their encoding lacks are substituted, closed streams swallow it.
 
@@ -38,6 +65,16 @@ def make_streams_tolerant() -> None:
                 os.dup2(sink, number)
                 os.close(sink)
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="replace", closefd=False))
+        elif type(stream) is io.TextIOWrapper:
+            tolerant = _Stream(
+                stream.detach(),
+                encoding=stream.encoding,
+                errors="replace" if stream.errors in {"strict", "surrogateescape"} else stream.errors,
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, tolerant)
+            setattr(sys, f"__{name}__", tolerant)
         elif isinstance(stream, io.TextIOWrapper) and stream.errors in {"strict", "surrogateescape"}:
             stream.reconfigure(errors="replace")
 

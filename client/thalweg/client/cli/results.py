@@ -7,11 +7,10 @@ from typing import Annotated, Any
 import typer
 from numpy.typing import NDArray
 
-from thalweg.client.cli.options import Data, JobId, Json, Server, TokenFile, connected
+from thalweg.client.cli.options import Data, JobId, Json, Server, TokenFile, connected, user_path
 from thalweg.client.cli.output import complain, console, print_json
 from thalweg.client.cli.predictions import arrays, check_name, write_outputs
 from thalweg.client.files import check_output
-from thalweg.client.folders import expanded
 from thalweg.client.models import predict as predict_with
 from thalweg.client.models import read_own_samples, read_samples
 from thalweg.client.plotting import PICTURES, learning_curve, loss_slice, parse_element, save_figure
@@ -27,7 +26,7 @@ def weights(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", parser=expanded, metavar="FILE", help="The file to write.", show_default="JOB.safetensors"
+            "--output", "-o", parser=user_path, metavar="FILE", help="The file to write.", show_default="JOB.safetensors"
         ),
     ] = None,
     server: Server = None,
@@ -64,7 +63,7 @@ def predict(
     samples: Annotated[
         Path | None,
         typer.Argument(
-            parser=expanded,
+            parser=user_path,
             metavar="[INPUT]",
             help="The samples: .npy, .npz (array x), or .csv with the training data's columns.",
             show_default="the job's own validation samples",
@@ -72,7 +71,7 @@ def predict(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", parser=expanded, metavar="FILE", help="A file for the outputs: .npy, .npz or .csv."),
+        typer.Option("--output", "-o", parser=user_path, metavar="FILE", help="A file for the outputs: .npy, .npz or .csv."),
     ] = None,
     header: Annotated[
         bool | None,
@@ -170,7 +169,7 @@ def plot(
         typer.Option(
             "--output",
             "-o",
-            parser=expanded,
+            parser=user_path,
             metavar="FILE",
             help="The picture to write: .png, .svg or .pdf.",
             show_default="JOB.png",

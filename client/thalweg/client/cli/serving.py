@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from thalweg.client.cli.options import Json, TokenFile, check_token_file, read_token, server_of
+from thalweg.client.cli.options import Json, TokenFile, check_token_file, read_token, server_of, user_path
 from thalweg.client.cli.output import console, print_json
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
 from thalweg.client.composition import start_fleet, start_server, start_shard
@@ -34,7 +34,7 @@ def serve(
     data: Annotated[
         Path | None,
         typer.Option(
-            parser=expanded,
+            parser=user_path,
             metavar="FOLDER",
             help="The folder for jobs, parameters and uploads.",
             show_default="~/.local/share/thalweg/server",
@@ -220,7 +220,7 @@ def fleet(
     ray_token_file: Annotated[
         Path | None,
         typer.Option(
-            parser=expanded,
+            parser=user_path,
             metavar="FILE",
             help="The file that holds the Ray cluster's token.",
             show_default="where Ray itself looks for it",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from thalweg.client.cli.options import JOB_SOURCE, Json, Server, Settings, TokenFile, read_token, server_of
+from thalweg.client.cli.options import JOB_SOURCE, Json, Server, Settings, TokenFile, read_token, server_of, user_path
 from thalweg.client.cli.output import complain
 from thalweg.client.cli.signals import Inbox
 from thalweg.client.cli.summary import report
@@ -17,7 +17,7 @@ from thalweg.client.client import Client
 from thalweg.client.embedded import Embedded, folder_of_jobs
 from thalweg.client.extras import require_ray
 from thalweg.client.files import check_output
-from thalweg.client.folders import embedded_folder, expanded
+from thalweg.client.folders import embedded_folder
 from thalweg.client.jobfile import load_job
 from thalweg.client.weights import check_weights_name
 from thalweg.contract.errors import Violation, invalid
@@ -25,7 +25,7 @@ from thalweg.contract.errors import Violation, invalid
 Weights = Annotated[
     Path | None,
     typer.Option(
-        parser=expanded,
+        parser=user_path,
         metavar="FILE",
         help="The safetensors file for the weights.",
         show_default="without a server, in the data folder; otherwise JOB.safetensors",
@@ -35,7 +35,7 @@ Folder = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        parser=expanded,
+        parser=user_path,
         metavar="FOLDER",
         help="The data folder of a job that runs on this machine.",
         show_default="~/.local/share/thalweg/embedded",

@@ -67,8 +67,10 @@ def is_numpys(path: Path) -> bool:
 def _opened(path: Path, field: str, name: str) -> "Iterator[_Archive]":
     if path.stat().st_size == 0:
         raise DataError(f"{field}: {name!r} is empty")
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{field}: {name!r} is not a NumPy archive; write one with numpy.savez({name!r}, x=x, y=y)")
+    # Not the path: of a file that cannot be opened it would say that it is no archive.
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise DataError(f"{field}: {name!r} is not a NumPy archive; write one with numpy.savez({name!r}, x=x, y=y)")
     with _told(field, name, "a NumPy archive"), zipfile.ZipFile(path) as archive:
         yield _Archive(archive, f"{field}: {name!r}")
 
