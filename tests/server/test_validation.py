@@ -68,7 +68,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": {"adam": {"learning_rate": "Infinity"}}}, "optimizer.adam.learning_rate: inf is not a finite number; it must be above 0"),
     ({"optimizer": {"adam": {"betas": [0.9]}}}, "optimizer.adam.betas: has 1 item; it must have exactly 2"),
     ({"optimizer": {"adam": {"betas": [0.9, 1]}}}, "optimizer.adam.betas[1]: 1 is not allowed; it must be at least 0 and below 1"),
-    ({"optimizer": {}}, "optimizer: one of these must be given: sgd, momentum, adagrad, rmsprop, adam, adamw"),
+    ({"optimizer": {}}, "optimizer: one of these must be given: sgd, momentum, adagrad, rmsprop, adam, adamw, lamb"),
     ({"optimizer": {"sgd": {}, "schedule": {"step": {}}}}, "optimizer.schedule.step.step_size: must be given; it must be at least 1"),
     ({"training": {"batch_size": 0}}, "training.batch_size: 0 is not allowed; it must be at least 1"),
     ({"training": {"gradient": "numeric"}}, "training.gradient: unknown value 'numeric'; expected one of backpropagation, numerical, numerical_forward; did you mean 'numerical'?"),
