@@ -45,7 +45,7 @@ SETTINGS = [
     ("data.csv=", "data.csv: is empty; give the path of a file"),
     ("data.csv=a\0b", "data.csv: there is no file a"),
     ("data.csv=/proc/self/nowhere/x", "data.csv: there is no file /proc/self/nowhere/x"),
-    (os.fsdecode(b"data.csv=\xff.csv"), "data.csv: '\\udcff.csv' is not UTF-8; texts and names of files must be"),
+    (os.fsdecode(b"data.csv=\xff.csv"), "data.csv: '\\udcff.csv' is not a string in UTF-8; texts and names of files must be"),
     ("data.csv=nowhere.csv", "data.csv: there is no file nowhere.csv"),
     ("training.epochs", "'training.epochs' is not a setting; write KEY=VALUE, as in training.epochs=5"),
 ]

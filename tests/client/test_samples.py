@@ -87,8 +87,8 @@ def test_a_bad_file_is_told() -> None:
         "new.csv.gz": "'new.csv.gz' is compressed; compressed tables are not supported; decompress it first, with gunzip",
         "two.npz": "'two.npz' has no array x; it has 'a', 'b'",
         "none.npz": "'none.npz' has no array x; it has nothing",
-        "nowhere.npy": "nowhere.npy cannot be read: No such file or directory",
-        ".": ". cannot be read: Is a directory",
+        "nowhere.npy": "there is no file nowhere.npy",
+        ".": ". is a folder; give the path of a file",
     }.items():
         assert told(name) == f"INPUT: {message}"
 

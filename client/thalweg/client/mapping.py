@@ -131,7 +131,7 @@ class Walk:
             case FieldDescriptor.CPPTYPE_STRING:
                 value = os.fspath(value) if isinstance(value, os.PathLike) else value
                 right = is_text(value)
-                wanted = "UTF-8; texts and names of files must be" if isinstance(value, str) else "a string"
+                wanted = "a string in UTF-8; texts and names of files must be" if isinstance(value, str) else "a string"
             case FieldDescriptor.CPPTYPE_BOOL:
                 right, wanted = isinstance(value, bool), "true or false"
             case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
