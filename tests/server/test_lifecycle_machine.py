@@ -341,7 +341,7 @@ class World:
         self.work: list[Event] | None = None
         self.run = self.over = False
         self.cancelled = self.failing = False
-        self.workers = 1
+        self.workers = self.durable = 1
         self.scales: set[Ask] = set()
         self.full = False
         self.watched = False
@@ -446,6 +446,7 @@ class World:
             self.handle(event)
             return True
         if self.scales:
+            self.durable = self.workers
             self.handle(ScaleDurable(self.scales.pop()))
             return True
         return False
@@ -460,6 +461,9 @@ class World:
         if kind == "shard" and self.run:
             self.handle(ShardLost("a"))
         elif kind == "rejected":
+            if self.scales:
+                # What was recorded and is not durable is dropped.
+                self.workers = self.durable
             self.handle(EventRejected("a mistake"))
         elif kind == "full" and self.watched:
             self.handle(DiskFull())
