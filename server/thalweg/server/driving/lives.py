@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from functools import partial
 from typing import Any
 
-from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import state_name
 from thalweg.server.deciding import lifecycle_messages as messages
 from thalweg.server.deciding.lifecycle import Life, State
 from thalweg.server.deciding.lifecycle_messages import Ask, Start
 from thalweg.server.driving.answers import Answers
+from thalweg.server.driving.beginnings import Beginnings
 from thalweg.server.driving.endings import Endings
 from thalweg.server.driving.job import JobDriver
 from thalweg.server.driving.outcome import JobOutcome
@@ -48,6 +48,7 @@ class Lives:
         self.runs = Runs(journal, answers, self.writer, settings, sharing, self._run_ended, self._avoid)
         self.places = Places(max_running, self.runs.of, self._keeps_place)
         self.stories = Stories()
+        self.beginnings = Beginnings(journal, self.writer, self.recovery, self.runs)
         self.endings = Endings(journal, answers, self.writer, self.runs)
         self._lives: dict[str, Life] = {}
         self._accepted: dict[str, job_pb2.Job] = {}
@@ -195,7 +196,7 @@ class Lives:
             case messages.StartRun(start, reason):
                 self._do(life, self._start(life, start, reason))
             case messages.SetAside(reason):
-                self._do(life, self._set_aside(life, reason))
+                self._do(life, self._end_with(life, partial(self.beginnings.set_aside, job_id, reason)))
             case messages.KeepResult():
                 self._do(life, self._end_with(life, partial(self.endings.keep, job_id)))
             case messages.RecordEnd():
@@ -279,54 +280,14 @@ class Lives:
         try:
             self._enter(self.runs.begin(self._accepted.pop(life.job_id), life.story), job_pb2.JOB_STATE_QUEUED)
         except Exception as error:  # noqa: BLE001 - the caller hears of it
-            self._start_failed(life, error)
+            self.handle(life, self.beginnings.failed(life.job_id, Start.ACCEPTED, error))
         else:
             self.handle(life, messages.RunStarted())
 
-    def _start_failed(self, life: Life, error: Exception) -> None:
-        if not isinstance(error, ThalwegError):
-            _log.exception("job %s: cannot continue", life.job_id)
-        # One that was given up stays until another one takes its place.
-        if life.state is State.STARTING:
-            self.runs.forget(life.job_id)
-        self.handle(life, messages.StartFailed(error))
-
     async def _start(self, life: Life, start: Start, reason: str) -> None:
-        if start in (Start.CHECKPOINT, Start.FAILURE):
-            await self.writer.settled()
-            await self._journal.settled()
-        try:
-            refusal = reason if start is Start.FAILURE else ""
-            if start is Start.FAILURE:
-                job = job_pb2.Job()
-                job.CopyFrom(self.runs.of[life.job_id].job)
-                run = self.runs.begin(job, life.story)
-            else:
-                run, refusal = await self._recover(life, start, reason)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's
-            self._start_failed(life, error)
-            return
-        self.handle(life, messages.RunStarted(run.job.paused, refusal))
+        self.handle(life, await self.beginnings.start(life.job_id, life.story, start, reason))
         if start is not Start.RESTART:
             self.places.allot()
-
-    async def _recover(self, life: Life, start: Start, reason: str) -> tuple[JobDriver, str]:
-        """A run of a job on record, and why it cannot go on, if it cannot."""
-        found = await self.recovery.read(life.job_id, start)
-        run = self.runs.begin(found.job, life.story, found.checkpoint, found.recorded)
-        for problem in found.problems:
-            run.telemetry.notice(problem)
-        run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, f"{reason} {found.where}")
-        _log.info("job %s: %s %s", life.job_id, reason, found.where)
-        return run, found.refusal
-
-    async def _set_aside(self, life: Life, reason: str) -> None:
-        try:
-            await self.recovery.set_aside(life.job_id, reason)
-        except Exception as error:  # noqa: BLE001 - the server does not start
-            self.handle(life, messages.StartFailed(error))
-        else:
-            self.handle(life, messages.WasSetAside())
 
     def _run_ended(self, outcome: JobOutcome) -> None:
         self.endings.outcomes[outcome.job_id] = outcome
