@@ -53,6 +53,7 @@ def test_every_command_explains_itself(name: str, option: str, command: Command)
     assert printed.err == ""
     assert f"Usage: thalweg {name}" in printed.out
     assert "--json" in printed.out
+    assert "<bool>" not in printed.out
     assert "Examples" in printed.out
 
 

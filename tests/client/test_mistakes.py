@@ -231,6 +231,7 @@ def waiting(cluster: Cluster) -> Iterator[None]:
     ("arguments", "message"),
     [
         (["predict", "digits", "nowhere.npy"], "INPUT: there is no file nowhere.npy"),
+        (["predict", "digits", "pipe"], "INPUT: pipe is a pipe; give the path of a file"),
         (["predict", "digits", "small.npy"], "x: has the shape (1, 2); the job was trained on samples of shape (64,)"),
         (["predict", "gate", "nan.npy"], "x: holds NaN or infinite values, 1 in all, the first at sample 5, feature 1"),
         (["predict", "gate", "small.npy", "-o", "out.txt"], "--output: out.txt: the name must end in one of .npy, .npz, .csv"),
@@ -257,6 +258,7 @@ def test_what_was_given_is_wrong(arguments: list[str], message: str, cluster: Cl
     np.save("small.npy", [[1.0, 2.0]])
     np.save("nan.npy", NAN)
     Path("empty").touch()
+    os.mkfifo("pipe")
     check(command(*arguments, "--server", cluster.address), USAGE, message.format(folder=tmp_path))
 
 
@@ -401,6 +403,7 @@ def test_a_token_that_will_not_do(command: Command, monkeypatch: pytest.MonkeyPa
 def test_a_busy_port_and_a_busy_folder(server: Server, command: Command) -> None:
     message = f"cannot listen at {server.address}: this machine does not have the address, or the port is in use."
     check(command("serve", "--address", server.address, "--data", "other"), FAILURE, message)
+    assert not Path("other").exists()
     folder = server.config.data
     message = f"the data folder {folder} is in use by another server; choose another with --data"
     check(command("serve", "--address", "127.0.0.1:0", "--data", folder), FAILURE, message)

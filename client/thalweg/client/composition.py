@@ -40,6 +40,16 @@ def load_server() -> None:
         import thalweg.server.process  # noqa: F401, PLC0415 - an extra
 
 
+def check_address(address: Address) -> None:
+    """Raises ThalwegError if no server can listen at an address now."""
+    with needs("server", "the server is"):
+        from thalweg.server.services import hosting  # noqa: PLC0415 - an extra
+    try:
+        hosting.check_free(address)
+    except hosting.ServerStartError as error:
+        raise LocalError(str(error)) from error
+
+
 def start_server(address: Address, folder: Path, token: str | None, **settings: Any) -> "Server":
     """A running server. `settings` are those of ServerConfig.
 

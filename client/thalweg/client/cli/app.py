@@ -4,9 +4,10 @@ import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from thalweg.client.cli import gradcheck, jobfiles, jobs, results, serving, train
 from thalweg.client.cli.output import StreamError, complain, exit_code, forget_empty_size, make_streams_tolerant
@@ -16,7 +17,27 @@ from thalweg.contract.resources import raise_descriptor_limit
 from thalweg.contract.rules import alternatives, rules_of
 from thalweg.v1 import job_pb2
 
+
+def _without_kind(option: TyperOption | None) -> TyperOption | None:
+    """The option --help, shown as the other switches are: without the kind of its value."""
+    if option is not None:
+        option.metavar = ""
+    return option
+
+
+class _Command(TyperCommand):
+    # Typer has no public name for the type of the context.
+    def get_help_option(self, ctx: Any) -> TyperOption | None:
+        return _without_kind(super().get_help_option(ctx))
+
+
+class _Group(TyperGroup):
+    def get_help_option(self, ctx: Any) -> TyperOption | None:
+        return _without_kind(super().get_help_option(ctx))
+
+
 app = typer.Typer(
+    cls=_Group,
     name="thalweg",
     no_args_is_help=True,
     add_completion=False,
@@ -54,7 +75,7 @@ def _described(command: Callable[..., None]) -> str:
 for panel, commands in _PANELS.items():
     for command in commands:
         epilog = _CHOICES if command in (train.train, jobs.submit) else None
-        app.command(rich_help_panel=panel, help=_described(command), epilog=epilog)(command)
+        app.command(cls=_Command, rich_help_panel=panel, help=_described(command), epilog=epilog)(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -77,6 +77,7 @@ def predict(
         bool | None,
         typer.Option(
             "--header/--no-header",
+            metavar="",
             help="Whether a .csv begins with a line of column names.",
             show_default="the job's data.header",
         ),

@@ -13,7 +13,7 @@ import typer
 from thalweg.client.cli.options import Json, TokenFile, check_token_file, read_token, server_of, user_path
 from thalweg.client.cli.output import console, print_json
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
-from thalweg.client.composition import start_fleet, start_server, start_shard
+from thalweg.client.composition import check_address, start_fleet, start_server, start_shard
 from thalweg.client.folders import SERVER_TOKEN, expanded, folder_token, served_folder
 from thalweg.contract.endpoint import DEFAULT_PORT, Address, Endpoint, parse_address
 from thalweg.contract.errors import Violation, invalid
@@ -86,6 +86,7 @@ def serve(
         bool,
         typer.Option(
             "--shared-memory/--no-shared-memory",
+            metavar="",
             help="Whether this user's workers on this machine exchange parameters and gradients through shared memory.",
         ),
     ] = True,
@@ -123,6 +124,9 @@ def serve(
     folder = expanded(data or served_folder()).absolute()
     own = where.is_loopback and not (token or trust_network)
     with Inbox() as inbox, _private_files(), ExitStack() as stack:
+        if not folder.exists():
+            # So that no folder is left behind for a server that cannot be.
+            check_address(where)
         if own:
             token = folder_token(folder, SERVER_TOKEN)
         server = start_server(where, folder, token, trust_network=trust_network, shared_memory=shared_memory, **settings)

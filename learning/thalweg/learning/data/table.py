@@ -24,6 +24,7 @@ _MAX_NAMES = 1 << 20
 _DECIMAL = b"0123456789+-.eE \t"
 # How people write that there is no value.
 _HOLES = frozenset({"", "?", "-", ".", "na", "n/a", "nan", "null", "none", "missing"})
+_INFINITE = frozenset({"inf", "infinity"})
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _MAX_SHOWN = 40
 # What is often called .csv, by how it begins.
@@ -236,7 +237,9 @@ def _is_number(cell: str) -> bool:
 
 def _why_no_number(cell: str) -> str:
     word = cell.strip().lower()
-    if word in _HOLES:
+    if "\0" in cell:
+        return "is not a number: it holds a NUL; if the file is UTF-16, save it as UTF-8"
+    if word in _HOLES or word.lstrip("+-") in _INFINITE:
         return "is not a number; fill in a value, or remove the line"
     if word.isascii() and not word.encode().translate(None, _DECIMAL):
         try:

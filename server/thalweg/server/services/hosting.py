@@ -92,11 +92,7 @@ class Hosted(ABC):
             try:
                 port = server.add_insecure_port(str(where))
             except RuntimeError as error:
-                name = where if host == self.address.host else f"{where}, which {self.address.host} stands for"
-                raise ServerStartError(
-                    f"cannot listen at {name}: this machine does not have the address, or the port is in use. "
-                    "Choose another with --address HOST:PORT, port 0 for any free one."
-                ) from error
+                raise _taken(self.address, where) from error
             self.listening += (Address(host, port),)
         return Address(self.address.host, port)
 
@@ -117,6 +113,26 @@ class Hosted(ABC):
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in self._services:
             await self._checks.set(name, status)
+
+
+def check_free(address: Address) -> None:
+    """Raises ServerStartError if nothing can listen at an address now: to be asked before a folder is made for a server there."""
+    for host in _hosts(address.host):
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+                # As gRPC does: a port whose last connections are still closing is free.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, address.port))
+        except OSError as error:
+            raise _taken(address, Address(host, address.port)) from error
+
+
+def _taken(address: Address, where: Address) -> ServerStartError:
+    name = where if where.host == address.host else f"{where}, which {address.host} stands for"
+    return ServerStartError(
+        f"cannot listen at {name}: this machine does not have the address, or the port is in use. "
+        "Choose another with --address HOST:PORT, port 0 for any free one."
+    )
 
 
 def _hosts(host: str) -> list[str]:
