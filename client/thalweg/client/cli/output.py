@@ -66,13 +66,10 @@ def make_streams_tolerant() -> None:
                 os.close(sink)
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="replace", closefd=False))
         elif type(stream) is io.TextIOWrapper:
-            tolerant = _Stream(
-                stream.detach(),
-                encoding=stream.encoding,
-                errors="replace" if stream.errors in {"strict", "surrogateescape"} else stream.errors,
-                line_buffering=stream.line_buffering,
-                write_through=stream.write_through,
-            )
+            # Asked before the stream is taken apart.
+            errors = "replace" if stream.errors in {"strict", "surrogateescape"} else stream.errors
+            encoding, by_lines, at_once = stream.encoding, stream.line_buffering, stream.write_through
+            tolerant = _Stream(stream.detach(), encoding, errors, line_buffering=by_lines, write_through=at_once)
             setattr(sys, name, tolerant)
             setattr(sys, f"__{name}__", tolerant)
         elif isinstance(stream, io.TextIOWrapper) and stream.errors in {"strict", "surrogateescape"}:
