@@ -14,7 +14,7 @@ from thalweg.contract.frames import Parcel
 from thalweg.v1 import parameter_service_pb2 as pb
 
 U32, U64 = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1)
-SUMS = st.builds(pb.Sums, loss=st.floats(), correct=st.floats(), samples=U64)
+SUMS = st.builds(pb.Sums, loss=st.floats(), samples=U64, metrics=st.lists(st.floats(), max_size=3))
 GRADIENTS = st.builds(
     pb.GradientChunk, version=U64, level=U32, index=U32, chunk=U32, step=U64, sums=st.none() | SUMS, data=st.binary()
 )
