@@ -18,7 +18,7 @@ from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.resources import Memory
 from thalweg.server.arrays.budget import Budget
-from thalweg.server.driving import jobs
+from thalweg.server.driving import runs
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -98,7 +98,7 @@ def test_a_server_of_512_mib_refuses_a_job_that_can_never_fit_and_trains_the_oth
         wait_for(lambda: get(stub, "large").state == job_pb2.JOB_STATE_FAILED)
         error = get(stub, "large").error
         assert "56,250,010 parameters do not fit in this server's memory: about 2.3" in error
-        assert "and at most 0." in error
+        assert "this machine has at most 0." in error
         # It is only now that the other has to be seen to go on.
         step = get(stub, "small").progress.step
         wait_for(lambda: get(stub, "small").progress.step > step)
@@ -109,7 +109,7 @@ def test_a_server_of_512_mib_refuses_a_job_that_can_never_fit_and_trains_the_oth
 
 def test_a_job_that_does_not_fit_beside_another_waits_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Each needs 3 MiB, and for the trajectory the first, which is longer, 18 MiB.
-    monkeypatch.setattr(jobs, "Budget", lambda: Budget(lambda: Memory(24 * MIB, 24 * MIB), lambda: 0))
+    monkeypatch.setattr(runs, "Budget", lambda: Budget(lambda: Memory(24 * MIB, 24 * MIB), lambda: 0))
     with running_server(tmp_path) as server, stub_of(server) as stub:
         create(stub, "first", 1000, 1_000_000)
         create(stub, "second", 1000, 2)
@@ -138,7 +138,7 @@ def test_a_job_that_does_not_fit_beside_another_waits_for_its_end(tmp_path: Path
 def test_a_job_that_waits_for_memory_can_be_cancelled_and_its_worker_may_leave(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "Budget", lambda: Budget(lambda: Memory(8 * MIB, 0), lambda: 0))
+    monkeypatch.setattr(runs, "Budget", lambda: Budget(lambda: Memory(8 * MIB, 0), lambda: 0))
     with running_server(tmp_path) as server, stub_of(server) as stub:
         create(stub, "a", 100, 1)
         workers = [start_worker(server.address, "a") for _ in range(2)]

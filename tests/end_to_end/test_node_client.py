@@ -53,4 +53,4 @@ def test_a_node_client_submits_watches_and_downloads(node_client: Path, tmp_path
     assert answer["bytes"] == 4 * (10 * 16 + 10 + 16 * 64 + 16)
     assert answer["result"]["validation"]["accuracy"] > 0.8
     assert answer["refusal"]["code"] == 3
-    assert answer["refusal"]["message"].startswith("model.loss: 'mse'")
+    assert answer["refusal"]["message"].startswith("model.loss: unknown value 'mse'; expected one of mean_squared_error, ")
