@@ -35,6 +35,22 @@ def test_a_signal_comes_in_its_turn(number: signal.Signals, inbox: Inbox) -> Non
         inbox.check()
 
 
+def test_a_signal_that_does_not_end_the_wait_is_heard(inbox: Inbox) -> None:
+    """As one that comes just before the wait begins: it goes to a thread that does not wait."""
+    waiting = threading.Event()
+
+    def strike() -> None:
+        waiting.wait()
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    waiting.set()
+    with pytest.raises(InterruptedBySignalError):
+        inbox.get()
+    thread.join()
+
+
 def test_signals_are_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Inbox():

@@ -6,6 +6,9 @@ from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Python calls a signal's handler between two of its instructions. A signal that comes after the last of them and before the wait
+# for the queue begins, or to another thread, is heard only when that wait ends.
+_WAIT_SECONDS = 0.5
 
 
 class Signal(NamedTuple):
@@ -65,7 +68,10 @@ class Inbox:
     def get(self) -> Any:
         """Waits for the next item. Raises InterruptedBySignalError in place of a signal, unless `check` has raised for it."""
         while True:
-            item = self._items.get()
+            try:
+                item = self._items.get(timeout=_WAIT_SECONDS)
+            except queue.Empty:
+                continue
             if not isinstance(item, Signal):
                 return item
             if item.order > self._heeded:
