@@ -17,6 +17,7 @@ from thalweg.contract.resources import memory, size_text
 from thalweg.learning import data, optimizers, registry
 from thalweg.learning import gradcheck as checking
 from thalweg.learning.batch import INPUT, Field, in_double
+from thalweg.learning.data.samples import ALL
 from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.learning.gradcheck import Row
 from thalweg.v1 import job_pb2
@@ -124,7 +125,7 @@ def check(job: JobFile) -> None:
         if wrong:
             raise MistakeError(wrong)
         for samples in (dataset.train, dataset.validation):
-            objective.check(samples.take(slice(None)))
+            objective.check(samples.take(ALL))
     except (MistakeError, NodeError) as error:
         raise _told(error) from error
     need, most = worker_bytes(spec, objective, dataset), memory().total

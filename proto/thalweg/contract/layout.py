@@ -2,11 +2,12 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from thalweg.contract import segments
 from thalweg.contract.segments import Segment
 from thalweg.v1 import job_pb2
 
@@ -16,14 +17,14 @@ Slab = NDArray[np.floating]
 HEADER = "thalweg.header"
 
 
-def layout_of(segments: Iterable[Segment], dtype: np.dtype[np.floating]) -> job_pb2.Layout:
+def layout_of(parts: Iterable[Segment], dtype: np.dtype[np.floating]) -> job_pb2.Layout:
     """The layout of a slab of segments."""
-    return job_pb2.Layout(tensors=tensors_of(segments), dtype=dtype.name)
+    return job_pb2.Layout(tensors=tensors_of(parts), dtype=dtype.name)
 
 
-def tensors_of(segments: Iterable[Segment]) -> list[job_pb2.Tensor]:
+def tensors_of(parts: Iterable[Segment]) -> list[job_pb2.Tensor]:
     """Segments as messages."""
-    return [job_pb2.Tensor(name=segment.name, shape=segment.shape) for segment in segments]
+    return [job_pb2.Tensor(name=segment.name, shape=segment.shape) for segment in parts]
 
 
 def segments_of(tensors: Iterable[job_pb2.Tensor]) -> tuple[Segment, ...]:
@@ -38,7 +39,7 @@ def dtype_of(layout: job_pb2.Layout) -> np.dtype[np.floating]:
 
 def elements(layout: job_pb2.Layout) -> int:
     """The number of elements of a slab of this layout."""
-    return sum(math.prod(tensor.shape) for tensor in layout.tensors)
+    return segments.elements(segments_of(layout.tensors))
 
 
 def views(layout: job_pb2.Layout, slab: Slab) -> dict[str, Slab]:
@@ -46,13 +47,19 @@ def views(layout: job_pb2.Layout, slab: Slab) -> dict[str, Slab]:
 
     Raises ValueError if the slab has not the layout's number of elements.
     """
-    if slab.shape != (elements(layout),):
-        raise ValueError(f"a slab of {elements(layout)} elements was expected, not one of shape {slab.shape}")
+    return views_of(segments_of(layout.tensors), slab)
+
+
+def views_of(parts: Sequence[Segment], slab: Slab) -> dict[str, Slab]:
+    """As `views`, by the slab's segments."""
+    size = segments.elements(parts)
+    if slab.shape != (size,):
+        raise ValueError(f"a slab of {size} elements was expected, not one of shape {slab.shape}")
     tensors: dict[str, Slab] = {}
     start = 0
-    for tensor in layout.tensors:
-        end = start + math.prod(tensor.shape)
-        tensors[tensor.name] = slab[start:end].reshape(tuple(tensor.shape))
+    for segment in parts:
+        end = start + segment.size
+        tensors[segment.name] = slab[start:end].reshape(segment.shape)
         start = end
     return tensors
 

@@ -6,7 +6,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from thalweg.contract.layout import Slab
+from thalweg.contract.layout import Slab, views_of
 from thalweg.contract.segments import Segment, elements
 from thalweg.contract.sums import ACCURACY, Sums
 from thalweg.learning.batch import INPUT, TARGET, Batch, Schema
@@ -151,11 +151,7 @@ class Sequential:
         for known, tensors in self._known:
             if known is slab:
                 return tensors
-        made, start = {}, 0
-        for name, shape, *_ in self._segments:
-            end = start + math.prod(shape)
-            made[name] = slab[start:end].reshape(shape)
-            start = end
+        made = views_of(self._segments, slab)
         self._known.append((slab, made))
         return made
 
