@@ -51,7 +51,7 @@ class Embedded:
     Runs that use one folder at the same time share one server, that of the first. When it ends, another run's process starts the
     server again at the same address, and the jobs of the runs that live go on from their last checkpoints.
 
-    `notify` is told what the user should know. `check` is called while it waits for another run's server, and may raise.
+    `notify` is called with messages for the user. `check` is called while it waits for another run's server, and may raise.
     `settings` are those of ServerConfig; they have no effect on another run's server. Raises ThalwegError if there can be no
     server.
     """
@@ -227,7 +227,7 @@ def _served(folder: Path) -> str:
 
 
 def _loopback() -> Address:
-    """Any free port of this machine's loopback. Raises ThalwegError if it has none."""
+    """Any free port of this machine's loopback. Raises ThalwegError if none is free."""
     for family, host in _LOOPBACKS:
         with suppress(OSError), socket.socket(family) as probe:
             probe.bind((host, 0))

@@ -152,7 +152,7 @@ def _print_story(job: Job, json: bool) -> None:
 
 
 def _state(name: str) -> str:
-    """The state that a user means. Raises ThalwegError if there is none of that name."""
+    """The state that a user names. Raises ThalwegError if no state has that name."""
     if name.upper() not in _COLOURS:
         raise invalid(Violation("--state", f"unknown state {name!r}; expected one of {', '.join(_COLOURS).lower()}"))
     return name.upper()

@@ -16,7 +16,7 @@ _OUTPUTS = (".npy", ".npz", ".csv")
 
 
 def check_name(path: Path) -> None:
-    """Refuses a file for outputs that has none of the known endings. Raises ThalwegError."""
+    """Raises ThalwegError if the name of a file for outputs ends with an unknown suffix."""
     if path.suffix.lower() not in _OUTPUTS:
         raise invalid(Violation("--output", f"{path.name}: the name must end in one of {', '.join(_OUTPUTS)}"))
 

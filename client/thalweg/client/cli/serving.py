@@ -139,7 +139,7 @@ def serve(
 
 
 def _publish(stack: ExitStack, addresses: Sequence[Address], token: str | None, folder: Path) -> None:
-    """Lets this user's clients find the token that the server made for itself."""
+    """Publishes the token that the server generated, so that this user's clients find it."""
     try:
         stack.enter_context(published(addresses, token or ""))
     except OSError as error:

@@ -71,7 +71,7 @@ def course(events: Sequence[Event]) -> History:
     per_epoch = 1.0
     for event in events:
         if isinstance(event, StepsTaken):
-            # What is told again, of a job that began again or in a merged event, replaces what was told.
+            # A step that is reported again, by a resumed job or in a merged event, replaces the earlier report.
             known = bisect_left(firsts, event.first_step)
             del firsts[known:], points[known:]
             for span, loss in zip(event.spans(), event.losses, strict=True):
