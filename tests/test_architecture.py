@@ -19,6 +19,22 @@ GENERATED = re.compile(r"_pb2(_grpc)?\.pyi?$")
 # The composition root: it alone may import the others, late.
 ROOTS = {"client/thalweg/client/composition.py"}
 
+# The rooms of the server, in the order in which they build on one another, and the rooms that each may import. A module beside
+# the rooms is a room of its own.
+ROOMS: dict[str, set[str]] = {
+    "settings": set(),
+    "validation": set(),
+    "deciding": {"settings"},
+    "telemetry": {"deciding"},
+    "arrays": {"deciding", "telemetry"},
+    "streams": {"settings", "deciding", "telemetry", "arrays"},
+    "storage": {"settings", "validation", "deciding", "telemetry", "arrays"},
+    "driving": {"settings", "validation", "deciding", "telemetry", "arrays", "streams", "storage"},
+    "services": {"validation", "deciding", "arrays", "streams", "driving"},
+    "sharding": {"deciding", "arrays", "streams", "services"},
+    "process": {"settings", "streams", "storage", "driving", "services"},
+}
+
 # The only module that opens channels.
 CHANNELS = "proto/thalweg/contract/endpoint.py"
 
@@ -111,6 +127,25 @@ def test_of_the_mathematics_the_server_knows_how_parameters_are_updated_and_no_m
     for path in modules("server/thalweg/server"):
         rooms |= {each.module.split(".")[2] for each in imports(ast.parse(path.read_text())) if each.package == "learning"}
     assert rooms == {"optimizers", "schedules"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_of_the_server_import_what_the_table_says(room: str) -> None:
+    """No less either, so that the table is true, and only rooms before them, so that there is no circle."""
+    assert ROOMS[room] <= set(list(ROOMS)[: list(ROOMS).index(room)])
+    found: dict[str, set[str]] = {}
+    for path in modules("server/thalweg/server"):
+        inside = path.relative_to(HOUSE / "server/thalweg/server").with_suffix("").parts
+        if inside[0] == room:
+            for each in imports(ast.parse(path.read_text())):
+                if each.package == "server" and each.module.split(".")[2] != room:
+                    found.setdefault(each.module.split(".")[2], set()).add(f"{'/'.join(inside)}:{each.line}")
+    assert found.keys() == ROOMS[room], found
+
+
+def test_every_room_of_the_server_is_in_the_table() -> None:
+    rooms = {path.relative_to(HOUSE / "server/thalweg/server").parts[0] for path in modules("server/thalweg/server")}
+    assert {room.removesuffix(".py") for room in rooms} - {"__init__"} == ROOMS.keys()
 
 
 def foreign(folder: str) -> dict[str, set[str]]:
@@ -271,7 +306,7 @@ def test_every_module_says_what_it_is_for(folder: str) -> None:
 EXECUTORS = {
     ForArrays: "server/thalweg/server/arrays/local.py",
     ForWorkers: "server/thalweg/server/streams/connections.py",
-    ForJob: "server/thalweg/server/driving/job.py",
+    ForJob: "server/thalweg/server/driving/job/driver.py",
 }
 
 

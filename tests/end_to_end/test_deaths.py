@@ -10,7 +10,7 @@ from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import Peer
 from tests.end_to_end.test_restart import events_of, get, serving
 from tests.server.test_training_service import PREPARED, create
-from thalweg.server.driving.recovery import MAX_DEATHS
+from thalweg.server.driving.lifecycle.recovery import MAX_DEATHS
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as wire
 from thalweg.v1 import training_service_pb2 as pb

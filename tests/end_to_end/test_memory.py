@@ -18,7 +18,7 @@ from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.resources import Memory
 from thalweg.server.arrays.budget import Budget
-from thalweg.server.driving import runs
+from thalweg.server.driving.lifecycle import runs
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub

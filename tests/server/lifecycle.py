@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.server.specs import make_spec
-from thalweg.server.driving.job import JobDriver
+from thalweg.server.arrays.sharded.registry import ShardLink
+from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.driving.jobs import Jobs
-from thalweg.server.sharding.registry import ShardLink
 from thalweg.server.storage.database import Storage
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb

@@ -2,7 +2,7 @@
 
 import pytest
 
-from thalweg.server.deciding.assignments import Assignments
+from thalweg.server.deciding.workers.assignments import Assignments
 
 SLOW, FAST, OTHER = 1, 2, 3
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from thalweg.server.arrays.sharded.registry import ShardLink, ShardRegistry
 from thalweg.server.driving.attention import Attention
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.settings import RunSettings
-from thalweg.server.sharding.registry import ShardLink, ShardRegistry
 from thalweg.server.storage.database import Storage
 
 

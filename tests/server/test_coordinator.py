@@ -50,10 +50,10 @@ from thalweg.server.deciding.events import (
     WorkerLost,
     WorkerPrepared,
 )
-from thalweg.server.deciding.failures import MAX_REPORTS
 from thalweg.server.deciding.impossible import ImpossibleError
-from thalweg.server.deciding.machines import MAX_KINDS, Machines, Premises
 from thalweg.server.deciding.values import NOWHERE, Drop, Facts, Place, Position, Scope, Task
+from thalweg.server.deciding.workers.failures import MAX_REPORTS
+from thalweg.server.deciding.workers.machines import MAX_KINDS, Machines, Premises
 from thalweg.server.settings import RunSettings
 from thalweg.v1 import job_pb2, parameter_service_pb2
 from thalweg.v1.parameter_service_pb2 import Failure

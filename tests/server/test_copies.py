@@ -19,8 +19,8 @@ from thalweg.server import validation
 from thalweg.server.arrays import local
 from thalweg.server.arrays.budget import Budget
 from thalweg.server.arrays.local import LocalArrays
+from thalweg.server.arrays.pieces import Piece
 from thalweg.server.sharding import host as shard
-from thalweg.server.sharding.pieces import Piece
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.shard_service_pb2 import HoldRequest, MakeShare, ShareCommand

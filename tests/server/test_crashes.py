@@ -12,7 +12,7 @@ from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.server.test_training_service import PREPARED, make_spec
 from thalweg.contract.release import PROTOCOL, capacity, hello, release
-from thalweg.server.deciding.failures import MAX_REPORTS
+from thalweg.server.deciding.workers.failures import MAX_REPORTS
 from thalweg.server.process import Server
 from thalweg.v1 import fleet_service_pb2 as fleets
 from thalweg.v1 import job_pb2

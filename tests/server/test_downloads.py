@@ -16,8 +16,8 @@ from tests.end_to_end.refusals import refusal
 from tests.server.specs import make_spec
 from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.contract.errors import ThalwegError
+from thalweg.server.arrays.downloads import Download, Downloads
 from thalweg.server.arrays.local import LocalArrays
-from thalweg.server.driving.downloads import Download, Downloads
 from thalweg.server.services import training
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb

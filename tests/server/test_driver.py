@@ -18,8 +18,8 @@ from thalweg.server.deciding.decisions import ApplyRange, ForArrays, Keep, KeepI
 from thalweg.server.deciding.events import CheckpointDone, Event, RangeNotFinite
 from thalweg.server.deciding.impossible import ImpossibleError
 from thalweg.server.deciding.values import NOWHERE
-from thalweg.server.driving.job import JobDriver
-from thalweg.server.driving.outcome import JobOutcome
+from thalweg.server.driving.job.driver import JobDriver
+from thalweg.server.driving.job.outcome import JobOutcome
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 

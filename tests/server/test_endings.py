@@ -19,8 +19,8 @@ from thalweg.client import Client
 from thalweg.server.arrays.local import LocalArrays
 from thalweg.server.arrays.trajectory import Trajectory
 from thalweg.server.driving import jobs as jobs_module
-from thalweg.server.driving.holdings import Holdings
-from thalweg.server.driving.result_writer import ResultWriter
+from thalweg.server.driving.job.holdings import Holdings
+from thalweg.server.driving.lifecycle.result_writer import ResultWriter
 from thalweg.server.process import Server
 from thalweg.server.storage import room as room_module
 from thalweg.server.storage.checkpoints import Checkpoints

@@ -19,7 +19,7 @@ from safetensors.numpy import save
 from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.server.specs import make_spec
 from thalweg.contract import layout as layouts
-from thalweg.server.driving import initial
+from thalweg.server.storage import initial
 from thalweg.server.storage.checkpoints import Checkpoints
 from thalweg.server.storage.database import Storage
 from thalweg.v1 import job_pb2
@@ -132,19 +132,19 @@ _ELSEWHERE = {
     "storage/checkpoints.py",
     "storage/database.py",
     "storage/disk.py",
+    # Also called by a client that checks a job.
+    "storage/initial.py",
     "storage/privacy.py",
     "storage/reserve.py",
     "storage/uploads.py",
     # Asked of the database, in its thread.
     "driving/acceptance.py",
-    # Called by `Storage.initial`, in its thread, and by a client that checks a job.
-    "driving/initial.py",
     # In the thread that starts and stops the server.
     "process.py",
     # A challenge of few bytes.
     "services/confirmation.py",
     # A token of few bytes.
-    "streams/memory_peers.py",
+    "streams/memory_listener.py",
 }
 
 

@@ -13,7 +13,7 @@ from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.server.test_training_service import make_spec
 from thalweg.contract.release import capacity, hello
-from thalweg.server.deciding.fleets import Allotments, Wish, allot
+from thalweg.server.deciding.allotment.fleets import Allotments, Wish, allot
 from thalweg.server.process import Server
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc, parameter_service_pb2
 from thalweg.v1 import training_service_pb2 as pb

@@ -15,10 +15,10 @@ from tests.end_to_end.refusals import Refusal, refusal
 from tests.server.test_storage import make_older
 from tests.server.test_training_service import LAYOUT, create, make_spec, upload
 from thalweg.contract import layout as layouts
-from thalweg.server.driving import initial
-from thalweg.server.driving.initial import initial_slab
 from thalweg.server.process import Server
+from thalweg.server.storage import initial
 from thalweg.server.storage.database import Storage
+from thalweg.server.storage.initial import initial_slab
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub

@@ -13,7 +13,7 @@ from tests.server.lifecycle import create, end_of, every_run_needs_its_shard, ho
 from tests.server.test_journal import poison
 from thalweg.contract.errors import ThalwegError
 from thalweg.server.deciding.values import NOWHERE
-from thalweg.server.driving.job import JobDriver
+from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.storage.checkpoints import Checkpoints
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as wire

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thalweg.contract.errors import ThalwegError
-from thalweg.server.deciding import lifecycle_messages as messages
-from thalweg.server.deciding.lifecycle import RECORD_ATTEMPTS, TRANSITIONS, ImpossibleTransitionError, Life, State
-from thalweg.server.deciding.lifecycle_messages import (
+from thalweg.server.deciding.lifecycle import messages
+from thalweg.server.deciding.lifecycle.life import RECORD_ATTEMPTS, TRANSITIONS, ImpossibleTransitionError, Life, State
+from thalweg.server.deciding.lifecycle.messages import (
     Abandoned,
     AbandonEnd,
     Accepted,

@@ -6,10 +6,10 @@ import pytest
 from tests.server.specs import make_spec
 from thalweg.contract import tree
 from thalweg.server.arrays.parameters import PARAMETERS, Parameters
+from thalweg.server.arrays.pieces import Piece, Pieces
 from thalweg.server.deciding import plan as plans
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Facts
-from thalweg.server.sharding.pieces import Piece, Pieces
 
 ELEMENTS = 20
 

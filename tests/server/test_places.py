@@ -12,9 +12,9 @@ from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.peer import Peer
 from tests.server.test_fleets import attending, create
 from tests.server.test_training_service import PREPARED
-from thalweg.server.deciding.queue import Candidate, choose
-from thalweg.server.driving import places
+from thalweg.server.deciding.allotment.queue import Candidate, choose
 from thalweg.server.driving.jobs import Jobs
+from thalweg.server.driving.lifecycle import places
 from thalweg.server.process import Server
 from thalweg.server.storage.database import Storage
 from thalweg.v1 import job_pb2

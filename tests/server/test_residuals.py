@@ -1,7 +1,7 @@
 """Error feedback, as the server sees it."""
 
 from thalweg.contract.tree import Node
-from thalweg.server.deciding.residual_audit import Residuals
+from thalweg.server.arrays.residual_audit import Residuals
 
 
 def test_what_is_lost_is_noticed() -> None:

@@ -12,9 +12,9 @@ from tests.server.specs import PAYLOAD, make_spec
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server.deciding.coordinator import Coordinator
-from thalweg.server.deciding.course import Course
 from thalweg.server.deciding.decisions import AssignDifferentiate, Decision
 from thalweg.server.deciding.events import ContributionReceived, InitialReceived, WorkerJoined, WorkerPrepared
+from thalweg.server.deciding.phases.course import Course
 from thalweg.server.deciding.synchrony import rounds
 from thalweg.server.deciding.synchrony.rounds import Rounds
 from thalweg.server.deciding.synchrony.waiting import Waiting

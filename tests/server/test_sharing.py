@@ -21,8 +21,9 @@ from tests.server.specs import make_spec
 from thalweg.contract import shared_memory as memory
 from thalweg.contract.release import hello
 from thalweg.server.process import Server
-from thalweg.server.streams import memory_peers
-from thalweg.server.streams.memory_peers import MemoryPeer, Sharing
+from thalweg.server.streams import memory_listener
+from thalweg.server.streams.memory_listener import Sharing
+from thalweg.server.streams.memory_peers import MemoryPeer
 from thalweg.v1 import job_pb2, parameter_service_pb2_grpc, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 
@@ -326,7 +327,7 @@ def test_a_slab_costs_no_descriptor_once_it_is_used(pair: tuple[socket.socket, s
 def test_without_descriptors_nobody_is_let_in_and_nothing_spins(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(memory_peers, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(memory_listener, "_PAUSE_SECONDS", 0.01)
     attempts: list[int] = []
 
     class Exhausted(socket.socket):
@@ -358,7 +359,7 @@ def test_without_descriptors_nobody_is_let_in_and_nothing_spins(
 
 
 def test_callers_that_say_nothing_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_peers, "_TOKEN_SECONDS", 0.01)
+    monkeypatch.setattr(memory_listener, "_TOKEN_SECONDS", 0.01)
 
     async def test() -> None:
         open_ = Sharing()

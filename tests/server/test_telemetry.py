@@ -7,7 +7,7 @@ import pytest
 from tests.server.specs import make_spec
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Facts
-from thalweg.server.driving.telemetry import NOTHING_RECORDED, Recorded, Telemetry, duration, told
+from thalweg.server.telemetry import NOTHING_RECORDED, Recorded, Telemetry, duration, told
 from thalweg.v1 import job_pb2, training_service_pb2
 
 

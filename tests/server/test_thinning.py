@@ -14,13 +14,13 @@ import pytest
 from thalweg.client import records
 from thalweg.client.plotting.curve import course
 from thalweg.contract import strides
-from thalweg.server.driving.telemetry import steps_end
 from thalweg.server.storage import database as storage_module
 from thalweg.server.storage import journal as journal_module
 from thalweg.server.storage import schema
 from thalweg.server.storage.database import Storage
 from thalweg.server.storage.journal import Journal
 from thalweg.server.storage.thinning import Bounds, joined
+from thalweg.server.telemetry import steps_end
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from thalweg.server.deciding.decision_queue import DecisionQueue
 from thalweg.server.deciding.decisions import Decision, Evict, Finish, Promote, ReportReady
 from thalweg.server.deciding.events import DriverFailed, Event, RangeNotFinite, Tick, WorkerJoined, WorkerLost
-from thalweg.server.driving.decision_queue import DecisionQueue
 from thalweg.v1 import job_pb2
 
 JOINED, LOST, TICK = WorkerJoined(1), WorkerLost(1), Tick()

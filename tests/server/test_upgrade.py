@@ -13,7 +13,7 @@ from tests.server.test_service import refuses
 from tests.server.test_training_service import create, events_of, make_spec
 from thalweg.contract.endpoint import Endpoint
 from thalweg.server import validation
-from thalweg.server.driving.foreign import ForeignSpecError, known
+from thalweg.server.driving.lifecycle.foreign import ForeignSpecError, known
 from thalweg.server.storage import schema
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb

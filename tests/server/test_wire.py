@@ -11,7 +11,7 @@ from thalweg.server.deciding.events import ContributionReceived, Event, InitialR
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Facts
 from thalweg.server.streams import wire
-from thalweg.server.streams.memory_peers import JobSharing, suits
+from thalweg.server.streams.job_sharing import JobSharing, suits
 from thalweg.v1 import parameter_service_pb2 as pb
 
 GRADIENT = np.array([1, -2, 3, 4], np.float32)

@@ -21,13 +21,13 @@ from thalweg.server.arrays import copies
 from thalweg.server.arrays.local import LocalArrays
 from thalweg.server.deciding import plan
 from thalweg.server.deciding.events import CheckpointRequested
-from thalweg.server.deciding.failures import MAX_REPORTS
 from thalweg.server.deciding.values import Place
-from thalweg.server.driving.job import JobDriver
-from thalweg.server.driving.outcome import JobOutcome
-from thalweg.server.driving.telemetry import Recorded, told
+from thalweg.server.deciding.workers.failures import MAX_REPORTS
+from thalweg.server.driving.job.driver import JobDriver
+from thalweg.server.driving.job.outcome import JobOutcome
 from thalweg.server.settings import RunSettings
 from thalweg.server.storage.checkpoints import Checkpoint, Checkpoints
+from thalweg.server.telemetry import Recorded, told
 from thalweg.v1 import job_pb2, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 

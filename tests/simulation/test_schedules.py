@@ -16,18 +16,18 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
 from thalweg.server.arrays.copies import Copies
 from thalweg.server.arrays.parameters import Parameters
-from thalweg.server.deciding import initialization
 from thalweg.server.deciding.chunks import bits
 from thalweg.server.deciding.coordinator import Coordinator
 from thalweg.server.deciding.decisions import Decision, Finish
 from thalweg.server.deciding.events import ContributionReceived
-from thalweg.server.deciding.failures import Failures, Kind
-from thalweg.server.deciding.machines import Machines, Premises
+from thalweg.server.deciding.phases import initialization
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony import rounds
 from thalweg.server.deciding.synchrony.gathering import Gathering
 from thalweg.server.deciding.values import Facts, Position, Task
-from thalweg.server.driving.job import JobDriver
+from thalweg.server.deciding.workers.failures import Failures, Kind
+from thalweg.server.deciding.workers.machines import Machines, Premises
+from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.storage import checkpoints
 from thalweg.server.storage.checkpoints import Checkpoints
 from thalweg.server.storage.disk import Disk

@@ -18,16 +18,16 @@ from thalweg.contract.states import ENDED
 from thalweg.server.deciding.coordinator import Coordinator
 from thalweg.server.deciding.decisions import Decision, Finish
 from thalweg.server.deciding.events import Event
-from thalweg.server.deciding.lifecycle import TRANSITIONS, Life, State
-from thalweg.server.deciding.lifecycle_messages import CancelRequested
+from thalweg.server.deciding.lifecycle.life import TRANSITIONS, Life, State
+from thalweg.server.deciding.lifecycle.messages import CancelRequested
 from thalweg.server.driving.answers import Answers
-from thalweg.server.driving.job import JobDriver
-from thalweg.server.driving.outcome import JobOutcome
-from thalweg.server.driving.telemetry import steps_end
+from thalweg.server.driving.job.driver import JobDriver
+from thalweg.server.driving.job.outcome import JobOutcome
 from thalweg.server.storage import journal, room
 from thalweg.server.storage.journal import Journal
 from thalweg.server.storage.room import Shortage
 from thalweg.server.storage.thinning import Bounds
+from thalweg.server.telemetry import steps_end
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 

@@ -22,10 +22,10 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import ENDED
 from thalweg.learning.optimizers import OptimizerState
 from thalweg.server.arrays.local import LocalArrays
-from thalweg.server.driving.job import JobDriver
+from thalweg.server.arrays.sharded.registry import ShardLink
+from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.settings import RunSettings
-from thalweg.server.sharding.registry import ShardLink
 from thalweg.server.storage.database import Storage
 from thalweg.server.storage.thinning import BOUNDS, Bounds
 from thalweg.v1 import job_pb2, training_service_pb2

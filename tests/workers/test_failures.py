@@ -13,7 +13,7 @@ from thalweg.learning.errors import NodeError
 from thalweg.learning.sequential.layers import gelu
 from thalweg.learning.sequential.model import ModelError
 from thalweg.server import validation
-from thalweg.server.deciding.failures import MAX_REPORTS
+from thalweg.server.deciding.workers.failures import MAX_REPORTS
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Failure

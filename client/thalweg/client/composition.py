@@ -134,7 +134,7 @@ def worker_bytes(spec: job_pb2.JobSpec, objective: "Objective", dataset: "Datase
 
 def check_initial(layout: job_pb2.Layout, file: Path) -> None:
     """Raises ThalwegError if a model of this layout cannot start from the parameters in a file."""
-    from thalweg.server.driving import initial  # noqa: PLC0415 - the one place that knows
+    from thalweg.server.storage import initial  # noqa: PLC0415 - the one place that knows
 
     try:
         initial.initial_slab(layout, initial.read(file))

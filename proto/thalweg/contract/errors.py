@@ -91,6 +91,11 @@ def invalid(*violations: Violation) -> ThalwegError:
     return ThalwegError("INVALID_ARGUMENT", violations=violations)
 
 
+def protocol_violation(problem: str) -> ThalwegError:
+    """The error of a peer that breaks the protocol."""
+    return ThalwegError("PROTOCOL_VIOLATION", {"problem": problem})
+
+
 def to_status(error: ThalwegError) -> status_pb2.Status:
     """The error in the form in which it travels."""
     metadata = {key: visible(value, MAX_STATUS_VALUE) for key, value in error.metadata.items()}

@@ -21,7 +21,7 @@ from thalweg.server.services.training import TrainingService
 from thalweg.server.settings import CHECKPOINT_SECONDS, SILENCE_SECONDS, RunSettings
 from thalweg.server.storage.database import Storage
 from thalweg.server.storage.room import Room
-from thalweg.server.streams.memory_peers import Sharing
+from thalweg.server.streams.memory_listener import Sharing
 from thalweg.v1 import (
     fleet_service_pb2,
     fleet_service_pb2_grpc,

@@ -1,23 +1,37 @@
 """Where a job's arrays are to be: here, or in part at shards."""
 
+from typing import Protocol
+
 import numpy as np
 
+from thalweg.contract.layout import Slab
 from thalweg.server.arrays.copies import Spare
 from thalweg.server.arrays.interface import Arrays
 from thalweg.server.arrays.local import LocalArrays
 from thalweg.server.arrays.parameters import Parameters
 from thalweg.server.arrays.pool import ArithmeticPool
-from thalweg.server.arrays.sharded import ShardedArrays
+from thalweg.server.arrays.sharded.arrays import ShardedArrays
+from thalweg.server.arrays.sharded.registry import ShardRegistry
+from thalweg.server.deciding.decision_queue import DecisionQueue
 from thalweg.server.deciding.plan import Plan
-from thalweg.server.driving.decision_queue import DecisionQueue
-from thalweg.server.driving.telemetry import Telemetry
-from thalweg.server.sharding.registry import ShardRegistry
-from thalweg.server.streams.memory_peers import JobSharing
+from thalweg.server.telemetry import Telemetry
+
+
+class SharedMemory(Protocol):
+    """Memory that a job shares with workers on this machine."""
+
+    def allocate(self, elements: int, dtype: np.dtype[np.floating]) -> tuple[Slab, Slab] | None:
+        """The two versions of the parameters, if they are to be shared."""
+        ...
+
+    def withdraw(self) -> None:
+        """Nothing will be shared."""
+        ...
 
 
 def allocate(
     plan: Plan,
-    sharing: JobSharing,
+    sharing: SharedMemory,
     shards: ShardRegistry | None,
     queue: DecisionQueue,
     telemetry: Telemetry,

@@ -12,10 +12,10 @@ import numpy as np
 from thalweg.contract import resources
 from thalweg.contract.resources import size_text
 from thalweg.learning import optimizers
+from thalweg.server.arrays.downloads import MAX_COPIES
 from thalweg.server.arrays.trajectory import Trajectory
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.division import divide
-from thalweg.server.driving.downloads import MAX_COPIES
 
 
 class OverBudgetError(Exception):

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers import OptimizerState
 from thalweg.server.arrays.parameters import Parameters
-from thalweg.server.sharding.pieces import Part, Waiting
+from thalweg.server.arrays.pieces import Part, Waiting
 
 # What is copied at once.
 SLICE_BYTES = 4 << 20

@@ -13,6 +13,8 @@ from thalweg.learning import optimizers
 from thalweg.learning.optimizers import OptimizerState
 from thalweg.server.arrays.copies import Copies, Spare
 from thalweg.server.arrays.parameters import PARAMETERS, Parameters
+from thalweg.server.arrays.residual_audit import Residuals
+from thalweg.server.arrays.sharded.registry import ShardLink
 from thalweg.server.arrays.trajectory import Trajectory
 from thalweg.server.deciding.decisions import (
     ApplyRange,
@@ -26,10 +28,8 @@ from thalweg.server.deciding.decisions import (
 )
 from thalweg.server.deciding.events import Event, RangeNotFinite
 from thalweg.server.deciding.payload import Payload
-from thalweg.server.deciding.residual_audit import Residuals
 from thalweg.server.deciding.values import WorkerId
-from thalweg.server.driving.telemetry import Telemetry
-from thalweg.server.sharding.registry import ShardLink
+from thalweg.server.telemetry import Telemetry
 from thalweg.v1 import parameter_service_pb2
 
 # Bytes for which it pays to ask first whether they are available.

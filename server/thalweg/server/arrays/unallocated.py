@@ -6,12 +6,12 @@ from typing import NoReturn
 from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers import OptimizerState
 from thalweg.server.arrays.parameters import Parameters
+from thalweg.server.arrays.sharded.registry import ShardLink
 from thalweg.server.arrays.trajectory import Trajectory
 from thalweg.server.deciding.decisions import Decision, ForArrays
 from thalweg.server.deciding.events import Event
 from thalweg.server.deciding.impossible import ImpossibleError
 from thalweg.server.deciding.values import WorkerId
-from thalweg.server.sharding.registry import ShardLink
 from thalweg.v1 import parameter_service_pb2
 
 

@@ -1,7 +1,7 @@
 """The state machine of one running job: events in, decisions out.
 
 It is pure: no I/O, no threads, no clock, no randomness; time comes in with events. The same events at the same times give the
-same decisions. A thin driver carries them out (`driving/job.py`). A job goes through phases, each a type:
+same decisions. A thin driver carries them out (`driving/job/driver.py`). A job goes through phases, each a type:
 
 - `Expecting`: no worker has said yet what the job is about;
 - `Initialization`: a worker makes the initial parameters, unless they are given;
@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from enum import Enum, auto
 
 from thalweg.learning import optimizers
-from thalweg.server.deciding.course import Course
 from thalweg.server.deciding.decisions import (
     AdmitWorker,
     Allocate,
@@ -51,13 +50,14 @@ from thalweg.server.deciding.events import (
     WorkerPrepared,
     WorkerRefused,
 )
-from thalweg.server.deciding.failures import Failures, Kind
 from thalweg.server.deciding.impossible import ImpossibleError
-from thalweg.server.deciding.initialization import Initialization
-from thalweg.server.deciding.machines import ADVICE, Machines, Premises
+from thalweg.server.deciding.phases.course import Course
+from thalweg.server.deciding.phases.initialization import Initialization
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.diverged import diverged
 from thalweg.server.deciding.values import Drop, Facts, Place, Position, Scope, WorkerId
+from thalweg.server.deciding.workers.failures import Failures, Kind
+from thalweg.server.deciding.workers.machines import ADVICE, Machines, Premises
 from thalweg.server.settings import RunSettings
 from thalweg.v1 import job_pb2, parameter_service_pb2
 

@@ -1,7 +1,7 @@
 """What comes out of a coordinator: decisions. Plain values, in three families by what carries them out.
 
 What is decided for the arrays (`arrays/`) is computed; what is decided for workers is sent to them (`streams/connections.py`);
-what is decided for the job concerns its record and its course (`driving/job.py`).
+what is decided for the job concerns its record and its course (`driving/job/driver.py`).
 """
 
 from dataclasses import dataclass

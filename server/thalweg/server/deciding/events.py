@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
-from thalweg.server.deciding.machines import Premises
 from thalweg.server.deciding.payload import Payload
 from thalweg.server.deciding.values import NOWHERE, Facts, Place, Scope, Split, WorkerId
+from thalweg.server.deciding.workers.machines import Premises
 
 
 @dataclass(frozen=True, slots=True)

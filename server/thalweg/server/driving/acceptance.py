@@ -4,7 +4,7 @@ from safetensors import SafetensorError
 
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.states import ENDED, state_name
-from thalweg.server.driving import initial
+from thalweg.server.storage import initial
 from thalweg.server.storage.database import Storage
 from thalweg.server.storage.uses import uploads_of
 from thalweg.server.validation import shown

@@ -9,17 +9,17 @@ from contextlib import suppress
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import state_name
 from thalweg.server import validation
+from thalweg.server.arrays.sharded.registry import ShardLink
 from thalweg.server.driving import acceptance
 from thalweg.server.driving.answers import ANSWER_SECONDS, Answers
-from thalweg.server.driving.job import JobDriver
-from thalweg.server.driving.lives import Lives
+from thalweg.server.driving.job.driver import JobDriver
+from thalweg.server.driving.lifecycle.lives import Lives
 from thalweg.server.driving.reading import Reading
 from thalweg.server.driving.upkeep import Upkeep
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
-from thalweg.server.sharding.registry import ShardLink
 from thalweg.server.storage.database import Storage
 from thalweg.server.storage.journal import DISK_SECONDS, Journal
-from thalweg.server.streams.memory_peers import Sharing
+from thalweg.server.streams.memory_listener import Sharing
 from thalweg.v1 import job_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)

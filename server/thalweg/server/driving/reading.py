@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.states import ENDED
+from thalweg.server.arrays.downloads import Download
 from thalweg.server.arrays.trajectory import MAX_BYTES
 from thalweg.server.driving.answers import Answers
-from thalweg.server.driving.downloads import Download
-from thalweg.server.driving.holdings import header_of
-from thalweg.server.driving.lives import Lives
+from thalweg.server.driving.job.holdings import header_of
+from thalweg.server.driving.lifecycle.lives import Lives
 from thalweg.server.storage.checkpoints import NewerCheckpointError
 from thalweg.server.storage.journal import Journal
 from thalweg.v1 import job_pb2, training_service_pb2

@@ -6,9 +6,9 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 
+from thalweg.server.arrays.sharded.registry import ShardLink
 from thalweg.server.driving.attention import Attention
-from thalweg.server.driving.lives import Lives
-from thalweg.server.sharding.registry import ShardLink
+from thalweg.server.driving.lifecycle.lives import Lives
 from thalweg.server.storage.journal import Journal
 
 _log = logging.getLogger(__name__)

@@ -7,8 +7,7 @@ from typing import Any
 import grpc
 
 from thalweg.contract.endpoint import Address, Endpoint
-from thalweg.contract.errors import ThalwegError
-from thalweg.server.streams import wire
+from thalweg.contract.errors import ThalwegError, protocol_violation
 from thalweg.v1 import shard_service_pb2 as pb
 from thalweg.v1 import shard_service_pb2_grpc
 
@@ -32,7 +31,7 @@ class Confirmation(shard_service_pb2_grpc.ShardConfirmationServiceServicer):
 async def confirm(address: Address, secret: bytes) -> None:
     """The server's end. Raises ThalwegError if the shard that offered an address and a secret is not reached there."""
     if len(secret) < _MIN_SECRET_BYTES:
-        raise wire.violation("the shard's offer has no secret; install the same release on the shard and the server")
+        raise protocol_violation("the shard's offer has no secret; install the same release on the shard and the server")
     challenge = secrets.token_bytes(_CHALLENGE_BYTES)
     try:
         async with Endpoint(address).open_aio() as channel:

@@ -10,7 +10,7 @@ import grpc
 from thalweg.contract.release import check_protocol
 from thalweg.contract.text import MAX_FLEET_NAME, MAX_PROBLEM, visible
 from thalweg.server import validation
-from thalweg.server.deciding.fleets import AttendingFleet
+from thalweg.server.deciding.allotment.fleets import AttendingFleet
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.guard import end, errors
 from thalweg.server.streams import wire

@@ -9,13 +9,12 @@ from urllib.parse import unquote
 import grpc
 
 from thalweg.contract.endpoint import Address, parse_address
-from thalweg.contract.errors import ThalwegError
+from thalweg.contract.errors import ThalwegError, protocol_violation
 from thalweg.contract.text import MAX_ADDRESS, visible
+from thalweg.server.arrays.sharded.registry import ShardLink
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.confirmation import confirm
 from thalweg.server.services.guard import end, errors
-from thalweg.server.sharding.registry import ShardLink
-from thalweg.server.streams import wire
 from thalweg.v1 import shard_service_pb2 as pb
 from thalweg.v1 import shard_service_pb2_grpc
 
@@ -35,7 +34,7 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
             requests = aiter(request_iterator)
             opening = await anext(requests, None)
             if opening is None or not opening.HasField("offer"):
-                raise wire.violation("a stream begins with an offer")
+                raise protocol_violation("a stream begins with an offer")
             address = _reached_at(visible(opening.offer.address, MAX_ADDRESS), context.peer())
             await confirm(address, opening.offer.secret)
             shard = ShardLink(str(address))
@@ -69,5 +68,5 @@ def _reached_at(address: str, peer: str) -> Address:
         if address.startswith(":"):
             host = parse_address(unquote(peer).partition(":")[2]).host
     except ValueError as error:
-        raise wire.violation(f"{address} is not an address") from error
+        raise protocol_violation(f"{address} is not an address") from error
     return Address(host, port)

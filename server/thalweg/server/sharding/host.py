@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from thalweg.contract.errors import ThalwegError
+from thalweg.contract.errors import ThalwegError, protocol_violation
 from thalweg.contract.frames import Parcel
 from thalweg.contract.layout import segments_of
 from thalweg.contract.release import check_protocol
@@ -16,15 +16,15 @@ from thalweg.contract.tree import Node
 from thalweg.server.arrays import budget
 from thalweg.server.arrays.budget import Budget, OverBudgetError
 from thalweg.server.arrays.parameters import Parameters
+from thalweg.server.arrays.pieces import Piece, Pieces
 from thalweg.server.deciding.events import ContributionReceived, InitialReceived
 from thalweg.server.deciding.payload import Payload
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Facts
 from thalweg.server.services.parameter import WorkerStream, Workplace
-from thalweg.server.sharding.pieces import Piece, Pieces
 from thalweg.server.streams import wire
 from thalweg.server.streams.connections import broadcast
-from thalweg.server.streams.memory_peers import JobSharing
+from thalweg.server.streams.job_sharing import JobSharing
 from thalweg.v1 import parameter_service_pb2
 from thalweg.v1 import shard_service_pb2 as pb
 
@@ -75,7 +75,7 @@ class _Share:
             case InitialReceived():
                 arrival.initial.CopyFrom(request.message.initial)
             case _:
-                raise wire.violation("a shard accepts chunks only")
+                raise protocol_violation("a shard accepts chunks only")
         self.kept[arrival.kept] = event.payload
         self._tell(arrival=arrival)
 

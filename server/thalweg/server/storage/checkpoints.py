@@ -21,8 +21,8 @@ from typing import Any
 from thalweg.contract import tensors
 from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers import OptimizerState
-from thalweg.server.deciding.machines import Premises
 from thalweg.server.deciding.values import Position
+from thalweg.server.deciding.workers.machines import Premises
 from thalweg.server.settings import KEPT_CHECKPOINTS
 from thalweg.server.storage.disk import Disk, publish
 from thalweg.v1 import parameter_service_pb2

@@ -17,10 +17,8 @@ from types import MappingProxyType
 from thalweg.contract import layout as layouts
 from thalweg.contract import preparation, tensors
 from thalweg.contract.layout import Slab
-from thalweg.server.driving import initial
-from thalweg.server.driving.downloads import Download
-from thalweg.server.driving.telemetry import told
-from thalweg.server.storage import schema
+from thalweg.server.arrays.downloads import Download
+from thalweg.server.storage import initial, schema
 from thalweg.server.storage.bin import Bin
 from thalweg.server.storage.checkpoints import Checkpoints
 from thalweg.server.storage.disk import RealDisk, publish
@@ -29,6 +27,7 @@ from thalweg.server.storage.reserve import Reserve
 from thalweg.server.storage.thinning import BOUNDS, NOTHING, Bounds, Tally, Thinning
 from thalweg.server.storage.uploads import Uploads
 from thalweg.server.storage.uses import uploads_of
+from thalweg.server.telemetry import told
 from thalweg.v1 import job_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from thalweg.contract import strides
-from thalweg.server.driving.telemetry import steps_end
+from thalweg.server.telemetry import steps_end
 from thalweg.v1 import training_service_pb2
 
 _log = logging.getLogger(__name__)

@@ -20,10 +20,11 @@ from thalweg.server.deciding.decisions import (
     SendRange,
 )
 from thalweg.server.deciding.values import Place, WorkerId
-from thalweg.server.driving.telemetry import Telemetry
 from thalweg.server.settings import RunSettings
 from thalweg.server.streams import wire
-from thalweg.server.streams.memory_peers import JobSharing, Sharing
+from thalweg.server.streams.job_sharing import JobSharing
+from thalweg.server.streams.memory_listener import Sharing
+from thalweg.server.telemetry import Telemetry
 from thalweg.v1 import parameter_service_pb2
 
 _log = logging.getLogger(__name__)

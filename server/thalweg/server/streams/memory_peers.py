@@ -1,43 +1,24 @@
-"""The server's end of shared memory: invites workers, hands them parameters, and maps the slabs in which they write gradients."""
+"""Workers that share memory with the server: they read the parameters there, and the server reads their gradients."""
 
 import asyncio
-import hashlib
-import logging
 import os
 import secrets
 import socket
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
 
-from thalweg.contract import codecs, shared_memory
+from thalweg.contract import shared_memory
 from thalweg.contract.layout import Slab
-from thalweg.server.deciding.values import WorkerId
-from thalweg.v1 import job_pb2, parameter_service_pb2
+from thalweg.v1 import parameter_service_pb2
 
-_log = logging.getLogger(__name__)
 # No honest worker has more slabs: it needs one for each task that it has at one version.
 _MAX_SLABS = 256
-# Callers that have not said anything yet, and how long they may take to.
-_MAX_CALLERS = 256
-_TOKEN_SECONDS = 10.0
 # Messages that a worker has not read: several times as many as it can have tasks. How many of them its socket holds, the
 # kernel's settings say.
 _MAX_UNREAD = 4096
-# How long nobody is let in after the process has run out of descriptors or memory.
-_PAUSE_SECONDS = 1.0
-
-
-def suits(spec: job_pb2.JobSpec) -> bool:
-    """Whether a job's workers may read the parameters where the server writes them.
-
-    With other policies a worker may still compute at a version when its buffer is being overwritten, and its answer counts.
-    With a codec that rounds, workers are to read what travels, and not the parameters themselves.
-    """
-    return shared_memory.AVAILABLE and codecs.exact(spec) and spec.training.synchrony.WhichOneof("policy") in ("bulk", "local")
 
 
 class SharedSlabs:
@@ -185,181 +166,3 @@ class MemoryPeer:
         self._files = {}
         self._slabs = {}
         self._unread.clear()
-
-
-class Sharing:
-    """Where workers on this machine ask for memory: at most `max_guests` at a time, the others use their streams.
-
-    Belongs to the event loop in which it is made. Raises OSError.
-    """
-
-    def __init__(self, max_guests: int = sys.maxsize) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._listener, self._name = shared_memory.listen()
-        self._listener.setblocking(False)
-        self._max_guests = max_guests
-        self._guests: dict[bytes, MemoryPeer] = {}  # by a digest of their tokens
-        self._callers: dict[socket.socket, asyncio.TimerHandle] = {}
-        self._resuming: asyncio.TimerHandle | None = None
-        self._failing = False
-        self._resume()
-
-    def invite(self, hear: Callable[[bytes], object], lost: Callable[[str], object]) -> MemoryPeer | None:
-        """A worker that may come; see MemoryPeer. None if there are as many as can be."""
-        if len(self._guests) >= self._max_guests:
-            return None
-        guest = MemoryPeer(self._name, hear, lost)
-        self._guests[_digest(guest.token)] = guest
-        return guest
-
-    def dismiss(self, guest: MemoryPeer) -> None:
-        """A worker that was invited may not come any more, or has gone."""
-        self._guests.pop(_digest(guest.token), None)
-        guest.close()
-
-    def _resume(self) -> None:
-        self._resuming = None
-        self._loop.add_reader(self._listener, self._accept)
-
-    def _accept(self) -> None:
-        try:
-            caller, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            # The caller still waits, so the listener would be ready again at once.
-            self._loop.remove_reader(self._listener)
-            self._resuming = self._loop.call_later(_PAUSE_SECONDS, self._resume)
-            if not self._failing:
-                self._failing = True
-                _log.warning("workers on this machine cannot share memory at the moment: %s", error)
-            return
-        self._failing = False
-        caller.setblocking(False)
-        if len(self._callers) >= _MAX_CALLERS or shared_memory.user_of(caller) != os.geteuid():
-            caller.close()
-            return
-        self._callers[caller] = self._loop.call_later(_TOKEN_SECONDS, self._turn_away, caller)
-        self._loop.add_reader(caller, self._hear, caller)
-
-    def _turn_away(self, caller: socket.socket) -> None:
-        """Ends a caller that has said nothing."""
-        self._listened(caller)
-        caller.close()
-
-    def _listened(self, caller: socket.socket) -> None:
-        """A caller is no longer listened to here."""
-        self._loop.remove_reader(caller)
-        self._callers.pop(caller).cancel()
-
-    def _hear(self, caller: socket.socket) -> None:
-        """A caller's first word: its token, or something that will not do."""
-        self._listened(caller)
-        try:
-            guest = self._guests.get(_digest(caller.recv(shared_memory.TOKEN_BYTES + 1)))
-            if guest and not guest.attached:
-                guest.attach(caller)
-                return
-        except OSError as error:
-            _log.info("a worker's socket broke: %s", error)
-        caller.close()
-
-    def close(self) -> None:
-        """Nobody can come any more, and who has come is gone."""
-        if self._resuming:
-            self._resuming.cancel()
-        self._loop.remove_reader(self._listener)
-        self._listener.close()
-        for caller in list(self._callers):
-            self._turn_away(caller)
-        for guest in self._guests.values():
-            guest.close()
-
-
-def _digest(token: bytes) -> bytes:
-    """By which a token is looked up: how long that takes tells nothing of the tokens."""
-    return hashlib.sha256(token).digest()
-
-
-class JobSharing:
-    """What one job shares with those of its workers that can. Without `sharing`, or where the job does not suit it, nothing."""
-
-    def __init__(self, sharing: Sharing | None, spec: job_pb2.JobSpec) -> None:
-        self._sharing = sharing if suits(spec) else None
-        self._guests: dict[WorkerId, MemoryPeer] = {}
-        self._slabs: SharedSlabs | None = None
-        self._withdrawn = False
-
-    def invite(
-        self, worker: WorkerId, hear: Callable[[bytes], object], lost: Callable[[str], object]
-    ) -> parameter_service_pb2.SharedMemory | None:
-        """The offer for a worker, if there is one; see MemoryPeer."""
-        guest = self._sharing.invite(hear, lost) if self._sharing else None
-        if guest is None:
-            return None
-        self._guests[worker] = guest
-        return guest.offer
-
-    def leave(self, worker: WorkerId) -> None:
-        """A worker is gone, or shares nothing."""
-        guest = self._guests.pop(worker, None)
-        if guest and self._sharing:
-            self._sharing.dismiss(guest)
-
-    def settle(self, worker: WorkerId, took: bool) -> bool:
-        """A worker says whether it took the offer. False if that is not true."""
-        guest = self._guests.get(worker)
-        if took and not self._withdrawn:
-            return guest is not None and guest.attached
-        self.leave(worker)
-        return True
-
-    def allocate(self, elements: int, dtype: np.dtype[np.floating]) -> tuple[Slab, Slab] | None:
-        """The two versions of the parameters, if they are to be shared. Without enough memory for that, they are not."""
-        if self._sharing is None:
-            return None
-        try:
-            self._slabs = SharedSlabs(elements, dtype)
-        except OSError as error:
-            _log.warning("parameters cannot be shared: %s", error)
-            self.withdraw()
-            return None
-        return self._slabs.slabs
-
-    def withdraw(self) -> None:
-        """Nothing will be shared, also with those who have come already; they are told so when they are accepted."""
-        self._withdrawn = True
-        self.close()
-
-    def accept(self, worker: WorkerId) -> bool:
-        """Lets a worker read the parameters, if it shares memory; says whether it does. Raises OSError."""
-        if worker not in self._guests or self._slabs is None:
-            return False
-        self._guests[worker].serve(self._slabs)
-        return True
-
-    def say(self, worker: WorkerId, message: parameter_service_pb2.WorkResponse) -> bool:
-        """Sends a message to a worker beside its stream; False if it is to be sent on the stream."""
-        guest = self._guests.get(worker)
-        if guest is None or not guest.served:
-            return False
-        guest.say(message.SerializeToString())
-        return True
-
-    def slab(self, worker: WorkerId, number: int, elements: int, dtype: np.dtype[np.floating]) -> Slab:
-        """A slab of a worker's. Raises SharingError if there is none, or one of another size."""
-        if worker not in self._guests:
-            raise shared_memory.SharingError("the worker shares no memory")
-        return self._guests[worker].slab(number, elements, dtype)
-
-    def remote(self, workers: Iterable[WorkerId]) -> list[WorkerId]:
-        """Those of the workers to which parameters are to be sent."""
-        return [worker for worker in workers if worker not in self._guests]
-
-    def close(self) -> None:
-        """Nothing is shared any more."""
-        for worker in list(self._guests):
-            self.leave(worker)
-        if self._slabs:
-            self._slabs.close()
-        self._slabs = self._sharing = None

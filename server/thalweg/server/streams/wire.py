@@ -7,7 +7,7 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 
 from thalweg.contract import frames
-from thalweg.contract.errors import ThalwegError
+from thalweg.contract.errors import protocol_violation
 from thalweg.contract.frames import Parcel, serialize
 from thalweg.contract.layout import Slab
 from thalweg.contract.shared_memory import SharingError
@@ -24,10 +24,10 @@ from thalweg.server.deciding.events import (
     InitialReceived,
     WorkerFailed,
 )
-from thalweg.server.deciding.machines import Premises
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import EvaluationTask, Place, WorkerId
-from thalweg.server.streams.memory_peers import JobSharing
+from thalweg.server.deciding.workers.machines import Premises
+from thalweg.server.streams.job_sharing import JobSharing
 from thalweg.v1 import job_pb2, parameter_service_pb2
 
 # What no honest worker comes near, and a broken one may not fill the server's memory with.
@@ -47,7 +47,7 @@ def request_of(data: bytes) -> Parcel[parameter_service_pb2.WorkRequest]:
     try:
         return frames.request_of(data)
     except DecodeError as error:
-        raise violation("bytes that are not a message") from error
+        raise protocol_violation("bytes that are not a message") from error
 
 
 class Received(NamedTuple):
@@ -82,7 +82,7 @@ def event_of(
         case "evaluation":
             answer = message.evaluation
             if parameters is not None and len(answer.sums.metrics) != len(parameters.plan.metrics):
-                raise violation(f"an evaluation of {len(answer.sums.metrics)} metrics")
+                raise protocol_violation(f"an evaluation of {len(answer.sums.metrics)} metrics")
             return EvaluationReceived(worker, answer.version, answer.split, answer.first, _sums(answer.sums))
         case "initial":
             chunk = message.initial.chunk
@@ -93,7 +93,7 @@ def event_of(
             failure = message.failure
             return WorkerFailed(worker, visible(failure.problem, MAX_PROBLEM), failure.scope)
         case kind:
-            raise violation(f"{kind or 'an empty message'} was not expected")
+            raise protocol_violation(f"{kind or 'an empty message'} was not expected")
 
 
 def _shared(
@@ -101,11 +101,11 @@ def _shared(
 ) -> ContributionReceived:
     chunks = range(gradient.first_chunk, gradient.end_chunk)
     if parameters is None or not chunks or chunks.stop > parameters.chunks.stop:
-        raise violation(f"there are no chunks from {chunks.start} up to {chunks.stop}")
+        raise protocol_violation(f"there are no chunks from {chunks.start} up to {chunks.stop}")
     try:
         slab = shared.slab(worker, gradient.slab, parameters.plan.elements, parameters.dtype)
     except SharingError as error:
-        raise violation(str(error)) from error
+        raise protocol_violation(str(error)) from error
     return _contribution(worker, gradient, chunks, parameters, Received(slab, 0))
 
 
@@ -118,7 +118,7 @@ def _contribution(
 ) -> ContributionReceived:
     last = parameters is not None and chunks.stop == parameters.plan.chunks
     if gradient.HasField("sums") != last:
-        raise violation("sums come with the last chunk of the slab and only with it")
+        raise protocol_violation("sums come with the last chunk of the slab and only with it")
     sums = _sums(gradient.sums) if last else None
     node = Node(gradient.level, gradient.index)
     return ContributionReceived(worker, gradient.version, gradient.step, node, chunks, sums, payload)
@@ -131,48 +131,48 @@ def _sums(sums: parameter_service_pb2.Sums) -> Sums:
 def _values(parameters: Parameters | None, chunk: int, data: memoryview, encoded: bool) -> Slab:
     """The numbers of a chunk, not copied if they come as they are. Raises ThalwegError if the bytes make no sense."""
     if parameters is None or chunk not in parameters.chunks:
-        raise violation(f"there is no chunk {chunk}")
+        raise protocol_violation(f"there is no chunk {chunk}")
     where = parameters.plan.chunk_range(chunk)
     codec = parameters.incoming if encoded else parameters.identity
     try:
         return codec.decoded(data, where.stop - where.start)
     except ValueError as error:
-        raise violation(f"chunk {chunk} {error}") from error
+        raise protocol_violation(f"chunk {chunk} {error}") from error
 
 
 def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None:
     """Raises ThalwegError if what a worker says of its model and data makes no sense."""
     if not 0 < prepared.train_samples <= _MAX_SAMPLES or prepared.validation_samples > _MAX_SAMPLES:
-        raise violation("no training samples, or too many samples")
+        raise protocol_violation("no training samples, or too many samples")
     tensors = prepared.layout.tensors
     if len(tensors) > _MAX_TENSORS or any(len(tensor.shape) > _MAX_AXES for tensor in tensors):
-        raise violation("a layout of too many tensors or axes")
+        raise protocol_violation("a layout of too many tensors or axes")
     if prepared.layout.dtype != dtype or len({tensor.name for tensor in tensors}) < len(tensors):
-        raise violation("a layout of another dtype, or with two tensors of one name")
+        raise protocol_violation("a layout of another dtype, or with two tensors of one name")
     if len(prepared.metrics) > _MAX_METRICS or any(not _METRIC.fullmatch(name) for name in prepared.metrics):
-        raise violation("too many metrics, or one with an invalid name")
+        raise protocol_violation("too many metrics, or one with an invalid name")
     if any(visible(tensor.name) != tensor.name for tensor in tensors):
-        raise violation("a tensor's name with invisible characters")
+        raise protocol_violation("a tensor's name with invisible characters")
     _check_preprocessing(prepared.preprocessing)
 
 
 def _check_preprocessing(preprocessing: job_pb2.Preprocessing) -> None:
     if len(preprocessing.shape) > _MAX_SAMPLE_AXES:
-        raise violation("samples of too many axes")
+        raise protocol_violation("samples of too many axes")
     # A worker of release 0.1.0 says no shape, and no names.
     features = math.prod(preprocessing.shape) if preprocessing.shape else len(preprocessing.mean)
     counts = {len(preprocessing.mean), len(preprocessing.scale), len(preprocessing.columns)} - {0}
     if counts - {features} or len(preprocessing.mean) != len(preprocessing.scale):
-        raise violation(f"means, deviations or names whose number is not that of the features, {features}")
+        raise protocol_violation(f"means, deviations or names whose number is not that of the features, {features}")
 
 
 def premises_of(prepared: parameter_service_pb2.Prepared) -> Premises:
     """What a worker's results depend on, by its own report. Raises ThalwegError if it makes no sense."""
     premises = prepared.premises
     if len(premises) > _MAX_PREMISES or len({premise.name for premise in premises}) < len(premises):
-        raise violation("too many premises, or two of one name")
+        raise protocol_violation("too many premises, or two of one name")
     if any(len(premise.name) > _MAX_PREMISE_NAME or len(premise.value) > _MAX_PREMISE_VALUE for premise in premises):
-        raise violation("a premise of too many characters")
+        raise protocol_violation("a premise of too many characters")
     return tuple(sorted((visible(premise.name), visible(premise.value)) for premise in premises))
 
 
@@ -180,11 +180,6 @@ def place_of(place: parameter_service_pb2.Place, worker: str) -> Place:
     """Where a worker with a name runs, as a message says. Where no node is named, people know it by the worker's name."""
     fleet, node = visible(place.fleet, MAX_WORKER_NAME), visible(place.node, MAX_WORKER_NAME)
     return Place(fleet, node, visible(place.name or worker, MAX_WORKER_NAME))
-
-
-def violation(problem: str) -> ThalwegError:
-    """The error of a peer that breaks the protocol."""
-    return ThalwegError("PROTOCOL_VIOLATION", {"problem": problem})
 
 
 def parameters_chunk(parameters: Parameters, version: int, chunk: int) -> tuple[bytes, int]:

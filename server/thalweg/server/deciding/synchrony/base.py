@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
-from thalweg.server.deciding.assignments import Assignments
 from thalweg.server.deciding.decisions import AssignDifferentiate, Decision, Dropped, Reduce, SendRange
 from thalweg.server.deciding.events import ContributionReceived
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.division import size
 from thalweg.server.deciding.values import Drop, Task, WorkerId
+from thalweg.server.deciding.workers.assignments import Assignments
 
 
 class Policy(ABC):

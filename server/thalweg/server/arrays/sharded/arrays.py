@@ -7,25 +7,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from thalweg.contract.errors import protocol_violation
 from thalweg.contract.layout import Slab, tensors_of
 from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.contract.tree import Node
 from thalweg.learning.optimizers import OptimizerState
 from thalweg.server.arrays.copies import Spare
-from thalweg.server.arrays.in_order import InOrder
 from thalweg.server.arrays.local import LocalArrays
 from thalweg.server.arrays.parameters import PARAMETERS, Parameters
 from thalweg.server.arrays.pool import ArithmeticPool
+from thalweg.server.arrays.sharded.in_order import InOrder
+from thalweg.server.arrays.sharded.registry import ShardLink, ShardRegistry, split
+from thalweg.server.deciding.decision_queue import DecisionQueue
 from thalweg.server.deciding.decisions import Decision, Promote
 from thalweg.server.deciding.events import ContributionReceived, DriverFailed, Event, InitialReceived, RangeNotFinite
 from thalweg.server.deciding.impossible import ImpossibleError
 from thalweg.server.deciding.payload import Payload
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import WorkerId
-from thalweg.server.driving.decision_queue import DecisionQueue
-from thalweg.server.driving.telemetry import Telemetry
-from thalweg.server.sharding.registry import ShardLink, ShardRegistry, split
-from thalweg.server.streams import wire
+from thalweg.server.telemetry import Telemetry
 from thalweg.v1 import parameter_service_pb2
 from thalweg.v1 import shard_service_pb2 as pb
 
@@ -241,7 +241,7 @@ class ShardedArrays(LocalArrays):
                 self._arrived(share, message.arrival)
             case "applied":
                 if not self._applying:
-                    raise wire.violation("an update that was not asked for")
+                    raise protocol_violation("an update that was not asked for")
                 self._applying -= 1
                 if not message.applied.finite:
                     self._queue.interrupt(RangeNotFinite(message.applied.version))
@@ -249,7 +249,7 @@ class ShardedArrays(LocalArrays):
                     self._queue.go_on()
             case "block_sums":
                 if self._reducing is None or share.sums is not None:
-                    raise wire.violation("sums of a reduction that was not asked for")
+                    raise protocol_violation("sums of a reduction that was not asked for")
                 share.sums = list(message.block_sums.values)
                 self._fold()
             case "copied":
@@ -280,7 +280,7 @@ class ShardedArrays(LocalArrays):
         try:
             factors = self.parameters.factors(reduction, itertools.chain(*known, own))
         except ValueError as error:
-            raise wire.violation(str(error)) from error
+            raise protocol_violation(str(error)) from error
         self._reducing = None
         for share in self._shares:
             share.sums = None
@@ -293,12 +293,12 @@ class ShardedArrays(LocalArrays):
         if copy is None:
             return
         if piece.chunk not in share.chunks or (piece.slab, piece.chunk) not in copy.missing:
-            raise wire.violation(f"no copy of {piece.slab}'s chunk {piece.chunk} was asked for")
+            raise protocol_violation(f"no copy of {piece.slab}'s chunk {piece.chunk} was asked for")
         part: Slab = copy.slabs[piece.slab][self._plan.chunk_range(piece.chunk)]
         try:
             self.parameters.identity.decode(piece.data, part)
         except ValueError as error:
-            raise wire.violation(f"chunk {piece.chunk} {error}") from error
+            raise protocol_violation(f"chunk {piece.chunk} {error}") from error
         self._came(piece.copy, (piece.slab, piece.chunk))
 
     def _came(self, number: int, part: tuple[str, int]) -> None:

@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterable
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import ThalwegError
 from thalweg.learning.optimizers import OptimizerState
+from thalweg.server.arrays.downloads import MAX_COPIES, Download, Downloads
 from thalweg.server.arrays.interface import Arrays
 from thalweg.server.arrays.parameters import PARAMETERS
 from thalweg.server.arrays.unallocated import Unallocated
 from thalweg.server.deciding.decisions import Finish
 from thalweg.server.deciding.impossible import ImpossibleError
-from thalweg.server.deciding.machines import Premises
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Position
-from thalweg.server.driving.downloads import MAX_COPIES, Download, Downloads
-from thalweg.server.driving.outcome import JobOutcome
-from thalweg.server.driving.starting_point import StartingPoint
-from thalweg.server.driving.telemetry import Telemetry
+from thalweg.server.deciding.workers.machines import Premises
+from thalweg.server.driving.job.outcome import JobOutcome
+from thalweg.server.driving.job.starting_point import StartingPoint
 from thalweg.server.storage.checkpoints import Checkpoint
+from thalweg.server.telemetry import Telemetry
 from thalweg.v1 import job_pb2, parameter_service_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)

@@ -10,22 +10,22 @@ from functools import partial
 from typing import Any
 
 from thalweg.contract.states import state_name
-from thalweg.server.deciding import lifecycle_messages as messages
-from thalweg.server.deciding.lifecycle import Life, State
-from thalweg.server.deciding.lifecycle_messages import Ask, Start
+from thalweg.server.deciding.lifecycle import messages
+from thalweg.server.deciding.lifecycle.life import Life, State
+from thalweg.server.deciding.lifecycle.messages import Ask, Start
 from thalweg.server.driving.answers import Answers
-from thalweg.server.driving.beginnings import Beginnings
-from thalweg.server.driving.endings import Endings
-from thalweg.server.driving.job import JobDriver
-from thalweg.server.driving.outcome import JobOutcome
-from thalweg.server.driving.places import Places
-from thalweg.server.driving.recovery import Recovery
-from thalweg.server.driving.result_writer import ResultWriter
-from thalweg.server.driving.runs import Runs
-from thalweg.server.driving.stories import Stories
+from thalweg.server.driving.job.driver import JobDriver
+from thalweg.server.driving.job.outcome import JobOutcome
+from thalweg.server.driving.lifecycle.beginnings import Beginnings
+from thalweg.server.driving.lifecycle.endings import Endings
+from thalweg.server.driving.lifecycle.places import Places
+from thalweg.server.driving.lifecycle.recovery import Recovery
+from thalweg.server.driving.lifecycle.result_writer import ResultWriter
+from thalweg.server.driving.lifecycle.runs import Runs
+from thalweg.server.driving.lifecycle.stories import Stories
 from thalweg.server.settings import RunSettings
 from thalweg.server.storage.journal import Journal
-from thalweg.server.streams.memory_peers import Sharing
+from thalweg.server.streams.memory_listener import Sharing
 from thalweg.v1 import job_pb2
 
 _log = logging.getLogger(__name__)

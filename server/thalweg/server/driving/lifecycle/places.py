@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Mapping
 
 from thalweg.contract.states import NO_WORKERS
-from thalweg.server.deciding.fleets import Fleets
-from thalweg.server.deciding.queue import Candidate, Queue, choose
-from thalweg.server.driving.job import JobDriver
+from thalweg.server.deciding.allotment.fleets import Fleets
+from thalweg.server.deciding.allotment.queue import Candidate, Queue, choose
+from thalweg.server.driving.job.driver import JobDriver
 from thalweg.v1 import job_pb2
 
 # Sharing workers out takes this share of the time at most, except where it takes less than that many seconds.

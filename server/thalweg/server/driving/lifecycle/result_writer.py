@@ -7,12 +7,12 @@ from collections.abc import Callable
 from functools import partial
 
 from thalweg.contract.errors import ThalwegError
-from thalweg.server.driving.outcome import JobOutcome
-from thalweg.server.driving.telemetry import Telemetry
+from thalweg.server.driving.job.outcome import JobOutcome
 from thalweg.server.storage.checkpoints import Checkpoint
 from thalweg.server.storage.database import Storage
 from thalweg.server.storage.journal import DISK_SECONDS, Journal
 from thalweg.server.storage.room import Shortage
+from thalweg.server.telemetry import Telemetry
 from thalweg.v1 import training_service_pb2
 
 _log = logging.getLogger(__name__)

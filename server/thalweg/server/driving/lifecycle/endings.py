@@ -6,12 +6,12 @@ import sqlite3
 
 from thalweg.contract.states import state_name
 from thalweg.contract.text import visible
-from thalweg.server.deciding import lifecycle_messages as messages
+from thalweg.server.deciding.lifecycle import messages
 from thalweg.server.driving.answers import Answers
-from thalweg.server.driving.job import JobDriver
-from thalweg.server.driving.outcome import JobOutcome
-from thalweg.server.driving.result_writer import ResultWriter
-from thalweg.server.driving.runs import Runs
+from thalweg.server.driving.job.driver import JobDriver
+from thalweg.server.driving.job.outcome import JobOutcome
+from thalweg.server.driving.lifecycle.result_writer import ResultWriter
+from thalweg.server.driving.lifecycle.runs import Runs
 from thalweg.server.storage.journal import Journal
 from thalweg.server.storage.room import Shortage
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from thalweg.server.arrays import budget as budgets
 from thalweg.server.arrays.budget import Budget, OverBudgetError
+from thalweg.server.arrays.sharded.registry import ShardRegistry
 from thalweg.server.deciding.events import DriverFailed, Event, WorkerPrepared
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Facts, WorkerId
-from thalweg.server.driving.telemetry import NO_MEMORY, PREPARING, Clock, Telemetry
-from thalweg.server.sharding.registry import ShardRegistry
+from thalweg.server.telemetry import NO_MEMORY, PREPARING, Clock, Telemetry
 from thalweg.v1 import job_pb2
 
 # How often a job that waits for memory asks for it.

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 
 from thalweg.contract.sums import ACCURACY
 from thalweg.server.deciding import synchrony
-from thalweg.server.deciding.assignments import no_paces
 from thalweg.server.deciding.decisions import Decision, Finish, ReportEpoch, ReportStep, WriteCheckpoint
-from thalweg.server.deciding.evaluation import Evaluation
 from thalweg.server.deciding.events import ContributionReceived, EvaluationReceived
+from thalweg.server.deciding.phases.evaluation import Evaluation
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.diverged import diverged
 from thalweg.server.deciding.values import Position, Split, WorkerId
+from thalweg.server.deciding.workers.assignments import no_paces
 from thalweg.server.settings import RunSettings
 from thalweg.v1 import job_pb2, parameter_service_pb2
 

@@ -3,10 +3,10 @@
 from collections import deque
 
 from thalweg.contract.sums import Sums
-from thalweg.server.deciding.assignments import Assignments
 from thalweg.server.deciding.decisions import AssignEvaluate, Decision
 from thalweg.server.deciding.events import EvaluationReceived
 from thalweg.server.deciding.values import EvaluationTask, Split, WorkerId
+from thalweg.server.deciding.workers.assignments import Assignments
 from thalweg.v1 import job_pb2
 
 # Evaluation is shared out, and summed up, in blocks of so many samples: a constant, so that metrics are a property of the job.

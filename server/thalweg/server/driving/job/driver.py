@@ -12,16 +12,19 @@ from collections.abc import Callable
 from typing import assert_never
 
 from thalweg.contract import layout as layouts
-from thalweg.contract.errors import ThalwegError
+from thalweg.contract.errors import ThalwegError, protocol_violation
 from thalweg.contract.frames import Parcel
 from thalweg.contract.states import state_name
 from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.server.arrays.allocation import allocate
 from thalweg.server.arrays.budget import Budget
 from thalweg.server.arrays.copies import Spare, between_events
+from thalweg.server.arrays.downloads import Download
 from thalweg.server.arrays.interface import Arrays
 from thalweg.server.arrays.pool import ArithmeticPool
+from thalweg.server.arrays.sharded.registry import ShardLink, ShardRegistry
 from thalweg.server.deciding.coordinator import Coordinator
+from thalweg.server.deciding.decision_queue import DecisionQueue
 from thalweg.server.deciding.decisions import (
     Allocate,
     Avoid,
@@ -57,19 +60,16 @@ from thalweg.server.deciding.events import (
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.story import Story
 from thalweg.server.deciding.values import Drop, Facts, Place, Position, WorkerId
-from thalweg.server.driving.admission import Admission
-from thalweg.server.driving.decision_queue import DecisionQueue
-from thalweg.server.driving.downloads import Download
-from thalweg.server.driving.holdings import Holdings
-from thalweg.server.driving.outcome import JobOutcome
-from thalweg.server.driving.starting_point import Reader, StartingPoint
-from thalweg.server.driving.telemetry import NOTHING_RECORDED, Clock, Recorded, Recorder, Telemetry
+from thalweg.server.driving.job.admission import Admission
+from thalweg.server.driving.job.holdings import Holdings
+from thalweg.server.driving.job.outcome import JobOutcome
+from thalweg.server.driving.job.starting_point import Reader, StartingPoint
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
-from thalweg.server.sharding.registry import ShardLink, ShardRegistry
 from thalweg.server.storage.checkpoints import Checkpoint
 from thalweg.server.streams import wire
 from thalweg.server.streams.connections import Connection, Connections
-from thalweg.server.streams.memory_peers import Sharing
+from thalweg.server.streams.memory_listener import Sharing
+from thalweg.server.telemetry import NOTHING_RECORDED, Clock, Recorded, Recorder, Telemetry
 from thalweg.v1 import job_pb2, parameter_service_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
@@ -252,7 +252,7 @@ class JobDriver:
     def _receive_prepared(self, worker: WorkerId, prepared: parameter_service_pb2.Prepared) -> None:
         wire.check_prepared(prepared, self.job.spec.model.dtype)
         if not self._shared.settle(worker, prepared.shared_memory):
-            raise wire.violation("shared memory that was not accepted")
+            raise protocol_violation("shared memory that was not accepted")
         prepared.ClearField("shared_memory")
         premises = wire.premises_of(prepared)
         prepared.ClearField("premises")
@@ -260,7 +260,7 @@ class JobDriver:
         segments = layouts.segments_of(prepared.layout.tensors)
         facts = Facts(elements, prepared.train_samples, prepared.validation_samples, tuple(prepared.metrics), segments)
         if not self._holdings.learn(prepared):
-            raise wire.violation("a layout that differs from the first worker's")
+            raise protocol_violation("a layout that differs from the first worker's")
         self._admission.add(WorkerPrepared(worker, facts, premises))
         self._admit()
 

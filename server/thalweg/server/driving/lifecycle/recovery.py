@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import ENDED
-from thalweg.server.deciding.lifecycle_messages import Start
-from thalweg.server.driving.foreign import ForeignSpecError, known
-from thalweg.server.driving.telemetry import Recorded
+from thalweg.server.deciding.lifecycle.messages import Start
+from thalweg.server.driving.lifecycle.foreign import ForeignSpecError, known
 from thalweg.server.storage.checkpoints import Checkpoint, NewerCheckpointError
 from thalweg.server.storage.journal import Journal
+from thalweg.server.telemetry import Recorded
 from thalweg.v1 import job_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)

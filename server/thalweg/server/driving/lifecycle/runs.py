@@ -6,18 +6,18 @@ from functools import partial
 from thalweg.contract.layout import Slab
 from thalweg.server.arrays.budget import Budget
 from thalweg.server.arrays.pool import ArithmeticPool
+from thalweg.server.arrays.sharded.registry import ShardRegistry
 from thalweg.server.deciding.story import Story
 from thalweg.server.driving.answers import Answers
-from thalweg.server.driving.initial import initial_slab
-from thalweg.server.driving.job import JobDriver
-from thalweg.server.driving.outcome import JobOutcome
-from thalweg.server.driving.result_writer import ResultWriter
-from thalweg.server.driving.telemetry import NOTHING_RECORDED, Recorded
+from thalweg.server.driving.job.driver import JobDriver
+from thalweg.server.driving.job.outcome import JobOutcome
+from thalweg.server.driving.lifecycle.result_writer import ResultWriter
 from thalweg.server.settings import RunSettings
-from thalweg.server.sharding.registry import ShardRegistry
 from thalweg.server.storage.checkpoints import Checkpoint
+from thalweg.server.storage.initial import initial_slab
 from thalweg.server.storage.journal import Journal
-from thalweg.server.streams.memory_peers import Sharing
+from thalweg.server.streams.memory_listener import Sharing
+from thalweg.server.telemetry import NOTHING_RECORDED, Recorded
 from thalweg.v1 import job_pb2
 
 

@@ -3,12 +3,12 @@
 import logging
 
 from thalweg.contract.errors import ThalwegError
-from thalweg.server.deciding import lifecycle_messages as messages
-from thalweg.server.deciding.lifecycle_messages import Start
+from thalweg.server.deciding.lifecycle import messages
+from thalweg.server.deciding.lifecycle.messages import Start
 from thalweg.server.deciding.story import Story
-from thalweg.server.driving.recovery import Recovery
-from thalweg.server.driving.result_writer import ResultWriter
-from thalweg.server.driving.runs import Runs
+from thalweg.server.driving.lifecycle.recovery import Recovery
+from thalweg.server.driving.lifecycle.result_writer import ResultWriter
+from thalweg.server.driving.lifecycle.runs import Runs
 from thalweg.server.storage.journal import Journal
 from thalweg.v1 import job_pb2
 

@@ -13,7 +13,7 @@ from typing import TypeAlias, TypeVar, cast
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import state_name
 from thalweg.server.deciding.impossible import ImpossibleError
-from thalweg.server.deciding.lifecycle_messages import (
+from thalweg.server.deciding.lifecycle.messages import (
     Abandoned,
     AbandonEnd,
     Accepted,

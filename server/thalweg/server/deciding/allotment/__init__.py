@@ -1,0 +1,1 @@
+"""Which jobs may have workers, and which fleets start them."""

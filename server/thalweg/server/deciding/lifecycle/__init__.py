@@ -1,0 +1,1 @@
+"""The life of a job on a server: events in, decisions out."""

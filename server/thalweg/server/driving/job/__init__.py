@@ -1,0 +1,1 @@
+"""The driver of one running job, and what it holds."""

@@ -1,0 +1,1 @@
+"""Carries out what is decided about the lives of jobs: how runs begin, recover and end."""
