@@ -11,7 +11,7 @@ from tests.end_to_end.peer import DEADLINE
 from tests.server.test_training_service import make_spec
 from thalweg.contract.states import ENDED
 from thalweg.server.process import Server
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.folder import DataFolder
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -31,16 +31,16 @@ class States:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered: list[tuple[str, job_pb2.JobState.ValueType]] = []
-        record = Storage.record
+        record = DataFolder.record
 
-        def note(storage: Storage, events: Iterable[tuple[str, pb.Event]]) -> None:
+        def note(storage: DataFolder, events: Iterable[tuple[str, pb.Event]]) -> None:
             events = list(events)
             record(storage, events)
             for job_id, event in events:
                 if event.HasField("state_changed"):
                     self.entered.append((job_id, event.state_changed.job.state))
 
-        monkeypatch.setattr(Storage, "record", note)
+        monkeypatch.setattr(DataFolder, "record", note)
 
     @property
     def began(self) -> list[str]:

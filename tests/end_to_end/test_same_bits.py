@@ -11,7 +11,7 @@ from tests.end_to_end.cluster import running_server, train
 from tests.end_to_end.reference import reference
 from thalweg.contract import layout as layouts
 from thalweg.server import validation
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.folder import DataFolder
 from thalweg.v1 import job_pb2
 
 BASE: dict[str, dict[str, Any]] = {
@@ -132,7 +132,7 @@ def test_training_equals_a_plain_loop(variant: str, shared_memory: bool, tmp_pat
             lost = job.progress.contributions.lost_residuals
             assert not lost or (workers > 1 and spec.training.codec.WhichOneof("kind") in ("int8", "top_k"))
             assert lost or job.result.weights_sha256 == layouts.digest(expected)
-            kept = Storage(tmp_path).parameters(job.id)
+            kept = DataFolder(tmp_path).parameters(job.id)
             assert kept
             assert lost or b"".join(kept.pieces()) == expected.tobytes()
 

@@ -22,7 +22,7 @@ from thalweg.server import validation
 from thalweg.server.process import Server, ServerConfig
 from thalweg.server.sharding import host as shard_module
 from thalweg.server.sharding.process import ShardConfig, ShardProcess
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.folder import DataFolder
 from thalweg.v1 import job_pb2, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -94,7 +94,7 @@ def sharded(data: Path, shards: int = 1) -> Iterator[tuple[Server, list[ShardPro
 
 def events(server: Server, job_id: str) -> list[training_service_pb2.Event]:
     """What was told of a job so far."""
-    return Storage(server.config.data).events(job_id, 0, 1 << 20)
+    return DataFolder(server.config.data).events(job_id, 0, 1 << 20)
 
 
 def notices(server: Server, job_id: str) -> list[str]:

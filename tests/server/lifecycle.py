@@ -12,7 +12,7 @@ from tests.server.specs import make_spec
 from thalweg.server.arrays.sharded.registry import ShardLink
 from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.driving.jobs import Jobs
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.folder import DataFolder
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -30,7 +30,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 @asynccontextmanager
 async def running_jobs(folder: Path, resume_unfinished: bool = True) -> AsyncIterator[Jobs]:
     """The jobs of a server that starts, and stops in the end."""
-    jobs = Jobs(Storage(folder))
+    jobs = Jobs(DataFolder(folder))
     await jobs.start(resume_unfinished)
     try:
         yield jobs

@@ -10,7 +10,7 @@ from thalweg.server.arrays.sharded.registry import ShardLink, ShardRegistry
 from thalweg.server.driving.attention import Attention
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.settings import RunSettings
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.folder import DataFolder
 
 
 @pytest.mark.parametrize(("late", "missed"), [(0.0, 0.0), (0.4, 0.0), (0.6, 0.6), (13.0, 13.0)])
@@ -38,7 +38,7 @@ def test_shards_are_not_silent_while_nobody_listens(monkeypatch: pytest.MonkeyPa
 
 def test_runs_are_told_how_long_nobody_listened(tmp_path: Path) -> None:
     async def test() -> None:
-        jobs = Jobs(Storage(tmp_path), RunSettings(silence_seconds=1.0))
+        jobs = Jobs(DataFolder(tmp_path), RunSettings(silence_seconds=1.0))
         told: list[float] = []
         jobs.upkeep.tick_runs = told.append  # type: ignore[assignment,method-assign]
         await jobs.start(resume_unfinished=True)

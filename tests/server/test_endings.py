@@ -24,8 +24,8 @@ from thalweg.server.driving.lifecycle.result_writer import ResultWriter
 from thalweg.server.process import Server
 from thalweg.server.storage import room as room_module
 from thalweg.server.storage.checkpoints import Checkpoints
-from thalweg.server.storage.database import Storage
-from thalweg.server.storage.uploads import Uploads
+from thalweg.server.storage.folder import DataFolder
+from thalweg.server.storage.uploads import UploadFiles
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -75,7 +75,7 @@ def test_parameters_that_cannot_be_written_for_another_reason_fail_the_job(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Storage, "save_parameters", lambda *_: (_ for _ in ()).throw(ValueError("a mistake")))
+        patch.setattr(DataFolder, "save_parameters", lambda *_: (_ for _ in ()).throw(ValueError("a mistake")))
         job = train(server, make_spec())
     assert job.state == job_pb2.JOB_STATE_FAILED
     assert job.error == "the server could not write to its data folder: a mistake"
@@ -98,7 +98,7 @@ def _fails(*_: object, **__: object) -> Any:
         (Checkpoints, "write", None),
         (Holdings, "checkpoint", None),
         (Trajectory, "add", None),
-        (Storage, "save_trajectory", None),
+        (DataFolder, "save_trajectory", None),
         (ResultWriter, "keep", job_pb2.JOB_STATE_FAILED),
         (ResultWriter, "remove_checkpoints", None),
     ],
@@ -135,14 +135,14 @@ def test_cancelling_answers_though_the_end_takes_long(
     server: Server, stub: TrainingServiceStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs_module, "ANSWER_SECONDS", 0.01)
-    writing, go_on, save = threading.Event(), threading.Event(), Storage.save_parameters
+    writing, go_on, save = threading.Event(), threading.Event(), DataFolder.save_parameters
 
     def slow(*arguments: Any) -> None:
         writing.set()
         assert go_on.wait(DEADLINE)
         save(*arguments)
 
-    monkeypatch.setattr(Storage, "save_parameters", slow)
+    monkeypatch.setattr(DataFolder, "save_parameters", slow)
     job = create(stub)
     with Peer(server.address) as peer:
         peer.hello(job.id)
@@ -162,7 +162,7 @@ def test_jobs_are_accepted_and_scaled_while_files_take_long(
     server: Server, stub: TrainingServiceStub, monkeypatch: pytest.MonkeyPatch, slow: str
 ) -> None:
     done, waiting = train(server, make_spec()), create(stub)
-    owner = Uploads if slow == "finish" else Storage
+    owner = UploadFiles if slow == "finish" else DataFolder
     begun, go_on, function = threading.Event(), threading.Event(), getattr(owner, slow)
 
     def blocking(*arguments: Any) -> Any:

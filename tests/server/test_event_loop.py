@@ -21,13 +21,18 @@ from tests.server.specs import make_spec
 from thalweg.contract import layout as layouts
 from thalweg.server.storage import initial
 from thalweg.server.storage.checkpoints import Checkpoints
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.database import Database
+from thalweg.server.storage.event_table import EventTable
+from thalweg.server.storage.folder import DataFolder
+from thalweg.server.storage.job_files import JobFiles
+from thalweg.server.storage.job_table import JobTable
+from thalweg.server.storage.uploads import UploadFiles
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
 
 # These make a path, and use none.
-_QUICK = {"job_folder", "checkpoints", "upload"}
+_QUICK = {"job_folder", "checkpoints", "path", "part", "in_place"}
 # What the system makes up when it is read, and no disk is asked for.
 _VIRTUAL = ("/proc/", "/sys/", "/dev/")
 # What may be hashed in between: tokens.
@@ -65,7 +70,7 @@ def on_the_loop(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return sha256(data, **kwargs)
 
     sha256 = hashlib.sha256
-    for owner in (Storage, Checkpoints):
+    for owner in (DataFolder, EventTable, JobTable, JobFiles, Database, UploadFiles, Checkpoints):
         for name, function in list(vars(owner).items()):
             if callable(function) and not name.startswith("_") and name not in _QUICK:
                 monkeypatch.setattr(owner, name, watched(name, function))
@@ -132,13 +137,13 @@ _ELSEWHERE = {
     "storage/checkpoints.py",
     "storage/database.py",
     "storage/disk.py",
+    "storage/folder.py",
     # Also called by a client that checks a job.
     "storage/initial.py",
+    "storage/job_files.py",
     "storage/privacy.py",
     "storage/reserve.py",
     "storage/uploads.py",
-    # Asked of the database, in its thread.
-    "driving/acceptance.py",
     # In the thread that starts and stops the server.
     "process.py",
     # A challenge of few bytes.

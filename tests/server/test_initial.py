@@ -17,7 +17,7 @@ from tests.server.test_training_service import LAYOUT, create, make_spec, upload
 from thalweg.contract import layout as layouts
 from thalweg.server.process import Server
 from thalweg.server.storage import initial
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.folder import DataFolder
 from thalweg.server.storage.initial import initial_slab
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
@@ -175,7 +175,7 @@ def test_a_disk_that_takes_no_export_is_told(server: Server, stub: TrainingServi
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Storage, "export_parameters", full)
+        patch.setattr(DataFolder, "export_parameters", full)
         told = refused(stub, {"job": job.id})
     assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
     assert stub.CreateJob(pb.CreateJobRequest(spec=starting_from({"job": job.id}))).job.id == "job-2"

@@ -14,12 +14,13 @@ import pytest
 from thalweg.server.storage import journal as journal_module
 from thalweg.server.storage import room as room_module
 from thalweg.server.storage import watches as watches_module
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.folder import DataFolder
+from thalweg.server.storage.interface import Storage
 from thalweg.server.storage.journal import Journal
 from thalweg.v1 import job_pb2, training_service_pb2
 
 
-class FailingStorage(Storage):
+class FailingStorage(DataFolder):
     """A storage that records nothing while `failures` are left. `rejected` are the jobs of events that it will never record."""
 
     failures = 0
@@ -212,7 +213,7 @@ def test_stopping_writes_what_was_recorded(tmp_path: Path) -> None:
             note(journal, "one", "two")
 
     run(test())
-    again = Storage(tmp_path)
+    again = DataFolder(tmp_path)
     assert again.last_sequence("a") == 2
     again.close()
 

@@ -16,7 +16,7 @@ from thalweg.server.deciding.allotment.queue import Candidate, choose
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.driving.lifecycle import places
 from thalweg.server.process import Server
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.folder import DataFolder
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -183,7 +183,7 @@ def test_with_many_jobs_workers_are_shared_out_once_for_many_changes(tmp_path: P
     monkeypatch.setattr(places, "_ALLOT_SHARE", 1e-4)
 
     async def test() -> None:
-        jobs = Jobs(Storage(tmp_path))
+        jobs = Jobs(DataFolder(tmp_path))
         allotted: list[int] = []
         jobs.places.fleets.allot = allotted.append  # type: ignore[assignment,method-assign]
         for _ in range(100):

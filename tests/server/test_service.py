@@ -21,7 +21,7 @@ from thalweg.server.driving import jobs as jobs_module
 from thalweg.server.process import FolderInUseError, Server, ServerConfig
 from thalweg.server.services.hosting import ServerStartError
 from thalweg.server.storage import journal as journal_module
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.folder import DataFolder
 from thalweg.v1 import job_pb2, training_service_pb2
 
 FREE = Address("127.0.0.1", 0)
@@ -199,7 +199,7 @@ def test_a_server_that_never_ran_can_be_stopped(tmp_path: Path) -> None:
 def test_jobs_that_have_not_ended_stay_unfinished_when_the_server_stops(tmp_path: Path) -> None:
     with running_server(tmp_path) as server, stub_of(server) as stub:
         stub.CreateJob(training_service_pb2.CreateJobRequest(spec=make_spec()))
-    storage = Storage(tmp_path)
+    storage = DataFolder(tmp_path)
     job = storage.job("job-1")
     storage.close()
     assert job
@@ -211,14 +211,14 @@ def test_a_server_stops_though_its_disk_takes_nothing(tmp_path: Path, monkeypatc
     monkeypatch.setattr(jobs_module, "DISK_SECONDS", 0.05)
     failed = threading.Event()
 
-    def fail(_: Storage, events: Iterable[Any]) -> None:
+    def fail(_: DataFolder, events: Iterable[Any]) -> None:
         failed.set()
         raise sqlite3.OperationalError("database or disk is full")
 
     with running_server(tmp_path) as server, stub_of(server) as stub:
         stub.CreateJob(training_service_pb2.CreateJobRequest(spec=make_spec()))
         with monkeypatch.context() as patch:
-            patch.setattr(Storage, "record", fail)
+            patch.setattr(DataFolder, "record", fail)
             cancelling = stub.CancelJob.future(training_service_pb2.CancelJobRequest(job_id="job-1"))
             assert failed.wait(DEADLINE)
             stopping = threading.Thread(target=server.stop)
@@ -238,13 +238,13 @@ def test_a_server_does_not_start_though_unfinished_jobs_cannot_be_taken_up(
     with running_server(tmp_path) as server, stub_of(server) as stub:
         stub.CreateJob(training_service_pb2.CreateJobRequest(spec=make_spec()))
 
-    def fail(_: Storage, events: Iterable[Any]) -> None:
+    def fail(_: DataFolder, events: Iterable[Any]) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patch:
         patch.setattr(journal_module, "DISK_SECONDS", 0.05)
         patch.setattr(jobs_module, "DISK_SECONDS", 0.05)
-        patch.setattr(Storage, "record", fail)
+        patch.setattr(DataFolder, "record", fail)
         assert "is the disk full?" in refuses(tmp_path)
     with running_server(tmp_path) as server, stub_of(server) as stub:
         assert "restarted" in stub.GetJob(training_service_pb2.GetJobRequest(job_id="job-1")).job.status

@@ -14,21 +14,22 @@ import numpy as np
 import pytest
 
 from thalweg.contract import layout as layouts
-from thalweg.server.storage import database as storage_module
-from thalweg.server.storage import schema
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage import database as database_module
+from thalweg.server.storage import job_files, schema
+from thalweg.server.storage import uploads as uploads_module
+from thalweg.server.storage.folder import DataFolder
 from thalweg.server.storage.reserve import RESERVE_BYTES
 from thalweg.v1 import job_pb2, training_service_pb2
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    storage = Storage(tmp_path)
+def storage(tmp_path: Path) -> Iterator[DataFolder]:
+    storage = DataFolder(tmp_path)
     yield storage
     storage.close()
 
 
-def insert(storage: Storage, job_id: str = "", request_id: str = "", name: str = "job") -> str | None:
+def insert(storage: DataFolder, job_id: str = "", request_id: str = "", name: str = "job") -> str | None:
     job = storage.insert_job(job_pb2.Job(id=job_id), request_id, name)
     return job.id if job else None
 
@@ -49,39 +50,39 @@ def header(dtype: str) -> training_service_pb2.ParametersHeader:
     )
 
 
-def test_ids_are_made_from_the_name(storage: Storage) -> None:
+def test_ids_are_made_from_the_name(storage: DataFolder) -> None:
     assert [insert(storage, name="digits"), insert(storage), insert(storage, name="digits")] == ["digits-1", "job-2", "digits-3"]
 
 
-def test_a_made_id_passes_over_a_chosen_one(storage: Storage) -> None:
+def test_a_made_id_passes_over_a_chosen_one(storage: DataFolder) -> None:
     insert(storage, "job-2")
     assert insert(storage) == "job-3"
 
 
-def test_the_id_of_a_deleted_job_does_not_come_back(storage: Storage) -> None:
+def test_the_id_of_a_deleted_job_does_not_come_back(storage: DataFolder) -> None:
     insert(storage)
     storage.delete_job("job-1")
     assert insert(storage) == "job-2"
 
 
-def test_a_taken_id_is_refused(storage: Storage) -> None:
+def test_a_taken_id_is_refused(storage: DataFolder) -> None:
     assert insert(storage, "a") == "a"
     assert insert(storage, "a") is None
     assert len(storage.jobs(10)) == 1
 
 
-def test_request_id_makes_an_insertion_safe_to_repeat(storage: Storage) -> None:
+def test_request_id_makes_an_insertion_safe_to_repeat(storage: DataFolder) -> None:
     first = insert(storage, request_id="r")
     assert insert(storage, request_id="r") == first
     assert insert(storage, "another", request_id="r") == first
     assert insert(storage, request_id="s") != first
 
 
-def test_jobs_without_a_request_id_are_different_jobs(storage: Storage) -> None:
+def test_jobs_without_a_request_id_are_different_jobs(storage: DataFolder) -> None:
     assert insert(storage, request_id="") != insert(storage, request_id="")
 
 
-def test_jobs_are_paged_the_newest_first(storage: Storage) -> None:
+def test_jobs_are_paged_the_newest_first(storage: DataFolder) -> None:
     for number in range(5):
         insert(storage, f"job{number}")
     first = storage.jobs(2)
@@ -90,7 +91,7 @@ def test_jobs_are_paged_the_newest_first(storage: Storage) -> None:
     assert storage.jobs(10, 1) == []
 
 
-def test_events_are_given_behind_a_number_and_in_order(storage: Storage) -> None:
+def test_events_are_given_behind_a_number_and_in_order(storage: DataFolder) -> None:
     for job_id in ("a", "b"):
         insert(storage, job_id)
     storage.record([("a", notice(1)), ("b", notice(1, "b")), ("a", notice(2)), ("a", notice(3))])
@@ -100,13 +101,13 @@ def test_events_are_given_behind_a_number_and_in_order(storage: Storage) -> None
     assert (storage.last_sequence("a"), storage.last_sequence("b"), storage.last_sequence("c")) == (3, 1, 0)
 
 
-def test_there_are_no_events_behind_the_greatest_number(storage: Storage) -> None:
+def test_there_are_no_events_behind_the_greatest_number(storage: DataFolder) -> None:
     insert(storage, "a")
     storage.record([("a", notice(1))])
     assert storage.events("a", (1 << 64) - 1, 10) == []
 
 
-def test_a_change_of_state_becomes_the_jobs_record(storage: Storage) -> None:
+def test_a_change_of_state_becomes_the_jobs_record(storage: DataFolder) -> None:
     insert(storage, "a")
     storage.record([("a", state(1, job_pb2.Job(id="a", error="e"))), ("a", notice(2))])
     job = storage.job("a")
@@ -114,7 +115,7 @@ def test_a_change_of_state_becomes_the_jobs_record(storage: Storage) -> None:
     assert job.error == "e"
 
 
-def test_events_are_recorded_all_or_none(storage: Storage) -> None:
+def test_events_are_recorded_all_or_none(storage: DataFolder) -> None:
     insert(storage, "a")
     storage.record([("a", notice(1))])
     with pytest.raises(sqlite3.IntegrityError):
@@ -123,7 +124,7 @@ def test_events_are_recorded_all_or_none(storage: Storage) -> None:
     assert storage.job("a") == job_pb2.Job(id="a")
 
 
-def test_a_full_disk_leaves_nothing_half_and_room_lets_it_go_on(storage: Storage) -> None:
+def test_a_full_disk_leaves_nothing_half_and_room_lets_it_go_on(storage: DataFolder) -> None:
     insert(storage, "a")
     (pages,) = storage._database.execute("PRAGMA page_count").fetchone()
     storage._database.execute(f"PRAGMA max_page_count = {pages}")
@@ -136,7 +137,7 @@ def test_a_full_disk_leaves_nothing_half_and_room_lets_it_go_on(storage: Storage
     assert storage.last_sequence("a") == 2
 
 
-def test_a_commit_that_fails_can_be_repeated(storage: Storage) -> None:
+def test_a_commit_that_fails_can_be_repeated(storage: DataFolder) -> None:
     insert(storage, "a")
 
     def fail_at_the_commit() -> None:
@@ -150,22 +151,22 @@ def test_a_commit_that_fails_can_be_repeated(storage: Storage) -> None:
     assert storage.last_sequence("a") == 1
 
 
-def test_what_was_written_is_there_when_the_folder_is_opened_again(storage: Storage, tmp_path: Path) -> None:
+def test_what_was_written_is_there_when_the_folder_is_opened_again(storage: DataFolder, tmp_path: Path) -> None:
     insert(storage, "a", request_id="r")
     storage.record([("a", state(1, job_pb2.Job(id="a", error="e")))])
-    again = Storage(tmp_path)
+    again = DataFolder(tmp_path)
     assert again.job("a") == job_pb2.Job(id="a", error="e")
     assert again.last_sequence("a") == 1
     assert insert(again, request_id="r") == "a"
     again.close()
 
 
-def test_writes_are_synchronised(storage: Storage) -> None:
+def test_writes_are_synchronised(storage: DataFolder) -> None:
     assert storage._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert storage._database.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
-def test_a_deleted_job_leaves_nothing(storage: Storage) -> None:
+def test_a_deleted_job_leaves_nothing(storage: DataFolder) -> None:
     for job_id in ("a", "b"):
         insert(storage, job_id)
         storage.record([(job_id, notice(1))])
@@ -179,24 +180,24 @@ def test_a_deleted_job_leaves_nothing(storage: Storage) -> None:
     assert storage.parameters("b")
 
 
-def put_upload(storage: Storage, content: bytes) -> str:
+def put_upload(storage: DataFolder, content: bytes) -> str:
     sha256 = hashlib.sha256(content).hexdigest()
     storage.uploads.receive("one", content)
     assert storage.uploads.finish("one", sha256)
     return sha256
 
 
-def insert_using(storage: Storage, job_id: str, data: str = "", initial: str = "") -> None:
+def insert_using(storage: DataFolder, job_id: str, data: str = "", initial: str = "") -> None:
     spec = job_pb2.JobSpec(data=job_pb2.Data(npz="a.npz", sha256=data))
     spec.model.initial.sha256 = initial
     assert storage.insert_job(job_pb2.Job(id=job_id, spec=spec), "", "job")
 
 
-def uploads(storage: Storage) -> set[str]:
+def uploads(storage: DataFolder) -> set[str]:
     return {path.name for path in (storage.folder / "uploads").iterdir()}
 
 
-def test_a_deleted_job_takes_the_uploads_with_it_that_no_other_job_uses(storage: Storage) -> None:
+def test_a_deleted_job_takes_the_uploads_with_it_that_no_other_job_uses(storage: DataFolder) -> None:
     shared, mine, initial, unused = (put_upload(storage, content) for content in (b"shared", b"mine", b"initial", b"unused"))
     insert_using(storage, "a", shared, initial)
     insert_using(storage, "b", mine, shared)
@@ -211,7 +212,7 @@ def test_a_deleted_job_takes_the_uploads_with_it_that_no_other_job_uses(storage:
 
 
 def test_what_cannot_be_removed_is_removed_at_a_later_start(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    storage: DataFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     insert_using(storage, "a", put_upload(storage, b"content"))
     storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
@@ -228,22 +229,22 @@ def test_what_cannot_be_removed_is_removed_at_a_later_start(
     assert uploads(storage) == set()
     assert caplog.text.count("cannot remove") == 2
     assert len(list((storage.folder / "deleted").iterdir())) == 2
-    Storage(storage.folder).close()
+    DataFolder(storage.folder).close()
     assert list((storage.folder / "deleted").iterdir()) == []
 
 
-def grow_old(storage: Storage, sha256: str) -> None:
+def grow_old(storage: DataFolder, sha256: str) -> None:
     yesterday = time.time() - 2 * 24 * 3600
-    os.utime(storage.upload(sha256), (yesterday, yesterday))
+    os.utime(storage.uploads.path(sha256), (yesterday, yesterday))
 
 
-def test_old_uploads_that_no_job_uses_are_removed_at_the_start(storage: Storage) -> None:
+def test_old_uploads_that_no_job_uses_are_removed_at_the_start(storage: DataFolder) -> None:
     used, new, old = (put_upload(storage, content) for content in (b"used", b"new", b"old"))
     insert_using(storage, "a", used)
     (storage.folder / "uploads" / "notes").mkdir()
     for sha256 in (used, old, "notes"):
         grow_old(storage, sha256)
-    Storage(storage.folder).close()
+    DataFolder(storage.folder).close()
     assert uploads(storage) == {used, new, "notes"}
 
 
@@ -254,12 +255,12 @@ def make_older(database: sqlite3.Connection) -> None:
     database.execute("PRAGMA user_version = 0")
 
 
-def test_what_jobs_of_an_earlier_release_use_is_known(storage: Storage) -> None:
+def test_what_jobs_of_an_earlier_release_use_is_known(storage: DataFolder) -> None:
     sha256 = put_upload(storage, b"content")
     for job_id in ("a", "b"):
         insert_using(storage, job_id, sha256)
     make_older(storage._database)
-    again = Storage(storage.folder)
+    again = DataFolder(storage.folder)
     again.delete_job("a")
     assert uploads(storage) == {sha256}
     again.delete_job("b")
@@ -267,7 +268,7 @@ def test_what_jobs_of_an_earlier_release_use_is_known(storage: Storage) -> None:
     again.close()
 
 
-def test_exported_parameters_are_an_upload_named_by_what_they_are(storage: Storage) -> None:
+def test_exported_parameters_are_an_upload_named_by_what_they_are(storage: DataFolder) -> None:
     slab = np.arange(8, dtype=np.float32)
     for job_id in ("a", "b"):
         storage.save_parameters(job_id, header("float32"), slab)
@@ -283,23 +284,23 @@ def test_exported_parameters_are_an_upload_named_by_what_they_are(storage: Stora
     assert storage.export_parameters("c") is None
 
 
-def test_an_export_that_fails_leaves_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_fails_leaves_nothing(storage: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
 
     def crash(_: object, aside: Path, path: Path) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(storage_module, "publish", crash)
+    monkeypatch.setattr(uploads_module, "publish", crash)
     with pytest.raises(OSError, match="full"):
         storage.export_parameters("a")
     assert uploads(storage) == set()
 
 
-def test_a_damaged_upload_is_nothing_to_start_from(storage: Storage) -> None:
+def test_a_damaged_upload_is_nothing_to_start_from(storage: DataFolder) -> None:
     storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
     sha256 = storage.export_parameters("a")
     assert sha256
-    with storage.upload(sha256).open("r+b") as file:
+    with storage.uploads.path(sha256).open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"x")
     with pytest.raises(ValueError, match="is damaged"):
@@ -308,11 +309,11 @@ def test_a_damaged_upload_is_nothing_to_start_from(storage: Storage) -> None:
         storage.initial(put_upload(storage, b"no parameters"))
 
 
-def test_a_deletion_that_cannot_be_recorded_removes_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deletion_that_cannot_be_recorded_removes_nothing(storage: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     insert_using(storage, "a", put_upload(storage, b"content"))
     storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
     with monkeypatch.context() as patch:
-        patch.setattr(Storage, "_transaction", lambda _: pytest.fail("the crash"))
+        patch.setattr(DataFolder, "_transaction", lambda _: pytest.fail("the crash"))
         with pytest.raises(pytest.fail.Exception, match="the crash"):
             storage.delete_job("a")
     assert storage.job("a")
@@ -323,33 +324,33 @@ def test_a_deletion_that_cannot_be_recorded_removes_nothing(storage: Storage, mo
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-def test_a_deletion_that_a_crash_cut_off_has_happened_or_not(storage: Storage, recorded: bool) -> None:
+def test_a_deletion_that_a_crash_cut_off_has_happened_or_not(storage: DataFolder, recorded: bool) -> None:
     insert(storage, "a")
     storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
     with pytest.MonkeyPatch.context() as patch:
         if not recorded:
             # As if the machine went down between the files and the record.
-            patch.setattr(Storage, "_delete_records", lambda *_: [])
+            patch.setattr(DataFolder, "_delete_records", lambda *_: [])
         storage.delete_job("a")
-    again = Storage(storage.folder)
+    again = DataFolder(storage.folder)
     assert (again.job("a") is None) is recorded
     assert (again.parameters("a") is None) is recorded
     assert list((storage.folder / "deleted").iterdir()) == []
     again.close()
 
 
-def test_a_newer_job_of_the_same_id_is_not_mixed_with_a_deleted_one(storage: Storage) -> None:
+def test_a_newer_job_of_the_same_id_is_not_mixed_with_a_deleted_one(storage: DataFolder) -> None:
     insert(storage, "a")
     storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
     storage.delete_job("a")
     insert(storage, "a")
-    again = Storage(storage.folder)
+    again = DataFolder(storage.folder)
     assert again.job("a")
     assert again.parameters("a") is None
     again.close()
 
 
-def test_a_full_disk_takes_deletions(storage: Storage) -> None:
+def test_a_full_disk_takes_deletions(storage: DataFolder) -> None:
     insert(storage, "a")
     storage.record([("a", notice(1))])
 
@@ -369,36 +370,36 @@ def test_a_full_disk_takes_deletions(storage: Storage) -> None:
     assert (storage.folder / "reserve").stat().st_size == RESERVE_BYTES
 
 
-def test_a_folder_of_a_newer_release_is_refused(storage: Storage) -> None:
+def test_a_folder_of_a_newer_release_is_refused(storage: DataFolder) -> None:
     storage._database.execute("PRAGMA user_version = 99")
     storage._database.execute("INSERT INTO releases (release, format) VALUES ('9.9.9', 99)")
     with pytest.raises(schema.NewerFormatError) as told:
-        Storage(storage.folder)
+        DataFolder(storage.folder)
     assert f"data format 99, written by Thalweg 9.9.9; this is Thalweg {version('thalweg')}" in str(told.value)
     assert f"formats up to {schema.FORMAT}" in str(told.value)
     # And left as it was.
     assert storage._database.execute("PRAGMA user_version").fetchone() == (99,)
 
 
-def test_the_releases_that_wrote_a_folder_are_on_record(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_releases_that_wrote_a_folder_are_on_record(storage: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     for release in ("9.0.0", "9.0.0", "9.1.0"):
         monkeypatch.setattr(schema, "version", lambda _, release=release: release)
-        Storage(storage.folder).close()
+        DataFolder(storage.folder).close()
     rows = storage._database.execute("SELECT release, format FROM releases ORDER BY number").fetchall()
     assert rows == [(version("thalweg"), schema.FORMAT), ("9.0.0", schema.FORMAT), ("9.1.0", schema.FORMAT)]
 
 
 def test_what_a_crash_left_of_an_upload_is_cleared_away(tmp_path: Path) -> None:
-    first = Storage(tmp_path)
+    first = DataFolder(tmp_path)
     first.uploads.receive("cut-off", b"half of it")
     first.close()
     assert list((tmp_path / "uploads").iterdir())
-    Storage(tmp_path).close()
+    DataFolder(tmp_path).close()
     assert not list((tmp_path / "uploads").iterdir())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_parameters_come_back_as_they_were(storage: Storage, dtype: str) -> None:
+def test_parameters_come_back_as_they_were(storage: DataFolder, dtype: str) -> None:
     slab = np.random.default_rng(0).normal(size=8).astype(dtype)
     slab[0] = -0.0
     storage.save_parameters("a", header(dtype), slab)
@@ -410,7 +411,7 @@ def test_parameters_come_back_as_they_were(storage: Storage, dtype: str) -> None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_trajectory_comes_back_as_it_was(storage: Storage, dtype: str) -> None:
+def test_a_trajectory_comes_back_as_it_was(storage: DataFolder, dtype: str) -> None:
     slabs = np.random.default_rng(0).normal(size=(3, 8)).astype(dtype)
     described = training_service_pb2.TrajectoryHeader(layout=header(dtype).layout, versions=[0, 5, 7])
     storage.save_trajectory("a", described, list(slabs))
@@ -422,19 +423,19 @@ def test_a_trajectory_comes_back_as_it_was(storage: Storage, dtype: str) -> None
     assert array.tolist() == slabs.tolist()
 
 
-def test_what_was_not_kept_is_not_there(storage: Storage) -> None:
+def test_what_was_not_kept_is_not_there(storage: DataFolder) -> None:
     assert storage.parameters("a") is None
     assert storage.trajectory("a") is None
 
 
-def test_a_slab_of_another_size_is_not_kept(storage: Storage) -> None:
+def test_a_slab_of_another_size_is_not_kept(storage: DataFolder) -> None:
     with pytest.raises(ValueError, match="8 elements"):
         storage.save_parameters("a", header("float32"), np.zeros(9, np.float32))
     assert storage.parameters("a") is None
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_a_file_is_whole_or_not_there(storage: Storage, monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
+def test_a_file_is_whole_or_not_there(storage: DataFolder, monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
     if before:
         storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
 
@@ -443,7 +444,7 @@ def test_a_file_is_whole_or_not_there(storage: Storage, monkeypatch: pytest.Monk
         raise OSError("the machine stops between write and rename")
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage_module, "publish", crash)
+        patch.setattr(job_files, "publish", crash)
         with pytest.raises(OSError, match="between write and rename"):
             storage.save_parameters("a", header("float32"), np.ones(8, np.float32))
     kept = storage.parameters("a")
@@ -455,7 +456,7 @@ def test_a_file_is_whole_or_not_there(storage: Storage, monkeypatch: pytest.Monk
     assert all(array.all() for array in kept.arrays)
 
 
-def test_a_file_that_cannot_be_written_is_an_os_error(storage: Storage) -> None:
+def test_a_file_that_cannot_be_written_is_an_os_error(storage: DataFolder) -> None:
     in_the_way = storage.folder / "jobs" / "a"
     in_the_way.write_text("in the way")
     with pytest.raises(OSError, match="jobs"):
@@ -466,35 +467,35 @@ def test_a_file_that_cannot_be_written_is_an_os_error(storage: Storage) -> None:
         storage.save_parameters("a", header("float32"), np.zeros(8, np.float32))
 
 
-def test_an_upload_appears_only_when_it_is_verified(storage: Storage) -> None:
+def test_an_upload_appears_only_when_it_is_verified(storage: DataFolder) -> None:
     content = b"content"
     sha256 = hashlib.sha256(content).hexdigest()
     storage.uploads.receive("one", content[:-1])
     assert not storage.uploads.finish("one", sha256)
-    assert not storage.upload(sha256).exists()
+    assert not storage.uploads.path(sha256).exists()
     storage.uploads.receive("one", content[-1:])
-    assert not storage.upload(sha256).exists()
+    assert not storage.uploads.path(sha256).exists()
     assert storage.uploads.finish("one", sha256)
-    assert storage.upload(sha256).read_bytes() == content
+    assert storage.uploads.path(sha256).read_bytes() == content
     assert [path.name for path in (storage.folder / "uploads").iterdir()] == [sha256]
 
 
-def test_a_damaged_upload_is_not_whole_and_replaced(storage: Storage) -> None:
+def test_a_damaged_upload_is_not_whole_and_replaced(storage: DataFolder) -> None:
     content = b"content"
     sha256 = put_upload(storage, content)
     assert storage.uploads.whole(sha256)
-    storage.upload(sha256).write_bytes(b"Content")
+    storage.uploads.path(sha256).write_bytes(b"Content")
     assert not storage.uploads.whole(sha256)
     assert put_upload(storage, content) == sha256
     assert storage.uploads.whole(sha256)
     assert not storage.uploads.whole("0" * 64)
 
 
-def test_an_upload_that_is_asked_for_again_counts_as_new(storage: Storage) -> None:
+def test_an_upload_that_is_asked_for_again_counts_as_new(storage: DataFolder) -> None:
     kept, old = put_upload(storage, b"kept"), put_upload(storage, b"old")
     long_ago = time.time() - 3 * 24 * 3600
     for sha256 in (kept, old):
-        os.utime(storage.upload(sha256), (long_ago, long_ago))
+        os.utime(storage.uploads.path(sha256), (long_ago, long_ago))
     assert storage.uploads.whole(kept)
     storage.remove_unused_uploads()
     assert uploads(storage) == {kept}
@@ -502,11 +503,11 @@ def test_an_upload_that_is_asked_for_again_counts_as_new(storage: Storage) -> No
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["this release's", "an earlier one's"])
 def test_the_database_shrinks_when_events_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool) -> None:
-    monkeypatch.setattr(storage_module, "_FREED_PAGES", 500)
+    monkeypatch.setattr(database_module, "_FREED_PAGES", 500)
     if earlier:
         with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as database:
             database.executescript("PRAGMA journal_mode = WAL; CREATE TABLE other (a)")
-    storage = Storage(tmp_path)
+    storage = DataFolder(tmp_path)
     insert(storage, "a")
     insert(storage, "b")
     storage.record([("b", notice(1))])

@@ -14,10 +14,10 @@ import pytest
 from thalweg.client import records
 from thalweg.client.plotting.curve import course
 from thalweg.contract import strides
-from thalweg.server.storage import database as storage_module
+from thalweg.server.storage import database as database_module
 from thalweg.server.storage import journal as journal_module
 from thalweg.server.storage import schema
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.folder import DataFolder
 from thalweg.server.storage.journal import Journal
 from thalweg.server.storage.thinning import Bounds, joined
 from thalweg.server.telemetry import steps_end
@@ -38,8 +38,8 @@ SMALL = Bounds(
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    storage = Storage(tmp_path, SMALL)
+def storage(tmp_path: Path) -> Iterator[DataFolder]:
+    storage = DataFolder(tmp_path, SMALL)
     storage.insert_job(job_pb2.Job(id="a"), "", "")
     yield storage
     storage.close()
@@ -74,15 +74,15 @@ def losses_of(steps: int) -> list[float]:
     return [2 + math.sin(step / 50) + float(random.normal()) / 10 for step in range(steps)]
 
 
-def record(storage: Storage, events: list[pb.Event], job: str = "a") -> None:
+def record(storage: DataFolder, events: list[pb.Event], job: str = "a") -> None:
     storage.record([(job, event) for event in events])
 
 
-def thin(storage: Storage) -> int:
+def thin(storage: DataFolder) -> int:
     return sum(1 for _ in itertools.takewhile(bool, iter(storage.thin, None)))
 
 
-def kept(storage: Storage, job: str = "a") -> list[pb.Event]:
+def kept(storage: DataFolder, job: str = "a") -> list[pb.Event]:
     return storage.events(job, 0, 1 << 30)
 
 
@@ -124,7 +124,7 @@ def test_joined_losses_are_the_means_weighted_by_steps() -> None:
 
 
 @pytest.mark.parametrize("steps", [3000, 12_000])
-def test_the_record_of_a_job_has_a_bound_and_tells_of_every_step(storage: Storage, steps: int) -> None:
+def test_the_record_of_a_job_has_a_bound_and_tells_of_every_step(storage: DataFolder, steps: int) -> None:
     losses = losses_of(steps)
     events = long_job(losses)
     for start in range(0, len(events), 500):
@@ -150,14 +150,14 @@ def test_the_record_of_a_job_has_a_bound_and_tells_of_every_step(storage: Storag
     assert not storage.thin()
 
 
-def test_nothing_of_a_short_job_changes(storage: Storage) -> None:
+def test_nothing_of_a_short_job_changes(storage: DataFolder) -> None:
     events = long_job(losses_of(60))
     record(storage, events)
     assert not storage.thin()
     assert kept(storage) == events
 
 
-def test_a_record_with_more_than_can_be_merged_comes_to_rest(storage: Storage) -> None:
+def test_a_record_with_more_than_can_be_merged_comes_to_rest(storage: DataFolder) -> None:
     # As of a job of the first releases that began again and again: each step is told many times.
     for start in range(0, 4000, 100):
         record(storage, [taken(0, [1.0] * 30, start + each + 1) for each in range(100)])
@@ -167,7 +167,7 @@ def test_a_record_with_more_than_can_be_merged_comes_to_rest(storage: Storage) -
 
 
 @pytest.mark.parametrize("after", [0, 1, 77, 500, 1400, 1499, 1500, 1501])
-def test_a_client_that_goes_on_after_any_number_misses_no_step(storage: Storage, after: int) -> None:
+def test_a_client_that_goes_on_after_any_number_misses_no_step(storage: DataFolder, after: int) -> None:
     losses = losses_of(10_000)
     events = long_job(losses)[:1500]
     record(storage, events)
@@ -184,7 +184,7 @@ def test_a_client_that_goes_on_after_any_number_misses_no_step(storage: Storage,
     assert (np.diff(steps) > 0).all()
 
 
-def test_a_curve_from_merged_events_is_the_mean_of_the_original(storage: Storage) -> None:
+def test_a_curve_from_merged_events_is_the_mean_of_the_original(storage: DataFolder) -> None:
     smooth = 2 + np.sin(np.arange(30_000) / 3000)
     events = long_job((smooth + np.random.default_rng(2).normal(size=30_000) / 10).tolist(), others=False)
     original = course([each for event in events if (each := records.event(event))])
@@ -199,7 +199,7 @@ def test_a_curve_from_merged_events_is_the_mean_of_the_original(storage: Storage
     assert thinned.steps[0][-1] == original.steps[0][-1]
 
 
-def test_a_step_that_fails_in_the_midst_changes_nothing(storage: Storage) -> None:
+def test_a_step_that_fails_in_the_midst_changes_nothing(storage: DataFolder) -> None:
     losses = losses_of(10_000)
     record(storage, long_job(losses))
     for _ in range(10):
@@ -215,7 +215,7 @@ def test_a_step_that_fails_in_the_midst_changes_nothing(storage: Storage) -> Non
     hold_all_steps(kept(storage), losses)
 
 
-def test_an_event_that_cannot_be_read_leaves_its_job_as_it_is(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_event_that_cannot_be_read_leaves_its_job_as_it_is(storage: DataFolder, caplog: pytest.LogCaptureFixture) -> None:
     storage.insert_job(job_pb2.Job(id="b"), "", "")
     losses = losses_of(3000)
     for job in ("a", "b"):
@@ -243,8 +243,8 @@ def test_the_folder_of_an_earlier_release_is_merged_in_steps_and_shrinks(tmp_pat
         database.execute("COMMIT")
     size = (tmp_path / "jobs.sqlite").stat().st_size
     # As large in use as is not written anew at once.
-    monkeypatch.setattr(storage_module, "_REWRITTEN_PAGES", size // 4096 // 4)
-    with closing(Storage(tmp_path, SMALL)) as storage:
+    monkeypatch.setattr(database_module, "_REWRITTEN_PAGES", size // 4096 // 4)
+    with closing(DataFolder(tmp_path, SMALL)) as storage:
         assert kept(storage) == events
         assert not storage.shrink()
         expected = (20_000, max(event.epoch_ended.epoch for event in events))
@@ -262,7 +262,7 @@ def test_a_running_journal_thins_and_those_who_watch_go_on(tmp_path: Path, monke
     losses = losses_of(5000)
 
     async def test() -> None:
-        storage = Storage(tmp_path, SMALL)
+        storage = DataFolder(tmp_path, SMALL)
         journal = Journal(storage, lambda *_: None)
         journal.start()
         await journal.run(storage.insert_job, job_pb2.Job(id="a"), "", "")

@@ -25,8 +25,8 @@ from thalweg.server.arrays.parameters import Parameters
 from thalweg.server.process import Server
 from thalweg.server.services import training
 from thalweg.server.storage import room as room_module
-from thalweg.server.storage.database import Storage
-from thalweg.server.storage.uploads import Uploads
+from thalweg.server.storage.folder import DataFolder
+from thalweg.server.storage.uploads import UploadFiles
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc, job_pb2, parameter_service_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -75,7 +75,7 @@ def test_an_accepted_job_waits_and_says_so(stub: TrainingServiceStub) -> None:
 
 def test_an_accepted_job_is_on_disk(stub: TrainingServiceStub, tmp_path: Path) -> None:
     job = create(stub)
-    storage = Storage(tmp_path)
+    storage = DataFolder(tmp_path)
     assert storage.job(job.id) == job
     assert storage.last_sequence(job.id) == 1
     storage.close()
@@ -252,7 +252,7 @@ def test_a_schedule_that_overflows_fails_the_job(server: Server) -> None:
 def test_a_call_that_is_given_up_leaves_no_job_that_never_begins(
     stub: TrainingServiceStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inserting, go_on, insert = threading.Event(), threading.Event(), Storage.insert_job
+    inserting, go_on, insert = threading.Event(), threading.Event(), DataFolder.insert_job
 
     def slow(*arguments: Any) -> Any:
         inserted = insert(*arguments)
@@ -260,7 +260,7 @@ def test_a_call_that_is_given_up_leaves_no_job_that_never_begins(
         assert go_on.wait(DEADLINE)
         return inserted
 
-    monkeypatch.setattr(Storage, "insert_job", slow)
+    monkeypatch.setattr(DataFolder, "insert_job", slow)
     call = stub.CreateJob.future(pb.CreateJobRequest(spec=make_spec(), request_id="once"))
     assert inserting.wait(DEADLINE)
     call.cancel()
@@ -289,16 +289,16 @@ def test_a_job_that_is_ending_takes_no_more_workers_and_tells_no_more(
 ) -> None:
     job = create(stub)
     failed, room = threading.Event(), threading.Event()
-    record = Storage.record
+    record = DataFolder.record
 
-    def full_at_first(storage: Storage, events: Any) -> None:
+    def full_at_first(storage: DataFolder, events: Any) -> None:
         failed.set()
         if not room.is_set():
             raise sqlite3.OperationalError("database or disk is full")
         record(storage, events)
 
     monkeypatch.setattr(room_module, "RETRY_SECONDS", 0.001)
-    monkeypatch.setattr(Storage, "record", full_at_first)
+    monkeypatch.setattr(DataFolder, "record", full_at_first)
     cancelling = stub.CancelJob.future(pb.CancelJobRequest(job_id=job.id))
     assert failed.wait(DEADLINE)
     with Peer(server.address) as peer:
@@ -491,9 +491,9 @@ def test_an_upload_that_breaks_off_leaves_nothing(
     stub: TrainingServiceStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     begun, go_on, finish = threading.Event(), threading.Event(), threading.Event()
-    receive = Uploads.receive
+    receive = UploadFiles.receive
 
-    def receive_slowly(uploads: Uploads, name: str, data: bytes) -> None:
+    def receive_slowly(uploads: UploadFiles, name: str, data: bytes) -> None:
         begun.set()
         go_on.wait(DEADLINE)
         receive(uploads, name, data)
@@ -506,7 +506,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(
     if at == "its first bytes":
         go_on.set()
     with monkeypatch.context() as patch:
-        patch.setattr(Uploads, "receive", receive_slowly)
+        patch.setattr(UploadFiles, "receive", receive_slowly)
         call = stub.UploadData.future(requests())
         assert begun.wait(DEADLINE)
         call.cancel()
@@ -523,14 +523,14 @@ def test_an_upload_that_breaks_off_leaves_nothing(
 
 
 def test_an_upload_to_a_full_disk_is_refused(stub: TrainingServiceStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    receive = Uploads.receive
+    receive = UploadFiles.receive
 
-    def full(uploads: Uploads, name: str, data: bytes) -> None:
+    def full(uploads: UploadFiles, name: str, data: bytes) -> None:
         receive(uploads, name, data[:5])
         if data:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Uploads, "receive", full)
+    monkeypatch.setattr(UploadFiles, "receive", full)
     for size in (10, 2 << 20):
         refused = refusal(functools.partial(upload, stub, bytes(size)))
         assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")

@@ -26,7 +26,7 @@ from thalweg.server.arrays.sharded.registry import ShardLink
 from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.settings import RunSettings
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.folder import DataFolder
 from thalweg.server.storage.thinning import BOUNDS, Bounds
 from thalweg.v1 import job_pb2, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
@@ -39,7 +39,7 @@ CALL_SECONDS = 30.0
 _ANSWERS = {"JOB_NOT_FOUND", "JOB_ENDED", "JOB_NOT_ENDED", "NOT_RESUMABLE", "NO_PARAMETERS", "STORAGE_FULL", "OUT_OF_MEMORY"}
 
 
-class FillingStorage(Storage):
+class FillingStorage(DataFolder):
     """A data folder on a disk that can be full."""
 
     full = False
@@ -260,7 +260,7 @@ class Town:
             def poison() -> None:
                 event = training_service_pb2.Event(sequence=self.storage.last_sequence(job_id) + 1)
                 event.notice.text = "poison"
-                Storage.record(self.storage, [(job_id, event)])
+                DataFolder.record(self.storage, [(job_id, event)])
 
             asyncio.get_running_loop().run_in_executor(self.jobs.journal._thread, poison)
 

@@ -19,7 +19,7 @@ from thalweg.server.services.parameter import JobReception, ParameterService
 from thalweg.server.services.shard import ShardService
 from thalweg.server.services.training import TrainingService
 from thalweg.server.settings import CHECKPOINT_SECONDS, SILENCE_SECONDS, RunSettings
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.folder import DataFolder
 from thalweg.server.storage.room import Room
 from thalweg.server.streams.memory_listener import Sharing
 from thalweg.v1 import (
@@ -137,7 +137,7 @@ class Server(Hosted):
 
     async def _serve(self) -> None:
         try:
-            storage = Storage(self.config.data)
+            storage = DataFolder(self.config.data)
         except Exception as error:
             raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
         runs = RunSettings(self.config.silence_seconds, self.config.checkpoint_seconds)

@@ -4,8 +4,7 @@ from safetensors import SafetensorError
 
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.states import ENDED, state_name
-from thalweg.server.storage import initial
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.interface import Storage
 from thalweg.server.storage.uses import uploads_of
 from thalweg.server.validation import shown
 from thalweg.v1 import job_pb2
@@ -23,11 +22,11 @@ def record_job(storage: Storage, job: job_pb2.Job, request_id: str) -> job_pb2.J
     model = job.spec.model
     # Here and not before: nothing is deleted between the look and the record.
     for sha256 in uploads_of(job.spec):
-        if not storage.upload(sha256).exists():
+        if not storage.uploads.exists(sha256):
             raise ThalwegError("DATA_NOT_FOUND", {"sha256": sha256})
     if model.initial.sha256:
         try:
-            initial.check(storage.upload(model.initial.sha256), model.dtype)
+            storage.check_initial(model.initial.sha256, model.dtype)
         except ValueError as error:
             raise invalid(Violation(f"model.initial.{model.initial.WhichOneof('source')}", str(error))) from error
     return storage.insert_job(job, request_id, job.spec.name)

@@ -17,7 +17,7 @@ from thalweg.server.driving.lifecycle.lives import Lives
 from thalweg.server.driving.reading import Reading
 from thalweg.server.driving.upkeep import Upkeep
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.interface import Storage
 from thalweg.server.storage.journal import DISK_SECONDS, Journal
 from thalweg.server.streams.memory_listener import Sharing
 from thalweg.v1 import job_pb2, training_service_pb2

@@ -142,8 +142,9 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             if not re.fullmatch("[0-9a-f]{64}", request.sha256):
                 raise ThalwegError("DATA_NOT_FOUND", {"sha256": request.sha256})
             part = await self._read(request.sha256, start)
-            if part is not None and request.in_place and self._local_workers:
-                await _write(context, pb.DownloadDataResponse(path=str(uploads.path(request.sha256).resolve())))
+            local = request.in_place and self._local_workers
+            if part is not None and local and (path := uploads.in_place(request.sha256)):
+                await _write(context, pb.DownloadDataResponse(path=str(path)))
                 return
             while part:
                 await _write(context, pb.DownloadDataResponse(data=part))

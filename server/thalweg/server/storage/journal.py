@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.interface import Storage
 from thalweg.server.storage.room import Room, Shortage, lacks_room
 from thalweg.server.storage.watches import Watches
 from thalweg.v1 import training_service_pb2

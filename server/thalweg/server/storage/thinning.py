@@ -6,13 +6,12 @@ parcels of a job hold too many losses, a pass over them doubles their stride (se
 the same over the whole job. Merging costs a constant for each event, since a pass begins when there is twice as much as the last
 one left. Changes of state are all kept.
 
-What is done is noted in the table `tallies`, in the same transaction.
+What is done is noted with the record, in the same transaction.
 """
 
 import logging
-import sqlite3
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -66,8 +65,8 @@ class Tally(NamedTuple):
 NOTHING = Tally()
 
 
-class _Merged(NamedTuple):
-    """The merged part of a job's record; see the table `tallies`."""
+class Merged(NamedTuple):
+    """The merged part of a job's record; see the table `tallies` in `schema.py`."""
 
     upto: int
     stride: int
@@ -82,53 +81,74 @@ class _Merged(NamedTuple):
     packed: int
 
 
-_READ = f"SELECT job_id, {', '.join(_Merged._fields)} FROM tallies WHERE fresh > ? LIMIT 1"  # noqa: S608 - constants
-_WRITE = f"UPDATE tallies SET {', '.join(f'{name} = ?' for name in _Merged._fields)} WHERE job_id = ?"  # noqa: S608 - constants
+class Merging(Protocol):
+    """The record of a server's jobs, as far as older events are merged in it."""
+
+    def grown(self, size: int) -> tuple[str, Merged] | None:
+        """A job with more than so many bytes of events that are not merged, and its merged part; None if there is none."""
+        ...
+
+    def newest(self, job_id: str) -> Iterator[tuple[int, int]]:
+        """The numbers of a job's events, the newest first, and how many bytes each has."""
+        ...
+
+    def older(self, job_id: str, after: int, before: int, limit: int) -> Iterator[training_service_pb2.Event]:
+        """At most `limit` events between two numbers, in order. Raises DecodeError at one that cannot be read."""
+        ...
+
+    def replace(self, job_id: str, removed: Sequence[int], changed: Sequence[training_service_pb2.Event]) -> None:
+        """Removes events by their numbers, and gives others a new content."""
+        ...
+
+    def set_merged(self, job_id: str, merged: Merged) -> None:
+        """Notes a job's merged part."""
+        ...
+
+    def set_fresh(self, job_id: str, size: int) -> None:
+        """Notes how many bytes of a job's events are not merged."""
+        ...
 
 
 class Thinning:
-    """Thins the records in a database. Uses the transaction of its caller."""
+    """Thins the records of jobs. What one step does is to happen as a whole or not at all: its caller sees to that."""
 
-    def __init__(self, database: sqlite3.Connection, bounds: Bounds) -> None:
-        self._database = database
+    def __init__(self, record: Merging, bounds: Bounds) -> None:
+        self._record = record
         self._bounds = bounds
 
     def step(self) -> bool:
         """Does a bounded piece of work for a job that has more unmerged events than it may have. False if there is none."""
-        row = self._database.execute(_READ, (2 * self._bounds.recent_bytes,)).fetchone()
-        if row is None:
+        grown = self._record.grown(2 * self._bounds.recent_bytes)
+        if grown is None:
             return False
-        job_id, merged = row[0], _Merged(*row[1:])
+        job_id, merged = grown
         try:
             merged = self._thin(job_id, merged)
         except (DecodeError, ValueError) as error:
             # It remains as it is, until the job has recorded more.
             _log.error("job %s: older events cannot be merged, because one of them cannot be read: %s", job_id, error)
-            self._set_fresh(job_id, 0)
-        self._database.execute(_WRITE, (*merged, job_id))
+            self._record.set_fresh(job_id, 0)
+        self._record.set_merged(job_id, merged)
         return True
 
-    def _thin(self, job_id: str, merged: _Merged) -> _Merged:
+    def _thin(self, job_id: str, merged: Merged) -> Merged:
         end, size = self._recent(job_id)
         work = _Work(merged, self._bounds)
-        for event in self._older(job_id, merged.upto, end):
+        for event in self._record.older(job_id, merged.upto, end, self._bounds.step_events):
             work.take(event)
             if work.read >= self._bounds.step_losses:
                 break
         if work.merged.upto > merged.upto:
             work.end_parcel()
-            removed = [(job_id, sequence) for sequence in work.removed]
-            self._database.executemany("DELETE FROM events WHERE job_id = ? AND sequence = ?", removed)
-            changed = [(event.SerializeToString(), job_id, event.sequence) for event in work.changed]
-            self._database.executemany("UPDATE events SET event = ? WHERE job_id = ? AND sequence = ?", changed)
+            self._record.replace(job_id, work.removed, work.changed)
             return work.merged
         merged = merged._replace(packed=merged.parcels) if merged.packed < 0 else merged
         again = self._next_pass(merged)
         if again is None:
-            self._set_fresh(job_id, min(size, self._bounds.recent_bytes))
+            self._record.set_fresh(job_id, min(size, self._bounds.recent_bytes))
         return again or merged
 
-    def _next_pass(self, merged: _Merged) -> _Merged | None:
+    def _next_pass(self, merged: Merged) -> Merged | None:
         """The state in which another pass begins, if one is needed."""
         bounds, stride = self._bounds, merged.stride
         coarser = merged.losses > bounds.losses and stride < _MAX_STRIDE
@@ -137,7 +157,7 @@ class Thinning:
         crowded = merged.notices > 2 * bounds.notices or merged.routine > 2 * bounds.routine
         if not (coarser or scattered or dense or crowded):
             return None
-        return _Merged(
+        return Merged(
             upto=0,
             stride=2 * stride if coarser else stride,
             losses=0,
@@ -154,26 +174,17 @@ class Thinning:
     def _recent(self, job_id: str) -> tuple[int, int]:
         """The number from which on events are recent, the last one in any case, and how many bytes these have."""
         first = size = 0
-        query = "SELECT sequence, length(event) FROM events WHERE job_id = ? ORDER BY sequence DESC"
-        for sequence, length in self._database.execute(query, (job_id,)):
+        for sequence, length in self._record.newest(job_id):
             first, size = sequence, size + length
             if size >= self._bounds.recent_bytes:
                 break
         return first, size
 
-    def _older(self, job_id: str, after: int, before: int) -> Iterator[training_service_pb2.Event]:
-        query = "SELECT event FROM events WHERE job_id = ? AND sequence > ? AND sequence < ? ORDER BY sequence LIMIT ?"
-        for (blob,) in self._database.execute(query, (job_id, after, before, self._bounds.step_events)):
-            yield training_service_pb2.Event.FromString(blob)
-
-    def _set_fresh(self, job_id: str, size: int) -> None:
-        self._database.execute("UPDATE tallies SET fresh = ? WHERE job_id = ?", (size, job_id))
-
 
 class _Work:
     """One step: what of the events that it reads is to be removed and to be changed, and what the merged part is then."""
 
-    def __init__(self, before: _Merged, bounds: Bounds) -> None:
+    def __init__(self, before: Merged, bounds: Bounds) -> None:
         self.read = 0
         self.removed: list[int] = []
         self.changed: list[training_service_pb2.Event] = []

@@ -14,7 +14,7 @@ from thalweg.server.storage.disk import Disk, publish
 _UNUSED_SECONDS = 24 * 3600.0
 
 
-class Uploads:
+class UploadFiles:
     """The uploads in a folder. Files that are being received lie beside them, under names of their own."""
 
     def __init__(self, folder: Path, disk: Disk) -> None:
@@ -45,7 +45,15 @@ class Uploads:
             return False
         return True
 
-    def receive(self, name: str, data: bytes) -> None:
+    def exists(self, sha256: str) -> bool:
+        """Whether an upload is there, damaged or not."""
+        return self.path(sha256).exists()
+
+    def in_place(self, sha256: str) -> Path | None:
+        """Where other processes of this machine can read an upload."""
+        return self.path(sha256).resolve()
+
+    def receive(self, name: str, data: bytes | memoryview) -> None:
         """Takes the next bytes of a file. `finish` makes it an upload; then, or else, `discard` clears up. Raises OSError.
 
         The file is open for as long as this takes only: of those that wait for more there may be many.

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import NamedTuple
 
 from thalweg.contract.states import ENDED
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.interface import Storage
 from thalweg.v1 import training_service_pb2
 
 _PAGE = 256

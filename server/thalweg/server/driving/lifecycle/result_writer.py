@@ -9,7 +9,7 @@ from functools import partial
 from thalweg.contract.errors import ThalwegError
 from thalweg.server.driving.job.outcome import JobOutcome
 from thalweg.server.storage.checkpoints import Checkpoint
-from thalweg.server.storage.database import Storage
+from thalweg.server.storage.interface import Storage
 from thalweg.server.storage.journal import DISK_SECONDS, Journal
 from thalweg.server.storage.room import Shortage
 from thalweg.server.telemetry import Telemetry

@@ -1,0 +1,104 @@
+"""The jobs on record, the uploads that each uses, and how often the server died while it ran."""
+
+from collections.abc import Iterable
+
+from thalweg.server.storage.database import Database
+from thalweg.server.storage.uses import uploads_of
+from thalweg.v1 import job_pb2
+
+
+class JobTable(Database):
+    """The jobs in a database."""
+
+    def insert_job(self, job: job_pb2.Job, request_id: str, name: str) -> job_pb2.Job | None:
+        """Adds a job, with an id made from `name` if it has none. Gives the job of an equal request id, if there is one.
+
+        None if the id is taken.
+        """
+        with self._transaction() as database:
+            known = self.job_of_request(request_id)
+            if known:
+                return known
+            if not job.id:
+                job.id = self._free_id(name)
+            elif database.execute("SELECT 1 FROM jobs WHERE id = ?", (job.id,)).fetchone():
+                return None
+            values = (job.id, request_id or None, job.SerializeToString())
+            database.execute("INSERT INTO jobs (id, request_id, job) VALUES (?, ?, ?)", values)
+            database.execute("INSERT INTO tallies (job_id, steps, epochs) VALUES (?, 0, 0)", (job.id,))
+            self._use_uploads(job)
+        return job
+
+    def _use_uploads(self, job: job_pb2.Job) -> None:
+        rows = [(job.id, sha256) for sha256 in uploads_of(job.spec)]
+        self._database.executemany("INSERT INTO uploads_used VALUES (?, ?)", rows)
+
+    def job_of_request(self, request_id: str) -> job_pb2.Job | None:
+        """The job that a request made, if it had an id and made one."""
+        row = self._database.execute("SELECT job FROM jobs WHERE request_id = ?", (request_id or None,)).fetchone()
+        return job_pb2.Job.FromString(row[0]) if row else None
+
+    def _free_id(self, name: str) -> str:
+        # Counts jobs ever added, so that the id of a deleted job does not come back.
+        (last,) = self._database.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
+        number = int(last) + 1
+        while self.job(f"{name}-{number}") is not None:
+            number += 1
+        return f"{name}-{number}"
+
+    def job(self, job_id: str) -> job_pb2.Job | None:
+        """One job, as it was last recorded."""
+        row = self._database.execute("SELECT job FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return job_pb2.Job.FromString(row[0]) if row else None
+
+    def jobs(self, limit: int, before: int | None = None) -> list[tuple[int, job_pb2.Job]]:
+        """Jobs with their numbers, the newest first, from those numbered less than `before`."""
+        rows = self._database.execute(
+            "SELECT number, job FROM jobs WHERE number < ? ORDER BY number DESC LIMIT ?", (before or 1 << 62, limit)
+        )
+        return [(number, job_pb2.Job.FromString(blob)) for number, blob in rows]
+
+    def _uploads_used(self) -> set[str]:
+        return {sha256 for (sha256,) in self._database.execute("SELECT DISTINCT sha256 FROM uploads_used")}
+
+    def _number_of(self, job_id: str) -> int | None:
+        row = self._database.execute("SELECT number FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return int(row[0]) if row else None
+
+    def _delete_records(self, job_id: str) -> list[str]:
+        """Removes a job and its events from the database, and gives the uploads that no other job uses."""
+        with self._transaction() as database:
+            others = "SELECT 1 FROM uploads_used AS other WHERE other.sha256 = mine.sha256 AND other.job_id != mine.job_id"
+            query = f"SELECT sha256 FROM uploads_used AS mine WHERE job_id = ? AND NOT EXISTS ({others})"  # noqa: S608 - constants
+            unused = [str(sha256) for (sha256,) in database.execute(query, (job_id,)).fetchall()]
+            database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+        return unused
+
+    def count_deaths(self, running: Iterable[str]) -> dict[str, int]:
+        """To be called when a server starts, with the jobs that ran when the one before ended: how often in a row a server died
+        while they ran and had not made any progress that lasts. Durable when it returns.
+        """
+        with self._transaction() as database:
+            if database.execute("SELECT 1 FROM clean_stop").fetchone():
+                database.execute("DELETE FROM clean_stop")
+                database.execute("DELETE FROM deaths")
+                return {}
+            for job_id in running:
+                database.execute("INSERT OR IGNORE INTO deaths VALUES (?, 0)", (job_id,))
+                database.execute("UPDATE deaths SET deaths = deaths + 1 WHERE job_id = ?", (job_id,))
+            return dict(database.execute("SELECT job_id, deaths FROM deaths"))
+
+    def forget_deaths(self, job_id: str) -> None:
+        """Somebody resumes a job, knowing what it did: the count begins anew."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM deaths WHERE job_id = ?", (job_id,))
+
+    def note_progress(self, job_id: str) -> None:
+        """A job has made progress that lasts: a death of this server does not count against it."""
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO deaths VALUES (?, -1)", (job_id,))
+
+    def stop_cleanly(self) -> None:
+        """The server stops and did not die."""
+        with self._transaction() as database:
+            database.execute("INSERT OR IGNORE INTO clean_stop VALUES (1)")
