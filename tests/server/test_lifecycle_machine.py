@@ -1,34 +1,21 @@
 """The life of a job as a state machine: every transition, and every sequence of what can happen to a job."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thalweg.contract.errors import ThalwegError
-from thalweg.server.deciding.lifecycle import messages
-from thalweg.server.deciding.lifecycle.life import RECORD_ATTEMPTS, TRANSITIONS, ImpossibleTransitionError, Life, State
-from thalweg.server.deciding.lifecycle.messages import (
-    Abandoned,
+from thalweg.server.deciding.lifecycle import decisions, events
+from thalweg.server.deciding.lifecycle.decisions import (
     AbandonEnd,
-    Accepted,
     Answer,
-    Ask,
     AwaitShortage,
-    CancelRequested,
     CancelRun,
-    Cleared,
     Decision,
-    Deleted,
-    DeleteFailed,
     DeleteJob,
-    DeleteRequested,
-    DiskFull,
-    EndDurable,
-    EndFailed,
-    Event,
-    EventRejected,
     FailRun,
     ForgetRun,
     GiveUpRun,
@@ -37,6 +24,25 @@ from thalweg.server.deciding.lifecycle.messages import (
     RecordEnd,
     RecordScale,
     RemoveCheckpoints,
+    ScaleRun,
+    SetAside,
+    Start,
+    StartRun,
+)
+from thalweg.server.deciding.lifecycle.events import (
+    Abandoned,
+    Accepted,
+    Ask,
+    CancelRequested,
+    Cleared,
+    Deleted,
+    DeleteFailed,
+    DeleteRequested,
+    DiskFull,
+    EndDurable,
+    EndFailed,
+    Event,
+    EventRejected,
     RestAwaited,
     ResultKept,
     ResumeRequested,
@@ -44,15 +50,12 @@ from thalweg.server.deciding.lifecycle.messages import (
     RunStarted,
     ScaleDurable,
     ScaleRequested,
-    ScaleRun,
     ServerStarted,
-    SetAside,
     ShardLost,
-    Start,
     StartFailed,
-    StartRun,
     WasSetAside,
 )
+from thalweg.server.deciding.lifecycle.life import RECORD_ATTEMPTS, TRANSITIONS, ImpossibleTransitionError, Life, State
 from thalweg.server.deciding.story import Story, Teller, described
 from thalweg.v1 import job_pb2
 
@@ -137,7 +140,12 @@ def test_every_state_has_a_way_to_it() -> None:
 
 
 def test_every_kind_of_event_and_decision_is_looked_at_here() -> None:
-    kinds = {each for each in vars(messages).values() if isinstance(each, type) and each.__module__ == messages.__name__}
+    kinds = {
+        each
+        for module in (decisions, events)
+        for each in vars(module).values()
+        if isinstance(each, type) and each.__module__ == module.__name__
+    }
     assert {type(event) for event in EVENTS} == {kind for _, kind in TRANSITIONS}
     decided = {
         type(decision) for state in State for event in EVENTS if possible(state, event) for decision in after(state, event)[1]
@@ -441,6 +449,9 @@ class World:
         if self.work:
             event = self.work[0] if well else self.work[-1]
             self.work = None
+            if isinstance(event, RunStarted):
+                # The record is read when all that was recorded before is durable or rejected.
+                event = replace(event, paused=self.workers == 0)
             self.run = isinstance(event, RunStarted)
             self.over |= isinstance(event, StartFailed) and self.life.state is State.STARTING
             self.handle(event)

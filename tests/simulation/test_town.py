@@ -18,8 +18,8 @@ from thalweg.contract.states import ENDED
 from thalweg.server.deciding.coordinator import Coordinator
 from thalweg.server.deciding.decisions import Decision, Finish
 from thalweg.server.deciding.events import Event
+from thalweg.server.deciding.lifecycle.events import CancelRequested
 from thalweg.server.deciding.lifecycle.life import TRANSITIONS, Life, State
-from thalweg.server.deciding.lifecycle.messages import CancelRequested
 from thalweg.server.driving.answers import Answers
 from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.driving.job.outcome import JobOutcome

@@ -3,8 +3,8 @@
 import logging
 
 from thalweg.contract.errors import ThalwegError
-from thalweg.server.deciding.lifecycle import messages
-from thalweg.server.deciding.lifecycle.messages import Start
+from thalweg.server.deciding.lifecycle import events
+from thalweg.server.deciding.lifecycle.decisions import Start
 from thalweg.server.deciding.story import Story
 from thalweg.server.driving.lifecycle.recovery import Recovery
 from thalweg.server.driving.lifecycle.result_writer import ResultWriter
@@ -27,7 +27,7 @@ class Beginnings:
         self._recovery = recovery
         self._runs = runs
 
-    async def start(self, job_id: str, story: Story, start: Start, reason: str) -> messages.RunStarted | messages.StartFailed:
+    async def start(self, job_id: str, story: Story, start: Start, reason: str) -> events.RunStarted | events.StartFailed:
         """Makes a run for a job on record."""
         if start in (Start.CHECKPOINT, Start.FAILURE):
             # What the run before has left is on its way to the disk.
@@ -40,34 +40,34 @@ class Beginnings:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's
             return self.failed(job_id, start, error)
 
-    def _fail(self, job_id: str, story: Story, reason: str) -> messages.RunStarted:
+    def _fail(self, job_id: str, story: Story, reason: str) -> events.RunStarted:
         job = job_pb2.Job()
         job.CopyFrom(self._runs.of[job_id].job)
         self._runs.begin(job, story)
-        return messages.RunStarted(job.paused, reason)
+        return events.RunStarted(job.paused, reason)
 
-    async def _go_on(self, job_id: str, story: Story, start: Start, reason: str) -> messages.RunStarted:
+    async def _go_on(self, job_id: str, story: Story, start: Start, reason: str) -> events.RunStarted:
         found = await self._recovery.read(job_id, start)
         run = self._runs.begin(found.job, story, found.checkpoint, found.recorded)
         for problem in found.problems:
             run.telemetry.notice(problem)
         run.telemetry.enter(job_pb2.JOB_STATE_QUEUED, f"{reason} {found.where}")
         _log.info("job %s: %s %s", job_id, reason, found.where)
-        return messages.RunStarted(found.job.paused, found.refusal)
+        return events.RunStarted(found.job.paused, found.refusal)
 
-    def failed(self, job_id: str, start: Start, error: Exception) -> messages.StartFailed:
+    def failed(self, job_id: str, start: Start, error: Exception) -> events.StartFailed:
         """No run could be made."""
         if not isinstance(error, ThalwegError):
             _log.error("job %s: cannot continue", job_id, exc_info=error)
         # A run that was given up stays until another one takes its place.
         if start not in (Start.CHECKPOINT, Start.FAILURE):
             self._runs.forget(job_id)
-        return messages.StartFailed(error)
+        return events.StartFailed(error)
 
-    async def set_aside(self, job_id: str, reason: str) -> messages.WasSetAside | messages.StartFailed:
+    async def set_aside(self, job_id: str, reason: str) -> events.WasSetAside | events.StartFailed:
         """Records that a job has failed without a run."""
         try:
             await self._recovery.set_aside(job_id, reason)
         except Exception as error:  # noqa: BLE001 - the server does not start
-            return messages.StartFailed(error)
-        return messages.WasSetAside()
+            return events.StartFailed(error)
+        return events.WasSetAside()

@@ -6,7 +6,7 @@ import sqlite3
 
 from thalweg.contract.states import state_name
 from thalweg.contract.text import visible
-from thalweg.server.deciding.lifecycle import messages
+from thalweg.server.deciding.lifecycle import events
 from thalweg.server.driving.answers import Answers
 from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.driving.job.outcome import JobOutcome
@@ -35,7 +35,7 @@ class Endings:
         self.untidy = asyncio.Event()
         self.removing = asyncio.Lock()
 
-    async def keep(self, job_id: str) -> messages.ResultKept:
+    async def keep(self, job_id: str) -> events.ResultKept:
         """Makes what a job leaves durable. The job ends whatever fails."""
         outcome = self.outcomes[job_id]
 
@@ -51,7 +51,7 @@ class Endings:
             _log.exception("job %s: its result cannot be kept", job_id)
             outcome = outcome.failed(f"internal error: {type(error).__name__}: {error}")
         self.outcomes[job_id] = outcome
-        return messages.ResultKept(outcome.state)
+        return events.ResultKept(outcome.state)
 
     def record(self, job_id: str) -> str:
         """Records the state in which a job ended. Gives the problem, if it cannot be recorded."""
@@ -71,27 +71,27 @@ class Endings:
             return f"{type(error).__name__}: {error}"
         return ""
 
-    async def recorded(self, problem: str) -> messages.EndDurable | messages.EndFailed:
+    async def recorded(self, problem: str) -> events.EndDurable | events.EndFailed:
         """Waits until what was recorded is durable."""
         if problem:
-            return messages.EndFailed(problem)
+            return events.EndFailed(problem)
         await self._journal.settled()
-        return messages.EndDurable()
+        return events.EndDurable()
 
-    async def clear(self, job_id: str) -> messages.Cleared:
+    async def clear(self, job_id: str) -> events.Cleared:
         """Removes the checkpoints of a job that needs them no more."""
         try:
             await self._writer.remove_checkpoints(job_id)
         except Exception:  # noqa: BLE001 - they take room until the job is deleted, and do no other harm
             _log.exception("job %s: its checkpoints cannot be removed", job_id)
-        return messages.Cleared()
+        return events.Cleared()
 
-    async def abandon(self, work: asyncio.Task[None]) -> messages.Abandoned:
+    async def abandon(self, work: asyncio.Task[None]) -> events.Abandoned:
         """Stops writing what a job leaves."""
         work.cancel()
         await asyncio.wait({work})
         await self._journal.files_settled()
-        return messages.Abandoned()
+        return events.Abandoned()
 
     def forget(self, job_id: str, problem: str) -> JobDriver | None:
         """A job has ended. Gives its run."""
@@ -105,7 +105,7 @@ class Endings:
             _log.info("job %s: ended as %s at step %d%s", job_id, state_name(job.state), job.progress.step, reason)
         return run
 
-    async def delete(self, job_id: str) -> messages.Deleted | messages.DeleteFailed:
+    async def delete(self, job_id: str) -> events.Deleted | events.DeleteFailed:
         """Removes a job that has ended, with all that is kept of it."""
         try:
             async with self.removing:
@@ -115,6 +115,6 @@ class Endings:
                     raise self._answers.refusal(error, "Nothing was removed.") from error
             await self._journal.run_files(self._storage.empty_bin)
         except Exception as error:  # noqa: BLE001 - the caller hears of it
-            return messages.DeleteFailed(error)
+            return events.DeleteFailed(error)
         self.untidy.set()
-        return messages.Deleted()
+        return events.Deleted()

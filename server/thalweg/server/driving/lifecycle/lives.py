@@ -1,7 +1,6 @@
 """The lives of a server's jobs: hands events to the state machine of each, and carries its decisions out."""
 
 import asyncio
-import itertools
 import logging
 import time
 from collections import deque
@@ -10,13 +9,15 @@ from functools import partial
 from typing import Any
 
 from thalweg.contract.states import state_name
-from thalweg.server.deciding.lifecycle import messages
+from thalweg.server.deciding.lifecycle import decisions, events
+from thalweg.server.deciding.lifecycle.decisions import Start
+from thalweg.server.deciding.lifecycle.events import Ask
 from thalweg.server.deciding.lifecycle.life import Life, State
-from thalweg.server.deciding.lifecycle.messages import Ask, Start
 from thalweg.server.driving.answers import Answers
 from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.driving.job.outcome import JobOutcome
 from thalweg.server.driving.lifecycle.beginnings import Beginnings
+from thalweg.server.driving.lifecycle.calls import Calls
 from thalweg.server.driving.lifecycle.endings import Endings
 from thalweg.server.driving.lifecycle.places import Places
 from thalweg.server.driving.lifecycle.recovery import Recovery
@@ -52,9 +53,8 @@ class Lives:
         self.endings = Endings(journal, answers, self.writer, self.runs)
         self._lives: dict[str, Life] = {}
         self._accepted: dict[str, job_pb2.Job] = {}
-        self._numbers = itertools.count(1)
-        self._asks: dict[Ask, asyncio.Future[None]] = {}
-        self._events: deque[tuple[Life, messages.Event]] = deque()
+        self._calls = Calls()
+        self._events: deque[tuple[Life, events.Event]] = deque()
         self._handling = False
         self._work: dict[str, asyncio.Task[None]] = {}
         self._watching: dict[str, asyncio.Task[None]] = {}
@@ -84,49 +84,49 @@ class Lives:
         """Begins the life of a new job, which is on record."""
         await self._journal.open(job.id)
         self._accepted[job.id] = job
-        await self._ask(self._begin(job.id), messages.Accepted)
+        await self._ask(self._begin(job.id), events.Accepted)
 
     async def recover(self, resume_all: bool, kept: Collection[str]) -> None:
         """Goes on with the jobs on record that have not ended: all, or those in `kept`. Sets the others aside."""
         for found in await self.recovery.unfinished(resume_all, kept):
-            started = partial(messages.ServerStarted, aside=found.aside, begun=found.begun)
+            started = partial(events.ServerStarted, aside=found.aside, begun=found.begun)
             await self._ask(self._begin(found.job_id), started)
         self.places.allot()
 
     async def cancel(self, job_id: str) -> None:
         """Ends a job, and waits until that is durable."""
         if life := self._lives.get(job_id):
-            await self._ask(life, messages.CancelRequested)
+            await self._ask(life, events.CancelRequested)
 
     async def scale(self, job_id: str, workers: int) -> bool:
         """Changes how many workers a job wants, and waits until that is durable. False if it ended long ago."""
         life = self._lives.get(job_id)
         if life:
-            await self._ask(life, lambda ask: messages.ScaleRequested(ask, workers))
+            await self._ask(life, lambda ask: events.ScaleRequested(ask, workers))
         return life is not None
 
     async def resume(self, job: job_pb2.Job) -> None:
         """Resumes a job that has ended. Raises ThalwegError if it cannot be."""
-        await self._ask(self._life(job), messages.ResumeRequested)
+        await self._ask(self._life(job), events.ResumeRequested)
 
     async def delete(self, job: job_pb2.Job) -> None:
         """Removes a job that has ended. Raises ThalwegError if it has not, or if the disk refuses."""
-        await self._ask(self._life(job), messages.DeleteRequested)
+        await self._ask(self._life(job), events.DeleteRequested)
 
     async def rest(self, job_id: str) -> None:
         """Waits until a job has a run, or has ended."""
         life = self._lives.get(job_id)
         if life and not life.runs:
-            await self._ask(life, messages.RestAwaited)
+            await self._ask(life, events.RestAwaited)
 
     def shard_lost(self, run: JobDriver, address: str) -> None:
         """A shard that a run needs is gone."""
-        self.handle(self._lives[run.job.id], messages.ShardLost(address))
+        self.handle(self._lives[run.job.id], events.ShardLost(address))
 
     def event_rejected(self, job_id: str, problem: str) -> None:
         """An event of a job cannot be recorded, so what has happened since is not durable: the job fails, and no other."""
         if life := self._lives.get(job_id):
-            self.handle(life, messages.EventRejected(problem))
+            self.handle(life, events.EventRejected(problem))
 
     async def stop(self) -> None:
         """Waits until the jobs that are ending have ended. No run begins any more."""
@@ -155,17 +155,11 @@ class Lives:
             life = self._lives[job.id] = Life(job.id, self.stories.open(job.id), State.ENDED, state_name(job.state))
         return life
 
-    async def _ask(self, life: Life, event: Callable[[Ask], messages.Event]) -> None:
+    async def _ask(self, life: Life, event: Callable[[Ask], events.Event]) -> None:
         """Hands over a call, and waits for its answer. Raises the error with which it is answered."""
-        ask = next(self._numbers)
-        answer = self._asks[ask] = asyncio.get_running_loop().create_future()
-        try:
-            self.handle(life, event(ask))
-            await answer
-        finally:
-            del self._asks[ask]
+        await self._calls.wait(lambda ask: self.handle(life, event(ask)))
 
-    def handle(self, life: Life, event: messages.Event) -> None:
+    def handle(self, life: Life, event: events.Event) -> None:
         """Lets a life decide about an event and carries the decisions out, then about what happens meanwhile."""
         self._events.append((life, event))
         if self._handling:
@@ -182,60 +176,60 @@ class Lives:
         finally:
             self._handling = False
 
-    def _try(self, life: Life, decision: messages.Decision) -> None:
+    def _try(self, life: Life, decision: decisions.Decision) -> None:
         try:
             self._carry_out(life, decision)
         except Exception:  # noqa: BLE001 - what else was decided does not depend on it
             _log.exception("job %s: %s could not be carried out. Story:\n%s", life.job_id, decision, life.story)
 
-    def _carry_out(self, life: Life, decision: messages.Decision) -> None:
+    def _carry_out(self, life: Life, decision: decisions.Decision) -> None:
         job_id = life.job_id
         match decision:
-            case messages.StartRun(Start.ACCEPTED):
+            case decisions.StartRun(Start.ACCEPTED):
                 self._start_accepted(life)
-            case messages.StartRun(start, reason):
+            case decisions.StartRun(start, reason):
                 self._do(life, self._start(life, start, reason))
-            case messages.SetAside(reason):
+            case decisions.SetAside(reason):
                 self._do(life, self._end_with(life, partial(self.beginnings.set_aside, job_id, reason)))
-            case messages.KeepResult():
+            case decisions.KeepResult():
                 self._do(life, self._end_with(life, partial(self.endings.keep, job_id)))
-            case messages.RecordEnd():
+            case decisions.RecordEnd():
                 # The event is recorded now; that it is durable comes later.
                 problem = self.endings.record(job_id)
                 self._do(life, self._end_with(life, partial(self.endings.recorded, problem)))
-            case messages.RemoveCheckpoints():
+            case decisions.RemoveCheckpoints():
                 self._do(life, self._end_with(life, partial(self.endings.clear, job_id)))
-            case messages.AwaitShortage():
+            case decisions.AwaitShortage():
                 if job_id not in self._watching:
                     self._watching[job_id] = asyncio.create_task(self._await_shortage(life))
-            case messages.AbandonEnd():
+            case decisions.AbandonEnd():
                 self._do(life, self._end_with(life, partial(self.endings.abandon, self._work[job_id])))
-            case messages.ForgetRun(problem):
+            case decisions.ForgetRun(problem):
                 self._forget(job_id, problem)
-            case messages.DeleteJob():
+            case decisions.DeleteJob():
                 self._do(life, self._end_with(life, partial(self.endings.delete, job_id)))
-            case messages.Answer(ask, error):
-                self._answer(ask, error)
+            case decisions.Answer(ask, error):
+                self._calls.answer(ask, error)
             case _:
                 self._carry_out_on(self.runs.of[job_id], life, decision)
 
-    def _carry_out_on(self, run: JobDriver, life: Life, decision: messages.Decision) -> None:
+    def _carry_out_on(self, run: JobDriver, life: Life, decision: decisions.Decision) -> None:
         """Carries out what is decided about a run."""
         match decision:
-            case messages.GiveUpRun(reason):
+            case decisions.GiveUpRun(reason):
                 run.give_up(reason)
-            case messages.FailRun(problem):
+            case decisions.FailRun(problem):
                 run.fail(problem)
-            case messages.CancelRun():
+            case decisions.CancelRun():
                 run.cancel()
-            case messages.PauseRun():
+            case decisions.PauseRun():
                 run.job.paused = True
                 self.places.choose()
                 run.pause()
-            case messages.ScaleRun(workers):
+            case decisions.ScaleRun(workers):
                 run.job.spec.training.workers = workers
                 run.job.paused = False
-            case messages.RecordScale(ask):
+            case decisions.RecordScale(ask):
                 self._enter(run, run.job.state)
                 self._answers.begin(self._settle(life, ask))
 
@@ -249,17 +243,7 @@ class Lives:
 
     async def _settle(self, life: Life, ask: Ask) -> None:
         await self._journal.settled()
-        self.handle(life, messages.ScaleDurable(ask))
-
-    def _answer(self, ask: Ask, error: Exception | None) -> None:
-        answer = self._asks.get(ask)
-        # A call that was given up hears nothing.
-        if answer is None or answer.done():
-            return
-        if error:
-            answer.set_exception(error)
-        else:
-            answer.set_result(None)
+        self.handle(life, events.ScaleDurable(ask))
 
     def _do(self, life: Life, work: Coroutine[Any, Any, None]) -> None:
         """Begins what takes time."""
@@ -273,7 +257,7 @@ class Lives:
 
         task.add_done_callback(done)
 
-    async def _end_with(self, life: Life, work: Callable[[], Awaitable[messages.Event]]) -> None:
+    async def _end_with(self, life: Life, work: Callable[[], Awaitable[events.Event]]) -> None:
         self.handle(life, await work())
 
     def _start_accepted(self, life: Life) -> None:
@@ -282,7 +266,7 @@ class Lives:
         except Exception as error:  # noqa: BLE001 - the caller hears of it
             self.handle(life, self.beginnings.failed(life.job_id, Start.ACCEPTED, error))
         else:
-            self.handle(life, messages.RunStarted())
+            self.handle(life, events.RunStarted())
 
     async def _start(self, life: Life, start: Start, reason: str) -> None:
         self.handle(life, await self.beginnings.start(life.job_id, life.story, start, reason))
@@ -291,11 +275,11 @@ class Lives:
 
     def _run_ended(self, outcome: JobOutcome) -> None:
         self.endings.outcomes[outcome.job_id] = outcome
-        self.handle(self._lives[outcome.job_id], messages.RunEnded(outcome.state))
+        self.handle(self._lives[outcome.job_id], events.RunEnded(outcome.state))
 
     async def _await_shortage(self, life: Life) -> None:
         await self._answers.shortage_of(life.job_id)
-        self.handle(life, messages.DiskFull())
+        self.handle(life, events.DiskFull())
 
     def _forget(self, job_id: str, problem: str) -> None:
         """A job has ended: its place is free, and its workers may leave."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import ENDED
-from thalweg.server.deciding.lifecycle.messages import Start
+from thalweg.server.deciding.lifecycle.decisions import Start
 from thalweg.server.driving.lifecycle.foreign import ForeignSpecError, known
 from thalweg.server.storage.checkpoints import Checkpoint, NewerCheckpointError
 from thalweg.server.storage.journal import Journal
