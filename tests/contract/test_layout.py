@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from thalweg.contract import layout as layouts
+from thalweg.contract.segments import Kind, Segment, end_of
 from thalweg.v1 import job_pb2
 
 LAYOUT = job_pb2.Layout(
@@ -46,3 +47,42 @@ def test_an_element_is_known_by_its_position() -> None:
 
 def test_ranges_tile() -> None:
     assert list(layouts.ranges(5, 2)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+
+
+SEGMENTS = (
+    Segment("0.weight", (2, 3)),
+    Segment("1.mean", (3,), Kind.STATISTIC),
+    Segment("1.variance", (3,), Kind.STATISTIC),
+    Segment("mask", (2, 2), Kind.CONSTANT),
+)
+
+
+def test_a_layout_says_the_kinds_of_tensors() -> None:
+    layout = layouts.layout_of(SEGMENTS, np.dtype(np.float32), [Segment("1.batches", ())])
+    assert layouts.segments_of(job_pb2.Layout.FromString(layout.SerializeToString()).tensors) == SEGMENTS
+    assert layouts.elements(layout) == 16
+    assert layouts.segments_of(layout.counters) == (Segment("1.batches", ()),)
+
+
+def test_parameters_are_described_as_by_earlier_releases() -> None:
+    """Whose bytes are in files, and are compared with those of other workers."""
+    assert layouts.layout_of(layouts.segments_of(LAYOUT.tensors), np.dtype(np.float32)) == LAYOUT
+    assert layouts.segments_of(LAYOUT.tensors) == (Segment("2.weight", (2, 3)), Segment("2.bias", (2,)))
+
+
+def test_a_kind_of_a_later_release_is_refused() -> None:
+    later = job_pb2.Tensor.FromString(job_pb2.Tensor(name="a").SerializeToString() + b"\x18\x4d")
+    with pytest.raises(ValueError, match="a: there is no kind 77 of tensors"):
+        layouts.segments_of([later])
+
+
+def test_kinds_lie_in_their_order() -> None:
+    assert [end_of(kind, SEGMENTS) for kind in Kind] == [6, 12, 16]
+    assert [end_of(kind, SEGMENTS[:1]) for kind in Kind] == [6, 6, 6]
+    assert [end_of(kind, SEGMENTS[3:]) for kind in Kind] == [0, 0, 4]
+    for order, message in (
+        ((1, 0), "0.weight: a parameter comes after a statistic"),
+        ((3, 2), "1.variance: a statistic comes after"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            end_of(Kind.CONSTANT, [SEGMENTS[index] for index in order])

@@ -143,7 +143,7 @@ class _Update:
         segments = model.segments if by_tensor else (Segment("", (model.size,)),)
         self._parts: list[_Part] = []
         start = 0
-        for name, shape in segments:
+        for name, shape, _ in segments:
             where = slice(start, start + math.prod(shape))
             start = where.stop
             group, other = _group(spec.groups, name), _group(frozen, name)

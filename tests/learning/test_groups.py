@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thalweg.contract.layout import Slab, layout_of, views
-from thalweg.contract.segments import Segment
+from thalweg.contract.segments import Kind, Segment
 from thalweg.learning import optimizers, registry
 from thalweg.learning.batch import INPUT, TARGET, Field
 from thalweg.learning.optimizers.groups import Span, unmatched
@@ -172,3 +172,71 @@ def test_what_is_frozen_stays_as_it_is(kind: str) -> None:
         assert (out[8:] != start[8:]).all()
         for name, slab in state.items():
             assert slab[:8].tobytes() == before[name][:8].tobytes()
+
+
+KINDS = (
+    *SEGMENTS,
+    Segment("2.mean", (3,), Kind.STATISTIC),
+    Segment("2.variance", (2,), Kind.STATISTIC),
+    Segment("mask", (2,), Kind.CONSTANT),
+)
+ALL_OF_IT = [{"pattern": "2.*", "frozen": True}, {"pattern": "mask", "learning_rate_factor": 3.0}]
+
+
+def test_groups_are_of_parameters_alone() -> None:
+    """A pattern that matches nothing else is no mistake, and has no effect."""
+    spec = complete({"sgd": {"weight_decay": 0.5}, "groups": ALL_OF_IT})
+    assert not optimizers.mistake(spec, KINDS)
+    assert optimizers.spans(spec.optimizer, KINDS, 21).within(slice(0, 21)) == [
+        Span(0, 14, 1.0, 0.5, frozen=False),
+        Span(14, 19, 1.0, 0.0, frozen=False, plain=True),
+        Span(19, 21, 1.0, 0.0, frozen=True),
+    ]
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("clip", [{}, {"clip_global_norm": 0.5}], ids=["", "clipped"])
+@pytest.mark.parametrize("groups", [[], ALL_OF_IT], ids=["", "groups"])
+@pytest.mark.parametrize("kind", optimizers.OPTIMIZERS)
+def test_statistics_are_subtracted_and_constants_stay(
+    kind: str, groups: list[dict[str, Any]], clip: dict[str, Any], in_place: bool, terms: int
+) -> None:
+    """And parameters are updated as if there were neither."""
+    spec = complete({kind: {"weight_decay": 0.1}, "groups": groups, **clip}).optimizer
+    optimizer, reductions = optimizers.make(spec), optimizers.reductions(spec)
+    random = np.random.default_rng(2)
+    start, parts = random.normal(size=21), random.normal(size=(terms, 21)) * 100
+    start[19:], parts[:, 16], parts[:, 19:] = [-np.inf, np.nan], 0, 0
+    added = parts.sum(0)
+
+    def updated(segments: tuple[Segment, ...], size: int) -> tuple[Slab, dict[str, Slab]]:
+        parameters, state = start[:size].copy(), optimizer.init(size, start.dtype)
+        spans = optimizers.spans(
+            complete({kind: {"weight_decay": 0.1}, **clip}).optimizer if size == 14 else spec, segments, size
+        )
+        scaled = optimizers.reduced(optimizer, reductions, parameters, added[:size], state, 0, spans)
+        out = parameters if in_place else np.empty_like(parameters)
+        gradient = (parts[0, :size], parts[1, :size]) if terms == 2 else parts[0, :size]
+        assert optimizers.apply(optimizer, parameters, gradient, state, out, 0.1, 0, spans=scaled.within(slice(0, size)))
+        return out, state
+
+    out, state = updated(KINDS, 21)
+    expected, plain_state = updated(SEGMENTS, 14)
+    assert out[:14].tobytes() == expected.tobytes()
+    assert out[14:19].tobytes() == (start[14:19] - added[14:19]).tobytes()
+    assert out[16].tobytes() == start[16].tobytes()
+    assert out[19:].tobytes() == start[19:].tobytes()
+    for name, slab in state.items():
+        assert slab[:14].tobytes() == plain_state[name].tobytes()
+        assert slab[14:].tobytes() == optimizer.init(7, start.dtype)[name].tobytes()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_statistic_that_is_not_finite_is_found(value: float) -> None:
+    spec = complete({"sgd": {}}).optimizer
+    optimizer, spans = optimizers.make(spec), optimizers.spans(spec, KINDS, 21).within(slice(0, 21))
+    gradient: Slab = np.zeros(21)
+    assert optimizers.apply(optimizer, np.zeros(21), gradient, {}, np.empty(21), 0.1, 0, spans=spans)
+    gradient[14] = value
+    assert not optimizers.apply(optimizer, np.zeros(21), gradient, {}, np.empty(21), 0.1, 0, spans=spans)

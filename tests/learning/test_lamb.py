@@ -51,7 +51,7 @@ def textbook(start: Slab, gradients: Slab, clip: float = math.inf, decays: dict[
         norm = math.sqrt(sum(g * g for g in gradient))
         g = [each * min(1.0, clip / (norm + 1e-6)) for each in gradient]
         first = 0
-        for name, shape in SEGMENTS:
+        for name, shape, _ in SEGMENTS:
             tensor, decay = range(first, first + math.prod(shape)), (decays or {}).get(name, DECAY)
             first = tensor.stop
             r = {}

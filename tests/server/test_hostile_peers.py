@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -48,9 +48,18 @@ def prepared(**changes: Any) -> pb.WorkRequest:
     return pb.WorkRequest(prepared=message)
 
 
-def layout(*shape: int, names: tuple[str, ...] = ("a",), dtype: str = "float32") -> pb.WorkRequest:
+def layout(
+    *shape: int,
+    names: tuple[str, ...] = ("a",),
+    dtype: str = "float32",
+    kinds: tuple[int, ...] = (),
+    counters: Sequence[job_pb2.Tensor] = (),
+) -> pb.WorkRequest:
     tensors = [job_pb2.Tensor(name=name, shape=shape) for name in names]
-    return pb.WorkRequest(prepared=pb.Prepared(layout=job_pb2.Layout(tensors=tensors, dtype=dtype), train_samples=4))
+    for tensor, kind in zip(tensors, kinds, strict=False):
+        tensor.kind = kind  # type: ignore[assignment]
+    made = job_pb2.Layout(tensors=tensors, dtype=dtype, counters=counters)
+    return pb.WorkRequest(prepared=pb.Prepared(layout=made, train_samples=4))
 
 
 def gradient(**changes: Any) -> pb.WorkRequest:
@@ -86,6 +95,15 @@ UNPREPARED: dict[str, pb.WorkRequest | bytes] = {
     "a premise's name that is long": prepared(premises=[pb.Premise(name="a" * 41)]),
     "a premise's value that is long": prepared(premises=[pb.Premise(name="NumPy", value="1" * 201)]),
     "a tensor's name that acts on a terminal": layout(1, names=("\x1b[2J",)),
+    "a tensor of an unknown kind": layout(1, kinds=(77,)),
+    "a parameter after a statistic": layout(1, names=("a", "b"), kinds=(job_pb2.Tensor.KIND_STATISTIC, 0)),
+    "a statistic after a constant": layout(
+        1, names=("a", "b"), kinds=(job_pb2.Tensor.KIND_CONSTANT, job_pb2.Tensor.KIND_STATISTIC)
+    ),
+    "a counter of a tensor's name": layout(3, counters=[job_pb2.Tensor(name="a")]),
+    "a counter that acts on a terminal": layout(3, counters=[job_pb2.Tensor(name="\x1b[2J")]),
+    "a counter of too many elements": layout(3, counters=[job_pb2.Tensor(name="b", shape=[1 << 40])]),
+    "a counter of a kind": layout(3, counters=[job_pb2.Tensor(name="b", kind=job_pb2.Tensor.KIND_CONSTANT)]),
 }
 
 # What is said in the midst of a step.

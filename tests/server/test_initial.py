@@ -48,6 +48,21 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+def test_counters_are_ignored_and_constants_may_hold_anything() -> None:
+    layout = job_pb2.Layout()
+    layout.CopyFrom(LAYOUT)
+    layout.tensors.add(name="mask", shape=[2], kind=job_pb2.Tensor.KIND_CONSTANT)
+    layout.counters.add(name="batches")
+    mask, batches = np.array([0, -np.inf], np.float32), np.array(7)
+    for given in ({}, {"batches": batches}):
+        assert initial_slab(layout, {**GOOD, "mask": mask, **given}).tolist() == [1, 2, 3, 0, -np.inf]
+    with pytest.raises(ValueError, match="the model has no 'other'"):
+        initial_slab(layout, {**GOOD, "mask": mask, "other": batches})
+    layout.tensors[2].kind = job_pb2.Tensor.KIND_STATISTIC
+    with pytest.raises(ValueError, match="'mask' has values that are NaN or infinite"):
+        initial_slab(layout, {**GOOD, "mask": mask})
+
+
 @pytest.mark.parametrize(("changes", "message"), WRONG)
 def test_what_does_not_fit_the_model_is_told(changes: dict[str, Any], message: str) -> None:
     tensors = {name: tensor for name, tensor in {**GOOD, **changes}.items() if tensor is not None}
@@ -60,6 +75,8 @@ def test_a_file_is_checked_without_its_values(tmp_path: Path) -> None:
     path = tmp_path / "parameters.safetensors"
     save_file(GOOD, path)
     initial.check(path, "float32")
+    save_file({**GOOD, "batches": np.array(7)}, tmp_path / "counted.safetensors")
+    initial.check(tmp_path / "counted.safetensors", "float32")
     with pytest.raises(ValueError, match=r"'0\.bias' is of type F32, but model\.dtype is float64, which needs F64"):
         initial.check(path, "float64")
     assert {name: tensor.tolist() for name, tensor in initial.read(path).items()} == {"0.weight": [[1, 2]], "0.bias": [3]}

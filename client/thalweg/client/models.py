@@ -133,7 +133,7 @@ def check(job: JobFile) -> None:
         needed = f"a worker for {objective.size:,} parameters needs {size_text(need)} of memory"
         raise invalid(Violation("model.layers", f"{needed}; this machine has {size_text(most)}"))
     if job.initial:
-        check_initial(layout_of(objective.segments, objective.dtype), job.initial)
+        check_initial(layout_of(objective.segments, objective.dtype, objective.counters), job.initial)
 
 
 def gradcheck(spec: job_pb2.JobSpec, file: Path | None) -> list[Row]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from thalweg.contract.layout import Slab
+from thalweg.contract.segments import Kind, elements
 from thalweg.learning import registry
 from thalweg.learning.batch import in_double, size
 from thalweg.learning.data import Dataset
@@ -41,7 +42,7 @@ class Row(NamedTuple):
 
 
 def gradcheck(spec: job_pb2.JobSpec, dataset: Dataset) -> list[Row]:
-    """One row for each tensor of a job's model, at its initial parameters and on its first training samples.
+    """One row for each tensor of a job's model that is descended, at its initial parameters and on its first training samples.
 
     Dropout is drawn as in the first task. Raises MistakeError if the model does not fit the data.
     """
@@ -52,7 +53,9 @@ def gradcheck(spec: job_pb2.JobSpec, dataset: Dataset) -> list[Row]:
     parameters: Slab = np.empty(objective.size, np.float64)
     objective.initialize(parameters)
     # Biases start at zero, where a relu may sit on its kink and a mistake may be hidden; so all is moved a little.
-    parameters += np.random.default_rng(spec.seed).normal(0, 0.01, objective.size)
+    descended = [segment for segment in objective.segments if segment.kind is Kind.PARAMETER]
+    count = elements(descended)
+    parameters[:count] += np.random.default_rng(spec.seed).normal(0, 0.01, count)
     backpropagated: Slab = np.empty(objective.size, np.float64)
     loss = objective.gradient(parameters, batch, samples, (0, 0), backpropagated).loss / samples
     numerical = NumericalDifferentiator(objective, "numerical")
@@ -60,7 +63,7 @@ def gradcheck(spec: job_pb2.JobSpec, dataset: Dataset) -> list[Row]:
     noise = _NOISE * max(1.0, abs(loss)) / TOLERANCE
 
     rows, start = [], 0
-    for segment in objective.segments:
+    for segment in descended:
         positions = start + np.linspace(0, segment.size - 1, min(segment.size, MAX_COORDINATES)).astype(np.int64)
         found = np.empty(1)
         differences = np.empty(len(positions))

@@ -2,6 +2,8 @@
 
 The loss is evaluated in double precision whatever the model's dtype: in single precision a difference of losses has few digits
 left. Each coordinate is computed independently, so it does not matter which others are computed with it.
+
+Parameters alone have differences. The gradient by statistics and constants is 0, so that neither changes.
 """
 
 from typing import NamedTuple
@@ -9,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from thalweg.contract.layout import Slab
+from thalweg.contract.segments import Kind, end_of
 from thalweg.contract.sums import Sums
 from thalweg.learning.batch import Batch, in_double, size
 from thalweg.learning.objective import Objective, Staged
@@ -39,6 +42,8 @@ class NumericalDifferentiator:
         self._staged = objective if isinstance(objective, Staged) else None
         self._stages = self._staged.stages if self._staged else np.empty(0, np.intp)
         self._parameters: Slab = np.empty(objective.size, np.float64)
+        # The number of coordinates with differences, the slab's first.
+        self.coordinates = end_of(Kind.PARAMETER, objective.segments)
         # Of the loss, for each coordinate.
         self.evaluations = {"numerical": 2, "numerical_forward": 1}[scheme]
         self._difference = {"numerical": self._central, "numerical_forward": self._forward}[scheme]
@@ -58,10 +63,9 @@ class NumericalDifferentiator:
 
         `out` has as many elements as `where`. Without samples the gradient is zero.
         """
-        if not size(point.batch):
-            out[...] = 0
-            return
-        for position in range(where.start, where.stop):
+        end = min(where.stop, self.coordinates) if size(point.batch) else where.start
+        out[max(0, end - where.start) :] = 0
+        for position in range(where.start, end):
             out[position - where.start] = self._difference(position, point) / denominator
 
     def _loss(self, position: int, value: float, point: Point) -> float:

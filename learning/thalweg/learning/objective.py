@@ -46,7 +46,11 @@ class Objective(Protocol):
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """The tensors, in the order of the slab."""
+        """The tensors, in the order of the slab: parameters, then statistics, then constants."""
+
+    @property
+    def counters(self) -> tuple[Segment, ...]:
+        """Tensors of integers that are not in the slab: each element is the number of updates applied."""
 
     @property
     def dtype(self) -> np.dtype[np.floating]:
@@ -77,7 +81,9 @@ class Objective(Protocol):
     def gradient(self, at: Slab, batch: Batch, denominator: int, draw: Draw | None, out: Slab, done: Progress = ignore) -> Sums:
         """Writes the gradient of the sum of the samples' losses, divided by `denominator`; gives the sums.
 
-        Without samples it is zero. `done` is called while `out` is filled, and at the end, unless there are no parameters.
+        In a statistic's range it writes (value at `at` - value after the batch) · samples / denominator, exactly 0 for one that
+        does not change; in a constant's 0. Without samples all is zero. `done` is called while `out` is filled, and at the end,
+        unless there are no parameters.
         """
 
     def measure(self, at: Slab, batch: Batch, draw: Draw | None = None) -> Sums:

@@ -32,7 +32,7 @@ class Scaled(Enum):
 class Reduction(NamedTuple):
     """One of the reductions of a step. `factor` gets the sums of squares of `quantities`, of the slab or of a segment.
 
-    What is frozen counts as 0.
+    What is frozen, and statistics, count as 0.
     """
 
     quantities: tuple[Quantity, ...]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.contract import segments
-from thalweg.contract.segments import Segment
+from thalweg.contract.segments import Kind, Segment
 from thalweg.v1 import job_pb2
 
 Slab = NDArray[np.floating]
@@ -17,19 +17,34 @@ Slab = NDArray[np.floating]
 HEADER = "thalweg.header"
 
 
-def layout_of(parts: Iterable[Segment], dtype: np.dtype[np.floating]) -> job_pb2.Layout:
-    """The layout of a slab of segments."""
-    return job_pb2.Layout(tensors=tensors_of(parts), dtype=dtype.name)
+_KINDS: dict[Kind, job_pb2.Tensor.Kind.ValueType] = {
+    # As in layouts of earlier releases, which know no kinds.
+    Kind.PARAMETER: job_pb2.Tensor.KIND_UNSPECIFIED,
+    Kind.STATISTIC: job_pb2.Tensor.KIND_STATISTIC,
+    Kind.CONSTANT: job_pb2.Tensor.KIND_CONSTANT,
+}
+_KIND_OF = {value: kind for kind, value in _KINDS.items()}
+
+
+def layout_of(parts: Iterable[Segment], dtype: np.dtype[np.floating], counters: Iterable[Segment] = ()) -> job_pb2.Layout:
+    """The layout of a slab of segments, with the model's counters, which are not in the slab."""
+    return job_pb2.Layout(tensors=tensors_of(parts), dtype=dtype.name, counters=tensors_of(counters))
 
 
 def tensors_of(parts: Iterable[Segment]) -> list[job_pb2.Tensor]:
     """Segments as messages."""
-    return [job_pb2.Tensor(name=segment.name, shape=segment.shape) for segment in parts]
+    return [job_pb2.Tensor(name=segment.name, shape=segment.shape, kind=_KINDS[segment.kind]) for segment in parts]
 
 
 def segments_of(tensors: Iterable[job_pb2.Tensor]) -> tuple[Segment, ...]:
-    """The segments that messages describe."""
-    return tuple(Segment(tensor.name, tuple(tensor.shape)) for tensor in tensors)
+    """The segments that messages describe. Raises ValueError if one is of a kind that this release does not know."""
+    return tuple(Segment(tensor.name, tuple(tensor.shape), _kind(tensor)) for tensor in tensors)
+
+
+def _kind(tensor: job_pb2.Tensor) -> Kind:
+    if tensor.kind not in _KIND_OF:
+        raise ValueError(f"{tensor.name}: there is no kind {tensor.kind} of tensors")
+    return _KIND_OF[tensor.kind]
 
 
 def dtype_of(layout: job_pb2.Layout) -> np.dtype[np.floating]:

@@ -2098,21 +2098,27 @@ class Layout(_message.Message):
 
     TENSORS_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
+    COUNTERS_FIELD_NUMBER: _builtins.int
     dtype: _builtins.str
     """"float32" or "float64"."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]:
         """The tensors, in the order of the slab."""
 
+    @_builtins.property
+    def counters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]:
+        """Tensors of 64-bit integers that are not in the slab. Each element is the number of updates applied."""
+
     def __init__(
         self,
         *,
         tensors: _abc.Iterable[Global___Tensor] | None = ...,
         dtype: _builtins.str = ...,
+        counters: _abc.Iterable[Global___Tensor] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "dtype", b"dtype", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2124,10 +2130,42 @@ class Tensor(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Tensor._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Tensor._Kind.ValueType  # 0
+        """A parameter: an optimizer takes steps along its gradient."""
+        KIND_STATISTIC: Tensor._Kind.ValueType  # 1
+        """A statistic, such as the running mean of batch normalization. In its range of a gradient each microbatch contributes the value
+        before minus the value after, multiplied by the microbatch's share of the samples. The sum is subtracted from the value as it
+        is, whatever the optimizer.
+        """
+        KIND_CONSTANT: Tensor._Kind.ValueType  # 2
+        """A constant, which never changes. Its range of a gradient is 0."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """How training changes a tensor."""
+
+    KIND_UNSPECIFIED: Tensor.Kind.ValueType  # 0
+    """A parameter: an optimizer takes steps along its gradient."""
+    KIND_STATISTIC: Tensor.Kind.ValueType  # 1
+    """A statistic, such as the running mean of batch normalization. In its range of a gradient each microbatch contributes the value
+    before minus the value after, multiplied by the microbatch's share of the samples. The sum is subtracted from the value as it
+    is, whatever the optimizer.
+    """
+    KIND_CONSTANT: Tensor.Kind.ValueType  # 2
+    """A constant, which never changes. Its range of a gradient is 0."""
+
     NAME_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name, as torch.nn.Sequential names it: the layer's index, a dot, "weight" or "bias"."""
+    kind: Global___Tensor.Kind.ValueType
+    """In a slab, parameters come first, then statistics, then constants."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The length of each axis. The values lie in row-major order."""
@@ -2137,10 +2175,11 @@ class Tensor(_message.Message):
         *,
         name: _builtins.str = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
+        kind: Global___Tensor.Kind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

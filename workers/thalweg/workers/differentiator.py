@@ -128,14 +128,14 @@ class Differentiator:
 
         Measured for about `seconds` on coordinates here and there. 0 where gradients are not computed by differences.
         """
-        if self._numerical is None or not self.objective.size:
+        if self._numerical is None or not self._numerical.coordinates:
             return 0.0
         draws = [(0, microbatch) for microbatch in range(self._microbatches)]
         points = [self._numerical.at(parameters, self._gathered.copy(*draw).batch, draw) for draw in draws]
         one = np.empty(1)
         coordinates = 0
         start = time.perf_counter()
-        for position in np.random.default_rng(0).integers(0, self.objective.size, 1000).tolist():
+        for position in np.random.default_rng(0).integers(0, self._numerical.coordinates, 1000).tolist():
             for point in points:
                 self._numerical.differentiate(point, 1, slice(position, position + 1), one)
             coordinates += 1

@@ -3,6 +3,7 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab
+from thalweg.contract.segments import Kind, end_of
 from thalweg.contract.sums import Sums
 from thalweg.learning import optimizers, schedules
 from thalweg.learning.batch import size
@@ -23,6 +24,7 @@ class Lanes:
         self._reductions = optimizers.reductions(spec.optimizer)
         self._spans = optimizers.spans(spec.optimizer, objective.segments, objective.size)
         self._objective = objective
+        self._constants = end_of(Kind.STATISTIC, objective.segments)
         self._gathered = gathered
         self._steps_per_epoch = steps_per_epoch
         self._total_steps = spec.training.epochs * steps_per_epoch
@@ -33,8 +35,9 @@ class Lanes:
     def train(self, start: Slab, steps: range, lane: int, out: Slab) -> Sums:
         """Trains from the parameters `start` on for some steps, with a fresh state of the job's optimizer.
 
-        Writes to `out` by how much the parameters fell, divided by the number of lanes; gives the sums of all steps, each taken
-        before its update. A step of which the lane has no samples is none: the optimizer does not count it either.
+        Writes to `out` by how much parameters and statistics fell, divided by the number of lanes, and 0 for constants; gives the
+        sums of all steps, each taken before its update. A step of which the lane has no samples is none: the optimizer does not
+        count it either.
         """
         objective, parameters, gradient = self._objective, self._parameters, self._gradient
         parameters[...] = start
@@ -57,4 +60,6 @@ class Lanes:
                 taken += 1
             np.subtract(start, parameters, out=out)
             out /= self._microbatches
+            # Not computed, since they need not be finite.
+            out[self._constants :] = 0
         return sums

@@ -135,7 +135,7 @@ class _Worker:
         need = needs.of_worker(spec, objective, len(dataset.train), EVALUATION_BATCH, shared=self._peer is not None)
         check_memory(f"model.layers: a worker for {objective.size:,} parameters", need)
         prepared = pb.Prepared(
-            layout=layout_of(objective.segments, objective.dtype),
+            layout=layout_of(objective.segments, objective.dtype, objective.counters),
             train_samples=len(dataset.train),
             validation_samples=len(dataset.validation),
             preprocessing=dataset.preprocessing,

@@ -27,18 +27,26 @@ def apply(
     """Updates a range of any length. Says whether all the new values are finite.
 
     All arrays are one-dimensional and of equal length and dtype. `out` may be `parameters` or not; `state` is changed in place.
-    The gradient is the sum of the two arrays, if there are two, multiplied by `scale`; they are only read. `learning_rate` is the
-    scheduled one; `step` counts from 0. `spans` cover the range, if parts of it have hyperparameters of their own, or there are
-    reductions, by which they were scaled. How a slab is cut into ranges does not change a bit of the result, and threads may
-    update different ranges at once.
+    The gradient is the sum of the two arrays, if there are two; they are only read. Except in plain spans it is multiplied by
+    `scale`. `learning_rate` is the scheduled one; `step` counts from 0. `spans` cover the range, if parts of it have
+    hyperparameters of their own, or there are reductions, by which they were scaled. How a slab is cut into ranges does not
+    change a bit of the result, and threads may update different ranges at once.
     """
     # The output can take what is computed in between, and so is in the cache when it is written.
     apart = not np.may_share_memory(parameters, out)
 
+    def summed(block: slice, scratch: Scratch) -> Slab:
+        if isinstance(gradient, tuple):
+            return np.add(gradient[0][block], gradient[1][block], out=scratch.gradient[: block.stop - block.start])
+        return gradient[block]
+
+    def is_finite(new: Slab, scratch: Scratch) -> bool:
+        return bool(np.isfinite(new, out=scratch.finite[: new.size]).all())
+
     def update_block(block: slice, rule: UpdateRule, factor: float, decay: float, keep: float, scratch: Scratch) -> bool:
         p, new = parameters[block], out[block]
-        total, other, finite = scratch.gradient[: p.size], scratch.other[: p.size], scratch.finite[: p.size]
-        g = np.add(gradient[0][block], gradient[1][block], out=total) if isinstance(gradient, tuple) else gradient[block]
+        total, other = scratch.gradient[: p.size], scratch.other[: p.size]
+        g = summed(block, scratch)
         if factor != 1:
             g = np.multiply(g, parameters.dtype.type(factor), out=total)
         if decay:
@@ -46,19 +54,24 @@ def apply(
         delta = new if apart else scratch.delta[: p.size]
         rule(g, {name: values[block] for name, values in state.items()}, delta, other)
         np.subtract(p if keep == 1 else np.multiply(p, keep, out=other), delta, out=new)
-        return bool(np.isfinite(new, out=finite).all())
+        return is_finite(new, scratch)
 
     def update(span: Span, scratch: Scratch) -> bool:
         if span.frozen:
             if apart:
                 out[span.start : span.stop] = parameters[span.start : span.stop]
             return True
+        blocks = [slice(start, min(start + _BLOCK, span.stop)) for start in range(span.start, span.stop, _BLOCK)]
+        if span.plain:
+            for block in blocks:
+                np.subtract(parameters[block], summed(block, scratch), out=out[block])
+            return all(is_finite(out[block], scratch) for block in blocks)
         rate, factor = learning_rate * span.learning_rate_factor, scale * span.gradient_factor
         rule = optimizer.rule(rate, step)
         decay, keep = (0.0, 1 - rate * span.weight_decay) if optimizer.decoupled else (span.weight_decay, 1.0)
         finite = True
-        for start in range(span.start, span.stop, _BLOCK):
-            finite &= update_block(slice(start, min(start + _BLOCK, span.stop)), rule, factor, decay, keep, scratch)
+        for block in blocks:
+            finite &= update_block(block, rule, factor, decay, keep, scratch)
         return finite
 
     if spans is None:

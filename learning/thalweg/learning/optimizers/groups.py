@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import translate
 from typing import NamedTuple
 
-from thalweg.contract.segments import Segment
+from thalweg.contract.segments import Kind, Segment
 from thalweg.contract.segments import elements as elements_of
 from thalweg.learning.reductions import Reduction, Scaled
 from thalweg.v1 import job_pb2
@@ -19,7 +19,8 @@ class Span(NamedTuple):
     """A range of a slab that is updated with the same hyperparameters.
 
     `learning_rate_factor` is a factor of the scheduled learning rate, `gradient_factor` one of the gradient. If it is `frozen`,
-    neither parameters nor the optimizer's state change.
+    neither parameters nor the optimizer's state change. If it is `plain`, as statistics are, the gradient itself is subtracted,
+    without any factor, and the state does not change.
     """
 
     start: int
@@ -28,6 +29,12 @@ class Span(NamedTuple):
     weight_decay: float
     frozen: bool
     gradient_factor: float = 1.0
+    plain: bool = False
+
+    @property
+    def counted(self) -> bool:
+        """Whether norms count it."""
+        return not (self.frozen or self.plain)
 
 
 class Spans:
@@ -82,9 +89,11 @@ def spans(
     """The spans of a slab, each a segment if `by_segment`.
 
     `weight_decay` is that of tensors without a group, or whose group does not state one. What groups of `also_frozen` freeze is
-    frozen too. Raises ValueError if the segments have another number of elements.
+    frozen too. Groups are of parameters: statistics are plain and constants frozen, whatever the groups say. Raises ValueError if
+    the segments have another number of elements.
     """
-    if not groups and not also_frozen and not by_segment:
+    alike = all(segment.kind is Kind.PARAMETER for segment in segments)
+    if alike and not groups and not also_frozen and not by_segment:
         return Spans([Span(0, elements, 1.0, weight_decay, frozen=False)])
     if elements_of(segments) != elements:
         raise ValueError(
@@ -94,10 +103,14 @@ def spans(
     made: list[Span] = []
     start = 0
     for segment in segments:
-        group, other = group_of(segment.name), frozen_by(segment.name)
-        decay = group.weight_decay if group.HasField("weight_decay") else weight_decay
-        factor = group.learning_rate_factor if group.HasField("learning_rate_factor") else 1.0
-        span = Span(start, start + segment.size, factor, decay, group.frozen or other.frozen)
+        stop = start + segment.size
+        if segment.kind is Kind.PARAMETER:
+            group, other = group_of(segment.name), frozen_by(segment.name)
+            decay = group.weight_decay if group.HasField("weight_decay") else weight_decay
+            factor = group.learning_rate_factor if group.HasField("learning_rate_factor") else 1.0
+            span = Span(start, stop, factor, decay, group.frozen or other.frozen)
+        else:
+            span = Span(start, stop, 1.0, 0.0, segment.kind is Kind.CONSTANT, plain=segment.kind is Kind.STATISTIC)
         if made and made[-1][2:] == span[2:] and not by_segment:
             made[-1] = made[-1]._replace(stop=span.stop)
         else:

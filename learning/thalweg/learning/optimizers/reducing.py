@@ -98,7 +98,7 @@ def _values(
     span: Span,
 ) -> Slab | float:
     """A quantity over a span, whose arrays these are."""
-    if span.frozen:
+    if not span.counted:
         return 0.0
     match quantity:
         case Quantity.PARAMETERS:

@@ -49,6 +49,11 @@ class Sequential:
         return self._segments
 
     @property
+    def counters(self) -> tuple[Segment, ...]:
+        """None: layers count nothing."""
+        return ()
+
+    @property
     def dtype(self) -> np.dtype[np.floating]:
         """The dtype of parameters, gradients and activations."""
         return self._dtype

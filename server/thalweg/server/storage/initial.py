@@ -10,10 +10,13 @@ from safetensors import SafetensorError, safe_open
 
 from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
+from thalweg.contract.segments import Kind
 from thalweg.server.validation import shown
 from thalweg.v1 import job_pb2
 
 _DTYPES = {"float32": "F32", "float64": "F64"}
+# That of a model's counters.
+_COUNTERS = "I64"
 _MAX_NAMED = 5
 
 
@@ -25,7 +28,7 @@ def check(path: Path, dtype: str) -> None:
     with _opened(path) as file:
         for name in file.keys():  # noqa: SIM118 - the file is no dictionary
             found = file.get_slice(name).get_dtype()
-            if found != _DTYPES[dtype]:
+            if found not in (_DTYPES[dtype], _COUNTERS):
                 raise ValueError(f"{shown(name)} is of type {found}, but model.dtype is {dtype}, which needs {_DTYPES[dtype]}")
 
 
@@ -45,25 +48,26 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def initial_slab(layout: job_pb2.Layout, tensors: Mapping[str, Slab]) -> Slab:
-    """The slab of a layout, filled from tensors by name.
+    """The slab of a layout, filled from tensors by name. The layout's counters may be among them, and are ignored.
 
-    Raises ValueError if their names, shapes or dtype are not the layout's, or if a value is not finite.
+    Raises ValueError if their names, shapes or dtype are not the layout's, or if a value that is no constant is not finite.
     """
-    wanted = [tensor.name for tensor in layout.tensors]
+    segments = layouts.segments_of(layout.tensors)
+    wanted = [segment.name for segment in segments]
     missing = [name for name in wanted if name not in tensors]
     if missing:
         raise ValueError(f"the model's {_listed(missing)} is missing; found: {_listed(sorted(tensors))}")
-    unknown = sorted(set(tensors).difference(wanted))
+    unknown = sorted(set(tensors).difference(wanted, (counter.name for counter in layout.counters)))
     if unknown:
         raise ValueError(f"the model has no {_listed(unknown)}; it has {_listed(wanted)}")
     slab = np.empty(layouts.elements(layout), layouts.dtype_of(layout))
-    for name, view in layouts.views(layout, slab).items():
+    for (name, _, kind), view in zip(segments, layouts.views(layout, slab).values(), strict=True):
         found = tensors[name]
         if found.dtype != view.dtype:
             raise ValueError(f"{shown(name)} is {found.dtype}, but the model's is {layout.dtype}")
         if found.shape != view.shape:
             raise ValueError(f"{shown(name)} has the shape {list(found.shape)}, but the model's has {list(view.shape)}")
-        if not np.isfinite(found).all():
+        if kind is not Kind.CONSTANT and not np.isfinite(found).all():
             raise ValueError(f"{shown(name)} has values that are NaN or infinite")
         view[...] = found
     return slab

@@ -9,7 +9,8 @@ from google.protobuf.message import DecodeError
 from thalweg.contract import frames
 from thalweg.contract.errors import protocol_violation
 from thalweg.contract.frames import Parcel, serialize
-from thalweg.contract.layout import Slab
+from thalweg.contract.layout import Slab, segments_of
+from thalweg.contract.segments import Kind, elements, end_of
 from thalweg.contract.shared_memory import SharingError
 from thalweg.contract.sums import Sums
 from thalweg.contract.text import MAX_PROBLEM, MAX_WORKER_NAME, visible
@@ -34,6 +35,8 @@ from thalweg.v1 import job_pb2, parameter_service_pb2
 _MAX_SAMPLES = 1 << 28
 _MAX_TENSORS = 4096
 _MAX_AXES = 8
+# Of all counters: a model has one for each layer at most.
+_MAX_COUNTED = 1 << 16
 _MAX_METRICS = 32
 _METRIC = re.compile(r"[a-z0-9_]{1,40}")
 # NumPy's own limit.
@@ -144,7 +147,8 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None
     """Raises ThalwegError if what a worker says of its model and data makes no sense."""
     if not 0 < prepared.train_samples <= _MAX_SAMPLES or prepared.validation_samples > _MAX_SAMPLES:
         raise protocol_violation("no training samples, or too many samples")
-    tensors = prepared.layout.tensors
+    counters, slab = prepared.layout.counters, prepared.layout.tensors
+    tensors = [*slab, *counters]
     if len(tensors) > _MAX_TENSORS or any(len(tensor.shape) > _MAX_AXES for tensor in tensors):
         raise protocol_violation("a layout of too many tensors or axes")
     if prepared.layout.dtype != dtype or len({tensor.name for tensor in tensors}) < len(tensors):
@@ -153,6 +157,12 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None
         raise protocol_violation("too many metrics, or one with an invalid name")
     if any(visible(tensor.name) != tensor.name for tensor in tensors):
         raise protocol_violation("a tensor's name with invisible characters")
+    try:
+        end_of(Kind.CONSTANT, segments_of(slab))
+    except ValueError as error:
+        raise protocol_violation(str(error)) from error
+    if any(counter.kind for counter in counters) or elements(segments_of(counters)) > _MAX_COUNTED:
+        raise protocol_violation("too many counters, or one of a kind")
     _check_preprocessing(prepared.preprocessing)
 
 
