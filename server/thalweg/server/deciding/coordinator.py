@@ -18,7 +18,6 @@ from thalweg.learning import optimizers
 from thalweg.server.deciding.decisions import (
     AdmitWorker,
     Allocate,
-    Avoid,
     Decision,
     Dismiss,
     Dropped,
@@ -55,14 +54,12 @@ from thalweg.server.deciding.phases.course import Course
 from thalweg.server.deciding.phases.initialization import Initialization
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.diverged import diverged
-from thalweg.server.deciding.values import Drop, Facts, Place, Position, Scope, WorkerId
-from thalweg.server.deciding.workers.failures import Failures, Kind
+from thalweg.server.deciding.values import Drop, Facts, Position, Scope, WorkerId
+from thalweg.server.deciding.workers.failures import Kind
 from thalweg.server.deciding.workers.machines import ADVICE, Machines, Premises
+from thalweg.server.deciding.workers.workforce import Workforce
 from thalweg.server.settings import RunSettings
 from thalweg.v1 import job_pb2, parameter_service_pb2
-
-# Stands for the workers of a run before this one.
-_EARLIER_RUN: WorkerId = -1
 
 
 class Phase(Enum):
@@ -102,13 +99,7 @@ class Coordinator:
         self._settings = settings
         self._position = position or (Position(0, 0.0, 0) if given else None)
         self._now = 0.0
-        self._heard: dict[WorkerId, float] = {}
-        self._places: dict[WorkerId, Place] = {}
-        self._failures = Failures()
-        self._avoided: tuple[Place, ...] = ()
-        # The first two workers that contributed anything: enough to tell whether another one than some worker has.
-        self._contributors: set[WorkerId] = {_EARLIER_RUN} if position and position.version else set()
-        self._prepared: dict[WorkerId, None] = {}
+        self._workers = Workforce(contributed=position is not None and position.version > 0)
         self._facts: Facts | None = None
 
     @property
@@ -132,18 +123,17 @@ class Coordinator:
 
     def trouble(self, now: float) -> str:
         """What keeps the job from having workers that contribute, in words for people; empty if nothing does."""
-        return self._failures.status(now)
+        return self._workers.trouble(now)
 
     def handle(self, event: Event, now: float) -> list[Decision]:
         """The decisions that follow from an event at a time, in seconds, which never runs backwards."""
         if self._end:
             return self._after_end(event)
-        self._now = self._failures.now = now
+        self._now = now
+        self._workers.set_time(now)
         if isinstance(self.stage, Course):
             self.stage.set_time(now)
-        worker = getattr(event, "worker", None)
-        if worker in self._heard:
-            self._heard[worker] = now
+        self._workers.hear(getattr(event, "worker", None))
         decisions = self._decide(event)
         if any(isinstance(decision, Finish) for decision in decisions):
             self._end = Phase.ENDING
@@ -154,7 +144,7 @@ class Coordinator:
         if self._end is Phase.ENDING and isinstance(event, DriverFailed):
             return [Finish(job_pb2.JOB_STATE_FAILED, event.problem)]
         if self._end is Phase.ENDING and isinstance(event, ContributionReceived):
-            return [Dropped(event.worker, Drop.LATE if event.worker in self._heard else Drop.STALE_INCARNATION)]
+            return [Dropped(event.worker, Drop.LATE if event.worker in self._workers else Drop.STALE_INCARNATION)]
         return []
 
     @property
@@ -169,17 +159,16 @@ class Coordinator:
     def _decide(self, event: Event) -> list[Decision]:
         match event:
             case WorkerJoined(worker, place):
-                self._heard[worker] = self._now
-                self._places[worker] = place
+                self._workers.join(worker, place)
                 return []
             case WorkerPrepared(worker, facts, premises):
                 return self._worker_prepared(worker, facts, premises)
             case WorkerLost(worker):
                 return self._worker_lost(worker)
             case WorkerExited(place, problem, killed):
-                return self._happened(Kind.KILLED if killed else Kind.NODE, place, problem)
+                return self._workers.failed(Kind.KILLED if killed else Kind.NODE, place, problem)
             case WorkerRefused(place, problem):
-                return self._happened(Kind.NODE, place, problem)
+                return self._workers.failed(Kind.NODE, place, problem)
             case WorkerFailed(worker, problem, scope):
                 return self._worker_failed(worker, problem, scope)
             case WorkerMisbehaved(worker, problem):
@@ -218,14 +207,14 @@ class Coordinator:
 
     def _worker_prepared(self, worker: WorkerId, facts: Facts, premises: Premises) -> list[Decision]:
         # It may have been taken for lost meanwhile, or say so twice.
-        if worker not in self._heard or worker in self._prepared:
+        if worker not in self._workers or worker in self._workers.prepared:
             return []
         if self._facts is None:
             return self._first_prepared(worker, facts, premises)
         if facts != self._facts:
             problem = f"it found {_words(facts)}, but the others found {_words(self._facts)}"
             return self._refuse(worker, Refuse(worker, problem), f"a worker disagrees with the others: {problem}")
-        if not self._prepared:
+        if not self._workers.prepared:
             self.machines.all_left()
         if problem := self.machines.problem(premises):
             refusal = Refuse(worker, problem, "OTHER_MACHINE")
@@ -248,19 +237,19 @@ class Coordinator:
         return known + self._worker_ready(worker)
 
     def _admit(self, worker: WorkerId, premises: Premises) -> list[Decision]:
-        self._prepared[worker] = None
+        self._workers.prepared[worker] = None
         notice = self.machines.admit(premises)
         return [Tell(notice), AdmitWorker(worker)] if notice else [AdmitWorker(worker)]
 
     def _refuse(self, worker: WorkerId, refusal: Refuse, problem: str) -> list[Decision]:
         """A worker cannot work beside the others: it is refused, and its node is left alone for a while."""
-        happened = self._happened(Kind.NODE, self._places[worker], problem)
-        return [refusal, *self._worker_lost(worker), *happened]
+        following = self._workers.failed(Kind.NODE, self._workers.place(worker), problem)
+        return [refusal, *self._worker_lost(worker), *following]
 
     def _worker_ready(self, worker: WorkerId) -> list[Decision]:
         match self.stage:
             case Initialization() as making:
-                return making.assign(self._prepared, self._now)
+                return making.assign(self._workers.prepared, self._now)
             case Course() as course:
                 return course.joined(worker)
             case Expecting():
@@ -270,7 +259,7 @@ class Coordinator:
         if isinstance(self.stage, Expecting):
             raise ImpossibleError("initial parameters of an unknown job")
         # Others may have made them, or nobody was to; the worker may have been taken for lost.
-        if not isinstance(self.stage, Initialization) or event.worker not in self._prepared:
+        if not isinstance(self.stage, Initialization) or event.worker not in self._workers.prepared:
             return []
         decisions = self.stage.received(event)
         if decisions:
@@ -280,19 +269,17 @@ class Coordinator:
     def _start(self, plan: Plan, position: Position) -> list[Decision]:
         """The parameters are there: training begins, or goes on, where it is."""
         course = self.stage = Course(plan, self._settings, position, self._now)
-        return [ReportReady(), *course.begin(self._prepared)]
+        return [ReportReady(), *course.begin(self._workers.prepared)]
 
     def _worker_lost(self, worker: WorkerId) -> list[Decision]:
-        # Whoever was taken for lost, or let go, is lost already.
-        if self._heard.pop(worker, None) is None:
+        # It may have been taken for lost before, or dismissed.
+        if worker not in self._workers:
             return []
-        prepared = worker in self._prepared
-        self._prepared.pop(worker, None)
-        self._places.pop(worker, None)
+        prepared = self._workers.leave(worker)
         match self.stage:
             case Initialization() as making if prepared:
                 making.lost(worker)
-                return making.assign(self._prepared, self._now)
+                return making.assign(self._workers.prepared, self._now)
             case Course() as course if prepared:
                 return course.lost(worker)
             case _:
@@ -300,81 +287,57 @@ class Coordinator:
 
     def _worker_failed(self, worker: WorkerId, problem: str, scope: Scope) -> list[Decision]:
         """A failure is the job's if the worker says so, and no other worker got further with the same job."""
-        if worker not in self._heard:
+        if worker not in self._workers:
             return []
-        others_prepared = self._facts is not None and worker not in self._prepared
-        others_got_further = others_prepared or bool(self._contributors - {worker})
+        others_prepared = self._facts is not None and worker not in self._workers.prepared
+        others_got_further = others_prepared or self._workers.others_contributed(worker)
         if scope == parameter_service_pb2.Failure.SCOPE_JOB and not others_got_further:
             return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
         node = scope == parameter_service_pb2.Failure.SCOPE_NODE or others_prepared
-        place = self._places[worker]
+        place = self._workers.place(worker)
         lost = self._worker_lost(worker)
-        return [Dismiss(worker, problem), *lost, *self._happened(Kind.NODE if node else Kind.REPORTED, place, problem)]
+        return [Dismiss(worker, problem), *lost, *self._workers.failed(Kind.NODE if node else Kind.REPORTED, place, problem)]
 
     def _worker_misbehaved(self, worker: WorkerId, problem: str) -> list[Decision]:
-        if worker not in self._heard:
+        if worker not in self._workers:
             return []
-        place = self._places[worker]
-        return [*self._worker_lost(worker), *self._happened(Kind.NODE, place, problem)]
-
-    def _happened(self, kind: Kind, place: Place, problem: str) -> list[Decision]:
-        """Something went wrong with a worker: its node is left alone for a while, unless the job fails."""
-        text = self._failures.happened(kind, place, problem)
-        error = self._failures.failed(self._places.values())
-        if error:
-            return [Finish(job_pb2.JOB_STATE_FAILED, error)]
-        told: list[Decision] = [Tell(text)] if text else []
-        return told + self._avoid()
-
-    def _avoid(self) -> list[Decision]:
-        avoided = self._failures.avoided()
-        if avoided == self._avoided:
-            return []
-        self._avoided = avoided
-        return [Avoid(avoided)]
+        place = self._workers.place(worker)
+        return [*self._worker_lost(worker), *self._workers.failed(Kind.NODE, place, problem)]
 
     def _worker_contributed(self, worker: WorkerId) -> list[Decision]:
         """What follows from a worker's contribution for those that failed."""
         self.machines.contributed()
-        if len(self._contributors) < 2:
-            self._contributors.add(worker)
-        if not self._failures or worker not in self._places:
-            return []
-        self._failures.contributed(self._places[worker])
-        return self._avoid()
+        return self._workers.contributed(worker)
 
     def _pause(self) -> list[Decision]:
         """Lets all workers go. Where everything is at one version, that is kept on disk."""
         self.machines.begin_anew()
         decisions = self.stage.pause() if isinstance(self.stage, Course) else []
-        for worker in list(self._heard):
+        for worker in self._workers:
             decisions.append(Dismiss(worker, "the job is paused"))
             # What others would get to do now, they will not do.
             self._worker_lost(worker)
         return decisions
 
     def _tick(self, missed: float) -> list[Decision]:
-        if missed:
-            self._heard = {worker: min(self._now, heard + missed) for worker, heard in self._heard.items()}
-        decisions: list[Decision] = self._avoid() if self._avoided else []
-        for worker, heard in list(self._heard.items()):
-            if self._now - heard > self._settings.silence_seconds:
-                decisions += [Evict(worker), *self._worker_lost(worker)]
+        decisions = self._workers.avoid_less()
+        for worker in self._workers.silent(self._settings.silence_seconds, missed):
+            decisions += [Evict(worker), *self._worker_lost(worker)]
         match self.stage:
             case Initialization() as making:
-                return decisions + making.assign(self._prepared, self._now)
+                return decisions + making.assign(self._workers.prepared, self._now)
             case Course() as course:
                 return decisions + course.tick()
             case Expecting():
                 return decisions
 
     def _contribution_received(self, event: ContributionReceived) -> list[Decision]:
-        if event.worker not in self._heard:
+        if event.worker not in self._workers:
             return [Dropped(event.worker, Drop.STALE_INCARNATION)]
         if isinstance(self.stage, Expecting):
             raise ImpossibleError("a contribution to an unknown job")
         # It was given no task.
-        if not isinstance(self.stage, Course) or event.worker not in self._prepared:
+        if not isinstance(self.stage, Course) or event.worker not in self._workers.prepared:
             return [Dropped(event.worker, Drop.UNKNOWN)]
         return self._worker_contributed(event.worker) + self.stage.received(event)
 
