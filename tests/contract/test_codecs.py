@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from thalweg.contract import codecs, rules
-from thalweg.contract.codecs import AnyCodec
+from thalweg.contract.codecs import AnyCodec, SlabCodec
 from thalweg.contract.layout import Slab
 from thalweg.v1 import job_pb2
 
@@ -278,3 +278,45 @@ def test_bytes_that_are_only_lent_will_do() -> None:
         data = codec.encode(values)
         for lent in (data, memoryview(data.tobytes()), bytearray(data.tobytes())):
             assert codec.decoded(lent, 70).tobytes() == codec.decoded(data.tobytes(), 70).tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(bits=ANY, encoded=st.integers(0, 100), cut=st.integers(0, 4))
+@settings(deadline=None)
+def test_what_is_not_descended_travels_as_it_is(kind: str, bits: Bits, encoded: int, cut: int) -> None:
+    """Each chunk is the codec's bytes of its parameters, then the other numbers; at once or in parts."""
+    values, plain = bits.view(np.float32), make(kind)
+    codec = SlabCodec(make(kind), encoded)
+    middle = min(cut * CHUNK, values.size)
+    runs = [(start, values[start:stop]) for start, stop in ((0, middle), (middle, values.size)) if start < stop]
+    data = b"".join(codec.encode(start, run).tobytes() for start, run in runs)
+    assert len(data) == codec.size(0, values.size) == sum(codec.size(start, run.size) for start, run in runs)
+    expected = b""
+    for start in range(0, values.size, CHUNK):
+        chunk, front = values[start : start + CHUNK], max(0, encoded - start)
+        expected += plain.encode(chunk[:front]).tobytes() + chunk[front:].tobytes()
+    assert data == expected
+    out = np.empty_like(values)
+    codec.decode(0, data, out)
+    assert codec.decoded(0, data, values.size).tobytes() == out.tobytes()
+    assert out[encoded:].tobytes() == values[encoded:].tobytes()
+    if encoded:
+        assert out[:encoded].tobytes() == plain.decoded(plain.encode(values[:encoded]), min(encoded, values.size)).tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("encoded", [0, 10, 70])
+def test_bytes_of_a_mixed_chunk_are_counted(kind: str, encoded: int) -> None:
+    codec = SlabCodec(make(kind), encoded)
+    data = codec.encode(0, np.arange(70, dtype=np.float32)).tobytes()
+    for wrong in (data[:-1], data + b"x", b""):
+        with pytest.raises(ValueError, match=f"has {len(wrong)} bytes, not {len(data)}"):
+            codec.decoded(0, wrong, 70)
+
+
+def test_what_travels_as_it_is_is_not_copied() -> None:
+    values = np.arange(70, dtype=np.float32)
+    for codec in (SlabCodec(make("float32"), 30), SlabCodec(make("int8"), 0)):
+        data = codec.encode(0, values)
+        assert np.shares_memory(data, values)
+        assert np.shares_memory(codec.decoded(0, data, 70), values)

@@ -29,7 +29,7 @@ def event_of(parameters: Parameters, **message: pb.GradientChunk | pb.Parameters
 @pytest.mark.parametrize("kind", codecs.CODECS)
 def test_a_gradient_is_decoded(kind: str) -> None:
     parameters = parameters_of(kind)
-    data = parameters.incoming.encode(GRADIENT).tobytes()
+    data = parameters.incoming.encode(0, GRADIENT).tobytes()
     chunk = pb.GradientChunk(step=3, data=data, sums=pb.Sums(samples=4), residual_since=2)
     event = event_of(parameters, gradient=chunk)
     assert isinstance(event, ContributionReceived)
@@ -50,7 +50,7 @@ def test_initial_parameters_come_as_they_are(kind: str) -> None:
 @pytest.mark.parametrize("kind", codecs.CODECS)
 def test_bytes_that_no_codec_makes_break_the_protocol(kind: str) -> None:
     parameters = parameters_of(kind)
-    good = parameters.incoming.encode(GRADIENT).tobytes()
+    good = parameters.incoming.encode(0, GRADIENT).tobytes()
     bad = [good[:-1], good + b"\0", b""]
     if kind == "top_k":
         bad.append(np.array([4], "<u4").tobytes() + good[4:])

@@ -64,7 +64,7 @@ def test_a_worker_takes_what_it_needs(wanted: int, training: dict[str, Any]) -> 
     tracemalloc.start()
     differentiator = prepared(spec)
     model = differentiator.objective
-    exchange = Streamed(spec, model.size, model.dtype, 1 << 18, Streams(queue.SimpleQueue(), []))
+    exchange = Streamed(spec, model.segments, model.dtype, 1 << 18, Streams(queue.SimpleQueue(), []))
     model.initialize(exchange.parameters[0])
     share = spec.training.microbatches // spec.training.workers
     exact = not spec.training.codec.HasField("int8")

@@ -87,3 +87,18 @@ def test_other_codecs_keep_nothing(codec: dict[str, Any]) -> None:
     outgoing = GradientEncoder(spec_of(codec), SIZE, CHUNK)
     for step in (0, 1, 5, 5):
         assert send(outgoing, step) == (0, codecs.of_gradients(spec_of(codec), CHUNK).encode(gradient(step)).tobytes())
+
+
+@pytest.mark.parametrize("codec", [INT8, TOP_K], ids=str)
+@pytest.mark.parametrize("parameters", [0, 5, 8, 13])
+def test_nothing_is_left_of_statistics(codec: dict[str, Any], parameters: int) -> None:
+    """They come after the parameters, and are sent as they are."""
+    outgoing, coder = GradientEncoder(spec_of(codec), parameters, CHUNK), codecs.of_gradients(spec_of(codec), CHUNK)
+    left: Slab = np.zeros(parameters, np.float32)
+    for step in range(4):
+        sent, since, values = b"", gradient(step), gradient(step)[:parameters] + left
+        for start in range(0, SIZE, CHUNK):
+            chunk = values[start : start + CHUNK]
+            sent += coder.encode(chunk).tobytes() + since[max(start, parameters) : start + CHUNK].tobytes()
+        left = values - coder.decoded(coder.encode(values), parameters)
+        assert send(outgoing, step) == (0, sent)

@@ -861,7 +861,8 @@ Global___Local: _TypeAlias = Local  # noqa: Y015
 @_typing.final
 class Codec(_message.Message):
     """How gradients are encoded on the wire. A codec encodes each chunk of the slab independently; the number of bytes depends on the
-    number of elements only; all numbers are little-endian. With any codec except `float32`, the gradient of each microbatch (with
+    number of elements only; all numbers are little-endian. It encodes the parameters of a chunk. Statistics and constants, which come
+    after them, travel unchanged, so that a chunk may have encoded numbers first, and then exact ones. With any codec except `float32`, the gradient of each microbatch (with
     asynchronous training, of each step) is sent separately, so that rounding does not depend on which worker computes what;
     `model.dtype` must be "float32", and `gradient` "backpropagation".
     """

@@ -523,7 +523,7 @@ class ParametersChunk(_message.Message):
     chunk: _builtins.int
     """The index of the chunk."""
     data: _builtins.bytes
-    """The values, little-endian; on the way to a worker, encoded by the job's codec if that is `bfloat16` or `float16`."""
+    """The values, little-endian; on the way to a worker, parameters are encoded by the job's codec if that is `bfloat16` or `float16`."""
     def __init__(
         self,
         *,

@@ -192,7 +192,7 @@ class _Worker:
             if accepted.shared_memory and self._peer:
                 self._inbox = exchange.listen(self._peer, self._inbox)
                 return exchange.Shared(self._peer, objective.size, objective.dtype, chunk_elements)
-            return exchange.Streamed(self._spec, objective.size, objective.dtype, chunk_elements, self._streams)
+            return exchange.Streamed(self._spec, objective.segments, objective.dtype, chunk_elements, self._streams)
         except MemoryError:
             raise self._too_large() from None
 

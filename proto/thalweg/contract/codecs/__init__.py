@@ -9,6 +9,7 @@ from thalweg.contract.codecs.bfloat16 import Bfloat16
 from thalweg.contract.codecs.float16 import Float16
 from thalweg.contract.codecs.float32 import Float32
 from thalweg.contract.codecs.int8 import Int8
+from thalweg.contract.codecs.slab import SlabCodec
 from thalweg.contract.codecs.top_k import TopK
 from thalweg.v1 import job_pb2
 
@@ -22,7 +23,7 @@ CODECS: dict[str, type[AnyCodec]] = {
     "top_k": TopK,
 }
 
-__all__ = ["CODECS", "AnyCodec", "Bytes", "Codec", "Received", "exact", "identity", "of_gradients", "of_parameters"]
+__all__ = ["CODECS", "AnyCodec", "Bytes", "Codec", "Received", "SlabCodec", "exact", "identity", "of_gradients", "of_parameters"]
 
 
 def exact(spec: job_pb2.JobSpec) -> bool:

@@ -15,6 +15,7 @@ from typing import TypeAlias
 import numpy as np
 
 from thalweg.contract import codecs, tree
+from thalweg.contract.codecs import SlabCodec
 from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
 from thalweg.learning import optimizers
@@ -55,8 +56,8 @@ class Parameters:
         self.dtype = np.dtype(plan.spec.model.dtype)
         # Of initial parameters, of the gradients that come, and of the parameters that go.
         self.identity = codecs.identity(plan.spec, plan.chunk_elements)
-        self.incoming = codecs.of_gradients(plan.spec, plan.chunk_elements)
-        self.outgoing = codecs.of_parameters(plan.spec, plan.chunk_elements)
+        self.incoming = SlabCodec(codecs.of_gradients(plan.spec, plan.chunk_elements), plan.parameters)
+        self.outgoing = SlabCodec(codecs.of_parameters(plan.spec, plan.chunk_elements), plan.parameters)
         self._root = tree.root(plan.microbatches)
         self._buffers = buffers or (np.zeros(self._elements, self.dtype), np.zeros(self._elements, self.dtype))
         self._optimizer = optimizers.make(plan.optimizer)

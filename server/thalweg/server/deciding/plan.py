@@ -2,6 +2,7 @@
 
 from thalweg.contract import codecs
 from thalweg.contract.endpoint import CHUNK_BYTES
+from thalweg.contract.segments import Kind, end_of
 from thalweg.learning import optimizers, schedules
 from thalweg.server.deciding.values import Facts
 from thalweg.v1 import job_pb2
@@ -31,6 +32,8 @@ class Plan:
         self.local_steps = training.synchrony.local.steps if local else 1
         self.optimizer = training.synchrony.local.outer if local else spec.optimizer
         self.segments = facts.segments
+        # The slab's first elements, which are descended, and which the codec encodes.
+        self.parameters = end_of(Kind.PARAMETER, facts.segments) if facts.segments else facts.elements
         self.reductions = optimizers.reductions(self.optimizer)
         # What lanes do not move, the outer optimizer must not move either.
         also_frozen = spec.optimizer.groups if local else ()

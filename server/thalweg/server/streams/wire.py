@@ -136,9 +136,11 @@ def _values(parameters: Parameters | None, chunk: int, data: memoryview, encoded
     if parameters is None or chunk not in parameters.chunks:
         raise protocol_violation(f"there is no chunk {chunk}")
     where = parameters.plan.chunk_range(chunk)
-    codec = parameters.incoming if encoded else parameters.identity
+    elements = where.stop - where.start
     try:
-        return codec.decoded(data, where.stop - where.start)
+        if encoded:
+            return parameters.incoming.decoded(where.start, data, elements)
+        return parameters.identity.decoded(data, elements)
     except ValueError as error:
         raise protocol_violation(f"chunk {chunk} {error}") from error
 
@@ -195,7 +197,7 @@ def place_of(place: parameter_service_pb2.Place, worker: str) -> Place:
 def parameters_chunk(parameters: Parameters, version: int, chunk: int) -> tuple[bytes, int]:
     """The message, serialized, that brings workers a chunk of the parameters, encoded in so many bytes."""
     part = parameter_service_pb2.ParametersChunk(version=version, chunk=chunk)
-    data = parameters.outgoing.encode(parameters.chunk(version, chunk))
+    data = parameters.outgoing.encode(parameters.plan.chunk_range(chunk).start, parameters.chunk(version, chunk))
     return serialize(Parcel(parameter_service_pb2.WorkResponse(parameters=part), data)), data.size
 
 

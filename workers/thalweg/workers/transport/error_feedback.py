@@ -7,7 +7,7 @@ al. 2019).
 import numpy as np
 
 from thalweg.contract import codecs
-from thalweg.contract.codecs import Bytes
+from thalweg.contract.codecs import Bytes, SlabCodec
 from thalweg.contract.layout import Slab
 from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2
@@ -23,13 +23,13 @@ class _Residual:
 
 
 class GradientEncoder:
-    """Encodes a worker's gradients, one task after the other. Belongs to one thread.
+    """Encodes a worker's gradients, one task after the other. Belongs to one thread. The slab has `size` parameters.
 
     With error feedback it keeps a slab for each node of which it was given a task: up to one for each microbatch.
     """
 
     def __init__(self, spec: job_pb2.JobSpec, size: int, chunk_elements: int) -> None:
-        self._codec = codecs.of_gradients(spec, chunk_elements)
+        self._codec = SlabCodec(codecs.of_gradients(spec, chunk_elements), size)
         self._size = size
         synchrony = spec.training.synchrony
         # Asynchronous steps are dealt out among the workers: what is left of a worker's gradients goes into its own next one.
@@ -57,12 +57,14 @@ class GradientEncoder:
     def encode(self, gradient: Slab, start: int) -> Bytes:
         """The bytes of chunks of the gradient, from element `start` on. Each chunk comes once, and may be used up."""
         if self._residual is None:
-            return self._codec.encode(gradient)
+            return self._codec.encode(start, gradient)
+        # Of statistics and constants, which are sent as they are, nothing is left.
         left = self._residual.slab[start : start + gradient.size]
+        encoded = gradient[: left.size]
         # What is not finite is told to the server.
         with np.errstate(over="ignore", invalid="ignore"):
-            gradient += left
-            data = self._codec.encode(gradient)
-            self._codec.decode(data, left)
-            np.subtract(gradient, left, out=left)
+            encoded += left
+            data = self._codec.encode(start, gradient)
+            self._codec.decode(start, data[: self._codec.size(start, left.size)], left)
+            np.subtract(encoded, left, out=left)
         return data

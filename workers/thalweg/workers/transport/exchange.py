@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
@@ -14,9 +14,10 @@ import grpc
 import numpy as np
 
 from thalweg.contract import codecs, shared_memory
-from thalweg.contract.codecs import Bytes
+from thalweg.contract.codecs import Bytes, SlabCodec
 from thalweg.contract.frames import Parcel, serialize
 from thalweg.contract.layout import Slab, ranges
+from thalweg.contract.segments import Kind, Segment, end_of
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2
@@ -169,19 +170,26 @@ class Streamed(Exchange):
     """Parameters and gradients travel over the stream, as the job's codec encodes them."""
 
     def __init__(
-        self, spec: job_pb2.JobSpec, elements: int, dtype: np.dtype[np.floating], chunk_elements: int, streams: Streams
+        self,
+        spec: job_pb2.JobSpec,
+        segments: Sequence[Segment],
+        dtype: np.dtype[np.floating],
+        chunk_elements: int,
+        streams: Streams,
     ) -> None:
+        elements, parameters = (end_of(kind, segments) for kind in (Kind.CONSTANT, Kind.PARAMETER))
         super().__init__((np.empty(elements, dtype), np.empty(elements, dtype)), chunk_elements, streams.send)
         self._streams = streams
         self._slab: Slab = np.empty(elements, dtype)
         # Taken at once, so that it counts when another worker on this machine asks for what is available.
         for slab in self.parameters:
             slab.fill(0)
-        self._incoming = codecs.of_parameters(spec, chunk_elements)
-        self._outgoing = GradientEncoder(spec, elements, chunk_elements)
+        self._incoming = SlabCodec(codecs.of_parameters(spec, chunk_elements), parameters)
+        self._outgoing = GradientEncoder(spec, parameters, chunk_elements)
 
     def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
-        self._incoming.decode(data, self.parameters[part.version % 2][self.chunk(part.chunk)])
+        where = self.chunk(part.chunk)
+        self._incoming.decode(where.start, data, self.parameters[part.version % 2][where])
 
     def slab(self, version: int) -> Slab:  # noqa: ARG002 - what was sent before is copied
         return self._slab

@@ -212,8 +212,8 @@ class ShardedArrays(LocalArrays):
         """Has shards send workers their parts of some chunks. The chunks that are left are to be sent from here."""
         for share, part in self._parts(chunks):
             share.send(send=pb.SendShare(workers=workers, version=version, **part))
-            sent = self._plan.chunk_range(part["end_chunk"]).start - self._plan.chunk_range(part["first_chunk"]).start
-            self._exchange.parameter_bytes += self.parameters.outgoing.size(sent) * len(workers)
+            start, end = (self._plan.chunk_range(part[name]).start for name in ("first_chunk", "end_chunk"))
+            self._exchange.parameter_bytes += self.parameters.outgoing.size(start, end - start) * len(workers)
         return self._own(chunks)
 
     def in_turn(self, event: Event) -> list[Event]:
