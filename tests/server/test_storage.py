@@ -1,4 +1,4 @@
-"""The data folder: jobs and events in SQLite, parameters and uploads in files."""
+"""The data folder: jobs and events in SQLite, parameters and uploads in files. See also `test_storages.py`."""
 
 import hashlib
 import os
@@ -18,6 +18,7 @@ from thalweg.server.storage import database as database_module
 from thalweg.server.storage import job_files, schema
 from thalweg.server.storage import uploads as uploads_module
 from thalweg.server.storage.folder import DataFolder
+from thalweg.server.storage.interface import Storage
 from thalweg.server.storage.reserve import RESERVE_BYTES
 from thalweg.v1 import job_pb2, training_service_pb2
 
@@ -29,7 +30,7 @@ def storage(tmp_path: Path) -> Iterator[DataFolder]:
     storage.close()
 
 
-def insert(storage: DataFolder, job_id: str = "", request_id: str = "", name: str = "job") -> str | None:
+def insert(storage: Storage, job_id: str = "", request_id: str = "", name: str = "job") -> str | None:
     job = storage.insert_job(job_pb2.Job(id=job_id), request_id, name)
     return job.id if job else None
 
@@ -50,71 +51,6 @@ def header(dtype: str) -> training_service_pb2.ParametersHeader:
     )
 
 
-def test_ids_are_made_from_the_name(storage: DataFolder) -> None:
-    assert [insert(storage, name="digits"), insert(storage), insert(storage, name="digits")] == ["digits-1", "job-2", "digits-3"]
-
-
-def test_a_made_id_passes_over_a_chosen_one(storage: DataFolder) -> None:
-    insert(storage, "job-2")
-    assert insert(storage) == "job-3"
-
-
-def test_the_id_of_a_deleted_job_does_not_come_back(storage: DataFolder) -> None:
-    insert(storage)
-    storage.delete_job("job-1")
-    assert insert(storage) == "job-2"
-
-
-def test_a_taken_id_is_refused(storage: DataFolder) -> None:
-    assert insert(storage, "a") == "a"
-    assert insert(storage, "a") is None
-    assert len(storage.jobs(10)) == 1
-
-
-def test_request_id_makes_an_insertion_safe_to_repeat(storage: DataFolder) -> None:
-    first = insert(storage, request_id="r")
-    assert insert(storage, request_id="r") == first
-    assert insert(storage, "another", request_id="r") == first
-    assert insert(storage, request_id="s") != first
-
-
-def test_jobs_without_a_request_id_are_different_jobs(storage: DataFolder) -> None:
-    assert insert(storage, request_id="") != insert(storage, request_id="")
-
-
-def test_jobs_are_paged_the_newest_first(storage: DataFolder) -> None:
-    for number in range(5):
-        insert(storage, f"job{number}")
-    first = storage.jobs(2)
-    assert [job.id for _, job in first] == ["job4", "job3"]
-    assert [job.id for _, job in storage.jobs(10, first[-1][0])] == ["job2", "job1", "job0"]
-    assert storage.jobs(10, 1) == []
-
-
-def test_events_are_given_behind_a_number_and_in_order(storage: DataFolder) -> None:
-    for job_id in ("a", "b"):
-        insert(storage, job_id)
-    storage.record([("a", notice(1)), ("b", notice(1, "b")), ("a", notice(2)), ("a", notice(3))])
-    assert [event.sequence for event in storage.events("a", 0, 10)] == [1, 2, 3]
-    assert [event.sequence for event in storage.events("a", 1, 1)] == [2]
-    assert [event.notice.text for event in storage.events("b", 0, 10)] == ["b"]
-    assert (storage.last_sequence("a"), storage.last_sequence("b"), storage.last_sequence("c")) == (3, 1, 0)
-
-
-def test_there_are_no_events_behind_the_greatest_number(storage: DataFolder) -> None:
-    insert(storage, "a")
-    storage.record([("a", notice(1))])
-    assert storage.events("a", (1 << 64) - 1, 10) == []
-
-
-def test_a_change_of_state_becomes_the_jobs_record(storage: DataFolder) -> None:
-    insert(storage, "a")
-    storage.record([("a", state(1, job_pb2.Job(id="a", error="e"))), ("a", notice(2))])
-    job = storage.job("a")
-    assert job
-    assert job.error == "e"
-
-
 def test_events_are_recorded_all_or_none(storage: DataFolder) -> None:
     insert(storage, "a")
     storage.record([("a", notice(1))])
@@ -122,19 +58,6 @@ def test_events_are_recorded_all_or_none(storage: DataFolder) -> None:
         storage.record([("a", notice(2)), ("a", state(3, job_pb2.Job(id="a", error="e"))), ("a", notice(1))])
     assert storage.last_sequence("a") == 1
     assert storage.job("a") == job_pb2.Job(id="a")
-
-
-def test_a_full_disk_leaves_nothing_half_and_room_lets_it_go_on(storage: DataFolder) -> None:
-    insert(storage, "a")
-    (pages,) = storage._database.execute("PRAGMA page_count").fetchone()
-    storage._database.execute(f"PRAGMA max_page_count = {pages}")
-    for _ in range(2):
-        with pytest.raises(sqlite3.OperationalError, match="full"):
-            storage.record([("a", notice(1)), ("a", notice(2, "x" * 100_000))])
-    assert storage.events("a", 0, 10) == []
-    storage._database.execute(f"PRAGMA max_page_count = {pages + 1000}")
-    storage.record([("a", notice(1)), ("a", notice(2, "x" * 100_000))])
-    assert storage.last_sequence("a") == 2
 
 
 def test_a_commit_that_fails_can_be_repeated(storage: DataFolder) -> None:
@@ -151,43 +74,19 @@ def test_a_commit_that_fails_can_be_repeated(storage: DataFolder) -> None:
     assert storage.last_sequence("a") == 1
 
 
-def test_what_was_written_is_there_when_the_folder_is_opened_again(storage: DataFolder, tmp_path: Path) -> None:
-    insert(storage, "a", request_id="r")
-    storage.record([("a", state(1, job_pb2.Job(id="a", error="e")))])
-    again = DataFolder(tmp_path)
-    assert again.job("a") == job_pb2.Job(id="a", error="e")
-    assert again.last_sequence("a") == 1
-    assert insert(again, request_id="r") == "a"
-    again.close()
-
-
 def test_writes_are_synchronised(storage: DataFolder) -> None:
     assert storage._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert storage._database.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
-def test_a_deleted_job_leaves_nothing(storage: DataFolder) -> None:
-    for job_id in ("a", "b"):
-        insert(storage, job_id)
-        storage.record([(job_id, notice(1))])
-        storage.save_parameters(job_id, header("float32"), np.zeros(8, np.float32))
-    storage.delete_job("a")
-    assert storage.job("a") is None
-    assert storage.events("a", 0, 10) == []
-    assert storage.parameters("a") is None
-    assert not storage.job_folder("a").exists()
-    assert storage.last_sequence("b") == 1
-    assert storage.parameters("b")
-
-
-def put_upload(storage: DataFolder, content: bytes) -> str:
+def put_upload(storage: Storage, content: bytes) -> str:
     sha256 = hashlib.sha256(content).hexdigest()
     storage.uploads.receive("one", content)
     assert storage.uploads.finish("one", sha256)
     return sha256
 
 
-def insert_using(storage: DataFolder, job_id: str, data: str = "", initial: str = "") -> None:
+def insert_using(storage: Storage, job_id: str, data: str = "", initial: str = "") -> None:
     spec = job_pb2.JobSpec(data=job_pb2.Data(npz="a.npz", sha256=data))
     spec.model.initial.sha256 = initial
     assert storage.insert_job(job_pb2.Job(id=job_id, spec=spec), "", "job")

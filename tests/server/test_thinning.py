@@ -18,6 +18,7 @@ from thalweg.server.storage import database as database_module
 from thalweg.server.storage import journal as journal_module
 from thalweg.server.storage import schema
 from thalweg.server.storage.folder import DataFolder
+from thalweg.server.storage.interface import Storage
 from thalweg.server.storage.journal import Journal
 from thalweg.server.storage.thinning import Bounds, joined
 from thalweg.server.telemetry import steps_end
@@ -74,15 +75,15 @@ def losses_of(steps: int) -> list[float]:
     return [2 + math.sin(step / 50) + float(random.normal()) / 10 for step in range(steps)]
 
 
-def record(storage: DataFolder, events: list[pb.Event], job: str = "a") -> None:
+def record(storage: Storage, events: list[pb.Event], job: str = "a") -> None:
     storage.record([(job, event) for event in events])
 
 
-def thin(storage: DataFolder) -> int:
+def thin(storage: Storage) -> int:
     return sum(1 for _ in itertools.takewhile(bool, iter(storage.thin, None)))
 
 
-def kept(storage: DataFolder, job: str = "a") -> list[pb.Event]:
+def kept(storage: Storage, job: str = "a") -> list[pb.Event]:
     return storage.events(job, 0, 1 << 30)
 
 

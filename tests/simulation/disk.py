@@ -25,18 +25,22 @@ class ImaginaryDisk:
         self._random = random_
         self._files: dict[Path, _File] = {}
         self._durable: dict[Path, _File] = {}
-        self.full = False
+        # There is no room, and nothing can be written for another reason.
+        self.full = self.broken = False
         self.crash_after: int | None = None
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """A moment at which the machine may go down, or at which the disk fails."""
         if self.crash_after is not None:
             self.crash_after -= 1
             if self.crash_after < 0:
                 self.crash_after = None
                 raise Crash
+        if self.broken:
+            raise OSError(errno.EIO, "input/output error")
 
     def write(self, path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-        self._step()
+        self.step()
         file = self._files[path] = _File(b"")
         room = self._random.randrange(3) if self.full else math.inf
         for number, piece in enumerate(pieces):
@@ -44,10 +48,10 @@ class ImaginaryDisk:
                 file.data += bytes(piece[: len(piece) // 2])
                 raise OSError(errno.ENOSPC, "no space left on device")
             file.data += bytes(piece)
-            self._step()
+            self.step()
 
     def synchronize(self, path: Path) -> None:
-        self._step()
+        self.step()
         file = self._files.get(path)
         if file:
             file.durable = file.data
@@ -55,19 +59,21 @@ class ImaginaryDisk:
             for name in [name for name in self._durable if name.parent == path]:
                 del self._durable[name]
             self._durable |= {name: file for name, file in self._files.items() if name.parent == path}
-        self._step()
+        self.step()
 
     def rename(self, source: Path, target: Path) -> None:
-        self._step()
+        self.step()
         self._files[target] = self._files.pop(source)
-        self._step()
+        self.step()
 
     def remove(self, path: Path) -> None:
-        self._step()
+        self.step()
         self._files.pop(path, None)
-        self._step()
+        self.step()
 
     def read(self, path: Path) -> memoryview:
+        if path not in self._files:
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
         return memoryview(self._files[path].data)
 
     def names(self, folder: Path) -> list[str]:
@@ -75,6 +81,22 @@ class ImaginaryDisk:
 
     def make_folder(self, folder: Path) -> None:
         pass
+
+    def forget(self, folder: Path) -> None:
+        """All that is below a folder is gone, and stays gone."""
+        for files in (self._files, self._durable):
+            for path in [path for path in files if folder in path.parents]:
+                del files[path]
+
+    def replace(self, path: Path, target: Path, data: bytes) -> None:
+        """Puts a file in the place of another one while nothing runs."""
+        for files in (self._files, self._durable):
+            files.pop(path, None)
+            files[target] = _File(data, data)
+
+    def below(self, folder: Path) -> list[Path]:
+        """The files below a folder."""
+        return sorted(path for path in self._files if folder in path.parents)
 
     def crash(self) -> None:
         """The machine goes down and comes back."""
@@ -97,7 +119,7 @@ class ImaginaryDisk:
         return self._random.choice([file.durable or b"", file.data[:kept], file.data[:kept] + bytes(len(file.data) - kept)])
 
     def damage(self, folder: Path) -> None:
-        """DecisionQueue a bit of the newest file in a folder."""
+        """Turns a bit of the newest file in a folder."""
         path = max((path for path in self._files if path.parent == folder), default=None)
         if path and self._files[path].data:
             data = bytearray(self._files[path].data)

@@ -1,7 +1,6 @@
 """How long a server did not listen: its own silence, which is not to be taken for that of others."""
 
-import time
-from collections.abc import Callable
+from thalweg.server.telemetry import Clock
 
 # An event loop is never quite on time. Up to this share of the time after which a peer is taken for lost, that does not matter.
 _NEGLIGIBLE = 0.05
@@ -14,7 +13,7 @@ class Attention:
     peers sent meanwhile. `silence_seconds` is the time after which a peer that says nothing is taken for lost.
     """
 
-    def __init__(self, seconds: float, silence_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: float, silence_seconds: float, clock: Clock) -> None:
         self._seconds = seconds
         self._negligible = silence_seconds * _NEGLIGIBLE
         self._clock = clock

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import Collection
 from contextlib import suppress
 
@@ -20,6 +21,7 @@ from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.storage.interface import Storage
 from thalweg.server.storage.journal import DISK_SECONDS, Journal
 from thalweg.server.streams.memory_listener import Sharing
+from thalweg.server.telemetry import Clock
 from thalweg.v1 import job_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class Jobs:
         settings: RunSettings = DEFAULT_SETTINGS,
         max_running: int = 0,
         sharing: Sharing | None = None,
+        clock: Clock = time.monotonic,
     ) -> None:
         self.storage = storage
         self.settings = settings
@@ -43,11 +46,11 @@ class Jobs:
         self.stopping = False
         self.journal = Journal(storage, self._event_rejected)
         self.answers = Answers(self.journal)
-        self.lives = Lives(self.journal, self.answers, settings, max_running, sharing)
+        self.lives = Lives(self.journal, self.answers, settings, max_running, sharing, clock)
         self.places = self.lives.places
         self.shards = self.lives.runs.shards
         self.reading = Reading(self.journal, self.answers, self.lives)
-        self.upkeep = Upkeep(self.journal, self.lives, settings.silence_seconds, self.shard_lost)
+        self.upkeep = Upkeep(self.journal, self.lives, settings.silence_seconds, self.shard_lost, clock)
         self._accepting: set[asyncio.Task[job_pb2.Job]] = set()
 
     async def start(self, resume_unfinished: bool, kept: Collection[str] = ()) -> None:

@@ -10,6 +10,7 @@ from thalweg.server.arrays.sharded.registry import ShardLink
 from thalweg.server.driving.attention import Attention
 from thalweg.server.driving.lifecycle.lives import Lives
 from thalweg.server.storage.journal import Journal
+from thalweg.server.telemetry import Clock
 
 _log = logging.getLogger(__name__)
 # How soon it is noticed that a worker takes too long.
@@ -21,11 +22,14 @@ _TIDY_SECONDS = 3600.0
 class Upkeep:
     """The recurring work of one server. Belongs to its event loop. `shard_lost` is called with shards that are silent."""
 
-    def __init__(self, journal: Journal, lives: Lives, silence_seconds: float, shard_lost: Callable[[ShardLink], object]) -> None:
+    def __init__(
+        self, journal: Journal, lives: Lives, silence_seconds: float, shard_lost: Callable[[ShardLink], object], clock: Clock
+    ) -> None:
         self._journal = journal
         self._lives = lives
         self._silence_seconds = silence_seconds
         self._shard_lost = shard_lost
+        self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -43,7 +47,7 @@ class Upkeep:
             task.cancel()
 
     async def _tick(self) -> None:
-        attention = Attention(_TICK_SECONDS, self._silence_seconds)
+        attention = Attention(_TICK_SECONDS, self._silence_seconds, self._clock)
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             missed = attention.missed()

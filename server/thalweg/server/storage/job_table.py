@@ -19,12 +19,14 @@ class JobTable(Database):
             known = self.job_of_request(request_id)
             if known:
                 return known
+            number = None
             if not job.id:
-                job.id = self._free_id(name)
+                number = self._free_number(name)
+                job.id = f"{name}-{number}"
             elif database.execute("SELECT 1 FROM jobs WHERE id = ?", (job.id,)).fetchone():
                 return None
-            values = (job.id, request_id or None, job.SerializeToString())
-            database.execute("INSERT INTO jobs (id, request_id, job) VALUES (?, ?, ?)", values)
+            values = (number, job.id, request_id or None, job.SerializeToString())
+            database.execute("INSERT INTO jobs (number, id, request_id, job) VALUES (?, ?, ?, ?)", values)
             database.execute("INSERT INTO tallies (job_id, steps, epochs) VALUES (?, 0, 0)", (job.id,))
             self._use_uploads(job)
         return job
@@ -38,13 +40,13 @@ class JobTable(Database):
         row = self._database.execute("SELECT job FROM jobs WHERE request_id = ?", (request_id or None,)).fetchone()
         return job_pb2.Job.FromString(row[0]) if row else None
 
-    def _free_id(self, name: str) -> str:
-        # Counts jobs ever added, so that the id of a deleted job does not come back.
+    def _free_number(self, name: str) -> int:
+        """The number from which a job's id is made. Later numbers are larger, so that no made id comes back."""
         (last,) = self._database.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
         number = int(last) + 1
         while self.job(f"{name}-{number}") is not None:
             number += 1
-        return f"{name}-{number}"
+        return number
 
     def job(self, job_id: str) -> job_pb2.Job | None:
         """One job, as it was last recorded."""

@@ -27,6 +27,7 @@ from thalweg.server.driving.lifecycle.stories import Stories
 from thalweg.server.settings import RunSettings
 from thalweg.server.storage.journal import Journal
 from thalweg.server.streams.memory_listener import Sharing
+from thalweg.server.telemetry import Clock
 from thalweg.v1 import job_pb2
 
 _log = logging.getLogger(__name__)
@@ -39,14 +40,14 @@ class Lives:
     """
 
     def __init__(
-        self, journal: Journal, answers: Answers, settings: RunSettings, max_running: int, sharing: Sharing | None
+        self, journal: Journal, answers: Answers, settings: RunSettings, max_running: int, sharing: Sharing | None, clock: Clock
     ) -> None:
         self._journal = journal
         self._storage = journal.storage
         self._answers = answers
-        self.writer = ResultWriter(journal.storage, journal)
+        self.writer = ResultWriter(journal.storage, journal, clock)
         self.recovery = Recovery(journal)
-        self.runs = Runs(journal, answers, self.writer, settings, sharing, self._run_ended, self._avoid)
+        self.runs = Runs(journal, answers, self.writer, settings, sharing, clock, self._run_ended, self._avoid)
         self.places = Places(max_running, self.runs.of, self._keeps_place)
         self.stories = Stories()
         self.beginnings = Beginnings(journal, self.writer, self.recovery, self.runs)

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -12,7 +11,7 @@ from thalweg.server.storage.checkpoints import Checkpoint
 from thalweg.server.storage.interface import Storage
 from thalweg.server.storage.journal import DISK_SECONDS, Journal
 from thalweg.server.storage.room import Shortage
-from thalweg.server.telemetry import Telemetry
+from thalweg.server.telemetry import Clock, Telemetry
 from thalweg.v1 import training_service_pb2
 
 _log = logging.getLogger(__name__)
@@ -24,9 +23,10 @@ Written = Callable[[int, float, str], object]
 class ResultWriter:
     """Writes for the jobs of one server, in the background. Belongs to its event loop."""
 
-    def __init__(self, storage: Storage, journal: Journal) -> None:
+    def __init__(self, storage: Storage, journal: Journal, clock: Clock) -> None:
         self._storage = storage
         self._journal = journal
+        self._clock = clock
         self._saving: set[asyncio.Task[None]] = set()
 
     def save(self, job_id: str, checkpoint: Checkpoint, written: Written) -> None:
@@ -40,14 +40,14 @@ class ResultWriter:
         await asyncio.gather(*self._saving, return_exceptions=True)
 
     async def _save(self, job_id: str, checkpoint: Checkpoint, written: Written) -> None:
-        began, size, problem = time.monotonic(), 0, ""
+        began, size, problem = self._clock(), 0, ""
         try:
             size = await self._write(job_id, checkpoint)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next one is tried
             problem = str(error) or type(error).__name__
         if problem:
             _log.error("job %s: cannot write a checkpoint: %s", job_id, problem)
-        written(size, time.monotonic() - began, problem)
+        written(size, self._clock() - began, problem)
 
     async def _write(self, job_id: str, checkpoint: Checkpoint) -> int:
         """Makes a checkpoint durable and gives its size. It may not be ahead of the events on disk: the steps behind it are never

@@ -17,7 +17,7 @@ from thalweg.server.storage.checkpoints import Checkpoint
 from thalweg.server.storage.initial import initial_slab
 from thalweg.server.storage.journal import Journal
 from thalweg.server.streams.memory_listener import Sharing
-from thalweg.server.telemetry import NOTHING_RECORDED, Recorded
+from thalweg.server.telemetry import NOTHING_RECORDED, Clock, Recorded
 from thalweg.v1 import job_pb2
 
 
@@ -35,6 +35,7 @@ class Runs:
         writer: ResultWriter,
         settings: RunSettings,
         sharing: Sharing | None,
+        clock: Clock,
         ended: Callable[[JobOutcome], None],
         avoid: Callable[[], object],
     ) -> None:
@@ -46,6 +47,7 @@ class Runs:
         self._writer = writer
         self._settings = settings
         self._sharing = sharing
+        self._clock = clock
         self._ended = ended
         self._avoid = avoid
         self._crew = ArithmeticPool()
@@ -62,6 +64,7 @@ class Runs:
             self._ended,
             lambda made: self._save(run, made),
             settings=self._settings,
+            clock=self._clock,
             checkpoint=checkpoint,
             recorded=recorded,
             initial=partial(self._initial, job.spec.model.initial) if job.spec.model.HasField("initial") else None,
