@@ -8,6 +8,7 @@ from typing import Protocol, TypeAlias
 
 from thalweg.contract.states import NO_WORKERS
 from thalweg.server.deciding.plan import Plan
+from thalweg.server.deciding.values import Drop
 from thalweg.v1 import job_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
@@ -164,6 +165,18 @@ class Telemetry:
         progress.learning_rate = self._base_rate * schedule_factor
         if self._clock() - self._told >= min(max(_TELL_SECONDS, self.seconds * _TELL_SHARE), _MAX_TELL_SECONDS):
             self.flush()
+
+    def dropped(self, reason: Drop) -> None:
+        """Counts a contribution that is not applied."""
+        match reason:
+            case Drop.DUPLICATE:
+                self.contributions.duplicate += 1
+            case Drop.LATE:
+                self.contributions.late += 1
+            case Drop.STALE_INCARNATION:
+                self.contributions.stale_incarnation += 1
+            case Drop.UNKNOWN:
+                self.contributions.unknown += 1
 
     def flush(self) -> None:
         """Tells of the steps taken since the last time."""

@@ -3,9 +3,7 @@
 import itertools
 import secrets
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from thalweg.contract.errors import protocol_violation
 from thalweg.contract.layout import Slab, tensors_of
@@ -16,12 +14,13 @@ from thalweg.server.arrays.copies import Spare
 from thalweg.server.arrays.local import LocalArrays
 from thalweg.server.arrays.parameters import PARAMETERS, Parameters
 from thalweg.server.arrays.pool import ArithmeticPool
+from thalweg.server.arrays.sharded.assembly import Assembly
 from thalweg.server.arrays.sharded.in_order import InOrder
+from thalweg.server.arrays.sharded.ranges import Held, RemoteRange
 from thalweg.server.arrays.sharded.registry import ShardLink, ShardRegistry, split
 from thalweg.server.deciding.decision_queue import DecisionQueue
 from thalweg.server.deciding.decisions import Decision, Promote
 from thalweg.server.deciding.events import ContributionReceived, DriverFailed, Event, InitialReceived, RangeNotFinite
-from thalweg.server.deciding.impossible import ImpossibleError
 from thalweg.server.deciding.payload import Payload
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import WorkerId
@@ -30,42 +29,6 @@ from thalweg.v1 import parameter_service_pb2
 from thalweg.v1 import shard_service_pb2 as pb
 
 _TOKEN_BYTES = 32
-# Stands for all parts of a copy that are made here.
-_OWN = ("", -1)
-
-
-class Held(NamedTuple):
-    """A payload whose numbers a shard keeps."""
-
-    share: "_Share"
-    number: int
-    residual_since: int = 0
-
-    def chunk(self, plan: Plan, chunk: int) -> Slab:
-        """Raises ImpossibleError: the numbers are not here."""
-        raise ImpossibleError(f"chunk {chunk} of {plan.chunks} is kept by the shard {self.share.shard.address}")
-
-
-class _Share:
-    """A range of the slab that a shard holds. `sums` are its part of the reduction that is under way, when they have come."""
-
-    def __init__(self, shard: ShardLink, number: int, chunks: range) -> None:
-        self.shard = shard
-        self.number = number
-        self.chunks = chunks
-        self.sums: list[float] | None = None
-
-    def send(self, **command: Any) -> None:
-        """Queues a command, given by the field's name."""
-        self.shard.send(pb.ShareCommand(share=self.number, **command))
-
-
-class _Copy(NamedTuple):
-    """A copy of the job's slabs that is being put together, and who waits for it."""
-
-    slabs: OptimizerState
-    missing: set[tuple[str, int]]
-    then: Callable[[OptimizerState], object]
 
 
 class ShardedArrays(LocalArrays):
@@ -88,13 +51,12 @@ class ShardedArrays(LocalArrays):
         self._plan = plan
         self._queue = queue
         self._exchange = telemetry.exchange
-        self._shares = [_Share(shard, all_shards.number(), part) for shard, part in zip(shards, ranges, strict=True)]
+        self._shares = [RemoteRange(shard, all_shards.number(), part) for shard, part in zip(shards, ranges, strict=True)]
         self._in_order = InOrder(plan.chunks)
         self._applying = 0
         # The reduction that is under way, and the part of its sums that is computed here.
         self._reducing: tuple[int, list[float]] | None = None
-        self._whole: dict[int, _Copy] = {}
-        self._copy_numbers = itertools.count(1)
+        self._assembly = Assembly(self.parameters)
         for share in self._shares:
             share.shard.begin(share.number, lambda message, share=share: self._hear(share, message))  # type: ignore[misc]
             make = pb.MakeShare(spec=plan.spec, elements=plan.elements, train_samples=plan.samples)
@@ -116,7 +78,7 @@ class ShardedArrays(LocalArrays):
         for share in self._shares:
             share.shard.end(share.number)
         self._shares = []
-        self._whole.clear()
+        self._assembly.clear()
         super().close()
 
     def invite(self, worker: WorkerId) -> list[parameter_service_pb2.ShardRange]:
@@ -152,14 +114,10 @@ class ShardedArrays(LocalArrays):
         self._copy(then, state)
 
     def _copy(self, then: Callable[[OptimizerState], object], state: bool) -> None:
-        slabs: OptimizerState = {name: np.empty(self._plan.elements, self.parameters.dtype) for name in self._slabs(state)}
-        number, first = next(self._copy_numbers), self.parameters.chunks.start
-        missing = {(name, chunk) for name in slabs for chunk in range(first)} | {_OWN}
-        self._whole[number] = _Copy(slabs, missing, then)
+        number, own = self._assembly.begin(list(self._slabs(state)), then)
         for share in self._shares:
             share.send(copy=pb.CopyShare(copy=number, state=state))
-        own = slice(self._plan.chunk_range(first).start, None)
-        self._copies.copy({name: slab[own] for name, slab in slabs.items()}, lambda: self._came(number, _OWN))
+        self._copies.copy(own, lambda: self._assembly.add_own(number))
 
     def ready(self, decision: Decision) -> bool:
         """Whether nothing has to be answered before a decision is carried out."""
@@ -224,7 +182,7 @@ class ShardedArrays(LocalArrays):
         for share in self._shares:
             share.send(**command)
 
-    def _parts(self, chunks: range) -> Iterator[tuple[_Share, dict[str, int]]]:
+    def _parts(self, chunks: range) -> Iterator[tuple[RemoteRange, dict[str, int]]]:
         """Who has which of some chunks, as fields of a command."""
         for share in self._shares:
             first, end = max(chunks.start, share.chunks.start), min(chunks.stop, share.chunks.stop)
@@ -235,7 +193,7 @@ class ShardedArrays(LocalArrays):
         """Those of some chunks that are the server's own."""
         return range(max(chunks.start, self.parameters.chunks.start), chunks.stop)
 
-    def _hear(self, share: _Share, message: pb.HoldRequest) -> None:
+    def _hear(self, share: RemoteRange, message: pb.HoldRequest) -> None:
         match message.WhichOneof("message"):
             case "arrival":
                 self._arrived(share, message.arrival)
@@ -253,13 +211,13 @@ class ShardedArrays(LocalArrays):
                 share.sums = list(message.block_sums.values)
                 self._fold()
             case "copied":
-                self._copied(share, message.copied)
+                self._assembly.add(message.copied, share.chunks)
             case "failure":
                 self.broken = True
                 problem = visible(message.failure.problem, MAX_PROBLEM)
                 self._queue.interrupt(DriverFailed(f"shard {share.shard.address}: {problem}"))
 
-    def _arrived(self, share: _Share, arrival: pb.Arrival) -> None:
+    def _arrived(self, share: RemoteRange, arrival: pb.Arrival) -> None:
         worker = arrival.worker
         if arrival.HasField("initial"):
             self._queue.handle(InitialReceived(worker, arrival.initial.chunk, Held(share, arrival.kept)))
@@ -287,25 +245,3 @@ class ShardedArrays(LocalArrays):
             share.send(scale=pb.ScaleShare(reduction=reduction, factors=factors))
         self.parameters.scale(reduction, factors)
         self._queue.go_on()
-
-    def _copied(self, share: _Share, piece: pb.Piece) -> None:
-        copy = self._whole.get(piece.copy)
-        if copy is None:
-            return
-        if piece.chunk not in share.chunks or (piece.slab, piece.chunk) not in copy.missing:
-            raise protocol_violation(f"no copy of {piece.slab}'s chunk {piece.chunk} was asked for")
-        part: Slab = copy.slabs[piece.slab][self._plan.chunk_range(piece.chunk)]
-        try:
-            self.parameters.identity.decode(piece.data, part)
-        except ValueError as error:
-            raise protocol_violation(f"chunk {piece.chunk} {error}") from error
-        self._came(piece.copy, (piece.slab, piece.chunk))
-
-    def _came(self, number: int, part: tuple[str, int]) -> None:
-        copy = self._whole.get(number)
-        if copy is None:
-            return
-        copy.missing.remove(part)
-        if not copy.missing:
-            del self._whole[number]
-            copy.then(copy.slabs)

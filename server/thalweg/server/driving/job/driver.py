@@ -1,8 +1,9 @@
-"""The driver of one running job: turns messages into events for its coordinator and carries the decisions out.
+"""The driver of one running job: hands events to its coordinator and carries the decisions out.
 
 It owns the job's arrays, in its `Holdings`, and its workers' connections, which carry out what is decided for them; it carries
-out what is decided for the job. All of it happens in the server's event loop; nothing here waits. Where shards hold ranges of the
-arrays, decisions that need their answers are queued, and later events wait for them.
+out what is decided for the job. What workers say becomes events in its `Inbox`. All of it happens in the server's event loop;
+nothing here waits. Where shards hold ranges of the arrays, decisions that need their answers are queued, and later events wait
+for them.
 """
 
 import asyncio
@@ -11,8 +12,6 @@ import time
 from collections.abc import Callable
 from typing import assert_never
 
-from thalweg.contract import layout as layouts
-from thalweg.contract.errors import ThalwegError, protocol_violation
 from thalweg.contract.frames import Parcel
 from thalweg.contract.states import state_name
 from thalweg.contract.text import MAX_PROBLEM, visible
@@ -53,20 +52,19 @@ from thalweg.server.deciding.events import (
     WorkerExited,
     WorkerJoined,
     WorkerLost,
-    WorkerMisbehaved,
     WorkerPrepared,
     WorkerRefused,
 )
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.story import Story
-from thalweg.server.deciding.values import Drop, Facts, Place, Position, WorkerId
+from thalweg.server.deciding.values import Place, Position, WorkerId
 from thalweg.server.driving.job.admission import Admission
 from thalweg.server.driving.job.holdings import Holdings
+from thalweg.server.driving.job.inbox import Inbox
 from thalweg.server.driving.job.outcome import JobOutcome
 from thalweg.server.driving.job.starting_point import Reader, StartingPoint
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.storage.checkpoints import Checkpoint
-from thalweg.server.streams import wire
 from thalweg.server.streams.connections import Connection, Connections
 from thalweg.server.streams.memory_listener import Sharing
 from thalweg.server.telemetry import NOTHING_RECORDED, Clock, Recorded, Recorder, Telemetry
@@ -129,6 +127,7 @@ class JobDriver:
         self._crew = crew
         self._shards = shards
         self._admission = Admission(budget, shards, self.telemetry, clock)
+        self._inbox = Inbox(self.telemetry, self._holdings, self._admission, self._shared, self.handle)
         # What no tick has told yet: a tick is lost if others have to wait.
         self._missed = 0.0
         self._queue = DecisionQueue(self)
@@ -153,7 +152,7 @@ class JobDriver:
             goodbye = parameter_service_pb2.Goodbye(reason="the run that this worker joined has ended")
             connection.send(parameter_service_pb2.WorkResponse(goodbye=goodbye))
             return
-        self._connections.join(connection, self._hear)
+        self._connections.join(connection, self._inbox.hear)
         self.handle(WorkerJoined(connection.worker, connection.place))
 
     def leave(self, worker: WorkerId) -> None:
@@ -185,7 +184,7 @@ class JobDriver:
         if self._connections or self.avoided:
             self.handle(Tick(self._missed))
         if self._admission.due:
-            self._admit()
+            self._inbox.admit()
 
     def checkpoint_done(self, version: int, size: int, seconds: float, problem: str = "") -> None:
         """A checkpoint that was to be saved is on disk, or, if there was a problem, is not."""
@@ -225,48 +224,7 @@ class JobDriver:
 
     def receive(self, worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest]) -> None:
         """Takes a worker's message. Raises ThalwegError if it makes no sense: the worker's node is at fault."""
-        try:
-            self._receive(worker, request)
-        except ThalwegError as error:
-            self.handle(WorkerMisbehaved(worker, str(error)))
-            raise
-
-    def _receive(self, worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest]) -> None:
-        if request.message.HasField("gradient"):
-            self.telemetry.exchange.gradient_bytes += len(request.data)
-        if request.message.HasField("prepared"):
-            self._receive_prepared(worker, request.message.prepared)
-            return
-        arrays = self.arrays
-        for event in arrays.in_turn(wire.event_of(worker, request, arrays.expected, self._shared)):
-            self.handle(event)
-
-    def _hear(self, connection: Connection, data: bytes) -> None:
-        """A worker says something beside its stream."""
-        try:
-            self.receive(connection.worker, wire.request_of(data))
-        except ThalwegError as error:
-            self._shared.leave(connection.worker)
-            connection.evict(error)
-
-    def _receive_prepared(self, worker: WorkerId, prepared: parameter_service_pb2.Prepared) -> None:
-        wire.check_prepared(prepared, self.job.spec.model.dtype)
-        if not self._shared.settle(worker, prepared.shared_memory):
-            raise protocol_violation("shared memory that was not accepted")
-        prepared.ClearField("shared_memory")
-        premises = wire.premises_of(prepared)
-        prepared.ClearField("premises")
-        elements = layouts.elements(prepared.layout)
-        segments = layouts.segments_of(prepared.layout.tensors)
-        facts = Facts(elements, prepared.train_samples, prepared.validation_samples, tuple(prepared.metrics), segments)
-        if not self._holdings.learn(prepared):
-            raise protocol_violation("a layout that differs from the first worker's")
-        self._admission.add(WorkerPrepared(worker, facts, premises))
-        self._admit()
-
-    def _admit(self) -> None:
-        for event in self._admission.admit():
-            self.handle(event)
+        self._inbox.receive(worker, request)
 
     def handle(self, event: Event) -> None:
         """Lets the coordinator decide about an event, and carries its decisions out. If that fails, so does the job."""
@@ -317,7 +275,7 @@ class JobDriver:
             case ReportEpoch(epoch, step, train_loss, validation):
                 self.telemetry.epoch(epoch, step, train_loss, validation)
             case Dropped(_, reason):
-                self._count(reason)
+                self.telemetry.dropped(reason)
             case WriteCheckpoint(position):
                 self._write_checkpoint(position)
             case Avoid(places):
@@ -350,18 +308,6 @@ class JobDriver:
             self._holdings.load()
         except ValueError as error:
             raise _JobError(str(error)) from error
-
-    def _count(self, reason: Drop) -> None:
-        counts = self.telemetry.contributions
-        match reason:
-            case Drop.DUPLICATE:
-                counts.duplicate += 1
-            case Drop.LATE:
-                counts.late += 1
-            case Drop.STALE_INCARNATION:
-                counts.stale_incarnation += 1
-            case Drop.UNKNOWN:
-                counts.unknown += 1
 
     def _write_checkpoint(self, position: Position) -> None:
         # What is durable may not be ahead of what is told: steps behind a checkpoint are never taken again.
