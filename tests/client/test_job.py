@@ -26,7 +26,10 @@ from thalweg.client.errors import JobFileError
 from thalweg.client.models import predict
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import Violation
+from thalweg.contract.layout import Slab
 from thalweg.learning import data
+from thalweg.learning.batch import Batch
+from thalweg.learning.objective import Outputs
 from thalweg.learning.sequential.model import Sequential
 from thalweg.server.process import Server
 from thalweg.server.storage.journal import Journal
@@ -276,6 +279,33 @@ def test_outputs_that_are_not_finite_are_told(cluster: Cluster) -> None:
     slab *= 1e10 / weight
     with pytest.raises(ThalwegError, match=r"^x: the outputs for sample 1, counted from 0, are not finite"):
         predict(job.spec, header, slab, np.array([[0, 1], [3e38, 3e38]]))
+
+
+def test_predictions_are_computed_by_blocks(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = cluster.digits
+    x = data.read(job.spec.data, lambda _: Path()).x[:50]
+    whole = job.prediction(x)
+    monkeypatch.setattr("thalweg.client.models._MIN_PREDICTED", 8)
+    monkeypatch.setattr("thalweg.client.models._PREDICTED_BYTES", 0)
+    seen: list[int] = []
+    predict_some = Sequential.predict
+
+    def counting(self: Sequential, at: Slab, batch: Batch) -> Outputs:
+        seen.append(len(batch["x"]))
+        return predict_some(self, at, batch)
+
+    monkeypatch.setattr(Sequential, "predict", counting)
+    parts = job.prediction(x)
+    assert seen == [8, 8, 8, 8, 8, 8, 2]
+    np.testing.assert_allclose(parts.outputs, whole.outputs, rtol=1e-5, atol=1e-5)
+    assert whole.classes is not None
+    assert parts.classes is not None
+    assert parts.classes.tolist() == whole.classes.tolist()
+    assert parts.probabilities is not None
+    assert parts.probabilities.shape == (50, 10)
+    header, slab = job.slab()
+    with pytest.raises(ThalwegError, match=r"^x: the outputs for sample 17, counted from 0, are not finite"):
+        predict(job.spec, header, slab * np.float32(1e5), np.concatenate([x[:17], x[17:] * 1e36]))
 
 
 @pytest.mark.parametrize("which", ["gate", "digits"])

@@ -184,22 +184,15 @@ def test_an_archive_of_another_method_is_told(tmp_path: Path) -> None:
         load(tmp_path / "a.npz", npz="a.npz")
 
 
-@pytest.mark.parametrize(
-    ("available", "message"),
-    [
-        (
-            7 << 20,
-            r"data\.npz: 'a\.npz': x of shape \(100000, 10\) and type float64 needs .* MiB of memory; this machine has",
-        ),
-        (10 << 20, r"data\.npz: preparing 100,000 samples needs .* MiB of memory"),
-    ],
-)
-def test_arrays_that_have_no_room_are_told(available: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_that_have_no_room_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some kilobytes unpack to megabytes."""
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros((100_000, 10)), y=np.zeros(100_000, np.int8))
     assert (tmp_path / "a.npz").stat().st_size < 1 << 15
-    monkeypatch.setattr("thalweg.learning.data.memory.memory", lambda: Memory(available, available))
-    with pytest.raises(MemoryLackError, match=message):
+    monkeypatch.setattr("thalweg.learning.data.memory.memory", lambda: Memory(7 << 20, 7 << 20))
+    with pytest.raises(
+        MemoryLackError,
+        match=r"data\.npz: 'a\.npz': x of shape \(100000, 10\) and type float64 needs .* MiB of memory; this machine has",
+    ):
         load(tmp_path / "a.npz", npz="a.npz", dtype="float64")
 
 
@@ -220,10 +213,10 @@ def test_a_split_is_a_partition_that_follows_from_the_seed(seed: int, samples: i
         with pytest.raises(DataError):
             split(seed, samples, fraction)
         return
-    train, validation = split(seed, samples, fraction)
+    train, validation = (part[:] for part in split(seed, samples, fraction))
     assert sorted([*train, *validation]) == list(range(samples))
     assert len(validation) == wanted
-    assert all(np.array_equal(a, b) for a, b in zip((train, validation), split(seed, samples, fraction), strict=True))
+    assert all(np.array_equal(a, b[:]) for a, b in zip((train, validation), split(seed, samples, fraction), strict=True))
 
 
 def test_sources_are_the_contracts() -> None:

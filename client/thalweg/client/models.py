@@ -1,6 +1,6 @@
 """Models in this process: predictions, gradient checks and the landscape of a loss. They need NumPy only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,25 @@ from thalweg.client.files import check_input, reading
 from thalweg.client.jobfile import JobFile
 from thalweg.client.prediction import Prediction
 from thalweg.contract.errors import Violation, invalid
-from thalweg.contract.layout import Slab, layout_of
+from thalweg.contract.layout import Slab, layout_of, ranges
 from thalweg.contract.resources import memory, size_text
 from thalweg.learning import data, optimizers, registry
 from thalweg.learning import gradcheck as checking
 from thalweg.learning.batch import INPUT, Field, in_double
-from thalweg.learning.data.samples import ALL
+from thalweg.learning.data.rows import Rows
+from thalweg.learning.data.samples import ALL, blocks
 from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.learning.gradcheck import Row
+from thalweg.learning.objective import Objective, Outputs
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
 # What a landscape may cost: multiplications for one point.
 _MAX_WORK = 1 << 28
 _MAX_SAMPLES = 4096
+# Samples are predicted by blocks: of at least so many samples, or of so many bytes that the layers compute for them.
+_MIN_PREDICTED = 4096
+_PREDICTED_BYTES = 64 << 20
 # A file up to this size is read within a second or two.
 _MAX_CHECKED_BYTES = 256 << 20
 
@@ -36,7 +41,7 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: A
     Outputs are those of the last layer: logits, if the loss takes them. Raises ThalwegError if the samples are not of the kind
     that the job was trained on, hold numbers that the model's dtype cannot, or lead to outputs that are not finite.
     """
-    samples = prepare_samples(header, x)
+    samples = _prepared(header, x)
     try:
         objective = registry.objective(spec, {INPUT: Field(samples.dtype, samples.shape[1:])}, substitutes=True)
     except MistakeError as error:
@@ -47,13 +52,26 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: A
         if ours.shape != tuple(theirs.shape):
             wanted = f"{theirs.name} has the shape {tuple(theirs.shape)} but would need {ours.shape}"
             raise invalid(Violation("x", f"{_shape(samples)}, but the job was trained on samples of another shape: {wanted}"))
+    at_once = max(_MIN_PREDICTED, _PREDICTED_BYTES // (max(1, objective.activations) * objective.dtype.itemsize))
+    blocks = [*ranges(len(samples), at_once)] or [slice(0, 0)]
+    parts = [_outputs(objective, slab, samples, block) for block in blocks]
+    return Prediction(*(_joined(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _joined(arrays: Sequence[NDArray[Any] | None]) -> Any:
+    """The arrays of all blocks as one, None if blocks have none."""
+    present = [array for array in arrays if array is not None]
+    return np.concatenate(present) if present else None
+
+
+def _outputs(objective: Objective, slab: Slab, samples: Rows, where: slice) -> Outputs:
     with np.errstate(over="ignore", invalid="ignore"):
-        outputs = objective.predict(slab, {INPUT: samples})
+        outputs = objective.predict(slab, {INPUT: samples[where]})
     wrong = np.argwhere(~np.isfinite(outputs.values))
     if len(wrong):
-        problem = f"the outputs for sample {wrong[0, 0]}, counted from 0, are not finite: its numbers are too large"
+        problem = f"the outputs for sample {where.start + wrong[0, 0]}, counted from 0, are not finite: its numbers are too large"
         raise invalid(Violation("x", problem))
-    return Prediction(*outputs)
+    return outputs
 
 
 def prepare_samples(header: pb.ParametersHeader, x: ArrayLike) -> Slab:
@@ -61,6 +79,11 @@ def prepare_samples(header: pb.ParametersHeader, x: ArrayLike) -> Slab:
 
     Raises ThalwegError if they are not of the kind that the job was trained on, or hold numbers that the dtype cannot.
     """
+    return np.asarray(_prepared(header, x)[ALL], np.dtype(header.layout.dtype))
+
+
+def _prepared(header: pb.ParametersHeader, x: ArrayLike) -> Rows:
+    """Samples that are prepared when they are taken. Raises ThalwegError as `prepare_samples` does."""
     try:
         return data.prepare(x, header.preprocessing, np.dtype(header.layout.dtype))
     except data.DataError as error:
@@ -106,7 +129,7 @@ def _features(header: pb.ParametersHeader) -> int:
     return weights[min(weights)] if weights else -1
 
 
-def _shape(samples: NDArray[Any]) -> str:
+def _shape(samples: Rows) -> str:
     return f"has the shape {samples.shape}"
 
 
@@ -125,7 +148,8 @@ def check(job: JobFile) -> None:
         if wrong:
             raise MistakeError(wrong)
         for samples in (dataset.train, dataset.validation):
-            objective.check(samples.take(ALL))
+            for where in blocks(samples):
+                objective.check(samples.take(where))
     except (MistakeError, NodeError) as error:
         raise _told(error) from error
     need, most = worker_bytes(spec, objective, dataset), memory().total

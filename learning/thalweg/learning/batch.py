@@ -28,11 +28,6 @@ def size(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
-def schema_of(batch: Batch) -> dict[str, Field]:
-    """What the fields of a batch hold."""
-    return {name: Field(values.dtype, values.shape[1:]) for name, values in batch.items()}
-
-
 def in_double(batch: Batch) -> Batch:
     """The batch with real numbers in double precision. Integers stay as they are."""
     return {name: values.astype(np.float64) if values.dtype.kind == "f" else values for name, values in batch.items()}

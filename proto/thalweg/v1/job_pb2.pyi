@@ -551,7 +551,9 @@ class Data(_message.Message):
     builtin: _builtins.str
     """The name of a built-in data set: "digits", "and", "or", "nand" or "xor"."""
     npz: _builtins.str
-    """The path of a NumPy archive with the arrays `x` (samples first) and `y`."""
+    """The path of a NumPy archive with the arrays `x` (samples first) and `y`. An archive of `numpy.savez`, which is not compressed, may
+    be larger than memory.
+    """
     csv: _builtins.str
     """The path of a CSV file in UTF-8: a line of column names, then decimal numbers, separated by commas. For predictions, columns
     are matched by these names.
@@ -561,7 +563,9 @@ class Data(_message.Message):
     target: _builtins.str
     """For CSV: the name of the target column. Defaults to the last column."""
     validation_fraction: _builtins.float
-    """The fraction of the samples that is held out for validation. The seed determines which ones."""
+    """The fraction of the samples that is held out for validation. The seed determines which ones. Of up to 1,048,576 samples, or if
+    `order` is `permuted`, any may be chosen; of more, one of each of as many parts of equal length, which takes no memory.
+    """
     standardize: _builtins.bool
     """Whether each feature is shifted and scaled to mean 0 and standard deviation 1 over the training samples."""
     one_hot: _builtins.bool

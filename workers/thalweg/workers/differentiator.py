@@ -6,14 +6,14 @@ from functools import partial
 
 import numpy as np
 
-from thalweg.contract.layout import Slab, ranges
+from thalweg.contract.layout import Slab
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.learning import registry
 from thalweg.learning.data import Dataset
 from thalweg.learning.data.microbatches import Microbatches
 from thalweg.learning.data.order import Order
-from thalweg.learning.data.samples import Samples
+from thalweg.learning.data.samples import Samples, blocks
 from thalweg.learning.numerical import NumericalDifferentiator, Point
 from thalweg.v1 import job_pb2
 from thalweg.workers.local_steps import Lanes
@@ -21,8 +21,6 @@ from thalweg.workers.tree_sum import Finished, Slabs, tree_sum
 
 # Samples that are evaluated at once: few enough to stay in the cache, more would not be faster.
 EVALUATION_BATCH = 256
-# Samples that are checked at once against the model.
-_CHECKED_AT_ONCE = 65_536
 
 
 class Differentiator:
@@ -32,7 +30,7 @@ class Differentiator:
         self.dataset = dataset
         self.objective = registry.objective(spec, dataset.schema)
         for samples in (dataset.train, dataset.validation):
-            for where in ranges(len(samples), _CHECKED_AT_ONCE):
+            for where in blocks(samples):
                 self.objective.check(samples.take(where))
         scheme, self._numerical = spec.training.gradient, None
         if scheme != "backpropagation":

@@ -1,5 +1,6 @@
 """What a model learns from: loaded, checked, prepared and split, as a pure function of the job and its file."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +13,11 @@ from thalweg.learning.data import columns, npz, table
 from thalweg.learning.data.checks import check_numbers, check_prepared
 from thalweg.learning.data.columns import Found, Source
 from thalweg.learning.data.errors import DataError, MemoryLackError
-from thalweg.learning.data.memory import check_memory
-from thalweg.learning.data.preparation import as_targets, prepare, preprocess, split, standardization
-from thalweg.learning.data.samples import Arrays, Samples
+from thalweg.learning.data.memory import is_held
+from thalweg.learning.data.order import keeps_permutations
+from thalweg.learning.data.preparation import as_targets, prepare, prepared_rows, preprocess, split, standardization
+from thalweg.learning.data.rows import Rows, Selected
+from thalweg.learning.data.samples import ALL, Arrays, Samples, held, sample_bytes
 from thalweg.learning.data.sources import SOURCES
 from thalweg.v1 import job_pb2
 
@@ -36,9 +39,10 @@ __all__ = [
 
 
 class Dataset(NamedTuple):
-    """Samples to learn from and to validate with, prepared as the model sees them.
+    """Samples to learn from and to validate with, prepared as the model gets them.
 
-    Today's have an input `x`, of the job's dtype, and a target `y`: a label, int64, or numbers of the job's dtype.
+    A job's have an input `x`, numbers of the job's dtype, or integers if those of the source are not standardized, and a target
+    `y`: a label, int64, or numbers of the job's dtype. Other data sets may have several inputs and targets by name.
     """
 
     train: Samples
@@ -54,43 +58,59 @@ class Dataset(NamedTuple):
 def load(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Dataset:
     """The data of a job whose specification has its defaults filled in.
 
-    `fetch` gives the file that was uploaded under a SHA-256. Raises DataError if the data is not right.
+    `fetch` gives the file that was uploaded under a SHA-256. It may be removed afterwards: it is kept open as long as it is read
+    from. All samples are looked at several times, block by block. Raises DataError if the data is not right.
     """
     data, dtype = spec.data, np.dtype(spec.model.dtype)
     field = f"data.{data.WhichOneof('source')}"
-    source = read(data, fetch)
+    source = _source(data, fetch)
     x, y = source.x, source.y
     _check(field, x, y)
-    # All samples once as the model sees them, and once more in two parts.
-    check_memory(f"{field}: preparing {len(x):,} samples", 2 * x.size * dtype.itemsize)
     targets = as_targets(field, y, spec.model.loss, data.one_hot, dtype)
-    train, validation = split(spec.seed, len(x), data.validation_fraction)
-    with np.errstate(over="ignore", invalid="ignore"):
-        preprocessing = standardization(x[train]) if data.standardize else job_pb2.Preprocessing()
-    if not np.isfinite(preprocessing.scale).all():
-        raise DataError(f"{field}: x holds numbers that are too large to be standardized; scale them, or remove them")
-    prepared = preprocess(preprocessing, x, dtype)
+    train, validation = split(spec.seed, len(x), data.validation_fraction, data.order)
+    preprocessing = job_pb2.Preprocessing()
+    if data.standardize:
+        with np.errstate(over="ignore", invalid="ignore"):
+            preprocessing = standardization(Selected(x, train), whole=keeps_permutations(data.order, len(x)))
+        if not np.isfinite(preprocessing.scale).all():
+            raise DataError(f"{field}: x holds numbers that are too large to be standardized; scale them, or remove them")
+    prepared = prepared_rows(preprocessing, x, dtype)
     check_prepared(f"{field}: x", prepared)
     preprocessing.shape.extend(x.shape[1:])
     preprocessing.columns.extend(source.columns)
     preprocessing.target = source.target
-    first, second = (Arrays({INPUT: prepared[chosen], TARGET: targets[chosen]}) for chosen in (train, validation))
+    fields = {INPUT: prepared, TARGET: targets}
+    first, second = (Arrays({name: Selected(rows, chosen) for name, rows in fields.items()}) for chosen in (train, validation))
+    if is_held(sample_bytes(first.schema) * len(x)):
+        first, second = held(first), held(second)
     return Dataset(first, second, preprocessing)
 
 
-def held_out(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Source:
-    """A job's validation samples as they stand in the source; of a job without any, its training samples.
+class Pair(NamedTuple):
+    """Samples and targets as they stand in a source, in memory."""
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+
+
+def held_out(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Pair:
+    """A job's validation samples; of a job without any, its training samples.
 
     `spec` has its defaults filled in. Raises DataError if the data cannot be read.
     """
-    source = read(spec.data, fetch)
-    train, validation = split(spec.seed, len(source.x), spec.data.validation_fraction)
-    chosen = validation if len(validation) else train
-    return source._replace(x=source.x[chosen], y=source.y[chosen])
+    source = _source(spec.data, fetch)
+    train, validation = split(spec.seed, len(source.x), spec.data.validation_fraction, spec.data.order)
+    chosen = (validation if len(validation) else train)[ALL]
+    return Pair(source.x[chosen], source.y[chosen])
 
 
-def read(data: job_pb2.Data, fetch: Callable[[str], Path]) -> Source:
-    """Samples and targets as they stand in the source. Raises DataError if it cannot be read."""
+def read(data: job_pb2.Data, fetch: Callable[[str], Path]) -> Pair:
+    """All samples and targets of a source. Raises DataError if it cannot be read."""
+    source = _source(data, fetch)
+    return Pair(source.x[ALL], source.y[ALL])
+
+
+def _source(data: job_pb2.Data, fetch: Callable[[str], Path]) -> Source:
     return SOURCES[str(data.WhichOneof("source"))](data, fetch)
 
 
@@ -111,14 +131,14 @@ def read_samples(
     return columns.to_predict(found, name, preprocessing, data.target, features)
 
 
-def _check(field: str, x: NDArray[Any], y: NDArray[Any]) -> None:
+def _check(field: str, x: Rows, y: Rows) -> None:
     for name, values in (("x", x), ("y", y)):
         check_numbers(f"{field}: {name}", values)
     if len(x) != len(y):
         raise DataError(f"{field}: x has {len(x)} samples but y has {len(y)}; the counts must match")
-    if x.ndim == 1:
+    if len(x.shape) == 1:
         raise DataError(f"{field}: x has the shape {x.shape}; it needs an axis for the features too, as in x.reshape(-1, 1)")
     if len(x) == 0:
         raise DataError(f"{field}: has no samples")
-    if x[0].size == 0:
+    if math.prod(x.shape[1:]) == 0:
         raise DataError(f"{field}: x has the shape {x.shape}: its samples have no features")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.memory import check_memory
+from thalweg.learning.data.rows import Mapped, Rows
 from thalweg.learning.data.table import TO_PREDICT, TO_TRAIN, Table, read
 from thalweg.v1 import job_pb2
 
@@ -20,8 +21,8 @@ _MAX_LISTED = 12
 class Source(NamedTuple):
     """Samples `x` and targets `y` as they stand in a source; if that names columns, those of the features and of the target."""
 
-    x: NDArray[Any]
-    y: NDArray[Any]
+    x: Rows
+    y: Rows
     columns: tuple[str, ...] = ()
     target: str = ""
 
@@ -64,9 +65,8 @@ def to_train(table: Table, name: str, target: str) -> Source:
             raise DataError(f"data.target: {name!r} has no column {target!r}{hint}; it has {listed(table.names)}")
         position = table.names.index(target)
     target = table.names[position] if table.names else ""
-    check_memory(f"data.csv: {name!r}", table.values.nbytes)
-    x, y = np.delete(table.values, position, axis=1), table.values[:, position].copy()
-    return Source(x, y, table.names[:position] + table.names[position + 1 :], target)
+    x = Mapped(table.values, lambda cells: np.delete(cells, position, axis=1), (width - 1,), table.values.dtype)
+    return Source(x, table.values[:, position], table.names[:position] + table.names[position + 1 :], target)
 
 
 def to_predict(table: Table, name: str, preprocessing: job_pb2.Preprocessing, target: str, features: int) -> Found:

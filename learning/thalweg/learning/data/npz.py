@@ -2,13 +2,15 @@
 
 import errno
 import math
+import os
+import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -17,12 +19,15 @@ from numpy.typing import NDArray
 from thalweg.learning.data.columns import Source, listed
 from thalweg.learning.data.errors import DataError, MemoryLackError
 from thalweg.learning.data.memory import check_memory
+from thalweg.learning.data.rows import FileRows, Rows
 from thalweg.v1 import job_pb2
 
 # What a damaged, encrypted or foreign file makes its reader raise.
 _UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 # How much is read at once: an archive is unpacked piece by piece.
 _BLOCK = 1 << 20
+# What stands before a member of a zip archive; the last two numbers are the lengths of its name and of more, which follow.
+_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 
 # NumPy parses an array's header with `ast`, and in Python 3.11 two threads that do so can break each other: the depth of the
 # parser's recursion is kept once for the process (https://github.com/python/cpython/issues/106905).
@@ -31,17 +36,25 @@ _one_reader = threading.Lock()
 
 def source(data: job_pb2.Data, fetch: Callable[[str], Path]) -> Source:
     """The arrays `x` and `y` of a job's archive. Raises DataError if it cannot be read."""
-    return Source(*load(fetch(data.sha256), "data.npz", data.npz))
+    x, y = load_rows(fetch(data.sha256), "data.npz", data.npz, ("x", "y"))
+    return Source(x, y)
 
 
 def load(path: Path, field: str, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """The arrays `x` and `y` of an archive. Raises DataError, whose message begins with `field` and calls the file `name`."""
     with _opened(path, field, name) as archive:
-        missing = [key for key in ("x", "y") if key not in archive]
-        if missing:
-            has = listed(archive.names) or "nothing"
-            raise DataError(f"{field}: {name!r} has no array {' and no array '.join(missing)}; it has {has}")
+        archive.require(("x", "y"))
         return archive.array("x"), archive.array("y")
+
+
+def load_rows(path: Path, field: str, name: str, keys: Sequence[str]) -> list[Rows]:
+    """Arrays of an archive by their names, which are left in the file where they lie there as they are in memory.
+
+    They do in an archive of `numpy.savez`, if they are C-ordered. Others are read. Raises DataError as `load` does.
+    """
+    with _opened(path, field, name) as archive:
+        archive.require(keys)
+        return [archive.rows(key) for key in keys]
 
 
 def load_samples(path: Path, field: str, name: str) -> NDArray[Any]:
@@ -50,7 +63,8 @@ def load_samples(path: Path, field: str, name: str) -> NDArray[Any]:
         if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
             file.seek(0)
             with _told(field, name, "a NumPy array"):
-                return _read(file, f"{field}: {name!r}", "an array", path.stat().st_size)
+                subject = f"{field}: {name!r}"
+                return _read(file, subject, "an array", _header(file, subject, "an array", path.stat().st_size))
     with _opened(path, field, name) as archive:
         if "x" not in archive and len(archive.names) != 1:
             raise DataError(f"{field}: {name!r} has no array x; it has {listed(archive.names) or 'nothing'}")
@@ -71,8 +85,8 @@ def _opened(path: Path, field: str, name: str) -> "Iterator[_Archive]":
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise DataError(f"{field}: {name!r} is not a NumPy archive; write one with numpy.savez({name!r}, x=x, y=y)")
-    with _told(field, name, "a NumPy archive"), zipfile.ZipFile(path) as archive:
-        yield _Archive(archive, f"{field}: {name!r}")
+    with _told(field, name, "a NumPy archive"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        yield _Archive(archive, file.fileno(), f"{field}: {name!r}")
 
 
 @contextmanager
@@ -92,10 +106,11 @@ def _told(field: str, name: str, what: str) -> Iterator[None]:
 
 
 class _Archive:
-    """An open archive. `subject` is how messages begin."""
+    """An open archive, and the descriptor of its file. `subject` is how messages begin."""
 
-    def __init__(self, archive: zipfile.ZipFile, subject: str) -> None:
+    def __init__(self, archive: zipfile.ZipFile, descriptor: int, subject: str) -> None:
         self._archive = archive
+        self._descriptor = descriptor
         self._subject = subject
         self._members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
 
@@ -107,19 +122,59 @@ class _Archive:
     def __contains__(self, key: str) -> bool:
         return key in self._members
 
+    def require(self, keys: Sequence[str]) -> None:
+        """Raises DataError if it lacks an array."""
+        missing = [key for key in keys if key not in self]
+        if missing:
+            has = listed(self.names) or "nothing"
+            raise DataError(f"{self._subject} has no array {' and no array '.join(missing)}; it has {has}")
+
     def array(self, key: str) -> NDArray[Any]:
         """An array by its name."""
+        with self._member(key) as (file, header):
+            return _read(file, self._subject, key, header)
+
+    def rows(self, key: str) -> Rows:
+        """An array by its name, which stays in the file if it is stored there row by row."""
+        member = self._members[key]
+        with self._member(key) as (file, header):
+            if header.by_columns or member.compress_type != zipfile.ZIP_STORED:
+                return _read(file, self._subject, key, header)
+            offset = self._data_offset(member) + file.tell()
+            # To the end, where its checksum is compared.
+            while file.read(_BLOCK):
+                pass
+            return FileRows(self._descriptor, offset, header.shape, header.dtype, self._subject)
+
+    @contextmanager
+    def _member(self, key: str) -> "Iterator[tuple[IO[bytes], _Header]]":
         member = self._members[key]
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise DataError(f"{self._subject} uses an unsupported compression method; write it with numpy.savez_compressed")
         with self._archive.open(member) as file:
-            return _read(file, self._subject, key, member.file_size)
+            yield file, _header(file, self._subject, key, member.file_size)
+
+    def _data_offset(self, member: zipfile.ZipInfo) -> int:
+        """Where the bytes of a stored member begin. The lengths of what stands before them are in its local header alone."""
+        local = os.pread(self._descriptor, _LOCAL_HEADER.size, member.header_offset)
+        *_, name_length, extra_length = _LOCAL_HEADER.unpack(local)
+        return member.header_offset + _LOCAL_HEADER.size + int(name_length) + int(extra_length)
 
 
-def _read(file: IO[bytes], subject: str, key: str, size: int) -> NDArray[Any]:
-    """The array in an open .npy file of `size` bytes, which have to be those that its header declares. It is read piece by piece.
+class _Header(NamedTuple):
+    """What an array's file declares, and has."""
 
-    Raises DataError if it does not hold numbers, or more than memory has room for, and what NumPy raises if it is damaged.
+    shape: tuple[int, ...]
+    by_columns: bool
+    dtype: np.dtype[Any]
+    # The bytes of the elements.
+    needed: int
+
+
+def _header(file: IO[bytes], subject: str, key: str, size: int) -> _Header:
+    """Reads the header of an open .npy file of `size` bytes, which have to be at least those that it declares.
+
+    Raises DataError if the array does not hold numbers, and what NumPy raises if the header is damaged.
     """
     with _one_reader:
         version = npy.read_magic(file)
@@ -135,13 +190,21 @@ def _read(file: IO[bytes], subject: str, key: str, size: int) -> NDArray[Any]:
         raise DataError(f"{subject} holds elements of type {dtype} in {key}; it must hold real numbers")
     if any(length < 0 for length in shape):
         raise DataError(f"{subject} declares the invalid shape {shape} for {key}")
-    count = math.prod(shape)
-    needed = count * dtype.itemsize
+    needed = math.prod(shape) * dtype.itemsize
     if size < needed:
         raise DataError(f"{subject} is truncated: {key} needs {needed:,} bytes but has {size:,}")
+    return _Header(shape, by_columns, dtype, needed)
+
+
+def _read(file: IO[bytes], subject: str, key: str, header: _Header) -> NDArray[Any]:
+    """The array in an open .npy file, after its header. It is read piece by piece.
+
+    Raises DataError if memory has no room for it, or the file ends too early.
+    """
+    shape, by_columns, dtype, needed = header
     # What is small when packed may be larger than any machine's memory.
     check_memory(f"{subject}: {key} of shape {shape} and type {dtype}", needed)
-    flat = np.empty(count, dtype)
+    flat = np.empty(math.prod(shape), dtype)
     room = flat.view(np.uint8).data
     done = 0
     while done < needed:

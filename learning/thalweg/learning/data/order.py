@@ -67,13 +67,13 @@ class Bijection:
         left, right = values >> self._right, values & self._masks[1]
         for number, key in enumerate(keys):
             if number % 2:
-                right ^= _mixed(left ^ key) & self._masks[1]
+                right ^= mixed(left ^ key) & self._masks[1]
             else:
-                left ^= _mixed(right ^ key) & self._masks[0]
+                left ^= mixed(right ^ key) & self._masks[0]
         return (left << self._right) | right
 
 
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finalizer of SplitMix64 (Steele et al. 2014): each bit depends on all bits."""
     values ^= values >> np.uint64(30)
     values *= np.uint64(0xBF58476D1CE4E5B9)
@@ -85,8 +85,16 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def arrangement(order: str, samples: int, seed: int) -> Arrangement:
     """The arrangement that `data.order` names. A job that was accepted before there was a choice names none."""
-    computed = order == "computed" or (order == "auto" and samples > MAX_PERMUTED)
+    computed = order == "computed" or not keeps_permutations(order, samples)
     return Bijection(samples, seed) if computed else Permutation(samples, seed)
+
+
+def keeps_permutations(order: str, samples: int) -> bool:
+    """Whether what takes some bytes for each sample is kept in memory: where there are few, or `data.order` wants it.
+
+    A job that was accepted before there was a choice names no order, and keeps what it had.
+    """
+    return samples <= MAX_PERMUTED or order in ("", "permuted")
 
 
 class Order:

@@ -1,16 +1,19 @@
 """Samples: what batches are taken from, whatever they are kept in."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thalweg.learning.batch import Batch, Schema, schema_of, size
+from thalweg.contract.layout import ranges
+from thalweg.learning.batch import Batch, Field, Schema
+from thalweg.learning.data.rows import BLOCK_BYTES, Indices, Rows
 
-# Which samples: their positions, or a range of positions.
-Indices: TypeAlias = NDArray[np.intp] | slice
 ALL = slice(None)
+
+Out: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 class Samples(Protocol):
@@ -22,33 +25,51 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, indices: Indices, out: Mapping[str, NDArray[Any]] | None = None) -> Batch:
+    def take(self, indices: Indices, out: Out | None = None) -> Batch:
         """Samples by position. In the arrays `out`, if those are given, which have room for exactly as many."""
 
 
 class Arrays:
-    """Samples that are held in memory: arrays of equal length, the samples on the first axis of each."""
+    """Samples that are arrays of equal length, the samples on the first axis of each: in memory, or rows made on demand."""
 
-    def __init__(self, fields: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, fields: Mapping[str, Rows]) -> None:
         self._fields = dict(fields)
 
     @property
     def schema(self) -> Schema:
         """The fields, each with its dtype and the shape of one sample."""
-        return schema_of(self._fields)
+        return {name: Field(values.dtype, values.shape[1:]) for name, values in self._fields.items()}
 
     def __len__(self) -> int:
         """The number of samples."""
-        return size(self._fields)
+        return len(next(iter(self._fields.values())))
 
-    def take(self, indices: Indices, out: Mapping[str, NDArray[Any]] | None = None) -> Batch:
-        """Samples by position. Of a range, without `out`, read-only views."""
+    def take(self, indices: Indices, out: Out | None = None) -> Batch:
+        """Samples by position. Of a range, without `out`, read-only views where they are in memory."""
         if out is None:
             return {name: values[indices] for name, values in self._fields.items()}
         for name, values in self._fields.items():
-            if isinstance(indices, slice):
-                out[name][...] = values[indices]
-            else:
+            if isinstance(values, np.ndarray) and not isinstance(indices, slice):
                 # Every index is right; without a mode NumPy would look, and gather to another array first.
                 np.take(values, indices, axis=0, out=out[name], mode="clip")
+            else:
+                out[name][...] = values[indices]
         return out
+
+
+def sample_bytes(schema: Schema) -> int:
+    """The bytes of one sample."""
+    return sum(field.dtype.itemsize * math.prod(field.shape) for field in schema.values())
+
+
+def blocks(samples: Samples) -> Iterator[slice]:
+    """Cuts all positions into ranges of at most BLOCK_BYTES of samples, or of one sample."""
+    return ranges(len(samples), max(1, BLOCK_BYTES // max(1, sample_bytes(samples.schema))))
+
+
+def held(samples: Samples) -> Arrays:
+    """A copy of samples in memory, made block by block."""
+    fields = {name: np.empty((len(samples), *field.shape), field.dtype) for name, field in samples.schema.items()}
+    for block in blocks(samples):
+        samples.take(block, {name: values[block] for name, values in fields.items()})
+    return Arrays(fields)

@@ -32,6 +32,8 @@ class Sequential:
 
     def __init__(self, spec: job_pb2.JobSpec, schema: Schema, dtype: str | None = None, *, substitutes: bool = False) -> None:
         self._dtype: np.dtype[np.floating] = np.dtype(dtype or spec.model.dtype)
+        # What is computed in another dtype, for a comparison, starts from the numbers that training starts from.
+        self._input_dtype: np.dtype[np.floating] = np.dtype(spec.model.dtype)
         self._input_shape = schema[INPUT].shape
         self._root = sequence(spec.model, self._dtype, spec.seed, substitutes)
         self._output_shape = self._root.build(self._input_shape)
@@ -94,7 +96,7 @@ class Sequential:
 
         Without samples it is zero. `done` is called after each layer that has parameters, and within a large one.
         """
-        x = batch[INPUT]
+        x = self._input(batch)
         if len(x) == 0:
             out[...] = 0
             done(self._size)
@@ -110,7 +112,7 @@ class Sequential:
 
     def measure(self, at: Slab, batch: Batch, draw: Draw | None = None) -> Sums:
         """The sums over samples."""
-        x = batch[INPUT]
+        x = self._input(batch)
         if len(x) == 0:
             return Sums()
         self._bind(at)
@@ -119,7 +121,7 @@ class Sequential:
     def predict(self, at: Slab, batch: Batch) -> Outputs:
         """The outputs for samples, and what they mean."""
         self._bind(at)
-        values = self._forward(np.asarray(batch[INPUT], self._dtype), None).copy()
+        values = self._forward(self._input(batch), None).copy()
         if not self._loss.classifier:
             return Outputs(values)
         classes = self._loss.decide(values).astype(np.int64)
@@ -135,7 +137,7 @@ class Sequential:
     def trace(self, at: Slab, batch: Batch, draw: Draw | None) -> tuple[list[Slab], Sums]:
         """A copy of the input of each of the outermost layers; and the sums."""
         self._bind(at)
-        values = [batch[INPUT]]
+        values = [self._input(batch)]
         self._make_room(len(values[0]))
         for layer in self._root.layers:
             values.append(layer.forward(values[-1], draw).copy())
@@ -145,6 +147,13 @@ class Sequential:
         """The sum of the samples' losses, from the input of one of the outermost layers."""
         self._bind(at)
         return _total(self._loss.losses(self._forward(value, draw, stage), batch[TARGET]))
+
+    def _input(self, batch: Batch) -> Slab:
+        """The input in the dtype that is computed in: the batch's own array, if it has that."""
+        x = batch[INPUT]
+        if x.dtype == self._dtype:
+            return x
+        return x.astype(self._input_dtype).astype(self._dtype, copy=False)
 
     def _bind(self, at: Slab) -> None:
         if self._bound is not at:

@@ -1,0 +1,147 @@
+"""Rows: arrays that need not lie in memory, because only some of their rows are needed at a time."""
+
+import math
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thalweg.contract.layout import ranges
+from thalweg.learning.data.errors import DataError
+
+# Which rows: their positions, or a range of positions.
+Indices: TypeAlias = NDArray[np.intp] | slice
+# Bytes that are made at once of rows or samples where all of them are looked at.
+BLOCK_BYTES = 1 << 20
+
+
+class Rows(Protocol):
+    """An array, of which rows are taken by their indices on its first axis. Each NumPy array is one."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the elements."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of rows, and the shape of each."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Indices, /) -> NDArray[Any]:
+        """The rows at indices, or of a range: C-ordered, unless the array itself has another order."""
+
+
+class Positions(Protocol):
+    """A sequence of indices that need not lie in memory. Each NumPy array of one axis is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Indices, /) -> NDArray[np.intp]: ...
+
+
+class Selected:
+    """The rows at some positions of an array."""
+
+    def __init__(self, rows: Rows, chosen: Positions) -> None:
+        self._rows = rows
+        self._chosen = chosen
+        self.dtype = rows.dtype
+        self.shape = (len(chosen), *rows.shape[1:])
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self.shape[0]
+
+    def __getitem__(self, indices: Indices) -> NDArray[Any]:
+        """The rows at indices."""
+        return self._rows[self._chosen[indices]]
+
+
+class Mapped:
+    """Rows that are made of an array's rows, each of one: by a function of a block of rows.
+
+    `sample` is the shape of a row that the function makes, `dtype` that of its elements.
+    """
+
+    def __init__(
+        self, rows: Rows, function: Callable[[NDArray[Any]], NDArray[Any]], sample: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        self._rows = rows
+        self._function = function
+        self.dtype = dtype
+        self.shape = (len(rows), *sample)
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self.shape[0]
+
+    def __getitem__(self, indices: Indices) -> NDArray[Any]:
+        """The rows at indices."""
+        return self._function(self._rows[indices])
+
+
+class FileRows:
+    """A C-ordered array in a file, whose rows are read when they are taken.
+
+    `descriptor` is that of the open file, and may be closed afterwards; the bytes from `offset` on are the elements. Taking rows
+    raises DataError, whose message begins with `subject`, if the file has changed since, and OSError if it cannot be read.
+    """
+
+    def __init__(self, descriptor: int, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], subject: str) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self._descriptor = os.dup(descriptor)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._offset = offset
+        self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        self._subject = subject
+        self._state = self._now()
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self.shape[0]
+
+    def __getitem__(self, indices: Indices) -> NDArray[Any]:
+        """The rows at indices, in an array of their own."""
+        if isinstance(indices, slice):
+            indices = np.arange(*indices.indices(len(self)), dtype=np.intp)
+        rows = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        if not rows.nbytes:
+            return rows
+        room = rows.reshape(-1).view(np.uint8).data
+        # Rows that follow one another in the file are read at once.
+        ends = [*(np.flatnonzero(np.diff(indices) != 1) + 1).tolist(), len(indices)]
+        start = 0
+        for end in ends:
+            self._read(int(indices[start]), room[start * self._row_bytes : end * self._row_bytes])
+            start = end
+        if self._now() != self._state:
+            raise self._changed()
+        return rows
+
+    def _read(self, row: int, room: memoryview) -> None:
+        at = self._offset + row * self._row_bytes
+        while len(room):
+            done = os.preadv(self._descriptor, [room], at)
+            if not done:
+                raise self._changed()
+            room, at = room[done:], at + done
+
+    def _now(self) -> tuple[int, int]:
+        found = os.fstat(self._descriptor)
+        return found.st_size, found.st_mtime_ns
+
+    def _changed(self) -> DataError:
+        return DataError(f"{self._subject} has changed while it was used; restore the file, or submit the job again")
+
+
+def row_blocks(rows: Rows, within: slice | None = None) -> Iterator[slice]:
+    """Cuts all rows, or those of a range, into ranges of at most BLOCK_BYTES in double precision, or of one row."""
+    start, stop = (within.start, within.stop) if within else (0, len(rows))
+    row_bytes = math.prod(rows.shape[1:]) * max(8, rows.dtype.itemsize)
+    for block in ranges(stop - start, max(1, BLOCK_BYTES // max(1, row_bytes))):
+        yield slice(start + block.start, start + block.stop)
