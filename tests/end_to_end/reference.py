@@ -12,7 +12,7 @@ from thalweg.contract import codecs, tree
 from thalweg.contract.codecs import AnyCodec
 from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.contract.layout import Slab
-from thalweg.contract.segments import Segment
+from thalweg.contract.segments import Kind, Segment
 from thalweg.learning import clipping, data, optimizers, registry, schedules
 from thalweg.learning.data.order import Order
 from thalweg.learning.numerical import NumericalDifferentiator
@@ -45,6 +45,9 @@ class _Course:
         chunk_elements = CHUNK_BYTES // self.parameters.itemsize
         self.gradients = codecs.of_gradients(spec, chunk_elements)
         self.sent = codecs.of_parameters(spec, chunk_elements)
+        kinds = [segment.kind for segment in self.model.segments for _ in range(segment.size)]
+        self.encoded = slice(kinds.count(Kind.PARAMETER))
+        self.constants = slice(len(kinds) - kinds.count(Kind.CONSTANT), None)
         self.left: dict[int, Slab] = {}
 
     def bulk(self) -> tuple[Slab, list[float]]:
@@ -65,7 +68,7 @@ class _Course:
             return self._travelled(gradient, microbatch), sums.loss, sums.samples
 
         for step in range(self.total_steps):
-            parameters = _decoded(self.sent, self.parameters)
+            parameters = self._decoded(self.sent, self.parameters)
             update(self.parameters, self._added([leaf(step, microbatch) for microbatch in range(self.microbatches)]), step)
         return self.parameters, self.losses
 
@@ -76,7 +79,7 @@ class _Course:
         outer = _Update(policy.outer, self.model, max(1, self.steps_per_epoch // policy.steps), len(starts), frozen)
 
         def lane(first: int, microbatch: int) -> Part:
-            start = _decoded(self.sent, self.parameters)
+            start = self._decoded(self.sent, self.parameters)
             parameters = start.copy()
             update = _Update(self.spec.optimizer, self.model, self.steps_per_epoch, self.total_steps)
             loss, samples, taken = 0.0, 0, 0
@@ -89,6 +92,7 @@ class _Course:
                     samples += len(indices)
                     update(parameters, gradient, step, taken)
                     taken += 1
+            parameters[self.constants] = start[self.constants] = 0
             return self._travelled((start - parameters) / self.microbatches, microbatch), loss, samples
 
         for number, first in enumerate(starts):
@@ -104,7 +108,7 @@ class _Course:
         """What arrives of a microbatch's gradient; with error feedback, what is left of it is added to the next one."""
         if self.gradients.feedback:
             gradient = gradient + self.left.get(microbatch, np.zeros_like(gradient))
-        arrived = _decoded(self.gradients, gradient)
+        arrived = self._decoded(self.gradients, gradient)
         self.left[microbatch] = gradient - arrived
         return arrived
 
@@ -118,16 +122,18 @@ class _Course:
         self.losses.append(loss / samples)
         return gradient
 
-
-def _decoded(codec: AnyCodec, values: Slab) -> Slab:
-    """A copy of values as they arrive."""
-    out = np.empty_like(values)
-    codec.decode(codec.encode(values), out)
-    return out
+    def _decoded(self, codec: AnyCodec, values: Slab) -> Slab:
+        """A copy of values as they arrive: what is not descended is not encoded."""
+        out = values.copy()
+        codec.decode(codec.encode(values[self.encoded]), out[self.encoded])
+        return out
 
 
 class _Update:
-    """An optimizer with its state, in place. With groups, each tensor has an optimizer of its own, or, frozen, none."""
+    """An optimizer with its state, in place. With groups, each tensor has an optimizer of its own, or, frozen, none.
+
+    The change of a statistic, which has none either, is subtracted.
+    """
 
     def __init__(
         self,
@@ -139,20 +145,27 @@ class _Update:
     ) -> None:
         self._spec = spec
         self._course = (steps_per_epoch, total_steps)
-        by_tensor = spec.groups or frozen or spec.HasField("lamb")
+        mixed = any(segment.kind != Kind.PARAMETER for segment in model.segments)
+        by_tensor = mixed or spec.groups or frozen or spec.HasField("lamb")
         segments = model.segments if by_tensor else (Segment("", (model.size,)),)
         self._parts: list[_Part] = []
+        self._statistics: list[slice] = []
         start = 0
-        for name, shape, _ in segments:
+        for name, shape, kind in segments:
             where = slice(start, start + math.prod(shape))
             start = where.stop
             group, other = _group(spec.groups, name), _group(frozen, name)
-            optimizer = None if group.frozen or other.frozen else optimizers.make(_with_decay(spec, group))
+            if kind == Kind.STATISTIC:
+                self._statistics.append(where)
+            fixed = kind != Kind.PARAMETER or group.frozen or other.frozen
+            optimizer = None if fixed else optimizers.make(_with_decay(spec, group))
             state = optimizer.init(where.stop - where.start, model.dtype) if optimizer else {}
             self._parts.append(_Part(where, optimizer, group.learning_rate_factor if group.pattern else 1.0, state))
 
     def __call__(self, parameters: Slab, gradient: Slab, step: int, taken: int | None = None) -> None:
         """Takes a step. `taken` is how many the state has seen, if not `step`."""
+        for where in self._statistics:
+            parameters[where] -= gradient[where]
         if self._spec.HasField("clip_global_norm"):
             for part in self._parts:
                 if part.optimizer is None:
