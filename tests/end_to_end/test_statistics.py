@@ -29,7 +29,7 @@ from thalweg.workers.differentiator import Differentiator
 
 # Elements. Of the seven chunks, the second holds parameters and statistics, and the fifth statistics and constants.
 CHUNK = 40
-LOCAL = {"synchrony": {"local": {"steps": 3}}}
+LOCAL: dict[str, Any] = {"synchrony": {"local": {"steps": 3}}}
 LOSSY = [kind for kind in codecs.CODECS if kind != "float32"]
 GROUPS = [
     {"pattern": "*.mean", "frozen": True},
