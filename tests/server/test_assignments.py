@@ -1,5 +1,7 @@
 """How workers' speeds are learned, and what follows for who gets work."""
 
+import sys
+
 import pytest
 
 from thalweg.server.deciding.workers.assignments import Assignments
@@ -65,3 +67,17 @@ def test_a_worker_that_is_tried_again_is_judged_anew(tasks: Assignments[str]) ->
     tasks.passed_over(SLOW)
     step(tasks, 1.0)
     assert SLOW not in tasks.quick([SLOW, FAST, OTHER])
+
+
+def test_idle_workers_that_get_tasks_leave_nothing_to_be_looked_through() -> None:
+    """What was large once, and is looked through as a whole at every message, made each of them dear with 10,000 workers."""
+    tasks: Assignments[str] = Assignments()
+    empty = sys.getsizeof(tasks._idle)
+    for worker in range(10_000):
+        tasks.add(worker)
+    for worker in range(10_000):
+        tasks.give(worker, "task", 1.0)
+    tasks.answered(7_000, "task")
+    tasks.answered(20, "task")
+    assert tasks.all_idle() == [20, 7_000]
+    assert sys.getsizeof(tasks._idle) < empty + 1000

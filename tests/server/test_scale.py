@@ -15,7 +15,7 @@ from thalweg.server.deciding.coordinator import Coordinator
 from thalweg.server.deciding.decisions import AssignDifferentiate, Decision
 from thalweg.server.deciding.events import ContributionReceived, InitialReceived, WorkerJoined, WorkerPrepared
 from thalweg.server.deciding.phases.course import Course
-from thalweg.server.deciding.synchrony import rounds
+from thalweg.server.deciding.synchrony import POLICIES, rounds
 from thalweg.server.deciding.synchrony.rounds import Rounds
 from thalweg.server.deciding.synchrony.waiting import Waiting
 from thalweg.server.deciding.values import Facts, Task
@@ -54,9 +54,9 @@ def started(workers: int, samples: int, **training: Any) -> tuple[Coordinator, l
     return coordinator, [each for each in decisions if isinstance(each, AssignDifferentiate)]
 
 
-def instructions_a_message(workers: int, synchrony: dict[str, Any], samples: int, steps: int = 3) -> float:
-    """What the answers of some steps cost the coordinator, each."""
-    microbatches = 1 if "asynchronous" in synchrony else workers
+def instructions_a_message(workers: int, parts: int, synchrony: dict[str, Any], samples: int, steps: int = 3) -> float:
+    """What the answers of some steps, each of some parts, cost the coordinator, each."""
+    microbatches = 1 if "asynchronous" in synchrony else parts
     training: dict[str, Any] = {"batch_size": workers, "microbatches": microbatches, "synchrony": synchrony}
     coordinator, tasks = started(workers, samples, **training)
     now, count = 0.0, 0
@@ -74,16 +74,32 @@ def instructions_a_message(workers: int, synchrony: dict[str, Any], samples: int
     return counter.count / count
 
 
-@pytest.mark.parametrize(
-    "synchrony", [{"bulk": {}}, {"stale": {"bound": 3}}, {"asynchronous": {}}], ids=["bulk", "stale", "asynchronous"]
-)
+SYNCHRONIES: dict[str, dict[str, Any]] = {
+    "bulk": {"bulk": {}},
+    "stale": {"stale": {"bound": 3}},
+    "asynchronous": {"asynchronous": {}},
+    "local": {"local": {"steps": 2}},
+}
+
+
+def test_every_policy_is_measured() -> None:
+    assert SYNCHRONIES.keys() == POLICIES.keys()
+
+
+@pytest.mark.parametrize("synchrony", SYNCHRONIES.values(), ids=SYNCHRONIES)
 def test_a_message_costs_the_same_with_many_workers(synchrony: dict[str, Any]) -> None:
-    few, many = (instructions_a_message(workers, synchrony, 1000 * workers) for workers in (16, 256))
+    few, many = (instructions_a_message(workers, workers, synchrony, 1000 * workers) for workers in (16, 256))
+    assert many < 2 * few
+
+
+@pytest.mark.parametrize("synchrony", SYNCHRONIES.values(), ids=SYNCHRONIES)
+def test_workers_for_whom_there_are_no_microbatches_cost_nothing(synchrony: dict[str, Any]) -> None:
+    few, many = (instructions_a_message(workers, workers // 2, synchrony, 1000 * workers) for workers in (16, 256))
     assert many < 2 * few
 
 
 def test_workers_that_have_nothing_to_do_cost_nothing() -> None:
-    few, many = (instructions_a_message(workers, {"asynchronous": {}}, 20 * workers) for workers in (16, 256))
+    few, many = (instructions_a_message(workers, 1, {"asynchronous": {}}, 20 * workers) for workers in (16, 256))
     assert many < 2 * few
 
 

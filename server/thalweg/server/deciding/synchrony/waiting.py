@@ -1,11 +1,13 @@
 """The tasks of some steps that nobody has yet."""
 
+from collections import OrderedDict
 from typing import TypeAlias
 
 from thalweg.server.deciding.values import Task, WorkerId
 
-# In the order in which they were added.
-_Ordered: TypeAlias = dict[Task, None]
+# In the order in which they were added. No dict: where the first are taken out one after the other, it is looked through for the
+# first that is left.
+_Ordered: TypeAlias = OrderedDict[Task, None]
 
 
 class Waiting:
@@ -25,8 +27,8 @@ class Waiting:
     def add(self, task: Task, owner: WorkerId | None) -> None:
         """A task is to be handed out: to its owner when that is idle, or else to any other."""
         self._owners[task] = owner
-        self._shares.setdefault(owner, {}).setdefault(task.step, {})[task] = None
-        self._steps.setdefault(task.step, {})[task] = None
+        self._shares.setdefault(owner, {}).setdefault(task.step, OrderedDict())[task] = None
+        self._steps.setdefault(task.step, OrderedDict())[task] = None
 
     def take_share(self, worker: WorkerId) -> list[Task]:
         """A worker's share of the first step of which it has one."""

@@ -1,5 +1,6 @@
 """Who has which tasks, since when, and how fast they are. Knows nothing of a task but its size."""
 
+import bisect
 import itertools
 import math
 import statistics
@@ -58,7 +59,10 @@ class Assignments(Generic[T]):
         self.now = 0.0
         self._numbers = itertools.count()
         self._hands: dict[WorkerId, _Hand[T]] = {}
-        self._idle: set[WorkerId] = set()
+        # The numbers of those that have nothing to do, in order, and the workers by number. No set: one that was large once is
+        # looked through as a whole, however few are left in it.
+        self._idle: list[int] = []
+        self._numbered: dict[int, WorkerId] = {}
         # Those that have tasks, by the time since which they have not answered: at a message, only the first are looked at.
         self._busy: OrderedDict[WorkerId, _Hand[T]] = OrderedDict()
         self._smallest = math.inf
@@ -67,16 +71,21 @@ class Assignments(Generic[T]):
 
     def add(self, worker: WorkerId) -> None:
         """A worker came."""
-        self._hands[worker] = _Hand(next(self._numbers), self.now)
-        self._idle.add(worker)
+        hand = self._hands[worker] = _Hand(next(self._numbers), self.now)
+        self._numbered[hand.number] = worker
+        self._idle.append(hand.number)
 
     def remove(self, worker: WorkerId) -> list[T]:
         """A worker is gone. Gives the tasks that nobody has any more."""
         hand = self._hands.pop(worker, None)
-        self._idle.discard(worker)
+        if hand is None:
+            return []
+        if not hand.tasks:
+            self._not_idle(hand)
+        del self._numbered[hand.number]
         self._busy.pop(worker, None)
         orphans = []
-        for task in hand.tasks if hand else ():
+        for task in hand.tasks:
             self._holders[task].remove(worker)
             if not self._holders[task]:
                 del self._holders[task]
@@ -89,7 +98,7 @@ class Assignments(Generic[T]):
         if not hand.tasks:
             hand.since = hand.busy_since = self.now
             hand.done = 0.0
-            self._idle.discard(worker)
+            self._not_idle(hand)
             self._busy[worker] = hand
         hand.tasks[task] = size
         self._smallest = min(self._smallest, size)
@@ -106,7 +115,7 @@ class Assignments(Generic[T]):
             self._busy.move_to_end(worker)
         else:
             del self._busy[worker]
-            self._idle.add(worker)
+            bisect.insort(self._idle, hand.number)
             # Several answers may come at once, though they took their time: all of them together tell how fast the worker is.
             seconds = max(self.now - hand.busy_since, 1e-6)
             self._paces.append(seconds / hand.done)
@@ -135,7 +144,8 @@ class Assignments(Generic[T]):
 
     def idle(self, worker: WorkerId) -> bool:
         """Whether a worker has nothing to do."""
-        return worker in self._idle
+        hand = self._hands.get(worker)
+        return hand is not None and not hand.tasks
 
     @property
     def any_idle(self) -> bool:
@@ -144,7 +154,10 @@ class Assignments(Generic[T]):
 
     def all_idle(self) -> list[WorkerId]:
         """The workers that have nothing to do, in the order in which they came."""
-        return sorted(self._idle, key=lambda worker: self._hands[worker].number)
+        return [self._numbered[number] for number in self._idle]
+
+    def _not_idle(self, hand: _Hand[T]) -> None:
+        del self._idle[bisect.bisect_left(self._idle, hand.number)]
 
     def overdue(self) -> list[T]:
         """The tasks of workers that take too long. One that several have is overdue when it takes each of them longer still."""
