@@ -13,5 +13,5 @@ def scale(norm: float, max_norm: float) -> float:
 
 
 def reduction(max_norm: float) -> Reduction:
-    """Scales a gradient whose norm over the whole slab is greater down to `max_norm`."""
+    """Scales a gradient whose norm over the whole slab exceeds `max_norm` down to it."""
     return Reduction((Quantity.GRADIENT,), False, Scaled.GRADIENT, lambda sums: scale(sums[0] ** 0.5, max_norm))

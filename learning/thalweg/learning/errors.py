@@ -1,4 +1,4 @@
-"""What keeps a job from being trained, and whose fault that is."""
+"""Errors that keep a job from being trained, by where their cause is."""
 
 
 class MistakeError(ValueError):
@@ -6,4 +6,4 @@ class MistakeError(ValueError):
 
 
 class NodeError(Exception):
-    """Something that this node lacks, and that another one may have. The message says what."""
+    """Something that this node lacks and another one may have. The message says what."""

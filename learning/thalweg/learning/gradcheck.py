@@ -1,4 +1,4 @@
-"""Holds a model's backpropagation against numerical differentiation, in double precision, tensor by tensor."""
+"""Compares a model's backpropagation with numerical differentiation, in double precision, tensor by tensor."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ from thalweg.learning.numerical import CENTRAL_STEP, NumericalDifferentiator
 from thalweg.v1 import job_pb2
 
 TOLERANCE = 1e-6
-# Coordinates of one tensor that are checked; of a larger one, so many, evenly spread.
+# The most coordinates of one tensor that are checked. In a larger one they are evenly spread.
 MAX_COORDINATES = 2000
 # Samples that the loss is taken over.
 SAMPLES = 8
-# Rounding a loss changes its difference by so much, several times over. Of a gradient so small that this is more than the
-# tolerance, the difference tells no better.
+# Rounding of the loss changes a difference by at most this, with a margin. If a gradient is so small that this is more than the
+# tolerance, the difference cannot be more exact.
 _NOISE = 8 * float(np.finfo(np.float64).eps) / (2 * CENTRAL_STEP)
 
 

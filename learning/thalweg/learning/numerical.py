@@ -23,7 +23,7 @@ _FORWARD_STEP = float(np.finfo(np.float64).eps) ** (1 / 2)
 
 
 class Point(NamedTuple):
-    """A batch at some parameters: what the differences by all coordinates have in common.
+    """A batch at some parameters: what is computed once for all coordinates.
 
     `inputs` are those of the stages, if the objective has any. `sums` are the batch's.
     """
@@ -44,12 +44,12 @@ class NumericalDifferentiator:
         self._parameters: Slab = np.empty(objective.size, np.float64)
         # The number of coordinates with differences, the slab's first.
         self.coordinates = end_of(Kind.PARAMETER, objective.segments)
-        # Of the loss, for each coordinate.
+        # Evaluations of the loss for each coordinate.
         self.evaluations = {"numerical": 2, "numerical_forward": 1}[scheme]
         self._difference = {"numerical": self._central, "numerical_forward": self._forward}[scheme]
 
     def at(self, parameters: Slab, batch: Batch, draw: Draw | None) -> Point:
-        """A batch at parameters. To be used until one is taken at other parameters."""
+        """A batch at parameters. It can be used until this is called for other parameters."""
         self._parameters[...] = parameters
         if size(batch) == 0:
             return Point(batch, draw, [], Sums())
@@ -84,7 +84,7 @@ class NumericalDifferentiator:
         """(L(w + h) - L(w - h)) / 2h, with an error of order h²."""
         value = float(self._parameters[position])
         step = CENTRAL_STEP * max(1.0, abs(value))
-        # The difference of what the sums really are, not 2h: they were rounded.
+        # Divided by the difference of the rounded sums, which is not exactly 2h.
         above, below = value + step, value - step
         rise = self._loss(position, above, point) - self._loss(position, below, point)
         return float(rise / (above - below))

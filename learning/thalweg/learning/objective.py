@@ -1,6 +1,6 @@
 """What training minimises: a model together with its loss, as a function of one slab of parameters.
 
-The kinds of models are the registry's (`registry.py`).
+`registry.py` lists the kinds of models.
 """
 
 from collections.abc import Callable
@@ -15,20 +15,20 @@ from thalweg.contract.sums import Sums
 from thalweg.learning.batch import Batch
 from thalweg.learning.randomness import Draw
 
-# Is called with the number of the slab's first elements that are final: it only grows, and reaches all of them.
+# Called with the number of final elements at the beginning of the slab, which grows until it is the slab's size.
 Progress = Callable[[int], object]
 
 
 def ignore(_: int) -> None:
-    """The progress of a gradient that is wanted as a whole."""
+    """The progress of a gradient that is used only when it is complete."""
 
 
 class Outputs(NamedTuple):
-    """What a model makes of samples: arrays with the samples on the first axis.
+    """A model's outputs for samples: arrays with the samples on the first axis.
 
     `values` are the outputs, in the model's dtype: logits, if the loss takes them. A classifier has `classes`: the class of each
-    sample, int64 of shape (samples), or, of several yes-or-no outputs, 0 or 1 for each. Where the outputs mean that,
-    `probabilities` has the shape (samples, classes): of each class, or, of yes-or-no outputs, of each 1.
+    sample, int64 of shape (samples), or, for several yes-or-no outputs, 0 or 1 for each. If the outputs give probabilities,
+    `probabilities` has the shape (samples, classes): one for each class, or, for yes-or-no outputs, that of each 1.
     """
 
     values: Slab
@@ -40,8 +40,8 @@ class Objective(Protocol):
     """A model with its loss. An object belongs to one thread.
 
     All methods are pure functions of their arguments: of `at`, a slab of parameters with the segments end to end, of a batch, and
-    of a draw, from which random numbers such as dropout follow; there is none where the model does not train. Sums are over
-    samples, so that those of parts can be added.
+    of a draw, from which random numbers such as dropout follow, and which is None outside training. Sums are over samples, so
+    that the sums of parts can be added.
     """
 
     @property
@@ -62,11 +62,11 @@ class Objective(Protocol):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The names of the metrics whose sums `gradient` and `measure` give, in their order."""
+        """The names of the metrics whose sums `gradient` and `measure` return, in their order."""
 
     @property
     def activations(self) -> int:
-        """How many numbers a gradient takes in between for each sample."""
+        """The number of intermediate numbers that a gradient needs for each sample."""
 
     @property
     def packages(self) -> frozenset[str]:
@@ -79,7 +79,7 @@ class Objective(Protocol):
         """Writes the initial parameters, a function of the model and the job's seed."""
 
     def gradient(self, at: Slab, batch: Batch, denominator: int, draw: Draw | None, out: Slab, done: Progress = ignore) -> Sums:
-        """Writes the gradient of the sum of the samples' losses, divided by `denominator`; gives the sums.
+        """Writes the gradient of the sum of the samples' losses, divided by `denominator`; returns the sums.
 
         In a statistic's range it writes (value at `at` - value after the batch) · samples / denominator, exactly 0 for one that
         does not change; in a constant's 0. Without samples all is zero. `done` is called while `out` is filled, and at the end,
@@ -90,12 +90,12 @@ class Objective(Protocol):
         """The sums over samples."""
 
     def predict(self, at: Slab, batch: Batch) -> Outputs:
-        """The outputs for samples, which need no target. Arrays of their own."""
+        """The outputs for samples, which need no target, in new arrays."""
 
 
 @runtime_checkable
 class Staged(Protocol):
-    """An objective that is computed in stages, of which a parameter changes none before its own.
+    """An objective that is computed in stages: a parameter changes no stage before its own.
 
     Numerical differentiation by that parameter begins there.
     """

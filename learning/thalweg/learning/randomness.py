@@ -1,4 +1,4 @@
-"""All randomness of a job, as a pure function of its seed and of what it is for."""
+"""All randomness of a job, as a pure function of its seed and purpose."""
 
 from enum import IntEnum
 
@@ -9,7 +9,7 @@ Draw = tuple[int, int]
 
 
 class Purpose(IntEnum):
-    """What random numbers are for, and, in parentheses, what else they depend on."""
+    """The purpose of random numbers, and, in parentheses, what else they depend on."""
 
     INITIALIZATION = 0  # (layer)
     SPLIT = 1  # ()

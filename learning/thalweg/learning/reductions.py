@@ -1,4 +1,4 @@
-"""What must be known of a whole step before any of it can be applied: sums of squares, of the whole slab or of each segment.
+"""Quantities of a whole step that are needed before any of it can be applied: sums of squares, of the slab or of each segment.
 
 They are taken over blocks of the slab, and added in its order: so they do not depend on how a slab is cut into chunks and shards.
 """
@@ -12,7 +12,7 @@ BLOCK = 65_536
 
 
 class Quantity(Enum):
-    """What is squared and summed."""
+    """The quantity whose squares are summed."""
 
     # The step's gradient, scaled by the reductions before.
     GRADIENT = auto()
@@ -23,7 +23,7 @@ class Quantity(Enum):
 
 
 class Scaled(Enum):
-    """What a reduction's factor multiplies."""
+    """The quantity that a reduction's factor multiplies."""
 
     GRADIENT = auto()
     LEARNING_RATE = auto()
@@ -32,7 +32,7 @@ class Scaled(Enum):
 class Reduction(NamedTuple):
     """One of the reductions of a step. `factor` gets the sums of squares of `quantities`, of the slab or of a segment.
 
-    What is frozen, and statistics, count as 0.
+    Frozen tensors and statistics count as 0.
     """
 
     quantities: tuple[Quantity, ...]

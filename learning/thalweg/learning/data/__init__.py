@@ -59,7 +59,7 @@ def load(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Dataset:
     """The data of a job whose specification has its defaults filled in.
 
     `fetch` gives the file that was uploaded under a SHA-256. It may be removed afterwards: it is kept open as long as it is read
-    from. All samples are looked at several times, block by block. Raises DataError if the data is not right.
+    from. All samples are read several times, block by block. Raises DataError if the data is not right.
     """
     data, dtype = spec.data, np.dtype(spec.model.dtype)
     field = f"data.{data.WhichOneof('source')}"
@@ -87,7 +87,7 @@ def load(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Dataset:
 
 
 class Pair(NamedTuple):
-    """Samples and targets as they stand in a source, in memory."""
+    """Samples and targets as they are in a source, in memory."""
 
     x: NDArray[Any]
     y: NDArray[Any]
@@ -117,7 +117,7 @@ def _source(data: job_pb2.Data, fetch: Callable[[str], Path]) -> Source:
 def read_samples(
     path: Path, data: job_pb2.Data, preprocessing: job_pb2.Preprocessing, features: int, header: bool | None = None
 ) -> Found:
-    """Samples to predict from, out of a .csv, .npy or .npz file, for a job that was trained on `data`.
+    """Samples to predict from, read from a .csv, .npy or .npz file, for a job that was trained on `data`.
 
     `features` is the number of features of a sample, -1 if that is unknown; `header` says whether a table has a line of column
     names, if that differs from `data.header`. Raises DataError, whose message begins with "INPUT", or OSError.

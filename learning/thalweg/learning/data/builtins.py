@@ -24,7 +24,7 @@ def _digits() -> Arrays:
 
 
 def _gate(*outputs: int) -> Callable[[], Arrays]:
-    """A logic gate: x all pairs of 0 and 1, y what the gate makes of 00, 01, 10 and 11."""
+    """A logic gate: x are all pairs of 0 and 1, y the gate's outputs for 00, 01, 10 and 11."""
     inputs = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     return lambda: (inputs.copy(), np.array(outputs, np.int64))
 

@@ -1,4 +1,4 @@
-"""What must hold of any samples and targets, those to train on and those to predict from."""
+"""Checks of samples and targets, for training and for predictions."""
 
 import numpy as np
 

@@ -14,12 +14,12 @@ from thalweg.learning.data.rows import Mapped, Rows
 from thalweg.learning.data.table import TO_PREDICT, TO_TRAIN, Table, read
 from thalweg.v1 import job_pb2
 
-# Of many names so many are listed in a message.
+# Names that a message lists.
 _MAX_LISTED = 12
 
 
 class Source(NamedTuple):
-    """Samples `x` and targets `y` as they stand in a source; if that names columns, those of the features and of the target."""
+    """Samples `x` and targets `y` as they are in a source, and the names of the features and of the target, if it has names."""
 
     x: Rows
     y: Rows
@@ -28,7 +28,7 @@ class Source(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Samples to predict from, as they stand in a file, and what their user should know of how they were taken, if anything."""
+    """Samples to predict from, as they are in a file, and a notice for the user about how they were read, if there is one."""
 
     x: NDArray[Any]
     notice: str = ""
@@ -61,7 +61,7 @@ def to_train(table: Table, name: str, target: str) -> Source:
                 f"data.target: {name!r} has no column names (data.header = false); leave data.target out to use the last column"
             )
         if target not in table.names:
-            hint = _meant(target, table.names)
+            hint = _suggestion(target, table.names)
             raise DataError(f"data.target: {name!r} has no column {target!r}{hint}; it has {listed(table.names)}")
         position = table.names.index(target)
     target = table.names[position] if table.names else ""
@@ -70,11 +70,11 @@ def to_train(table: Table, name: str, target: str) -> Source:
 
 
 def to_predict(table: Table, name: str, preprocessing: job_pb2.Preprocessing, target: str, features: int) -> Found:
-    """The features of a table, in the order in which the model takes them. The target may be among its columns, and is left out.
+    """The features of a table, in the model's order. A column of targets is left out.
 
-    Where the names of the features are not known, columns are taken in their order; `target` is then what the job calls it, and
-    `features` how many there are, -1 if that is unknown. Raises DataError, which calls the file `name`, if columns are missing,
-    or others are there.
+    Where the names of the features are not known, columns are taken in their order; `target` is then the target's name in
+    the job, and `features` the number of features, -1 if that is unknown. Raises DataError, which calls the file `name`, if
+    columns are missing or unknown.
     """
     subject = f"{TO_PREDICT.field}: {name!r}"
     wanted, width = tuple(preprocessing.columns), table.values.shape[1]
@@ -107,7 +107,7 @@ def _by_name(names: Sequence[str], subject: str, wanted: Sequence[str], target: 
     known = {*wanted, target}
     others = [name for name in names if name not in known]
     if missing or others:
-        problems = [f"lacks {_columns(missing)}{_meant(missing[0], others)}"] if missing else []
+        problems = [f"lacks {_columns(missing)}{_suggestion(missing[0], others)}"] if missing else []
         problems += [f"has {_columns(others)}, which the job was not trained on"] if others else []
         remedy = "name the columns as in the training data" if missing else "remove the columns that are not features"
         raise DataError(f"{subject} {' and '.join(problems)}; {remedy}: {listed(wanted)}")
@@ -125,6 +125,6 @@ def _columns(names: Sequence[str]) -> str:
     return f"the column{'' if len(names) == 1 else 's'} {listed(names)}"
 
 
-def _meant(name: str, known: Sequence[str]) -> str:
+def _suggestion(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, 1) if len(known) <= 1000 else []
     return f" (did you mean {close[0]!r}?)" if close else ""

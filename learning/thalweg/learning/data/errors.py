@@ -1,10 +1,10 @@
-"""What is wrong with data."""
+"""Errors of data."""
 
 from thalweg.learning.errors import MistakeError, NodeError
 
 
 class DataError(MistakeError):
-    """Data that cannot be used. The message begins with what it is about: a field of the job, or an argument, and a colon."""
+    """Data that cannot be used. The message begins with a field of the job or the name of an argument, and a colon."""
 
 
 class MemoryLackError(DataError, NodeError):

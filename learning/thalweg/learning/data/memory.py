@@ -1,4 +1,4 @@
-"""Whether data has room in this machine's memory, asked before any is taken."""
+"""Whether data fits in this machine's memory: checked before memory is allocated."""
 
 from thalweg.contract.resources import memory, size_text
 from thalweg.learning.data.errors import MemoryLackError
@@ -15,5 +15,5 @@ def check_memory(subject: str, needed: int) -> None:
 
 
 def is_held(needed: int) -> bool:
-    """Whether samples that take some bytes are held in memory: if they are not many, and there is room."""
+    """Whether samples of this number of bytes are held in memory: if it is at most MAX_HELD, and there is room."""
     return needed <= min(MAX_HELD, memory().available)

@@ -9,7 +9,7 @@ from thalweg.learning.batch import Batch
 from thalweg.learning.data.order import Order
 from thalweg.learning.data.samples import Samples
 
-# Bytes of samples after which no further microbatch is gathered ahead of time: they would not stay in the cache.
+# Bytes of samples that are gathered ahead of time, at most one microbatch more: others would not stay in the cache.
 _MAX_BYTES = 16 << 20
 
 
@@ -42,7 +42,7 @@ class Microbatches:
         return Microbatch(self._samples.take(indices), denominator)
 
     def gather(self, step: int, span: range) -> None:
-        """Gathers the first microbatches of a span, so that they are there when they are asked for."""
+        """Gathers the first microbatches of a span ahead of time."""
         self._gathered.clear()
         gathered = 0
         for slot, microbatch in enumerate(span):
@@ -54,7 +54,7 @@ class Microbatches:
                 break
 
     def _room(self, slot: int, samples: int) -> dict[str, NDArray[Any]]:
-        """Arrays for a number of samples, parts of those that the slot had before, if these are large enough."""
+        """Arrays for a number of samples: parts of the slot's previous ones, if these are large enough."""
         room = self._rooms.get(slot)
         if room is None or any(len(values) < samples for values in room.values()):
             room = {name: np.empty((samples, *field.shape), field.dtype) for name, field in self._schema.items()}

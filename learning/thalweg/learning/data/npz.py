@@ -22,11 +22,11 @@ from thalweg.learning.data.memory import check_memory
 from thalweg.learning.data.rows import FileRows, Rows
 from thalweg.v1 import job_pb2
 
-# What a damaged, encrypted or foreign file makes its reader raise.
+# What readers raise for a damaged, encrypted or foreign file.
 _UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 # How much is read at once: an archive is unpacked piece by piece.
 _BLOCK = 1 << 20
-# What stands before a member of a zip archive; the last two numbers are the lengths of its name and of more, which follow.
+# The local header of a member of a zip archive. Its last two numbers are the lengths of the name and of the extra field after it.
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 
 # NumPy parses an array's header with `ast`, and in Python 3.11 two threads that do so can break each other: the depth of the
@@ -48,9 +48,9 @@ def load(path: Path, field: str, name: str) -> tuple[NDArray[Any], NDArray[Any]]
 
 
 def load_rows(path: Path, field: str, name: str, keys: Sequence[str]) -> list[Rows]:
-    """Arrays of an archive by their names, which are left in the file where they lie there as they are in memory.
+    """Arrays of an archive by their names. An array that is stored as it is in memory stays in the file.
 
-    They do in an archive of `numpy.savez`, if they are C-ordered. Others are read. Raises DataError as `load` does.
+    That is so for C-ordered arrays in an archive of `numpy.savez`. Others are read. Raises DataError as `load` does.
     """
     with _opened(path, field, name) as archive:
         archive.require(keys)
@@ -62,7 +62,7 @@ def load_samples(path: Path, field: str, name: str) -> NDArray[Any]:
     with path.open("rb") as file:
         if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
             file.seek(0)
-            with _told(field, name, "a NumPy array"):
+            with _data_errors(field, name, "a NumPy array"):
                 subject = f"{field}: {name!r}"
                 return _read(file, subject, "an array", _header(file, subject, "an array", path.stat().st_size))
     with _opened(path, field, name) as archive:
@@ -72,7 +72,7 @@ def load_samples(path: Path, field: str, name: str) -> NDArray[Any]:
 
 
 def is_numpys(path: Path) -> bool:
-    """Whether a file is one of NumPy's, by how it begins. Raises OSError."""
+    """Whether a file is in one of NumPy's formats, by its first bytes. Raises OSError."""
     with path.open("rb") as file:
         return file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX or zipfile.is_zipfile(file)
 
@@ -81,16 +81,16 @@ def is_numpys(path: Path) -> bool:
 def _opened(path: Path, field: str, name: str) -> "Iterator[_Archive]":
     if path.stat().st_size == 0:
         raise DataError(f"{field}: {name!r} is empty")
-    # Not the path: of a file that cannot be opened it would say that it is no archive.
+    # Given a path, `is_zipfile` would answer False for a file that cannot be opened.
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise DataError(f"{field}: {name!r} is not a NumPy archive; write one with numpy.savez({name!r}, x=x, y=y)")
-    with _told(field, name, "a NumPy archive"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+    with _data_errors(field, name, "a NumPy archive"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
         yield _Archive(archive, file.fileno(), f"{field}: {name!r}")
 
 
 @contextmanager
-def _told(field: str, name: str, what: str) -> Iterator[None]:
+def _data_errors(field: str, name: str, what: str) -> Iterator[None]:
     try:
         yield
     except DataError:
@@ -100,7 +100,7 @@ def _told(field: str, name: str, what: str) -> Iterator[None]:
     except _UNREADABLE as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # the system's, and so the node's
-        # NumPy adds advice on its own functions, on further lines.
+        # Further lines are NumPy's advice about its own functions.
         problem, *_ = str(error).splitlines() or [type(error).__name__]
         raise DataError(f"{field}: {name!r} cannot be read as {what}: {problem}") from error
 
@@ -155,14 +155,14 @@ class _Archive:
             yield file, _header(file, self._subject, key, member.file_size)
 
     def _data_offset(self, member: zipfile.ZipInfo) -> int:
-        """Where the bytes of a stored member begin. The lengths of what stands before them are in its local header alone."""
+        """Where the bytes of a stored member begin. Only its local header has the lengths of what is before them."""
         local = os.pread(self._descriptor, _LOCAL_HEADER.size, member.header_offset)
         *_, name_length, extra_length = _LOCAL_HEADER.unpack(local)
         return member.header_offset + _LOCAL_HEADER.size + int(name_length) + int(extra_length)
 
 
 class _Header(NamedTuple):
-    """What an array's file declares, and has."""
+    """The header of an array's file."""
 
     shape: tuple[int, ...]
     by_columns: bool
@@ -172,7 +172,7 @@ class _Header(NamedTuple):
 
 
 def _header(file: IO[bytes], subject: str, key: str, size: int) -> _Header:
-    """Reads the header of an open .npy file of `size` bytes, which have to be at least those that it declares.
+    """Reads the header of an open .npy file of `size` bytes, which must be at least as many as it declares.
 
     Raises DataError if the array does not hold numbers, and what NumPy raises if the header is damaged.
     """
@@ -202,7 +202,7 @@ def _read(file: IO[bytes], subject: str, key: str, header: _Header) -> NDArray[A
     Raises DataError if memory has no room for it, or the file ends too early.
     """
     shape, by_columns, dtype, needed = header
-    # What is small when packed may be larger than any machine's memory.
+    # A small compressed file may hold an array that is larger than any machine's memory.
     check_memory(f"{subject}: {key} of shape {shape} and type {dtype}", needed)
     flat = np.empty(math.prod(shape), dtype)
     room = flat.view(np.uint8).data

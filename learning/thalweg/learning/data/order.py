@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from thalweg.learning.randomness import Purpose, generator
 from thalweg.v1 import job_pb2
 
-# Samples up to whose number `auto` draws permutations: 8 MiB each.
+# Up to this number of samples, `auto` draws permutations: 8 MiB each.
 MAX_PERMUTED = 1 << 20
 # Rounds of the Feistel network. Four make it a pseudorandom permutation if each is pseudorandom; mixing is weaker than that.
 _ROUNDS = 8
@@ -22,7 +22,7 @@ class Arrangement(Protocol):
 
 
 class Permutation:
-    """One that is drawn for each epoch, and kept."""
+    """An order that is drawn for each epoch, and kept."""
 
     def __init__(self, samples: int, seed: int) -> None:
         self._samples = samples
@@ -39,10 +39,10 @@ class Permutation:
 
 
 class Bijection:
-    """One that is computed, position by position, with keys that are drawn for each epoch: nothing is kept.
+    """An order that is computed, position by position, with keys that are drawn for each epoch: nothing is kept.
 
-    A Feistel network (Luby and Rackoff 1988) maps the numbers of some bits one to one. What is not below the number of samples is
-    mapped again until it is (cycle walking, Black and Rogaway 2002), which takes less than two times on average.
+    A Feistel network (Luby and Rackoff 1988) permutes the numbers of some bits. A result that is not below the number of samples
+    is mapped again until it is (cycle walking, Black and Rogaway 2002), on average less than twice.
     """
 
     def __init__(self, samples: int, seed: int) -> None:
@@ -90,9 +90,9 @@ def arrangement(order: str, samples: int, seed: int) -> Arrangement:
 
 
 def keeps_permutations(order: str, samples: int) -> bool:
-    """Whether what takes some bytes for each sample is kept in memory: where there are few, or `data.order` wants it.
+    """Whether permutations of the samples are kept in memory: for few samples, or if `data.order` says so.
 
-    A job that was accepted before there was a choice names no order, and keeps what it had.
+    A job that was accepted before there was a choice names no order, and keeps its permutations.
     """
     return samples <= MAX_PERMUTED or order in ("", "permuted")
 
@@ -110,7 +110,7 @@ class Order:
         self.steps_per_epoch = -(-samples // self._batch_size)
 
     def minibatch(self, step: int) -> NDArray[np.intp]:
-        """The samples of a step. The last minibatch of an epoch holds what is left."""
+        """The samples of a step. The last minibatch of an epoch may be smaller."""
         if step != self._step:
             epoch, position = divmod(step, self.steps_per_epoch)
             first = position * self._batch_size
@@ -118,7 +118,7 @@ class Order:
         return self._minibatch
 
     def microbatch(self, step: int, microbatch: int) -> tuple[NDArray[np.intp], int]:
-        """The samples of a microbatch, maybe none, and the number of samples in the whole minibatch."""
+        """The samples of a microbatch, possibly none, and the number of samples in the whole minibatch."""
         minibatch = self.minibatch(step)
         size, parts = len(minibatch), self._microbatches
         return minibatch[microbatch * size // parts : (microbatch + 1) * size // parts], size

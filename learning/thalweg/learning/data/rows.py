@@ -14,12 +14,12 @@ from thalweg.learning.data.errors import DataError
 
 # Which rows: their positions, or a range of positions.
 Indices: TypeAlias = NDArray[np.intp] | slice
-# Bytes that are made at once of rows or samples where all of them are looked at.
+# Bytes of a block of rows or samples, where all of them are read.
 BLOCK_BYTES = 1 << 20
 
 
 class Rows(Protocol):
-    """An array, of which rows are taken by their indices on its first axis. Each NumPy array is one."""
+    """An array whose rows are taken by their indices on its first axis. Each NumPy array is one."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -62,9 +62,9 @@ class Selected:
 
 
 class Mapped:
-    """Rows that are made of an array's rows, each of one: by a function of a block of rows.
+    """Rows that a function makes from the rows of an array, a block at a time.
 
-    `sample` is the shape of a row that the function makes, `dtype` that of its elements.
+    `sample` is the shape of a row that the function makes, `dtype` the dtype of its elements.
     """
 
     def __init__(

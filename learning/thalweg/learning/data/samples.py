@@ -1,4 +1,4 @@
-"""Samples: what batches are taken from, whatever they are kept in."""
+"""Samples: what batches are taken from, in memory or not."""
 
 import math
 from collections.abc import Iterator, Mapping

@@ -16,18 +16,18 @@ from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.data.preparation import MAX_FEATURES
 
-# What a row may have, in characters, with the lines that it spans: enough for all columns.
+# The most characters of a row, over all lines that it spans: enough for all columns.
 _MAX_ROW = 1 << 22
-# What all names may have together, in bytes: they travel beside the mean and the deviation of each, in a message of 4 MiB.
+# The most bytes of all names together: a message of 4 MiB holds them with the mean and the deviation of each column.
 _MAX_NAMES = 1 << 20
-# With these characters float() takes decimal numbers alone: no nan, no inf, no underscores, no digits of other scripts.
+# With these characters alone, float() accepts decimal numbers only: no nan, no inf, no underscores, no digits of other scripts.
 _DECIMAL = b"0123456789+-.eE \t"
-# How people write that there is no value.
+# Ways to write that a value is missing.
 _HOLES = frozenset({"", "?", "-", ".", "na", "n/a", "nan", "null", "none", "missing"})
 _INFINITE = frozenset({"inf", "infinity"})
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _MAX_SHOWN = 40
-# What is often called .csv, by how it begins.
+# Other formats that are often called .csv, by their first bytes.
 _FOREIGN = {
     b"\x1f\x8b": "is compressed; compressed tables are not supported; decompress it first, with gunzip",
     b"\xfd7zXZ\x00": "is compressed; compressed tables are not supported; decompress it first, with unxz",
@@ -41,7 +41,7 @@ _FOREIGN = {
 
 
 class Words(NamedTuple):
-    """How messages speak: of which field they are, and how a user says that a file has a line of column names, or has none."""
+    """The words of messages: the field that they are about, and how a user says whether a file has a line of column names."""
 
     field: str
     named: str
@@ -53,7 +53,7 @@ TO_PREDICT = Words("INPUT", "--header", "--no-header")
 
 
 class Table(NamedTuple):
-    """The values of a table, float64 of shape (rows, columns), all finite; the columns' names, none if it states none."""
+    """The values of a table, float64 of shape (rows, columns), all finite; the columns' names, empty if it has none."""
 
     names: tuple[str, ...]
     values: NDArray[np.float64]
@@ -122,14 +122,14 @@ def _reason(error: csv.Error) -> str:
 
 
 class _Reading:
-    """One file that is read."""
+    """The reading of one file."""
 
     def __init__(self, words: Words, name: str) -> None:
         self._field = words.field
         self._words = words
         self._name = name
         self._names: tuple[str, ...] = ()
-        # What may stand between columns in place of commas.
+        # Other separators in the first line, in place of commas.
         self._separators = ""
 
     def table(self, rows: _Rows, header: bool | None) -> Table:
@@ -138,7 +138,7 @@ class _Reading:
         if not first:
             raise self._wrong(f"{self._name!r} is empty")
         self._check_columns(first)
-        # Not a list: a float there takes four times the room.
+        # Not a list, where a float takes four times the memory.
         values, limit = array("d"), memory().available // 8
         if header is False:
             values.extend(self._numbers(line, first))
@@ -156,7 +156,7 @@ class _Reading:
         return DataError(f"{self._field}: {problem}")
 
     def _bad_row(self, problem: str) -> DataError:
-        """The error of a row. That of a table of one column, whose name holds another separator, is that separator."""
+        """The error of a row. In a table of one column whose name holds another separator, the separator is what is wrong."""
         if self._separators:
             problem = f"{self._name!r} has {self._separators} between its columns; write commas, and points in decimal numbers"
         return self._wrong(problem)
@@ -217,7 +217,7 @@ class _Reading:
             except ValueError:
                 pass
             else:
-                # Most rows are right, and a sum is quicker than a look at each.
+                # Most rows are right, and a sum is faster than a check of each number.
                 if math.isfinite(sum(numbers)) or all(map(math.isfinite, numbers)):
                     return numbers
         position = next(index for index, cell in enumerate(cells) if not _is_number(cell))
@@ -226,7 +226,7 @@ class _Reading:
 
 
 def _is_number(cell: str) -> bool:
-    """Whether a cell is a decimal number that float64 can hold."""
+    """Whether a cell is a decimal number that fits in float64."""
     if not cell.isascii() or cell.encode().translate(None, _DECIMAL):
         return False
     try:

@@ -1,4 +1,4 @@
-"""What a metric is: a number for each sample, whose mean over samples is reported."""
+"""The interface of a metric: a number for each sample, whose mean over samples is reported."""
 
 from typing import Any, Protocol
 
@@ -8,10 +8,10 @@ from thalweg.contract.layout import Slab
 
 
 class Metric(Protocol):
-    """A metric, which any model may use."""
+    """A metric, for any model."""
 
     def problem(self, output_shape: tuple[int, ...], targets: NDArray[Any]) -> str:
-        """Why it cannot be computed for a model with outputs of this shape for each sample, and such targets; empty if it can."""
+        """Why it cannot be computed for outputs of this shape for each sample and these targets; empty if it can."""
 
     def sum(self, outputs: Slab, targets: NDArray[Any]) -> float:
         """The sum over samples, from outputs of shape (samples, ...) and their targets."""

@@ -1,4 +1,4 @@
-"""Whether a class is among those of the largest outputs."""
+"""Whether a sample's class is among those of the largest outputs."""
 
 from typing import Any
 

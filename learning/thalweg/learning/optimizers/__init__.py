@@ -1,4 +1,4 @@
-"""Optimizers: updates of a range of the parameters, and what must be known before. Each is one small file and one line here."""
+"""Optimizers: updates of a range of the parameters, and the reductions before them. Each is one small file and one line here."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
@@ -76,7 +76,7 @@ def spans(
 ) -> Spans:
     """The ranges of a slab that a complete specification's groups update differently: one range where there are no groups.
 
-    Where a reduction is per segment, each segment is a range. What groups of `also_frozen` freeze is frozen too. Raises
+    Where a reduction is per segment, each segment is a range. Tensors that groups of `also_frozen` freeze are frozen too. Raises
     ValueError if the segments have another number of elements.
     """
     by_segment = any(reduction.per_segment for reduction in reductions(spec))

@@ -11,7 +11,7 @@ from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, Optimiz
 
 
 class MomentsHyperparameters(Hyperparameters, Protocol):
-    """Those of all that follow the running means of the gradient and of its square."""
+    """Hyperparameters of all optimizers with running means of the gradient and of its square."""
 
     @property
     def betas(self) -> Sequence[float]: ...
@@ -21,7 +21,7 @@ class MomentsHyperparameters(Hyperparameters, Protocol):
 
 
 class AdamHyperparameters(MomentsHyperparameters, Protocol):
-    """Those of Adam and AdamW."""
+    """Hyperparameters of Adam and AdamW."""
 
     @property
     def amsgrad(self) -> bool: ...
@@ -34,7 +34,7 @@ class Moments(Optimizer[H_co], Generic[H_co]):
     """m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²; w ← w − learning_rate · m̂ / (√v̂ + eps) (Kingma and Ba 2015).
 
     m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ), t counted from 1. AMSGrad uses the largest v so far (Reddi et al. 2018).
-    The state holds m / (1 − β₁) and v / (1 − β₂), which are sums: each spares a pass over the block.
+    The state holds m / (1 − β₁) and v / (1 − β₂), which are sums: each saves a pass over the block.
     """
 
     def __init__(self, hyperparameters: H_co, *, amsgrad: bool = False) -> None:
@@ -44,7 +44,7 @@ class Moments(Optimizer[H_co], Generic[H_co]):
         self.slots = ("gradient_sum", "square_sum") + ("greatest",) * amsgrad
 
     def migrated(self, state: OptimizerState) -> OptimizerState:
-        # There were the moments themselves, and the greatest of v, where now there are sums.
+        # Earlier releases kept the moments themselves, and the largest v, in place of sums.
         if state.keys() != {"mean", "square", *self.slots[2:]}:
             return state
         moments = {"gradient_sum": "mean", "square_sum": "square", "greatest": "greatest"}
@@ -53,7 +53,7 @@ class Moments(Optimizer[H_co], Generic[H_co]):
 
     def rule(self, learning_rate: float, step: int) -> UpdateRule:
         beta1, beta2, amsgrad = self._beta1, self._beta2, self._amsgrad
-        # √v̂ is so many times the root of the sum. Numerator and denominator are divided by it: that spares another pass.
+        # The ratio of √v̂ to the root of the sum. Numerator and denominator are divided by it, which saves a pass.
         correction = math.sqrt((1 - beta2) / (1 - beta2 ** (step + 1)))
         eps = self.hyperparameters.eps / correction
         rate = learning_rate * (1 - beta1) / (1 - beta1 ** (step + 1)) / correction

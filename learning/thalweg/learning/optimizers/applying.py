@@ -8,7 +8,7 @@ from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, OptimizerState, Scratch, UpdateRule
 from thalweg.learning.optimizers.groups import Span
 
-# Elements that are updated at once: so few that a block stays in the cache from one pass over it to the next, and so many that
+# Elements that are updated at once: a block stays in the cache from one pass over it to the next, and is large enough that
 # NumPy's calls take little of the time.
 _BLOCK = 131_072
 
@@ -24,7 +24,7 @@ def apply(
     scale: float = 1.0,
     spans: Sequence[Span] | None = None,
 ) -> bool:
-    """Updates a range of any length. Says whether all the new values are finite.
+    """Updates a range of any length. Returns whether all new values are finite.
 
     All arrays are one-dimensional and of equal length and dtype. `out` may be `parameters` or not; `state` is changed in place.
     The gradient is the sum of the two arrays, if there are two; they are only read. Except in plain spans it is multiplied by
@@ -32,7 +32,7 @@ def apply(
     hyperparameters of their own, or there are reductions, by which they were scaled. How a slab is cut into ranges does not
     change a bit of the result, and threads may update different ranges at once.
     """
-    # The output can take what is computed in between, and so is in the cache when it is written.
+    # Intermediate results use the output, which therefore is in the cache when it is written.
     apart = not np.may_share_memory(parameters, out)
 
     def summed(block: slice, scratch: Scratch) -> Slab:
@@ -76,7 +76,7 @@ def apply(
 
     if spans is None:
         spans = [Span(0, parameters.size, 1.0, optimizer.weight_decay, frozen=False)]
-    # What is not finite is no news here: whoever asked hears of it.
+    # Values that are not finite are reported by the result.
     with np.errstate(all="ignore"), optimizer.scratch(_BLOCK, parameters.dtype) as scratch:
         finite = True
         for span in spans:

@@ -1,4 +1,4 @@
-"""What an optimizer is: a state of some slabs, and how far a gradient makes the parameters delta."""
+"""The interface of an optimizer: a state of some slabs, and by how much a gradient lowers the parameters."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ OptimizerState = dict[str, Slab]
 
 
 class Hyperparameters(Protocol):
-    """What the messages of all optimizers have."""
+    """The fields that all optimizers' messages have."""
 
     @property
     def learning_rate(self) -> float: ...
@@ -33,7 +33,7 @@ UpdateRule = Callable[[Slab, OptimizerState, Slab, Slab], None]
 
 
 class Scratch(NamedTuple):
-    """Arrays for what one thread computes in between."""
+    """Arrays for one thread's intermediate results."""
 
     gradient: Slab
     delta: Slab
@@ -46,8 +46,8 @@ class Optimizer(ABC, Generic[H_co]):
 
     `hyperparameters` is the message that describes the optimizer, with its defaults filled in. `slots` names the
     slabs of its state, which start at zero. Weight decay adds the gradient of weight_decay / 2 · |parameters|²; where it is
-    `decoupled` it takes learning_rate · weight_decay of the parameters instead. `reductions` are what an update needs to know of
-    the whole slab, or of whole segments, before it can be applied, in this order.
+    `decoupled` it takes learning_rate · weight_decay of the parameters instead. `reductions` are the quantities
+    of the whole slab, or of whole segments, that an update needs, in this order.
     """
 
     slots: tuple[str, ...] = ()
@@ -65,14 +65,14 @@ class Optimizer(ABC, Generic[H_co]):
         return {slot: np.zeros(size, dtype) for slot in self.slots}
 
     def migrated(self, state: OptimizerState) -> OptimizerState:
-        """A state as this release keeps it, of one that this or an earlier release kept, with the slots that it had then."""
+        """A state in this release's form, from one that this or an earlier release wrote, with the slots that it had then."""
         return state
 
     @contextmanager
     def scratch(self, size: int, dtype: np.dtype[np.floating]) -> Iterator[Scratch]:
         """Scratch arrays of `size` elements, uninitialised, exclusive until the context exits. Always ask for the same size."""
         try:
-            # Whatever else, this is one operation on a list, which no other thread interrupts.
+            # One operation on a list, which no other thread interrupts.
             scratch = self._scratches.pop()
         except IndexError:
             gradient, delta, other = (np.empty(size, dtype) for _ in range(3))

@@ -11,7 +11,7 @@ from thalweg.contract.segments import elements as elements_of
 from thalweg.learning.reductions import Reduction, Scaled
 from thalweg.v1 import job_pb2
 
-# Tensors that an error names.
+# The most tensors that an error names.
 _MAX_NAMED = 8
 
 
@@ -55,11 +55,11 @@ class Spans:
         return self._stops[-1] if self._stops else 0
 
     def at(self, position: int) -> int:
-        """Which span has the element at a position, counted from 0."""
+        """The index of the span that has the element at a position."""
         return bisect_right(self._stops, position)
 
     def end(self, position: int) -> int:
-        """Where the span ends that has the element at a position."""
+        """The end of the span that has the element at a position."""
         return self._stops[self.at(position)]
 
     def scaled(self, reduction: Reduction, factors: Sequence[float]) -> "Spans":
@@ -88,9 +88,9 @@ def spans(
 ) -> Spans:
     """The spans of a slab, each a segment if `by_segment`.
 
-    `weight_decay` is that of tensors without a group, or whose group does not state one. What groups of `also_frozen` freeze is
-    frozen too. Groups are of parameters: statistics are plain and constants frozen, whatever the groups say. Raises ValueError if
-    the segments have another number of elements.
+    `weight_decay` is that of tensors without a group, or whose group does not state one. What `also_frozen` freezes is frozen
+    too. Groups are of parameters: statistics are plain and constants frozen, whatever the groups say. Raises ValueError if the
+    segments have another number of elements.
     """
     alike = all(segment.kind is Kind.PARAMETER for segment in segments)
     if alike and not groups and not also_frozen and not by_segment:
@@ -138,12 +138,12 @@ def unmatched(groups: Sequence[job_pb2.Group], names: Sequence[str], path: str) 
 
 
 def _finder(groups: Sequence[job_pb2.Group]) -> Callable[[str], job_pb2.Group]:
-    """What gives the group of a tensor's name; one without settings if there is none."""
+    """A function that returns the group of a tensor's name; one without settings if it is in none."""
     matchers = [(_matcher(group.pattern), group) for group in groups]
     none = job_pb2.Group()
     return lambda name: next((group for matches, group in matchers if matches(name)), none)
 
 
 def _matcher(pattern: str) -> Callable[[str], re.Match[str] | None]:
-    """What says whether a whole name matches a pattern, in which case matters."""
+    """A function that returns whether a whole name matches a pattern. Case matters."""
     return re.compile(translate(pattern)).match

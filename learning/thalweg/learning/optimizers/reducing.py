@@ -1,4 +1,4 @@
-"""Computes the reductions of a step: the sums of blocks, wherever these are, and what follows from all of them."""
+"""Computes the reductions of a step: the sums of blocks, here or at shards, and the factors that follow from all of them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -31,7 +31,7 @@ def block_sums(
         within = spans.within(block)
         for quantity in reduction.quantities:
             values = np.empty(block.stop - block.start)
-            # What is not finite shows in the update.
+            # Values that are not finite show in the update.
             with np.errstate(all="ignore"):
                 for span in within:
                     start = block.start - part.start
@@ -56,7 +56,7 @@ def factors(reduction: Reduction, sums: Iterable[float], spans: Spans) -> list[f
     totals = [[0.0] * width for _ in range(spans.count if reduction.per_segment else 1)]
     for number, block in enumerate(blocks):
         total = totals[spans.at(block.start) if reduction.per_segment else 0]
-        # One by one, in order: Python's `sum` does more than that since 3.12.
+        # One by one, in order: Python's `sum` compensates rounding since 3.12.
         for index in range(width):
             total[index] += given[number * width + index]
     return [reduction.factor(total) for total in totals]
@@ -97,7 +97,7 @@ def _values(
     step: int,
     span: Span,
 ) -> Slab | float:
-    """A quantity over a span, whose arrays these are."""
+    """A quantity over a span. The arrays are the span's."""
     if not span.counted:
         return 0.0
     match quantity:

@@ -1,4 +1,4 @@
-"""What a schedule is made from."""
+"""The interface of a schedule."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar
@@ -7,7 +7,7 @@ from thalweg.v1 import job_pb2
 
 
 class Course(NamedTuple):
-    """Where a job is: the step, counted from 0, the steps of an epoch, and the steps in all."""
+    """A job's progress: the step, counted from 0, the steps of an epoch, and the total number of steps."""
 
     step: float
     steps_per_epoch: int

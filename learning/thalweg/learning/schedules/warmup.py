@@ -5,7 +5,7 @@ from thalweg.v1 import job_pb2
 
 
 def factor(spec: job_pb2.WarmupSchedule, course: Course, within: Within) -> float:
-    """From `start_factor` at step 0 to 1 at step `steps` (Goyal et al. 2017), then the schedule `then` over the steps left."""
+    """From `start_factor` at step 0 to 1 at step `steps` (Goyal et al. 2017), then `then` over the remaining steps."""
     if course.step < spec.steps:
         return float(spec.start_factor + (1 - spec.start_factor) * course.step / spec.steps)
     left = max(1, course.total_steps - spec.steps)

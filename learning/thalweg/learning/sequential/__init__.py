@@ -1,1 +1,1 @@
-"""Models of layers in a row, written with NumPy."""
+"""Models that are a sequence of layers, in NumPy."""

@@ -14,7 +14,7 @@ class Buffers:
         self._arrays: dict[tuple[str, tuple[int, ...], np.dtype[Any]], NDArray[Any]] = {}
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> NDArray[Any]:
-        """The array of this name, shape and dtype, with any content: the same each time. The dtype is the owner's by default."""
+        """The array of this name, shape and dtype, uninitialised: the same each time. The dtype is the owner's by default."""
         key = (name, shape, self._dtype if dtype is None else np.dtype(dtype))
         if key not in self._arrays:
             self._arrays[key] = np.empty(shape, key[2])

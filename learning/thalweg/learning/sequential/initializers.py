@@ -1,4 +1,4 @@
-"""How weights start. Each initializer is one line of the registry."""
+"""Initial weights. Each initializer is one line of the registry."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def _fans(weight: Slab) -> tuple[int, int]:
 
 
 def _fill(weight: Slab, draw: Callable[[int], NDArray[np.float64]]) -> None:
-    """Fills a weight, which is contiguous, with numbers that are drawn in order: block by block, so as to take little memory."""
+    """Fills a weight, which is contiguous, with numbers that are drawn in order, block by block, to take little memory."""
     flat = weight.reshape(-1)
     for where in ranges(flat.size, _BLOCK):
         flat[where] = draw(where.stop - where.start)

@@ -1,4 +1,4 @@
-"""Models of layers in a row with a loss: the model kind `sequential`."""
+"""Models that are a sequence of layers with a loss: the model kind `sequential`."""
 
 import math
 from collections import deque
@@ -19,12 +19,12 @@ from thalweg.v1 import job_pb2
 
 __all__ = ["ModelError", "Sequential"]
 
-# Slabs whose tensors are remembered: two of parameters, one or two of gradients.
+# Slabs whose tensors are kept: two of parameters, one or two of gradients.
 _MAX_SLABS = 4
 
 
 class Sequential:
-    """The objective of a job whose model is layers in a row, for samples with an input `x` and a target `y`.
+    """The objective of a job whose model is a sequence of layers, for samples with an input `x` and a target `y`.
 
     `spec` has its defaults filled in. `dtype` is the specification's unless another is given. `substitutes` are as in
     `registry.objective`. Raises ModelError if the layers do not fit together or to the samples.
@@ -32,7 +32,7 @@ class Sequential:
 
     def __init__(self, spec: job_pb2.JobSpec, schema: Schema, dtype: str | None = None, *, substitutes: bool = False) -> None:
         self._dtype: np.dtype[np.floating] = np.dtype(dtype or spec.model.dtype)
-        # What is computed in another dtype, for a comparison, starts from the numbers that training starts from.
+        # A computation in another dtype, for a comparison, uses the same inputs as training.
         self._input_dtype: np.dtype[np.floating] = np.dtype(spec.model.dtype)
         self._input_shape = schema[INPUT].shape
         self._root = sequence(spec.model, self._dtype, spec.seed, substitutes)
@@ -67,12 +67,12 @@ class Sequential:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The accuracy, if samples are classified rightly or wrongly, then those that the job asks for."""
+        """The accuracy, if the model is a classifier, then the job's metrics."""
         return ((ACCURACY,) if self._loss.classifier else ()) + tuple(self._further)
 
     @property
     def activations(self) -> int:
-        """How many numbers the layers keep for each sample: their outputs, and the gradients by their inputs."""
+        """The number of numbers that the layers keep for each sample: their outputs, and the gradients by their inputs."""
         return self._root.activations(self._input_shape, self._output_shape)
 
     @property
@@ -92,7 +92,7 @@ class Sequential:
         self._root.initialize(self._tensors_in(out))
 
     def gradient(self, at: Slab, batch: Batch, denominator: int, draw: Draw | None, out: Slab, done: Progress = ignore) -> Sums:
-        """Writes the gradient of the sum of the samples' losses, divided by `denominator`; gives the sums.
+        """Writes the gradient of the sum of the samples' losses, divided by `denominator`; returns the sums.
 
         Without samples it is zero. `done` is called after each layer that has parameters, and within a large one.
         """
@@ -149,7 +149,7 @@ class Sequential:
         return _total(self._loss.losses(self._forward(value, draw, stage), batch[TARGET]))
 
     def _input(self, batch: Batch) -> Slab:
-        """The input in the dtype that is computed in: the batch's own array, if it has that."""
+        """The input in the dtype of the computation: the batch's own array, if it has that dtype."""
         x = batch[INPUT]
         if x.dtype == self._dtype:
             return x
@@ -161,7 +161,7 @@ class Sequential:
             self._root.bind(self._tensors_in(at))
 
     def _tensors_in(self, slab: Slab) -> dict[str, Slab]:
-        """All tensors, views of a slab: the same few slabs come again and again."""
+        """All tensors, views of a slab. Callers use the same few slabs each time."""
         for known, tensors in self._known:
             if known is slab:
                 return tensors

@@ -55,7 +55,7 @@ def prepare(x: ArrayLike, preprocessing: job_pb2.Preprocessing, dtype: np.dtype[
             f"the job was trained on samples of shape {shape}, so x must have the shape (samples, {', '.join(map(str, shape))})"
         )
         raise DataError(f"x: has the shape {samples.shape}; {wanted}{hint}")
-    # Of a job that says no shape.
+    # A job that does not state the shape.
     if mean and math.prod(samples.shape[1:]) != mean:
         raise DataError(f"x: has the shape {samples.shape}; the job was trained on {mean} features")
     prepared = prepared_rows(preprocessing, samples, dtype)

@@ -10,7 +10,7 @@ from thalweg.learning.data.order import keeps_permutations, mixed
 from thalweg.learning.data.rows import Indices, Positions
 from thalweg.learning.randomness import Purpose, generator
 
-# Samples up to whose number the positions of a computed split fit in 64 bits on their way.
+# Up to this number of samples, the products from which a computed split follows fit in 64 bits.
 _MAX_SAMPLES = 1 << 32
 
 

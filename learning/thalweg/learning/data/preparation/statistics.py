@@ -10,9 +10,9 @@ from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.rows import Rows, row_blocks
 from thalweg.v1 import job_pb2
 
-# Features of which something is kept, a mean, a deviation, a name: with room to spare in a message of 4 MiB.
+# The most features whose means, deviations and names are kept: they fit in a message of 4 MiB with room to spare.
 MAX_FEATURES = 1 << 17
-# Samples whose squares are added before they are added to those of others. The sums' bits depend on it.
+# Samples of a block of squares, whose sum is added to those of the other blocks. The sums' bits depend on it.
 _SQUARED_AT_ONCE = 1024
 
 
@@ -32,7 +32,7 @@ def standardization(x: Rows, *, whole: bool = True) -> job_pb2.Preprocessing:
     for block in ranges(len(x), _SQUARED_AT_ONCE):
         squares += _sum(x, iter([block]) if features == 1 else row_blocks(x, block), mean)
     low, high = _extremes(x)
-    # The mean of equal numbers may be off by a rounding, and dividing by that would make it one whole deviation.
+    # The mean of equal numbers may be off by a rounding, and dividing by it would turn that into a whole deviation.
     constant = low == high
     mean = np.where(constant, x[:1][0].astype(np.float64), mean)
     scale = np.sqrt(squares / len(x))

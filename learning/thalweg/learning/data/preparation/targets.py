@@ -9,7 +9,7 @@ from thalweg.learning.data.checks import check_prepared
 from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.rows import Mapped, Rows, row_blocks
 
-# Labels for more classes than this would be a mistake: a column of amounts taken for labels.
+# Labels for more classes are a mistake: a column of amounts was taken for labels.
 _MAX_CLASSES = 100_000
 
 

@@ -30,7 +30,7 @@ __all__ = ["LAYERS", "Layer", "ModelError", "Sequence", "sequence"]
 
 
 def make(spec: job_pb2.Layer, around: Place, index: int, common: Common) -> AnyLayer:
-    """The layer of a complete specification, at an index of the sequence that stands at a place."""
+    """The layer of a complete specification, at an index of the sequence at a place."""
     kind = str(spec.WhichOneof("kind"))
     return LAYERS[kind](getattr(spec, kind), around.within(index, kind), common)
 

@@ -1,4 +1,4 @@
-"""What a layer is: a function of its input and of its parameters, and its derivative by both."""
+"""The interface of a layer: a function of its input and of its parameters, and its derivative by both."""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,24 +18,24 @@ Shape = tuple[int, ...]
 
 
 class ModelError(MistakeError):
-    """A model that cannot be, or does not fit its data. The message begins with the field of the job that it is about."""
+    """A model that is invalid or does not fit its data. The message begins with the field of the job that it is about."""
 
 
 class Place(NamedTuple):
-    """Where a layer stands: the indices of the sequences that it is in and its own, and the job's field, for errors."""
+    """The place of a layer: the indices of the enclosing sequences and its own, and the job's field, for errors."""
 
     indices: tuple[int, ...]
     field: str
 
     def within(self, index: int, kind: str) -> "Place":
-        """The place of a layer of a kind in a sequence that stands here."""
+        """The place of a layer of a kind in the sequence at this place."""
         return Place((*self.indices, index), f"{self.field}.layers[{index}].{kind}")
 
 
 class Common(NamedTuple):
-    """What all layers of a model have in common: the dtype, the seed, and how a layer is made from its specification.
+    """What all layers of a model share: the dtype, the seed, and the function that makes a layer from its specification.
 
-    `substitutes` says that a layer may do without a package that this machine lacks, with other last bits.
+    `substitutes` says that a layer may replace a package that this machine lacks, with other last bits.
     """
 
     dtype: np.dtype[np.floating]
@@ -51,8 +51,8 @@ S_co = TypeVar("S_co", bound=Message, covariant=True)
 class Layer(ABC, Generic[S_co]):
     """Base of all layers. An object belongs to one thread and one model.
 
-    Arrays have the samples on their first axis, and the model's dtype. What `forward` and `backward` return lies in buffers that
-    the next call overwrites.
+    Arrays have the samples on their first axis, and the model's dtype. `forward` and `backward` return buffers that the next call
+    overwrites.
     """
 
     def __init__(self, spec: S_co, place: Place, common: Common) -> None:
@@ -75,7 +75,7 @@ class Layer(ABC, Generic[S_co]):
         return frozenset()
 
     def build(self, shape: Shape) -> Shape:
-        """Fixes the shape of a sample, and gives that of an output. Raises ModelError if it does not fit."""
+        """Sets the shape of a sample, and returns that of an output. Raises ModelError if it does not fit."""
         return shape
 
     def shapes(self) -> dict[str, Shape]:
@@ -86,15 +86,15 @@ class Layer(ABC, Generic[S_co]):
         """Fills the parameters with their first values."""
 
     def bind(self, parameters: dict[str, Slab]) -> None:
-        """Computes with these parameters from now on, whatever values they get."""
+        """Sets the parameters of all following computations. Their values may change."""
         self.parameters = parameters
 
     def activations(self, inputs: Shape, outputs: Shape) -> int:
-        """How many numbers are kept for each sample: the output, and the gradient by the input."""
+        """The number of numbers that are kept for each sample: the output, and the gradient by the input."""
         return math.prod(inputs) + math.prod(outputs)
 
     def make_room(self, shape: Shape) -> None:
-        """Takes buffers for inputs of a shape, the samples' axis included. Comes before the first `forward` with such an input.
+        """Allocates buffers for inputs of a shape, samples included. Must be called before the first `forward` with that shape.
 
         Most layers need one for the output and one for the gradient by the input, both of the input's shape.
         """
@@ -103,12 +103,12 @@ class Layer(ABC, Generic[S_co]):
 
     @abstractmethod
     def forward(self, x: Slab, draw: Draw | None) -> Slab:
-        """The output. With a draw, as in training. Keeps what `differentiate` and `backward` need."""
+        """The output; with a draw, as in training. Keeps what `differentiate` and `backward` need."""
 
     def differentiate(self, gradient: Slab, gradients: dict[str, Slab], finished: Callable[[int], object]) -> None:
-        """Writes the gradient by the parameters, from that by the output. It comes before `backward`.
+        """Writes the gradient by the parameters, from that by the output. It is called before `backward`.
 
-        In between, `finished` may be told how many elements of the parameters, in the order of `shapes`, are done.
+        Meanwhile it may call `finished` with the number of elements of the parameters, in the order of `shapes`, that are done.
         """
 
     @abstractmethod

@@ -10,8 +10,8 @@ from thalweg.learning.sequential.initializers import INITIALIZERS
 from thalweg.learning.sequential.layers.base import Layer, ModelError, Shape
 from thalweg.v1 import job_pb2
 
-# Rows of a weight's gradient that are computed, and so can be sent, at once: so many that cutting the product makes it no slower.
-# A constant, for a row's bits may depend on the rows that are computed with it.
+# Rows of a weight's gradient that are computed, and so can be sent, at once: with more, the product would not be faster.
+# A constant, since a row's bits may depend on the rows that are computed with it.
 _ROWS = 2048
 
 

@@ -26,7 +26,7 @@ class Dropout(Layer[job_pb2.Dropout]):
         return np.multiply(x, self._factors, out=self._out)
 
     def _draw(self, draw: Draw) -> None:
-        """Makes the factors of a task. The last ones are kept: numerical differentiation asks for them again and again."""
+        """Makes the factors of a task. The last ones are kept, since numerical differentiation needs them many times."""
         if self._drawn == draw:
             return
         self._drawn = draw

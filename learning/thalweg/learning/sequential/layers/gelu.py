@@ -28,7 +28,7 @@ def _erf(path: str) -> _Function:
 
 
 def _slow_erf(x: Slab, /, *, out: Slab) -> Slab:
-    """The error function, number by number, by the C library: its last bits may differ from those of SciPy's."""
+    """The C library's error function, number by number. Its last bits may differ from SciPy's."""
     out[...] = np.reshape([math.erf(each) for each in x.ravel().tolist()], x.shape)
     return out
 
@@ -65,7 +65,7 @@ class Gelu(Layer[job_pb2.Gelu]):
         self._distribution: Slab = self.buffer("distribution", shape)
 
     def forward(self, x: Slab, draw: Draw | None) -> Slab:
-        # The input may lie in a buffer that is overwritten before backward.
+        # The input may be a buffer that is overwritten before `backward`.
         self._x[...] = x
         # Φ, twice, less 1.
         inner = self._inner

@@ -1,4 +1,4 @@
-"""Layers in a row, which are a layer too."""
+"""A sequence of layers, which is a layer too."""
 
 import math
 from collections import deque
@@ -9,7 +9,7 @@ from thalweg.learning.randomness import Draw
 from thalweg.learning.sequential.layers.base import Common, Layer, Place, Shape
 from thalweg.v1 import job_pb2
 
-# Parameters or gradients whose distribution among the layers is remembered: those of two slabs each.
+# Sets of parameters or gradients whose distribution among the layers is kept: those of two slabs each.
 _MAX_KNOWN = 4
 
 
@@ -23,7 +23,7 @@ class Sequence(Layer[job_pb2.Sequence]):
         super().__init__(spec, place, common)
         self.layers = [common.make(layer, place, index, common) for index, layer in enumerate(spec.layers)]
         self._known: deque[tuple[dict[str, Slab], list[dict[str, Slab]]]] = deque(maxlen=_MAX_KNOWN)
-        # The layer down to which, and the gradient by its output to which, `differentiate` has come.
+        # The layer that `differentiate` has reached, and the gradient by its output.
         self._reached: tuple[int, Slab] | None = None
 
     @property
@@ -53,7 +53,7 @@ class Sequence(Layer[job_pb2.Sequence]):
             layer.bind(own)
 
     def _distributed(self, tensors: dict[str, Slab]) -> list[dict[str, Slab]]:
-        """Each layer's own of the sequence's tensors. The same few dictionaries come again and again."""
+        """The tensors of each layer. Callers use the same few dictionaries each time."""
         for known, distributed in self._known:
             if known is tensors:
                 return distributed
@@ -88,7 +88,7 @@ class Sequence(Layer[job_pb2.Sequence]):
             if self._sizes[index]:
                 layer.differentiate(gradient, distributed[index], finished_more)
                 done += self._sizes[index]
-                # Before the first layer with parameters nothing is to be learnt.
+                # There are no parameters before this layer.
                 if done == self._size:
                     self._reached = index, gradient
                     return

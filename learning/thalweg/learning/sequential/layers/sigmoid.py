@@ -9,7 +9,7 @@ from thalweg.v1 import job_pb2
 
 
 class Sigmoid(Layer[job_pb2.Sigmoid]):
-    """1 / (1 + exp(-x)). Where exp overflows, far below zero, its infinity gives the right 0."""
+    """1 / (1 + exp(-x)). Where exp overflows, far below zero, infinity gives the correct 0."""
 
     def forward(self, x: Slab, draw: Draw | None) -> Slab:
         out = np.negative(x, out=self._out)

@@ -1,4 +1,4 @@
-"""What a loss is: a number for each sample, and its derivative by the model's output."""
+"""The interface of a loss: a number for each sample, and its derivative by the model's output."""
 
 import math
 from abc import ABC, abstractmethod
@@ -28,7 +28,7 @@ class Loss(ABC):
 
     @property
     def classifier(self) -> bool:
-        """Whether samples are classified rightly or wrongly."""
+        """Whether the model is a classifier, which has an accuracy."""
         return self.classifies or self.one_hot
 
     def check(self, targets: Targets) -> None:
@@ -57,20 +57,20 @@ class Loss(ABC):
         """The gradient by the output of the sum of the losses that were computed last, in a buffer that is overwritten."""
 
     def decide(self, output: Slab, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """The class of each sample, shape (samples): where its largest output is. Targets that are vectors have classes alike."""
+        """The class of each sample, shape (samples): the index of its largest output. For targets that are vectors, likewise."""
         found: NDArray[Any] = output.reshape(-1, self.width).argmax(1, out=out)
         return found
 
     def probabilities(self, _output: Slab) -> Slab | None:
-        """The probability of each class, shape (samples, classes), None if outputs mean nothing of the kind."""
+        """The probability of each class, shape (samples, classes), None if outputs are no probabilities."""
         return None
 
     def correct(self, output: Slab, targets: Targets) -> float:
-        """The number of samples classified rightly: those for which outputs and targets decide alike."""
+        """The number of samples classified correctly: outputs and targets have the same class."""
         return self.agreeing(output, self.decide(targets, self._wanted))
 
     def agreeing(self, output: Slab, labels: Targets) -> float:
-        """The number of samples whose outputs decide as a label says."""
+        """The number of samples whose outputs have the class of their label."""
         return float(np.count_nonzero(np.equal(self.decide(output, self._found), labels, out=self._right)))
 
     def fit(self, targets: Targets) -> Targets:
