@@ -24,10 +24,9 @@ def test_what_is_missed_is_how_late_the_loop_wakes(late: float, missed: float) -
         assert attention.missed() == pytest.approx(missed)
 
 
-def test_shards_are_not_silent_while_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_not_silent_while_nobody_listens() -> None:
     now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    shards, shard = ShardRegistry(), ShardLink("a")
+    shards, shard = ShardRegistry(lambda: now), ShardLink("a", lambda: now)
     shards.attending.append(shard)
     now += 13.0
     assert shards.silent(10.0, missed=12.9) == []

@@ -1,6 +1,7 @@
 """Runs schedules of faults, and prints those that break a guarantee."""
 
 import argparse
+import logging
 import sys
 import time
 import traceback
@@ -23,6 +24,10 @@ def _run(seed: int) -> tuple[int, str, dict[str, int]]:
         "workers that failed": cluster.let_go_of,
         "workers refused": cluster.refused,
         "killed at start": cluster.killed_at_start,
+        "with shards": cluster.split > 0,
+        "runs split over shards": cluster.split,
+        "runs that lost a shard": cluster.returned,
+        "copies that a lost shard interrupted": cluster.interrupted,
     }
     return seed, "", counts
 
@@ -51,7 +56,8 @@ def main() -> int:
 def _many(seeds: Iterable[int], processes: int) -> int:
     began, failed, total = time.monotonic(), 0, Counter[str]()
     count = 0
-    with Pool(processes) as pool:
+    # What servers and shards log of each other's ends is no news here.
+    with Pool(processes, logging.disable) as pool:
         for seed, problem, counts in pool.imap_unordered(_run, seeds, chunksize=8):
             count += 1
             total.update(counts)

@@ -1,39 +1,43 @@
 """An imaginary cluster around one job: a server that crashes, workers that come and go, a network that delays and cuts."""
 
-import heapq
 import itertools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.simulation.disk import Crash, ImaginaryDisk
-from tests.simulation.worker import LAYOUT, NODES, TRAIN_SAMPLES, ImaginaryWorker, Leaf
+from tests.simulation.faults import FOR_GOOD, Faults
+from tests.simulation.loop import ImaginaryLoop
+from tests.simulation.network import Network
+from tests.simulation.shards import GuestStream, ImaginaryShard, ShardSide
+from tests.simulation.worker import LAYOUT, TRAIN_SAMPLES, ImaginaryWorker, Leaf
 from thalweg.contract import frames
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
-from thalweg.learning.optimizers import OptimizerState
+from thalweg.contract.resources import Memory
+from thalweg.learning.optimizers import OptimizerState, reducing
 from thalweg.server.arrays import copies
+from thalweg.server.arrays.budget import Budget
 from thalweg.server.arrays.local import LocalArrays
+from thalweg.server.arrays.sharded.registry import ShardLink
 from thalweg.server.deciding import plan
-from thalweg.server.deciding.events import CheckpointRequested
-from thalweg.server.deciding.values import Place
-from thalweg.server.deciding.workers.failures import MAX_REPORTS
 from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.driving.job.outcome import JobOutcome
+from thalweg.server.services import shard as shard_service
 from thalweg.server.settings import RunSettings
+from thalweg.server.sharding import host
 from thalweg.server.storage.checkpoints import Checkpoint, Checkpoints
 from thalweg.server.telemetry import Recorded, told
-from thalweg.v1 import job_pb2, training_service_pb2
+from thalweg.v1 import job_pb2, shard_service_pb2, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 
 _FOLDER = Path("/jobs/imaginary/checkpoints")
 _TICK_SECONDS = 0.01
-_MAX_SECONDS = 1000.0
+_MAX_SECONDS = FOR_GOOD / 2
 
 
 @contextmanager
@@ -44,7 +48,13 @@ def small_chunks() -> Iterator[None]:
         patch.setattr(plan, "NUMERICAL_CHUNKS", 2)
         # Copies take several turns.
         patch.setattr(copies, "SLICE_BYTES", 8)
+        # As in a chunk, there are some in a share.
+        patch.setattr(reducing, "BLOCK", 2)
         yield
+
+
+async def _confirm(*_: object) -> None:
+    """No imaginary shard offers the address of another one."""
 
 
 class ImaginaryJournal:
@@ -65,16 +75,6 @@ class ImaginaryJournal:
         self.pending = []
 
 
-@dataclass
-class Faults:
-    """What goes wrong: each kind by its weight, `most` in all, about every `seconds`. Messages take about `latency` seconds."""
-
-    kinds: dict[str, float] = field(default_factory=dict)
-    most: int = 0
-    seconds: float = 0.05
-    latency: float = 0.001
-
-
 class Cluster:
     """One job's run, from its submission to its end. The same seed gives the same run."""
 
@@ -86,9 +86,10 @@ class Cluster:
         *,
         faults: Faults | None = None,
         workers: int = 1,
+        shards: int = 0,
         validation_samples: int = 0,
         checkpoint_seconds: float = 0.1,
-        most_workers: int = 6,
+        max_workers: int = 6,
     ) -> None:
         self.random = random.Random(seed)
         self.leaf = leaf
@@ -97,6 +98,9 @@ class Cluster:
             layout=LAYOUT, train_samples=TRAIN_SAMPLES, validation_samples=validation_samples, metrics=("accuracy",)
         )
         self.faults = faults or Faults()
+        self.loop = ImaginaryLoop()
+        self.at = self.loop.at
+        self.network = Network(self.loop, self.random, self.faults.latency)
         self.disk = ImaginaryDisk(self.random)
         self.journal = ImaginaryJournal()
         self.run_: JobDriver | None = None
@@ -108,73 +112,97 @@ class Cluster:
         self.checkpoints = 0
         self.repeated = 0
         self.let_go_of = 0
-        self._failing = 0
+        self.failing = 0
         self.refused = self.odd_refused = 0
         # The kind of the machines that workers run on, and how often others took their place.
         self.machine, self.moved = "one kind", 0
         self.killed_at_start = 0
         self.wanted = workers
-        self._most_workers = most_workers
+        self.max_workers = max_workers
         self._settings = RunSettings(silence_seconds=0.3, checkpoint_seconds=checkpoint_seconds)
-        self.now = 0.0
-        self._actions: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()
         self._names = itertools.count(1)
         self.workers: dict[int, ImaginaryWorker] = {}
         self._arrivals: dict[tuple[int, str], float] = {}
-        self._finished: JobOutcome | None = None
+        self.finished: JobOutcome | None = None
         self._received = 0
-        self._stalled_until = 0.0
-        self._no_memory = False
+        self.stalled_until = 0.0
+        self.no_memory = False
+        # What the server's process has of shards, if it runs; the shards, by their addresses.
+        self.server: ShardSide | None = None
+        self.shards: dict[str, ImaginaryShard] = {}
+        self.shard_numbers = itertools.count(1)
+        self._first_shards = shards
+        # Runs that were split over shards, that lost one, and that lost one while a copy was being put together.
+        self.split = self.returned = self.interrupted = 0
+        self._copying = 0
+        self._saving: list[Callable[[], None]] = []
 
-    def at(self, seconds: float, action: Callable[[], None]) -> None:
-        """Lets something happen later."""
-        heapq.heappush(self._actions, (self.now + seconds, next(self._numbers), action))
+    @property
+    def now(self) -> float:
+        """The time, in seconds."""
+        return self.loop.now
 
     def run(self) -> Slab:
         """Runs to the end, and gives the final parameters."""
-        with small_chunks(), self._scarce_memory():
+        with small_chunks(), self._imaginary(), self.loop.running():
+            for _ in range(self._first_shards):
+                self.add_shard(next(self.shard_numbers))
             self.start_server()
             for _ in range(self.wanted):
                 self.join()
-            if "hang" in self.faults.kinds:
-                self._fault_hang()
             self.at(_TICK_SECONDS, self._tick)
-            self.at(self.random.expovariate(1 / self.faults.seconds), self._fault)
+            self.faults.begin(self)
             while self.ended is None:
-                self.now, _, action = heapq.heappop(self._actions)
-                assert self.now < _MAX_SECONDS, "nothing moves any more"
                 try:
-                    action()
+                    self.loop.step()
                 except Crash:
-                    self._crash()
+                    self.crash()
+                assert self.now < _MAX_SECONDS, "nothing moves any more"
+            self.die()
         assert self.ended.state == job_pb2.JOB_STATE_SUCCEEDED, self.ended.error
         assert self.ended.slab is not None
         return self.ended.slab
 
     @contextmanager
-    def _scarce_memory(self) -> Iterator[None]:
+    def _imaginary(self) -> Iterator[None]:
+        """Memory that can be scarce, for as long as the context, and shards that have enough."""
         copy = LocalArrays.copy
 
         def scarce(arrays: LocalArrays, then: Callable[[OptimizerState], object], *, state: bool) -> None:
-            if self._no_memory:
+            if self.no_memory:
                 raise MemoryError("nothing is left")
-            copy(arrays, then, state=state)
+            self._copying += 1
+
+            def made(slabs: OptimizerState) -> None:
+                self._copying -= 1
+                then(slabs)
+
+            copy(arrays, made, state=state)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(LocalArrays, "copy", scarce)
+            if self._first_shards:
+                patch.setattr(host, "Budget", lambda: Budget(lambda: Memory(1 << 40, 1 << 40), lambda: 0))
+                patch.setattr(shard_service, "confirm", _confirm)
             yield
 
     def start_server(self) -> None:
         """The server starts, and takes the job up where it was."""
         self.incarnations += 1
-        self._received = 0
+        self.server = ShardSide(self, self._settings, self._shard_lost)
+        self._start_run()
+
+    def _start_run(self) -> None:
+        """The job goes on from its last checkpoint."""
+        self._received = self._copying = 0
         checkpoint, problems = Checkpoints(_FOLDER, self.disk).latest()
         self.problems += problems
         steps, epochs = told(reversed(self.journal.durable))
         self.repeated += steps - (checkpoint.position.version if checkpoint else 0)
         recorded = Recorded(steps, epochs, checkpoint.samples if checkpoint else 0)
         job = job_pb2.Job(id="imaginary", spec=self.spec, state=job_pb2.JOB_STATE_QUEUED)
+        assert self.server
+        self.server.shards.of_run.clear()
         self.run_ = JobDriver(
             job,
             self.journal,
@@ -184,8 +212,15 @@ class Cluster:
             clock=lambda: self.now,
             checkpoint=checkpoint,
             recorded=recorded,
+            shards=self.server.shards,
             spare=self._spare,
         )
+
+    def die(self) -> None:
+        """The server's process ends."""
+        if self.server:
+            self.server.die()
+        self.server = None
 
     def _spare(self, act: Callable[[], bool]) -> None:
         """Copies go on now and then, until the server dies."""
@@ -199,39 +234,103 @@ class Cluster:
 
     def _account(self) -> None:
         """Every contribution that came is accounted for."""
-        if self.run_ is None:
-            return
+        assert self.run_
         counts = self.run_.telemetry.contributions
         accounted = counts.applied + counts.duplicate + counts.late + counts.stale_incarnation + counts.unknown
         assert accounted == self._received, f"{accounted} of {self._received} contributions are accounted for"
+        self._count()
+
+    def _count(self) -> None:
+        """Adds up what the runs counted."""
+        assert self.run_
+        counts = self.run_.telemetry.contributions
         for name in ("duplicate", "late", "stale_incarnation", "unknown", "reissued_tasks", "lost_workers", "lost_residuals"):
             setattr(self.counts, name, getattr(self.counts, name) + getattr(counts, name))
         self.counts.greatest_staleness = max(self.counts.greatest_staleness, counts.greatest_staleness)
 
-    def _crash(self) -> None:
+    def _note_shards(self) -> None:
+        """Counts a run that ends, if it was split over shards."""
+        assert self.server
+        self.split += bool(self.server.shards.of_run)
+
+    def crash(self) -> None:
+        """The server's machine goes down, and comes back."""
         if self.run_:
+            self._note_shards()
             self.counts.lost_residuals += self.run_.telemetry.contributions.lost_residuals
+        self.die()
         self.run_ = None
-        self._finished = None
+        self.finished = None
         self.journal.pending = []
+        self._saving = []
         self.disk.crash()
         for worker in list(self.workers.values()):
-            self._rejoin_later(worker)
+            self.rejoin_later(worker)
         self.at(self.random.uniform(0, 0.2), self.start_server)
 
+    def damage_checkpoint(self) -> None:
+        """A bit of the newest checkpoint turns."""
+        self.disk.damage(_FOLDER)
+
+    def _shard_lost(self, shard: ShardLink) -> None:
+        """A shard is gone. As `Jobs` and the lifecycle have it: what needs it goes back to its last checkpoint."""
+        run, server = self.run_, self.server
+        if run is None or self.finished or not run.needs(shard):
+            return
+        self.returned += 1
+        self.interrupted += self._copying > 0
+        self._count()
+        self._note_shards()
+        self.run_ = None
+        run.give_up(f"shard {shard.address} was lost")
+
+        def go_on() -> None:
+            if server is not self.server:
+                return
+            # What the run has left is on its way to the disk.
+            for save in list(self._saving):
+                save()
+            self.journal.flush()
+            self._start_run()
+
+        self.at(self.random.uniform(0, 0.05), go_on)
+
     def _tick(self) -> None:
-        if self.run_ and self.now >= self._stalled_until:
-            self.run_.tick()
-            if self.random.random() < 0.2:
+        if self.now >= self.stalled_until:
+            self._attend(0.0)
+            if self.run_ and self.random.random() < 0.2:
                 self.journal.flush()
         self.at(_TICK_SECONDS, self._tick)
 
+    def _attend(self, missed: float) -> None:
+        """Looks who is silent. For `missed` seconds nobody listened."""
+        if self.run_:
+            self.run_.tick(missed)
+        if self.server:
+            for shard in self.server.shards.silent(self._settings.silence_seconds, missed):
+                shard.give_up()
+                self.server.shard_lost(shard)
+
+    def stall(self, seconds: float) -> None:
+        """The server's process stands still. Time passes before it hears what was said meanwhile."""
+        server = self.server
+        if self.now < self.stalled_until:
+            return
+
+        def wake() -> None:
+            if server is self.server:
+                self._attend(seconds)
+
+        self.at(seconds, wake)
+        self.stalled_until = self.now + seconds
+
     def _save(self, checkpoint: Checkpoint) -> None:
-        run = self.run_
+        run, server = self.run_, self.server
 
         def save() -> None:
-            if run is None or self.run_ is not run:
+            if server is not self.server or save not in self._saving:
                 return
+            self._saving.remove(save)
             self.journal.flush()
             version, problem, size = checkpoint.position.version, "", 0
             try:
@@ -239,14 +338,18 @@ class Cluster:
                 self.checkpoints += 1
             except OSError as error:
                 problem = str(error)
-            run.checkpoint_done(version, size, 0.001, problem)
+            if run is not None and not run.over.is_set():
+                run.checkpoint_done(version, size, 0.001, problem)
 
+        self._saving.append(save)
         self.at(self.random.uniform(0, 0.05), save)
 
     def _ends(self, ending: JobOutcome) -> None:
         run = self.run_
-        self._account()
-        self._finished = ending
+        with self.loop.held_against_the_run():
+            self._account()
+        self._note_shards()
+        self.finished = ending
 
         def end() -> None:
             if run is not None and self.run_ is run:
@@ -254,6 +357,30 @@ class Cluster:
                 self.ended = ending
 
         self.at(self.random.uniform(0, 0.02), end)
+
+    def add_shard(self, number: int) -> None:
+        """A shard's process starts, unless it runs already."""
+        if all(shard.number != number for shard in self.shards.values()):
+            shard = ImaginaryShard(self, number)
+            self.shards[str(shard.address)] = shard
+
+    def some_shard(self) -> ImaginaryShard | None:
+        """One of the shards, if there are any."""
+        return self.random.choice(list(self.shards.values())) if self.shards else None
+
+    def heard_of_shard(self, server: ShardSide, message: shard_service_pb2.HoldRequest) -> None:
+        """What a shard says reaches a server."""
+        if server is self.server and self.run_ and not self.finished and message.share in server.shards.of_run:
+            self._received += message.arrival.HasField("gradient")
+
+    def without_shard(self, worker: ImaginaryWorker) -> None:
+        """A worker has lost a shard: it ends its stream to the server, too, and comes again."""
+        self._leave_soon(worker)
+        self.rejoin_later(worker)
+
+    def stream_to_shard(self, worker: ImaginaryWorker, shard: pb.ShardRange) -> GuestStream:
+        """A worker's stream to a shard."""
+        return GuestStream(self, worker, shard)
 
     def join(self) -> ImaginaryWorker:
         """A worker starts, and opens its stream as soon as there is a server."""
@@ -265,9 +392,10 @@ class Cluster:
         def open_stream() -> None:
             if not worker.alive:
                 return
-            if self.run_ is None or self._finished:
+            if self.run_ is None or self.finished or not _may_come(worker, self.run_):
                 self.at(0.05, open_stream)
             else:
+                worker.run = self.run_
                 self.run_.join(worker)
 
         self.at(self.random.uniform(0, 0.03), open_stream)
@@ -275,31 +403,42 @@ class Cluster:
 
     def lose(self, worker: ImaginaryWorker) -> None:
         """A worker's process dies: what it has sent still arrives, or not; its stream breaks."""
-        worker.alive = False
+        worker.end()
         del self.workers[worker.worker]
-        run = self.run_
-        self.at(self.random.uniform(0, 0.01), lambda: run.leave(worker.worker) if run and run is self.run_ else None)
+        self._leave_soon(worker)
 
-    def _rejoin_later(self, worker: ImaginaryWorker) -> None:
-        worker.alive = False
+    def _leave_soon(self, worker: ImaginaryWorker) -> None:
+        """The server finds a worker's stream broken."""
+        run = worker.run
+
+        def leave() -> None:
+            if run and run is self.run_:
+                run.leave(worker.worker)
+
+        self.at(self.random.uniform(0, 0.01), leave)
+
+    def rejoin_later(self, worker: ImaginaryWorker) -> None:
+        """A worker's process ends, and another one takes its place."""
+        worker.end()
         if self.workers.pop(worker.worker, None):
-            self.at(self.random.uniform(0.02, 0.2), self._replace)
+            self.at(self.random.uniform(0.02, 0.2), self.replace)
 
-    def _replace(self) -> None:
+    def replace(self) -> None:
+        """A worker comes, if there are fewer than there should be."""
         if len(self.workers) < self.wanted:
             self.join()
 
     def let_go(self, worker: ImaginaryWorker) -> None:
         """The server said goodbye: the worker ends, and, unless the job has ended, another one comes."""
-        self.let_go_of += not self._finished
-        self._rejoin_later(worker)
+        self.let_go_of += not self.finished and self.run_ is not None
+        self.rejoin_later(worker)
 
     def evicted(self, worker: ImaginaryWorker, error: ThalwegError | None) -> None:
         """The server ended a worker's stream."""
         self.refused += error is not None
         self.odd_refused += error is not None and error.reason == "OTHER_MACHINE"
         assert error is None or worker.disagrees or worker.odd, f"an honest worker was refused: {error}"
-        self._rejoin_later(worker)
+        self.rejoin_later(worker)
 
     def beat(self, worker: ImaginaryWorker) -> None:
         """A heartbeat, and the next ones, unless the worker stands still."""
@@ -321,33 +460,43 @@ class Cluster:
         def arrive() -> None:
             if worker.alive and worker.heard:
                 worker.inbox.append(message)
-                if len(worker.inbox) == 1:
-                    self._work(worker)
+                if not worker.busy:
+                    self.work(worker)
 
         self.at(self._arrival(worker, "down"), arrive)
 
-    def _work(self, worker: ImaginaryWorker) -> None:
-        """Lets a worker take its first message, when it is no longer stopped, and those behind it."""
-
-        def done() -> None:
+    def work(self, worker: ImaginaryWorker) -> None:
+        """Lets a worker take its messages one by one, each when it is through with those before."""
+        worker.busy = True
+        while worker.alive and worker.inbox:
             if self.now < worker.stopped_until:
-                self.at(worker.stopped_until - self.now, done)
-            elif worker.alive:
-                worker.handle(worker.inbox.popleft())
-                if worker.inbox:
-                    self._work(worker)
+                self.at(worker.stopped_until - self.now, lambda: self.work(worker))
+                return
+            if worker.missing(worker.inbox[0]):
+                return
+            seconds = worker.seconds(worker.inbox[0])
+            if seconds:
+                self.at(seconds, lambda: self._worked(worker))
+                return
+            worker.handle(worker.inbox.popleft())
+        worker.busy = False
 
-        self.at(worker.seconds(worker.inbox[0]), done)
+    def _worked(self, worker: ImaginaryWorker) -> None:
+        if self.now < worker.stopped_until:
+            self.at(worker.stopped_until - self.now, lambda: self._worked(worker))
+        elif worker.alive:
+            worker.handle(worker.inbox.popleft())
+            self.work(worker)
 
     def to_server(self, worker: ImaginaryWorker, message: pb.WorkRequest) -> None:
         """A message on its way to the server."""
-        run, request = self.run_, frames.unpacked(message)
+        run, request = worker.run, frames.unpacked(message)
 
         def arrive() -> None:
-            if self.now < self._stalled_until:
-                self.at(self._stalled_until - self.now, arrive)
+            if self.now < self.stalled_until:
+                self.at(self.stalled_until - self.now, arrive)
                 return
-            if run is None or self.run_ is not run or not worker.heard or self._finished:
+            if not run or self.run_ is not run or not worker.heard or self.finished:
                 return
             self._received += message.HasField("gradient")
             try:
@@ -356,142 +505,29 @@ class Cluster:
                 raise AssertionError(f"an honest worker was refused: {error}") from error
 
         self.at(self._arrival(worker, "up"), arrive)
-        if message.HasField("gradient") and self.random.random() < self.faults.kinds.get("duplicate", 0.0):
+        # Of a gradient that goes several ways the last chunk says that all others are under way: it comes once.
+        again = message.HasField("gradient") and not (worker.streams and message.gradient.HasField("sums"))
+        if again and self.random.random() < self.faults.duplicate:
             self.at(self._arrival(worker, "up") + self.random.choice([0.0, 0.0, 0.05]), arrive)
 
-    def _fault(self) -> None:
-        kinds = {kind: weight for kind, weight in self.faults.kinds.items() if kind != "duplicate"}
-        if not kinds or self.faults.most <= 0:
-            return
-        self.faults.most -= 1
-        kind = self.random.choices(list(kinds), list(kinds.values()))[0]
-        getattr(self, f"_fault_{kind}")()
-        self.at(self.random.expovariate(1 / self.faults.seconds), self._fault)
-
-    def _some_worker(self) -> ImaginaryWorker | None:
+    def some_worker(self) -> ImaginaryWorker | None:
+        """One of the workers, if there are any."""
         return self.random.choice(list(self.workers.values())) if self.workers else None
 
-    def _fault_kill(self) -> None:
-        worker = self._some_worker()
-        if worker:
-            self.lose(worker)
-            self.at(self.random.uniform(0.01, 0.1), self._replace)
-
-    def _fault_cut(self) -> None:
-        """Nothing gets through any more, and neither side is told; later the worker notices and comes back."""
-        worker = self._some_worker()
-        if worker:
-            worker.heard = False
-            self.at(self.random.uniform(0.1, 1.0), lambda: self._rejoin_later(worker))
-
-    def _fault_stop(self) -> None:
-        """A process stands still, and then goes on as if nothing had been."""
-        worker = self._some_worker()
-        if worker:
-            stopped = self.random.choice([0.05, 0.2, 1.0])
-            worker.stopped_until = max(worker.stopped_until, self.now + stopped)
-
-    def _fault_stall(self) -> None:
-        """The server's process stands still. Time passes before it hears what was said meanwhile."""
-        stalled, run = self.random.choice([0.05, 0.2, 1.0]), self.run_
-        if self.now < self._stalled_until:
-            return
-
-        def wake() -> None:
-            if run and run is self.run_:
-                run.tick(stalled)
-
-        self.at(stalled, wake)
-        self._stalled_until = self.now + stalled
-
-    def _fault_slow(self) -> None:
-        worker = self._some_worker()
-        if worker:
-            worker.slowness = self.random.choice([0.5, 10.0])
-
-    def _fault_fail(self) -> None:
-        """A worker that came late reports that it cannot do its job, and whose fault it takes that for."""
-        if self.run_ and self.run_.coordinator.version:
-            worker = self.join()
-            scope = self.random.choice([pb.Failure.SCOPE_UNSPECIFIED, pb.Failure.SCOPE_JOB, pb.Failure.SCOPE_NODE])
-            worker.fails = pb.Failure(problem="imaginary", scope=scope)
-            # Where many fail at their tasks, the job rightly fails.
-            if scope == pb.Failure.SCOPE_NODE or self._failing < MAX_REPORTS - 1:
-                worker.fails_at = self.random.choice(["welcome", "differentiate"])
-                self._failing += worker.fails_at == "differentiate" and scope != pb.Failure.SCOPE_NODE
-
-    def _fault_disagree(self) -> None:
-        """A worker comes, late, that finds another number of samples."""
-        if self.run_ and self.run_.coordinator.plan:
-            self.join().disagrees = True
-
-    def _fault_odd(self) -> None:
-        """A worker comes on a machine that computes other bits, after others contributed."""
-        if self.run_ and self.run_.telemetry.contributions.applied:
-            self.join().odd = True
-
-    def _fault_move(self) -> None:
-        """The server goes down, and all workers come back on machines of another kind, which happen to compute the same bits."""
-        if self.run_:
-            self._crash()
-            self.machine = "one kind" if self.machine != "one kind" else "another kind"
-            self.moved += 1
-
-    def _fault_hang(self) -> None:
-        """Workers that are there take long to make the initial parameters, or hang there for good; later another one comes."""
-        for worker in self.workers.values():
-            worker.initialize_seconds = self.random.choice([0.0, 3.0, 2 * _MAX_SECONDS])
-        self.at(20.0, self._come)
-
-    def _come(self) -> None:
-        self.join()
-
-    def _fault_kill_at_start(self) -> None:
-        """The fleet says that workers were killed before they did anything, many times."""
-        for _ in range(self.random.randint(1, 20)):
-            if self.run_ and not self._finished:
-                self.killed_at_start += 1
-                node = f"node-{self.random.randrange(NODES)}"
-                self.run_.worker_exited(Place("imaginary", node, node), "its process died", self.random.random() < 0.8)
-
-    def _fault_scale(self) -> None:
-        self.wanted = self.random.randint(1, self._most_workers)
+    def scale(self, workers: int) -> None:
+        """As many workers are wanted from now on."""
+        self.wanted = workers
         while len(self.workers) > self.wanted:
             self.lose(self.random.choice(list(self.workers.values())))
         for _ in range(self.wanted - len(self.workers)):
             self.join()
 
-    def _fault_crash(self) -> None:
-        """The server goes down now, or at one of the next steps of a write. It may have been about to stop, and said so."""
-        if self.run_ and not self._finished and self.random.random() < 0.3:
-            self.run_.handle(CheckpointRequested())
-        if self.random.random() < 0.5:
-            self.disk.crash_after = self.random.randrange(16)
-        elif self.run_:
-            self._crash()
 
-    def _fault_full(self) -> None:
-        self.disk.full = True
-
-        def room() -> None:
-            self.disk.full = False
-
-        self.at(self.random.uniform(0.05, 0.5), room)
-
-    def _fault_memory(self) -> None:
-        """There is no memory for copies, for a while."""
-        self._no_memory = True
-
-        def room() -> None:
-            self._no_memory = False
-
-        self.at(self.random.uniform(0.05, 0.5), room)
-
-    def _fault_damage(self) -> None:
-        """A bit of the newest checkpoint turns while the server is down."""
-        if self.run_:
-            self._crash()
-            self.disk.damage(_FOLDER)
+def _may_come(worker: ImaginaryWorker, run: JobDriver) -> bool:
+    """Whether a run is as far as it has to be for a worker: one that is unlike the others may not be the first."""
+    if worker.disagrees and run.coordinator.plan is None:
+        return False
+    return not worker.odd or run.telemetry.contributions.applied > 0
 
 
 def losses(events: list[training_service_pb2.Event]) -> list[float]:

@@ -15,11 +15,14 @@ from thalweg.server.deciding.values import Place
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers.transport.error_feedback import GradientEncoder
+from thalweg.workers.transport.streams import unload
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
+    from tests.simulation.shards import GuestStream
+    from thalweg.server.driving.job.driver import JobDriver
 
-ELEMENTS = 7
+ELEMENTS = 9
 TRAIN_SAMPLES = 20
 NODES = 3
 LAYOUT = job_pb2.Layout(
@@ -58,12 +61,18 @@ class ImaginaryWorker:
         # The kind of its machine. On an odd one other bits are computed.
         self.machine, self.odd = "one kind", False
         self.initialize_seconds = 0.0  # how long it takes to make the initial parameters
+        self.run: JobDriver | None = None  # to which its stream leads
         self.alive = True  # the process
         self.heard = True  # the network in between
         self.slowness = 1.0
         self.heartbeat_seconds = 0.0
         self.stopped_until = 0.0
         self.inbox: deque[pb.WorkResponse] = deque()
+        self.busy = False  # with its first message, or waiting for what belongs to it
+        # Its streams to shards; of those that have handed over all before its first message, a task, whether that is to be done.
+        self.streams: list[GuestStream] = []
+        self._wanted: list[bool] = []
+        self._waiting = False
         self._cluster = cluster
         self._spec = job_pb2.JobSpec()
         self._chunk_elements = 0
@@ -81,8 +90,47 @@ class ImaginaryWorker:
         """The server's end of the stream: the worker is taken for lost or refused, and hears of it if it can."""
         self._cluster.evicted(self, error)
 
+    def end(self) -> None:
+        """The process ends."""
+        self.alive = False
+        for stream in self.streams:
+            stream.close()
+
+    def missing(self, message: pb.WorkResponse) -> bool:
+        """Takes what came from shards before a message. Whether some of it has yet to come. See `Streams.receive`."""
+        if not (self.streams and (message.HasField("differentiate") or message.HasField("evaluate"))):
+            return False
+        while len(self._wanted) < len(self.streams):
+            stream = self.streams[len(self._wanted)]
+            if not stream.arrived:
+                if not stream.over:
+                    self._waiting = True
+                    return True
+                self._wanted.append(False)
+                continue
+            parcel = stream.arrived.take(message)
+            if parcel is None:
+                self._wanted.append(False)
+                continue
+            unload(parcel, self._keep)
+            if parcel.message == message:
+                self._wanted.append(True)
+        return False
+
+    def shard_spoke(self) -> None:
+        """Something has come from a shard."""
+        if self._waiting:
+            self._waiting = False
+            self._cluster.work(self)
+
+    def _keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
+        start = part.chunk * self._chunk_elements
+        self._incoming.decode(data, self._buffers[part.version % 2][start : start + self._chunk_elements])
+
     def seconds(self, message: pb.WorkResponse) -> float:
         """How long a message keeps the worker busy."""
+        if not all(self._wanted):
+            return 0.0
         if message.HasField("differentiate"):
             task = message.differentiate
             leaves = len(Node(task.level, task.index).leaves(self._spec.training.microbatches))
@@ -92,7 +140,10 @@ class ImaginaryWorker:
         return _GRADIENT_SECONDS * self.slowness if message.HasField("evaluate") else 0.0
 
     def handle(self, message: pb.WorkResponse) -> None:
-        """Answers a message."""
+        """Answers a message, unless it is a task that is out of date."""
+        wanted, self._wanted = all(self._wanted), []
+        if not wanted:
+            return
         if self.fails and message.WhichOneof("message") == self.fails_at:
             self._say(failure=self.fails)
             self.fails = None
@@ -111,14 +162,13 @@ class ImaginaryWorker:
                 self._chunk_elements = message.accepted.chunk_elements
                 self._incoming = codecs.of_parameters(self._spec, self._chunk_elements)
                 self._outgoing = GradientEncoder(self._spec, ELEMENTS, self._chunk_elements)
+                self.streams = [self._cluster.stream_to_shard(self, shard) for shard in message.accepted.shards]
             case "parameters":
-                part = message.parameters
-                start = part.chunk * self._chunk_elements
-                self._incoming.decode(part.data, self._buffers[part.version % 2][start : start + self._chunk_elements])
+                self._keep(message.parameters, memoryview(message.parameters.data))
             case "initialize":
                 initial = np.linspace(-1, 1, ELEMENTS, dtype=np.float32)
                 for chunk, where in enumerate(ranges(ELEMENTS, self._chunk_elements)):
-                    self._say(initial=pb.ParametersChunk(chunk=chunk, data=initial[where].tobytes()))
+                    self._say_chunk(chunk, initial=pb.ParametersChunk(chunk=chunk, data=initial[where].tobytes()))
             case "differentiate":
                 self._differentiate(message.differentiate)
             case "evaluate":
@@ -150,7 +200,15 @@ class ImaginaryWorker:
             )
             if (chunk + 1) * self._chunk_elements >= ELEMENTS:
                 part.sums.CopyFrom(pb.Sums(loss=sums.loss, samples=sums.samples, metrics=sums.metrics))
-            self._say(gradient=part)
+            self._say_chunk(chunk, gradient=part)
+
+    def _say_chunk(self, chunk: int, **message: object) -> None:
+        """Says a chunk to the shard that holds it, or else to the server."""
+        stream = next((stream for stream in self.streams if chunk in stream.chunks), None)
+        if stream:
+            stream.send(pb.WorkRequest(**message))  # type: ignore[arg-type]
+        else:
+            self._say(**message)
 
     def _say(self, **message: object) -> None:
         self._cluster.to_server(self, pb.WorkRequest(**message))  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
                 raise protocol_violation("a stream begins with an offer")
             address = _reached_at(visible(opening.offer.address, MAX_ADDRESS), context.peer())
             await confirm(address, opening.offer.secret)
-            shard = ShardLink(str(address))
+            shard = ShardLink(str(address), self._jobs.shards.clock)
             take_on = pb.TakeOn(heartbeat_seconds=self._jobs.settings.heartbeat_seconds)
             shard.send(pb.ShareCommand(take_on=take_on))
             listener = asyncio.create_task(_listen(requests, shard))

@@ -64,16 +64,74 @@ class _Outbox:
                 yield self._urgent.popleft() if self._urgent else self._copies.popleft().message()
 
 
+class Attendance:
+    """A shard's stream to its server, which it opens again whenever it has ended. `secret` confirms its offer."""
+
+    def __init__(self, server: Endpoint, secret: bytes, invitation_seconds: float = INVITATION_SECONDS) -> None:
+        self.host = ShardHost(self._say, invitation_seconds)
+        self._server = server
+        self._secret = secret
+        self._outbox = _Outbox()
+
+    def _say(self, message: pb.HoldRequest | Piece) -> None:
+        self._outbox.put(message)
+
+    async def attend(self, address: Address) -> None:
+        """Offers the shard, which listens at an address, whenever the server can be reached. Does not end by itself."""
+        seconds, told = _MIN_SECONDS, ""
+        while True:
+            self._outbox = _Outbox()
+            try:
+                async with self._server.open_aio() as channel:
+                    if await self._hold(channel, address):
+                        seconds, told = _MIN_SECONDS, ""
+                    problem = "it ended the stream"
+            except grpc.aio.AioRpcError as error:
+                problem = str(from_rpc_error(error, str(self._server.address)))
+            self.host.clear()
+            if problem != told:
+                _log.warning("the server at %s cannot be reached: %s; trying again", self._server.address, problem)
+            told = problem
+            await asyncio.sleep(seconds)
+            seconds = min(2 * seconds, _MAX_SECONDS)
+
+    async def _hold(self, channel: grpc.aio.Channel, address: Address) -> bool:
+        """One stream, to its end. Whether the shard was taken on."""
+        offer = pb.ShardOffer(address=str(Address("" if _is_any(address.host) else address.host, address.port)))
+        offer.secret = self._secret
+        self._outbox.put(pb.HoldRequest(offer=offer))
+        stub = shard_service_pb2_grpc.ShardServiceStub(channel)
+        call = stub.Hold(self._outbox.messages(), metadata=self._server.metadata)
+        heart: asyncio.Task[None] | None = None
+        try:
+            async for response in call:
+                for command in response.commands:
+                    if command.HasField("take_on"):
+                        _log.info("holds shares for the server at %s", self._server.address)
+                        heart = asyncio.create_task(self._beat(command.take_on.heartbeat_seconds))
+                    else:
+                        self.host.do(command)
+        finally:
+            if heart:
+                heart.cancel()
+        return heart is not None
+
+    async def _beat(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            self._outbox.put(pb.HoldRequest(heartbeat=parameter_service_pb2.Heartbeat()))
+
+
 class ShardProcess(Hosted):
     """A shard in a thread of its own."""
 
     def __init__(self, config: ShardConfig) -> None:
         super().__init__(config.address, config.server.token)
         self.config = config
-        self._server = config.server
         self._secret = secrets.token_bytes(32)
+        self._attendance = Attendance(config.server, self._secret, config.invitation_seconds)
         # The server does not show its token at an address before it knows who is there, and workers never show it to a shard.
-        self._exceptions = {confirmation.METHOD: everyone, METHOD: self._invited}
+        self._exceptions = {confirmation.METHOD: everyone, METHOD: self._attendance.host.expects}
 
     def start(self) -> Address:
         """Starts the shard and gives the address at which it listens. Raises ServerStartError if it cannot.
@@ -87,78 +145,25 @@ class ShardProcess(Hosted):
     @property
     def kept(self) -> int:
         """How many chunks that came from workers wait for the server's word what becomes of them."""
-        return self._shard.kept
+        return self._attendance.host.kept
 
     def stop(self) -> None:
         """Stops the shard. What it holds is lost, and its server goes on without."""
         self._end()
 
-    async def _invited(self, bearer: str) -> bool:
-        return await self._shard.expects(bearer)
-
     async def _serve(self) -> None:
-        self._outbox = _Outbox()
-        self._shard = ShardHost(self._say, self.config.invitation_seconds)
         server = await self._grpc_server([parameter_service_pb2.DESCRIPTOR.services_by_name["ParameterService"].full_name])
-        ParameterService(self._shard).add_to(server)
+        ParameterService(self._attendance.host).add_to(server)
         shard_service_pb2_grpc.add_ShardConfirmationServiceServicer_to_server(Confirmation(self._secret), server)
         self.address = self._listen(server)
         await server.start()
         self._started.set()
-        attending = asyncio.create_task(self._attend())
+        attending = asyncio.create_task(self._attendance.attend(self.address))
         await self._stop.wait()
         attending.cancel()
         with suppress(asyncio.CancelledError):
             await attending
         await server.stop(STOP_GRACE_SECONDS)
-
-    def _say(self, message: pb.HoldRequest | Piece) -> None:
-        self._outbox.put(message)
-
-    async def _attend(self) -> None:
-        """Offers the shard, whenever the server can be reached."""
-        seconds, told = _MIN_SECONDS, ""
-        while True:
-            self._outbox = _Outbox()
-            try:
-                async with self._server.open_aio() as channel:
-                    if await self._hold(channel):
-                        seconds, told = _MIN_SECONDS, ""
-                    problem = "it ended the stream"
-            except grpc.aio.AioRpcError as error:
-                problem = str(from_rpc_error(error, str(self.config.server.address)))
-            self._shard.clear()
-            if problem != told:
-                _log.warning("the server at %s cannot be reached: %s; trying again", self.config.server.address, problem)
-            told = problem
-            await asyncio.sleep(seconds)
-            seconds = min(2 * seconds, _MAX_SECONDS)
-
-    async def _hold(self, channel: grpc.aio.Channel) -> bool:
-        """One stream, to its end. Whether the shard was taken on."""
-        offer = pb.ShardOffer(address=str(Address("" if _is_any(self.address.host) else self.address.host, self.address.port)))
-        offer.secret = self._secret
-        self._outbox.put(pb.HoldRequest(offer=offer))
-        stub = shard_service_pb2_grpc.ShardServiceStub(channel)
-        call = stub.Hold(self._outbox.messages(), metadata=self._server.metadata)
-        heart: asyncio.Task[None] | None = None
-        try:
-            async for response in call:
-                for command in response.commands:
-                    if command.HasField("take_on"):
-                        _log.info("holds shares for the server at %s", self.config.server.address)
-                        heart = asyncio.create_task(self._beat(command.take_on.heartbeat_seconds))
-                    else:
-                        self._shard.do(command)
-        finally:
-            if heart:
-                heart.cancel()
-        return heart is not None
-
-    async def _beat(self, seconds: float) -> None:
-        while True:
-            await asyncio.sleep(seconds)
-            self._outbox.put(pb.HoldRequest(heartbeat=parameter_service_pb2.Heartbeat()))
 
 
 def _is_any(host: str) -> bool:

@@ -43,6 +43,29 @@ def open_stream(channel: grpc.Channel, outbox: Outbox, metadata: Metadata) -> In
     return inbox
 
 
+class Arrivals:
+    """What has come from a shard and was not taken: parameters, and after them the tasks that they are for."""
+
+    def __init__(self) -> None:
+        self._come: deque[Parcel[pb.WorkResponse]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._come)
+
+    def put(self, parcel: Parcel[pb.WorkResponse]) -> None:
+        """Something has come."""
+        self._come.append(parcel)
+
+    def take(self, task: pb.WorkResponse) -> Parcel[pb.WorkResponse] | None:
+        """The next of what came up to a task. None if the task is out of date. Raises IndexError if there is nothing.
+
+        A task to evaluate is out of date where parameters or tasks at a later version have come: its own is not sent any more.
+        """
+        if task.HasField("evaluate") and _version(self._come[0].message) > task.evaluate.version:
+            return None
+        return self._come.popleft()
+
+
 class ShardStream:
     """A stream to one shard. A thread takes what comes, so that parameters come from all shards at once.
 
@@ -54,7 +77,7 @@ class ShardStream:
         self.outbox: Outbox = queue.SimpleQueue()
         self._address = shard.address
         self._lost = lost
-        self._come: deque[Parcel[pb.WorkResponse]] = deque()
+        self._come = Arrivals()
         self._most = _VERSIONS * len(self.chunks) + _TASKS
         self._changed = threading.Condition()
         self._ended = False
@@ -103,7 +126,7 @@ class ShardStream:
     def _put(self, parcel: Parcel[pb.WorkResponse]) -> bool:
         with self._changed:
             self._changed.wait_for(lambda: self._ended or len(self._come) < self._most)
-            self._come.append(parcel)
+            self._come.put(parcel)
             self._changed.notify_all()
             return not self._ended
 
@@ -116,14 +139,12 @@ class ShardStream:
                 self._changed.wait_for(lambda: self._ended or self._come)
                 if not self._come:
                     return False
-                parcel = self._come[0]
-                message = parcel.message
-                if task.HasField("evaluate") and _version(message) > task.evaluate.version:
+                parcel = self._come.take(task)
+                if parcel is None:
                     return False
-                self._come.popleft()
                 self._changed.notify_all()
-            _unload(parcel, keep)
-            if message == task:
+            unload(parcel, keep)
+            if parcel.message == task:
                 return True
 
 
@@ -162,12 +183,12 @@ class Streams:
 
         Whether the task is to be done: see `ShardStream.receive`.
         """
-        _unload(task, keep)
+        unload(task, keep)
         wanted = [shard.receive(task.message, keep) for shard in self._shards]
         return all(wanted)
 
 
-def _unload(parcel: Parcel[pb.WorkResponse], keep: Keep) -> None:
+def unload(parcel: Parcel[pb.WorkResponse], keep: Keep) -> None:
     """Hands over the parameters that a message brings; if it is a task that took them along, they are taken out of it."""
     message, values = parcel
     if message.HasField("parameters"):

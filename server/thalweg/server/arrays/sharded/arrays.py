@@ -93,9 +93,14 @@ class ShardedArrays(LocalArrays):
 
     def leave(self, worker: WorkerId) -> None:
         """A worker is gone."""
-        self._in_order.leave(worker)
         for share in self._shares:
             share.send(dismiss=pb.Dismiss(worker=worker))
+        self._let_go(self._in_order.leave(worker))
+
+    def _let_go(self, held_back: list[Event]) -> None:
+        """Has what was held back for nothing dropped, and so counted."""
+        for event in held_back:
+            self._queue.handle(event)
 
     def _restore(self, version: int, parameters: Slab, state: OptimizerState | None) -> None:
         own = slice(self._plan.chunk_range(self.parameters.chunks.start).start, None)
@@ -111,7 +116,12 @@ class ShardedArrays(LocalArrays):
 
     def hand_over(self, then: Callable[[OptimizerState], object], *, state: bool) -> None:
         """Calls `then` with copies: the shards' parts have to come."""
-        self._copy(then, state)
+
+        def handed_over(slabs: OptimizerState) -> None:
+            self._let_go(self._in_order.end())
+            then(slabs)
+
+        self._copy(handed_over, state)
 
     def _copy(self, then: Callable[[OptimizerState], object], state: bool) -> None:
         number, own = self._assembly.begin(list(self._slabs(state)), then)

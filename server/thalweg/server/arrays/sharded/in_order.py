@@ -31,7 +31,11 @@ class InOrder:
             in_turn.append(last.pop(key))
         return in_turn
 
-    def leave(self, worker: WorkerId) -> None:
-        """A worker is gone, and what is held back of it with it."""
+    def leave(self, worker: WorkerId) -> list[Event]:
+        """A worker is gone. The events that were held back of it, whose turn does not come any more."""
         self._come.pop(worker, None)
-        self._last.pop(worker, None)
+        return list(self._last.pop(worker, {}).values())
+
+    def end(self) -> list[Event]:
+        """No turn comes any more. The events that were held back."""
+        return [event for worker in list(self._last) for event in self.leave(worker)]

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import TypeAlias
 
 from thalweg.server.deciding.plan import Plan
+from thalweg.server.telemetry import Clock
 from thalweg.v1 import shard_service_pb2 as pb
 
 Listener: TypeAlias = Callable[[pb.HoldRequest], None]
@@ -18,9 +19,10 @@ _MAX_COMMANDS = 256
 class ShardLink:
     """A shard that is there: the server's end of its stream. `address` is where workers reach it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, clock: Clock = time.monotonic) -> None:
         self.address = address
-        self.heard = time.monotonic()
+        self.heard = clock()
+        self._clock = clock
         self._shares: dict[int, Listener] = {}
         self._queue: deque[pb.ShareCommand] = deque()
         self._filled = asyncio.Event()
@@ -42,7 +44,7 @@ class ShardLink:
 
     def hear(self, message: pb.HoldRequest) -> None:
         """Takes what the shard says. Raises ThalwegError if it makes no sense."""
-        self.heard = time.monotonic()
+        self.heard = self._clock()
         # What it says of shares that are dropped was on its way.
         listener = self._shares.get(message.share)
         if listener:
@@ -66,10 +68,11 @@ class ShardLink:
 
 
 class ShardRegistry:
-    """All shards that are there, in the order in which they came. Belongs to the server's event loop."""
+    """All shards that are there, in the order in which they came. Belongs to the server's event loop. `clock` gives seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = time.monotonic) -> None:
         self.attending: list[ShardLink] = []
+        self.clock = clock
         self._numbers = itertools.count(1)
 
     def number(self) -> int:
@@ -85,7 +88,7 @@ class ShardRegistry:
 
     def silent(self, seconds: float, missed: float = 0.0) -> list[ShardLink]:
         """Those that have said nothing for some seconds. For `missed` seconds before now nobody listened to them."""
-        now = time.monotonic()
+        now = self.clock()
         for shard in self.attending:
             shard.heard = min(now, shard.heard + missed)
         return [shard for shard in self.attending if now - shard.heard > seconds]

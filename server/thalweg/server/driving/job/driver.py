@@ -158,9 +158,10 @@ class JobDriver:
     def leave(self, worker: WorkerId) -> None:
         """A worker's stream ended."""
         self._admission.leave(worker)
-        self.arrays.leave(worker)
         if self._connections.leave(worker, missed=not self.coordinator.over):
             self.handle(WorkerLost(worker))
+        # What it holds back of the worker counts as that of one that is lost.
+        self.arrays.leave(worker)
 
     def worker_exited(self, place: Place, problem: str, killed: bool) -> None:
         """A fleet says that a worker of this job ended before it contributed anything: `killed`, or unable to begin."""
