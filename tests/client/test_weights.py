@@ -19,6 +19,7 @@ from thalweg.client.files import write_whole
 from thalweg.client.weights import save_weights
 from thalweg.contract import layout as layouts
 from thalweg.contract import tensors
+from thalweg.server.storage import initial
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -47,6 +48,25 @@ def test_a_file_holds_the_tensors_by_name(tmp_path: Path) -> None:
     assert tensors["1.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert tensors["0.bias"].tolist() == [6, 7]
     assert tensors["0.bias"].dtype == np.float64
+
+
+def test_a_file_holds_counters(tmp_path: Path) -> None:
+    layout = job_pb2.Layout()
+    layout.CopyFrom(LAYOUT)
+    layout.counters.add(name="0.num_batches_tracked")
+    layout.counters.add(name="1.counts", shape=[2, 1])
+    header = pb.ParametersHeader(layout=layout, version=12, sha256=layouts.digest(SLAB))
+    path = tmp_path / "w.safetensors"
+    save_weights(path, job_pb2.Job(id="small-1", spec=job_pb2.JobSpec(model=job_pb2.Model(dtype="float64"))), header, SLAB)
+    found = load_file(path)
+    assert set(found) == {"1.weight", "0.bias", "0.num_batches_tracked", "1.counts"}
+    assert found["0.num_batches_tracked"].dtype == found["1.counts"].dtype == np.int64
+    assert found["0.num_batches_tracked"].shape == ()
+    assert found["0.num_batches_tracked"] == 12
+    assert found["1.counts"].tolist() == [[12], [12]]
+    # A job may start from it: its model has them too.
+    assert initial.initial_slab(layout, initial.read(path)).tolist() == SLAB.tolist()
+    initial.check(path, "float64")
 
 
 def test_a_file_says_what_it_is(tmp_path: Path) -> None:

@@ -39,6 +39,14 @@ def test_the_bytes_are_the_librarys(named: dict[str, Slab], metadata: dict[str, 
         assert not found[name].flags.writeable
 
 
+def test_integers_are_written_as_the_library_writes_them() -> None:
+    named = {"a": np.ones(3), "b": np.array(7), "c": np.arange(4).reshape(2, 2), "d": np.ones(1, np.float32)}
+    data = written({**named}, {"x": "y"})
+    assert data == save(named, {"x": "y"})
+    found, metadata = tensors.read(memoryview(data))
+    assert (list(found), metadata) == (["a", "d"], {"x": "y"})
+
+
 def test_rows_are_one_tensor() -> None:
     rows = [np.arange(3, dtype=np.float32), np.arange(3, 6, dtype=np.float32)]
     found = load(written({"a": rows, "b": np.ones(2)}, {}))

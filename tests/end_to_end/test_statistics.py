@@ -6,12 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf import json_format
+from safetensors.numpy import load_file
 
 from tests.end_to_end import reference as loops
-from tests.end_to_end.cluster import running_server, train
+from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.end_to_end.reference import reference
 from tests.end_to_end.test_shards import notices, sharded
 from tests.running_mean import MOMENTUM, RunningMean
+from tests.server.test_training_service import upload
+from thalweg.client.plotting.slices import most_moved
+from thalweg.client.records import Trajectory
 from thalweg.contract import codecs
 from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
@@ -220,15 +224,37 @@ def test_numerical_differentiation_changes_parameters_alone(tmp_path: Path) -> N
 
 
 def test_a_job_goes_on_from_the_bits_of_another(tmp_path: Path) -> None:
-    """Its statistics and constants included, which are in checkpoints and in what a job keeps."""
+    """Or from its file, which has its statistics and constants too, and counters, which are not read."""
     spec = spec_of(epochs=1)
-    with running_server(tmp_path) as server:
+    with running_server(tmp_path) as server, stub_of(server) as stub:
         first = train(server, spec)
-        spec.model.initial.job = first.id
+        kept = tmp_path / "jobs" / first.id / "parameters.safetensors"
         spec.optimizer.groups.add(pattern="1.*", frozen=True)
+        spec.model.initial.job = first.id
         second = train(server, spec, 2)
+        spec.model.initial.CopyFrom(job_pb2.Initial(file=str(kept), sha256=upload(stub, kept.read_bytes())))
+        third = train(server, spec)
     before, after = parameters_of(tmp_path, first), parameters_of(tmp_path, second)
-    assert second.state == job_pb2.JOB_STATE_SUCCEEDED, second.error
+    assert second.state == third.state == job_pb2.JOB_STATE_SUCCEEDED, (second.error, third.error)
     assert before[:65].tobytes() == after[:65].tobytes()
     assert (before[65:193] != after[65:193]).any()
-    assert before[193:].tobytes() == after[193:].tobytes()
+    assert (
+        before[193:].tobytes()
+        == after[193:].tobytes()
+        == np.array([-0.0, 0.1, 1e-45], np.float32).tobytes() + before[196:].tobytes()
+    )
+    assert second.result.weights_sha256 == third.result.weights_sha256
+    found = load_file(kept)
+    assert found["hidden"][7] == -np.inf
+    assert found["0.batches"].tolist() == first.result.steps
+    assert found["1.batches"].tolist() == [first.result.steps] * 2
+
+
+def test_the_weight_that_moved_the_most_is_a_parameter(tmp_path: Path) -> None:
+    spec = spec_of()
+    with running_server(tmp_path) as server:
+        job = train(server, spec)
+    kept = DataFolder(tmp_path).trajectory(job.id)
+    assert kept
+    trajectory = Trajectory(kept.header.layout, tuple(kept.header.versions), kept.arrays[0])
+    assert most_moved(trajectory).tensor in ("1.weight", "1.bias")

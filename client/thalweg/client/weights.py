@@ -24,6 +24,8 @@ def save_weights(path: Path, job: job_pb2.Job, header: pb.ParametersHeader, slab
     """Writes parameters to a file, whole or not at all; equal ones give equal bytes. Raises ThalwegError if the file cannot be
     written, or by its name is not a safetensors file.
 
+    The file has all tensors of the slab, and the model's counters as int64.
+
     The file's metadata: `job`, `version` (the number of updates), `weights_sha256`, and, as JSON, `spec` and `preprocessing`.
     """
     check_weights_name(path, "path")
@@ -37,7 +39,7 @@ def save_weights(path: Path, job: job_pb2.Job, header: pb.ParametersHeader, slab
 
     def write(aside: Path) -> None:
         with aside.open("wb") as file:
-            file.writelines(tensors.pieces(layouts.views(header.layout, slab), metadata))
+            file.writelines(tensors.pieces(tensors.of_model(header.layout, slab, header.version), metadata))
 
     write_whole(path, write)
 

@@ -9,30 +9,40 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from thalweg.contract.layout import Slab
+from thalweg.contract.layout import Slab, views
+from thalweg.v1 import job_pb2
 
 # A tensor, or the rows of one, each an array.
-Tensor: TypeAlias = Slab | Sequence[Slab]
+Tensor: TypeAlias = Slab | NDArray[np.int64] | Sequence[Slab]
 
 _DTYPES: dict[str, np.dtype[np.floating]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# The name and the dtype of counters.
+_COUNTERS, _INTEGERS = "I64", np.dtype("<i8")
+_NAMES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in _DTYPES.items()} | {_INTEGERS: _COUNTERS}
 _METADATA = "__metadata__"
 _PIECE_BYTES = 1 << 20
 # The library takes no longer header, either.
 _MAX_HEADER_BYTES = 100_000_000
 
 
+def of_model(layout: job_pb2.Layout, slab: Slab, version: int) -> dict[str, Tensor]:
+    """What a file of a model has by name when `version` updates are applied: views of its slab, and its counters."""
+    counters = {counter.name: np.full(tuple(counter.shape), version, _INTEGERS) for counter in layout.counters}
+    return {**views(layout, slab), **counters}
+
+
 def pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
     """The bytes of a file, in order, in pieces of at most 1 MiB: the header, and views of the tensors.
 
-    Tensors are float32 or float64 and contiguous. Rows are written as one tensor with one more dimension, the first.
+    Tensors are float32, float64 or int64, and contiguous. Rows are written as one tensor with one more dimension, the first.
     """
     rows = {name: [tensor] if isinstance(tensor, np.ndarray) else list(tensor) for name, tensor in tensors.items()}
     header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
     start = 0
-    # The largest elements first, so that all are aligned; then by name.
-    names = sorted(rows, key=lambda name: (-rows[name][0].itemsize, name))
+    # The largest elements first, so that all are aligned, integers before others; then by name.
+    names = sorted(rows, key=lambda name: (-rows[name][0].itemsize, rows[name][0].dtype.kind != "i", name))
     for name in names:
         first, count = rows[name][0], len(rows[name])
         shape = first.shape if isinstance(tensors[name], np.ndarray) else (count, *first.shape)
@@ -50,9 +60,9 @@ def pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterat
 
 
 def read(data: memoryview) -> tuple[dict[str, Slab], dict[str, str]]:
-    """The tensors of a file's bytes, which are views of them and cannot be written to, and its metadata.
+    """The tensors of a file's bytes, which are views of them and cannot be written to, and its metadata. Counters are left out.
 
-    Raises ValueError if that is no whole safetensors file, or if it has tensors of other types than float32 and float64.
+    Raises ValueError if that is no whole safetensors file, or if it has tensors of other types than float32, float64 and int64.
     """
     size = int.from_bytes(data[:8], "little")
     if not len(data) >= 8 + size or not 0 < size <= _MAX_HEADER_BYTES:
@@ -63,7 +73,7 @@ def read(data: memoryview) -> tuple[dict[str, Slab], dict[str, str]]:
     body = data[8 + size :].toreadonly()
     metadata = header.pop(_METADATA, {})
     try:
-        return {name: _tensor(entry, body) for name, entry in header.items()}, metadata
+        return {name: _tensor(entry, body) for name, entry in header.items() if entry["dtype"] != _COUNTERS}, metadata
     except (KeyError, TypeError) as error:
         raise ValueError(f"its header does not describe tensors: {error!r}") from error
 

@@ -17,6 +17,7 @@ from thalweg.client.plotting.figures import BLUE, FAINT, INK, dress, new_figure,
 from thalweg.client.records import Trajectory
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import Violation, invalid
+from thalweg.contract.segments import Kind, end_of
 from thalweg.v1 import job_pb2
 
 if TYPE_CHECKING:
@@ -74,8 +75,12 @@ def parse_element(text: str) -> Element:
 
 
 def most_moved(trajectory: Trajectory) -> Element:
-    """The weight that training moved the most, from the first version to the last; if none moved, the largest one."""
-    way = trajectory.slabs.astype(np.float64)
+    """The weight that training moved the most, from the first version to the last; if none moved, the largest one.
+
+    Statistics and constants are no weights.
+    """
+    weights = end_of(Kind.PARAMETER, layouts.segments_of(trajectory.layout.tensors))
+    way = trajectory.slabs[:, :weights].astype(np.float64)
     moved = np.abs(way[-1] - way[0])
     position = int((moved if moved.any() else np.abs(way[-1])).argmax())
     return Element(*layouts.element_at(trajectory.layout, position))

@@ -42,7 +42,7 @@ class JobFiles:
         path = self.job_folder(job_id) / PARAMETERS_FILE
         # The message says it, too; this is for those who read the file without it.
         said = {preparation.PREPROCESSING: preparation.to_json(header.preprocessing)}
-        self._save(path, layouts.views(header.layout, slab), header.SerializeToString(), said)
+        self._save(path, tensors.of_model(header.layout, slab, header.version), header.SerializeToString(), said)
 
     def parameters(self, job_id: str) -> Download[training_service_pb2.ParametersHeader] | None:
         """The parameters that a job kept, tensor by tensor, where they lie. Raises ValueError if their file is damaged."""
