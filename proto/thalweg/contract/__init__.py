@@ -1,4 +1,4 @@
-"""What the contract means in Python: its rules and errors, slabs and trees, and the channels that carry it.
+"""The contract in Python: its rules and errors, slabs, the tree, and channels.
 
-Everyone may import this package; it imports nothing of Thalweg but the generated stubs in `thalweg.v1`.
+All packages may import this one. It imports nothing of Thalweg but the generated stubs in `thalweg.v1`.
 """

@@ -1,9 +1,9 @@
-"""Text files that users write are UTF-8, with or without a byte-order mark: what to say of one that is not."""
+"""Text files that users write are UTF-8, with or without a byte-order mark. This is the error for others."""
 
 import codecs
 from pathlib import Path
 
-# The codec that takes a mark and leaves it out.
+# The codec that accepts a mark and leaves it out.
 UTF8 = "utf-8-sig"
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLOCK = 1 << 20

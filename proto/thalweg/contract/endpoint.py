@@ -15,32 +15,32 @@ from thalweg.contract.errors import ThalwegError
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 _Ip: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# The process in which gRPC began what does not outlive a fork.
+# The process in which gRPC started threads that do not survive a fork.
 _bound_to: int | None = None
 
-# About 1 MiB: large enough that a message's fixed cost does not show, small enough that it is handled while the next travels.
+# About 1 MiB: large enough that a message's fixed cost is small, small enough that one is handled while the next one arrives.
 CHUNK_BYTES = 1 << 20
 
 DEFAULT_PORT = 7070
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
 
-# gRPC's own default: everything large travels in chunks, so a larger message is a mistake.
+# gRPC's own default. Everything large is sent in chunks, so a larger message is a mistake.
 MAX_MESSAGE_BYTES = 4 << 20
 
-# A connection on which nothing arrives for so long is asked for a sign of life, and given up if that takes as long again.
+# After this time without data, a connection is pinged; it is given up if the answer takes as long again.
 _KEEPALIVE_MS = 10_000
 
 
 def connection_options(keepalive_ms: int = _KEEPALIVE_MS) -> tuple[tuple[str, int], ...]:
-    """gRPC's options for both ends of a connection: either notices within twice `keepalive_ms` that the other is gone.
+    """gRPC's options for both ends of a connection: each end notices within twice `keepalive_ms` that the other is gone.
 
-    A server takes pings that come oftener than every five minutes for an attack and hangs up, unless it is told otherwise.
+    By default, a server treats pings more frequent than every five minutes as an attack, and closes the connection.
     """
     return (
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", keepalive_ms),
         ("grpc.keepalive_timeout_ms", keepalive_ms),
-        # Of gRPC's other pings, with which it measures the bandwidth; no keepalive is sent while one is under way.
+        # gRPC's pings that measure the bandwidth. While one is under way, no keepalive is sent.
         ("grpc.http2.ping_timeout_ms", 2 * keepalive_ms),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
@@ -72,7 +72,7 @@ class Address(NamedTuple):
 def parse_address(text: str) -> Address:
     """Reads `HOST`, `HOST:PORT`, `[IPV6]:PORT` or `:PORT`; the host defaults to 127.0.0.1, the port to 7070.
 
-    Raises ValueError if the text is none of them.
+    Raises ValueError if the text has another form.
     """
     host, separator, port = text.rpartition(":")
     if text.endswith("]") or not separator:
@@ -95,17 +95,17 @@ def authorization(token: str | None) -> Metadata:
 
 
 def forks_are_supported(default: bool = False) -> bool:
-    """Whether gRPC's support for forks is on; `default` is for where the environment says nothing.
+    """Whether gRPC's support for forks is on; `default` is the answer if the environment does not say.
 
-    In gRPC's core it is on by default, which lets a forked process open channels of its own. Only if it is asked for does gRPC's
-    Python part support forks too, so that also the channels that were open go on working.
+    In gRPC's core it is on by default, so that a forked process can open channels of its own. gRPC's Python part supports forks
+    only if the environment says so; then channels that were open go on working, too.
     """
     said = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "")
     return said.lower() in ("1", "true", "yes", "on") if said else default
 
 
 def bind_to_process() -> None:
-    """Takes note that this process begins what gRPC cannot have in processes that are forked from it: it crashes, or hangs."""
+    """Records that this process uses gRPC in a way that makes it crash or hang in processes that are forked from it."""
     global _bound_to  # noqa: PLW0603 - it is the process's
     _bound_to = os.getpid()
 
@@ -123,9 +123,9 @@ def _check_forks() -> None:
 
 
 class Endpoint(NamedTuple):
-    """A server that can be connected to: its address, and the token that it asks for, if any.
+    """A server to connect to: its address, and the token that it requires, if any.
 
-    Of a server of this user's on loopback, the token that it made for itself takes the place of any other.
+    For a server of this user on loopback, the token that the server made for itself replaces any other.
     """
 
     address: Address
@@ -133,12 +133,12 @@ class Endpoint(NamedTuple):
 
     @property
     def metadata(self) -> Metadata:
-        """The metadata that goes with a call that is made now."""
+        """The metadata of a call that is made now."""
         own = tokens.find(*self.address) if self.address.is_loopback else None
         return authorization(own or self.token)
 
     def open(self) -> grpc.Channel:
-        """A channel, to be closed or used as a context manager. It connects when it is first used."""
+        """A channel, which must be closed or used as a context manager. It connects when it is first used."""
         _check_forks()
         return grpc.insecure_channel(str(self.address), options=[*OPTIONS, *self._proxy_options()])
 
@@ -152,10 +152,10 @@ class Endpoint(NamedTuple):
 
 
 def is_reached_directly(address: Address) -> bool:
-    """Whether no proxy may stand between: a proxy cannot reach this machine's ports, and `no_proxy` names others.
+    """Whether the connection must not use a proxy: proxies cannot reach this machine's ports, and `no_proxy` names other hosts.
 
     `no_proxy`, or `NO_PROXY`, lists host names, domains (with or without a leading dot: each names its subdomains too), IP
-    addresses and networks as 10.0.0.0/8, each perhaps with a port, separated by commas; `*` is everything.
+    addresses and networks such as 10.0.0.0/8, optionally with a port, separated by commas; `*` is everything.
     """
     ip = _ip(address.host)
     if address.is_loopback or (ip is not None and ip.is_unspecified):
@@ -187,7 +187,7 @@ def _names(entry: str, address: Address, ip: _Ip | None) -> bool:
 
 
 def _ip(host: str) -> _Ip | None:
-    """The IP address that a host is written as. None if it is a name."""
+    """The IP address of a host that is written as one. None if it is a name."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:

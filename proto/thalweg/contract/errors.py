@@ -1,6 +1,6 @@
 """The catalogue of errors, made from the annotations in `errors.proto`.
 
-Server and client translate through it: a `ThalwegError` raised on one side is raised on the other. In between it travels as
+Server and client translate through it: a `ThalwegError` raised on one side is raised on the other. It is sent as a
 google.rpc.Status with an ErrorInfo and, for invalid arguments, a BadRequest that names the fields.
 """
 
@@ -18,7 +18,7 @@ from thalweg.v1 import errors_pb2, options_pb2
 DOMAIN = "thalweg"
 _PREFIX = "ERROR_REASON_"
 
-# What gRPC says of a connection, and how people say it.
+# gRPC's words about a connection, and plain ones.
 _PLAIN_WORDS = {
     "failed parsing http/2": "a program that is not a Thalweg server answers there",
     "connection refused": "nothing listens there",
@@ -40,7 +40,7 @@ _PLAIN_WORDS = {
 
 
 class Violation(NamedTuple):
-    """One wrong field: its path, as in `model.layers[1].dense.units`, and what is wrong with it and what would do."""
+    """One invalid field: its path, as in `model.layers[1].dense.units`, and what is wrong and what is allowed."""
 
     field: str
     problem: str
@@ -68,7 +68,7 @@ class ThalwegError(Exception):
 
     @property
     def code(self) -> grpc.StatusCode:
-        """The gRPC status code that the error travels with."""
+        """The gRPC status code of the error."""
         return _CODES[entry(self.reason).code]
 
 
@@ -87,7 +87,7 @@ def entry(reason: str) -> options_pb2.ErrorRules:
 
 
 def invalid(*violations: Violation) -> ThalwegError:
-    """The error of one or more wrong fields."""
+    """The error of one or more invalid fields."""
     return ThalwegError("INVALID_ARGUMENT", violations=violations)
 
 
@@ -97,7 +97,7 @@ def protocol_violation(problem: str) -> ThalwegError:
 
 
 def to_status(error: ThalwegError) -> status_pb2.Status:
-    """The error in the form in which it travels."""
+    """The error as gRPC's status."""
     metadata = {key: visible(value, MAX_STATUS_VALUE) for key, value in error.metadata.items()}
     error = ThalwegError(error.reason, metadata, map(_visible, error.violations))
     status = status_pb2.Status(code=entry(error.reason).code, message=str(error))
@@ -116,14 +116,14 @@ def _visible(violation: Violation) -> Violation:
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> ThalwegError:
-    """The error behind what gRPC raised in a call to the server at `address`."""
+    """The error that a call to the server at `address` raised, from gRPC's exception."""
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return ThalwegError("INTERNAL", {"problem": str(error)})
     call: Any = error
     try:
         status = rpc_status.from_call(call)
     except ValueError:
-        # A call that was cancelled here just when its status came has that status' details and the code of a cancelled one.
+        # A call that is cancelled here as its status arrives has the details of that status, and the code of a cancelled call.
         status = None
     known = _from_details(status.details) if status else None
     if known:

@@ -1,10 +1,10 @@
-"""The messages of a worker's stream, with the large part of each, its `data`, beside it instead of inside.
+"""The messages of a worker's stream, with the large part of each, its `data`, kept separately.
 
 A generated class copies `data` when it is set, when it is serialized, when it is parsed and when it is read. Here it is copied
-once, into the bytes that travel, and received as a view of the bytes that have come. What travels is the same protobuf message:
-any implementation reads what is written here, and what any has written is read here.
+once, into the bytes that are sent, and received as a view of the received bytes. The bytes are the same protobuf message: any
+implementation reads what this module writes, and this module reads what any implementation writes.
 
-`data` is written first, behind two tags of one byte and two lengths. From 16 KiB to 2 MiB lengths take three bytes, so it begins
+`data` is written first, after two tags of one byte and two lengths. From 16 KiB to 2 MiB lengths take three bytes, so it begins
 at the eighth byte, where numbers of up to 64 bits are aligned. A generated class would write it in the order of the fields'
 numbers, which no reader may rely on.
 
@@ -19,25 +19,25 @@ from thalweg.v1 import parameter_service_pb2 as pb
 
 M = TypeVar("M", pb.WorkRequest, pb.WorkResponse)
 
-# Both ends name the method themselves: what protoc generates for it copies.
+# Both ends name the method themselves, since generated stubs copy.
 SERVICE = pb.DESCRIPTOR.services_by_name["ParameterService"].full_name
 METHOD = f"/{SERVICE}/Work"
 NOTHING = memoryview(b"")
 
-# Below this, copying takes less time than looking for what need not be copied.
+# Below this, a copy takes less time than avoiding it.
 _SMALL_BYTES = 1 << 14
 _DELIMITED = 2
-# The most bytes that a number of 64 bits takes, and one of 32, which tags and lengths are.
+# The most bytes of a number of 64 bits, and of one of 32 bits, such as tags and lengths.
 _MAX_BYTES, _MOST_BYTES_OF_32 = 10, 5
-# More than any of the messages has. Looking at each of a million would take long.
+# More fields than any of the messages has. Reading a million of them would take long.
 _MAX_FIELDS = 32
 
 
 class Parcel(NamedTuple, Generic[M]):
-    """A message whose `data` is empty, and what belongs there.
+    """A message whose `data` is empty, and the data that belongs there.
 
-    To be sent, that is anything contiguous with the buffer protocol, as an array of any dtype; received, it is a memoryview of
-    bytes, which it keeps alive.
+    To send, the data is any contiguous object with the buffer protocol, such as an array; received, it is a memoryview of bytes,
+    which it keeps alive.
     """
 
     message: M
@@ -45,18 +45,18 @@ class Parcel(NamedTuple, Generic[M]):
 
 
 class _Place(NamedTuple):
-    """Where `data` is: in which fields, one in the other, and with which tags on the wire, those of the fields and its own."""
+    """The place of `data`: the nested fields that hold it, and the tags of these fields and its own."""
 
     fields: tuple[str, ...]
     tags: tuple[int, ...]
 
 
 class _OddError(Exception):
-    """Bytes of another shape than is looked for here: right or wrong, protobuf's own parser knows."""
+    """Bytes in a form that this module does not read. Whether they are valid, protobuf's own parser decides."""
 
 
 def serialize(parcel: Parcel[M] | pb.WorkRequest | pb.WorkResponse | bytes) -> bytes:
-    """The bytes of a message. Bytes are taken for serialized already: what goes to many is serialized once."""
+    """The bytes of a message. Bytes are returned unchanged: a message for many workers is serialized once."""
     if isinstance(parcel, bytes):
         return parcel
     if not isinstance(parcel, Parcel):
@@ -75,27 +75,27 @@ def serialize(parcel: Parcel[M] | pb.WorkRequest | pb.WorkResponse | bytes) -> b
 
 
 def with_parameters(task: pb.WorkResponse, parameters: bytes) -> bytes:
-    """The bytes of a task to differentiate that takes along a chunk of parameters, from the bytes of the message with that."""
+    """The bytes of a task that carries a chunk of parameters, made from the bytes of the message with the chunk."""
     outer, inner, _ = _PLACES[pb.WorkResponse]["differentiate"].tags
     _, length = _number(parameters, 0)
     rest = task.differentiate.SerializeToString()
-    # What is behind the tag is taken as it is, the length and the chunk.
+    # The length and the chunk, which follow the tag, are copied unchanged.
     size = 1 + len(parameters) - length + len(rest)
     return b"".join((_varint(outer), _varint(size), _varint(inner), memoryview(parameters)[length:], rest))
 
 
 def request_of(raw: bytes) -> Parcel[pb.WorkRequest]:
-    """The request that the bytes are. Raises google.protobuf.message.DecodeError if they are none."""
+    """The request from its bytes. Raises google.protobuf.message.DecodeError if they are not a request."""
     return _parse(pb.WorkRequest, raw)
 
 
 def response_of(raw: bytes) -> Parcel[pb.WorkResponse]:
-    """The response that the bytes are. Raises google.protobuf.message.DecodeError if they are none."""
+    """The response from its bytes. Raises google.protobuf.message.DecodeError if they are not a response."""
     return _parse(pb.WorkResponse, raw)
 
 
 def unpacked(message: M) -> Parcel[M]:
-    """A message without its `data`, which is taken out of it, and that."""
+    """A message without its `data`, and the data."""
     place = _PLACES[type(message)].get(message.WhichOneof("message"))
     if place is None:
         return Parcel(message)
@@ -129,14 +129,14 @@ def _parse(kind: type[M], raw: bytes) -> Parcel[M]:
 
 
 class _Found(NamedTuple):
-    """Where a field is, and where its value is."""
+    """The place of a field, and of its value."""
 
     field: slice
     value: slice
 
 
 def _only_field(places: dict[int, _Place], raw: bytes) -> tuple[_Place, slice]:
-    """The place of which the bytes consist, and where its body is. Raises _OddError if there is more or other than that."""
+    """The place of the only field of the bytes, and of its body. Raises _OddError if there is another field."""
     tag, at = _number(raw, 0)
     length, body = _number(raw, at)
     if tag not in places or body + length != len(raw):
@@ -175,7 +175,7 @@ def _find(raw: bytes, body: slice, wanted: int) -> _Found:
 
 
 def _number(raw: bytes, at: int) -> tuple[int, int]:
-    """The tag or the length at a place, and the place behind it. Raises _OddError if it is too long, IndexError if cut short."""
+    """The tag or the length at a place, and the place after it. Raises _OddError if it is too long, IndexError if cut short."""
     byte = raw[at]
     if byte < 128:
         return byte, at + 1

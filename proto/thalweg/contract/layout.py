@@ -13,12 +13,12 @@ from thalweg.v1 import job_pb2
 
 Slab = NDArray[np.floating]
 
-# Where the metadata of a server's own safetensors files has the message that describes them, in base64.
+# The metadata entry of a server's own safetensors files that holds the message that describes them, in base64.
 HEADER = "thalweg.header"
 
 
 _KINDS: dict[Kind, job_pb2.Tensor.Kind.ValueType] = {
-    # As in layouts of earlier releases, which know no kinds.
+    # As in layouts of earlier releases, which have no kinds.
     Kind.PARAMETER: job_pb2.Tensor.KIND_UNSPECIFIED,
     Kind.STATISTIC: job_pb2.Tensor.KIND_STATISTIC,
     Kind.CONSTANT: job_pb2.Tensor.KIND_CONSTANT,
@@ -60,7 +60,7 @@ def elements(layout: job_pb2.Layout) -> int:
 def views(layout: job_pb2.Layout, slab: Slab) -> dict[str, Slab]:
     """The slab's tensors by name: views, not copies, each of its own shape, in the order of the slab.
 
-    Raises ValueError if the slab has not the layout's number of elements.
+    Raises ValueError if the slab does not have the layout's number of elements.
     """
     return views_of(segments_of(layout.tensors), slab)
 

@@ -1,4 +1,4 @@
-"""Locks between processes. The system releases a lock when the process that holds it ends, however it ends."""
+"""Locks between processes. The system releases a lock when the process that holds it ends, in any way."""
 
 import errno
 import fcntl
@@ -11,7 +11,7 @@ _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 class LockedError(Exception):
-    """Another holder has the lock, in this process or in another one."""
+    """The lock is held already, in this process or in another one."""
 
 
 class FileLock:
@@ -24,7 +24,7 @@ class FileLock:
 
     @classmethod
     def acquire(cls, path: Path) -> Self:
-        """Makes the file, if it is not there, and takes its lock, without waiting.
+        """Creates the file, if it does not exist, and takes its lock, without waiting.
 
         Raises LockedError if it is held, and OSError if the file cannot be opened or its file system has no locks.
         """
@@ -40,7 +40,7 @@ class FileLock:
 
     @staticmethod
     def is_held(path: Path) -> bool:
-        """Whether somebody holds the lock of a file, which need not be there. Raises OSError if the file cannot be read."""
+        """Whether the lock of a file, which need not exist, is held. Raises OSError if the file cannot be read."""
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -56,7 +56,7 @@ class FileLock:
         return False
 
     def release(self) -> None:
-        """Gives the lock back, also where a forked process has inherited it."""
+        """Releases the lock, also if a forked process has inherited it."""
         if self._descriptor is not None:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             self._drop()

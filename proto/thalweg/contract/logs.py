@@ -1,4 +1,4 @@
-"""What a process of Thalweg's own writes to its log of lines that strangers cause."""
+"""Limits log lines that strangers cause."""
 
 import logging
 import time
@@ -9,9 +9,9 @@ _SECONDS = 60.0
 
 
 class Sparingly(logging.Filter):
-    """Lets a few lines a minute of a library pass, without tracebacks: strangers can make it write as much as they send.
+    """Lets a few lines of a library pass each minute, without tracebacks: strangers can cause any number of them.
 
-    `library` is the name of its loggers. Lines of others pass as they are.
+    `library` is the name of its loggers. Lines of others pass unchanged.
     """
 
     def __init__(self, library: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -21,7 +21,7 @@ class Sparingly(logging.Filter):
         self._lines = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a line is written. The last one before others are left out says so."""
+        """Whether a line is written. The last one before lines are left out says so."""
         if not super().filter(record):
             return True
         now = self._clock()

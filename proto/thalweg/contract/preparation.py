@@ -1,4 +1,4 @@
-"""How files of parameters say how samples are prepared for them: as JSON in their metadata, for readers without this contract."""
+"""The preparation of samples in files of parameters: JSON in their metadata, for readers without this contract."""
 
 import json
 
@@ -9,7 +9,7 @@ PREPROCESSING = "preprocessing"
 
 
 def to_json(preprocessing: job_pb2.Preprocessing) -> str:
-    """`shape` of one sample, `mean` and `scale` of each feature, empty if the model sees samples as they are, and, of a table
+    """`shape` of one sample, `mean` and `scale` of each feature, empty if samples are not standardized, and, for a table
     with names, `columns` in the order of the features and the `target`.
     """
     values = {

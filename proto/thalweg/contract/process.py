@@ -1,4 +1,4 @@
-"""Settings of a whole process. Entry points make them (commands, the fleet's processes, workers' actors), no import ever does."""
+"""Settings of a whole process. Only entry points make them (commands, the fleet's processes, workers' actors), no import does."""
 
 import ctypes
 import os
@@ -9,10 +9,10 @@ _ENVIRONMENT = {
     # Ray's processes are forked from the process that starts it. With its support for forks gRPC would let each fork wait for its
     # own threads, and Ray, which waits for its processes, gives up on some of them. None of those processes uses gRPC's state.
     "GRPC_ENABLE_FORK_SUPPORT": "0",
-    # Without gRPC's pool of threads for events the thread that waits for a message polls the sockets itself: a message wakes
-    # fewer threads, comes sooner, and takes two thirds of the CPU time.
+    # Without gRPC's pool of threads for events, the thread that waits for a message polls the sockets itself: a message wakes
+    # fewer threads, arrives sooner, and takes two thirds of the CPU time.
     "GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener",
-    # gRPC's own lines on stderr say nothing that the errors it raises do not.
+    # gRPC's lines on stderr repeat the errors that it raises.
     "GRPC_VERBOSITY": "NONE",
 }
 # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3), the latter at most 32 MiB.
@@ -22,12 +22,12 @@ _IN_MEMORY = "/dev/shm"  # noqa: S108 - tempfile makes files there that this use
 
 
 def prepare() -> None:
-    """Prepares gRPC, where the environment does not say otherwise, the allocator, and a folder for temporary files.
+    """Prepares gRPC, unless the environment says otherwise, the allocator, and a folder for temporary files.
 
-    For a process that is Thalweg's own.
+    For a process of Thalweg.
 
-    To be called before anything imports `grpc`, which reads its settings then. A program that uses Thalweg as a library may call
-    it too, as its first act: an embedded server answers sooner.
+    Must be called before `grpc` is imported, which then reads its settings. A program that uses Thalweg as a library may call
+    it, too, before anything else: an embedded server answers sooner.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -36,9 +36,9 @@ def prepare() -> None:
 
 
 def find_temporary_folder() -> None:
-    """Sets TMPDIR where Python knows no folder for temporary files, but one in memory can be used.
+    """Sets TMPDIR to a folder in memory, if Python finds no folder for temporary files.
 
-    Containers whose file system is read-only have such a one. Processes that this one starts inherit it.
+    Containers whose file system is read-only need it. Processes that this one starts inherit it.
     """
     try:
         tempfile.gettempdir()
@@ -48,10 +48,10 @@ def find_temporary_folder() -> None:
 
 
 def keep_freed() -> None:
-    """Lets this process keep up to some 32 MiB of freed memory, for each of malloc's arenas, instead of giving it back at once.
+    """Lets this process keep up to some 32 MiB of freed memory, for each of malloc's arenas, instead of returning it at once.
 
-    A message of 1 MiB is allocated and freed several times on its way. To take its pages from the system each time, zeroed,
-    costs as much as to send it. Only for the GNU C library; elsewhere it does nothing.
+    A message of 1 MiB is allocated and freed several times. Getting its pages from the system each time, zeroed, costs as much
+    as sending it. Only for the GNU C library; elsewhere it does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:

@@ -1,4 +1,4 @@
-"""Which release this is and which protocol it speaks, so that ends that do not fit each other find out at once."""
+"""This release and its protocol, so that incompatible peers are refused at once."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -7,7 +7,7 @@ from importlib.metadata import version
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2, parameter_service_pb2
 
-# The version of what workers, fleets and servers say to each other. It grows with every change that an older end would misread.
+# The version of the protocol of workers, fleets and servers. It grows with every change that an older peer would misread.
 PROTOCOL = 2
 _MAX_CHARACTERS = 50
 
@@ -21,7 +21,7 @@ def release() -> str:
 def hello(
     *, job_id: str = "", worker: str = "", token: bytes = b"", place: parameter_service_pb2.Place | None = None
 ) -> parameter_service_pb2.Hello:
-    """A worker's first words."""
+    """A worker's first message."""
     return parameter_service_pb2.Hello(
         job_id=job_id, worker=worker, token=token, place=place, protocol=PROTOCOL, release=release()
     )
@@ -35,14 +35,14 @@ def capacity(
     nodes: Iterable[str] = (),
     running: Iterable[fleet_service_pb2.Allotment] = (),
 ) -> fleet_service_pb2.Capacity:
-    """A fleet's first words. `fleet` is its id."""
+    """A fleet's first message. `fleet` is its id."""
     return fleet_service_pb2.Capacity(
         name=name, slots=slots, id=fleet, nodes=nodes, running=running, protocol=PROTOCOL, release=release()
     )
 
 
 def check_protocol(peer: str, protocol: int, theirs: str) -> None:
-    """Raises ThalwegError if a peer, a worker or a fleet, of a release speaks another protocol than this one."""
+    """Raises ThalwegError if a peer, a worker or a fleet of some release, has another protocol."""
     if protocol == PROTOCOL:
         return
     named = theirs[:_MAX_CHARACTERS] or "of unknown release"

@@ -1,4 +1,4 @@
-"""Reads the contract's annotations: what a field or an alternative of a job specification may hold (`options.proto`)."""
+"""Reads the contract's annotations: the allowed values of fields and alternatives of a job specification (`options.proto`)."""
 
 import json
 from typing import Any
@@ -19,13 +19,13 @@ def choice_of(oneof: OneofDescriptor) -> options_pb2.OneofRules:
 
 
 def default_of(field: FieldDescriptor) -> Any:
-    """The value, in protobuf's JSON form, that an absent field stands for; None if it may stay absent."""
+    """The value, in protobuf's JSON form, of an absent field; None if it has no default."""
     text = rules_of(field).default
     return json.loads(text) if text else None
 
 
 def real_oneofs(message: Descriptor) -> list[OneofDescriptor]:
-    """The alternatives that the `.proto` file states, without those that protobuf makes for `optional` fields."""
+    """The alternatives in the `.proto` file, without those that protobuf makes for `optional` fields."""
     return [oneof for oneof in message.oneofs if len(oneof.fields) > 1 or not oneof.name.startswith("_")]
 
 

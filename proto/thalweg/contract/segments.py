@@ -1,4 +1,4 @@
-"""Segments: the tensors of a model, as far as those need to know them who know no model."""
+"""Segments: all that a server, which knows no model, needs to know of a model's tensors."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """Memory that two processes of one user on one machine share (Linux): see SharedMemory in `parameter_service.proto`.
 
-A slab lies in a file without a name (memfd_create), which is handed over a Unix socket. So nothing is left behind by whoever
-dies, however that happens, and nothing limits it but the machine's memory; a container's /dev/shm often holds 64 MiB.
+A slab is a file without a name (memfd_create), which is passed over a Unix socket. So a process that dies in any way leaves
+nothing behind, and only the machine's memory is the limit; a container's /dev/shm often holds 64 MiB.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-# For mypy, and for readers: what follows exists on Linux only, and callers ask first.
+# For mypy: the following exists on Linux only, and callers check the platform.
 AVAILABLE = sys.platform.startswith("linux") and hasattr(os, "memfd_create")
 
 _SEALS = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
@@ -36,7 +36,7 @@ class SharingError(Exception):
 
 
 def create(size: int) -> int:
-    """A file of `size` bytes of zeros that lives in memory only. Nobody can change its size. Raises OSError."""
+    """A file of `size` bytes of zeros in memory only. Its size cannot be changed. Raises OSError."""
     file = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(file, size)
@@ -48,15 +48,15 @@ def create(size: int) -> int:
 
 
 def read_only(file: int) -> int:
-    """The same file, for somebody who may read and not write. Raises OSError."""
+    """The same file, for reading only. Raises OSError."""
     return os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def slab(file: int, elements: int, dtype: np.dtype[np.floating], *, writable: bool) -> NDArray[np.floating]:
-    """The file's content as an array of shape (elements). It stays there as long as the array, also when the file is closed.
+    """The file's content as an array of shape (elements). The array stays valid when the file is closed.
 
     Raises SharingError if the file has another size, or one that could change: then reading could end the process. Raises OSError
-    if the process may not have it so.
+    if the process may not map it.
     """
     size = elements * dtype.itemsize
     try:
@@ -84,9 +84,9 @@ def _libc() -> ctypes.CDLL:
 
 
 def mapped(file: int, size: int, access: int) -> "ctypes.Array[ctypes.c_char]":
-    """A file's bytes, mapped for as long as they are referred to. Raises OSError.
+    """A file's bytes, mapped as long as they are referenced. Raises OSError.
 
-    `mmap.mmap` would keep a second descriptor of the file open for as long; there may be hundreds of such files.
+    `mmap.mmap` would keep a second descriptor of the file open; there may be hundreds of such files.
     """
     libc = _libc()
     address = libc.mmap(None, size, access, mmap.MAP_SHARED, file, 0)
@@ -99,7 +99,7 @@ def mapped(file: int, size: int, access: int) -> "ctypes.Array[ctypes.c_char]":
 
 
 def listen() -> tuple[socket.socket, str]:
-    """A socket at which others can ask for memory, and its name. Raises OSError."""
+    """A socket at which processes can ask for memory, and its name. Raises OSError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     name = f"{_NAME}-{secrets.token_hex(16)}"
     listener.bind(f"\0{name}")
@@ -108,7 +108,7 @@ def listen() -> tuple[socket.socket, str]:
 
 
 def connect(name: str, token: bytes, seconds: float) -> socket.socket:
-    """A connection to whoever listens at a name, once it has taken the token. Raises SharingError if that takes longer."""
+    """A connection to the listener at a name, after it has accepted the token. Raises SharingError if that takes too long."""
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         peer.settimeout(seconds)
@@ -134,14 +134,14 @@ def user_of(peer: socket.socket) -> int:
 
 
 def give(peer: socket.socket, *files: int) -> None:
-    """Hands files over. Raises OSError."""
+    """Sends files. Raises OSError."""
     socket.send_fds(peer, [OK], list(files))
 
 
 def take(peer: socket.socket, most: int) -> tuple[bytes, list[int]]:
-    """The message that comes next, and the files beside it, at most so many; neither if the other side is gone. Raises OSError.
+    """The next message and the files with it, at most `files`; both empty if the other side is gone. Raises OSError.
 
-    A message that is too long is cut, to `MAX_BYTES`.
+    A message that is too long is cut to `MAX_BYTES`.
     """
     data, files, _, _ = socket.recv_fds(peer, MAX_BYTES, most)
     for file in files:

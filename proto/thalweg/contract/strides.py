@@ -1,4 +1,4 @@
-"""Losses of which each stands for several steps: for which ones."""
+"""The steps of losses that are means over several steps."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,9 +7,9 @@ Steps = NDArray[np.int64]
 
 
 def spans(first: int, steps: int, stride: int) -> tuple[Steps, Steps]:
-    """For each loss of an event about `steps` steps from `first` on, the first step that it stands for, and how many it does.
+    """For each loss of an event about `steps` steps from `first` on, its first step, and its number of steps.
 
-    Both have the shape (losses). Each goes from one multiple of `stride` to before the next, as far as that belongs to the event.
+    Both have the shape (losses). Each goes from one multiple of `stride` to before the next, within the event.
     """
     starts = np.arange(first // stride, -(-(first + steps) // stride), dtype=np.int64)[:steps] * stride
     starts[:1] = first

@@ -1,8 +1,8 @@
-"""What metrics are made from: sums over samples, which, like gradients, are added along the tree."""
+"""The sums over samples from which metrics are made. Like gradients, they are added along the tree."""
 
 from dataclasses import dataclass
 
-# The metric of classifiers: the share of samples classified rightly.
+# The metric of classifiers: the fraction of samples that are classified correctly.
 ACCURACY = "accuracy"
 
 
@@ -18,6 +18,6 @@ class Sums:
         if self.metrics and other.metrics:
             metrics = tuple(a + b for a, b in zip(self.metrics, other.metrics, strict=True))
         else:
-            # Of no samples there are no sums.
+            # Without samples there are no sums.
             metrics = self.metrics or other.metrics
         return Sums(self.loss + other.loss, self.samples + other.samples, metrics)

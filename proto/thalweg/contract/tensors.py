@@ -1,4 +1,4 @@
-"""safetensors files as streams: written piece by piece, and read where they lie, so that neither takes memory for a whole file.
+"""safetensors files as streams: written piece by piece, and read in place, so that neither takes memory for a whole file.
 
 The bytes are those that the safetensors library writes (https://github.com/huggingface/safetensors, "Format").
 """
@@ -23,7 +23,7 @@ _COUNTERS, _INTEGERS = "I64", np.dtype("<i8")
 _NAMES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in _DTYPES.items()} | {_INTEGERS: _COUNTERS}
 _METADATA = "__metadata__"
 _PIECE_BYTES = 1 << 20
-# The library takes no longer header, either.
+# The library's own limit.
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -60,9 +60,9 @@ def pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterat
 
 
 def read(data: memoryview) -> tuple[dict[str, Slab], dict[str, str]]:
-    """The tensors of a file's bytes, which are views of them and cannot be written to, and its metadata. Counters are left out.
+    """The tensors of a file's bytes, as read-only views, and its metadata. Counters are left out.
 
-    Raises ValueError if that is no whole safetensors file, or if it has tensors of other types than float32, float64 and int64.
+    Raises ValueError if it is not a complete safetensors file, or has tensors of other types than float32, float64 and int64.
     """
     size = int.from_bytes(data[:8], "little")
     if not len(data) >= 8 + size or not 0 < size <= _MAX_HEADER_BYTES:

@@ -1,19 +1,19 @@
-"""Text from peers: what workers, fleets, shards and clients say is shown to other people, on terminals and in logs."""
+"""Text from workers, fleets, shards and clients, which is shown to other people, on terminals and in logs."""
 
 import logging
 import unicodedata
 
-# The most characters of a text from a peer, by what it is.
+# The most characters of a text from a peer, by kind.
 MAX_FLEET_NAME = 100
 MAX_WORKER_NAME = 200
 MAX_ADDRESS = 300
-# What a worker says as it fails, or a fleet or a shard of one that did.
+# A worker's failure, as the worker, its fleet or a shard reports it.
 MAX_PROBLEM = 1000
-# A status travels in gRPC's trailers, three times over, and those may be refused beyond 8 KiB: one value in it, and all of its
-# violations together, in bytes.
+# In bytes, the most of one value in a status, and of all of its violations. gRPC sends a status three times in its trailers, and
+# trailers of more than 8 KiB may be refused.
 MAX_STATUS_VALUE = 300
 MAX_STATUS_BYTES = 1400
-# A line of another program's that explains why it ended.
+# A line of another program that explains why it ended.
 MAX_LAST_WORDS = 200
 
 # Control characters (terminals obey them), format characters (some turn the direction of what follows), lone surrogates, and
@@ -25,9 +25,9 @@ _CUT = "..."
 
 
 def visible(text: str, limit: int | None = None) -> str:
-    """The text in one line, in which nothing acts on a terminal or a log: such characters are written as escapes, as `\\x1b`.
+    """The text in one line. Characters that act on a terminal or a log are written as escapes, such as `\\x1b`.
 
-    It is cut to at most `limit` characters. What was made visible before stays as it is.
+    It is cut to at most `limit` characters. Escapes that are in it stay unchanged.
     """
     shown = text if limit is None else text[: limit + 1]
     if not shown.isprintable():
@@ -36,12 +36,12 @@ def visible(text: str, limit: int | None = None) -> str:
 
 
 def visible_lines(text: str) -> str:
-    """The same for a text of several lines, which stay lines."""
+    """The same for a text of several lines, which are kept."""
     return "\n".join(map(visible, text.split("\n")))
 
 
 def is_visible(character: str) -> bool:
-    """Whether a character may stand as it is."""
+    """Whether a character is kept."""
     return character.isprintable() or character in _JOINERS or unicodedata.category(character) not in _INVISIBLE
 
 
@@ -52,7 +52,7 @@ def _visible(character: str) -> str:
 
 
 class VisibleFormatter(logging.Formatter):
-    """Formats log records so that nothing in them acts on a terminal, and each is one line; a traceback keeps its lines."""
+    """Formats log records without characters that act on a terminal, each in one line; a traceback keeps its lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - as logging calls it
         return visible(super().formatMessage(record))

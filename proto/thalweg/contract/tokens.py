@@ -1,6 +1,6 @@
-"""Tokens that servers on loopback make for themselves, which all users of a machine reach, and how their own user finds them.
+"""Tokens that servers on loopback make for themselves, as all users of a machine reach them, and how their own user finds them.
 
-Each server that runs has a file in a folder of its user, readable for that user alone and locked for as long as it runs.
+Each running server has a file in a folder of its user, readable by that user alone and locked as long as the server runs.
 """
 
 import errno
@@ -16,7 +16,7 @@ _LOCALHOST = ("127.0.0.1", "::1")
 
 
 def state_home() -> Path:
-    """The folder of this user's that holds what programs note down. Raises OSError if there is none."""
+    """This user's folder for the state of programs. Raises OSError if there is none."""
     given = os.environ.get("XDG_STATE_HOME")
     if given:
         return Path(given)
@@ -33,7 +33,7 @@ def _path(host: str, port: int) -> Path:
 
 @contextmanager
 def published(addresses: Iterable[tuple[str, int]], token: str) -> Iterator[None]:
-    """Lets this user's processes on this machine find the token of a server at some addresses, for as long as the context.
+    """Lets this user's processes on this machine find the token of a server at some addresses, as long as the context lasts.
 
     Raises OSError if the user has no folder for it.
     """
@@ -42,7 +42,7 @@ def published(addresses: Iterable[tuple[str, int]], token: str) -> Iterator[None
         for host, port in addresses:
             path = _path(host, port)
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Aside until it is locked and written.
+            # Under another name until it is locked and written.
             aside = path.with_name(f"{path.name}-{os.getpid()}")
             lock = FileLock.acquire(aside)
             aside.write_text(token)
@@ -57,17 +57,17 @@ def published(addresses: Iterable[tuple[str, int]], token: str) -> Iterator[None
 
 
 def find(host: str, port: int) -> str | None:
-    """The token of this user's server at an address of this machine. None if no such server runs, or it made none."""
+    """The token of this user's server at an address of this machine. None if no such server runs, or it has none."""
     for name in _LOCALHOST if host == "localhost" else (host,):
         with suppress(OSError):
             path = _path(name, port)
             token = path.read_text()
             try:
                 if not FileLock.is_held(path):
-                    # Of a server that was killed.
+                    # The file of a server that was killed.
                     continue
             except OSError:
-                # Without locks nobody can tell.
+                # Without locks, it is not known whether the server runs.
                 pass
             return token
     return None

@@ -1,8 +1,8 @@
 """The fixed binary tree along which gradients and metrics are added.
 
 The leaves are the microbatches of a step. Node (level, index) joins (level - 1, 2 * index) and (level - 1, 2 * index + 1),
-the latter where it exists. Floating-point addition is not associative; adding along one tree, whoever adds, is what makes the
-sum a property of the job alone.
+the latter where it exists. Floating-point addition is not associative; adding along one tree makes the sum a
+property of the job alone, wherever it is added.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class Node(NamedTuple):
     """One node: `level` 0 is a single microbatch."""
 
     level: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not used
 
     @property
     def parent(self) -> "Node":
@@ -44,7 +44,7 @@ def root(microbatches: int) -> Node:
 
 
 def cover(run: range, microbatches: int) -> list[Node]:
-    """The fewest nodes that together cover each microbatch of `run` once and no other, from left to right."""
+    """The fewest nodes that together cover each microbatch of `run` once and no others, from left to right."""
     nodes: list[Node] = []
     first = run.start
     while first < run.stop:
@@ -59,7 +59,7 @@ def cover(run: range, microbatches: int) -> list[Node]:
 
 
 def additions(node: Node, microbatches: int, microbatch: int) -> int:
-    """How many additions `fold` does between a leaf and the next one, or its end: to the last so many sums on the left."""
+    """The number of additions that `fold` does after a leaf, before the next one: each adds to the last sum on the left."""
     count, child = 0, Node(0, microbatch)
     while child != node and child.parent.leaves(microbatches).stop == microbatch + 1:
         count += child.index % 2

@@ -1,1 +1,1 @@
-"""Differentiation: models, losses, data, the worker's loop, and the Ray fleet that runs workers."""
+"""Workers: the computation of tasks, the worker's loop and transport, and the Ray fleet that runs workers."""

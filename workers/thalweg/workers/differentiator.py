@@ -1,4 +1,4 @@
-"""A task's answer: gradients and metrics, as pure functions of the parameters and the task."""
+"""Computes a task: gradients and metrics, as pure functions of the parameters and the task."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from thalweg.v1 import job_pb2
 from thalweg.workers.local_steps import Lanes
 from thalweg.workers.tree_sum import Finished, Slabs, tree_sum
 
-# Samples that are evaluated at once: few enough to stay in the cache, more would not be faster.
+# Samples that are evaluated at once: they stay in the cache, and more would not be faster.
 EVALUATION_BATCH = 256
 
 
@@ -43,9 +43,9 @@ class Differentiator:
         self._at = (-1, -1)
         local = spec.training.synchrony.WhichOneof("policy") == "local"
         self._lanes = Lanes(spec, self.objective, self._gathered, order.steps_per_epoch) if local else None
-        # The task that was done last, and what came behind each node when it was done before: a node, so many steps later.
+        # The last task, and the task that followed each node before: after how many steps, and its node.
         self._last: tuple[int, Node] | None = None
-        self._behind: dict[Node, tuple[int, Node]] = {}
+        self._next: dict[Node, tuple[int, Node]] = {}
 
     @property
     def numerical(self) -> bool:
@@ -63,18 +63,18 @@ class Differentiator:
         finished: Callable[[Slab, int], object] = lambda *_: None,
         out: Slab | None = None,
     ) -> tuple[Slab, Sums]:
-        """What a node's microbatches add to a step's gradient, at some coordinates, and their sums.
+        """The sum of the gradients of a node's microbatches in a step, at some coordinates, and their sums.
 
-        `parameters` are those of `version`: by (version, step) it is known what can be used again for other coordinates. Where
-        synchrony is local, it is what the node's lanes moved in `steps` steps from `step` on that is given.
+        `parameters` are those of `version`: what is computed for a (version, step) is used again for other coordinates. In local
+        synchrony, the result is by how much the node's lanes move in `steps` steps from `step` on.
 
-        The array is `out`, if that is given, with as many elements as there are coordinates. Otherwise it is one that is used
-        again once it is given back with `release`. While it is filled, `finished` is given it and told how many of its first
-        elements are final: ever more, and at last all of them.
+        The array is `out`, if that is given, with as many elements as there are coordinates. Otherwise it must be returned with
+        `release`, and is used again. Meanwhile `finished` is called with it and the number of its first elements that are final,
+        which grows until it is the array's size.
         """
         if self._last:
             last_step, last_node = self._last
-            self._behind[last_node] = (step - last_step, node)
+            self._next[last_node] = (step - last_step, node)
         self._last = (step, node)
         size = coordinates.stop - coordinates.start if self.numerical else self.objective.size
         result = self._slabs.take(size) if out is None else out
@@ -95,14 +95,14 @@ class Differentiator:
         return result, tree_sum(node, self._microbatches, leaf, result, partial(finished, result), self._slabs)
 
     def prefetch(self) -> None:
-        """Gathers the samples of the task that is likely to be next: to be called while there is nothing else to do.
+        """Gathers the samples of the task that is likely to be next. It should be called while there is nothing else to do.
 
-        It is the one that came behind the last task's node when that was done before.
+        It is the task that followed the last task's node before.
         """
-        if self._last is None or self._last[1] not in self._behind or self._numerical or self._lanes:
+        if self._last is None or self._last[1] not in self._next or self._numerical or self._lanes:
             return
         step, node = self._last
-        steps, following = self._behind[node]
+        steps, following = self._next[node]
         self._gathered.gather(max(0, step + steps), following.leaves(self._microbatches))
 
     def _point(
@@ -110,7 +110,7 @@ class Differentiator:
     ) -> tuple[Point, int]:
         """A microbatch of a step at the parameters of a version, and the number of samples in the whole minibatch.
 
-        Kept for the (version, step), of which a worker may do many ranges of coordinates.
+        Kept for the (version, step), since a worker may compute many ranges of coordinates of it.
         """
         if at != self._at:
             self._at = at
@@ -124,7 +124,7 @@ class Differentiator:
     def cost(self, parameters: Slab, seconds: float) -> float:
         """Seconds that one evaluation of a minibatch's loss takes as a part of numerical differentiation.
 
-        Measured for about `seconds` on coordinates here and there. 0 where gradients are not computed by differences.
+        Measured for about `seconds` on random coordinates. 0 if gradients are not computed by differences.
         """
         if self._numerical is None or not self._numerical.coordinates:
             return 0.0
@@ -142,7 +142,7 @@ class Differentiator:
         return (time.perf_counter() - start) / coordinates / self._numerical.evaluations
 
     def release(self, gradient: Slab) -> None:
-        """Gives back an array that `gradient` made."""
+        """Returns an array that `gradient` made, for later use."""
         self._slabs.release(gradient)
 
     def evaluate(self, parameters: Slab, samples: Samples, where: range) -> Sums:

@@ -1,4 +1,4 @@
-"""How what keeps a worker from its work is reported to the server."""
+"""How a worker's failure is reported to the server."""
 
 import logging
 
@@ -11,7 +11,7 @@ _log = logging.getLogger(__name__)
 def failure_of(error: Exception) -> pb.Failure:
     """How an exception is reported to the server."""
     match error:
-        # Before mistakes: data that is too large for this machine is both.
+        # Before MistakeError: data that is too large for this machine is both.
         case NodeError():
             return pb.Failure(problem=str(error), scope=pb.Failure.SCOPE_NODE)
         case MistakeError():

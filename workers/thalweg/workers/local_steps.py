@@ -1,4 +1,4 @@
-"""Local steps: what a lane, which is one microbatch of each step, does by itself before lanes are averaged (Stich 2019)."""
+"""Local steps: a lane, one microbatch of each step, is trained independently before lanes are averaged (Stich 2019)."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from thalweg.v1 import job_pb2
 class Lanes:
     """Trains the lanes of one job. Belongs to one thread.
 
-    `spec` has its defaults filled in. What a lane gives follows from its arguments alone: no state is kept from one to the next.
+    `spec` has its defaults filled in. A lane's result is a pure function of its arguments: no state is kept between calls.
     """
 
     def __init__(self, spec: job_pb2.JobSpec, objective: Objective, gathered: Microbatches, steps_per_epoch: int) -> None:
@@ -35,15 +35,15 @@ class Lanes:
     def train(self, start: Slab, steps: range, lane: int, out: Slab) -> Sums:
         """Trains from the parameters `start` on for some steps, with a fresh state of the job's optimizer.
 
-        Writes to `out` by how much parameters and statistics fell, divided by the number of lanes, and 0 for constants; gives the
-        sums of all steps, each taken before its update. A step of which the lane has no samples is none: the optimizer does not
-        count it either.
+        Writes to `out` by how much parameters and statistics fell, divided by the number of lanes, and 0 for constants; returns
+        the sums of all steps, each taken before its update. A step in which the lane has no samples does not count, nor does the
+        optimizer count it.
         """
         objective, parameters, gradient = self._objective, self._parameters, self._gradient
         parameters[...] = start
         state = self._optimizer.init(objective.size, objective.dtype)
         sums, taken = Sums(), 0
-        # What is not finite shows in the server's update.
+        # Values that are not finite show in the server's update.
         with np.errstate(over="ignore", invalid="ignore"):
             for step in steps:
                 batch, _ = self._gathered(step, lane)
@@ -60,6 +60,6 @@ class Lanes:
                 taken += 1
             np.subtract(start, parameters, out=out)
             out /= self._microbatches
-            # Not computed, since they need not be finite.
+            # Not subtracted, since they need not be finite.
             out[self._constants :] = 0
         return sums

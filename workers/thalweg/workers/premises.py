@@ -18,9 +18,9 @@ from thalweg.v1 import parameter_service_pb2
 
 
 def premises(packages: Iterable[str]) -> list[parameter_service_pb2.Premise]:
-    """What the results depend on that are computed here and now, with these packages beside NumPy.
+    """What this process's results depend on, with these packages beside NumPy.
 
-    To be called with as many BLAS threads as compute.
+    Must be called with the number of BLAS threads that computations use.
     """
     return [parameter_service_pb2.Premise(name=name, value=value) for name, value in _found(packages)]
 
@@ -28,7 +28,7 @@ def premises(packages: Iterable[str]) -> list[parameter_service_pb2.Premise]:
 def _found(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
     yield "processor", platform.machine()
     yield "instructions", " ".join(_instructions())
-    # What NumPy does not compute itself, such as some exponentials, it leaves to the C library.
+    # NumPy uses the C library for some functions, such as exponentials.
     yield "C library", " ".join(platform.libc_ver()).strip() or platform.system()
     yield "NumPy", np.__version__
     if blas := _blas():
@@ -41,16 +41,16 @@ def _found(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _instructions() -> list[str]:
-    """The sets of instructions that NumPy chooses its loops by, of those that this processor has and the environment allows.
+    """The sets of instructions for which NumPy has loops, as far as this processor has them and the environment allows them.
 
-    `numpy.show_runtime` prints them, from the same place; there is no other way to find them.
+    They are those that `numpy.show_runtime` prints. NumPy has no public name for them.
     """
     umath: Any = importlib.import_module("numpy._core._multiarray_umath")
     return [feature for feature in umath.__cpu_dispatch__ if umath.__cpu_features__[feature]]
 
 
 def _blas() -> list[dict[str, Any]]:
-    """NumPy's BLAS libraries: those that came with it, or else all that this process has loaded."""
+    """NumPy's BLAS libraries: those of its package, or else all that this process has loaded."""
     loaded = [each for each in threadpool_info() if each["user_api"] == "blas"]
     own = [each for each in loaded if any(part.startswith("numpy") for part in PurePath(each["filepath"]).parts[-3:])]
     return own or loaded

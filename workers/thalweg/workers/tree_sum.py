@@ -10,12 +10,12 @@ from thalweg.contract.layout import Slab, ranges
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 
-# Is told how many of a slab's first elements are final: ever more, and at last all of them.
+# Called with the number of a slab's first elements that are final, which grows until it is the slab's size.
 Finished = Callable[[int], object]
-# Writes a microbatch's gradient to a slab, and tells it.
+# Writes a microbatch's gradient to a slab, and reports what is final.
 Leaf = Callable[[int, Slab, Finished], Sums]
 
-# Elements that are added along the whole tree at once: so few that they stay in the second-level cache.
+# Elements that are added along the whole tree at once: few enough to stay in the second-level cache.
 _BLOCK = 32_768
 
 
@@ -27,23 +27,23 @@ class Slabs:
         self._free: dict[int, list[Slab]] = {}
 
     def take(self, size: int) -> Slab:
-        """A slab of so many elements, with any content."""
+        """A slab of `size` elements, uninitialised."""
         free = self._free.setdefault(size, [])
         return free.pop() if free else np.empty(size, self._dtype)
 
     def release(self, slab: Slab) -> None:
-        """Gives back a slab that was taken."""
+        """Returns a slab that was taken."""
         self._free[slab.size].append(slab)
 
 
 def tree_sum(node: Node, microbatches: int, leaf: Leaf, out: Slab, finished: Finished, slabs: Slabs) -> Sums:
-    """Writes the sum of the gradients of a node's microbatches to a slab, and tells it; gives the sum of their sums.
+    """Writes the sum of the gradients of a node's microbatches to a slab; returns the sum of their sums.
 
-    `slabs` gives room for those that are to be added.
+    `finished` is called while the slab becomes final. `slabs` are for the terms of the sum.
     """
     if node.level == 0:
         return leaf(node.index, out, finished)
-    # Sums that wait for what is on their right in the tree; behind them, the microbatch that is being computed.
+    # Sums that wait for their right neighbours in the tree; after them, the microbatch that is being computed.
     path: list[Slab] = []
     last = node.leaves(microbatches).stop - 1
 

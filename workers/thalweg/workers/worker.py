@@ -1,4 +1,4 @@
-"""A worker: a stream to the parameter server, on which it takes tasks and answers them, and perhaps some to shards."""
+"""A worker: a stream to the parameter server, on which it receives tasks and answers them, and perhaps streams to shards."""
 
 import queue
 import threading
@@ -30,7 +30,7 @@ from thalweg.workers.transport.exchange import Exchange
 from thalweg.workers.transport.fetch import fetcher
 from thalweg.workers.transport.streams import Inbox, Outbox, ShardStream, Streams, open_stream
 
-# How long the cost of numerical differentiation is measured.
+# The time for which the cost of numerical differentiation is measured.
 _MEASURE_SECONDS = 0.25
 
 
@@ -41,10 +41,10 @@ def work(
     answered: Callable[[], object] = lambda: None,
     place: pb.Place | None = None,
 ) -> str:
-    """Works for a job until the server says goodbye, and gives the reason that it says. Calls `answered` after each task.
+    """Works for a job until the server says goodbye, and returns the reason. Calls `answered` after each task.
 
     `place` is where it runs, if a fleet started it. Raises ThalwegError if the server is lost or refuses the worker. Any other
-    error is reported to the server, which decides what it means for the job.
+    error is reported to the server, which decides what follows for the job.
     """
     with server.open() as channel, ExitStack() as until_the_end:
         outbox: Outbox = queue.SimpleQueue()
@@ -56,7 +56,7 @@ def work(
                 return worker.run()
             except (grpc.RpcError, SharingError, ThalwegError):
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever it is, the server is to know
+            except Exception as error:  # noqa: BLE001 - every error is reported to the server
                 outbox.put(pb.WorkRequest(failure=failure_of(error)))
                 return worker.goodbye()
         except grpc.RpcError as error:
@@ -69,7 +69,7 @@ def work(
 
 @contextmanager
 def _heartbeats(outbox: Outbox, seconds: float) -> Iterator[None]:
-    """A thread sends a heartbeat every so many seconds, whatever else the worker does, as long as the context. None for 0."""
+    """A thread sends a heartbeat every `seconds`, whatever the worker does, as long as the context lasts. None for 0."""
     stop = threading.Event()
 
     def beat() -> None:
@@ -117,7 +117,7 @@ class _Worker:
                 case "welcome":
                     spec = message.welcome.spec
                     heartbeats = _heartbeats(self._outbox, message.welcome.heartbeat_seconds)
-                    # Also where a mistake is found: whoever closes the socket is lost to the server, which listens no more.
+                    # Open also while an error is reported: to the server, a closed socket is a lost worker.
                     self._peer = self._until_the_end.enter_context(exchange.attach(message.welcome.shared_memory))
                     with heartbeats, threadpool_limits(spec.training.threads_per_worker, "blas"):
                         self._prepare(spec)
@@ -148,7 +148,7 @@ class _Worker:
         self._streams.send(pb.WorkRequest(prepared=prepared))
 
     def goodbye(self) -> str:
-        """Waits for the server's last word."""
+        """Waits for the server's goodbye."""
         for message, _ in self._inbox:
             if message.HasField("goodbye"):
                 return message.goodbye.reason
@@ -181,12 +181,12 @@ class _Worker:
         return "the server ended the stream"
 
     def _shard_lost(self, error: ThalwegError) -> None:
-        """Called in a thread of a shard's stream: without the shard there is nothing to be done."""
+        """Called in a thread of a shard's stream. Without the shard the worker cannot continue."""
         self.lost_shard = self.lost_shard or error
         self._cancel()
 
     def _agreed(self, accepted: pb.Accepted) -> Exchange:
-        """Where parameters and gradients are to lie."""
+        """The exchange of parameters and gradients that the server accepted."""
         objective, chunk_elements = self._differentiator.objective, accepted.chunk_elements
         try:
             if accepted.shared_memory and self._peer:

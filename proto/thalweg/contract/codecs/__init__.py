@@ -1,4 +1,4 @@
-"""Codecs: the forms in which gradients, and with some of them parameters, travel. Each is one small file and one line here."""
+"""Codecs: encodings of gradients, and, with some codecs, of parameters. Each is one small file and one line here."""
 
 from typing import TypeAlias
 
@@ -27,7 +27,7 @@ __all__ = ["CODECS", "AnyCodec", "Bytes", "Codec", "Received", "SlabCodec", "exa
 
 
 def exact(spec: job_pb2.JobSpec) -> bool:
-    """Whether gradients travel as they are."""
+    """Whether gradients are sent unchanged."""
     return _kind(spec) == "float32"
 
 
@@ -51,5 +51,5 @@ def of_parameters(spec: job_pb2.JobSpec, chunk_elements: int) -> AnyCodec:
 
 
 def _kind(spec: job_pb2.JobSpec) -> str:
-    # A job that an earlier release has accepted names none.
+    # A job that an earlier release accepted names no codec.
     return spec.training.codec.WhichOneof("kind") or "float32"

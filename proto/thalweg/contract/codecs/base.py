@@ -1,4 +1,4 @@
-"""What a codec is: the form in which the numbers of a slab travel, chunk by chunk."""
+"""The interface of a codec: an encoding of the numbers of a slab, chunk by chunk."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ class Codec(ABC, Generic[S_co]):
     """Base of all codecs. An object belongs to one thread.
 
     `settings` is the message of the contract that describes the codec, with its defaults filled in. Values are one-dimensional,
-    contiguous, and begin where a chunk of `chunk_elements` begins. Each chunk in them is encoded for itself, its bytes lie behind
-    those of the one before: so a run of chunks may be encoded or decoded at once or in parts.
+    contiguous, and begin where a chunk of `chunk_elements` begins. Each chunk in them is encoded separately, and its bytes
+    follow those of the previous chunk. So a run of chunks may be encoded or decoded at once or in parts.
     """
 
-    # Whether what encoding leaves of a gradient is to be added to the next one.
+    # Whether the error of encoding a gradient is added to the next one.
     feedback = False
     # Whether parameters, on their way to workers, are encoded too.
     parameters = False
@@ -39,23 +39,23 @@ class Codec(ABC, Generic[S_co]):
         self._scratch: dict[str, NDArray[Any]] = {}
 
     def size(self, elements: int) -> int:
-        """The number of bytes of so many values."""
+        """The number of bytes of a number of values."""
         whole, rest = divmod(elements, self.chunk_elements)
         return whole * self._size(self.chunk_elements) + (self._size(rest) if rest else 0)
 
     def encode(self, values: Slab, out: Bytes | None = None) -> Bytes:
-        """The bytes of values, in `out`, if that is given, which has their number. Equal values give equal bytes."""
+        """The bytes of values, in `out`, if that is given, which has the right size. Equal values give equal bytes."""
         out = np.empty(self.size(values.size), np.uint8) if out is None else out
-        # What is not finite is no news here: whoever decodes it sees it.
+        # Values that are not finite are found after decoding.
         with np.errstate(all="ignore"):
             for where, within in self._chunks(values.size):
                 self._encode(values[where], out[within])
         return out
 
     def decode(self, data: Received, out: Slab) -> None:
-        """The values of bytes that anybody may have sent, in `out`, which has their number.
+        """The values of bytes, which need not be trusted, in `out`, which has their number.
 
-        Raises ValueError if the bytes are none that `encode` makes. `out` may then be changed.
+        Raises ValueError if `encode` makes no such bytes. `out` may then be changed.
         """
         raw = self._checked(data, out.size)
         with np.errstate(all="ignore"):
@@ -78,10 +78,10 @@ class Codec(ABC, Generic[S_co]):
 
     @abstractmethod
     def _decode(self, data: Bytes, out: Slab) -> None:
-        """Decodes a chunk, which has the right size. Raises ValueError if nothing encodes to it."""
+        """Decodes a chunk, which has the right size. Raises ValueError if `encode` makes no such chunk."""
 
     def _chunks(self, elements: int) -> Iterator[tuple[slice, slice]]:
-        """Where the values, and where the bytes, of each chunk lie."""
+        """The ranges of the values and of the bytes of each chunk."""
         start = 0
         for where in ranges(elements, self.chunk_elements):
             end = start + self._size(where.stop - where.start)
@@ -95,7 +95,7 @@ class Codec(ABC, Generic[S_co]):
         return raw
 
     def scratch(self, kind: str, elements: int) -> NDArray[Any]:
-        """An array of a NumPy type for intermediate results, with any content. The same one at each call."""
+        """An array of a NumPy type for intermediate results, uninitialised. The same one at each call."""
         if kind not in self._scratch:
             self._scratch[kind] = np.empty(self.chunk_elements, kind)
         return self._scratch[kind][:elements]

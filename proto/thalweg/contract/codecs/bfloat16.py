@@ -8,7 +8,7 @@ from thalweg.v1 import job_pb2
 
 
 class Bfloat16(Codec[job_pb2.Bfloat16]):
-    """The upper 16 bits of each float32, rounded to the nearest, ties to even. Infinite values and NaN stay what they are."""
+    """The upper 16 bits of each float32, rounded to the nearest, ties to even. Infinite values and NaN stay unchanged."""
 
     parameters = True
 
@@ -18,7 +18,7 @@ class Bfloat16(Codec[job_pb2.Bfloat16]):
     def _encode(self, values: Slab, out: Bytes) -> None:
         bits, halves = values.view(np.uint32), out.view("<u2")
         rounded = self.scratch("u4", values.size)
-        # Just less than half a unit of the last bit that is kept, or, where that bit is 1, just half, carries where it should.
+        # Adding just less than half a unit of the last kept bit, or half a unit if that bit is 1, carries where rounding goes up.
         np.right_shift(bits, 16, out=rounded)
         rounded &= 1
         rounded += 0x7FFF
@@ -27,7 +27,7 @@ class Bfloat16(Codec[job_pb2.Bfloat16]):
         halves[...] = rounded
         nan = np.isnan(values)
         if nan.any():
-            # Not rounded, which may make anything of it, but cut; and with the bit that keeps it a NaN.
+            # A NaN is cut, not rounded, which could change it to any value, and gets a bit that keeps it a NaN.
             halves[nan] = (bits[nan] >> 16) | 0x40
 
     def _decode(self, data: Bytes, out: Slab) -> None:

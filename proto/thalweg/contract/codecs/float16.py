@@ -1,7 +1,7 @@
 """IEEE 754's binary16.
 
-NumPy's own conversion gives the same bits, but takes up to forty times as long where numbers are small or differ much in size, as
-gradients do.
+NumPy's own conversion gives the same bits, but takes up to forty times as long for numbers that are small or of very different
+sizes, such as gradients.
 """
 
 import numpy as np
@@ -14,10 +14,10 @@ _UP, _DOWN = np.float32(2.0**112), np.float32(2.0**-110)
 
 
 class Float16(Codec[job_pb2.Float16]):
-    """Rounded to the nearest, ties to even. Beyond 65,504 a number becomes infinite, as IEEE 754 has it, and NaN stays NaN.
+    """Rounded to the nearest, ties to even. Beyond 65,504 a number becomes infinite, as in IEEE 754, and NaN stays NaN.
 
-    An infinite gradient ends a job as diverged; the greatest finite number in its place would be a wrong gradient that nobody
-    notices.
+    An infinite gradient ends a job as diverged. The largest finite number in its place would be a wrong gradient that is not
+    noticed.
     """
 
     parameters = True
@@ -32,7 +32,7 @@ class Float16(Codec[job_pb2.Float16]):
     def _encode(self, values: Slab, out: Bytes) -> None:
         """After M. Dukhan's FP16 library, `fp16_ieee_from_fp32_value`.
 
-        A power of two is added whose last bit has the worth of the half's last bit: so the addition rounds.
+        A power of two is added whose last bit has the value of the half's last bit, so that the addition rounds.
         """
         bits, halves = values.view(np.uint32), out.view("<u2")
         power, sums = self.scratch("u4", values.size), self.scratch("f4", values.size)
@@ -43,7 +43,7 @@ class Float16(Codec[job_pb2.Float16]):
         power >>= 1
         power += 0x07800000
         np.abs(values, out=sums)
-        # Up, so that what is too great becomes infinite, and down again by four less.
+        # Scaled up, so that numbers that are too large become infinite, then down by four powers less.
         sums *= _UP
         sums *= _DOWN
         sums += power.view(np.float32)

@@ -1,4 +1,4 @@
-"""The numbers as they are."""
+"""The numbers unchanged."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from thalweg.v1 import job_pb2
 
 
 class Float32(Codec[job_pb2.Float32]):
-    """The numbers as they are, little-endian, in the job's dtype. Nothing is copied that need not be."""
+    """The numbers unchanged, little-endian, in the job's dtype, with as few copies as possible."""
 
     def __init__(self, settings: job_pb2.Float32, chunk_elements: int, dtype: str = "float32") -> None:
         super().__init__(settings, chunk_elements)

@@ -15,10 +15,10 @@ _MIN_SCALE = np.finfo(np.float32).tiny
 
 
 class Int8(Codec[job_pb2.Int8]):
-    """The nearest whole numbers from -127 to 127 times the scale of their block, which is its greatest magnitude / 127.
+    """The nearest whole numbers from -127 to 127 times the scale of their block, which is its largest magnitude / 127.
 
-    First come all scales, then the numbers. A block with a value that is not finite has the scale NaN, and decodes to NaN. One
-    whose scale would be less than 1.2e-38 has the scale 0.
+    All scales come first, then the numbers. A block with a value that is not finite has the scale NaN, and decodes to NaN. A
+    scale less than 1.2e-38 is replaced by 0.
     """
 
     feedback = True
@@ -64,7 +64,7 @@ class Int8(Codec[job_pb2.Int8]):
         return data[:end].view("<f4"), data[end:].view(np.int8)
 
     def _blocks(self, values: NDArray[Any]) -> Iterator[NDArray[Any]]:
-        """A chunk's whole blocks, as the rows of an array, and its last one, which is shorter, as one of a single row."""
+        """A chunk's whole blocks, as the rows of an array, and its last block, which is shorter, as an array of one row."""
         end = values.size - values.size % self._block
         if end:
             yield values[:end].reshape(-1, self._block)

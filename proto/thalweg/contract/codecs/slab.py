@@ -1,4 +1,4 @@
-"""A job's codec for all of a slab: what is not descended travels as it is."""
+"""A job's codec for a whole slab: only parameters are encoded."""
 
 import numpy as np
 from google.protobuf.message import Message
@@ -12,8 +12,8 @@ from thalweg.v1 import job_pb2
 class SlabCodec:
     """Encodes runs of a slab's chunks. An object belongs to one thread.
 
-    The slab's first `encoded` elements, its parameters, travel as `codec` encodes them; after them come statistics and constants,
-    which travel as they are. So a chunk has encoded numbers, then exact ones, or one of both. `start` is the position in the slab
+    The slab's first `encoded` elements, its parameters, are encoded by `codec`; statistics and constants, which come after them,
+    are sent unchanged. So a chunk has encoded numbers, then exact ones, or one of both. `start` is the position in the slab
     of a run's first element, where a chunk begins, or where the exact elements do.
     """
 
@@ -30,7 +30,7 @@ class SlabCodec:
         return self._codec.size(cut) + self._exact.size(elements - cut)
 
     def encode(self, start: int, values: Slab) -> Bytes:
-        """The bytes of a run of shape (elements): a view of the values, if they travel as they are."""
+        """The bytes of a run of shape (elements): a view of the values, if they are sent unchanged."""
         cut = self._cut(start, values.size)
         if cut == values.size:
             return self._codec.encode(values)
@@ -42,9 +42,9 @@ class SlabCodec:
         return out
 
     def decode(self, start: int, data: Received, out: Slab) -> None:
-        """The values of a run's bytes, which anybody may have sent, in `out`, which has their number.
+        """The values of a run's bytes, which need not be trusted, in `out`, which has their number.
 
-        Raises ValueError if the bytes are none that `encode` makes. `out` may then be changed.
+        Raises ValueError if `encode` makes no such bytes. `out` may then be changed.
         """
         raw, size = np.frombuffer(data, np.uint8), self.size(start, out.size)
         if raw.size != size:
@@ -66,7 +66,7 @@ class SlabCodec:
         return out
 
     def _cut(self, start: int, elements: int) -> int:
-        """How many of a run's elements are encoded: the first ones. What is exact anyway is not cut."""
+        """The number of a run's first elements that are encoded. With an exact codec, the run is not divided."""
         if self._exact is self._codec:
             return elements
         return min(max(0, self._encoded - start), elements)

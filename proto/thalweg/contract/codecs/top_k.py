@@ -1,4 +1,4 @@
-"""Only the greatest."""
+"""Only the largest values."""
 
 import math
 
@@ -10,9 +10,9 @@ from thalweg.v1 import job_pb2
 
 
 class TopK(Codec[job_pb2.TopK]):
-    """Positions and values of the share of a chunk's values that is of the greatest magnitude; the others stand for 0.
+    """Positions and values of a fraction of a chunk's values: those of the largest magnitude. The others decode to 0.
 
-    Of equal magnitudes the ones in front come first. NaN is greater than all numbers.
+    Among equal magnitudes, the first ones are chosen. NaN counts as larger than all numbers.
     """
 
     feedback = True
@@ -29,7 +29,7 @@ class TopK(Codec[job_pb2.TopK]):
 
     def _encode(self, values: Slab, out: Bytes) -> None:
         kept = self._kept(values.size)
-        # Without their sign, a float's bits are ordered as its magnitude, and NaN's are beyond those of infinity.
+        # Without its sign bit, a float's bits are ordered as its magnitude, with NaN beyond infinity.
         magnitudes = np.bitwise_and(values.view(np.uint32), 0x7FFFFFFF, out=self.scratch("u4", values.size))
         least = np.partition(magnitudes, values.size - kept)[values.size - kept]
         positions = np.flatnonzero(magnitudes > least)

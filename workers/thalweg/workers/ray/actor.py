@@ -1,4 +1,4 @@
-"""A worker in a process of Ray's. Imports nothing that imports gRPC, before the process is prepared."""
+"""A worker in a process of Ray. Imports nothing that imports gRPC before the process is prepared."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ class WorkerActor:
         self._answered = threading.Event()
 
     def place(self) -> tuple[str, str]:
-        """The node that it runs on: Ray's id of it, and its name."""
+        """The node that it runs on: Ray's id, and the name."""
         import ray  # noqa: PLC0415 - where the actor runs
 
         return ray.get_runtime_context().get_node_id(), platform.node()
@@ -36,5 +36,5 @@ class WorkerActor:
         return work(server, job_id, f"{fleet}/{name}/{os.getpid()}", self._answered.set, place)
 
     def answered(self) -> bool:
-        """Waits for the first task to be done."""
+        """Waits until the first task is done."""
         return self._answered.wait()

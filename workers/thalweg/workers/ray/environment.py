@@ -11,18 +11,18 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "3",
 }
-# Without a token, Ray runs code for whoever reaches its ports.
+# Without a token, Ray runs code for everyone who reaches its ports.
 _AUTHENTICATION = {"RAY_AUTH_MODE": "token"}
-# What it is called in Ray where it is not for clusters: everything listens on loopback alone.
+# Ray's name for a setting that is not for clusters: everything listens on loopback only.
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 - a variable's name
 _TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - a variable's name
 
 
 def for_own_ray(folder: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """For a Ray of the fleet's own, which keeps its files in a folder.
+    """The environment of the fleet's own Ray, which keeps its files in a folder.
 
-    It has a new token, which nobody else knows and no file holds, and is on loopback alone.
+    It has a new token, which is in no file, and listens on loopback only.
     """
     own = {_TOKEN: secrets.token_hex(32), "RAY_TMPDIR": str(folder)}
     return _without(environment, _TOKEN_PATH, "RAY_ADDRESS") | own | _LOOPBACK_ONLY
@@ -31,9 +31,9 @@ def for_own_ray(folder: Path, environment: Mapping[str, str] = os.environ) -> di
 def for_cluster(
     token_file: Path | None, *, trust_network: bool = False, environment: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """For a Ray cluster, whose token is in a file, or where Ray itself looks: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray.
+    """The environment for a Ray cluster. Its token is in a file, or where Ray looks: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray.
 
-    With `trust_network` the cluster may do without; Ray insists on some token nevertheless.
+    With `trust_network` the cluster may require none; Ray needs some token nevertheless.
     """
     if token_file:
         return _without(environment, _TOKEN) | {_TOKEN_PATH: str(token_file.absolute())}
@@ -43,7 +43,7 @@ def for_cluster(
 
 
 def has_token(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether there is a token for Ray clusters where Ray looks for it."""
+    """Whether Ray finds a token for clusters."""
     if environment.get(_TOKEN) or environment.get(_TOKEN_PATH):
         return True
     try:
@@ -53,8 +53,8 @@ def has_token(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def _without(environment: Mapping[str, str], *names: str) -> dict[str, str]:
-    """An environment without some variables, and with what all drivers of Ray need."""
-    # Parts of Ray do not start without their docstrings.
+    """The environment without some variables, and with those that all drivers of Ray need."""
+    # Parts of Ray need their docstrings to start.
     kept = {name: value for name, value in environment.items() if name not in ("PYTHONOPTIMIZE", *names)}
     # The driver works in another folder than this process. An empty entry of PYTHONPATH would be the current folder.
     if path := kept.get(_TOKEN_PATH):

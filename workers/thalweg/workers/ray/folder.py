@@ -1,4 +1,4 @@
-"""The folder in which a Ray of the fleet's own keeps its logs and sockets."""
+"""The folder in which the fleet's own Ray keeps its logs and sockets."""
 
 import os
 import re
@@ -16,25 +16,25 @@ from typing import Self
 
 from thalweg.contract.locks import FileLock, LockedError
 
-# Short, since paths of sockets are.
+# Short, since paths of sockets must be.
 _PREFIX = "thalweg-"
-# By this file such a folder is known. Somebody has its lock as long as the folder is in use.
+# This file marks such a folder. Its lock is held as long as the folder is in use.
 _LOCK = "thalweg-ray.lock"
-# Where a folder is looked for, in this order, after what these variables say.
+# The places for the folder, in this order, after those in these variables.
 _VARIABLES = ("RAY_TMPDIR", "TMPDIR")
 _PLACES = ("/tmp", "/dev/shm", "/var/tmp")  # noqa: S108 - a new folder there, which this user alone can open
-# Ray writes paths into command lines, which it splits at spaces, and encodes them as ASCII.
+# Ray writes paths to command lines, which it splits at spaces and encodes as ASCII.
 _PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
 # The longest path of a socket in it: ray/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store, and a number of two digits.
 _SOCKET_CHARACTERS = 70
-# Logs of a run take less than a tenth of it.
+# The logs of a run take less than a tenth of it.
 _ROOM = 16 << 20
-# Processes that were killed may go on to make files for a moment.
+# Processes that are being killed may still make files for a moment.
 _LOOKS, _LOOK_SECONDS = 40, 0.05
 
 
 class RayFolderError(Exception):
-    """No folder will do; the message says why, and how to name one."""
+    """There is no suitable folder; the message says why, and how to name one."""
 
 
 class RayFolder:
@@ -46,7 +46,7 @@ class RayFolder:
 
     @classmethod
     def make(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Makes one where Ray can work. Removes those of runs that were killed. Raises RayFolderError."""
+        """Makes a folder in which Ray can work. Removes those of runs that were killed. Raises RayFolderError."""
         problems = []
         for place in _places(environment):
             _sweep(place)
@@ -60,7 +60,7 @@ class RayFolder:
         )
 
     def remove(self) -> None:
-        """Removes it with all that is in it. Whatever used it has been killed."""
+        """Removes it with its contents. The processes that used it must have been killed."""
         remove(self.path)
         self._lock.release()
 
@@ -75,7 +75,7 @@ def remove(path: Path) -> None:
 
 
 def end_and_remove(path: Path) -> None:
-    """Kills this process's group and has the folder in which it worked removed, by a process that is not of the group."""
+    """Kills this process's group, and starts a process outside the group that removes the folder in which it worked."""
     program = f"from thalweg.workers.ray.folder import remove_after; remove_after({os.getpgrp()}, {str(path)!r})"
     null = subprocess.DEVNULL
     subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
@@ -91,7 +91,7 @@ def remove_after(group: int, path: str) -> None:
             os.killpg(group, 0)
         except ProcessLookupError:
             break
-        # Where nobody waits for them, the dead remain in their group.
+        # Processes that are not waited for remain in their group after they have ended.
         time.sleep(_LOOK_SECONDS)
     remove(Path(path))
 
@@ -102,7 +102,7 @@ def _places(environment: Mapping[str, str]) -> Iterator[Path]:
 
 
 def _make(place: Path) -> tuple[Path, FileLock]:
-    """A folder of which others see nothing before it is locked. Raises OSError."""
+    """A folder that others cannot see before it is locked. Raises OSError."""
     if not place.is_absolute():
         raise OSError("not an absolute path")
     if not _PLAIN.fullmatch(str(place)):
@@ -137,7 +137,7 @@ def _locked(folder: Path) -> FileLock:
 
 
 def _sweep(place: Path) -> None:
-    """Removes this user's folders whose processes have ended without removing them, as when all were killed."""
+    """Removes this user's folders whose processes have ended without removing them, for example because they were killed."""
     with suppress(OSError):
         for entry in os.scandir(place):
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Other processes: whether they have ended. Some kernels and sandboxes have no descriptors of processes (pidfd)."""
+"""Whether other processes have ended. Some kernels and sandboxes have no descriptors of processes (pidfd)."""
 
 import os
 import select
@@ -12,7 +12,7 @@ _WAIT_SECONDS = 0.02
 
 
 def has_ended(child: int) -> bool:
-    """Whether a child of this process has ended. Its number stays its own until it is waited for."""
+    """Whether a child of this process has ended. It is not waited for, so its id is not used again."""
     try:
         return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
@@ -20,16 +20,16 @@ def has_ended(child: int) -> bool:
 
 
 def wait_for_end(child: int, seconds: float) -> None:
-    """Waits until a child of this process has ended, for at most so many seconds. Its number stays its own."""
+    """Waits until a child of this process has ended, for at most some seconds. Its id is not used again."""
     patience = time.monotonic() + seconds
     while not has_ended(child) and time.monotonic() < patience:
         time.sleep(_WAIT_SECONDS)
 
 
 def end_with(parent: int, end: Callable[[], object]) -> None:
-    """Calls `end`, in a thread of its own, as soon as the process that started this one is gone.
+    """Calls `end`, in a new thread, as soon as the process that started this one has ended.
 
-    Ray looks for that too, but takes a node that has died and was not waited for, as in a container without an init, for alive.
+    Ray checks that, too, but considers a process alive that has died and was not waited for, as in a container without an init.
     """
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Gradients as they are sent: encoded, and, where the codec has error feedback, with what encoding left of the ones before.
+"""Gradients as they are sent: encoded, and, if the codec has error feedback, with the encoding errors of earlier ones.
 
 r ← 0; at each step: send e(g + r), r ← (g + r) − d(e(g + r)), where e encodes and d decodes (Seide et al. 2014; Karimireddy et
 al. 2019).
@@ -14,7 +14,7 @@ from thalweg.v1 import job_pb2
 
 
 class _Residual:
-    """What is left of a node's gradients from step `since` to step `step`; at first nothing of those before step 0."""
+    """The residual of a node's gradients from step `since` to step `step`; at first it is zero."""
 
     def __init__(self, size: int, stride: int) -> None:
         self.slab = np.zeros(size, np.float32)
@@ -25,14 +25,14 @@ class _Residual:
 class GradientEncoder:
     """Encodes a worker's gradients, one task after the other. Belongs to one thread. The slab has `size` parameters.
 
-    With error feedback it keeps a slab for each node of which it was given a task: up to one for each microbatch.
+    With error feedback it keeps a slab for each node for which it had a task: up to one for each microbatch.
     """
 
     def __init__(self, spec: job_pb2.JobSpec, size: int, chunk_elements: int) -> None:
         self._codec = SlabCodec(codecs.of_gradients(spec, chunk_elements), size)
         self._size = size
         synchrony = spec.training.synchrony
-        # Asynchronous steps are dealt out among the workers: what is left of a worker's gradients goes into its own next one.
+        # Asynchronous steps are divided among the workers: the residual of a worker's gradients is added to its own next one.
         self._ordered = not synchrony.HasField("asynchronous")
         self._stride = synchrony.local.steps if synchrony.HasField("local") else 1
         self._residuals: dict[Node, _Residual] = {}
@@ -40,10 +40,10 @@ class GradientEncoder:
         self.since = 0
 
     def begin(self, node: Node, step: int) -> None:
-        """A task's gradient is to be encoded. `since` is the step since which what is left of the node's gradients is in it.
+        """Begins the gradient of a task. Returns the step from which on the residual of the node's gradients is added to it.
 
-        That is `step` itself, and nothing is left, unless the task of the step before was encoded last: a node that was another
-        worker's begins anew, and so does one whose task is repeated. 0 without error feedback.
+        That is `step` itself, with no residual, unless the task of the previous step was encoded last: a node that was another
+        worker's begins with zero, and so does one whose task is repeated. 0 without error feedback.
         """
         if not self._codec.feedback:
             return
@@ -55,13 +55,13 @@ class GradientEncoder:
         self._residual, self.since = residual, residual.since
 
     def encode(self, gradient: Slab, start: int) -> Bytes:
-        """The bytes of chunks of the gradient, from element `start` on. Each chunk comes once, and may be used up."""
+        """The bytes of chunks of the gradient, from element `start` on. Each chunk must be given once, and may be overwritten."""
         if self._residual is None:
             return self._codec.encode(start, gradient)
-        # Of statistics and constants, which are sent as they are, nothing is left.
+        # Statistics and constants are sent unchanged, without a residual.
         left = self._residual.slab[start : start + gradient.size]
         encoded = gradient[: left.size]
-        # What is not finite is told to the server.
+        # Values that are not finite are sent to the server.
         with np.errstate(over="ignore", invalid="ignore"):
             encoded += left
             data = self._codec.encode(start, gradient)

@@ -1,4 +1,4 @@
-"""Where a worker gets parameters and leaves gradients: in its own memory, and over the stream, or in memory that it shares."""
+"""How a worker gets parameters and delivers gradients: over the stream, or in memory that it shares with the server."""
 
 import logging
 import os
@@ -28,20 +28,20 @@ from thalweg.workers.transport.streams import Said, Streams
 Send: TypeAlias = Callable[[Said], object]
 
 _log = logging.getLogger(__name__)
-# The server answers at once; but it may be busy.
+# The server answers at once, unless it is busy.
 _SECONDS = 10.0
-# Chunks in shared memory that are worth a message before the gradient is whole.
+# The fewest chunks in shared memory that are worth a message before the gradient is complete.
 _MIN_SHARED = 4
-# A processor that has fallen asleep takes 0.1 ms to wake, which is much where a step takes less than one. So a worker stays awake
-# for so long if the last message came within twice that time. Where steps are long it never does.
+# A sleeping processor takes 0.1 ms to wake, which is long for a step of less than 1 ms. So a worker stays awake for this time if
+# the last message came within twice the time. With long steps it never does.
 _AWAKE_SECONDS = 0.0005
 
 
 @contextmanager
 def attach(offer: pb.SharedMemory) -> Iterator[socket.socket | None]:
-    """A connection over which memory is shared, for as long as the context.
+    """A connection over which memory is shared, as long as the context lasts.
 
-    None if there is no offer, or if it cannot be taken: the server may run on another machine, or as another user.
+    None if there is no offer, or if it cannot be accepted: the server may run on another machine, or as another user.
     """
     if not offer.address or not shared_memory.AVAILABLE:
         yield None
@@ -57,7 +57,7 @@ def attach(offer: pb.SharedMemory) -> Iterator[socket.socket | None]:
 
 
 def _messages(peer: socket.socket) -> Iterator[bytes]:
-    """What comes at a socket, until its other end is closed."""
+    """The messages at a socket, until its other end is closed."""
     waited = 0.0
     while True:
         start = time.perf_counter()
@@ -71,7 +71,7 @@ def _messages(peer: socket.socket) -> Iterator[bytes]:
 
 
 def _stay_awake(peer: socket.socket, until: float) -> bytes | None:
-    """What comes before a time. The thread does not sleep meanwhile, but lets all others run. None if nothing comes."""
+    """The next message before a time, or None. The thread does not sleep meanwhile, but lets all others run."""
     while time.perf_counter() < until:
         with suppress(BlockingIOError):
             return peer.recv(shared_memory.MAX_BYTES, socket.MSG_DONTWAIT)
@@ -80,7 +80,7 @@ def _stay_awake(peer: socket.socket, until: float) -> bytes | None:
 
 
 def listen(peer: socket.socket, stream: Iterator[Parcel[pb.WorkResponse]]) -> Iterator[Parcel[pb.WorkResponse]]:
-    """What the server says beside the stream, and behind that what it says on it. Raises what the stream raises."""
+    """The server's messages at the socket, then those on the stream. Raises what the stream raises."""
     last: list[Parcel[pb.WorkResponse]] = []
     problems: list[grpc.RpcError] = []
 
@@ -92,7 +92,7 @@ def listen(peer: socket.socket, stream: Iterator[Parcel[pb.WorkResponse]]) -> It
                     break
         except grpc.RpcError as error:
             problems.append(error)
-        # Whoever waits at the socket need wait no longer.
+        # Ends the wait at the socket.
         with suppress(OSError):
             peer.shutdown(socket.SHUT_RDWR)
 
@@ -111,7 +111,7 @@ def listen(peer: socket.socket, stream: Iterator[Parcel[pb.WorkResponse]]) -> It
 class Exchange(ABC):
     """The slabs of one worker. `parameters` are those at even and at odd versions, of shape (elements)."""
 
-    # So many chunks of a gradient are sent before it is whole, if there are.
+    # The fewest chunks of a gradient that are sent before it is complete.
     least_chunks = 1
 
     def __init__(self, parameters: tuple[Slab, Slab], chunk_elements: int, send: Send) -> None:
@@ -120,16 +120,16 @@ class Exchange(ABC):
         self.send = send
 
     def chunk(self, number: int) -> slice:
-        """Where a chunk lies in a slab."""
+        """The range of a chunk in a slab."""
         start = number * self.chunk_elements
         return slice(start, min(start + self.chunk_elements, self.parameters[0].size))
 
     @abstractmethod
     def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
-        """Puts a chunk of the parameters in the buffer of its version; so version v stays whole while v + 1 arrives."""
+        """Writes a chunk of the parameters to the buffer of its version, so that version v stays complete while v + 1 arrives."""
 
     def initial(self, values: Slab) -> list[bytes]:
-        """The messages that tell the server the initial parameters."""
+        """The messages with the initial parameters."""
         return [
             serialize(Parcel(pb.WorkRequest(initial=pb.ParametersChunk(version=0, chunk=chunk)), values[where]))
             for chunk, where in enumerate(ranges(values.size, self.chunk_elements))
@@ -137,17 +137,17 @@ class Exchange(ABC):
 
     @abstractmethod
     def slab(self, version: int) -> Slab:
-        """Where to write a gradient that is computed at a version. Raises MemoryError."""
+        """The slab for a gradient that is computed at a version. Raises MemoryError."""
 
     @abstractmethod
     def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> None:
-        """Tells the server some chunks of a gradient; `sums` if the slab's last chunk is among them, and go with that."""
+        """Sends some chunks of a gradient. `sums` are given if the slab's last chunk is among them, and sent with it."""
 
 
 def gradient_chunk(
     task: pb.DifferentiateTask, chunk: int, values: Slab | Bytes, sums: Sums | None, residual_since: int = 0
 ) -> bytes:
-    """The message that brings a chunk of a gradient, encoded. It is copied here and now: its array has other uses behind it."""
+    """The message with an encoded chunk of a gradient. The chunk is copied, since its array is used again."""
     part = pb.GradientChunk(
         version=task.version,
         step=task.step,
@@ -162,7 +162,7 @@ def gradient_chunk(
 
 
 def sums_message(sums: Sums) -> pb.Sums:
-    """Sums, as they travel."""
+    """Sums, as a message."""
     return pb.Sums(loss=sums.loss, samples=sums.samples, metrics=sums.metrics)
 
 
@@ -181,7 +181,7 @@ class Streamed(Exchange):
         super().__init__((np.empty(elements, dtype), np.empty(elements, dtype)), chunk_elements, streams.send)
         self._streams = streams
         self._slab: Slab = np.empty(elements, dtype)
-        # Taken at once, so that it counts when another worker on this machine asks for what is available.
+        # Written at once, so that it counts when another worker on this machine asks how much memory is available.
         for slab in self.parameters:
             slab.fill(0)
         self._incoming = SlabCodec(codecs.of_parameters(spec, chunk_elements), parameters)
@@ -191,7 +191,7 @@ class Streamed(Exchange):
         where = self.chunk(part.chunk)
         self._incoming.decode(where.start, data, self.parameters[part.version % 2][where])
 
-    def slab(self, version: int) -> Slab:  # noqa: ARG002 - what was sent before is copied
+    def slab(self, version: int) -> Slab:  # noqa: ARG002 - earlier chunks were copied
         return self._slab
 
     def gradient(self, task: pb.DifferentiateTask, slab: Slab, chunks: range, sums: Sums | None) -> None:
@@ -205,12 +205,12 @@ class Streamed(Exchange):
 
 
 class Shared(Exchange):
-    """Parameters are read where the server writes them, gradients are written where the server reads them."""
+    """Parameters are read in the server's memory, and gradients are written where the server reads them."""
 
     least_chunks = _MIN_SHARED
 
     def __init__(self, peer: socket.socket, elements: int, dtype: np.dtype[np.floating], chunk_elements: int) -> None:
-        """Raises SharingError if the server does not hand over what it said."""
+        """Raises SharingError if the server does not send the files that it announced."""
         self._peer = peer
         files: list[int] = []
         try:
@@ -228,11 +228,11 @@ class Shared(Exchange):
         self._used = 0
         self._version = -1
 
-    def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:  # noqa: ARG002 - there is nothing to be done with it
+    def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:  # noqa: ARG002 - the parameters are there already
         raise shared_memory.SharingError("the server sent parameters that it shares")
 
     def slab(self, version: int) -> Slab:
-        # With a task at a later version the server is done with the gradients of the ones before.
+        # A task at a later version means that the server does not need the gradients of earlier versions any more.
         if version > self._version:
             self._version, self._used = version, 0
         if self._used == len(self._slabs):
@@ -247,7 +247,7 @@ class Shared(Exchange):
         except OSError as error:
             raise MemoryError(f"{size * dtype.itemsize:,} bytes cannot be shared: {error.strerror}") from error
         try:
-            # If the server has gone, or wants no more, the stream will tell.
+            # If the server is gone, or needs no more, the stream ends.
             with suppress(OSError):
                 shared_memory.give(self._peer, file)
             return shared_memory.slab(file, size, dtype, writable=True)

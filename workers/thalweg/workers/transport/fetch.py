@@ -16,11 +16,10 @@ from thalweg.v1 import training_service_pb2, training_service_pb2_grpc
 
 @contextmanager
 def fetcher(channel: grpc.Channel, metadata: Metadata) -> Iterator[Callable[[str], Path]]:
-    """A function that gets the upload with a SHA-256 as a file, which exists as long as the context.
+    """A function that gets the upload with a SHA-256 as a file, which exists as long as the context lasts.
 
-    It is the file itself if it lies on this machine, and is not to be changed. Else it is a copy without a name in any folder:
-    nothing is left of it, even when this process is killed. The function raises DataError if what is found under that SHA-256 is
-    something else.
+    If the upload is on this machine, it is the file itself, which must not be changed. Otherwise it is a copy without a name:
+    nothing is left of it, even if this process is killed. The function raises DataError if the file has another SHA-256.
     """
     stub = training_service_pb2_grpc.TrainingServiceStub(channel)
     with ExitStack() as until_the_end:
@@ -30,7 +29,7 @@ def fetcher(channel: grpc.Channel, metadata: Metadata) -> Iterator[Callable[[str
             try:
                 return _received(stub, sha256, file, metadata, in_place=True)
             except OSError:
-                # It lies where this process may not read it.
+                # This process may not read it in place.
                 return _received(stub, sha256, file, metadata, in_place=False)
 
         yield fetch
@@ -44,7 +43,7 @@ def _received(
     *,
     in_place: bool,
 ) -> Path:
-    # What was damaged on its way is not so again.
+    # Data that was damaged on its way arrives the second time.
     for _ in range(2):
         digest = hashlib.sha256()
         request = training_service_pb2.DownloadDataRequest(sha256=sha256, in_place=in_place)
@@ -63,7 +62,7 @@ def _received(
 
 
 def _checked(path: Path, sha256: str) -> Path:
-    """A file on this machine, if it still is what was submitted. Raises OSError if it cannot be read, and DataError."""
+    """A file on this machine, if it is still what was submitted. Raises OSError if it cannot be read, and DataError."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:

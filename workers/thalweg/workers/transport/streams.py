@@ -16,23 +16,23 @@ from thalweg.contract.frames import METHOD, Parcel
 from thalweg.contract.release import hello
 from thalweg.v1 import parameter_service_pb2 as pb
 
-# A message to a server, serialized or not yet; those that are on their way, None for their end; those that come.
+# A message to a server, serialized or not; those to send, None for their end; those that are received.
 Said: TypeAlias = pb.WorkRequest | bytes
 Outbox: TypeAlias = "queue.SimpleQueue[Said | None]"
 Keep: TypeAlias = Callable[[pb.ParametersChunk, memoryview], object]
-# So many versions of its range are taken from a shard ahead of time; a few messages more, for tasks.
+# Versions of its range that are received from a shard ahead of time; with a few more messages for tasks.
 _VERSIONS, _TASKS = 2, 64
 
 
 class Inbox(Protocol):
-    """What comes on a stream."""
+    """The messages on a stream."""
 
     def __iter__(self) -> Iterator[Parcel[pb.WorkResponse]]: ...
 
     def __next__(self) -> Parcel[pb.WorkResponse]: ...
 
     def cancel(self) -> object:
-        """Ends the stream, also while its next message is waited for."""
+        """Ends the stream, also while another thread waits for its next message."""
         ...
 
 
@@ -44,7 +44,7 @@ def open_stream(channel: grpc.Channel, outbox: Outbox, metadata: Metadata) -> In
 
 
 class Arrivals:
-    """What has come from a shard and was not taken: parameters, and after them the tasks that they are for."""
+    """Messages of a shard that were received and not taken: parameters, each followed by the tasks that need them."""
 
     def __init__(self) -> None:
         self._come: deque[Parcel[pb.WorkResponse]] = deque()
@@ -53,13 +53,13 @@ class Arrivals:
         return len(self._come)
 
     def put(self, parcel: Parcel[pb.WorkResponse]) -> None:
-        """Something has come."""
+        """Adds a received message."""
         self._come.append(parcel)
 
     def take(self, task: pb.WorkResponse) -> Parcel[pb.WorkResponse] | None:
-        """The next of what came up to a task. None if the task is out of date. Raises IndexError if there is nothing.
+        """The next message, up to those for a task. None if the task is out of date. Raises IndexError if there is no message.
 
-        A task to evaluate is out of date where parameters or tasks at a later version have come: its own is not sent any more.
+        A task to evaluate is out of date if parameters or tasks at a later version were received: its own are not sent any more.
         """
         if task.HasField("evaluate") and _version(self._come[0].message) > task.evaluate.version:
             return None
@@ -67,9 +67,9 @@ class Arrivals:
 
 
 class ShardStream:
-    """A stream to one shard. A thread takes what comes, so that parameters come from all shards at once.
+    """A stream to one shard. A thread receives, so that parameters arrive from all shards at once.
 
-    `lost` is called, in that thread, if the shard is lost; when it has said goodbye, it is not.
+    `lost` is called, in that thread, if the shard is lost, but not after its goodbye.
     """
 
     def __init__(self, shard: pb.ShardRange, lost: Callable[[ThalwegError], object]) -> None:
@@ -81,7 +81,7 @@ class ShardStream:
         self._most = _VERSIONS * len(self.chunks) + _TASKS
         self._changed = threading.Condition()
         self._ended = False
-        # The server's own token is none of a shard's business.
+        # A shard must not get the server's own token.
         endpoint = Endpoint(parse_address(shard.address), shard.token.hex())
         self._channel = endpoint.open()
         self.outbox.put(pb.WorkRequest(hello=hello(token=shard.token)))
@@ -100,7 +100,7 @@ class ShardStream:
         self._thread.join()
 
     def _end(self) -> bool:
-        """Takes nothing more. Whether that is new."""
+        """Stops receiving. Returns whether it was receiving before."""
         with self._changed:
             new, self._ended = not self._ended, True
             self._changed.notify_all()
@@ -117,7 +117,7 @@ class ShardStream:
         except grpc.RpcError as rpc_error:
             error = from_rpc_error(rpc_error, self._address)
         except ValueError as closed:
-            # A channel that is closed while the next message is asked for.
+            # The channel is closed while the next message is requested.
             error = ThalwegError("UNREACHABLE", {"address": self._address, "problem": str(closed)})
         finally:
             if self._end():
@@ -131,8 +131,8 @@ class ShardStream:
             return not self._ended
 
     def receive(self, task: pb.WorkResponse, keep: Keep) -> bool:
-        """Hands over the parameters that come before a task. Whether the task is to be done: False if it is out of date, or if
-        the stream has ended.
+        """Keeps the parameters that come before a task. Returns whether to do the task: False if it is out of date, or if the
+        stream has ended.
         """
         while True:
             with self._changed:
@@ -154,7 +154,7 @@ def _version(message: pb.WorkResponse) -> int:
 
 
 class Streams:
-    """Which chunks go where: to the shards that hold them, or else to the server."""
+    """Sends each chunk to the shard that holds it, or else to the server."""
 
     def __init__(self, outbox: Outbox, shards: list[ShardStream]) -> None:
         self._outbox = outbox
@@ -170,7 +170,7 @@ class Streams:
         self._stack.close()
 
     def send(self, message: Said) -> None:
-        """Tells the server something."""
+        """Sends a message to the server."""
         self._outbox.put(message)
 
     def send_chunk(self, chunk: int, message: Said) -> None:
@@ -179,9 +179,9 @@ class Streams:
         next(outboxes, self._outbox).put(message)
 
     def receive(self, task: Parcel[pb.WorkResponse], keep: Keep) -> bool:
-        """Hands over the parameters that came with a task, and those that shards sent before it.
+        """Keeps the parameters that came with a task, and those that shards sent before it.
 
-        Whether the task is to be done: see `ShardStream.receive`.
+        Returns whether to do the task: see `ShardStream.receive`.
         """
         unload(task, keep)
         wanted = [shard.receive(task.message, keep) for shard in self._shards]
@@ -189,7 +189,7 @@ class Streams:
 
 
 def unload(parcel: Parcel[pb.WorkResponse], keep: Keep) -> None:
-    """Hands over the parameters that a message brings; if it is a task that took them along, they are taken out of it."""
+    """Keeps the parameters of a message; if it is a task that carries them, they are removed from it."""
     message, values = parcel
     if message.HasField("parameters"):
         keep(message.parameters, values)
