@@ -14,7 +14,9 @@ import numpy as np
 
 from benchmarks.parts import Cell, Table, run
 from thalweg.client.jobfile import load_job
+from thalweg.contract.segments import Segment
 from thalweg.learning import optimizers
+from thalweg.learning.optimizers.groups import Span
 from thalweg.server import validation
 
 PARAMETERS = 20_000_000
@@ -53,7 +55,19 @@ def measure(options: argparse.Namespace) -> Table:
         state = optimizer.init(PARAMETERS, parameters.dtype)
         for slab in state.values():
             slab.fill(0.5)
-        taken = seconds(lambda o=optimizer, s=state: optimizers.apply(o, parameters, used, s, out, 1e-3, 1))  # type: ignore[misc]
+        spans = optimizers.spans(spec, (Segment("weight", (PARAMETERS,)),), PARAMETERS)
+        for reduction in optimizer.reductions:
+            spans = spans.scaled(reduction, [1.0])
+        parts = spans.within(slice(0, PARAMETERS))
+
+        def update(
+            optimizer: optimizers.AnyOptimizer = optimizer,
+            state: optimizers.OptimizerState = state,
+            parts: list[Span] = parts,
+        ) -> None:
+            optimizers.apply(optimizer, parameters, used, state, out, 1e-3, 1, spans=parts)
+
+        taken = seconds(update)
         moved = bytes_of(len(state), PARAMETERS)
         rows.append((kind, moved / 1e6, taken * 1e3, moved / taken / 1e9, moved / taken / bandwidth))
     return Table(("what", "MB moved", "ms", "GB/s", "of the bandwidth"), rows)

@@ -17,7 +17,8 @@ from thalweg.learning import clipping, data, optimizers, registry, schedules
 from thalweg.learning.data.order import Order
 from thalweg.learning.numerical import NumericalDifferentiator
 from thalweg.learning.objective import Objective
-from thalweg.learning.optimizers import AnyOptimizer, OptimizerState
+from thalweg.learning.optimizers import AnyOptimizer, OptimizerState, Spans
+from thalweg.learning.optimizers.groups import Span
 from thalweg.v1 import job_pb2
 
 # What a microbatch adds to a step: a gradient, the sum of losses, the number of samples.
@@ -179,7 +180,15 @@ class _Update:
                 values, own, at = parameters[where], gradient[where], step if taken is None else taken
                 trust = _trust_ratio(optimizer, values, own, state, at, where.start) if self._spec.HasField("lamb") else 1.0
                 rate = optimizer.learning_rate * factor * (own_factor * trust)
-                optimizers.apply(optimizer, values, own, state, values, rate, at)
+                optimizers.apply(optimizer, values, own, state, values, rate, at, spans=unscaled(optimizer, values.size))
+
+
+def unscaled(optimizer: AnyOptimizer, elements: int) -> list[Span]:
+    """One span for a whole slab, whose updates the optimizer's reductions do not change: their factors are 1."""
+    spans = Spans([Span(0, elements, 1.0, optimizer.weight_decay, frozen=False)])
+    for reduction in optimizer.reductions:
+        spans = spans.scaled(reduction, [1.0])
+    return spans.within(slice(0, elements))
 
 
 def _trust_ratio(optimizer: AnyOptimizer, values: Slab, gradient: Slab, state: OptimizerState, step: int, start: int) -> float:

@@ -159,7 +159,10 @@ def test_what_is_frozen_stays_as_it_is(kind: str) -> None:
     """Parameters and state, whatever the gradient, in place or not."""
     spec = complete({kind: {"weight_decay": 0.1}, "groups": [{"pattern": "1.*", "frozen": True}]}).optimizer
     optimizer = optimizers.make(spec)
-    spans = optimizers.spans(spec, SEGMENTS, 14).within(slice(0, 14))
+    scaled = optimizers.spans(spec, SEGMENTS, 14)
+    for reduction in optimizer.reductions:
+        scaled = scaled.scaled(reduction, [1.0] * scaled.count)
+    spans = scaled.within(slice(0, 14))
     start = np.random.default_rng(1).normal(size=14)
     gradient: Slab = np.ones(14)
     gradient[3] = np.nan

@@ -135,3 +135,27 @@ def test_the_sums_of_parts_are_those_of_the_whole(cuts: list[int], clip: bool) -
     # Blocks end with segments: 3, 1, 3 and 2 of them, of two quantities each.
     assert len(whole) == 2 * 9
     assert before == [parameters.tobytes(), gradient.tobytes(), *(slab.tobytes() for slab in state.values())]
+
+
+def test_an_update_without_its_trust_ratio_is_refused() -> None:
+    """Of a whole slab or of some spans, unless nothing in them depends on it."""
+    spec = complete({**LAMB, "clip_global_norm": 1.0})
+    optimizer, spans = optimizers.make(spec), optimizers.spans(spec, SEGMENTS, ELEMENTS)
+    clip, ratio = optimizers.reductions(spec)
+    start, gradient = np.random.default_rng(0).normal(size=(2, ELEMENTS))
+    clipped = spans.scaled(clip, [0.5])
+    whole = clipped.scaled(ratio, [2.0] * clipped.count)
+
+    def apply(of: Spans | None) -> Slab:
+        out: Slab = np.empty_like(start)
+        state = optimizer.init(ELEMENTS, start.dtype)
+        given = of.within(slice(0, ELEMENTS)) if of else None
+        assert optimizers.apply(optimizer, start, gradient, state, out, RATE, 0, spans=given)
+        return out
+
+    for incomplete in (None, spans, clipped):
+        with pytest.raises(ValueError, match="an update by lamb needs its reductions first"):
+            apply(incomplete)
+    assert (apply(whole) != start).all()
+    frozen = optimizers.spans(complete({**LAMB, "groups": [{"pattern": "*", "frozen": True}]}), SEGMENTS, ELEMENTS)
+    assert apply(frozen).tobytes() == start.tobytes()

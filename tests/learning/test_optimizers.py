@@ -12,7 +12,7 @@ from google.protobuf import json_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.end_to_end.reference import squared_norm
+from tests.end_to_end.reference import squared_norm, unscaled
 from thalweg.contract import rules
 from thalweg.contract.layout import Slab, ranges
 from thalweg.learning import clipping, optimizers, schedules
@@ -143,10 +143,11 @@ def test_what_is_not_finite_is_told(kind: str, wrong: float, at: int) -> None:
     parameters = np.zeros(size, np.float32)
     gradient = np.ones(size, np.float32)
     expected, found = np.empty_like(parameters), np.empty_like(parameters)
-    assert optimizers.apply(optimizer, parameters, gradient, optimizer.init(size, gradient.dtype), expected, 0.01, 0)
+    state, spans = optimizer.init(size, gradient.dtype), unscaled(optimizer, size)
+    assert optimizers.apply(optimizer, parameters, gradient, state, expected, 0.01, 0, spans=spans)
     gradient[at] = wrong
     state = optimizer.init(size, gradient.dtype)
-    assert not optimizers.apply(optimizer, parameters, gradient, state, found, 0.01, 0)
+    assert not optimizers.apply(optimizer, parameters, gradient, state, found, 0.01, 0, spans=spans)
     assert not np.isfinite(found[at])
     found[at] = expected[at]
     assert found.tobytes() == expected.tobytes()

@@ -1,5 +1,6 @@
 """The arrays of a running job: sums along the tree, clipping, updates that are checked, two versions at once."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from thalweg.learning import clipping, optimizers
 from thalweg.learning.optimizers import OptimizerState, reducing
 from thalweg.server import validation
 from thalweg.server.arrays.parameters import PARAMETERS, Parameters
+from thalweg.server.arrays.pool import ArithmeticPool
 from thalweg.server.deciding import plan
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Facts
@@ -290,6 +292,56 @@ def test_neither_chunks_nor_shares_change_a_bit_of_groups(kind: str, clip: float
         found.append({name: b"".join(share.slabs[name].tobytes() for share in shares) for name in whole.slabs})
     assert found[0] == found[1] == found[2]
     assert found[0][PARAMETERS] != start.tobytes()
+
+
+class Recorder(ArithmeticPool):
+    """Counts what it is given to divide."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self.given: list[int] = []
+
+    def all(self, act: Callable[[Any], bool], items: Iterable[Any]) -> bool:
+        listed = list(items)
+        self.given.append(len(listed))
+        return super().all(act, listed)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "lamb"])
+def test_threads_do_not_change_a_bit_of_reductions(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tensors that are larger than a block, and of many that are smaller, with a norm of all and norms of each."""
+    monkeypatch.setattr(reducing, "BLOCK", 64)
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 4 * 256)
+    segments = (Segment("0.weight", (2000,)), *(Segment(f"{number}.bias", (7,)) for number in range(200)))
+    size = 2000 + 200 * 7
+    spec = make_spec(microbatches=2)
+    spec.optimizer.CopyFrom(json_format.ParseDict({kind: {}, "clip_global_norm": 0.5}, job_pb2.Optimizer()))
+    course = Plan(validation.complete(spec), Facts(size, 20, 0, (), segments))
+    start, *gradients = np.random.default_rng(7).normal(size=(7, size)).astype(np.float32)
+    found = []
+    for threads in (None, 1, 2, 3):
+        crew = Recorder(threads) if threads else None
+        parameters = Parameters(course, crew=crew)
+        for chunk in parameters.chunks:
+            parameters.keep_initial(chunk, start[course.chunk_range(chunk)])
+        sums: list[list[float]] = []
+        for step in range(3):
+            for chunk in parameters.chunks:
+                for leaf in range(2):
+                    parameters.keep(step, Node(0, leaf), chunk, gradients[2 * step + leaf][course.chunk_range(chunk)])
+                parameters.merge(step, Node(1, 0), chunk)
+            for reduction in range(len(course.reductions)):
+                sums.append(parameters.block_sums(step, step, reduction))
+                parameters.scale(reduction, parameters.factors(reduction, sums[-1]))
+            assert parameters.apply(step, step, parameters.chunks, 1.0)
+            parameters.promote(step + 1, step)
+        found.append((sums, {name: slab.tobytes() for name, slab in parameters.slabs.items()}))
+        if crew:
+            # In each step the sums of the last two terms, those of each reduction, and the update.
+            assert len(crew.given) == 3 * (2 + len(course.reductions))
+            assert min(crew.given) >= len(parameters.chunks)
+            crew.close()
+    assert found[0] == found[1] == found[2] == found[3]
 
 
 def test_sums_of_another_number_of_blocks_are_refused() -> None:

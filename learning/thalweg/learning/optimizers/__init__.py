@@ -14,7 +14,7 @@ from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, Optimiz
 from thalweg.learning.optimizers.groups import Spans
 from thalweg.learning.optimizers.lamb import Lamb
 from thalweg.learning.optimizers.momentum import Momentum
-from thalweg.learning.optimizers.reducing import block_sums, factors, reduced
+from thalweg.learning.optimizers.reducing import Share, block_sums, factors, in_turn, reduced
 from thalweg.learning.optimizers.rmsprop import RMSprop
 from thalweg.learning.optimizers.sgd import SGD
 from thalweg.learning.reductions import Reduction
@@ -37,10 +37,12 @@ __all__ = [
     "AnyOptimizer",
     "Optimizer",
     "OptimizerState",
+    "Share",
     "Spans",
     "apply",
     "block_sums",
     "factors",
+    "in_turn",
     "make",
     "mistake",
     "reduced",

@@ -29,7 +29,8 @@ def apply(
     All arrays are one-dimensional and of equal length and dtype. `out` may be `parameters` or not; `state` is changed in place.
     The gradient is the sum of the two arrays, if there are two; they are only read. Except in plain spans it is multiplied by
     `scale`. `learning_rate` is the scheduled one; `step` counts from 0. `spans` cover the range, if parts of it have
-    hyperparameters of their own, or there are reductions, by which they were scaled. How a slab is cut into ranges does not
+    hyperparameters of their own, or there are reductions, by which they were scaled. Raises ValueError if an optimizer's own
+    reduction has not scaled them: without it the update would be another one. How a slab is cut into ranges does not
     change a bit of the result, and threads may update different ranges at once.
     """
     # Intermediate results use the output, which therefore is in the cache when it is written.
@@ -76,12 +77,20 @@ def apply(
 
     if spans is None:
         spans = [Span(0, parameters.size, 1.0, optimizer.weight_decay, frozen=False)]
+    _check_reduced(optimizer, spans)
     # Values that are not finite are reported by the result.
     with np.errstate(all="ignore"), optimizer.scratch(_BLOCK, parameters.dtype) as scratch:
         finite = True
         for span in spans:
             finite &= update(span, scratch)
         return finite
+
+
+def _check_reduced(optimizer: Optimizer[Hyperparameters], spans: Sequence[Span]) -> None:
+    for reduction in optimizer.reductions:
+        if any(span.counted and reduction not in span.reductions for span in spans):
+            name = type(optimizer).__name__.lower()
+            raise ValueError(f"an update by {name} needs its reductions first: pass the spans that `reduced` gives")
 
 
 def proposed(

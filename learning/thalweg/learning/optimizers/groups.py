@@ -20,7 +20,7 @@ class Span(NamedTuple):
 
     `learning_rate_factor` is a factor of the scheduled learning rate, `gradient_factor` one of the gradient. If it is `frozen`,
     neither parameters nor the optimizer's state change. If it is `plain`, as statistics are, the gradient itself is subtracted,
-    without any factor, and the state does not change.
+    without any factor, and the state does not change. `reductions` are those whose factors are in it.
     """
 
     start: int
@@ -30,6 +30,7 @@ class Span(NamedTuple):
     frozen: bool
     gradient_factor: float = 1.0
     plain: bool = False
+    reductions: tuple[Reduction, ...] = ()
 
     @property
     def counted(self) -> bool:
@@ -65,7 +66,7 @@ class Spans:
     def scaled(self, reduction: Reduction, factors: Sequence[float]) -> "Spans":
         """These spans, scaled by a reduction's factors: one for each span, or one for all. Raises ValueError if they are not."""
         each = factors if reduction.per_segment else list(factors) * self.count
-        return Spans(_scaled(span, reduction.scaled, factor) for span, factor in zip(self._spans, each, strict=True))
+        return Spans(_scaled(span, reduction, factor) for span, factor in zip(self._spans, each, strict=True))
 
     def within(self, part: slice) -> list[Span]:
         """The spans of a part of the slab, counted from the part's beginning."""
@@ -119,8 +120,9 @@ def spans(
     return Spans(made)
 
 
-def _scaled(span: Span, what: Scaled, factor: float) -> Span:
-    match what:
+def _scaled(span: Span, reduction: Reduction, factor: float) -> Span:
+    span = span._replace(reductions=(*span.reductions, reduction))
+    match reduction.scaled:
         case Scaled.GRADIENT:
             return span._replace(gradient_factor=span.gradient_factor * factor)
         case Scaled.LEARNING_RATE:

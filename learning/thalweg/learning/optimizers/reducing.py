@@ -1,6 +1,7 @@
 """Computes the reductions of a step: the sums of blocks, here or at shards, and the factors that follow from all of them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -9,6 +10,15 @@ from thalweg.learning.optimizers.applying import proposed
 from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, OptimizerState
 from thalweg.learning.optimizers.groups import Span, Spans
 from thalweg.learning.reductions import BLOCK, Quantity, Reduction
+
+# Does something for each number of a range, in any order, perhaps several at a time. Whether it was true of all.
+Share: TypeAlias = Callable[[Callable[[int], bool], range], bool]
+
+
+def in_turn(act: Callable[[int], bool], numbers: range) -> bool:
+    """Does something for each number of a range, one after the other. Whether it was true of all."""
+    results = [act(number) for number in numbers]
+    return all(results)
 
 
 def block_sums(
@@ -20,28 +30,53 @@ def block_sums(
     step: int,
     spans: Spans,
     part: slice,
+    share: Share = in_turn,
 ) -> list[float]:
     """The sums of squares, in double precision, of each block of a part of the slab: one for each of the reduction's quantities.
 
     `spans` are those of the whole slab, with the factors of the reductions before. The arrays are the part's; none is changed. A
-    part begins where a block does.
+    part begins where a block does. `share` may divide the blocks among threads: each block is summed by itself, so that no bit
+    depends on it.
     """
-    sums: list[float] = []
-    for block in _blocks(reduction, spans, part):
+    blocks, width = list(_blocks(reduction, spans, part)), len(reduction.quantities)
+    sums = [0.0] * (len(blocks) * width)
+
+    def add_up(number: int) -> None:
+        block = blocks[number]
         within = spans.within(block)
-        for quantity in reduction.quantities:
+        for index, quantity in enumerate(reduction.quantities):
             values = np.empty(block.stop - block.start)
-            # Values that are not finite show in the update.
-            with np.errstate(all="ignore"):
-                for span in within:
-                    start = block.start - part.start
-                    where = slice(start + span.start, start + span.stop)
-                    of_span = {name: slab[where] for name, slab in state.items()}
-                    found = _values(optimizer, quantity, parameters[where], gradient[where], of_span, step, span)
-                    values[span.start : span.stop] = found
-                values *= values
-                sums.append(float(np.add.reduce(values)))
+            for span in within:
+                start = block.start - part.start
+                where = slice(start + span.start, start + span.stop)
+                of_span = {name: slab[where] for name, slab in state.items()}
+                found = _values(optimizer, quantity, parameters[where], gradient[where], of_span, step, span)
+                values[span.start : span.stop] = found
+            values *= values
+            sums[number * width + index] = float(np.add.reduce(values))
+
+    parcels = _parcels(blocks)
+
+    def add_up_parcel(number: int) -> bool:
+        # What is not finite shows in the update.
+        with np.errstate(all="ignore"):
+            for block in parcels[number]:
+                add_up(block)
+        return True
+
+    share(add_up_parcel, range(len(parcels)))
     return sums
+
+
+def _parcels(blocks: Sequence[slice]) -> list[range]:
+    """Divides blocks, which may be short, into runs that are worth a thread's attention."""
+    parcels, first, elements = list[range](), 0, 0
+    for number, block in enumerate(blocks):
+        elements += block.stop - block.start
+        if elements >= BLOCK or number == len(blocks) - 1:
+            parcels.append(range(first, number + 1))
+            first, elements = number + 1, 0
+    return parcels
 
 
 def factors(reduction: Reduction, sums: Iterable[float], spans: Spans) -> list[float]:

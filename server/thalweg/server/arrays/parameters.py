@@ -25,9 +25,8 @@ from thalweg.server.deciding.plan import Plan
 
 # A chunk of a gradient: an array, or two whose sum it is.
 Terms: TypeAlias = tuple[Slab] | tuple[Slab, Slab]
-# Chunks that are updated at once, from which on it pays to share them out.
+# Chunks that are updated or reduced at once, from which on it pays to divide them among threads.
 _MIN_TO_SHARE = 4
-
 
 # The name of the parameters among the slabs; the others are those of the optimizer's state.
 PARAMETERS = "parameters"
@@ -36,7 +35,8 @@ PARAMETERS = "parameters"
 class Parameters:
     """Carries out a coordinator's arithmetic, on some of the plan's chunks, or on all of them.
 
-    `buffers` are two slabs of zeros for the parameters, if they are to lie there. `crew` shares out updates of many chunks.
+    `buffers` are two slabs of zeros for the parameters, if they are to lie there. `crew` divides updates and reductions of
+    many chunks among threads.
     """
 
     def __init__(
@@ -133,10 +133,15 @@ class Parameters:
 
     def block_sums(self, version: int, step: int, reduction: int) -> list[float]:
         """What there is here of the sums of a reduction, in the order of the slab. The first one adds the step's gradient up."""
+        share = self._share(self.chunks)
         if reduction == 0:
             parts = self._gradients[step]
-            for chunk in self.chunks:
+
+            def add(chunk: int) -> bool:
                 parts[0, chunk] = (_total(parts[0, chunk], self._whole[self.where(chunk)]),)
+                return True
+
+            share(add, self.chunks)
         return optimizers.block_sums(
             self._optimizer,
             self.plan.reductions[reduction],
@@ -146,7 +151,12 @@ class Parameters:
             version,
             self._spans,
             slice(self._start, self._start + self._elements),
+            share,
         )
+
+    def _share(self, chunks: range) -> optimizers.Share:
+        """How work on some chunks is divided among threads."""
+        return self._crew.all if self._crew and len(chunks) >= _MIN_TO_SHARE else optimizers.in_turn
 
     def factors(self, reduction: int, sums: Iterable[float]) -> list[float]:
         """What follows from all sums of a reduction, in the order of the slab. Raises ValueError for another number of them."""
@@ -174,10 +184,7 @@ class Parameters:
                 spans=self._spans.within(self.plan.chunk_range(chunk)),
             )
 
-        if self._crew and len(chunks) >= _MIN_TO_SHARE:
-            return self._crew.all(apply, chunks)
-        finite = [apply(chunk) for chunk in chunks]
-        return all(finite)
+        return self._share(chunks)(apply, chunks)
 
     def promote(self, version: int, step: int) -> None:
         """The next version is whole: it becomes the current one, and the step's gradient is done with."""
