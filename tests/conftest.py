@@ -1,12 +1,17 @@
 """What holds for all tests."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
 from thalweg.contract.process import prepare
+
+if TYPE_CHECKING:
+    from tests.end_to_end.barrier import Barrier
 
 # Before any test imports gRPC, as in the processes of commands.
 prepare()
@@ -29,3 +34,13 @@ def one_thread() -> Iterator[None]:
     """Workers that are threads of this process pin its BLAS as long as they live: the first to end would unpin the others'."""
     with threadpool_limits(1, "blas"):
         yield
+
+
+@pytest.fixture
+def barrier(tmp_path: Path) -> "Iterator[Barrier]":
+    """A barrier for the workers in this process."""
+    from tests.end_to_end.barrier import Barrier  # imports gRPC
+
+    barrier = Barrier(tmp_path / "barrier.json")
+    with barrier.here():
+        yield barrier

@@ -32,7 +32,7 @@ class Cluster(Processes):
         """A job, which is `JOB` unless settings are given, with so many workers."""
         arguments = [part for setting in (*(settings or JOB), f"training.workers={workers}") for part in ("--set", setting)]
         self.job = str(self("submit", "digits", *arguments)["job"])
-        watching = Watching(self._home, self.job, self.address)
+        watching = Watching(self.home, self.job, self.address)
         self._stack.callback(watching.stop)
         return watching
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -11,37 +12,39 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.command import THALWEG, Running, service, thalweg, wait_for
+from tests.end_to_end.faults import kill
+from tests.end_to_end.watching import Watching, undisturbed
 
 pytestmark = pytest.mark.ray
 
-# Some seconds of work for two workers.
-JOB = ("digits", "--set", "training.epochs=120")
+# 276 steps, of which jobs take 60 before they wait at the barrier.
+EPOCHS = "training.epochs=12"
+JOB = ("digits", "--set", EPOCHS)
+MIDST = 60
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digest of an undisturbed run with one worker."""
-    return undisturbed(tmp_path_factory.mktemp("undisturbed"), JOB)
-
-
-def undisturbed(home: Path, job: tuple[str, ...]) -> str:
-    """The digest of a job that one worker trains, with nobody else about."""
-    ended = thalweg(home, "train", *job, "--set", "training.workers=1", "--json")
-    assert ended.code == 0, ended.stderr
-    return str(ended.answer["weights_sha256"])
+def expected() -> str:
+    """The digest of a plain loop."""
+    return undisturbed("digits", EPOCHS)
 
 
 class Cluster:
-    """A server at a port that stays the same, and a fleet of three slots. `serve` and `fleet` are arguments for the two."""
+    """A server at a port that stays the same, and a fleet of three slots. `serve` and `fleet` are arguments for the two.
+
+    Its jobs obey `barrier`.
+    """
 
     def __init__(
         self, home: Path, stack: ExitStack, *serve: str, data: Path | None = None, fleet: tuple[str, ...] = ("--slots", "3")
     ) -> None:
-        self._home = home
+        self.home = home
         self._stack = stack
         self._serve = serve
         self.data = data or home / "server"
+        self.barrier = Barrier(home / "barrier.json")
         self.address = "127.0.0.1:0"
         self.server = self.start_server()
         self.fleet = self.start_fleet(*fleet)
@@ -49,44 +52,54 @@ class Cluster:
     def start_server(self) -> Running:
         """Starts the server, again if it ran before."""
         arguments = ("serve", "--address", self.address, "--data", str(self.data), *self._serve)
-        running, facts = self._stack.enter_context(service(self._home, *arguments))
+        running, facts = self._stack.enter_context(service(self.home, *arguments))
         self.address = facts["address"]
         return running
 
     def start_fleet(self, *options: str) -> Running:
         """Starts a fleet of the same name as others, of three slots unless said otherwise."""
         arguments = ("fleet", "--server", self.address, "--name", "spare", *(options or ("--slots", "3")))
-        return self._stack.enter_context(service(self._home, *arguments))[0]
+        return self._stack.enter_context(service(self.home, *arguments, **self.barrier.environment))[0]
 
     def __call__(self, *arguments: str) -> Any:
         """What a command answers."""
-        ended = thalweg(self._home, *arguments, "--server", self.address, "--json")
+        ended = thalweg(self.home, *arguments, "--server", self.address, "--json")
         assert ended.code == 0, ended.stderr
         return ended.answer
 
     def submit(self, job: tuple[str, ...] = JOB) -> str:
-        """A job that has taken some steps."""
-        return self._begun(str(self("submit", *job)["job"]))
+        """A job that has taken some steps, and waits at the barrier."""
+        self.barrier.hold(MIDST)
+        submitted = str(self("submit", *job)["job"])
+        self.until_steps(submitted, MIDST)
+        return submitted
 
-    def _begun(self, job: str) -> str:
-        wait_for(lambda: self("jobs", job)["jobs"][0]["steps"] > 50)
-        return job
+    def until_steps(self, job: str, steps: int) -> None:
+        """Waits until a job waits after so many steps."""
+        wait_for(lambda: self("jobs", job)["jobs"][0]["steps"] == steps)
+
+    def watch(self, job: str) -> Watching:
+        """What happens to a job, as it happens."""
+        watching = Watching(self.home, job, self.address)
+        self._stack.callback(watching.stop)
+        return watching
 
     def events(self, job: str) -> list[dict[str, Any]]:
         """All events of a job, which is waited for."""
-        ended = thalweg(self._home, "watch", job, "--server", self.address, "--json")
+        ended = thalweg(self.home, "watch", job, "--server", self.address, "--json")
         assert ended.code == 0, ended.stderr
         return [json.loads(line) for line in ended.stdout.splitlines()]
 
     def digest(self, job: str) -> str:
-        """The digest of what comes of a job, which is waited for."""
+        """The digest of a job's result, which is waited for. The barrier is released."""
+        self.barrier.release()
         sequences = [event["sequence"] for event in self.events(job)]
         assert sequences == list(range(1, len(sequences) + 1))
         return str(self("jobs", job)["jobs"][0]["weights_sha256"])
 
     def workers(self, job: str, number: int) -> list[int]:
         """The process ids of a job's workers, which are waited for until there are so many."""
-        watching = Running(self._home, "watch", job, "--server", self.address, "--json")
+        watching = Running(self.home, "watch", job, "--server", self.address, "--json")
         try:
             while (event := json.loads(watching.line()))["event"] != "workers_changed" or event["workers"] != number:
                 pass
@@ -133,38 +146,50 @@ class RayCluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Any:
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with ExitStack() as stack:
         yield Cluster(tmp_path, stack)
 
 
-def test_a_worker_is_killed(cluster: Cluster, expected: str) -> None:
-    job = cluster.submit()
-    os.kill(cluster.workers(job, 2)[0], signal.SIGKILL)
-    assert cluster.digest(job) == expected
-    notices = [event["text"] for event in cluster.events(job) if event["event"] == "notice"]
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster for the tests that leave server and fleet alone."""
+    with ExitStack() as stack:
+        yield Cluster(tmp_path_factory.mktemp("shared"), stack)
+
+
+def test_a_worker_is_killed(shared: Cluster, expected: str) -> None:
+    job = shared.submit()
+    watching = shared.watch(job)
+    os.kill(shared.workers(job, 2)[0], signal.SIGKILL)
+    wait_for(lambda: watching.of("notice"))
+    assert shared.digest(job) == expected
+    notices = [event["text"] for event in shared.events(job) if event["event"] == "notice"]
     assert len(notices) == 1
     assert notices[0].startswith("a worker of fleet spare ended and will be replaced: ")
 
 
-def test_all_workers_are_killed_at_once(cluster: Cluster, expected: str) -> None:
-    job = cluster.submit()
-    for process in below(cluster.fleet, "ray::WorkerActor"):
-        process.kill()
-    assert cluster.digest(job) == expected
-    notices = [event["text"] for event in cluster.events(job) if event["event"] == "notice"]
+def test_all_workers_are_killed_at_once(shared: Cluster, expected: str) -> None:
+    job = shared.submit()
+    watching = shared.watch(job)
+    watching.until_workers(2)
+    for worker in watching.workers:
+        kill(worker)
+    wait_for(lambda: len(watching.of("notice")) == 2)
+    assert shared.digest(job) == expected
+    notices = [event["text"] for event in shared.events(job) if event["event"] == "notice"]
     assert len(notices) == 2
     assert all("its process died" in notice for notice in notices)
 
 
-def test_workers_come_and_go(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
-    # Long enough for workers to start three times over.
-    longer = (*JOB, "--set", "training.epochs=600")
-    job = cluster.submit(longer)
-    for workers in (3, 1, 2):
-        cluster("scale", job, str(workers))
-        cluster.workers(job, workers)
-    assert cluster.digest(job) == undisturbed(tmp_path_factory.mktemp("longer"), longer)
+def test_workers_come_and_go(shared: Cluster, expected: str) -> None:
+    job = shared.submit()
+    for number, workers in enumerate((3, 1, 2), 2):
+        shared("scale", job, str(workers))
+        shared.workers(job, workers)
+        shared.barrier.hold(number * MIDST)
+        shared.until_steps(job, number * MIDST)
+    assert shared.digest(job) == expected
 
 
 def test_the_server_is_killed(cluster: Cluster, expected: str) -> None:
@@ -180,20 +205,24 @@ def test_the_fleet_is_killed_and_another_takes_its_place(tmp_path: Path, expecte
         arguments = ("serve", "--address", "127.0.0.1:0", "--data", str(tmp_path / "server"))
         _, facts = stack.enter_context(service(tmp_path, *arguments))
         address = facts["address"]
-        first = Running(tmp_path, "fleet", "--server", address, "--slots", "2", "--json")
+        barrier = Barrier(tmp_path / "barrier.json")
+        barrier.hold(MIDST)
+        fleet = ("fleet", "--server", address, "--slots", "2")
+        first = Running(tmp_path, *fleet, "--json", **barrier.environment)
         first.line()
         job = thalweg(tmp_path, "submit", *JOB, "--server", address, "--json").answer["job"]
 
         def steps() -> int:
             return int(thalweg(tmp_path, "jobs", job, "--server", address, "--json").answer["jobs"][0]["steps"])
 
-        wait_for(lambda: steps() > 50)
+        wait_for(lambda: steps() >= MIDST)
         first.process.kill()
         first.process.wait()
         waiting = wait_for(lambda: _waits(tmp_path, job, address))
         assert waiting["state"] == "RUNNING"
         wait_for(lambda: not first.left_behind())
-        stack.enter_context(service(tmp_path, "fleet", "--server", address, "--slots", "2"))
+        stack.enter_context(service(tmp_path, *fleet, **barrier.environment))
+        barrier.release()
         ended = thalweg(tmp_path, "watch", job, "--server", address, "--json")
         assert ended.code == 0, ended.stderr
         assert thalweg(tmp_path, "jobs", job, "--server", address, "--json").answer["jobs"][0]["weights_sha256"] == expected
@@ -206,6 +235,7 @@ def test_the_head_of_a_fleets_own_ray_is_killed(cluster: Cluster, expected: str,
     for process in before:
         if process.name() in killed:
             process.kill()
+    cluster.fleet.until("Ray is lost")
     assert cluster.digest(job) == expected
     assert cluster.fleet.process.poll() is None
     assert "Ray is lost" in cluster.fleet.stderr
@@ -215,8 +245,10 @@ def test_the_head_of_a_fleets_own_ray_is_killed(cluster: Cluster, expected: str,
 
 def test_the_process_that_drives_ray_is_killed(cluster: Cluster, expected: str) -> None:
     job = cluster.submit()
-    (driver,) = psutil.Process(cluster.fleet.process.pid).children()
+    fleet = psutil.Process(cluster.fleet.process.pid)
+    (driver,) = fleet.children()
     driver.kill()
+    wait_for(lambda: [process for process in fleet.children() if process != driver])
     assert cluster.digest(job) == expected
 
 
@@ -265,17 +297,17 @@ def test_a_ray_cluster_that_asks_for_no_token_is_refused_unless_its_network_is_t
         assert not (tmp_path / ".ray").exists()
 
 
-def test_a_ray_of_its_own_leaves_nothing_at_home_and_listens_on_loopback_only(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.submit()
+def test_a_ray_of_its_own_leaves_nothing_at_home_and_listens_on_loopback_only(shared: Cluster) -> None:
+    shared.digest(shared.submit())
     listening = {
         connection.laddr.ip
-        for process in cluster.fleet.processes()
+        for process in shared.fleet.processes()
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     }
     assert listening
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
-    assert not (tmp_path / ".ray").exists()
+    assert not (shared.home / ".ray").exists()
 
 
 def test_two_rays_of_their_own_have_tokens_of_their_own(tmp_path: Path) -> None:
