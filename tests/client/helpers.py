@@ -23,8 +23,6 @@ from thalweg.workers.worker import work
 
 # Nothing listens there.
 NOWHERE = "127.0.0.1:1"
-# So many that a job runs until somebody ends it.
-ENDLESS = {"training.epochs": 10_000_000}
 
 
 @dataclass(frozen=True)

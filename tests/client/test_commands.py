@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 
 from tests.client.conftest import Command
 from tests.client.helpers import Cluster, Printed, fleet_of_threads, names_in, start_worker
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.cluster import running_server
 from tests.end_to_end.command import thalweg
 from tests.end_to_end.refusals import refusal
@@ -324,14 +325,18 @@ def test_weights(cluster: Cluster, command: Command, tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["gate.safetensors", "w.safetensors"]
 
 
-def test_the_weights_of_a_running_job_are_those_of_its_last_step(server: Server, client: Client, command: Command) -> None:
-    job = client.submit("xor", {"training.epochs": 10_000_000}, id="mine")
+def test_the_weights_of_a_running_job_are_those_of_its_last_step(
+    server: Server, client: Client, command: Command, barrier: Barrier
+) -> None:
+    barrier.hold(3)
+    job = client.submit("xor", id="mine")
     worker = start_worker(server.address, "mine")
     next(event for event in job.watch() if isinstance(event, StepsTaken))
     printed = command("weights", "mine", "--server", server.address, "--json")
     assert printed.code == 0
     assert printed.json["version"] > 0
     job.cancel()
+    barrier.release()
     worker.join()
 
 
@@ -531,11 +536,12 @@ def interrupt(*_: object) -> None:
 
 
 def test_train_ends_the_job_on_ctrl_c_and_keeps_what_was_learnt(
-    server: Server, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, barrier: Barrier
 ) -> None:
+    barrier.hold(3)
     monkeypatch.setattr(Log, "show", lambda _, event: interrupt() if isinstance(event, StepsTaken) else None)
     with fleet_of_threads(server):
-        printed = command("train", "xor", "--set", "training.epochs=10000000", "--server", server.address, "--json")
+        printed = command("train", "xor", "--server", server.address, "--json")
     assert printed.code == 130
     assert printed.json["state"] == "CANCELLED"
     assert printed.json["steps"] > 0

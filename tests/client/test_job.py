@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.client.helpers import ENDLESS, NOWHERE, Cluster, start_worker
+from tests.client.helpers import NOWHERE, Cluster, start_worker
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.cluster import ThreadFleet, running_server
 from tests.end_to_end.command import wait_for
 from tests.learning.batches import schema
@@ -113,11 +114,13 @@ def test_a_job_that_never_was_is_told(client: Client) -> None:
         client.job("nope")
 
 
-def test_a_cancelled_job_keeps_what_was_learnt(server: Server, client: Client) -> None:
-    job = client.submit("xor", ENDLESS)
+def test_a_cancelled_job_keeps_what_was_learnt(server: Server, client: Client, barrier: Barrier) -> None:
+    barrier.hold(3)
+    job = client.submit("xor")
     worker = start_worker(server.address, job.id)
     next(event for event in job.watch() if isinstance(event, StepsTaken))
     assert job.cancel() == "CANCELLED"
+    barrier.release()
     worker.join()
     result = job.wait()
     assert result.state == "CANCELLED"
@@ -389,7 +392,7 @@ def test_the_history_of_a_job_that_has_not_ended_does_not_wait(client: Client) -
 
 @pytest.mark.parametrize("known", [True, False], ids=["this release", "an earlier one"])
 def test_the_history_of_a_running_job_ends_whatever_the_clocks_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, barrier: Barrier, known: bool
 ) -> None:
     monkeypatch.setattr("thalweg.client.job._HISTORY_SECONDS", 60.0 if known else 0.5)
     if not known:
@@ -403,8 +406,8 @@ def test_the_history_of_a_running_job_ends_whatever_the_clocks_say(
 
     monkeypatch.setattr(Timestamp, "GetCurrentTime", long_ago)
     with running_server(tmp_path) as server, Client(str(server.address)) as client, ThreadFleet(server.address, 1):
-        # An epoch takes a while: a server of an earlier release goes on with what happens now.
-        job = client.submit("digits", {"training.epochs": 1_000_000})
+        barrier.hold(3)
+        job = client.submit("digits")
         wait_for(lambda: job.progress.step > 0)
         events = job.history()
         assert [event.sequence for event in events] == list(range(1, len(events) + 1))

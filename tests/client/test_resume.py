@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.client.conftest import Command
-from tests.client.helpers import ENDLESS, NOWHERE, Cluster, fleet_of_threads, start_worker
+from tests.client.helpers import NOWHERE, Cluster, fleet_of_threads, start_worker
 from tests.client.test_commands import interrupt
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client, EpochEnded, Job, StateChanged, StepsTaken, ThalwegError
 from thalweg.client.cli.display import Log, Picture
@@ -63,12 +64,14 @@ def test_a_job_that_another_run_trains_is_told(command: Command) -> None:
 
 
 def test_what_a_job_told_before_is_not_shown_again_but_known(
-    server: Server, client: Client, command: Command, monkeypatch: pytest.MonkeyPatch
+    server: Server, client: Client, command: Command, monkeypatch: pytest.MonkeyPatch, barrier: Barrier
 ) -> None:
-    job = client.submit("xor", ENDLESS, id="mine")
+    barrier.hold(3)
+    job = client.submit("xor", id="mine")
     worker = start_worker(server.address, "mine")
     next(event for event in job.watch() if isinstance(event, EpochEnded))
     job.cancel()
+    barrier.release()
     worker.join()
     taken: list[Event] = []
     shown: list[Event] = []

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.client.conftest import Command
-from tests.client.helpers import ENDLESS, fleet_of_threads, names_in, start_worker
+from tests.client.helpers import fleet_of_threads, names_in, start_worker
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.command import wait_for
 from thalweg.client import Client, EpochEnded, Job, LocalError, ThalwegError, runs
 from thalweg.client import embedded as embedded_module
@@ -84,13 +85,16 @@ def test_runs_share_one_list_of_jobs(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
 
 
-def test_leaving_interrupts_a_job_and_keeps_what_it_learnt(tmp_path: Path, command: Command) -> None:
+def test_leaving_interrupts_a_job_and_keeps_what_it_learnt(tmp_path: Path, command: Command, barrier: Barrier) -> None:
+    barrier.hold(3, "mine")
     notes: list[str] = []
     with a_run(tmp_path / "a", notes) as run, fleet_of_threads(run.client, folder_token(tmp_path / "a")):
         done = run.client.submit("xor", {"training.epochs": 2}, id="done")
         done.wait()
-        job = run.client.submit("xor", ENDLESS, id="mine")
+        job = run.client.submit("xor", id="mine")
         until_it_has_learnt(job)
+    barrier.release()
+    wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "thalweg-heart"])
     (note,) = notes
     assert note.startswith("job mine was interrupted after ")
     assert f"thalweg train --resume mine --data {tmp_path / 'a'}, or client.resume('mine')" in note

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.client.conftest import Command
-from tests.client.helpers import ENDLESS, fleet_of_threads
+from tests.client.helpers import fleet_of_threads
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.command import THALWEG
 from thalweg.client import EpochEnded, LocalError
 from thalweg.client.embedded import Embedded, attached
@@ -24,9 +25,11 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a job that succeeded, and one whose process was killed when it had a checkpoint or none."""
     folder = tmp_path_factory.mktemp("kept") / "jobs"
     embedded = Embedded(folder)
-    with fleet_of_threads(embedded.client, folder_token(folder)):
+    barrier = Barrier(tmp_path_factory.mktemp("barrier") / "barrier.json")
+    barrier.hold(3, "cut-off")
+    with barrier.here(), fleet_of_threads(embedded.client, folder_token(folder)):
         embedded.client.submit("xor", {"training.epochs": 20}, id="done").wait()
-        cut_off = embedded.client.submit("xor", ENDLESS, id="cut-off")
+        cut_off = embedded.client.submit("xor", id="cut-off")
         next(event for event in cut_off.watch() if isinstance(event, EpochEnded))
         embedded.abandon("cut-off")
         embedded.close()

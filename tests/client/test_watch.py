@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.client.helpers import ENDLESS, Cluster, start_worker
+from tests.client.helpers import Cluster, start_worker
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.command import wait_for
 from thalweg.client import Client, Event, StateChanged, StepsTaken, ThalwegError
 from thalweg.client.connection import Connection
@@ -22,8 +23,9 @@ def test_a_watch_goes_on_behind_any_number(cluster: Cluster) -> None:
         assert list(cluster.digits.watch(after)) == events[after:]
 
 
-def test_a_watch_ends_with_the_job(server: Server, client: Client) -> None:
-    job = client.submit("xor", ENDLESS)
+def test_a_watch_ends_with_the_job(server: Server, client: Client, barrier: Barrier) -> None:
+    barrier.hold(3)
+    job = client.submit("xor")
     worker = start_worker(server.address, job.id)
     states = []
     for event in job.watch():
@@ -31,6 +33,7 @@ def test_a_watch_ends_with_the_job(server: Server, client: Client) -> None:
             job.cancel()
         elif isinstance(event, StateChanged):
             states.append(event.state)
+    barrier.release()
     worker.join()
     assert states[0] == "QUEUED"
     assert states[-1] == "CANCELLED"
@@ -46,13 +49,14 @@ def test_a_watch_that_is_left_leaves_the_job_as_it_is(client: Client) -> None:
     assert next(job.watch()) == first
 
 
-def test_a_watch_and_a_wait_survive_a_restart_of_the_server(tmp_path: Path) -> None:
+def test_a_watch_and_a_wait_survive_a_restart_of_the_server(tmp_path: Path, barrier: Barrier) -> None:
+    barrier.hold(3)
     first = Server(ServerConfig(Address("127.0.0.1", 0), tmp_path / "server"))
     address = first.start()
     events: list[Event] = []
     told: queue.SimpleQueue[Event] = queue.SimpleQueue()
     with Client(address) as client:
-        job = client.submit("xor", ENDLESS)
+        job = client.submit("xor")
         start_worker(address, job.id)
 
         def watch() -> None:
@@ -72,6 +76,7 @@ def test_a_watch_and_a_wait_survive_a_restart_of_the_server(tmp_path: Path) -> N
         try:
             while not (isinstance(event := told.get(), StateChanged) and "restarted" in event.status):
                 pass
+            barrier.hold(6)
             start_worker(address, job.id)
             while not isinstance(told.get(), StepsTaken):
                 pass
@@ -130,7 +135,7 @@ def test_a_watch_says_that_the_server_cannot_be_reached(tmp_path: Path) -> None:
     address = first.start()
     said: queue.SimpleQueue[str] = queue.SimpleQueue()
     with Client(address) as client:
-        job = client.submit("xor", ENDLESS)
+        job = client.submit("xor")
         watcher = threading.Thread(target=lambda: list(client.job(job.id).watch(0, said.put)))
         watcher.start()
         wait_for(lambda: client.job(job.id).message.status)

@@ -1,11 +1,12 @@
 """A barrier at which jobs wait at a step, wherever their workers are, until a test lets them continue."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
+from tests.end_to_end.command import wait_for
 from tests.hook import sitecustomize as hook
 from thalweg.workers import worker
 
@@ -22,7 +23,8 @@ class Environment(TypedDict):
 class Barrier:
     """Workers begin no gradient of a held step. `job` is a job's id, or `ANY` for all that are not named themselves.
 
-    Nothing is held at first. A held worker sends heartbeats, and hears nothing from the server before it is released.
+    Nothing is held at first. A held worker sends heartbeats, and hears nothing from the server before it is released: a job that
+    is held two steps or more after the end of an epoch has been evaluated then.
     """
 
     def __init__(self, file: Path) -> None:
@@ -41,6 +43,17 @@ class Barrier:
     def release(self, job: str = ANY) -> None:
         """A job continues to its end. With `ANY`, each does."""
         self._write({} if job == ANY else {**self._steps, job: None})
+
+    def step_until(self, steps: Callable[[], int], condition: Callable[[], Any]) -> Any:
+        """Waits until a condition holds, and gives its value. A held job, which has taken `steps()`, steps meanwhile."""
+
+        def look() -> Any:
+            value = condition()
+            if not value:
+                self.hold(steps() + 1)
+            return value
+
+        return wait_for(look)
 
     def _write(self, steps: dict[str, int | None]) -> None:
         self._steps = steps

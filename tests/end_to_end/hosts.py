@@ -137,7 +137,7 @@ class Network:
     """A switch, and hosts that are joined to it. A context manager; addresses are 10.88.0.2 and following."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._stack = ExitStack()
         self._hosts = 0
 
@@ -160,7 +160,7 @@ class Network:
     def host(self, name: str) -> Host:
         """A new host, joined to the switch by a port of the same name, of at most 10 characters."""
         self._hosts += 1
-        host = Host(name, f"10.88.0.{self._hosts + 1}", self._folder / name)
+        host = Host(name, f"10.88.0.{self._hosts + 1}", self.folder / name)
         self._stack.callback(host.remove)
         self._ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
         self._ip("link", "set", name, "master", "lan", "up")

@@ -1,10 +1,10 @@
 """Real processes are killed, stopped and run out of disk while a job runs: the same bits all the same."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,12 +17,13 @@ from thalweg.server.settings import KEPT_CHECKPOINTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
-# Some seconds of work for three workers.
-EPOCHS = 540
+EPOCHS = 30
 STEPS = 23 * EPOCHS
 JOB = (f"training.epochs={EPOCHS}",)
 # How often something is killed in the course of a job.
 KILLS = 5
+# How many steps lie between two kills.
+STRETCH = STEPS // (KILLS + 3)
 
 
 class Cluster(Processes):
@@ -41,13 +42,23 @@ class Cluster(Processes):
         self.server.process.kill()
         self.server.process.wait()
 
-    def steps_from(self, least: int) -> int | None:
-        """How many steps the job has taken, as the server says; None if there are fewer than `least`."""
-        steps = int(self("jobs", self.job)["jobs"][0]["steps"])
-        return steps if steps >= least else None
+    @property
+    def steps(self) -> int:
+        """How many steps the job has taken. Events tell of the last ones with the next ones, or at the end."""
+        with Client(self.address) as client:
+            return client.job(self.job).message.progress.step
+
+    def until_held(self, steps: int) -> None:
+        """Waits until the job waits at the barrier after so many steps."""
+        wait_for(lambda: self.steps == steps)
+
+    def step_until(self, condition: Callable[[], Any]) -> Any:
+        """Waits until a condition holds, and gives its value. Meanwhile the job steps."""
+        return self.barrier.step_until(lambda: self.steps, condition)
 
     def digest(self, watching: Watching) -> str:  # type: ignore[override]
-        """The digest of what comes of a job, which is waited for."""
+        """The digest of a job's result, which is waited for. The barrier is released."""
+        self.barrier.release()
         assert watching.end() == "SUCCEEDED"
         return str(self("jobs", self.job)["jobs"][0]["weights_sha256"])
 
@@ -68,47 +79,43 @@ def stack() -> Iterator[ExitStack]:
 @pytest.mark.parametrize("seed", [0])
 def test_workers_are_killed_at_random_until_the_job_ends(shared: Cluster, seed: int) -> None:
     generator = random.Random(seed)
+    shared.barrier.hold(STRETCH)
     watching = shared.run(3)
     for number in range(1, KILLS + 1):
-        watching.until_steps(number * STEPS // (KILLS + 3))
+        # It is killed at this barrier, or on the way to the next one.
+        shared.until_held(number * STRETCH)
+        shared.barrier.hold((number + 1) * STRETCH)
         kill(generator.choice(wait_for(lambda: watching.workers)))
     assert shared.digest(watching) == undisturbed("digits", *JOB)
 
 
 def test_a_job_grows_and_shrinks(shared: Cluster) -> None:
+    shared.barrier.hold(STRETCH)
     watching = shared.run(1)
     watching.until_workers(1)
-    # It is slowed, so that the job is still there when the others come.
-    with slowed(watching.workers[0]):
-        for workers in (3, 1):
-            shared("scale", shared.job, str(workers))
-            watching.until_workers(workers)
+    for number, workers in enumerate((3, 1), 2):
+        shared("scale", shared.job, str(workers))
+        watching.until_workers(workers)
+        shared.barrier.hold(number * STRETCH)
+        shared.until_held(number * STRETCH)
     assert shared.digest(watching) == undisturbed("digits", *JOB)
 
 
 def test_one_worker_is_ten_times_slower_than_the_others(shared: Cluster) -> None:
-    short = ("training.epochs=60",)
-    expected = undisturbed("digits", *short)
-    watching = shared.run(3, *short)
-    assert shared.digest(watching) == expected
-    alone = shared("jobs", shared.job)["jobs"][0]["seconds"]
-    watching = shared.run(3, *short)
+    shared.barrier.hold(STRETCH)
+    watching = shared.run(3)
     watching.until_workers(3)
     with slowed(watching.workers[0]):
-        assert shared.digest(watching) == expected
-    beside = shared("jobs", shared.job)["jobs"][0]["seconds"]
-    print(f"a worker slowed tenfold made the job take {beside / alone:.2f} times as long")  # noqa: T201
+        assert shared.digest(watching) == undisturbed("digits", *JOB)
 
 
 def test_another_fleet_joins_and_the_first_is_killed(tmp_path: Path, stack: ExitStack) -> None:
     cluster = Cluster(tmp_path, stack)
+    cluster.barrier.hold(STRETCH)
     watching = cluster.run(2)
     watching.until_workers(2)
     first = set(watching.workers)
-    # They are slowed, so that the job is still there when the other fleet is.
-    for worker in first:
-        stack.enter_context(slowed(worker))
-    watching.until_steps(STEPS // 20)
+    cluster.until_held(STRETCH)
     second = cluster.start_fleet()
     cluster.fleet.process.kill()
     wait_for(lambda: (watching.workers and not first & set(watching.workers)) or watching.ended)
@@ -125,15 +132,24 @@ def losses_of(watching: Watching) -> list[tuple[int, float]]:
     return [(event["first_step"] + i, loss) for event in watching.of("steps_taken") for i, loss in enumerate(event["losses"])]
 
 
+def restarts(watching: Watching) -> list[str]:
+    """The statuses of the job after restarts of the server."""
+    return [event["status"] for event in watching.of("state_changed") if "restarted" in event["status"]]
+
+
 def test_the_server_is_killed_five_times(tmp_path: Path, stack: ExitStack) -> None:
     cluster = Cluster(tmp_path, stack, *CHECKPOINTS)
+    cluster.barrier.hold(STRETCH)
     watching = cluster.run(2)
     for number in range(1, KILLS + 1):
-        # What is watched tells of it late: some seconds pass until a watch that broke goes on.
-        steps = wait_for(partial(cluster.steps_from, number * STEPS // (KILLS + 3)))
-        assert steps < STEPS
+        cluster.until_held(number * STRETCH)
+        cluster.barrier.hold((number + 1) * STRETCH)
+        # It is killed in the midst of a step, unless the job waits at the next barrier already.
+        wait_for(lambda: cluster.steps > number * STRETCH)  # noqa: B023 - waited for at once
         cluster.kill_server()
         cluster.server = cluster.start_server()
+        # A watch that broke is resumed some seconds later; after a minute without a server it ends.
+        wait_for(lambda: len(restarts(watching)) == number or watching.ended)  # noqa: B023
     # It was not started again, and has missed nothing: `digest` looks at the numbers of the events.
     assert cluster.digest(watching) == undisturbed("digits", *JOB)
     assert [step for step, _ in losses_of(watching)] == list(range(STEPS))
@@ -146,8 +162,9 @@ def test_the_server_is_killed_five_times(tmp_path: Path, stack: ExitStack) -> No
 @pytest.mark.parametrize("damaged", ["the newest", "all"])
 def test_a_checkpoint_is_damaged(tmp_path: Path, stack: ExitStack, damaged: str) -> None:
     cluster = Cluster(tmp_path, stack, *CHECKPOINTS)
+    cluster.barrier.hold(0)
     watching = cluster.run(2)
-    wait_for(lambda: len(watching.of("checkpoint_written")) >= 2 or watching.ended)
+    cluster.step_until(lambda: len(watching.of("checkpoint_written")) >= 2)
     cluster.kill_server()
     folder = cluster.data / "jobs" / cluster.job / "checkpoints"
     checkpoints = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
@@ -158,7 +175,7 @@ def test_a_checkpoint_is_damaged(tmp_path: Path, stack: ExitStack, damaged: str)
     assert cluster.digest(watching) == undisturbed("digits", *JOB)
     notices = [event["text"] for event in watching.of("notice") if "damaged" in event["text"]]
     assert len(notices) == (len(checkpoints) if damaged == "all" else 1)
-    again = [event["status"] for event in watching.of("state_changed") if "restarted" in event["status"]]
+    again = restarts(watching)
     assert len(again) == 1
     assert again[0].endswith("starts again from the beginning") == (damaged == "all")
 
@@ -166,11 +183,12 @@ def test_a_checkpoint_is_damaged(tmp_path: Path, stack: ExitStack, damaged: str)
 @pytest.mark.skipif(disk_problem() is not None, reason=str(disk_problem()))
 def test_the_disk_is_full_when_a_checkpoint_is_due(tmp_path: Path, stack: ExitStack) -> None:
     # A checkpoint takes some 9 MB, SQLite's log of events 4 MB at most.
-    settings = ("model.layers=[{dense={units=10240}}, {relu={}}, {dense={units=10}}]", "training.epochs=20")
+    settings = ("model.layers=[{dense={units=10240}}, {relu={}}, {dense={units=10}}]", "training.epochs=8")
     disk = stack.enter_context(SmallDisk(tmp_path / "disk", mebibytes=256))
     cluster = Cluster(tmp_path, stack, *CHECKPOINTS, data=disk.folder / "server")
+    cluster.barrier.hold(0)
     watching = cluster.run(2, *settings)
-    size = int(wait_for(lambda: watching.of("checkpoint_written"))[0]["bytes"])
+    size = int(cluster.step_until(lambda: watching.of("checkpoint_written"))[0]["bytes"])
     folder = cluster.data / "jobs" / cluster.job / "checkpoints"
 
     def filled() -> bool:
@@ -183,15 +201,14 @@ def test_the_disk_is_full_when_a_checkpoint_is_due(tmp_path: Path, stack: ExitSt
         return idle
 
     wait_for(filled)
-    wait_for(lambda: watching.of("checkpoint_failed") or watching.ended)
-    assert not watching.ended
-    told = watching.of("checkpoint_failed")[0]
+    told = cluster.step_until(lambda: watching.of("checkpoint_failed"))[0]
     assert "No space left on device" in told["problem"]
     # The job goes on meanwhile.
-    watching.until_steps(watching.steps + 10)
+    reached = cluster.steps
+    cluster.step_until(lambda: cluster.steps >= reached + 10)
     disk.clear()
     written = [event["sequence"] for event in watching.of("checkpoint_written")]
-    wait_for(lambda: len(watching.of("checkpoint_written")) > len(written) or watching.ended)
+    cluster.step_until(lambda: len(watching.of("checkpoint_written")) > len(written))
     assert watching.of("checkpoint_written")[-1]["sequence"] > told["sequence"]
     assert cluster.digest(watching) == undisturbed("digits", *settings)
     with Client(cluster.address) as client:

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE
@@ -134,10 +135,10 @@ def test_a_fleet_that_attends(server: Server, laid: Cable) -> None:
         requests.put(None)
 
 
-def test_a_worker_that_works(server: Server, laid: Cable) -> None:
+def test_a_worker_that_works(server: Server, laid: Cable, barrier: Barrier) -> None:
     with stub_of(server) as stub:
-        spec = make_spec(training={"epochs": 1_000_000})
-        job = stub.CreateJob(pb.CreateJobRequest(spec=spec)).job
+        barrier.hold(1)
+        job = stub.CreateJob(pb.CreateJobRequest(spec=make_spec())).job
         lost: list[ThalwegError] = []
 
         def work() -> None:
@@ -151,7 +152,8 @@ def test_a_worker_that_works(server: Server, laid: Cable) -> None:
         events = stub.WatchJob(pb.WatchJobRequest(job_id=job.id), timeout=DEADLINE)
         next(event for event in events if event.event.HasField("steps_taken"))
         laid.cut()
+        next(event for event in events if event.event.HasField("workers_changed") and not event.event.workers_changed.names)
+        barrier.release()
         thread.join()
         assert [error.reason for error in lost] == ["UNREACHABLE"]
-        next(event for event in events if event.event.HasField("workers_changed") and not event.event.workers_changed.names)
         stub.CancelJob(pb.CancelJobRequest(job_id=job.id))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.end_to_end import hosts, intruder
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.command import THALWEG, Ended, Running, service, thalweg, wait_for
-from tests.end_to_end.faults import slowed
 from tests.end_to_end.hosts import Host, Network
 from tests.end_to_end.watching import Watching, undisturbed
 
@@ -28,8 +28,9 @@ RAY_TOKEN = "a-secret-of-rays"
 RAY = THALWEG.with_name("ray")
 # As in docker-compose.yml. Ray alone would take a third of the memory for each host's object store.
 RAY_OPTIONS = ("--object-store-memory=80000000", "--disable-usage-stats", "--block")
-# Some seconds of work for two workers.
-EPOCHS = 200
+EPOCHS = 30
+# The steps between two barriers.
+MIDST = 60
 
 
 class Cluster:
@@ -43,6 +44,7 @@ class Cluster:
         self.head = network.host("head")
         self.nodes = [network.host(f"node{number}") for number in (1, 2)]
         self.address = f"{self.server.address}:7070"
+        self.barrier = Barrier(network.folder / "barrier.json")
         serve = ("serve", "--address", self.address, "--data", str(self.server.home / "data"))
         stack.enter_context(service(self.server.home, *serve, program=self.server.thalweg, **TOKEN))
         # Nothing that a run on one's own leaves behind disturbs a cluster.
@@ -61,7 +63,9 @@ class Cluster:
         options = (f"--node-ip-address={host.address}", *RAY_OPTIONS)
         (host.home / "ray-token").write_text(f"{RAY_TOKEN}\n")
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(host.home / "ray-token")}
-        running = Running(host.home, "start", *arguments, *options, program=host.program(RAY), **token)
+        running = Running(
+            host.home, "start", *arguments, *options, program=host.program(RAY), **token, **self.barrier.environment
+        )
         self._stack.callback(running.end)
         self._stack.callback(host.kill)
         while "Ray runtime started" not in running.line():
@@ -85,17 +89,28 @@ class Cluster:
         assert ended.code == 0, ended.stderr
         return ended.answer
 
-    def submit(self, epochs: int = EPOCHS) -> Watching:
-        """A job of two workers, one on each node, that has taken some steps."""
+    def submit(self) -> Watching:
+        """A job of two workers, one on each node, that has taken some steps, and waits at the barrier."""
         self.mend()
-        self.job = str(self._thalweg("submit", "digits", "--set", f"training.epochs={epochs}")["job"])
+        self.barrier.hold(MIDST)
+        self.job = str(self._thalweg("submit", "digits", "--set", f"training.epochs={EPOCHS}")["job"])
         watching = Watching(self.server.home, self.job, self.address, self.server.thalweg, **TOKEN)
         self._stack.callback(watching.stop)
         watching.until_workers(2)
         assert {name.split("/")[1] for name in watching.workers} == {node.name for node in self.nodes}
-        # By now both take part.
-        watching.until_steps(500)
+        self._until_held(MIDST)
+        # Now both take part.
+        self.go_on()
         return watching
+
+    def _until_held(self, steps: int) -> None:
+        wait_for(lambda: self._thalweg("jobs", self.job)["jobs"][0]["steps"] == steps)
+
+    def go_on(self) -> None:
+        """Waits until the job has taken `MIDST` steps more, and waits at the barrier again."""
+        steps = int(self._thalweg("jobs", self.job)["jobs"][0]["steps"]) + MIDST
+        self.barrier.hold(steps)
+        self._until_held(steps)
 
     def join_as_node(self, **environment: str) -> Ended:
         """The end of an attempt to join the Ray cluster with a host that is none of it."""
@@ -118,7 +133,8 @@ class Cluster:
         return ended.answer
 
     def digest(self, watching: Watching) -> str:
-        """The digest of what comes of a job, which is waited for."""
+        """The digest of a job's result, which is waited for. The barrier is released."""
+        self.barrier.release()
         assert watching.end() == "SUCCEEDED"
         return str(self._thalweg("jobs", self.job)["jobs"][0]["weights_sha256"])
 
@@ -144,15 +160,13 @@ def test_a_node_is_cut_off_in_the_midst_of_a_step_and_returns(cluster: Cluster, 
         cluster.mend()
         return len(watching.workers) == 2 or watching.ended
 
-    # The other is slowed, so that the job is still there when the node returns.
-    with slowed(other):
-        with cluster.network.is_cut(cluster.nodes[0]):
-            # It goes on without that node, which then is taken for lost.
-            watching.until_steps(watching.steps + 20)
-            watching.until_workers(1)
-            assert watching.workers == [other]
-        wait_for(is_back)
-        assert cut not in watching.workers
+    with cluster.network.is_cut(cluster.nodes[0]):
+        # It goes on without that node, which then is taken for lost.
+        cluster.go_on()
+        watching.until_workers(1)
+        assert watching.workers == [other]
+    wait_for(is_back)
+    assert cut not in watching.workers
     assert cluster.digest(watching) == expected
 
 
@@ -167,7 +181,7 @@ def test_the_servers_host_is_cut_off_and_returns(cluster: Cluster, expected: str
 
 
 def test_a_stranger_without_the_token_gets_nowhere_in_the_ray_cluster(cluster: Cluster) -> None:
-    cluster.submit(epochs=1_000_000)
+    cluster.submit()
     ports = [port for host in (cluster.head, *cluster.nodes) for port in host.listening()]
     for token in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another-secret"}):
         assert cluster.join_as_node(**token).code != 0
@@ -196,7 +210,7 @@ def test_a_fleet_whose_server_only_its_own_machine_reaches_is_refused(cluster: C
 def test_a_node_behind_a_line_that_delays_and_loses(cluster: Cluster, expected: str) -> None:
     watching = cluster.submit()
     with cluster.network.impaired(cluster.nodes[0], delay_ms=50, jitter_ms=5, loss_percent=5) as frames:
-        watching.until_steps(watching.steps + 50)
+        cluster.go_on()
     assert frames["lost"] > 0
     assert cluster.digest(watching) == expected
 
@@ -205,5 +219,5 @@ def test_a_node_behind_a_line_that_delays_and_loses(cluster: Cluster, expected: 
 def test_a_node_behind_a_narrow_line(cluster: Cluster, expected: str) -> None:
     watching = cluster.submit()
     with cluster.network.limited(cluster.nodes[0], megabits=10):
-        watching.until_steps(watching.steps + 50)
+        cluster.go_on()
     assert cluster.digest(watching) == expected

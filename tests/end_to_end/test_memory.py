@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.command import wait_for
 from tests.server.test_training_service import make_spec
@@ -89,10 +90,13 @@ def limited_server(group: Path, tmp_path: Path) -> Iterator[Address]:
 
 
 @pytest.mark.cgroup
-def test_a_server_of_512_mib_refuses_a_job_that_can_never_fit_and_trains_the_others(limited_server: Address) -> None:
+def test_a_server_of_512_mib_refuses_a_job_that_can_never_fit_and_trains_the_others(
+    limited_server: Address, barrier: Barrier
+) -> None:
     with grpc.insecure_channel(str(limited_server)) as channel:
         stub = TrainingServiceStub(channel)
-        create(stub, "small", 10, 1_000_000)
+        barrier.hold(3)
+        create(stub, "small", 10, 10)
         create(stub, "large", 750_000, 1)
         workers = [start_worker(limited_server, job_id) for job_id in ("small", "large")]
         wait_for(lambda: get(stub, "large").state == job_pb2.JOB_STATE_FAILED)
@@ -100,14 +104,19 @@ def test_a_server_of_512_mib_refuses_a_job_that_can_never_fit_and_trains_the_oth
         assert "56,250,010 parameters do not fit in this server's memory: about 2.3" in error
         assert "this machine has at most 0." in error
         # It is only now that the other has to be seen to go on.
-        step = get(stub, "small").progress.step
-        wait_for(lambda: get(stub, "small").progress.step > step)
+        wait_for(lambda: get(stub, "small").progress.step == 3)
+        barrier.hold(6)
+        wait_for(lambda: get(stub, "small").progress.step == 6)
         stub.CancelJob(pb.CancelJobRequest(job_id="small"))
+        barrier.release()
         for worker in workers:
             worker.join()
 
 
-def test_a_job_that_does_not_fit_beside_another_waits_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_does_not_fit_beside_another_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, barrier: Barrier
+) -> None:
+    barrier.hold(1, "first")
     # Each needs 3 MiB, and for the trajectory the first, which is longer, 18 MiB.
     monkeypatch.setattr(runs, "Budget", lambda: Budget(lambda: Memory(24 * MIB, 24 * MIB), lambda: 0))
     with running_server(tmp_path) as server, stub_of(server) as stub:
@@ -124,6 +133,7 @@ def test_a_job_that_does_not_fit_beside_another_waits_for_its_end(tmp_path: Path
         assert "are reserved for other jobs" in get(stub, "second").status
         assert get(stub, "second").progress.workers == 1
         stub.CancelJob(pb.CancelJobRequest(job_id="first"))
+        barrier.release()
         second.join()
         first.join()
         assert get(stub, "second").state == job_pb2.JOB_STATE_SUCCEEDED

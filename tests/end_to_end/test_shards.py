@@ -11,6 +11,7 @@ import pytest
 from google.protobuf import json_format
 from threadpoolctl import threadpool_limits
 
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.cluster import ThreadFleet, running_server, stub_of, train
 from tests.end_to_end.command import service, wait_for
 from tests.end_to_end.peer import CutError, HoldAfter, proxy
@@ -206,17 +207,20 @@ def test_a_worker_that_cannot_reach_a_shard_says_which(tmp_path: Path) -> None:
             work(Endpoint(server.address), job.id, "far away")
 
 
-def test_a_lost_shard_takes_the_job_back_to_its_last_checkpoint(tmp_path: Path) -> None:
-    spec = spec_of(training={**BASE["training"], "epochs": 30, "workers": 2}, optimizer={"adam": {}})
+def test_a_lost_shard_takes_the_job_back_to_its_last_checkpoint(tmp_path: Path, barrier: Barrier) -> None:
+    spec = spec_of(training={**BASE["training"], "workers": 2}, optimizer={"adam": {}})
     digest = expected(spec)
+    barrier.hold(0)
     with running_server(tmp_path, checkpoint_seconds=0) as server, stub_of(server) as stub, ThreadFleet(server.address, 2):
         shards = [start_shard(server), start_shard(server)]
         job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=spec)).job
-        for shard in shards:
-            written = current(stub, job.id).progress.checkpoints.written
-            wait_for(lambda: current(stub, job.id).progress.checkpoints.written > written)  # noqa: B023 - waited for at once
+        for step, shard in enumerate(shards, 1):
+            # Each run writes a checkpoint after its first step. Workers wait before the next one, and hear of the loss later.
+            barrier.hold(step)
+            wait_for(lambda: current(stub, job.id).progress.checkpoints.step == step)  # noqa: B023 - waited for at once
             shard.stop()
             wait_for(lambda: f"shard {shard.address} was lost" in statuses(server, job.id))  # noqa: B023
+        barrier.release()
         job = ended(stub, job.id)
         assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error
         assert job.result.weights_sha256 == digest
@@ -224,27 +228,29 @@ def test_a_lost_shard_takes_the_job_back_to_its_last_checkpoint(tmp_path: Path) 
         assert [len(addresses.split(", ")) for addresses in split if addresses] == [2, 1]
 
 
-def test_a_job_goes_on_with_another_number_of_shards(tmp_path: Path) -> None:
-    spec = spec_of(training={**BASE["training"], "epochs": 120, "workers": 2}, optimizer={"adam": {}})
+def test_a_job_goes_on_with_another_number_of_shards(tmp_path: Path, barrier: Barrier) -> None:
+    spec = spec_of(training={**BASE["training"], "workers": 2}, optimizer={"adam": {}})
     digest = expected(spec)
-    for shards in (2, 0, 1):
+    for step, shards in enumerate((2, 0, 1), 1):
+        barrier.hold(step)
         with running_server(tmp_path, checkpoint_seconds=0) as server, stub_of(server) as stub:
             started = [start_shard(server) for _ in range(shards)]
             if shards == 2:
                 job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=spec)).job
             with ThreadFleet(server.address, 2):
                 if shards == 1:
+                    barrier.release()
                     job = ended(stub, job.id)
                 else:
-                    # Those that were counted before were written by earlier servers.
-                    wait_for(lambda: current(stub, job.id).progress.checkpoints.written > 1)  # noqa: B023 - waited for at once
+                    wait_for(lambda: current(stub, job.id).progress.checkpoints.step == step)  # noqa: B023 - waited for at once
         for shard in started:
             shard.stop()
     assert job.result.weights_sha256 == digest
 
 
-def test_parameters_can_be_had_while_they_are_on_shards(tmp_path: Path) -> None:
-    spec = spec_of(training={**BASE["training"], "epochs": 30})
+def test_parameters_can_be_had_while_they_are_on_shards(tmp_path: Path, barrier: Barrier) -> None:
+    spec = spec_of()
+    barrier.hold(3)
     with sharded(tmp_path, 2) as (server, _), stub_of(server) as stub, ThreadFleet(server.address, 1):
         job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=spec)).job
         wait_for(lambda: current(stub, job.id).progress.step > 2)
@@ -282,8 +288,9 @@ def test_a_shard_without_room_fails_the_job(tmp_path: Path, monkeypatch: pytest.
         assert train(server, spec_of()).state == job_pb2.JOB_STATE_SUCCEEDED
 
 
-def test_a_killed_shard_process_changes_nothing(tmp_path: Path) -> None:
-    spec = spec_of(training={**BASE["training"], "epochs": 20, "workers": 2}, optimizer={"adam": {}})
+def test_a_killed_shard_process_changes_nothing(tmp_path: Path, barrier: Barrier) -> None:
+    spec = spec_of(training={**BASE["training"], "workers": 2}, optimizer={"adam": {}})
+    barrier.hold(1)
     digest = expected(spec)
     with (
         running_server(tmp_path / "server", checkpoint_seconds=0) as server,
@@ -296,6 +303,8 @@ def test_a_killed_shard_process_changes_nothing(tmp_path: Path) -> None:
         job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=spec)).job
         wait_for(lambda: current(stub, job.id).progress.checkpoints.written)
         shard.process.kill()
+        wait_for(lambda: f"shard {announced['address']} was lost" in statuses(server, job.id))
+        barrier.release()
         job = ended(stub, job.id)
         assert job.result.weights_sha256 == digest
         assert f"shard {announced['address']} was lost" in statuses(server, job.id)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.command import Running, thalweg, wait_for
+from tests.end_to_end.watching import undisturbed
 from thalweg.client import local
 from thalweg.client.records import StepsTaken
 
@@ -109,11 +111,16 @@ def test_no_epochs_yield_the_initial_parameters(tmp_path: Path) -> None:
         assert file.get_tensor("0.weight").any()
 
 
-LONG = ("--set", "training.epochs=1000000")
+@pytest.fixture
+def held(tmp_path: Path) -> Barrier:
+    """A barrier at which jobs wait after some steps."""
+    barrier = Barrier(tmp_path / "barrier.json")
+    barrier.hold(20)
+    return barrier
 
 
-def test_ctrl_c_ends_the_job_and_says_where_what_was_learnt_lies(tmp_path: Path) -> None:
-    running = Running(tmp_path, "train", "digits", *LONG)
+def test_ctrl_c_ends_the_job_and_says_where_what_was_learnt_lies(tmp_path: Path, held: Barrier) -> None:
+    running = Running(tmp_path, "train", "digits", **held.environment)
     running.until("2 workers")
     wait_for(lambda: _steps(tmp_path) > 0)
     running.interrupt()
@@ -137,8 +144,8 @@ def _steps(home: Path) -> int:
 
 
 @pytest.mark.parametrize("text", ["starting Ray", "waiting for the first worker"])
-def test_ctrl_c_before_the_first_step_leaves_nothing_either(text: str, tmp_path: Path) -> None:
-    running = Running(tmp_path, "train", "digits", *LONG)
+def test_ctrl_c_before_the_first_step_leaves_nothing_either(text: str, tmp_path: Path, held: Barrier) -> None:
+    running = Running(tmp_path, "train", "digits", **held.environment)
     running.until(text)
     running.interrupt()
     ended = running.end()
@@ -151,8 +158,8 @@ def test_ctrl_c_before_the_first_step_leaves_nothing_either(text: str, tmp_path:
     assert "to resume: thalweg train --resume digits-1" in ended.stderr
 
 
-def test_sigterm_ends_the_job_too(tmp_path: Path) -> None:
-    running = Running(tmp_path, "train", "digits", "--json", *LONG)
+def test_sigterm_ends_the_job_too(tmp_path: Path, held: Barrier) -> None:
+    running = Running(tmp_path, "train", "digits", "--json", **held.environment)
     running.until("2 workers")
     running.process.terminate()
     ended = running.end()
@@ -188,8 +195,8 @@ def test_ray_starts_whatever_is_set_for_other_programs(tmp_path: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-def test_a_run_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
-    running = Running(tmp_path, "train", "digits", *LONG)
+def test_a_run_that_is_killed_leaves_nothing(tmp_path: Path, held: Barrier) -> None:
+    running = Running(tmp_path, "train", "digits", **held.environment)
     running.until("2 workers")
     assert [path.name for path in running.ray.iterdir()]
     running.process.kill()
@@ -197,23 +204,24 @@ def test_a_run_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     running.assert_nothing_left()
 
 
-def test_two_runs_at_a_time_share_one_list_of_jobs(tmp_path: Path) -> None:
-    """The second uses the server of the first, goes on when that is interrupted, and ends with the bits of an undisturbed run."""
-    epochs = ("--set", "training.epochs=300", "--json")
-    undisturbed = thalweg(tmp_path / "undisturbed", "train", "digits", *epochs)
+def test_two_runs_at_a_time_share_one_list_of_jobs(tmp_path: Path, held: Barrier) -> None:
+    """The second uses the server of the first, continues when that is interrupted, and ends with a plain loop's bits."""
     home = tmp_path / "shared"
-    first = Running(home, "train", "digits", *LONG)
+    # Some steps into the epoch after the one that is waited for.
+    held.hold(10 * 23 + 5, "digits-2")
+    first = Running(home, "train", "digits", **held.environment)
     first.until("starting Ray")
-    second = Running(home, "train", "digits", *epochs)
-    second.until("epoch 30 of")
+    second = Running(home, "train", "digits", "--set", "training.epochs=12", "--json", **held.environment)
+    second.until("epoch 10 of")
     first.interrupt()
     assert first.end().code == 130
     assert first.left_behind() == []
+    held.release("digits-2")
     ended = second.end()
     assert ended.code == 0, ended.stderr
     assert "Traceback" not in ended.stderr
     assert second.left_behind() == []
-    assert ended.answer["weights_sha256"] == undisturbed.answer["weights_sha256"]
+    assert ended.answer["weights_sha256"] == undisturbed("digits", "training.epochs=12")
     assert Path(ended.answer["weights"]).is_file()
     listed = thalweg(home, "jobs", "--json").answer["jobs"]
     assert [(job["job"], job["state"]) for job in listed] == [("digits-2", "SUCCEEDED"), ("digits-1", "CANCELLED")]

@@ -7,12 +7,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.command import Running, thalweg, wait_for
+from tests.end_to_end.watching import undisturbed
 
 pytestmark = pytest.mark.ray
 
-# Enough to be killed in the midst of.
-EPOCHS = 200
+EPOCHS = 12
+# In the third epoch.
+MIDST = 60
 
 
 def _steps(home: Path) -> int:
@@ -35,11 +38,9 @@ def _kill(running: Running) -> None:
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    settings = ("--set", f"training.epochs={EPOCHS}")
-    undisturbed = thalweg(tmp_path / "undisturbed", "train", "digits", "--json", *settings)
-    assert undisturbed.code == 0, undisturbed.stderr
-    home = tmp_path / "killed"
-    running = Running(home, "train", "digits", *settings)
+    home, barrier = tmp_path / "killed", Barrier(tmp_path / "barrier.json")
+    barrier.hold(MIDST)
+    running = Running(home, "train", "digits", "--set", f"training.epochs={EPOCHS}", **barrier.environment)
     running.until("2 workers")
     wait_for(lambda: _steps(home) > 0)
     _kill(running)
@@ -48,15 +49,18 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(tmp_path: Path) -> None:
     resumed = thalweg(home, "train", "--resume", "digits-1", "--json")
     assert resumed.code == 0, resumed.stderr
     assert resumed.answer["state"] == "SUCCEEDED"
-    assert resumed.answer["weights_sha256"] == undisturbed.answer["weights_sha256"]
-    assert resumed.answer["steps"] == undisturbed.answer["steps"]
+    assert resumed.answer["weights_sha256"] == undisturbed("digits", f"training.epochs={EPOCHS}")
+    assert resumed.answer["steps"] == EPOCHS * 23
     again = thalweg(home, "train", "--resume", "digits-1")
     assert again.code == 1
     assert again.stderr.startswith("thalweg: job digits-1 cannot be resumed: ")
 
 
 def test_a_run_that_was_interrupted_says_how_it_goes_on(tmp_path: Path) -> None:
-    running = Running(tmp_path, "train", "digits", "--data", "kept here", "--set", f"training.epochs={EPOCHS}")
+    barrier = Barrier(tmp_path / "barrier.json")
+    barrier.hold(MIDST)
+    settings = ("--data", "kept here", "--set", f"training.epochs={EPOCHS}")
+    running = Running(tmp_path, "train", "digits", *settings, **barrier.environment)
     running.until("epoch ")
     running.interrupt()
     ended = running.end()

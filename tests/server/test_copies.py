@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.command import wait_for
 from tests.server.test_training_service import events_of, make_spec
@@ -24,6 +25,7 @@ from thalweg.server.sharding import host as shard
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.shard_service_pb2 import HoldRequest, MakeShare, ShareCommand
+from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
 from thalweg.workers.worker import work
 
 
@@ -38,16 +40,28 @@ def without_memory(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
     monkeypatch.setattr(LocalArrays, "copy", failing)
 
 
-def test_a_checkpoint_without_memory_is_one_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def step(stub: TrainingServiceStub, job_id: str) -> int:
+    return stub.GetJob(pb.GetJobRequest(job_id=job_id)).job.progress.step
+
+
+def checkpoints(stub: TrainingServiceStub, job_id: str) -> job_pb2.Checkpoints:
+    return stub.GetJob(pb.GetJobRequest(job_id=job_id)).job.progress.checkpoints
+
+
+def test_a_checkpoint_without_memory_is_one_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, barrier: Barrier
+) -> None:
+    barrier.hold(1)
     without_memory(monkeypatch, wanted=True)
     with running_server(tmp_path, checkpoint_seconds=0.01) as server, stub_of(server) as stub:
-        spec = make_spec(training={"epochs": 1_000_000, "batch_size": 4, "microbatches": 1}, optimizer={"adam": {}})
+        spec = make_spec(training={"epochs": 500, "batch_size": 4, "microbatches": 1}, optimizer={"adam": {}})
         job = stub.CreateJob(pb.CreateJobRequest(spec=spec)).job
         worker = threading.Thread(target=work, args=(Endpoint(server.address), job.id, "w"))
         worker.start()
-        wait_for(lambda: stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.progress.checkpoints.failed > 2)
+        barrier.step_until(lambda: step(stub, job.id), lambda: checkpoints(stub, job.id).failed > 2)
         assert stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.state == job_pb2.JOB_STATE_RUNNING
         job = stub.CancelJob(pb.CancelJobRequest(job_id=job.id)).job
+        barrier.release()
         worker.join()
         failed = [event.checkpoint_failed for event in events_of(stub, job.id) if event.HasField("checkpoint_failed")]
         assert failed[0].problem == "there is too little memory for a copy (Unable to allocate 5.2 GiB)"
@@ -68,19 +82,22 @@ def test_a_snapshot_without_memory_is_left_out(tmp_path: Path, monkeypatch: pyte
         assert list(first.header.versions) == [2], "the last one needs no copy"
 
 
-def test_a_copy_that_is_larger_than_what_is_available_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_is_larger_than_what_is_available_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, barrier: Barrier
+) -> None:
+    barrier.hold(1)
     monkeypatch.setattr(local, "_MIN_CHECKED", 0)
     with running_server(tmp_path, checkpoint_seconds=0.01) as server, stub_of(server) as stub:
-        spec = make_spec(training={"epochs": 1_000_000, "batch_size": 4, "microbatches": 1}, optimizer={"adam": {}})
+        spec = make_spec(training={"epochs": 500, "batch_size": 4, "microbatches": 1}, optimizer={"adam": {}})
         job = stub.CreateJob(pb.CreateJobRequest(spec=spec)).job
         worker = threading.Thread(target=work, args=(Endpoint(server.address), job.id, "w"), daemon=True)
         worker.start()
-        wait_for(lambda: stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.progress.checkpoints.written)
+        wait_for(lambda: checkpoints(stub, job.id).written)
         with monkeypatch.context() as scarce:
             # Enough for the three parameters, and not for the optimizer's state.
             scarce.setattr(resources, "memory", lambda: Memory(1 << 30, 20))
-            before = stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.progress.checkpoints.failed
-            wait_for(lambda: stub.GetJob(pb.GetJobRequest(job_id=job.id)).job.progress.checkpoints.failed > before)
+            before = checkpoints(stub, job.id).failed
+            barrier.step_until(lambda: step(stub, job.id), lambda: checkpoints(stub, job.id).failed > before)
             assert list(stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job.id)))
             scarce.setattr(resources, "memory", lambda: Memory(1 << 30, 0))
             with pytest.raises(grpc.RpcError) as caught:
@@ -88,6 +105,7 @@ def test_a_copy_that_is_larger_than_what_is_available_is_not_begun(tmp_path: Pat
             assert from_rpc_error(caught.value, "").reason == "OUT_OF_MEMORY"
             assert "0.00 MiB are needed, but 0.00 MiB are available" in str(from_rpc_error(caught.value, ""))
         stub.CancelJob(pb.CancelJobRequest(job_id=job.id))
+        barrier.release()
         worker.join()
 
 

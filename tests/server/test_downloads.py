@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.cluster import ThreadFleet, running_server, stub_of
 from tests.end_to_end.command import wait_for
 from tests.end_to_end.refusals import refusal
@@ -99,7 +100,8 @@ def test_what_cannot_be_made_is_tried_again() -> None:
     asyncio.run(test())
 
 
-def test_downloads_of_a_running_job_share_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloads_of_a_running_job_share_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, barrier: Barrier) -> None:
+    barrier.hold(1)
     copies: list[int] = []
     copy = LocalArrays.copy
 
@@ -111,7 +113,7 @@ def test_downloads_of_a_running_job_share_copies(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(LocalArrays, "offer", lambda _: None)
     # As if they were so large that they do not fit the buffers between a server and a client that reads nothing.
     monkeypatch.setattr(Download, "pieces", lambda _: itertools.repeat(memoryview(bytes(CHUNK_BYTES)), 1000))
-    spec = make_spec(epochs=1_000_000)
+    spec = make_spec(epochs=3)
     with running_server(tmp_path, checkpoint_seconds=1e6) as server, stub_of(server) as stub, ThreadFleet(server.address, 1):
         job = stub.CreateJob(pb.CreateJobRequest(spec=spec)).job.id
 
@@ -123,7 +125,7 @@ def test_downloads_of_a_running_job_share_copies(tmp_path: Path, monkeypatch: py
             before = state().progress.step
             return next(stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job))).header.version >= before
 
-        wait_for(lambda: state().progress.step > 0)
+        wait_for(lambda: state().progress.step == 1)
         calls = [stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job)) for _ in range(20)]
         for call in calls:
             assert next(call).header.sha256
@@ -133,6 +135,8 @@ def test_downloads_of_a_running_job_share_copies(tmp_path: Path, monkeypatch: py
         for call in calls:
             with suppress(grpc.RpcError):
                 list(call)
+        barrier.hold(2)
+        wait_for(lambda: state().progress.step == 2)
         wait_for(lambda: gc.collect() >= 0 and fresh())
         stub.CancelJob(pb.CancelJobRequest(job_id=job))
 

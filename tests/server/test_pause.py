@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.cluster import ThreadFleet, running_server, stub_of, train
 from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE, HoldAfter, Peer, proxy
@@ -56,14 +57,18 @@ def start(server: Address, job_id: str) -> list[str]:
     return reasons
 
 
-def test_a_paused_job_gives_up_its_workers_and_its_place_and_goes_on_later(tmp_path: Path, undisturbed: str) -> None:
+def test_a_paused_job_gives_up_its_workers_and_its_place_and_goes_on_later(
+    tmp_path: Path, undisturbed: str, barrier: Barrier
+) -> None:
+    barrier.hold(11, "first")
     with running_server(tmp_path, max_running_jobs=1) as server, stub_of(server) as stub:
-        create(stub, "first", epochs=100_000)
+        create(stub, "first")
         create(stub, "second")
         let_go = start(server.address, "first")
         wait_for(lambda: get(stub, "first").progress.step > 10)
         assert "queued: " in get(stub, "second").status
         assert is_paused(scale(stub, "first", 0).job)
+        barrier.release()
         assert wait_for(lambda: let_go) == ["the job is paused"]
         wait_for(lambda: get(stub, "first").progress.checkpoints.written)
         step = get(stub, "first").progress.step
@@ -104,12 +109,14 @@ def test_a_job_that_was_paused_ends_as_if_it_had_not_been(tmp_path: Path, undist
         assert not job.paused
 
 
-def test_a_paused_job_stays_so_over_a_restart_and_is_not_any_more_when_it_is_resumed(tmp_path: Path) -> None:
+def test_a_paused_job_stays_so_over_a_restart_and_is_not_any_more_when_it_is_resumed(tmp_path: Path, barrier: Barrier) -> None:
+    barrier.hold(11)
     with running_server(tmp_path) as server, stub_of(server) as stub:
         create(stub, "a", workers=2)
         start(server.address, "a")
         wait_for(lambda: get(stub, "a").progress.step > 10)
         scale(stub, "a", 0)
+    barrier.release()
     with running_server(tmp_path) as server, stub_of(server) as stub, ThreadFleet(server.address, 2):
         assert is_paused(get(stub, "a"))
         assert get(stub, "a").spec.training.workers == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.command import wait_for
 from tests.server import test_training_service as training_service
@@ -208,7 +209,9 @@ def test_the_event_loop_does_other_things_between_two_slices() -> None:
     assert order == ["other", "slice"] * 3
 
 
-def test_checkpoints_and_downloads_of_a_running_job_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_and_downloads_of_a_running_job_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, barrier: Barrier
+) -> None:
     """On a running server, with a slice for each slab: a job goes on from its checkpoint, to the bits of one left alone."""
     monkeypatch.setattr(copies_module, "SLICE_BYTES", 1)
 
@@ -227,8 +230,10 @@ def test_checkpoints_and_downloads_of_a_running_job_change_nothing(tmp_path: Pat
     reached = 0
     for first in (True, False):
         with running_server(tmp_path / "sliced", checkpoint_seconds=0.0) as server, stub_of(server) as stub:
+            # Far enough for steps to be taken while checkpoints and downloads are copied.
+            barrier.hold(reached + 500)
             if first:
-                stub.CreateJob(pb.CreateJobRequest(spec=spec_of(1_000_000), job_id="a"))
+                stub.CreateJob(pb.CreateJobRequest(spec=spec_of(2000), job_id="a"))
             else:
                 stub.ResumeJob(pb.ResumeJobRequest(job_id="a"))
             worker = threading.Thread(target=work, args=(Endpoint(server.address), "a", "w"), daemon=True)
@@ -236,6 +241,7 @@ def test_checkpoints_and_downloads_of_a_running_job_change_nothing(tmp_path: Pat
             wait_for(lambda: checkpoint_step(stub) > reached)  # noqa: B023 - it is called here
             assert header(stub).version > reached
             stub.CancelJob(pb.CancelJobRequest(job_id="a"))
+            barrier.release()
             worker.join()
             end = header(stub)
             reached = end.version
