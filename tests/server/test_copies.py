@@ -9,7 +9,6 @@ import pytest
 
 from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.cluster import running_server, stub_of
-from tests.end_to_end.command import wait_for
 from tests.server.test_training_service import events_of, make_spec
 from thalweg.contract import resources
 from thalweg.contract.endpoint import Endpoint
@@ -92,7 +91,7 @@ def test_a_copy_that_is_larger_than_what_is_available_is_not_begun(
         job = stub.CreateJob(pb.CreateJobRequest(spec=spec)).job
         worker = threading.Thread(target=work, args=(Endpoint(server.address), job.id, "w"), daemon=True)
         worker.start()
-        wait_for(lambda: checkpoints(stub, job.id).written)
+        barrier.step_until(lambda: step(stub, job.id), lambda: checkpoints(stub, job.id).written)
         with monkeypatch.context() as scarce:
             # Enough for the three parameters, and not for the optimizer's state.
             scarce.setattr(resources, "memory", lambda: Memory(1 << 30, 20))
