@@ -18,9 +18,10 @@ from tests.end_to_end.peer import DEADLINE, Peer
 from tests.end_to_end.refusals import Refusal, refusal
 from tests.server.specs import make_spec
 from thalweg.contract.endpoint import Address, Endpoint
-from thalweg.contract.release import hello
+from thalweg.contract.release import PROTOCOL, hello, release, shard_offer
 from thalweg.server.process import Server
 from thalweg.server.services.hosting import ServerStartError
+from thalweg.server.sharding import process as shard_process
 from thalweg.server.sharding.process import ShardConfig, ShardProcess
 from thalweg.v1 import job_pb2, shard_service_pb2_grpc, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
@@ -65,8 +66,7 @@ class ShardPeer:
 
     def offer(self, address: str = "", secret: bytes = SECRET) -> None:
         """Offers itself, by default where it is reached."""
-        offer = shard_pb.ShardOffer(address=address or f":{self.port}", secret=secret)
-        self.send(shard_pb.HoldRequest(offer=offer))
+        self.send(shard_pb.HoldRequest(offer=shard_offer(address or f":{self.port}", secret)))
 
     def send(self, message: shard_pb.HoldRequest) -> None:
         self._outbox.put(message)
@@ -194,9 +194,9 @@ def test_what_nobody_asked_for_is_not_kept(server: Server, shard: ShardProcess) 
 
 HOSTILE: dict[str, list[Callable[[int], shard_pb.HoldRequest]]] = {
     "no offer": [lambda _: shard_pb.HoldRequest(heartbeat=pb.Heartbeat())],
-    "no port": [lambda _: shard_pb.HoldRequest(offer=shard_pb.ShardOffer(address=":x"))],
-    "an address that is none": [lambda _: shard_pb.HoldRequest(offer=shard_pb.ShardOffer(address="unix:/x", secret=SECRET))],
-    "no secret": [lambda _: shard_pb.HoldRequest(offer=shard_pb.ShardOffer(address=":1"))],
+    "no port": [lambda _: shard_pb.HoldRequest(offer=shard_offer(":x", SECRET))],
+    "an address that is none": [lambda _: shard_pb.HoldRequest(offer=shard_offer("unix:/x", SECRET))],
+    "no secret": [lambda _: shard_pb.HoldRequest(offer=shard_offer(":1", b""))],
 }
 
 
@@ -207,6 +207,38 @@ def test_shards_that_make_no_sense_are_refused(what: str, server: Server) -> Non
             peer.send(message(0))
         assert peer.refusal().reason == "PROTOCOL_VIOLATION"
     assert server.jobs.shards.attending == []
+
+
+@pytest.mark.parametrize("protocol", [0, PROTOCOL + 1])
+def test_a_shard_of_another_protocol_is_refused_with_both_named(server: Server, protocol: int) -> None:
+    """Before anything else of its offer is looked at."""
+    offer = shard_offer(":x", b"")
+    offer.protocol, offer.release = protocol, "9.9"
+    with ShardPeer(server.address) as peer:
+        peer.send(shard_pb.HoldRequest(offer=offer))
+        refused = peer.refusal()
+    assert refused.reason == "INCOMPATIBLE"
+    both = f"speaks protocol {protocol} (Thalweg 9.9), and the server speaks protocol {PROTOCOL} (Thalweg {release()})"
+    assert f"this shard {both}" in refused.message
+    assert server.jobs.shards.attending == []
+
+
+def test_a_shard_that_is_refused_says_why_and_that_it_tries_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def of_another_release(address: str, secret: bytes) -> shard_pb.ShardOffer:
+        offer = shard_offer(address, secret)
+        offer.protocol += 1
+        return offer
+
+    monkeypatch.setattr(shard_process, "shard_offer", of_another_release)
+    shard = ShardProcess(ShardConfig(Address("127.0.0.1", 0), Endpoint(server.address)))
+    shard.start()
+    try:
+        wait_for(lambda: "refuses this shard: this shard speaks protocol" in caplog.text)
+        assert server.jobs.shards.attending == []
+    finally:
+        shard.stop()
 
 
 def test_a_shard_that_cannot_do_what_it_is_told_fails_the_job(server: Server) -> None:

@@ -5,9 +5,9 @@ from functools import cache
 from importlib.metadata import version
 
 from thalweg.contract.errors import ThalwegError
-from thalweg.v1 import fleet_service_pb2, parameter_service_pb2
+from thalweg.v1 import fleet_service_pb2, parameter_service_pb2, shard_service_pb2
 
-# The version of the protocol of workers, fleets and servers. It grows with every change that an older peer would misread.
+# The version of the protocol of workers, fleets, shards and servers. It grows with every change that an older peer would misread.
 PROTOCOL = 2
 _MAX_CHARACTERS = 50
 
@@ -41,8 +41,13 @@ def capacity(
     )
 
 
+def shard_offer(address: str, secret: bytes) -> shard_service_pb2.ShardOffer:
+    """A shard's first message. `address` is where it is reached, `secret` confirms that."""
+    return shard_service_pb2.ShardOffer(address=address, secret=secret, protocol=PROTOCOL, release=release())
+
+
 def check_protocol(peer: str, protocol: int, theirs: str) -> None:
-    """Raises ThalwegError if a peer, a worker or a fleet of some release, has another protocol."""
+    """Raises ThalwegError if a peer (a worker, a fleet or a shard) of some release speaks another protocol."""
     if protocol == PROTOCOL:
         return
     named = theirs[:_MAX_CHARACTERS] or "of unknown release"

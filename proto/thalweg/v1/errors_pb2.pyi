@@ -60,7 +60,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_EVICTED: _ErrorReason.ValueType  # 16
     """A worker was silent for too long. Its tasks were reassigned."""
     ERROR_REASON_INCOMPATIBLE: _ErrorReason.ValueType  # 21
-    """A worker or a fleet speaks another version of the protocol."""
+    """A worker, a fleet or a shard speaks another version of the protocol."""
     ERROR_REASON_DISAGREES: _ErrorReason.ValueType  # 22
     """A worker's description of the job differs from that of the other workers."""
     ERROR_REASON_OTHER_MACHINE: _ErrorReason.ValueType  # 25
@@ -114,7 +114,7 @@ ERROR_REASON_NOT_RESUMABLE: ErrorReason.ValueType  # 15
 ERROR_REASON_EVICTED: ErrorReason.ValueType  # 16
 """A worker was silent for too long. Its tasks were reassigned."""
 ERROR_REASON_INCOMPATIBLE: ErrorReason.ValueType  # 21
-"""A worker or a fleet speaks another version of the protocol."""
+"""A worker, a fleet or a shard speaks another version of the protocol."""
 ERROR_REASON_DISAGREES: ErrorReason.ValueType  # 22
 """A worker's description of the job differs from that of the other workers."""
 ERROR_REASON_OTHER_MACHINE: ErrorReason.ValueType  # 25

@@ -171,19 +171,27 @@ class ShardOffer(_message.Message):
 
     ADDRESS_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The address for workers: HOST:PORT. If the host is empty, it is the host from which the stream comes."""
     secret: _builtins.bytes
     """Random bytes, by which the server verifies that it reaches this shard at the address."""
+    protocol: _builtins.int
+    """The version of this protocol that the shard speaks. A server refuses any version except its own; the error names both."""
+    release: _builtins.str
+    """The shard's release of Thalweg."""
     def __init__(
         self,
         *,
         address: _builtins.str = ...,
         secret: _builtins.bytes = ...,
+        protocol: _builtins.int = ...,
+        release: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "protocol", b"protocol", "release", b"release", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ import grpc
 
 from thalweg.contract.endpoint import Address, parse_address
 from thalweg.contract.errors import ThalwegError, protocol_violation
+from thalweg.contract.release import check_protocol
 from thalweg.contract.text import MAX_ADDRESS, visible
 from thalweg.server.arrays.sharded.registry import ShardLink
 from thalweg.server.driving.jobs import Jobs
@@ -35,6 +36,7 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
             opening = await anext(requests, None)
             if opening is None or not opening.HasField("offer"):
                 raise protocol_violation("a stream begins with an offer")
+            check_protocol("shard", opening.offer.protocol, opening.offer.release)
             address = _reached_at(visible(opening.offer.address, MAX_ADDRESS), context.peer())
             await confirm(address, opening.offer.secret)
             shard = ShardLink(str(address), self._jobs.shards.clock)

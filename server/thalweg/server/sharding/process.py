@@ -14,6 +14,7 @@ import grpc
 from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import from_rpc_error
 from thalweg.contract.frames import METHOD
+from thalweg.contract.release import shard_offer
 from thalweg.server.arrays.pieces import Piece
 from thalweg.server.services import confirmation
 from thalweg.server.services.confirmation import Confirmation
@@ -80,25 +81,26 @@ class Attendance:
         """Offers the shard, which listens at an address, whenever the server can be reached. Does not end by itself."""
         seconds, told = _MIN_SECONDS, ""
         while True:
-            self._outbox = _Outbox()
+            self._outbox, refused = _Outbox(), False
             try:
                 async with self._server.open_aio() as channel:
                     if await self._hold(channel, address):
                         seconds, told = _MIN_SECONDS, ""
                     problem = "it ended the stream"
             except grpc.aio.AioRpcError as error:
-                problem = str(from_rpc_error(error, str(self._server.address)))
+                found = from_rpc_error(error, str(self._server.address))
+                refused, problem = found.reason == "INCOMPATIBLE", str(found)
             self.host.clear()
             if problem != told:
-                _log.warning("the server at %s cannot be reached: %s; trying again", self._server.address, problem)
+                what = "refuses this shard" if refused else "cannot be reached"
+                _log.warning("the server at %s %s: %s; trying again", self._server.address, what, problem)
             told = problem
             await asyncio.sleep(seconds)
             seconds = min(2 * seconds, _MAX_SECONDS)
 
     async def _hold(self, channel: grpc.aio.Channel, address: Address) -> bool:
         """One stream, to its end. Whether the shard was taken on."""
-        offer = pb.ShardOffer(address=str(Address("" if _is_any(address.host) else address.host, address.port)))
-        offer.secret = self._secret
+        offer = shard_offer(str(Address("" if _is_any(address.host) else address.host, address.port)), self._secret)
         self._outbox.put(pb.HoldRequest(offer=offer))
         stub = shard_service_pb2_grpc.ShardServiceStub(channel)
         call = stub.Hold(self._outbox.messages(), metadata=self._server.metadata)
