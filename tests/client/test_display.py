@@ -81,7 +81,7 @@ def test_a_log_has_a_line_for_what_is_new(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_checkpoint_is_worth_a_word_if_it_could_not_be_written(capsys: pytest.CaptureFixture[str]) -> None:
-    words = "the checkpoint after 1,200 updates could not be written: No space left on device; training goes on"
+    words = "the checkpoint after 1,200 updates could not be written: No space left on device; training continues"
     written, failed = CheckpointWritten(5, NOW, 600, 4096, 0.01), CheckpointFailed(6, NOW, 1200, "No space left on device")
     log, (shown, stream) = Log("a"), screen(200)
     for event in (written, failed):

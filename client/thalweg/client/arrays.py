@@ -1,4 +1,4 @@
-"""Samples and targets that are arrays of this process, as a file that a job learns from."""
+"""Writes samples and targets that are arrays of this process to a file that a job learns from."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 from thalweg.client.errors import LocalError
 from thalweg.contract.errors import Violation, invalid
 
-# What the file is called in the job's specification.
+# The file's name in the job's specification.
 NAME = "arrays.npz"
 Arrays = tuple[ArrayLike, ArrayLike]
 
 
 def write_arrays(data: Arrays, folder: Path) -> Path:
-    """Writes samples `x` and targets `y`, both with the samples on their first axis, to a file in a folder, and gives its path.
+    """Writes samples `x` and targets `y`, both with the samples on their first axis, to a file in a folder. Returns its path.
 
     Equal arrays give equal files. Raises ThalwegError if they are not two arrays of numbers, or cannot be written.
     """

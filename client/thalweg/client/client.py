@@ -1,4 +1,4 @@
-"""A server, as Python programs use it."""
+"""The client of a server, for Python programs."""
 
 import uuid
 from contextlib import ExitStack
@@ -17,14 +17,14 @@ from thalweg.contract.endpoint import Address, Endpoint, parse_address
 from thalweg.contract.errors import Violation, invalid
 from thalweg.v1 import training_service_pb2 as pb
 
-# A server may have to wait for its disk before it may say that a job is durable.
+# A server may have to wait for its disk before it can confirm that a job is durable.
 _CREATE_SECONDS = 60.0
 
 
 class Client:
-    """The jobs of one server. To be closed, or used as a context manager; all methods may be called from any thread.
+    """The jobs of one server. Must be closed, or used as a context manager. All methods may be called from any thread.
 
-    `address` is HOST:PORT. Whatever fails raises ThalwegError, whose message says what to do.
+    `address` is HOST:PORT. Every failure raises ThalwegError, whose message says what to do.
     """
 
     def __init__(self, address: str | Address, token: str | None = None) -> None:
@@ -38,7 +38,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection. Jobs go on."""
+        """Ends the connection. Jobs continue."""
         self._connection.close()
 
     def submit(
@@ -48,10 +48,10 @@ class Client:
         *,
         data: Arrays | None = None,
         name: str | None = None,
-        id: str | None = None,  # noqa: A002 - what it is called everywhere else
+        id: str | None = None,  # noqa: A002 - its name everywhere else
         request_id: str | None = None,
     ) -> Job:
-        """Hands a job to the server, with the files that it needs, and gives it. It runs from then on by itself.
+        """Submits a job to the server, with the files that it needs. Returns the job, which runs independently of this client.
 
         `job` is the name of a packaged job, the path of a TOML file, a dictionary of the same shape, or a JobSpec. `settings` are
         laid over it: `{"training.epochs": 5}`, or texts `training.epochs=5`. `data` is a pair of arrays, samples and targets, to
@@ -79,16 +79,16 @@ class Client:
         return Job(self._connection, answer.job)
 
     def _prepare(self, job: JobFile) -> None:
-        """What is to be done before a job's files are uploaded."""
+        """Called before a job's files are uploaded."""
 
-    def _upload(self, path: Path, temporary: bool) -> str:  # noqa: ARG002 - matters where nothing is copied
-        """Puts a file, which may be `temporary`, where the server finds it, and gives its SHA-256."""
+    def _upload(self, path: Path, temporary: bool) -> str:  # noqa: ARG002 - used by subclasses that do not copy
+        """Puts a file, which may be `temporary`, where the server finds it. Returns its SHA-256."""
         return upload(self._connection, path)
 
-    def resume(self, id: str) -> Job:  # noqa: A002 - what it is called everywhere else
-        """Resumes a job that was cancelled, interrupted or has failed at its last checkpoint, and gives it.
+    def resume(self, id: str) -> Job:  # noqa: A002 - its name everywhere else
+        """Resumes a job that was cancelled, interrupted or has failed, from its last checkpoint. Returns it.
 
-        One that has not ended is left as it is. Raises ThalwegError (NOT_RESUMABLE) if it has succeeded.
+        A job that has not ended is not changed. Raises ThalwegError (NOT_RESUMABLE) if it has succeeded.
         """
         job = self.job(id)
         job.resume()
@@ -105,8 +105,8 @@ class Client:
             if not token:
                 return jobs
 
-    def job(self, id: str) -> Job:  # noqa: A002 - what it is called everywhere else
-        """One job. Raises ThalwegError if the server has none of this id."""
+    def job(self, id: str) -> Job:  # noqa: A002 - its name everywhere else
+        """One job. Raises ThalwegError if the server has no job with this id."""
         answer = self._connection.call(self._connection.stub.GetJob, pb.GetJobRequest(job_id=_job_id(id)))
         return Job(self._connection, answer.job)
 
@@ -116,7 +116,7 @@ class Client:
 
 
 def _job_id(text: str) -> str:
-    """An id that can be sent. Which ids there may be, the server knows."""
+    """An id that can be sent. The server checks which ids are valid."""
     if not is_text(text):
         raise invalid(Violation("job_id", f"invalid job id {text!r}; it is not UTF-8"))
     return text

@@ -1,4 +1,4 @@
-"""The composition root: servers, shards and fleets in this process, where the extras that they need are installed.
+"""The composition root: servers, shards and fleets in this process, if the extras that they need are installed.
 
 The only module of the client that imports the server or the workers, and only inside its functions.
 """
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class RunningServer(Protocol):
-    """A server in this process, for those who do not know the server's package."""
+    """A server in this process, for modules that do not import the server's package."""
 
     address: Address
 
     def stop(self) -> None:
-        """Stops it. Jobs that have not ended stay unfinished."""
+        """Stops it. Jobs that have not ended can be continued."""
 
 
 class FolderInUseError(LocalError):
@@ -41,7 +41,7 @@ def load_server() -> None:
 
 
 def check_address(address: Address) -> None:
-    """Raises ThalwegError if no server can listen at an address now."""
+    """Raises ThalwegError if a server cannot listen at an address now."""
     with needs("server", "the server is"):
         from thalweg.server.services import hosting  # noqa: PLC0415 - an extra
     try:
@@ -71,7 +71,7 @@ def start_server(address: Address, folder: Path, token: str | None, **settings: 
 
 
 def start_shard(address: Address, server: Endpoint, *, trust_network: bool = False) -> "ShardProcess":
-    """A running shard of a server, which need not run yet. Raises ThalwegError if it cannot start."""
+    """A running shard of a server, which may start later. Raises ThalwegError if it cannot start."""
     with needs("server", "the server is"):
         from thalweg.server.services import hosting  # noqa: PLC0415 - an extra
         from thalweg.server.sharding import process as shard_server  # noqa: PLC0415 - an extra
@@ -95,7 +95,7 @@ def start_fleet(
     name: str | None = None,
     check: Callable[[], object] = lambda: None,
 ) -> "Fleet":
-    """A running fleet that attends on a server. Raises ThalwegError if Ray cannot be had, and what `check` raises meanwhile."""
+    """A running fleet of a server. Raises ThalwegError if Ray cannot be used, and what `check` raises meanwhile."""
     require_ray()
     with needs("workers", "the workers are"):
         from thalweg.workers.ray.fleet import Fleet, FleetConfig, FleetError  # noqa: PLC0415 - an extra
@@ -119,14 +119,14 @@ def start_fleet(
 
 def completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     """A copy of a specification with every default, as a server completes it. Raises ThalwegError if it is not right."""
-    from thalweg.server import validation  # noqa: PLC0415 - the one place that knows
+    from thalweg.server import validation  # noqa: PLC0415 - the composition root
 
     return validation.complete(spec)
 
 
 def worker_bytes(spec: job_pb2.JobSpec, objective: "Objective", dataset: "Dataset") -> int:
-    """The memory that a worker of this machine's server takes for a job besides its data, in bytes."""
-    from thalweg.workers import needs as takes  # noqa: PLC0415 - the one place that knows
+    """The bytes of memory that a worker of this machine's server needs for a job besides its data."""
+    from thalweg.workers import needs as takes  # noqa: PLC0415 - the composition root
     from thalweg.workers.differentiator import EVALUATION_BATCH  # noqa: PLC0415
 
     return takes.of_worker(spec, objective, len(dataset.train), EVALUATION_BATCH, shared=True)
@@ -134,7 +134,7 @@ def worker_bytes(spec: job_pb2.JobSpec, objective: "Objective", dataset: "Datase
 
 def check_initial(layout: job_pb2.Layout, file: Path) -> None:
     """Raises ThalwegError if a model of this layout cannot start from the parameters in a file."""
-    from thalweg.server.storage import initial  # noqa: PLC0415 - the one place that knows
+    from thalweg.server.storage import initial  # noqa: PLC0415 - the composition root
 
     try:
         initial.initial_slab(layout, initial.read(file))

@@ -1,4 +1,4 @@
-"""One connection to a server: deadlines, retries, and errors that users can read in place of gRPC's."""
+"""One connection to a server: deadlines, retries, and readable errors in place of gRPC's."""
 
 import os
 import time
@@ -16,13 +16,12 @@ from thalweg.v1 import training_service_pb2_grpc
 T = TypeVar("T")
 
 CALL_SECONDS = 30.0
-# How long an attempt waits behind the one that failed. A server that is only being restarted is back by then, and a wrong address
-# is told within a second.
+# The seconds between attempts. A server that is being restarted is back by then, and a wrong address is reported within a second.
 _BACKOFFS = (0.1, 0.5)
 
 
 class Connection:
-    """A channel to the server at an address, with the token that goes with every call.
+    """A channel to the server at an address, with the token of every call.
 
     `began` is called with the id of each job that is created or resumed. `backoffs` are the seconds that a call waits before each
     further attempt while the server is unavailable.
@@ -39,14 +38,14 @@ class Connection:
         self._closed = False
 
     def close(self) -> None:
-        """Ends the connection, and with it every call."""
+        """Ends the connection and all calls."""
         self._closed = True
         if self._usable_here:
             self._channel.close()
 
     @property
     def metadata(self) -> Metadata:
-        """What goes with a call that is made now."""
+        """The metadata of a call that is made now."""
         return self._endpoint.metadata
 
     @property
@@ -74,13 +73,13 @@ class Connection:
         try:
             yield
         except ValueError as error:
-            # What gRPC raises then.
+            # gRPC raises it on a closed channel.
             if not self._closed:
                 raise
             raise self._was_closed() from error
 
     def call(self, method: Callable[..., T], request: Any, retry: bool = True, seconds: float = CALL_SECONDS) -> T:
-        """Makes a call with one answer. `retry` says whether a second call would change no more than one."""
+        """Makes a call with one answer. `retry` says whether it is safe to call twice."""
         return self.attempt(lambda: self.call_once(method, request, seconds), retry)
 
     def call_once(self, method: Callable[..., T], request: Any, seconds: float = CALL_SECONDS) -> T:
@@ -88,7 +87,7 @@ class Connection:
         return method(request, metadata=self.metadata, timeout=seconds)
 
     def attempt(self, action: Callable[[], T], retry: bool = True) -> T:
-        """Does something that calls the server, again if the server is unavailable. Raises ThalwegError if it fails."""
+        """Runs an action that calls the server, again if the server is unavailable. Raises ThalwegError if it fails."""
         for backoff in self.backoffs if retry else ():
             try:
                 with self.open_throughout():
@@ -102,7 +101,7 @@ class Connection:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Raises what gRPC raises within as ThalwegError."""
+        """Turns gRPC's exceptions within the context into ThalwegError."""
         try:
             with self.open_throughout():
                 yield
@@ -110,7 +109,7 @@ class Connection:
             raise self.translated(error) from error
 
     def translated(self, error: grpc.RpcError) -> ThalwegError:
-        """The error behind what gRPC raised, in plain words."""
+        """The error that gRPC's exception stands for, in plain words."""
         if code_of(error) is grpc.StatusCode.UNIMPLEMENTED:
             problem = "the process that answers there is not a Thalweg server, or is another release"
             return ThalwegError("UNREACHABLE", {"address": str(self.address), "problem": problem})
@@ -118,5 +117,5 @@ class Connection:
 
 
 def code_of(error: object) -> grpc.StatusCode:
-    """The status that a call ended with."""
+    """The status of a call that has ended."""
     return error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN

@@ -1,4 +1,4 @@
-"""Errors that clients make themselves, beside those of the catalogue that servers send. All are `ThalwegError`s."""
+"""Errors of clients, besides those of the catalogue that servers send. All are `ThalwegError`s."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from thalweg.contract.errors import ThalwegError, Violation
 
 
 class LocalError(ThalwegError):
-    """Something on this machine that its user can mend: a missing extra, a full disk, a busy port."""
+    """A problem of this machine that its user can solve: a missing extra, a full disk, a busy port."""
 
     def __init__(self, problem: str) -> None:
         super().__init__("LOCAL", {"problem": problem})
@@ -16,7 +16,7 @@ class LocalError(ThalwegError):
 
 
 class JobFailedError(ThalwegError):
-    """A job ended as FAILED. `job` is its id, `error` what it failed of."""
+    """A job ended as FAILED. `job` is its id, `error` the reason."""
 
     def __init__(self, job: str, error: str) -> None:
         super().__init__("JOB_ENDED", {"job": job, "state": "FAILED"})

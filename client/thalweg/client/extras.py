@@ -1,4 +1,4 @@
-"""Extras: what a command or a function needs beyond the base install."""
+"""Extras: packages beyond the base install that a command or a function needs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from thalweg.client.errors import LocalError
 
 @contextmanager
 def needs(extra: str, what: str) -> Iterator[None]:
-    """Says which extra to install if an import within finds that it is not there. Raises ThalwegError."""
+    """Raises ThalwegError, which says which extra to install, if an import within the context fails."""
     try:
         yield
     except ModuleNotFoundError as error:

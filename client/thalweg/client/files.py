@@ -1,4 +1,4 @@
-"""Files that users name: what can be read, what can be written, and how a file is written whole or not at all."""
+"""Files that users name: checks before reading and writing, and complete writes."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ _KINDS = (
 
 
 def check_output(path: Path, field: str) -> None:
-    """Raises ThalwegError, which names the field, if what has this path is no regular file, or cannot be reached."""
+    """Raises ThalwegError, which names the field, if a path cannot be reached or is not that of a regular file."""
     try:
         kind = _kind(_target(path))
     except OSError as error:
@@ -32,12 +32,12 @@ def check_output(path: Path, field: str) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a file aside, and gives it its name when it is whole. Raises ThalwegError if that fails.
+    """Lets `write` fill a temporary file, and renames it when it is complete. Raises ThalwegError if that fails.
 
-    Links are followed: the file that they lead to is replaced. What is no regular file is left as it is.
+    Links are followed: their target is replaced. Anything but a regular file is not changed.
     """
     target = _target(path)
-    # The ending stays last: some writers choose their format by it.
+    # The suffix stays last: some writers choose their format by it.
     aside = target.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     try:
         kind = _kind(target)
@@ -61,7 +61,7 @@ def check_input(path: Path, field: str) -> None:
         try:
             kind = _kind_of(path.stat().st_mode)
         except (FileNotFoundError, ValueError):
-            # A path with a NUL names nothing.
+            # A path with a NUL is ValueError.
             raise invalid(Violation(field, f"there is no file {path}")) from None
         if kind:
             raise invalid(Violation(field, f"{path} is {kind}; give the path of a file"))
@@ -77,13 +77,13 @@ def check_folder(path: Path, field: str) -> None:
         except FileNotFoundError:
             raise invalid(Violation(field, f"there is no folder {path}")) from None
         os.scandir(path).close()
-        # To be entered, which is another permission.
+        # Entering is another permission.
         (path / os.pardir).stat()
 
 
 @contextmanager
 def reading(path: Path, field: str) -> Iterator[None]:
-    """Raises what the system says within of a file or a folder as ThalwegError, which names the field and the path."""
+    """Turns the system's errors within the context into ThalwegError, which names the field and the path."""
     try:
         yield
     except OSError as error:
@@ -91,12 +91,12 @@ def reading(path: Path, field: str) -> Iterator[None]:
 
 
 def _target(path: Path) -> Path:
-    """The path of the file that links lead to, whether it is there or not."""
+    """The path of the file that links lead to, whether it exists or not."""
     return Path(os.path.realpath(path))
 
 
 def _kind(target: Path) -> str:
-    """What has a path, in words: nothing for a regular file, or if there is nothing. Raises OSError if it cannot be reached."""
+    """What is at a path, in words; empty for a regular file, or if there is nothing. Raises OSError if it cannot be reached."""
     try:
         return _kind_of(target.lstat().st_mode)
     except FileNotFoundError:

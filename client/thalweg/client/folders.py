@@ -1,4 +1,4 @@
-"""Where jobs of this machine are kept, and how a server that runs there is found."""
+"""The folders of this machine's jobs, and the servers that run on them."""
 
 import os
 import secrets
@@ -11,11 +11,11 @@ from thalweg.contract.endpoint import Address, parse_address
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.locks import FileLock
 
-# A server that has its folder's lock says within this time where it listens.
+# The seconds within which a server that holds its folder's lock writes its address.
 _START_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
 _EMBEDDED_TOKEN = "token"  # noqa: S105 - the name of a file
-# That of `thalweg serve` on loopback.
+# The token of `thalweg serve` on loopback.
 SERVER_TOKEN = "server-token"  # noqa: S105 - the name of a file
 
 
@@ -23,9 +23,9 @@ AnyPath = str | os.PathLike[str]
 
 
 def expanded(path: AnyPath) -> Path:
-    """A path with ~ written out; as it stands, if there is no such home. Raises ThalwegError if it is empty."""
+    """A path with ~ expanded; unchanged, if there is no such home. Raises ThalwegError if it is empty."""
     if not os.fspath(path):
-        # To Python it is the current folder.
+        # Python takes it as the current folder.
         raise invalid(Violation("path", "is empty"))
     try:
         return Path(path).expanduser()
@@ -34,7 +34,7 @@ def expanded(path: AnyPath) -> Path:
 
 
 def _data_home() -> Path:
-    # The standard says to pass over a relative path, which would mean another folder in each current one.
+    # The standard says to ignore a relative path, which would be another folder for each current one.
     chosen = Path(os.environ.get("XDG_DATA_HOME", ""))
     if chosen.is_absolute():
         return chosen / "thalweg"
@@ -45,12 +45,12 @@ def _data_home() -> Path:
 
 
 def embedded_folder() -> Path:
-    """The data folder of jobs that run embedded, if no other is chosen. Raises LocalError if the user has no home."""
+    """The default data folder of embedded jobs. Raises LocalError if the user has no home."""
     return _data_home() / "embedded"
 
 
 def is_usual(folder: Path) -> bool:
-    """Whether embedded jobs are kept in a folder if no other is chosen."""
+    """Whether a folder is a default one of embedded jobs."""
     try:
         return folder == embedded_folder()
     except LocalError:
@@ -58,7 +58,7 @@ def is_usual(folder: Path) -> bool:
 
 
 def served_folder() -> Path:
-    """The data folder of `thalweg serve`, if no other is chosen. Raises LocalError if the user has no home."""
+    """The default data folder of `thalweg serve`. Raises LocalError if the user has no home."""
     return _data_home() / "server"
 
 
@@ -67,9 +67,9 @@ def _unusable(folder: Path, error: OSError) -> LocalError:
 
 
 def folder_token(folder: Path, name: str = _EMBEDDED_TOKEN) -> str:
-    """The token of the servers that run on a folder, by default embedded ones: made once, readable for this user alone.
+    """The token of the servers that run on a folder, by default embedded ones: made once, readable by this user only.
 
-    Whoever may read the folder may use its server; other users of the machine, who reach loopback as well, may not. Raises
+    Users who may read the folder may use its server; other users of the machine, who reach loopback, too, may not. Raises
     ThalwegError if the folder cannot be used.
     """
     path = folder / name
@@ -79,7 +79,7 @@ def folder_token(folder: Path, name: str = _EMBEDDED_TOKEN) -> str:
             aside = folder / f"{name}-{secrets.token_hex(8)}"
             with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(secrets.token_urlsafe(24))
-            # Of two that make one at the same time, both use the first one's.
+            # If two processes make one at the same time, both use the first one.
             with suppress(FileExistsError):
                 os.link(aside, path)
             aside.unlink()
@@ -89,7 +89,7 @@ def folder_token(folder: Path, name: str = _EMBEDDED_TOKEN) -> str:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a server uses a folder at this moment. Raises LocalError if that cannot be found out."""
+    """Whether a server uses a folder now. Raises LocalError if that cannot be determined."""
     try:
         return FileLock.is_held(folder / "lock")
     except OSError as error:
@@ -97,7 +97,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def has_token(folder: Path) -> bool:
-    """Whether servers ran embedded on a folder. Raises LocalError if that cannot be found out."""
+    """Whether embedded servers ran on a folder. Raises LocalError if that cannot be determined."""
     try:
         return (folder / _EMBEDDED_TOKEN).exists()
     except OSError as error:
@@ -105,7 +105,7 @@ def has_token(folder: Path) -> bool:
 
 
 def running_server(folder: Path) -> Address:
-    """The address of the server that runs on a folder. Raises ThalwegError if it does not say."""
+    """The address of the server that runs on a folder. Raises ThalwegError if it is not written."""
     patience = time.monotonic() + _START_SECONDS
     while time.monotonic() < patience:
         with suppress(OSError, ValueError):

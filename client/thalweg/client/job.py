@@ -1,4 +1,4 @@
-"""A job on a server, as Python programs use it."""
+"""A job on a server, for Python programs."""
 
 import sys
 import time
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# How long a broken watch tries to go on: a server that restarts is back by then.
+# The seconds for which a broken watch is resumed: a server that restarts is back by then.
 _RECONNECT_SECONDS = 60.0
-# A stream that lived so long was there: no attempt to connect takes that long.
+# A stream that lasted this long was connected: no attempt to connect takes that long.
 _STEADY_SECONDS = 40.0
 _FIRST_BACKOFF = 0.2
 _MAX_BACKOFF = 5.0
-# How long an open stream is listened to for what was recorded before.
+# The seconds for which an open stream is read for recorded events.
 _HISTORY_SECONDS = 2.0
-# Events that come within that time if there are more of those.
+# The events within that time from which it follows that there are more of those.
 _BACKLOG = 200
-# How a stream ends when its server, or what lies between, goes away.
+# The codes of a stream whose server or network is lost.
 _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
 
 
@@ -71,11 +71,11 @@ class Job:
 
     @property
     def progress(self) -> Progress:
-        """How far the job is, as of now."""
+        """The job's progress, as of now."""
         return records.progress(self.refresh().progress)
 
     def refresh(self) -> job_pb2.Job:
-        """The job's record as the server has it now, `message` from then on. One that has succeeded does not change."""
+        """Gets the job's current record, which is then `message`. The record of a job that has succeeded does not change."""
         return self._refreshed(self._connection.call)
 
     def _refreshed(self, call: Callable[..., pb.GetJobResponse]) -> job_pb2.Job:
@@ -87,7 +87,7 @@ class Job:
         """Yields the job's events after the sequence number `after`, first those already recorded, until the job has ended.
 
         A resumed job's events include its earlier end. After the last event, `message` holds the final record. A broken
-        connection is resumed where it broke; if that does not succeed within a minute, raises ThalwegError. `say` is called
+        connection is resumed; if that does not succeed within a minute, raises ThalwegError. `say` is called
         with a message for the user when the server cannot be reached, and with the job's status when it can be reached again.
         """
         backoff, broken_since = _FIRST_BACKOFF, None
@@ -126,10 +126,10 @@ class Job:
             call.cancel()
 
     def wait(self, progress: bool | None = None) -> Result:
-        """Waits until the job has ended, and gives its result. Raises JobFailedError if it failed.
+        """Waits until the job has ended. Returns its result. Raises JobFailedError if it failed.
 
-        `progress` says whether to show a bar meanwhile, in the notebook or on stderr. By default it is shown where people type:
-        in notebooks and interactive interpreters.
+        `progress` says whether to show a bar meanwhile, in the notebook or on stderr. By default it is shown in
+        notebooks and interactive interpreters.
         """
         from thalweg.client.cli.display import display  # noqa: PLC0415 - it imports this module
 
@@ -154,13 +154,13 @@ class Job:
         return records.result(self.message)
 
     def cancel(self) -> str:
-        """Ends the job, if it has not ended, and gives its state. What was learnt so far stays.
+        """Ends the job, if it has not ended. Returns its state. Its parameters are kept.
 
-        Returns when the end is durable on the server, which may take long where a model is large. Raises ThalwegError
+        Returns when the end is durable on the server, which may take long for a large model. Raises ThalwegError
         (STORAGE_FULL) if it waits for room there: the job has ended, and the server records it as soon as it can.
         """
         while True:
-            # The server answers before the call's deadline, and the end goes on there.
+            # The server answers before the call's deadline, and continues to end the job.
             answer = self._connection.call(self._connection.stub.CancelJob, pb.CancelJobRequest(job_id=self.id))
             self.message = answer.job
             if self.message.state in ENDED_STATES:
@@ -189,7 +189,7 @@ class Job:
         return answer.note
 
     def story(self) -> list[StoryEntry]:
-        """What the server decided about the job lately, and why: the oldest first. Empty if it remembers nothing of it.
+        """The server's recent decisions about the job, and their reasons, the oldest first. Empty if it has none.
 
         Raises ThalwegError if there is no such job, or if the server cannot be reached.
         """
@@ -206,9 +206,9 @@ class Job:
         return layouts.views(header.layout, slab)
 
     def save(self, path: AnyPath) -> pb.ParametersHeader:
-        """Writes the parameters to a safetensors file, whole or not at all, and gives their header.
+        """Writes the parameters to a safetensors file, completely or not at all. Returns their header.
 
-        Raises ThalwegError if the file cannot be written, or its name ends as that of another format.
+        Raises ThalwegError if the file cannot be written, or its suffix is that of another format.
         """
         header, slab = self.slab()
         save_weights(expanded(path), self.message, header, slab)
@@ -226,8 +226,8 @@ class Job:
     def prepare(self, x: ArrayLike) -> Slab:
         """Samples `x`, samples first, as the model sees them: of its dtype, and standardized if the job's data was.
 
-        What is to be given to a model of one's own that has the job's parameters. Raises ThalwegError if they are not of the kind
-        that the job was trained on.
+        They are the input for another implementation of the model with the job's parameters. Raises ThalwegError if they are not
+        of the kind that the job was trained on.
         """
         from thalweg.client import models  # noqa: PLC0415 - programs that only submit jobs need no model
 
@@ -236,12 +236,12 @@ class Job:
     def predict(self, x: ArrayLike) -> Slab:
         """The model's outputs for samples `x`, samples first, which are prepared as the job's data was.
 
-        They are those of the last layer: logits, if the loss is softmax_cross_entropy.
+        They are the last layer's: logits, if the loss is softmax_cross_entropy.
         """
         return self.prediction(x).outputs
 
     def prediction(self, x: ArrayLike) -> Prediction:
-        """The model's outputs for samples, as `predict` gives them, and, if it is a classifier, classes and probabilities."""
+        """The model's outputs for samples, as of `predict`, and, if it is a classifier, classes and probabilities."""
         from thalweg.client import models  # noqa: PLC0415 - programs that only submit jobs need no model
 
         header, slab = self.slab()
@@ -279,7 +279,7 @@ class Job:
             except grpc.RpcError as error:
                 if code_of(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
                     raise self._connection.translated(error) from error
-            # A server of an earlier release goes on with what happens now. That comes a few times a second, what happened
+            # A server of an earlier release continues with new events. Those come a few times a second, recorded ones
             # before by thousands.
             if len(events) - seen < _BACKLOG:
                 return events

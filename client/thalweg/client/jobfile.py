@@ -1,7 +1,7 @@
-"""Job specifications from what users write: the name of a packaged job, the path of a TOML file, or a dictionary.
+"""Job specifications from a packaged job's name, a TOML file, or a dictionary.
 
-A field of a job is defined once, in `job.proto`; everything here reaches it through protobuf's JSON mapping. Defaults and bounds
-are the server's to fill in and to check.
+A field of a job is defined once, in `job.proto`; this module uses protobuf's JSON mapping. The server fills in defaults and
+checks bounds.
 """
 
 import os
@@ -31,7 +31,7 @@ from thalweg.v1 import job_pb2
 Settings = Mapping[str, Any] | Iterable[str]
 JobSource = AnyPath | Mapping[str, Any] | job_pb2.JobSpec
 
-# Messages of a specification whose `source` may be a file, by their paths in it; which alternatives are files; all their paths.
+# Messages of a specification whose `source` may be a file, by their paths; the alternatives that are files; all their paths.
 _MESSAGES: dict[str, type[job_pb2.Data | job_pb2.Initial]] = {"data": job_pb2.Data, "model.initial": job_pb2.Initial}
 _FILES = {path: files(message, "source") for path, message in _MESSAGES.items()}
 _SOURCES = {path: [f"{path}.{name}" for name in alternatives(message, "source")] for path, message in _MESSAGES.items()}
@@ -41,7 +41,7 @@ _SOURCES = {path: [f"{path}.{name}" for name in alternatives(message, "source")]
 class JobFile:
     """A specification, and the files on this machine that it needs.
 
-    `data` is the one that its data lies in, None for built-in data; `initial` the one that its parameters start from, if any.
+    `data` is the file of its data, None for built-in data; `initial` the file of its initial parameters, if any.
     """
 
     spec: job_pb2.JobSpec
@@ -49,7 +49,7 @@ class JobFile:
     initial: Path | None
 
     def uploads(self) -> Iterator[tuple[job_pb2.Data | job_pb2.Initial, Path]]:
-        """The files that the server needs, and the message that each one's SHA-256 belongs in."""
+        """The files that the server needs, each with the message for its SHA-256."""
         if self.data:
             yield self.spec.data, self.data
         if self.initial:
@@ -57,7 +57,7 @@ class JobFile:
 
 
 def packaged_jobs() -> list[str]:
-    """The names of the jobs that come with the package."""
+    """The names of the packaged jobs."""
     folder = resources.files("thalweg.client") / "jobs"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
@@ -73,7 +73,7 @@ def toml_of(spec: job_pb2.JobSpec) -> str:
 
 
 def with_data(job: JobFile, data: Path) -> JobFile:
-    """The job, learning from an .npz file. Its specification has the file's name alone."""
+    """The job, with an .npz file as its data. Its specification has the file's name only."""
     spec = job_pb2.JobSpec()
     spec.CopyFrom(job.spec)
     spec.data.npz = data.name
@@ -84,28 +84,28 @@ def with_data(job: JobFile, data: Path) -> JobFile:
 def load_job(job: JobSource, settings: Settings = (), data: Path | None = None) -> JobFile:
     """The specification of a job, with settings laid over it.
 
-    `job` is the name of a packaged job, the path of a TOML file, a mapping of the same shape, or a specification as such.
+    `job` is the name of a packaged job, the path of a TOML file, a mapping of the same shape, or a specification.
     `settings` are texts `PATH=VALUE` or a mapping of paths to values. Relative paths of files are relative to the job file's
-    folder, in settings and mappings to the current one. `data` is an .npz file to learn from in place of what the job says.
-    Raises ThalwegError with every fault that can be seen without a server.
+    folder, in settings and mappings to the current one. `data` is an .npz file that replaces the job's data.
+    Raises ThalwegError with every error that can be found without a server.
     """
     source, document, folder = _document(job)
     folders = dict.fromkeys(_FILES, folder)
     values = _walked(document, source)
     for setting in [*read_settings(settings), *([Setting("data.npz", str(data), None)] if data else [])]:
         lay_over(values, job_pb2.JobSpec.DESCRIPTOR, setting)
-        # The next one finds tables where it looks for them.
+        # So that the next setting finds tables.
         values = _walked(values, "")
         for path, sources in _SOURCES.items():
             if setting.path in sources:
-                # Another file: what was uploaded before has nothing to do with it,
+                # Another file: it is not the one that was uploaded before,
                 _below(values, path).pop("sha256", None)
             if setting.path in sources or f"{path}.".startswith(f"{setting.path}."):
-                # nor has the job file's folder.
+                # and its path is not relative to the job file's folder.
                 folders[path] = Path()
     spec = json_format.ParseDict(values, job_pb2.JobSpec())
     if spec.model.initial.job:
-        # The server's to fill in.
+        # The server fills it in.
         spec.model.initial.ClearField("sha256")
     initial = _file(spec.model.initial, "model.initial", folders)
     if initial:
@@ -130,7 +130,7 @@ def _walked(document: Any, source: str) -> dict[str, Any]:
 
 
 def _document(job: JobSource) -> tuple[str, Any, Path]:
-    """A job's values, where they come from, and the folder that its paths start from."""
+    """A job's values, their source, and the folder of relative paths."""
     if isinstance(job, job_pb2.JobSpec):
         return "", values_of(job), Path()
     if isinstance(job, Mapping):
@@ -145,7 +145,7 @@ def _document(job: JobSource) -> tuple[str, Any, Path]:
 
 def _read_toml(path: Path, name: str) -> dict[str, Any]:
     try:
-        # The path is what is wrong, and no field of the job.
+        # The error is about the path, not about a field of the job.
         with reading(path, ""):
             try:
                 text = path.read_text(encoding=UTF8)
@@ -170,7 +170,7 @@ def _not_found(name: str) -> str:
 def _file(message: job_pb2.Data | job_pb2.Initial, path: str, folders: Mapping[str, Path]) -> Path | None:
     """The file that a message names, if any. Raises ThalwegError if it cannot be read."""
     kind = message.WhichOneof("source")
-    # What was uploaded before needs no file here.
+    # Uploaded data needs no file here.
     if kind not in _FILES[path] or message.sha256:
         return None
     field, given = f"{path}.{kind}", getattr(message, kind)

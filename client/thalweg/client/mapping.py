@@ -1,7 +1,7 @@
-"""Plain values, as TOML and Python dictionaries hold them, held against the contract's descriptors.
+"""Checks plain values, as in TOML and Python dictionaries, against the contract's descriptors.
 
-protobuf's own JSON mapping makes the message; what is wrong with the values is found here first, all of it, each fault with
-its path, so that a user reads `model.layers[1].dnse: unknown; did you mean dense?` and not a parser's complaint.
+protobuf's own JSON mapping makes the message. All errors in the values are found here first, each with its path, so that a user
+reads `model.layers[1].dnse: unknown; did you mean dense?` and not a parser's error.
 """
 
 import math
@@ -26,12 +26,12 @@ _BOUNDS = {
 
 
 def find(descriptor: Descriptor, name: str) -> FieldDescriptor | None:
-    """The field of a message by its name, as the `.proto` file or as protobuf's JSON mapping writes it."""
+    """The field of a message by its name in the `.proto` file or in protobuf's JSON mapping."""
     return descriptor.fields_by_name.get(name) or descriptor.fields_by_camelcase_name.get(name)
 
 
 def values_of(message: Message) -> dict[str, Any]:
-    """What a message holds, as plain values."""
+    """The fields of a message, as plain values."""
 
     def plain(value: Any) -> Any:
         return values_of(value) if isinstance(value, Message) else value
@@ -49,7 +49,7 @@ def rivals(field: FieldDescriptor) -> list[str]:
 
 
 def unknown(descriptor: Descriptor, name: str, path: str) -> Violation:
-    """The fault of a name that a message does not have, with what was meant, if that can be told."""
+    """The error of a name that a message does not have, with a suggestion, if there is one."""
     names = [field.name for field in descriptor.fields]
     close = get_close_matches(name, names, 1)
     elsewhere = [f"{path}.{found}".lstrip(".") for found in _deeper(descriptor) if found.rpartition(".")[2] == name]
@@ -69,12 +69,12 @@ def _deeper(descriptor: Descriptor) -> Iterator[str]:
 
 
 def join(path: str, name: str) -> str:
-    """The path of a field from its message's."""
+    """The path of a field, from that of its message."""
     return f"{path}.{name}" if path else name
 
 
 def shown(value: Any) -> str:
-    """A given value, for a message about it."""
+    """A value, for a message about it."""
     match value:
         case bool():
             return str(value).lower()
@@ -89,7 +89,7 @@ def shown(value: Any) -> str:
 
 
 class Walk:
-    """One comparison of values with a descriptor; collects its faults in `violations`."""
+    """One comparison of values with a descriptor; collects the errors in `violations`."""
 
     def __init__(self) -> None:
         self.violations: list[Violation] = []
@@ -98,7 +98,7 @@ class Walk:
         self.violations.append(Violation(path, problem))
 
     def message(self, descriptor: Descriptor, value: Any, path: str = "") -> dict[str, Any]:
-        """The values of a message under the field names of the `.proto` file. Faulty ones are left out."""
+        """The values of a message under the field names of the `.proto` file. Invalid ones are left out."""
         if not isinstance(value, Mapping):
             self._fault(path, f"{shown(value)} is not a table{_as_table(descriptor, value)}")
             return {}
@@ -145,7 +145,7 @@ class Walk:
         return value
 
     def _within(self, field: FieldDescriptor, value: int, path: str) -> int:
-        """Checks what the type itself cannot hold. Other bounds are the server's to check."""
+        """Checks whether the type can hold a value. The server checks other bounds."""
         least, most = _BOUNDS[field.cpp_type]
         rules = rules_of(field)
         if value < least:
@@ -158,7 +158,7 @@ class Walk:
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a string that can be written as UTF-8; the bytes of a command line may be none."""
+    """Whether a value is a string that can be written as UTF-8, which bytes of a command line need not be."""
     if not isinstance(value, str):
         return False
     try:
@@ -169,7 +169,7 @@ def is_text(value: Any) -> bool:
 
 
 def _as_table(descriptor: Descriptor, value: Any) -> str:
-    """How a name that was given in place of a table is written as one."""
+    """A hint how a name that was given in place of a table is written as a table."""
     chosen = [field.name for oneof in real_oneofs(descriptor) for field in oneof.fields]
     if not isinstance(value, str) or not chosen:
         return ""

@@ -1,4 +1,4 @@
-"""Predictions: what a model makes of samples, and samples as a model sees them."""
+"""Predictions: a model's outputs for samples, and samples as a model gets them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +14,11 @@ from thalweg.contract.layout import Slab
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model makes of samples.
+    """A model's outputs for samples.
 
-    `outputs` are those of the last layer, samples first: logits, if the loss takes them. If the model is a classifier, `classes`
-    has the class of each sample, int64 of shape (samples); of a model with several yes-or-no outputs, a 0 or 1 for each. If its
-    outputs say so much, `probabilities` has the shape (samples, classes): the probability of each class; of several yes-or-no
-    outputs, that of each 1.
+    `outputs` are the last layer's, samples first: logits, if the loss takes them. If the model is a classifier, `classes` has the
+    class of each sample, int64 of shape (samples); for several yes-or-no outputs, 0 or 1 for each. If the outputs give
+    probabilities, `probabilities` has the shape (samples, classes): one for each class; for yes-or-no outputs, that of each 1.
     """
 
     outputs: Slab
@@ -27,16 +26,16 @@ class Prediction:
     probabilities: Slab | None = None
 
     def __iter__(self) -> Iterator[NDArray[Any] | None]:
-        """The outputs and the classes: release 0.1.0 gave a pair of these."""
+        """The outputs and the classes: release 0.1.0 returned this pair."""
         return iter((self.outputs, self.classes))
 
 
 def prepare(weights: AnyPath, x: ArrayLike) -> Slab:
-    """Samples `x`, samples first, as the model sees them whose parameters are in a safetensors file that Thalweg wrote.
+    """Samples `x`, samples first, as a model gets them whose parameters are in a safetensors file that Thalweg wrote.
 
-    They get the model's dtype, and are standardized if the job's data was. The shape stays. Raises ThalwegError if the file
-    cannot be read or was written by others, if samples are not of the kind that the job was trained on, or if the dtype cannot
-    hold them.
+    They get the model's dtype, and are standardized if the job's data was. Their shape does not change.
+    Raises ThalwegError if the file cannot be read or was not written by Thalweg, if samples are not of the kind that the job was
+    trained on, or if the dtype cannot hold them.
     """
     from thalweg.client.models import prepare_samples  # noqa: PLC0415 - programs that only submit jobs need no model
 

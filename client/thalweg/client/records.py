@@ -1,4 +1,4 @@
-"""What a server tells about a job, as plain typed values: its events, its progress, its result."""
+"""A job's events, progress and result, as plain typed values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -12,7 +12,7 @@ from thalweg.contract.states import state_name
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
-# The names of the states that a job does not leave.
+# The names of the final states of a job.
 ENDED = frozenset(map(state_name, states.ENDED))
 
 
@@ -20,7 +20,7 @@ ENDED = frozenset(map(state_name, states.ENDED))
 class Metrics:
     """Metrics over a set of samples. `accuracy`, from 0 to 1, is None for a model that is not a classifier.
 
-    `values` has the mean of each further metric that the job asks for, by its name.
+    `values` has the mean of each of the job's other metrics, by its name.
     """
 
     loss: float
@@ -30,13 +30,13 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Contributions:
-    """What happened to the messages of contributions, counted in chunks, since the job began or was last resumed.
+    """What was done with contributions, counted in chunks, since the job began or was last resumed.
 
-    `applied` became part of a step, each exactly once. The others were dropped: `duplicate` had come before, `late` were for a
-    step that had been taken, `stale_incarnation` came from a worker that had been given up, `unknown` answered no task.
-    `reissued_tasks` were given to a second worker because the first one took too long; `greatest_staleness` is the largest
-    number of steps that a contribution was behind when it was applied. `lost_residuals` were applied without all that a codec
-    with error feedback had left of the gradients before, as their microbatch had been another worker's.
+    `applied` became part of a step, each exactly once. The others were dropped: `duplicate` had been received before, `late` were
+    for a step that had been taken, `stale_incarnation` came from a worker that had been given up, `unknown` answered no task.
+    `reissued_tasks` were given to a second worker because the first one took too long. `greatest_staleness` is the largest
+    number of steps by which a contribution was late when it was applied. `lost_residuals` were applied without the complete
+    residual of a codec with error feedback, since the microbatch had been another worker's before.
     """
 
     applied: int = 0
@@ -66,7 +66,7 @@ class Checkpoints:
 class Exchange:
     """The bytes of gradients that workers sent, and of parameters that the server sent, since the job began or was last resumed.
 
-    They are those that the job's codec makes. What lies in memory that workers share with the server is not sent.
+    They are counted as the job's codec encodes them. Data in memory that workers share with the server is not sent.
     """
 
     gradient_bytes: int = 0
@@ -75,10 +75,10 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is. `total_steps` is 0 until the data is known, `loss` None before the first step.
+    """A job's progress. `total_steps` is 0 until the data is known, `loss` None before the first step.
 
-    `machine_kinds` is on how many kinds of machines workers computed, 0 until the first one is ready: with more than one, the
-    bits of the result depend on which worker computed what.
+    `machine_kinds` is the number of kinds of machines on which workers computed, 0 until the first one is ready. With more than
+    one, the bits of the result depend on which worker computed what.
     """
 
     step: int
@@ -118,7 +118,7 @@ class Result:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """What all events have: their number, counted from 1, and their time."""
+    """The fields of all events: their number, counted from 1, and their time."""
 
     sequence: int
     time: datetime
@@ -126,7 +126,7 @@ class _Recorded:
 
 @dataclass(frozen=True)
 class StateChanged(_Recorded):
-    """The job entered a state. `status` says in words what it does or waits for, `error` why it failed."""
+    """The job entered a state. `status` says what it does or waits for, `error` why it failed."""
 
     state: str
     status: str
@@ -152,7 +152,7 @@ class StepsTaken(_Recorded):
             object.__setattr__(self, "steps", len(self.losses))
 
     def spans(self) -> list[range]:
-        """For each of `losses` the steps that it stands for."""
+        """For each of `losses`, its steps."""
         starts, counts = strides.spans(self.first_step, self.steps, self.stride)
         return [range(start, start + count) for start, count in zip(starts.tolist(), counts.tolist(), strict=True)]
 
@@ -161,7 +161,7 @@ class StepsTaken(_Recorded):
 class EpochEnded(_Recorded):
     """An epoch ended. `train_loss` is the mean over its minibatches, `step` the steps taken so far.
 
-    Of a job with more than 20,000 epochs, the server keeps every second, fourth and so on of the older ones.
+    For a job with more than 20,000 epochs, the server keeps every second, fourth and so on of the older ones.
     """
 
     epoch: int
@@ -172,9 +172,9 @@ class EpochEnded(_Recorded):
 
 @dataclass(frozen=True)
 class WorkersChanged(_Recorded):
-    """The number of connected workers changed. Names say where workers run: `joined` those that came, `left` those that went.
+    """The number of connected workers changed. Names say where workers run: `joined` the new ones, `left` those that are gone.
 
-    `names` are all of them, where they are few, and now and then where they are more; else it is empty.
+    `names` are all of them, if there are few, and occasionally if there are more; otherwise it is empty.
     """
 
     workers: int
@@ -185,7 +185,7 @@ class WorkersChanged(_Recorded):
 
 @dataclass(frozen=True)
 class Notice(_Recorded):
-    """Something worth knowing, in words."""
+    """A notice, in words."""
 
     text: str
 
@@ -214,7 +214,7 @@ _C = TypeVar("_C", Contributions, Checkpoints, Exchange)
 
 @dataclass(frozen=True)
 class StoryEntry:
-    """An event that a server took note of for a job, or a decision about it.
+    """An event that a server recorded for a job, or a decision about it.
 
     `source` is "lifecycle", which starts and ends the job's runs, or "coordinator", which leads the training. Decisions are
     indented in `text`, and follow their event.
@@ -227,7 +227,7 @@ class StoryEntry:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The way that training took: the parameters at some versions.
+    """The path of training: the parameters at some versions.
 
     `versions` rise; `slabs` has the shape (versions, elements) and the layout's dtype.
     """
@@ -274,7 +274,7 @@ def progress(message: job_pb2.Progress) -> Progress:
 
 
 def result(job: job_pb2.Job) -> Result:
-    """The result of a job so far, from its message: of one that has not ended, how far it is."""
+    """The result of a job so far, from its message."""
     return Result(
         job=job.id,
         state=state_name(job.state),

@@ -1,8 +1,8 @@
 """The runs that share a folder of embedded jobs.
 
-A run is this process's part in them, from `local()` or `thalweg train` to its end. Each keeps a file in the folder `runs`, locked
-as long as it lives, that says where the server is that it uses, and which jobs are its own. So a run that was killed is noticed,
-and a server that is started in place of one that ended resumes the jobs of the runs that live.
+A run is a process's use of the folder, from `local()` or `thalweg train` to its end. Each has a file in the folder `runs`, locked
+until the run ends, with the address of its server and the ids of its jobs. So a run that was killed is noticed, and a server that
+replaces one that has ended resumes the jobs of the runs that are alive.
 """
 
 import logging
@@ -23,7 +23,7 @@ _SERVER, _JOB = "server", "job"
 
 
 class Run:
-    """This process's own file among those of a folder. Raises LocalError if it cannot be made."""
+    """This process's file among those of a folder. Raises LocalError if it cannot be made."""
 
     def __init__(self, folder: Path) -> None:
         self.jobs: list[str] = []
@@ -39,11 +39,11 @@ class Run:
             raise LocalError(f"cannot use the data folder {folder}: {error.strerror}; choose another with --data") from error
 
     def joined(self, server: Address) -> None:
-        """Says where the server is that this run uses."""
+        """Writes the address of the server that this run uses."""
         self._say(_SERVER, str(server))
 
     def add(self, job_id: str) -> None:
-        """Says that a job is this run's own: it ends with the run."""
+        """Records that a job belongs to this run: it ends with the run."""
         if job_id not in self.jobs:
             self.jobs.append(job_id)
             self._say(_JOB, job_id)
@@ -53,7 +53,7 @@ class Run:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(f"{what} {value}\n")
         except OSError as error:
-            # Only a run that takes the server over reads it: this one's jobs would be interrupted then, and can be resumed.
+            # Only a run that replaces the server reads it. Without it, this run's jobs are interrupted then, and can be resumed.
             _log.warning("cannot write to %s: %s", self._path, error.strerror)
 
     def leave(self) -> None:
@@ -64,25 +64,25 @@ class Run:
 
 
 class Told(NamedTuple):
-    """What the file of a run says."""
+    """The contents of a run's file."""
 
     server: Address | None
     jobs: tuple[str, ...]
 
 
 def told(folder: Path) -> list[Told]:
-    """What the files of all runs say, dead ones among them."""
+    """The contents of all runs' files, including those of dead runs."""
     return [_read(path) for path in _files(folder)]
 
 
 def jobs_of_the_living(folder: Path) -> frozenset[str]:
-    """The jobs of the runs that live. Removes the files of the dead. For the process that has the folder's lock."""
+    """The jobs of the runs that are alive. Removes the files of dead runs. For the process that has the folder's lock."""
     bury(folder)
     return frozenset(job for run in told(folder) for job in run.jobs)
 
 
 def bury(folder: Path) -> list[str]:
-    """Removes the files of runs that ended without leaving, and gives their jobs. For the process that has the folder's lock."""
+    """Removes the files of runs that ended without doing so. Returns their jobs. For the process that has the folder's lock."""
     jobs: list[str] = []
     for path in _files(folder):
         try:

@@ -1,4 +1,4 @@
-"""Settings: single values laid over a job, as `--set training.epochs=5` or a Python mapping states them."""
+"""Settings: single values that override a job's, from `--set training.epochs=5` or a Python mapping."""
 
 import re
 import tomllib
@@ -14,7 +14,7 @@ _PART = re.compile(r"([A-Za-z0-9_-]+)((?:\[\d{1,9}\])*)")
 
 
 class Setting(NamedTuple):
-    """One value and its path. `text` is the value as it was typed, None if it was given as a Python value."""
+    """One value and its path. `text` is the typed value, None for a Python value."""
 
     path: str
     value: Any
@@ -22,7 +22,7 @@ class Setting(NamedTuple):
 
 
 def read_settings(settings: Mapping[str, Any] | Iterable[str]) -> list[Setting]:
-    """Settings from a mapping of paths to values, or from texts `PATH=VALUE` whose values are TOML, else strings.
+    """Settings from a mapping of paths to values, or from texts `PATH=VALUE` whose values are TOML, otherwise strings.
 
     Raises ThalwegError for a text without a path or an equals sign.
     """
@@ -38,15 +38,15 @@ def _read(text: str) -> Setting:
     try:
         document = tomllib.loads(f"value = {value}")
     except ValueError:
-        # What is no TOML, or a number too long to read, is a string.
+        # Text that is not TOML, or a number that is too long to read, is a string.
         document = {}
     return Setting(path, document["value"] if document.keys() == {"value"} else value, value)
 
 
 def lay_over(document: dict[str, Any], descriptor: Descriptor, setting: Setting) -> None:
-    """Puts a setting into the values of a message, in place. An alternative takes the place of the one that was there.
+    """Writes a setting to the values of a message, in place. An alternative replaces another one.
 
-    Raises ThalwegError if the message has no such place.
+    Raises ThalwegError if the message has no such field.
     """
     parts = _parts(setting.path)
     path = ""
@@ -73,7 +73,7 @@ def lay_over(document: dict[str, Any], descriptor: Descriptor, setting: Setting)
 
 
 def _parts(path: str) -> list[tuple[str, list[int]]]:
-    """The names along a path, each with the indices behind it."""
+    """The names along a path, each with the indices after it."""
     parts = []
     for text in path.split("."):
         match = _PART.fullmatch(text)
@@ -91,7 +91,7 @@ def _item(document: dict[str, Any], field: FieldDescriptor, indices: list[int], 
 
 def _assign(document: dict[str, Any], field: FieldDescriptor, indices: list[int], setting: Setting, path: str) -> None:
     text = field.cpp_type == FieldDescriptor.CPPTYPE_STRING and not isinstance(setting.value, str)
-    # What a string field is given is a string, though it may look like a number.
+    # The value of a string field is a string, even if it looks like a number.
     value = setting.text if text and setting.text is not None else setting.value
     if not indices:
         document[field.name] = value

@@ -1,4 +1,4 @@
-"""A look into a data folder in which nothing can be written, such as one on a read-only file system, or another user's."""
+"""Read access to a data folder that cannot be written, such as one on a read-only file system, or another user's."""
 
 import os
 import shutil
@@ -9,19 +9,19 @@ from pathlib import Path
 
 from thalweg.client.errors import LocalError
 
-# What belongs to running servers, and SQLite's index, which it makes anew.
+# Files of running servers, and SQLite's index, which it makes again.
 _LEFT_OUT = ("lock", "address", "token", "server-token", "runs", "jobs.sqlite-shm")
 
 
 def is_read_only(folder: Path) -> bool:
-    """Whether there is a data folder that a server could not use because nothing can be written there."""
+    """Whether there is a data folder that a server cannot use because it cannot be written."""
     needed = (folder, *folder.glob("jobs.sqlite"), *folder.glob("lock"))
     return folder.is_dir() and not all(os.access(path, os.W_OK) for path in needed)
 
 
 @contextmanager
 def copy_of(folder: Path) -> Iterator[Path]:
-    """A folder for a server with the jobs of one that is read-only: a copy of its database, and links to its other files.
+    """A folder for a server with the jobs of a read-only one: a copy of its database, and links to its other files.
 
     It exists until the context exits. Raises LocalError if it cannot be made.
     """

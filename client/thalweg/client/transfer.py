@@ -1,4 +1,4 @@
-"""Large things over the wire, in chunks: data up; parameters, trajectories and data down."""
+"""Uploads of data, and downloads of parameters, trajectories and data, in chunks."""
 
 import hashlib
 import shutil
@@ -28,7 +28,7 @@ class _Part(Protocol):
 
 
 def upload(connection: Connection, path: Path) -> str:
-    """Puts a file on the server, if it is not there yet, and gives its SHA-256. Raises ThalwegError if that fails."""
+    """Uploads a file to the server, if it is not there yet. Returns its SHA-256. Raises ThalwegError if that fails."""
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -40,7 +40,7 @@ def upload(connection: Connection, path: Path) -> str:
                 while part := file.read(CHUNK_BYTES):
                     yield pb.UploadDataRequest(data=part)
 
-            # The name of the upload is its content: sending it twice keeps it once.
+            # Uploads are named by their content, so that a second attempt changes nothing.
             connection.attempt(lambda: connection.stub.UploadData(requests(), metadata=connection.metadata))
     except OSError as error:
         raise LocalError(f"cannot read {path}: {error.strerror}") from error
@@ -48,10 +48,9 @@ def upload(connection: Connection, path: Path) -> str:
 
 
 def refer(path: Path, folder: Path, move: bool = False) -> str:
-    """Lets a server on this machine, whose uploads lie in a folder, use a file where it is, and gives its SHA-256.
+    """Lets a server on this machine, whose uploads are in a folder, use a file in place. Returns its SHA-256.
 
-    With `move` the file is put there itself.
-    Raises ThalwegError if the file cannot be read, or the folder cannot be written.
+    With `move` the file itself is moved there. Raises ThalwegError if the file cannot be read, or the folder cannot be written.
     """
     try:
         with path.open("rb") as file:
@@ -71,7 +70,7 @@ def refer(path: Path, folder: Path, move: bool = False) -> str:
 
 
 def download_parameters(connection: Connection, job_id: str) -> tuple[pb.ParametersHeader, Slab]:
-    """A job's parameters and what they are. Raises ThalwegError, also if they arrive damaged."""
+    """A job's parameters and their header. Raises ThalwegError, also if they arrive damaged."""
 
     def fetch() -> tuple[pb.ParametersHeader, Slab]:
         stream = connection.stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job_id), metadata=connection.metadata)
@@ -85,7 +84,7 @@ def download_parameters(connection: Connection, job_id: str) -> tuple[pb.Paramet
 
 
 def download_trajectory(connection: Connection, job_id: str) -> tuple[pb.TrajectoryHeader, Slab]:
-    """A job's trajectory, shape (versions, elements), and what it is. Raises ThalwegError."""
+    """A job's trajectory, shape (versions, elements), and its header. Raises ThalwegError."""
 
     def fetch() -> tuple[pb.TrajectoryHeader, Slab]:
         stream = connection.stub.DownloadTrajectory(pb.DownloadTrajectoryRequest(job_id=job_id), metadata=connection.metadata)
@@ -96,7 +95,7 @@ def download_trajectory(connection: Connection, job_id: str) -> tuple[pb.Traject
 
 
 def download_data(connection: Connection, sha256: str, folder: Path) -> Path:
-    """An uploaded file, as a file in a folder, whole or not at all. Raises ThalwegError, also if it arrives damaged."""
+    """An uploaded file, as a file in a folder, completely or not at all. Raises ThalwegError, also if it arrives damaged."""
     path = folder / sha256
 
     def fetch(aside: Path) -> None:
@@ -113,7 +112,7 @@ def download_data(connection: Connection, sha256: str, folder: Path) -> Path:
 
 
 def _received(parts: Iterable[_Part], layout: job_pb2.Layout, slabs: int) -> Slab:
-    """The slabs, shape (slabs, elements), that the bytes of a stream are."""
+    """The slabs of shape (slabs, elements) from the bytes of a stream."""
     result = np.empty((slabs, layouts.elements(layout)), layouts.dtype_of(layout))
     room = result.reshape(-1).data.cast("B")
     end = 0

@@ -21,8 +21,8 @@ _SUFFIX = ".safetensors"
 
 
 def save_weights(path: Path, job: job_pb2.Job, header: pb.ParametersHeader, slab: Slab) -> None:
-    """Writes parameters to a file, whole or not at all; equal ones give equal bytes. Raises ThalwegError if the file cannot be
-    written, or by its name is not a safetensors file.
+    """Writes parameters to a file, completely or not at all; equal ones give equal bytes. Raises ThalwegError if the file cannot
+    be written, or its name is not that of a safetensors file.
 
     The file has all tensors of the slab, and the model's counters as int64.
 
@@ -45,14 +45,14 @@ def save_weights(path: Path, job: job_pb2.Job, header: pb.ParametersHeader, slab
 
 
 def check_weights_name(path: Path, field: str) -> None:
-    """Raises ThalwegError, which names the field, if a file is called as one of another format."""
+    """Raises ThalwegError, which names the field, if a file's name is that of another format."""
     if path.suffix.lower() not in ("", _SUFFIX):
         problem = f"{path.name}: weights are written in the safetensors format; end the name in {_SUFFIX}"
         raise invalid(Violation(field, problem))
 
 
 def read_header(path: Path, field: str) -> pb.ParametersHeader:
-    """What a file that `save_weights` or a server wrote says of its parameters: dtype, version, SHA-256 and preprocessing.
+    """The header of a file that `save_weights` or a server wrote: dtype, version, SHA-256 and preprocessing.
 
     Raises ThalwegError, which names the field, if it cannot be read, or was not written by Thalweg.
     """
@@ -74,9 +74,9 @@ def read_header(path: Path, field: str) -> pb.ParametersHeader:
 
 
 def check_weights(path: Path, field: str) -> None:
-    """Raises ThalwegError, which names the field of a job, if a file cannot be read or is no safetensors file."""
+    """Raises ThalwegError, which names the field of a job, if a file cannot be read or is not a safetensors file."""
     with reading(path, field):
-        # The library says of each file that it cannot open that it is not there.
+        # The library reports each file that it cannot open as missing.
         path.open("rb").close()
         try:
             with safe_open(path, framework="numpy"):

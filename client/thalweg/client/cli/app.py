@@ -1,4 +1,4 @@
-"""The `thalweg` command: its parts, and the one place that turns errors into lines and exit codes."""
+"""The `thalweg` command: its parts, and the only place that turns errors into lines and exit codes."""
 
 import os
 import sys
@@ -68,7 +68,7 @@ _PANELS: dict[str, list[Callable[..., None]]] = {
 
 
 def _described(command: Callable[..., None]) -> str:
-    """A command's docstring, which is its help, or where it went."""
+    """A command's docstring, which is its help, or why there is none."""
     return command.__doc__ or "(PYTHONOPTIMIZE=2, or python -OO, removes descriptions)"
 
 
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Runs the command line, and gives its exit code."""
+    """Runs the command line. Returns its exit code."""
     try:
         code = typer.main.get_command(app)(arguments, prog_name="thalweg", standalone_mode=False)
         sys.stdout.flush()
@@ -120,7 +120,7 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:
-        # Whoever read has seen enough. Python would try to flush once more at its end, and complain.
+        # The reader has closed the pipe. Python would try to flush again at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except StreamError as error:
@@ -128,7 +128,7 @@ def run(arguments: list[str] | None = None) -> int:
         return 1
     except OSError as error:
         if error.filename is None and isinstance(error, FileNotFoundError):
-            # Of those of Python's own, it is tempfile's.
+            # Python itself raises it without a name only in tempfile.
             complain(f"{error.strerror}; set TMPDIR to a folder that is writable")
             return 1
         if isinstance(error, PermissionError) and error.filename is not None:
@@ -141,10 +141,10 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _other(error: Exception) -> int:
-    """Usage errors, which Typer raises in classes of its own, and what nobody expected."""
+    """Usage errors, which Typer raises in classes of its own, and unexpected errors."""
     format_message = getattr(error, "format_message", None)
     if format_message:
-        # Without any argument the help was printed, which says it all.
+        # Without any argument, the help was printed.
         message = str(format_message()).strip()
         if message:
             complain(f"{message} (see thalweg --help)")

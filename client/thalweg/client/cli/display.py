@@ -1,4 +1,4 @@
-"""How people see a job while it runs: a bar with numbers on a terminal, now and then a line elsewhere."""
+"""The display of a running job: a bar with numbers on a terminal, occasional lines elsewhere."""
 
 import sys
 import time
@@ -29,17 +29,17 @@ from thalweg.client.records import Progress as JobProgress
 from thalweg.contract.states import NO_WORKERS
 from thalweg.contract.text import visible
 
-# How many lines a log gets of the epochs of a job, and how often one of steps if epochs take long.
+# The number of lines in a log for a job's epochs, and the seconds between lines about steps if epochs take long.
 _EPOCH_LINES = 10
 _STEP_LINE_SECONDS = 30.0
-# Over how long the pace is measured from which the time left follows: steps may take minutes.
+# The seconds over which the pace is measured, from which the remaining time follows: steps may take minutes.
 _PACE_SECONDS = 3600.0
-# How often a notebook's bar moves.
+# The seconds between updates of a notebook's bar.
 _DRAW_SECONDS = 0.2
 
 
 class Picture:
-    """What is known of a job from the events so far."""
+    """The state of a job, from the events so far."""
 
     def __init__(self) -> None:
         self.status = ""
@@ -48,7 +48,7 @@ class Picture:
         self.workers = 0
 
     def take(self, event: Event) -> None:
-        """Takes note of an event."""
+        """Records an event."""
         match event:
             case StateChanged():
                 self.status = event.status
@@ -60,7 +60,7 @@ class Picture:
                 self.status = ""
                 self.progress = event.progress
             case EpochEnded():
-                # A job that was taken up at a checkpoint goes through what followed it again.
+                # A job that was resumed from a checkpoint repeats the steps after it.
                 while self.epochs and self.epochs[-1].epoch >= event.epoch:
                     self.epochs.pop()
                 self.epochs.append(event)
@@ -68,7 +68,7 @@ class Picture:
                 pass
 
     def numbers(self) -> list[str]:
-        """Loss, validation and pace, as far as they are known."""
+        """Loss, validation and pace, if they are known."""
         if self.progress is None:
             return []
         parts = [] if self.progress.loss is None else [f"loss {self.progress.loss:.4g}"]
@@ -81,8 +81,8 @@ class Picture:
 
 
 def words_of(failure: CheckpointFailed) -> str:
-    """That a checkpoint could not be written, in words."""
-    return f"the checkpoint after {failure.version:,} updates could not be written: {failure.problem}; training goes on"
+    """A line that says that a checkpoint could not be written."""
+    return f"the checkpoint after {failure.version:,} updates could not be written: {failure.problem}; training continues"
 
 
 def count_workers(workers: int) -> str:
@@ -91,7 +91,7 @@ def count_workers(workers: int) -> str:
 
 
 class Display(Protocol):
-    """Something that shows a job while it runs."""
+    """A display of a running job."""
 
     picture: Picture
 
@@ -100,11 +100,11 @@ class Display(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
     def say(self, text: str) -> None:
-        """Shows what happens at the moment."""
+        """Shows what happens now."""
         ...
 
     def note(self, text: str) -> None:
-        """Shows something that should stay to be seen."""
+        """Shows a line that stays visible."""
         ...
 
     def show(self, event: Event) -> None:
@@ -117,7 +117,7 @@ def display(name: str) -> Display:
     if "ipykernel" in sys.modules:
         return Notebook(name)
     terminal = console(stderr=True)
-    # On one that cannot move its cursor nothing would be seen of a bar.
+    # A terminal that cannot move its cursor cannot show a bar.
     return Screen(name, terminal) if sys.stderr.isatty() and not terminal.is_dumb_terminal else Log(name)
 
 
@@ -137,7 +137,7 @@ class Log:
         pass
 
     def say(self, text: str) -> None:
-        """Prints what happens, unless it was said before."""
+        """Prints what happens now, unless it was printed before."""
         if text and text != self._said:
             self._said = text
             self.note(text)
@@ -149,7 +149,7 @@ class Log:
         sys.stderr.flush()
 
     def show(self, event: Event) -> None:
-        """Prints what is worth a line."""
+        """Prints a line for an event that deserves one."""
         self.picture.take(event)
         match event:
             case Notice():
@@ -245,7 +245,7 @@ class Notebook:
         self.picture = Picture()
         self._notes: list[str] = []
         self._drawn = 0.0
-        # A notebook has it.
+        # Notebooks have it.
         self._output: Any = import_module("IPython.display")
         self._handle: Any = None
 

@@ -1,4 +1,4 @@
-"""Does in a thread what may take long, so that the main thread stays open for signals: above all, following a job's events."""
+"""Runs long actions in a thread, so that the main thread can receive signals: above all, following a job's events."""
 
 import threading
 from collections.abc import Callable
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class _Done(NamedTuple):
-    """What an action gave or raised."""
+    """What an action returned or raised."""
 
     action: object
     value: Any
@@ -22,7 +22,7 @@ class _Done(NamedTuple):
 def follow(
     job: Job, inbox: Inbox, show: Callable[[Event], None], after: int = 0, say: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Hands a job's events to `show`, in this thread, until it has ended, and to `say` that the server cannot be reached, or can.
+    """Passes a job's events to `show`, in this thread, until it has ended, and messages about the connection to `say`.
 
     Raises ThalwegError if the stream breaks for good, and InterruptedBySignalError.
     """
@@ -45,7 +45,7 @@ def follow(
 
 
 def attend(action: Callable[[], T], inbox: Inbox) -> T:
-    """Does something and gives its value. Raises what it raises; or InterruptedBySignalError, and lets it go on unattended."""
+    """Runs an action and returns its value. Raises what it raises, or InterruptedBySignalError, while the action continues."""
     _start(action, inbox)
     while True:
         match inbox.get():

@@ -1,4 +1,4 @@
-"""`thalweg gradcheck`: backpropagation held against numerical differentiation, for a user's own job."""
+"""`thalweg gradcheck`: backpropagation compared with numerical differentiation, for a user's own job."""
 
 import typer
 from rich.table import Table

@@ -1,4 +1,4 @@
-"""Commands for job files: what a job's settings are, and a file to begin from."""
+"""Commands for job files: a job's settings, and a file to start from."""
 
 import shlex
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The options that commands share, and what they mean."""
+"""The options that commands share, and their meanings."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ from thalweg.contract.errors import Violation, invalid
 
 
 def user_path(text: str) -> Path:
-    """A path as it is typed: ~ may stand for a home. Raises typer.BadParameter if it is empty."""
+    """A path as it is typed: ~ stands for a home. Raises typer.BadParameter if it is empty."""
     if not text:
         raise typer.BadParameter("a path must not be empty")
     return expanded(text)
@@ -70,27 +70,27 @@ Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")]
 
 
 def server_of(server: str | None, data: Path | None) -> str | None:
-    """The server that is meant, None for this machine's own jobs. Raises ThalwegError if two things are meant."""
+    """The server of the options, None for this machine's own jobs. Raises ThalwegError if the options contradict each other."""
     if server and data:
         raise invalid(Violation("--data", "cannot be used with --server: a server has its own data folder"))
     return None if data else server or os.environ.get("THALWEG_SERVER") or None
 
 
 def place_of(server: str | None, data: Path | None) -> str:
-    """Where the options look for jobs, in words."""
-    meant = server_of(server, data)
-    return f"the server at {meant}" if meant else f"this machine's own jobs, in {folder_of_jobs(data)}"
+    """The place of the jobs, in words."""
+    address = server_of(server, data)
+    return f"the server at {address}" if address else f"this machine's own jobs, in {folder_of_jobs(data)}"
 
 
 def read_token(token_file: Path | None) -> str | None:
-    """The token that is meant, if any. Raises ThalwegError if the file cannot be read or holds none."""
+    """The token of the options, if any. Raises ThalwegError if the file cannot be read or holds none."""
     if token_file is None:
         return _checked(os.environ.get("THALWEG_TOKEN", "").strip(), "THALWEG_TOKEN") or None
     return _read_file(token_file, "--token-file")
 
 
 def check_token_file(token_file: Path | None, option: str) -> None:
-    """Raises ThalwegError if there is meant to be a file with a token, and it cannot be read or holds none."""
+    """Raises ThalwegError if a file with a token is given, and it cannot be read or holds none."""
     if token_file is not None:
         _read_file(token_file, option)
 
@@ -117,11 +117,11 @@ def _checked(token: str, source: str) -> str:
 
 @contextmanager
 def connected(server: str | None, token_file: Path | None, data: Path | None, writes: bool = False) -> Iterator[Client]:
-    """A client of the server that the options mean. `writes` says that something is to be changed there."""
-    meant, token = server_of(server, data), read_token(token_file)
-    if meant is None:
+    """A client of the options' server. `writes` says that it will change something there."""
+    address, token = server_of(server, data), read_token(token_file)
+    if address is None:
         with attached(data, token, writes) as client:
             yield client
     else:
-        with Client(meant, token) as client:
+        with Client(address, token) as client:
             yield client

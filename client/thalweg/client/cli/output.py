@@ -1,4 +1,4 @@
-"""What commands print: JSON for machines on stdout, words for people, problems on stderr."""
+"""The output of commands: JSON for machines on stdout, words for people, problems on stderr."""
 
 import io
 import json
@@ -21,17 +21,17 @@ from thalweg.contract.states import state_name, waiting_name
 from thalweg.contract.text import is_visible, visible, visible_lines
 from thalweg.v1 import job_pb2
 
-# A file or a pipe has no width: what is printed there should not be cut.
+# A file or a pipe has no width: lines should not be cut there.
 _ENDLESS = 4096
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 class StreamError(OSError):
-    """stdout or stderr cannot be written to, for another reason than that its reader has gone."""
+    """stdout or stderr cannot be written, for another reason than that its reader is gone."""
 
 
 class _Stream(io.TextIOWrapper):
-    """A standard stream, whose failures are known from those of files."""
+    """A standard stream, whose failures can be distinguished from those of files."""
 
     def write(self, text: str) -> int:
         with _known():
@@ -53,9 +53,9 @@ def _known() -> Iterator[None]:
 
 
 def make_streams_tolerant() -> None:
-    """Lets stdout and stderr take any text: characters that their encoding lacks are substituted, closed streams swallow it.
+    """Makes stdout and stderr accept any text: characters that their encoding lacks are replaced, closed streams discard it.
 
-    To be called once, before anything is printed or opened: the next file would get the number of a stream that is closed.
+    Must be called once, before anything is printed or opened: the next file would get the descriptor of a closed stream.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         stream = getattr(sys, name)
@@ -66,7 +66,7 @@ def make_streams_tolerant() -> None:
                 os.close(sink)
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="replace", closefd=False))
         elif type(stream) is io.TextIOWrapper:
-            # Asked before the stream is taken apart.
+            # Read before the stream is detached.
             errors = "replace" if stream.errors in {"strict", "surrogateescape"} else stream.errors
             encoding, by_lines, at_once = stream.encoding, stream.line_buffering, stream.write_through
             tolerant = _Stream(stream.detach(), encoding, errors, line_buffering=by_lines, write_through=at_once)
@@ -77,14 +77,14 @@ def make_streams_tolerant() -> None:
 
 
 def forget_empty_size() -> None:
-    """Forgets a terminal's size of nothing, as some editors' shells give it: nothing at all would be printed on it."""
+    """Ignores a terminal's size of zero, which some editors' shells report: nothing would be printed on it."""
     for name in ("COLUMNS", "LINES"):
         if os.environ.get(name, "").strip() == "0":
             del os.environ[name]
 
 
 class _VisibleConsole(Console):
-    """A console on which nothing that is printed acts on the terminal, but what the console itself adds."""
+    """A console that prints no control characters but its own."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -92,7 +92,7 @@ class _VisibleConsole(Console):
 
 
 def console(stderr: bool = False) -> Console:
-    """Where people read: stdout, or stderr for what is not the command's answer."""
+    """The console for people: stdout, or stderr for what is not the command's answer."""
     stream = sys.stderr if stderr else sys.stdout
     return _VisibleConsole(stderr=stderr, highlight=False, width=None if stream.isatty() else _ENDLESS)
 
@@ -100,7 +100,7 @@ def console(stderr: bool = False) -> Console:
 def print_json(value: Any) -> None:
     """Prints one JSON value as one line. Numbers that JSON cannot hold become null."""
     text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
-    # What acts on a terminal can only stand within strings, and those may hold any character as an escape.
+    # Control characters can only be within strings, where JSON can write any character as an escape.
     sys.stdout.write("".join(c if is_visible(c) else json.dumps(c)[1:-1] for c in text) + "\n")
     sys.stdout.flush()
 
@@ -125,12 +125,12 @@ def complain(problem: object) -> None:
 
 
 def exit_code(error: ThalwegError) -> int:
-    """2 for what the user gave, 1 for what went wrong."""
+    """2 for wrong input, 1 for other errors."""
     return 2 if error.reason == "INVALID_ARGUMENT" else 1
 
 
 def metrics_json(metrics: Metrics) -> dict[str, float]:
-    """Metrics, without an accuracy where there is none."""
+    """Metrics, without an accuracy if there is none."""
     accuracy = {} if metrics.accuracy is None else {"accuracy": metrics.accuracy}
     return {"loss": metrics.loss} | accuracy | dict(metrics.values)
 
@@ -152,7 +152,7 @@ def result_json(result: Result) -> dict[str, Any]:
 
 
 def job_json(job: job_pb2.Job) -> dict[str, Any]:
-    """A job as it is now."""
+    """A job's current state."""
     progress, result = records.progress(job.progress), records.result(job)
     answer: dict[str, Any] = {
         "job": job.id,
@@ -185,12 +185,12 @@ def job_json(job: job_pb2.Job) -> dict[str, Any]:
 
 
 def percent(share: float) -> str:
-    """A share for people."""
+    """A fraction as a percentage, for people."""
     return f"{share * 100:.1f} %"
 
 
 def accuracy_of(metrics: Metrics | None) -> str:
-    """The accuracy for people; the loss of a model that is no classifier; nothing where nothing was measured."""
+    """The accuracy, for people, or the loss of a model that is no classifier; empty if nothing was measured."""
     if metrics is None:
         return ""
     return f"loss {metrics.loss:.4g}" if metrics.accuracy is None else percent(metrics.accuracy)
@@ -206,7 +206,7 @@ def seconds_of(seconds: float) -> str:
 
 
 def ago(then: datetime, now: datetime) -> str:
-    """How long ago something was, for people."""
+    """The time since an event, for people."""
     seconds = max(0, int((now - then).total_seconds()))
     for name, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:

@@ -1,4 +1,4 @@
-"""Files of what a model makes of samples: outputs, classes and probabilities."""
+"""Files of predictions: outputs, classes and probabilities."""
 
 import csv
 import math
@@ -22,19 +22,19 @@ def check_name(path: Path) -> None:
 
 
 def arrays(prediction: Prediction) -> dict[str, NDArray[Any]]:
-    """All that a prediction has, by the names that archives and JSON give it."""
+    """The arrays of a prediction, by their names in archives and JSON."""
     named = {"outputs": prediction.outputs, "classes": prediction.classes, "probabilities": prediction.probabilities}
     return {name: values for name, values in named.items() if values is not None}
 
 
 def write_outputs(path: Path, prediction: Prediction) -> None:
-    """Writes outputs, and classes and probabilities where there are any and the file can hold them. Raises ThalwegError."""
+    """Writes outputs, and classes and probabilities if there are any and the file can hold them. Raises ThalwegError."""
 
     def write(aside: Path) -> None:
         if path.suffix.lower() == ".csv":
             _write_csv(aside, prediction)
             return
-        # A file, not its path, to which NumPy would add an ending of its own.
+        # A file, not its path, to which NumPy would add a suffix.
         with aside.open("wb") as file:
             if path.suffix.lower() == ".npy":
                 np.save(file, prediction.outputs)
@@ -45,7 +45,7 @@ def write_outputs(path: Path, prediction: Prediction) -> None:
 
 
 def _write_csv(path: Path, prediction: Prediction) -> None:
-    """Writes a table: class, or class_K where each output is one, probability_K, and outputK."""
+    """Writes a table: class, or class_K if each output is one, probability_K, and outputK."""
     names: list[str] = []
     columns: list[NDArray[Any]] = []
     for values, name, single in (

@@ -1,4 +1,4 @@
-"""Commands for the results of a job: its weights, its predictions, its pictures."""
+"""Commands for the results of a job: weights, predictions, figures."""
 
 import tempfile
 from pathlib import Path
@@ -135,7 +135,7 @@ def predict(
 
 
 def _print_prediction(prediction: Prediction, targets: NDArray[Any] | None) -> None:
-    """Prints a line for each sample, with its target where there is one and it differs."""
+    """Prints a line for each sample, with its target if there is one and it differs."""
     values = prediction.outputs if prediction.classes is None else prediction.classes
     predicted = values.reshape(len(values), -1)
     labels = predicted if targets is None else _labels(targets, predicted)
@@ -149,7 +149,7 @@ def _words(row: NDArray[Any]) -> str:
 
 
 def _labels(targets: NDArray[Any], predicted: NDArray[Any]) -> NDArray[Any]:
-    """Targets in the form of what is printed of a prediction, shape (samples, values): of one-hot ones, the class."""
+    """Targets in the form of a printed prediction, shape (samples, values): for one-hot targets, the class."""
     rows = targets.reshape(len(targets), -1)
     return rows.argmax(1)[:, None] if rows.shape[1] != predicted.shape[1] else rows
 

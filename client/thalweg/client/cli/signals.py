@@ -1,4 +1,4 @@
-"""Ctrl-C and its kin as items of a queue: nothing is interrupted where it does not expect it, and everything gets its end."""
+"""Ctrl-C and other signals as items of a queue: code is interrupted only where it waits, and everything is cleaned up."""
 
 import queue
 import signal
@@ -6,13 +6,13 @@ from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Python calls a signal's handler between two of its instructions. A signal that comes after the last of them and before the wait
-# for the queue begins, or to another thread, is heard only when that wait ends.
+# Python calls a signal's handler between two of its instructions. A signal that arrives after the last of them and before the
+# wait for the queue begins, or in another thread, is handled only when that wait ends.
 _WAIT_SECONDS = 0.5
 
 
 class Signal(NamedTuple):
-    """A signal that came, `order` counted from 1."""
+    """A received signal, `order` counted from 1."""
 
     number: int
     order: int
@@ -27,7 +27,7 @@ class InterruptedBySignalError(Exception):
 
     @property
     def exit_code(self) -> int:
-        """What shells make of a process that a signal ended."""
+        """The exit code that shells give a process that a signal ended."""
         return 128 + self.number
 
 
@@ -35,11 +35,11 @@ class Inbox:
     """A queue that also receives this process's signals, while it is used as a context manager in the main thread."""
 
     def __init__(self) -> None:
-        # Of all queues, the one that a signal handler may put into.
+        # The only queue into which a signal handler may put.
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._before: dict[signal.Signals, Any] = {}
         self._received: list[int] = []
-        # How many of them were raised, if not in the order of the queue.
+        # The number of signals that were raised before their turn in the queue.
         self._heeded = 0
 
     def __enter__(self) -> Self:
@@ -52,7 +52,7 @@ class Inbox:
             signal.signal(number, handler)
 
     def listen(self) -> None:
-        """Takes the signals (again: Ray takes SIGTERM when it starts). One that was ignored, as under nohup, stays so."""
+        """Sets the handlers (again: Ray sets one for SIGTERM). A signal that was ignored, as under nohup, stays ignored."""
         for number, before in self._before.items():
             if before is not signal.SIG_IGN:
                 signal.signal(number, self._receive)

@@ -1,4 +1,4 @@
-"""How `thalweg train` ends: one JSON object, or a summary for people and what to try next."""
+"""The end of `thalweg train`: one JSON object, or a summary for people with further commands."""
 
 from thalweg.client.cli.output import accuracy_of, complain, console, print_json, result_json, seconds_of, sparkline
 from thalweg.client.cli.training import Outcome
@@ -6,7 +6,7 @@ from thalweg.client.records import ENDED, Metrics
 
 
 def report(outcome: Outcome, place: str, json: bool) -> int:
-    """Prints what became of a job, and gives the exit code. `place` is what further commands need to find the job."""
+    """Prints the result of a job, and returns the exit code. `place` has the options with which further commands find the job."""
     result = outcome.result
     if json:
         print_json(_json(outcome))
@@ -29,7 +29,7 @@ def _json(outcome: Outcome) -> dict[str, object]:
 
 
 def _complaints(outcome: Outcome, place: str) -> list[str]:
-    """What people read on stderr if the job did not end as asked."""
+    """The message on stderr if the job did not succeed."""
     result = outcome.result
     lines = []
     if result.state == "FAILED":
@@ -53,7 +53,7 @@ def _complaints(outcome: Outcome, place: str) -> list[str]:
 
 
 def _steps(outcome: Outcome) -> str:
-    # After an interruption the last word from the server may be older than what was seen of the job.
+    # After an interruption, the server's last record may be older than the events.
     seen = outcome.picture.progress
     steps = max(outcome.result.steps, seen.step if seen else 0)
     return f"{steps:,} step{'' if steps == 1 else 's'}"

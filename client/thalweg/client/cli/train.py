@@ -98,7 +98,7 @@ def train(
 
 
 def _begin(job: str | None, settings: list[str], resume: str | None) -> Callable[[Training], Outcome]:
-    """What is to be done, from how a job is named. Raises ThalwegError if it is not one job."""
+    """The job to submit or to resume. Raises ThalwegError if it is not exactly one."""
     if resume is None:
         if job is None:
             raise invalid(Violation("JOB", "must be given: a packaged job or the path of a job file; or --resume and a job's id"))
@@ -112,7 +112,7 @@ def _begin(job: str | None, settings: list[str], resume: str | None) -> Callable
 
 
 def _check_weights(weights: Path | None) -> None:
-    """Fails before training starts, not after hours of it, if the file cannot be written."""
+    """Fails before training starts, not after it, if the file cannot be written."""
     if weights is None:
         return
     check_output(weights, "--weights")

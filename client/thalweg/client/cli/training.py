@@ -1,4 +1,4 @@
-"""The course of `thalweg train`, whatever becomes of it: an end, a failure, a Ctrl-C."""
+"""The course of `thalweg train`, to its end, a failure or a Ctrl-C."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +20,9 @@ _KEPT = "parameters.safetensors"
 
 @dataclass
 class Outcome:
-    """What became of a job.
+    """The outcome of a job.
 
-    `problems` are what a user should read; `interruption` is there if a signal ended it. `weights` is None if there are none, or
+    `problems` are messages for the user; `interruption` is set if a signal ended it. `weights` is None if there are none, or
     if they could not be written.
     """
 
@@ -35,7 +35,7 @@ class Outcome:
 
 
 class Training:
-    """One job, from its submission or its taking up to its weights. Signals come through `inbox`."""
+    """One job, from its submission or resumption to its weights. Signals come through `inbox`."""
 
     def __init__(self, client: Client, inbox: Inbox, weights: Path | None, embedded: Embedded | None = None) -> None:
         self._client = client
@@ -48,11 +48,11 @@ class Training:
         return self._attended(attend(lambda: self._client.submit(loaded), self._inbox), [])
 
     def resume(self, job_id: str) -> Outcome:
-        """Takes up a job that did not succeed, and trains on. Raises ThalwegError if that cannot be, or the server is lost."""
+        """Resumes a job that did not succeed, and trains. Raises ThalwegError if that is impossible, or the server is lost."""
         return self._attended(*attend(lambda: self._taken_up(job_id), self._inbox))
 
     def _taken_up(self, job_id: str) -> tuple[Job, list[Event]]:
-        """A job that goes on, and what it told before."""
+        """A resumed job, and its earlier events."""
         job = self._client.job(job_id)
         if self._embedded and state_name(job.message.state) not in ENDED:
             raise LocalError(f"job {job_id} is already running; thalweg watch {job_id}{self._embedded.place} shows it")
@@ -61,7 +61,7 @@ class Training:
         return job, past
 
     def _attended(self, job: Job, past: list[Event]) -> Outcome:
-        """Shows a job from what it told before on, and takes what comes of it."""
+        """Shows a job from its earlier events on, and collects its outcome."""
         with display(job.id) as screen:
             for event in past:
                 screen.picture.take(event)
@@ -88,7 +88,7 @@ class Training:
             raise
 
     def _in_place(self, event: Event) -> Event:
-        """An event as it should be read here: that a job waits for a fleet is no news where one is being started."""
+        """An event for this display: while the fleet is being started, that the job waits for one is left out."""
         if self._embedded and isinstance(event, StateChanged) and event.state == "QUEUED":
             return replace(event, status="waiting for the first worker")
         return event
@@ -99,7 +99,7 @@ class Training:
         return outcome
 
     def _interrupted(self, job: Job, interruption: InterruptedBySignalError) -> Outcome:
-        """Ends the job and keeps what was learnt so far, unless a second signal comes."""
+        """Ends the job and keeps its parameters, unless a second signal arrives."""
         outcome = Outcome(job.last_result(), "", interruption=interruption)
         try:
             attend(job.cancel, self._inbox)

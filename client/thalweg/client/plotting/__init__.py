@@ -1,4 +1,4 @@
-"""Pictures of a job: its learning curve, and slices of its loss. Needs the extra `plot`."""
+"""Figures of a job: its learning curve, and slices of its loss. Needs the extra `plot`."""
 
 from thalweg.client.plotting.curve import learning_curve
 from thalweg.client.plotting.figures import PICTURES, save_figure

@@ -1,4 +1,4 @@
-"""The learning curve: what training and validation loss did, and how accurate the model became."""
+"""The learning curve: training loss, validation loss and accuracy."""
 
 import math
 from bisect import bisect_left
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Curve = NDArray[np.float64]
 
-# More points than this are drawn as the range that neighbours cover.
+# With more points, the range of neighbouring points is drawn.
 _MAX_POINTS = 4000
 # A loss that falls by more than this factor is drawn on a logarithmic scale.
 _LOGARITHMIC = 30.0
@@ -37,7 +37,7 @@ class History(NamedTuple):
 
 
 def learning_curve(job: Job) -> "Figure":
-    """The picture of a job's course up to now. Raises ThalwegError if there is nothing to draw, or matplotlib is missing."""
+    """The figure of a job's course up to now. Raises ThalwegError if there is nothing to draw, or matplotlib is missing."""
     figure = new_figure(7.2, 4.2)
     history = course(job.history())
     if not history.steps.size:
@@ -63,8 +63,8 @@ def learning_curve(job: Job) -> "Figure":
 
 
 def course(events: Sequence[Event]) -> History:
-    """The course of a job from its events. Of a job that began again, what was last."""
-    # First steps that losses stand for, in rising order, and the middles of what they stand for with the losses.
+    """The course of a job from its events; for steps that were repeated, the last report."""
+    # The first steps of losses, in rising order, and the middles of their steps with the losses.
     firsts: list[int] = []
     points: list[tuple[float, float]] = []
     epochs: dict[int, EpochEnded] = {}
@@ -104,7 +104,7 @@ def _count(number: int, thing: str) -> str:
 def _draw_loss(axes: "Axes", history: History) -> None:
     steps = _thinned(history.steps)
     axes.plot(*steps, color=BLUE, alpha=0.28, linewidth=0.8, label="training, each step")
-    # A mean stands for its whole epoch, so it is drawn in the middle of it.
+    # A mean over an epoch is drawn in the middle of the epoch.
     if history.train.size:
         marker = "o" if history.train.shape[1] <= 40 else ""
         axes.plot(*history.train, color=BLUE, linewidth=2, marker=marker, markersize=3.5, label="training, mean of the epoch")
@@ -133,7 +133,7 @@ def _draw_accuracy(axes: "Axes", history: History) -> None:
 
 
 def _thinned(curve: Curve) -> Curve:
-    """A curve of at most `_MAX_POINTS` points, which covers what the whole one covers."""
+    """A curve of at most `_MAX_POINTS` points that covers the same range as the whole curve."""
     if curve.shape[1] <= _MAX_POINTS:
         return curve
     groups = np.array_split(np.arange(curve.shape[1]), _MAX_POINTS // 2)

@@ -1,4 +1,4 @@
-"""What all pictures share: how they look, and how they get into a file."""
+"""The style of all figures, and how they are written to files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +22,18 @@ GREEN = "#2f9e6e"
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches. It belongs to nobody: nothing is shared with other figures of this process."""
+    """An empty figure of a size in inches, independent of other figures of this process."""
     with needs("plot", "matplotlib is"):
         try:
             from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
         except OSError as error:
-            # It needs a folder for its cache.
+            # matplotlib needs a folder for its cache.
             raise LocalError(str(error)) from error
     return Figure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
 
 
 def dress(axes: "Axes", x: str, y: str) -> None:
-    """Takes from axes what does not help to read them, and names them."""
+    """Removes lines that do not help to read the axes, and labels the axes."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -46,13 +46,13 @@ def dress(axes: "Axes", x: str, y: str) -> None:
 
 
 def title(figure: "Figure", axes: "Axes", text: str, below: str) -> None:
-    """A title over the figure, and a line of smaller print over its uppermost axes."""
+    """Adds a title, and a line in a smaller font over the uppermost axes."""
     axes.set_title(below, loc="left", color=FAINT, fontsize=9)
     figure.suptitle(text, x=0.01, ha="left", color=INK, fontsize=12, fontweight="bold")
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Writes a figure, in the format that the file's ending says, whole or not at all. Raises ThalwegError."""
+    """Writes a figure in the format of the file's suffix, completely or not at all. Raises ThalwegError."""
     if path.suffix.lower() not in PICTURES:
         raise invalid(Violation("path", f"{path.name}: the name of a picture must end in one of {', '.join(PICTURES)}"))
     write_whole(path, figure.savefig)

@@ -1,4 +1,4 @@
-"""The loss over one weight, and the way that training took along it: the picture from which gradient descent is taught."""
+"""The loss over one weight, with the path of training along it, as textbooks draw gradient descent."""
 
 import math
 import re
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 _ELEMENT = re.compile(r"([^\[\]]+)\[\s*(\d+(?:\s*,\s*\d+)*)\s*\]")
 _POINTS = 81
-# At how many places on the way, besides its end, the slice is drawn.
+# The number of points of the path, besides its end, for which a slice is drawn.
 _FAINT_CURVES = 4
-# How far beyond the way the slice reaches, as a share of its width.
+# By which fraction of the path's width the slice is wider on each side.
 _MARGIN = 0.45
 # The half-width of a slice over a weight that hardly moved.
 _MIN_REACH = 0.25
-# How far apart, as a share of the picture's height, the labels of curves are.
+# The distance of the curves' labels, as a fraction of the figure's height.
 _MIN_GAP = 0.04
-# A slice whose height is less than this share of the picture's looks like a level line.
+# A slice whose height is less than this fraction of the figure's looks like a level line.
 _FLAT = 0.2
-# A way whose height is at most this share of the loss, or of 1, is level.
+# A path whose height is at most this fraction of the loss, or of 1, is level.
 _LEVEL = 1e-9
 
 
@@ -54,8 +54,8 @@ class Element:
 class Slice(NamedTuple):
     """The loss over one weight.
 
-    `values` and `losses` are the way: shape (versions). `grid` has the shape (points); `curves` the shape (curves, points), of
-    which the one at index i keeps the other weights as they were at `bases[i]`, an index of the way; the last is its end.
+    `values` and `losses` are the path, shape (versions). `grid` has the shape (points), `curves` (curves, points). Curve i
+    has the other weights fixed at `bases[i]`, an index of the path; the last one is the path's end.
     """
 
     versions: tuple[int, ...]
@@ -67,7 +67,7 @@ class Slice(NamedTuple):
 
 
 def parse_element(text: str) -> Element:
-    """Reads `0.weight[3,5]`. Raises ThalwegError if it is nothing like that."""
+    """Reads `0.weight[3,5]`. Raises ThalwegError if the text has another form."""
     match = _ELEMENT.fullmatch(text.strip())
     if match is None:
         raise invalid(Violation("--slice", f"{text!r} names no weight; write TENSOR[I,J], as in 0.weight[3,5]"))
@@ -77,7 +77,7 @@ def parse_element(text: str) -> Element:
 def most_moved(trajectory: Trajectory) -> Element:
     """The weight that training moved the most, from the first version to the last; if none moved, the largest one.
 
-    Statistics and constants are no weights.
+    Statistics and constants are not weights.
     """
     weights = end_of(Kind.PARAMETER, layouts.segments_of(trajectory.layout.tensors))
     way = trajectory.slabs[:, :weights].astype(np.float64)
@@ -87,7 +87,7 @@ def most_moved(trajectory: Trajectory) -> Element:
 
 
 def locate(layout: job_pb2.Layout, element: Element) -> int:
-    """The place of an element in the slab. Raises ThalwegError, which lists the tensors, if there is none."""
+    """The position of an element in the slab. Raises ThalwegError, which lists the tensors, if it does not exist."""
     try:
         return layouts.locate(layout, element.tensor, element.index)
     except KeyError:
@@ -101,7 +101,7 @@ def locate(layout: job_pb2.Layout, element: Element) -> int:
 
 
 def loss_slice(job: Job, element: Element | None = None) -> "Figure":
-    """The picture of the loss over one weight: by default the one that training moved the most.
+    """The figure of the loss over one weight: by default the one that training moved the most.
 
     Raises ThalwegError if it cannot be drawn.
     """
@@ -131,12 +131,12 @@ def loss_slice(job: Job, element: Element | None = None) -> "Figure":
 
 
 def measure(landscape: Landscape, trajectory: Trajectory, position: int) -> Slice:
-    """The loss over the weight at a place of the slab, along the way of training and beside it."""
+    """The loss over the weight at a position of the slab, along the path of training and around it."""
     slabs = trajectory.slabs.astype(np.float64)
     values = slabs[:, position]
     low, high = float(values.min()), float(values.max())
     middle = (low + high) / 2
-    # Around a weight that did not move there is no way to go by: 0 and some of what lies beyond it are shown.
+    # For a weight that did not move, the range from it to 0, and somewhat beyond, is shown.
     least = _MIN_REACH * max(1.0, abs(middle)) if high > low else max(1.0, 1.5 * abs(middle))
     reach = max((high - low) * (0.5 + _MARGIN), least)
     grid = np.linspace(middle - reach, middle + reach, _POINTS)
@@ -197,13 +197,13 @@ def _draw(figure: "Figure", axes: "Axes", found: Slice, name: str) -> None:
 
 
 def _is_flat(found: Slice) -> bool:
-    """Whether the slice at the end cannot be told from a level line beside the whole way."""
+    """Whether the slice at the end looks like a level line beside the whole path."""
     low, high = _limits(found)
     return float(np.ptp(found.curves[-1])) < _FLAT * (high - low)
 
 
 def _draw_bottom(axes: "Axes", found: Slice) -> None:
-    """The slice at the end by itself: the valley that the way ends in."""
+    """Shows the slice at the end only: the valley in which the path ends."""
     axes.plot(found.grid, found.curves[-1], color=INK, linewidth=2.4)
     axes.plot([found.values[-1]], [found.losses[-1]], "o", color=BLUE, markersize=7, zorder=4)
     axes.set_title("the slice at the end of training, seen closely", loc="left", color=FAINT, fontsize=9)
@@ -211,10 +211,10 @@ def _draw_bottom(axes: "Axes", found: Slice) -> None:
 
 
 def _limits(found: Slice) -> tuple[float, float]:
-    """Shows the whole way, and of the curves what is not far above it."""
+    """Shows the whole path, and the parts of the curves that are not far above it."""
     finite = found.losses[np.isfinite(found.losses)]
     if np.ptp(finite) <= _LEVEL * max(1.0, abs(finite[-1])):
-        # Nothing was learnt along the way, as in a job of no epochs: the slice is all there is to show.
+        # Nothing was learnt, as in a job without epochs: only the slice is shown.
         last = found.curves[-1][np.isfinite(found.curves[-1])]
         room = 0.06 * max(float(np.ptp(last)), _LEVEL * max(1.0, abs(finite[-1])))
         return float(last.min()) - room, float(last.max()) + room
