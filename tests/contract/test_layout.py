@@ -86,3 +86,5 @@ def test_kinds_lie_in_their_order() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             end_of(Kind.CONSTANT, [SEGMENTS[index] for index in order])
+        with pytest.raises(ValueError, match=message):
+            layouts.layout_of([SEGMENTS[index] for index in order], np.dtype(np.float32))

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thalweg.contract import codecs, tree
+from thalweg.contract.codecs import SlabCodec
 from thalweg.contract.errors import ThalwegError
-from thalweg.contract.layout import Slab, ranges
+from thalweg.contract.layout import Slab, layout_of, ranges
+from thalweg.contract.segments import Kind, Segment, end_of
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server.deciding.values import Place
@@ -25,9 +27,14 @@ if TYPE_CHECKING:
 ELEMENTS = 9
 TRAIN_SAMPLES = 20
 NODES = 3
-LAYOUT = job_pb2.Layout(
-    tensors=[job_pb2.Tensor(name="0.weight", shape=[ELEMENTS - 2]), job_pb2.Tensor(name="0.bias", shape=[2])], dtype="float32"
+SEGMENTS = (
+    Segment("0.weight", (ELEMENTS - 5,)),
+    Segment("0.bias", (2,)),
+    Segment("0.mean", (2,), Kind.STATISTIC),
+    Segment("mask", (1,), Kind.CONSTANT),
 )
+PARAMETERS = end_of(Kind.PARAMETER, SEGMENTS)
+LAYOUT = layout_of(SEGMENTS, np.dtype(np.float32))
 _GRADIENT_SECONDS = 0.01
 Leaf = Callable[[Slab, int, int, int], Slab]
 
@@ -125,7 +132,7 @@ class ImaginaryWorker:
 
     def _keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
         start = part.chunk * self._chunk_elements
-        self._incoming.decode(data, self._buffers[part.version % 2][start : start + self._chunk_elements])
+        self._incoming.decode(start, data, self._buffers[part.version % 2][start : start + self._chunk_elements])
 
     def seconds(self, message: pb.WorkResponse) -> float:
         """How long a message keeps the worker busy."""
@@ -160,8 +167,8 @@ class ImaginaryWorker:
                 self._say(prepared=prepared)
             case "accepted":
                 self._chunk_elements = message.accepted.chunk_elements
-                self._incoming = codecs.of_parameters(self._spec, self._chunk_elements)
-                self._outgoing = GradientEncoder(self._spec, ELEMENTS, self._chunk_elements)
+                self._incoming = SlabCodec(codecs.of_parameters(self._spec, self._chunk_elements), PARAMETERS)
+                self._outgoing = GradientEncoder(self._spec, PARAMETERS, self._chunk_elements)
                 self.streams = [self._cluster.stream_to_shard(self, shard) for shard in message.accepted.shards]
             case "parameters":
                 self._keep(message.parameters, memoryview(message.parameters.data))
@@ -185,6 +192,7 @@ class ImaginaryWorker:
         m = self._spec.training.microbatches
         gradient = tree.fold(node, m, lambda each: leaf(parameters, task.step, task.steps, each), np.add)
         gradient = gradient + (self.disagrees or self.odd)
+        gradient[end_of(Kind.STATISTIC, SEGMENTS) :] = 0
         sums = tree.fold(node, m, lambda each: Sums(0.1 * each + float(parameters[0]), 1, (1.0,)), lambda a, b: a + b)
         self._outgoing.begin(node, task.step)
         for chunk in range(task.first_chunk, task.end_chunk):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.contract import segments
-from thalweg.contract.segments import Kind, Segment
+from thalweg.contract.segments import Kind, Segment, end_of
 from thalweg.v1 import job_pb2
 
 Slab = NDArray[np.floating]
@@ -27,7 +27,12 @@ _KIND_OF = {value: kind for kind, value in _KINDS.items()}
 
 
 def layout_of(parts: Iterable[Segment], dtype: np.dtype[np.floating], counters: Iterable[Segment] = ()) -> job_pb2.Layout:
-    """The layout of a slab of segments, with the model's counters, which are not in the slab."""
+    """The layout of a slab of segments, with the model's counters, which are not in the slab.
+
+    Raises ValueError if the segments are not in the order of their kinds.
+    """
+    parts = tuple(parts)
+    end_of(Kind.CONSTANT, parts)
     return job_pb2.Layout(tensors=tensors_of(parts), dtype=dtype.name, counters=tensors_of(counters))
 
 

@@ -1112,7 +1112,7 @@ Global___Optimizer: _TypeAlias = Optimizer  # noqa: Y015
 @_typing.final
 class Group(_message.Message):
     """Tensors that are updated with hyperparameters of their own, as PyTorch's parameter groups: no weight decay for biases, a smaller
-    learning rate for some layers, frozen layers.
+    learning rate for some layers, frozen layers. A group has no effect on statistics, such as running means, and on constants.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
