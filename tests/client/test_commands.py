@@ -9,7 +9,8 @@ import stat
 import tempfile
 import threading
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -338,6 +339,50 @@ def test_the_weights_of_a_running_job_are_those_of_its_last_step(
     job.cancel()
     barrier.release()
     worker.join()
+
+
+@contextmanager
+def stream_of(content: bytes) -> Iterator[int]:
+    """The end of a pipe at which content can be read."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as file:
+        file.write(content)
+    yield reader
+    os.close(reader)
+
+
+def array_file(values: list[list[int]]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"a,b\n0,0\n1,0\n", array_file([[0, 0], [1, 0]])], ids=["table", "array"])
+@pytest.mark.parametrize("name", ["-", "/dev/fd/{}"])
+def test_predict_reads_standard_input_and_pipes(
+    name: str, content: bytes, cluster: Cluster, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `command | thalweg predict JOB -`, and in `thalweg predict JOB <(command)`."""
+    with stream_of(content) as reader, os.fdopen(os.dup(reader)) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        printed = command("predict", "gate", name.format(reader), "--server", cluster.address)
+    assert (printed.code, printed.out) == (0, "0\n1\n")
+
+
+def test_what_is_wrong_with_a_stream_is_told(cluster: Cluster, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stream_of(b"a,b\n0,x\n") as reader, os.fdopen(os.dup(reader)) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        printed = command("predict", "gate", "-", "--server", cluster.address)
+    assert (printed.code, printed.out) == (2, "")
+    assert printed.err.startswith("thalweg: INPUT: line 2, column 'b': 'x' is not a number; ")
+    monkeypatch.setattr("sys.stdin", None)
+    printed = command("predict", "gate", "-", "--server", cluster.address)
+    assert printed == (2, "", "thalweg: INPUT: standard input is closed; give the path of a file\n")
+
+
+def test_a_token_is_read_from_a_pipe(cluster: Cluster, command: Command) -> None:
+    with stream_of(b"a-token\n") as reader:
+        assert command("jobs", "--json", "--server", cluster.address, "--token-file", f"/dev/fd/{reader}").code == 0
 
 
 def test_predict(cluster: Cluster, command: Command) -> None:

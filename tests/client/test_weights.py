@@ -198,6 +198,12 @@ def test_a_link_stays_and_the_file_that_it_leads_to_is_written(tmp_path: Path) -
     assert names_in(tmp_path / "far") == ["new.safetensors", "w.safetensors"]
 
 
+def test_a_pipe_holds_no_weights(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ThalwegError, match=r"^weights: .*/pipe is a pipe; give the path of a file$"):
+        prepare(tmp_path / "pipe", [[0, 1]])
+
+
 def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")

@@ -2,7 +2,10 @@
 
 import errno
 import os
+import shutil
 import stat
+import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +14,7 @@ from pathlib import Path
 from thalweg.client.errors import LocalError
 from thalweg.contract.errors import Violation, invalid
 
+STANDARD_INPUT = Path("-")
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -66,6 +70,39 @@ def check_input(path: Path, field: str) -> None:
         if kind:
             raise invalid(Violation(field, f"{path} is {kind}; give the path of a file"))
         path.open("rb").close()
+
+
+def check_not_pipe(path: Path, field: str, *, named_only: bool = False) -> None:
+    """Raises ThalwegError, which names the field, if a path is that of a pipe.
+
+    With `named_only`, pipes without a name are allowed, such as those of a shell's `<(command)`, which can be read once. Reading
+    a pipe with a name would wait for a writer, perhaps for ever.
+    """
+    with suppress(OSError, ValueError):
+        if stat.S_ISFIFO(path.stat().st_mode) and not (named_only and is_stream(path)):
+            raise invalid(Violation(field, f"{path} is a pipe; give the path of a file"))
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is that of standard input, which is `-`, or of a pipe without a name, which has a writer."""
+    try:
+        return path == STANDARD_INPUT or (stat.S_ISFIFO(path.stat().st_mode) and not _target(path).exists())
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def copied(path: Path, field: str) -> Iterator[Path]:
+    """A temporary file with the content of a stream. Raises ThalwegError, which names the field, if it cannot be read."""
+    name = "standard input" if path == STANDARD_INPUT else path.name
+    if path == STANDARD_INPUT and sys.stdin is None:
+        raise invalid(Violation(field, "standard input is closed; give the path of a file"))
+    with reading(Path(name), field), tempfile.TemporaryDirectory(prefix="thalweg-") as folder:
+        copy = Path(folder) / name
+        source = sys.stdin.fileno() if path == STANDARD_INPUT else path
+        with open(source, "rb", closefd=path != STANDARD_INPUT) as stream, copy.open("wb") as file:
+            shutil.copyfileobj(stream, file, 1 << 20)
+        yield copy
 
 
 def check_folder(path: Path, field: str) -> None:

@@ -18,7 +18,7 @@ import tomli_w
 from google.protobuf import json_format
 
 from thalweg.client.errors import JobFileError
-from thalweg.client.files import check_input, reading
+from thalweg.client.files import check_input, check_not_pipe, reading
 from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.mapping import Walk, values_of
 from thalweg.client.settings import Setting, lay_over, read_settings
@@ -144,6 +144,7 @@ def _document(job: JobSource) -> tuple[str, Any, Path]:
 
 
 def _read_toml(path: Path, name: str) -> dict[str, Any]:
+    check_not_pipe(path, name, named_only=True)
     try:
         # The error is about the path, not about a field of the job.
         with reading(path, ""):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thalweg.client.composition import check_initial, completed, worker_bytes
-from thalweg.client.files import check_input, reading
+from thalweg.client.files import check_input, copied, is_stream, reading
 from thalweg.client.jobfile import JobFile
 from thalweg.client.prediction import Prediction
 from thalweg.contract.errors import Violation, invalid
@@ -97,8 +97,12 @@ def read_samples(
 
     `names` says whether a table has a line of column names, if that differs from the job's `data.header`. Columns are found by
     the names that they had when the job was trained; where these are not known, columns are taken in their order, which the
-    notice says. Raises ThalwegError if the file cannot be read, or its columns are others.
+    notice says. The format of a stream (`files.is_stream`) follows from its content. Raises ThalwegError if the file cannot be
+    read, or its columns are others.
     """
+    if is_stream(path):
+        with copied(path, "INPUT") as copy:
+            return read_samples(copy, spec, header, names)
     check_input(path, "INPUT")
     try:
         with reading(path, "INPUT"):

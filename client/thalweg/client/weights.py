@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from safetensors import SafetensorError, safe_open
 
-from thalweg.client.files import reading, write_whole
+from thalweg.client.files import check_not_pipe, reading, write_whole
 from thalweg.contract import layout as layouts
 from thalweg.contract import preparation, tensors
 from thalweg.contract.errors import Violation, invalid
@@ -75,6 +75,7 @@ def read_header(path: Path, field: str) -> pb.ParametersHeader:
 
 def check_weights(path: Path, field: str) -> None:
     """Raises ThalwegError, which names the field of a job, if a file cannot be read or is not a safetensors file."""
+    check_not_pipe(path, field)
     with reading(path, field):
         # The library reports each file that it cannot open as missing.
         path.open("rb").close()

@@ -13,7 +13,7 @@ import typer
 from thalweg.client.cli.output import complain
 from thalweg.client.client import Client
 from thalweg.client.embedded import attached, folder_of_jobs
-from thalweg.client.files import reading
+from thalweg.client.files import check_not_pipe, reading
 from thalweg.client.folders import expanded
 from thalweg.contract.encoding import UTF8
 from thalweg.contract.errors import Violation, invalid
@@ -92,10 +92,13 @@ def read_token(token_file: Path | None) -> str | None:
 def check_token_file(token_file: Path | None, option: str) -> None:
     """Raises ThalwegError if a file with a token is given, and it cannot be read or holds none."""
     if token_file is not None:
+        # Others read it again.
+        check_not_pipe(expanded(token_file), option)
         _read_file(token_file, option)
 
 
 def _read_file(token_file: Path, option: str) -> str:
+    check_not_pipe(expanded(token_file), option, named_only=True)
     try:
         with reading(token_file, option):
             token = expanded(token_file).read_text(encoding=UTF8).strip()

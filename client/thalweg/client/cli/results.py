@@ -65,7 +65,7 @@ def predict(
         typer.Argument(
             parser=user_path,
             metavar="[INPUT]",
-            help="The samples: .npy, .npz (array x), or .csv with the training data's columns.",
+            help="The samples: .npy, .npz (array x), or .csv with the training data's columns. - is standard input.",
             show_default="the job's own validation samples",
         ),
     ] = None,
@@ -106,6 +106,7 @@ def predict(
     [cyan]thalweg predict digits-1[/]
     [cyan]thalweg predict digits-1 images.npy[/]
     [cyan]thalweg predict digits-1 new.csv --json -o outputs.npy[/]
+    [cyan]zcat new.csv.gz | thalweg predict digits-1 -[/]
     """
     if output:
         check_name(output)
