@@ -38,8 +38,12 @@ ROOMS: dict[str, set[str]] = {
 # The only module that opens channels.
 CHANNELS = "proto/thalweg/contract/endpoint.py"
 
-# A process of Thalweg's own begins there; in `fleet.py`, with the first line of the program that it starts.
-ENTRY_POINTS = {"client/thalweg/command.py", "workers/thalweg/workers/ray/actor.py", "workers/thalweg/workers/ray/fleet.py"}
+# A process of Thalweg's own begins there; in `driver_process.py`, with the first line of the program that it starts.
+ENTRY_POINTS = {
+    "client/thalweg/command.py",
+    "workers/thalweg/workers/ray/actor.py",
+    "workers/thalweg/workers/ray/driver_process.py",
+}
 
 
 class Import(NamedTuple):

@@ -15,10 +15,11 @@ from safetensors.numpy import save_file
 
 from tests.client.conftest import Command
 from tests.client.helpers import fleet_of_threads, names_in
-from thalweg.client import Client, JobFailedError, LocalError, ThalwegError, folders, load_job, local, models
+from thalweg.client import Client, JobFailedError, LocalError, ThalwegError, folder_server, folders, load_job, local, models
 from thalweg.client import embedded as embedded_module
 from thalweg.client.composition import start_server
-from thalweg.client.embedded import Embedded, attached
+from thalweg.client.embedded import Embedded
+from thalweg.client.folder_server import attached
 from thalweg.client.folders import embedded_folder, folder_token, running_server, served_folder
 from thalweg.contract.endpoint import Address
 
@@ -41,11 +42,11 @@ def test_without_the_older_loopback_servers_listen_at_the_newer(tmp_path: Path, 
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
         pytest.skip(f"no IPv6 here: {error}")
-    monkeypatch.setattr(embedded_module, "_LOOPBACKS", ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "::1")))
+    monkeypatch.setattr(folder_server, "_LOOPBACKS", ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "::1")))
     embedded = Embedded(tmp_path)
     assert embedded.client.address.host == "::1"
     embedded.close()
-    monkeypatch.setattr(embedded_module, "_LOOPBACKS", ((socket.AF_INET, "192.0.2.1"),))
+    monkeypatch.setattr(folder_server, "_LOOPBACKS", ((socket.AF_INET, "192.0.2.1"),))
     with pytest.raises(LocalError, match=r"neither 127\.0\.0\.1 nor ::1"):
         Embedded(tmp_path)
     with pytest.raises(LocalError, match=r"neither 127\.0\.0\.1 nor ::1"), attached(tmp_path):

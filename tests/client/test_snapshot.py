@@ -15,7 +15,8 @@ from tests.client.helpers import fleet_of_threads
 from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.command import THALWEG
 from thalweg.client import EpochEnded, LocalError
-from thalweg.client.embedded import Embedded, attached
+from thalweg.client.embedded import Embedded
+from thalweg.client.folder_server import attached
 from thalweg.client.folders import folder_token
 from thalweg.client.snapshot import is_read_only
 

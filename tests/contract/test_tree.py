@@ -25,7 +25,7 @@ def test_cover_tiles_a_run_with_whole_nodes(microbatches: int, data: st.DataObje
     assert [leaf for node in nodes for leaf in node.leaves(microbatches)] == list(run)
     assert all(node.exists(microbatches) for node in nodes)
     # Two neighbours that are siblings would have been one node.
-    assert all(left.sibling != right or left.index % 2 for left, right in itertools.pairwise(nodes))
+    assert all(left.parent != right.parent for left, right in itertools.pairwise(nodes))
 
 
 def test_cover_of_everything_is_the_root() -> None:

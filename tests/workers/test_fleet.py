@@ -14,8 +14,9 @@ from thalweg.server.process import Server, ServerConfig
 from thalweg.v1 import fleet_service_pb2 as fleets
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.workers.ray import fleet as module
-from thalweg.workers.ray.driver import Alive, Hold
-from thalweg.workers.ray.fleet import Fleet, FleetConfig
+from thalweg.workers.ray.config import FleetConfig
+from thalweg.workers.ray.fleet import Fleet
+from thalweg.workers.ray.messages import Alive, Hold
 
 
 class Driver:
@@ -38,7 +39,7 @@ def test_a_fleet_keeps_its_workers_for_a_while_when_it_loses_the_server(
         address = server.address
         fleet, driver = Fleet(FleetConfig(Endpoint(address))), Driver()
         inside: Any = fleet
-        inside._keeper = driver
+        inside._driver = driver
         inside._set_cluster(Alive(2, ("one",)))
         attending = threading.Thread(target=inside._attend)
         attending.start()

@@ -16,7 +16,8 @@ import pytest
 from tests.end_to_end.command import wait_for
 from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.workers.ray import folder as ray_folder
-from thalweg.workers.ray.fleet import Fleet, FleetConfig, FleetError
+from thalweg.workers.ray.config import FleetConfig
+from thalweg.workers.ray.fleet import Fleet, FleetError
 from thalweg.workers.ray.folder import RayFolder, RayFolderError
 
 # Makes a folder where it is told to, says which, and waits to be killed.

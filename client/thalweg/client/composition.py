@@ -98,7 +98,8 @@ def start_fleet(
     """A running fleet of a server. Raises ThalwegError if Ray cannot be used, and what `check` raises meanwhile."""
     require_ray()
     with needs("workers", "the workers are"):
-        from thalweg.workers.ray.fleet import Fleet, FleetConfig, FleetError  # noqa: PLC0415 - an extra
+        from thalweg.workers.ray.config import FleetConfig  # noqa: PLC0415 - an extra
+        from thalweg.workers.ray.fleet import Fleet, FleetError  # noqa: PLC0415 - an extra
     named = {"name": name} if name else {}
     fleet = Fleet(
         FleetConfig(

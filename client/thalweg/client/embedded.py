@@ -2,14 +2,11 @@
 
 import logging
 import os
-import secrets
 import shlex
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -17,22 +14,19 @@ from typing import Any
 
 from thalweg.client import runs
 from thalweg.client.client import Client
-from thalweg.client.composition import FolderInUseError, RunningServer, load_server, start_fleet, start_server
-from thalweg.client.errors import LocalError
+from thalweg.client.composition import FolderInUseError, RunningServer, load_server, start_fleet
 from thalweg.client.extras import require_ray
-from thalweg.client.files import check_folder
-from thalweg.client.folders import embedded_folder, expanded, folder_token, has_token, is_locked, is_usual, running_server
+from thalweg.client.folder_server import start_embedded_server, used_elsewhere
+from thalweg.client.folders import embedded_folder, expanded, folder_token, has_token, is_locked, is_usual
 from thalweg.client.jobfile import JobFile
 from thalweg.client.records import ENDED
 from thalweg.client.runs import Run
-from thalweg.client.snapshot import copy_of, is_read_only
 from thalweg.client.transfer import refer
 from thalweg.contract.endpoint import Address, Endpoint, parse_address
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import state_name
 
 _log = logging.getLogger(__name__)
-_LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 # How long a run waits for an answer of the server that uses its folder, and how often it looks.
 _JOIN_SECONDS = 30.0
 _LOOK_SECONDS = 0.05
@@ -68,7 +62,7 @@ class Embedded:
         self._settings = settings
         self._process = os.getpid()
         if not has_token(folder) and is_locked(folder):
-            raise FolderInUseError(_served(folder))
+            raise FolderInUseError(used_elsewhere(folder))
         self._token = folder_token(folder)
         self._run = Run(folder)
         self._server: RunningServer | None = None
@@ -118,7 +112,7 @@ class Embedded:
         deadline = time.monotonic() + _JOIN_SECONDS
         while True:
             try:
-                self._server = _start_embedded_server(self.folder, self._token, **self._settings)
+                self._server = start_embedded_server(self.folder, self._token, **self._settings)
             except FolderInUseError as error:
                 address = self._answering()
                 if address:
@@ -144,7 +138,7 @@ class Embedded:
                 theirs = client.server_info(_PROBE_SECONDS).version
         except ThalwegError as error:
             if error.reason == "UNAUTHENTICATED":
-                raise FolderInUseError(_served(self.folder)) from error
+                raise FolderInUseError(used_elsewhere(self.folder)) from error
             return None
         if theirs != version("thalweg"):
             raise FolderInUseError(
@@ -163,7 +157,7 @@ class Embedded:
                 if self._server:
                     self._bury()
                 elif not is_locked(self.folder):
-                    self._server = _start_embedded_server(self.folder, self._token, self.client.address, **self._settings)
+                    self._server = start_embedded_server(self.folder, self._token, self.client.address, **self._settings)
             except FolderInUseError:
                 continue
             except ThalwegError as error:
@@ -215,75 +209,6 @@ class _EmbeddedClient(Client):
         if path.stat().st_size > _MAX_COPIED_BYTES:
             return refer(path, self._uploads, move=temporary)
         return super()._upload(path, temporary)
-
-
-def _served(folder: Path) -> str:
-    address = ""
-    with suppress(OSError):
-        address = (folder / "address").read_text().strip()
-    return f"the data folder {folder} is in use by another server; use it with --server {address or 'HOST:PORT'}, " + (
-        "or choose another folder with --data"
-    )
-
-
-def _loopback() -> Address:
-    """Any free port of this machine's loopback. Raises ThalwegError if none is free."""
-    for family, host in _LOOPBACKS:
-        with suppress(OSError), socket.socket(family) as probe:
-            probe.bind((host, 0))
-            return Address(host, 0)
-    raise LocalError("this machine has neither 127.0.0.1 nor ::1, where a server could listen; bring them up: ip link set lo up")
-
-
-def _start_embedded_server(folder: Path, token: str, address: Address | None = None, **settings: Any) -> RunningServer:
-    """A server on a folder of embedded jobs, at `address`, or where the runs that live look for one.
-
-    Raises ThalwegError if it cannot start: FolderInUseError if another server uses the folder.
-    """
-    places = [address] if address else [*{told.server for told in runs.told(folder) if told.server}, _loopback()]
-    kept = partial(runs.jobs_of_the_living, folder)
-    while True:
-        place = places.pop(0)
-        try:
-            return start_server(place, folder, token, resume_unfinished=False, kept=kept, local_workers=True, **settings)
-        except FolderInUseError:
-            raise
-        except LocalError:
-            if not places:
-                raise
-
-
-def folder_of_jobs(folder: Path | None) -> Path:
-    """The folder in which jobs are kept: the given one, or the embedded jobs'. Raises ThalwegError if it cannot be read."""
-    if folder:
-        check_folder(folder, "--data")
-    return folder or embedded_folder()
-
-
-@contextmanager
-def attached(folder: Path | None, token: str | None = None, writes: bool = False) -> Iterator[Client]:
-    """A client of the server that runs on a folder, or, if none does, of one that runs there until the context exits.
-
-    The folder is the embedded jobs' by default. One in which nothing can be written can be looked at, unless `writes` says that
-    something is to be changed. Raises ThalwegError if there is no such folder, or no server can be had.
-    """
-    usual, folder = folder is None, folder_of_jobs(folder)
-    own = has_token(folder) or usual
-    with ExitStack() as stack:
-        if is_read_only(folder) and not is_locked(folder):
-            if writes:
-                raise LocalError(f"the data folder {folder} is read-only: its jobs can be listed but not changed")
-            ours, settings = secrets.token_urlsafe(), {"resume_unfinished": not own}
-            server: RunningServer = start_server(_loopback(), stack.enter_context(copy_of(folder)), ours, **settings)
-        else:
-            ours = folder_token(folder) if own else secrets.token_urlsafe()
-            try:
-                server = _start_embedded_server(folder, ours) if own else start_server(_loopback(), folder, ours)
-            except FolderInUseError:
-                yield stack.enter_context(Client(running_server(folder), token or (ours if own else None)))
-                return
-        stack.callback(server.stop)
-        yield stack.enter_context(Client(server.address, ours))
 
 
 class Local:

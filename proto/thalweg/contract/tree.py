@@ -26,10 +26,6 @@ class Node(NamedTuple):
         """The left and the right child. The right one may not exist: see `exists`."""
         return Node(self.level - 1, 2 * self.index), Node(self.level - 1, 2 * self.index + 1)
 
-    @property
-    def sibling(self) -> "Node":
-        return Node(self.level, self.index ^ 1)
-
     def leaves(self, microbatches: int) -> range:
         """The microbatches that the node covers."""
         return range(self.index << self.level, min((self.index + 1) << self.level, microbatches))

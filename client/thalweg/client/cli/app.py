@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from thalweg.client.cli import gradcheck, jobfiles, jobs, results, serving, train
+from thalweg.client.cli import gradcheck, jobfiles, jobs, listing, results, serving, train
 from thalweg.client.cli.output import StreamError, complain, exit_code, forget_empty_size, make_streams_tolerant
 from thalweg.client.cli.signals import InterruptedBySignalError
 from thalweg.contract.errors import ThalwegError
@@ -63,7 +63,7 @@ _PANELS: dict[str, list[Callable[..., None]]] = {
     "Train": [train.train, gradcheck.gradcheck, jobfiles.init],
     "Inspect results": [results.plot, results.predict, results.weights],
     "Run a cluster": [serving.serve, serving.shard, serving.fleet],
-    "Jobs": [jobs.submit, jobs.jobs, jobfiles.show, jobs.watch, jobs.scale, jobs.cancel, jobs.delete],
+    "Jobs": [jobs.submit, listing.jobs, jobfiles.show, jobs.watch, jobs.scale, jobs.cancel, jobs.delete],
 }
 
 

@@ -1,4 +1,4 @@
-"""Commands for jobs on a server: submit, list, watch, scale, cancel, delete."""
+"""Commands for jobs on a server: submit, watch, scale, cancel, delete."""
 
 import sys
 from dataclasses import asdict
@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from thalweg.client import records
 from thalweg.client.cli.display import display
@@ -34,8 +32,6 @@ from thalweg.client.records import Event
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.states import state_name
 from thalweg.v1 import job_pb2
-
-_COLOURS = {"QUEUED": "yellow", "RUNNING": "cyan", "SUCCEEDED": "green", "FAILED": "red", "CANCELLED": "dim"}
 
 
 def submit(
@@ -69,121 +65,6 @@ def submit(
         print_json(job_json(accepted.message))
     else:
         console().print(accepted.id, markup=False)
-
-
-def jobs(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[[story] JOB]",
-            help="The id of the only job to list; after [bold]story[/], the job whose recent decisions to show.",
-            show_default=False,
-        ),
-    ] = None,
-    server: Server = None,
-    token_file: TokenFile = None,
-    data: Data = None,
-    states: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--state",
-            metavar="STATE",
-            help=f"Only jobs in this state: {', '.join(state.lower() for state in _COLOURS)}. Can be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the newest N jobs.", show_default=False)] = None,
-    json: Json = False,
-) -> None:
-    """Lists the jobs, the newest first.
-
-    [bold]Examples[/]
-
-    [cyan]thalweg jobs[/]
-    [cyan]thalweg jobs --state running --state queued[/]
-    [cyan]thalweg jobs digits-1 --server host:7070 --json[/]
-    [cyan]thalweg jobs story digits-1[/]
-    """
-    job, story = _one_job(words or [])
-    wanted = {_state(name) for name in states or ()}
-    if job and (wanted or limit):
-        raise invalid(Violation("JOB", f"{job} names one job; leave out --state and --limit"))
-    with connected(server, token_file, data) as client:
-        if job and story:
-            _print_story(client.job(job), json)
-            return
-        found = [client.job(job)] if job else client.jobs()
-    messages = [one.message for one in found if not wanted or state_name(one.message.state) in wanted][:limit]
-    if json:
-        print_json({"jobs": [job_json(message) for message in messages]})
-    elif messages:
-        console().print(_table(messages))
-        for message in messages:
-            if message.error and job:
-                console().print(message.error, markup=False, soft_wrap=True)
-    else:
-        nothing = "no such jobs" if wanted else "no jobs yet; start one with [cyan]thalweg train digits[/]"
-        console(stderr=True).print(nothing)
-
-
-def _one_job(words: list[str]) -> tuple[str | None, bool]:
-    """The job that the arguments name, if they name one, and whether its story is asked for. Raises ThalwegError."""
-    match words:
-        case []:
-            return None, False
-        case [job]:
-            return job, False
-        case ["story", job]:
-            return job, True
-    raise invalid(Violation("JOB", f"expected JOB or story JOB, not {' '.join(words)}"))
-
-
-def _print_story(job: Job, json: bool) -> None:
-    entries = job.story()
-    if json:
-        told = [{"time": entry.time.isoformat(), "source": entry.source, "text": entry.text} for entry in entries]
-        print_json({"job": job.id, "story": told})
-    elif entries:
-        for entry in entries:
-            time = entry.time.astimezone().isoformat(" ", "milliseconds")
-            console().print(f"{time}  {entry.source:<11}  {entry.text}", markup=False, highlight=False, soft_wrap=True)
-    else:
-        complain(f"the server has no story of {job.id}: the job ended before the server started, or too long ago")
-
-
-def _state(name: str) -> str:
-    """The state that a user names. Raises ThalwegError if no state has that name."""
-    if name.upper() not in _COLOURS:
-        raise invalid(Violation("--state", f"unknown state {name!r}; expected one of {', '.join(_COLOURS).lower()}"))
-    return name.upper()
-
-
-def _table(messages: list[job_pb2.Job]) -> Table:
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    # Few jobs have one.
-    priority = ["priority"] if any(message.spec.priority for message in messages) else []
-    for name in ("job", "state", "epochs", "loss", "validation", "workers", *priority, "began"):
-        left = name in {"job", "state", "validation", "began"}
-        # An id that is cut cannot be typed: on a narrow terminal, everything else gives way first.
-        least = max(len(message.id) for message in messages) if name == "job" else None
-        table.add_column(name, justify="left" if left else "right", no_wrap=name != "state", min_width=least)
-    now = datetime.now(UTC)
-    for message in messages:
-        state, progress, result = state_name(message.state), records.progress(message.progress), records.result(message)
-        running = state not in records.ENDED
-        loss = result.train.loss if result.train else progress.loss
-        words = f"{state}: {message.status}" if running and message.status else state
-        table.add_row(
-            message.id,
-            Text(words, style=_COLOURS.get(state, "")),
-            f"{result.epochs}/{message.spec.training.epochs}",
-            "" if loss is None else f"{loss:.4g}",
-            accuracy_of(result.validation or progress.validation),
-            f"{progress.workers}/{message.spec.training.workers}" if running else "",
-            *(str(message.spec.priority) for _ in priority),
-            ago(message.create_time.ToDatetime(tzinfo=UTC), now),
-        )
-    return table
 
 
 def watch(

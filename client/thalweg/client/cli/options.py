@@ -12,8 +12,8 @@ import typer
 
 from thalweg.client.cli.output import complain
 from thalweg.client.client import Client
-from thalweg.client.embedded import attached, folder_of_jobs
 from thalweg.client.files import check_not_pipe, reading
+from thalweg.client.folder_server import attached, folder_of_jobs
 from thalweg.client.folders import expanded
 from thalweg.contract.encoding import UTF8
 from thalweg.contract.errors import Violation, invalid

@@ -14,9 +14,10 @@ from thalweg.client.cli.signals import Inbox
 from thalweg.client.cli.summary import report
 from thalweg.client.cli.training import Outcome, Training
 from thalweg.client.client import Client
-from thalweg.client.embedded import Embedded, folder_of_jobs
+from thalweg.client.embedded import Embedded
 from thalweg.client.extras import require_ray
 from thalweg.client.files import check_output
+from thalweg.client.folder_server import folder_of_jobs
 from thalweg.client.folders import embedded_folder
 from thalweg.client.jobfile import load_job
 from thalweg.client.weights import check_weights_name

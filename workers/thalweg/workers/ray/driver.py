@@ -1,32 +1,27 @@
-"""A fleet's second process: drives Ray, and keeps as many worker actors per job as it is told to and the cluster can hold.
+"""A fleet's second process: drives Ray, and keeps as many worker actors for each job as are allotted and the cluster can hold.
 
 Apart from the fleet because Ray ends the process that drives it once the head of its cluster is gone, or lets its calls hang.
 The fleet ends this one then and starts another.
 """
 
-import logging
 import os
 import re
-import resource
 import signal
-import socket
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import grpc
-
-from thalweg.contract.endpoint import Address, Endpoint, parse_address
 from thalweg.contract.errors import ThalwegError
-from thalweg.contract.resources import size_text
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Place
 from thalweg.workers.ray.actor import WorkerActor
+from thalweg.workers.ray.cluster import RayLostError, connect, own_head
 from thalweg.workers.ray.folder import end_and_remove
+from thalweg.workers.ray.messages import Alive, Failed, Hold, Orders
 from thalweg.workers.ray.processes import end_with, has_ended
 
 # How often it looks whether actors ended or nodes came: Ray tells neither by itself.
@@ -38,65 +33,9 @@ _NODE_DEATH = "its node has died"
 _WITHOUT_A_WORD = "Worker unexpectedly exits with a connection error"
 _EXIT_CODE = re.compile(r"Worker exits with an exit code (\d+)")
 _SIGTERM = "The process receives a SIGTERM"
-# Nothing is kept in Ray's object store; this is the least that Ray allows.
-_OBJECT_STORE_BYTES = 80 << 20
 _MIN_RESOURCE = 0.0001
 # Ray adds the driver's folder to the workers' Python path, in front. Nobody can put a file here, on this machine or on others.
 _FOLDER = "/proc/sys/kernel"
-_PROBE_SECONDS = 10.0
-_LOOPBACK = "127.0.0.1"
-_LARGEST_FILE_BYTES = _OBJECT_STORE_BYTES + (1 << 20)
-
-
-@dataclass(frozen=True)
-class Orders:
-    """What a keeper is told first. `fleet` is a name for people, `fleet_id` the one that the server knows the fleet by."""
-
-    fleet: str
-    fleet_id: str
-    server: Endpoint
-    ray_address: str | None
-    slots: int
-    parent: int
-    # Whether the Ray cluster may be one that runs code for whoever reaches it.
-    trust_network: bool = False
-    # Where a Ray of its own keeps its files.
-    folder: Path | None = None
-
-
-@dataclass(frozen=True)
-class Alive:
-    """What a keeper says several times a second: the CPU slots and the nodes of its cluster,
-    and how many workers each job has, of how many slots each.
-
-    If the server can be reached from this machine alone, these are the machine's nodes, and `unreachable` are the addresses of
-    the cluster's other machines.
-    """
-
-    slots: int
-    nodes: tuple[str, ...]
-    running: dict[str, tuple[int, int]] = field(default_factory=dict)
-    unreachable: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Hold:
-    """Tells a keeper that the server cannot be reached: what runs goes on, and nothing new is started."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A keeper's last words, if it has any: why it cannot go on."""
-
-    problem: str
-
-
-class RayLostError(Exception):
-    """The Ray cluster, or this machine's part in it, is gone."""
-
-
-class RayOpenError(Exception):
-    """The Ray cluster asks nobody for a token."""
 
 
 @dataclass
@@ -116,7 +55,7 @@ class RayDriver:
         self._orders = orders
         self._connection = connection
         self._node = ray.get_runtime_context().get_node_id()
-        self._head = _own_head()
+        self._head = own_head()
         self._class = ray.remote(WorkerActor)
         self._actors: dict[str, dict[Any, _Actor]] = defaultdict(dict)
         self._wanted: dict[str, pb.Allotment] = {}
@@ -285,18 +224,6 @@ def _how_it_died(text: str) -> str:
     return f"it ended with exit code {code[1]}" if code else text.partition("\n")[0]
 
 
-def _own_head() -> list[int]:
-    """The processes of a Ray head that this process has started, if any.
-
-    Ray notices by itself when they die, but, in the case of a raylet, only after a quarter of a minute.
-    """
-    with suppress(OSError):
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        names = {int(child): Path(f"/proc/{child}/comm").read_text().strip() for child in children}
-        return [child for child, name in names.items() if name in ("gcs_server", "raylet")]
-    return []
-
-
 def _end_group(folder: Path | None) -> None:
     """Ends this process with its group: the fleet, which would do it, is gone."""
     if folder:
@@ -304,57 +231,8 @@ def _end_group(folder: Path | None) -> None:
     os.killpg(os.getpid(), signal.SIGKILL)
 
 
-def _check_machine() -> None:
-    """Raises RayLostError if Ray cannot start here, which it would find out in a minute, and not say.
-
-    It needs an address to listen at, and files of some size.
-    """
-    with socket.socket() as probe:
-        try:
-            probe.bind((_LOOPBACK, 0))
-        except OSError as error:
-            raise RayLostError(
-                f"this machine has no {_LOOPBACK}, where it listens; add it: ip address add {_LOOPBACK}/8 dev lo"
-            ) from error
-    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if limit != resource.RLIM_INFINITY and limit < _LARGEST_FILE_BYTES:
-        allowed, needed = size_text(limit), size_text(_LARGEST_FILE_BYTES)
-        raise RayLostError(
-            f"this process may write files of at most {allowed}, and Ray needs {needed}; raise the limit (ulimit -f)"
-        )
-
-
-def _init(ray: Any, orders: Orders) -> None:
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "thalweg"}
-    if orders.ray_address:
-        options["address"] = orders.ray_address
-    else:
-        _check_machine()
-        options |= {"address": "local", "num_cpus": orders.slots, "num_gpus": 0}
-        options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    ray.init(**options)
-    if not orders.trust_network and not _asks_for_a_token(parse_address(ray.get_runtime_context().gcs_address)):
-        raise RayOpenError(
-            "it requires no token, so anyone who can reach its ports can run code on it: start all of its nodes with "
-            "RAY_AUTH_MODE=token and a token (docs/cluster.md), or use --trust-network"
-        )
-
-
-def _asks_for_a_token(address: Address) -> bool:
-    """Whether a Ray cluster refuses a caller that has no token. `address` is its head's."""
-    with Endpoint(address).open() as channel:
-        ask: Any = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
-        try:
-            ask(b"", timeout=_PROBE_SECONDS)
-        except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                return True
-            raise RayLostError(f"its head does not report whether it requires a token: {error.details()}") from error
-    return False
-
-
 def main(descriptor: int) -> None:
-    """Runs a keeper for the fleet at the other end of a connection, in the environment that the fleet has made.
+    """Runs the driver of the fleet at the other end of a connection, in the environment that the fleet has made.
 
     The fleet starts it as the leader of a process group, in which a Ray of its own is too, and ends the group with it.
     """
@@ -366,7 +244,7 @@ def main(descriptor: int) -> None:
         import ray  # noqa: PLC0415 - takes a second
         import ray.util.scheduling_strategies  # noqa: PLC0415
 
-        _init(ray, orders)
+        connect(ray, orders)
         RayDriver(ray, orders, connection).run()
     except Exception as error:  # noqa: BLE001 - told to the fleet, whatever it is; Ray can no longer be asked to shut down
         try:

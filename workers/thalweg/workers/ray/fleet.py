@@ -1,75 +1,39 @@
-"""A Ray fleet: attends on a server, and passes on what it is allotted to the process that drives Ray (`keeper.py`)."""
+"""A Ray fleet: attends on a server, and passes on what it is allotted to the process that drives Ray (`driver_process.py`)."""
 
 import logging
-import os
-import platform
 import queue
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from multiprocessing.connection import Connection
-from pathlib import Path
 from time import monotonic
-from typing import IO, Any
+from typing import Any
 
 import grpc
 
-from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.release import capacity
-from thalweg.contract.resources import cpus
-from thalweg.contract.text import MAX_LAST_WORDS, visible
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1 import fleet_service_pb2_grpc
 from thalweg.workers.ray import environment as ray_environment
-from thalweg.workers.ray.driver import FIRST_BACKOFF, MAX_BACKOFF, Alive, Failed, Hold, Orders
-from thalweg.workers.ray.folder import RayFolder, RayFolderError
-from thalweg.workers.ray.processes import wait_for_end
+from thalweg.workers.ray.config import FleetConfig
+from thalweg.workers.ray.driver import FIRST_BACKOFF, MAX_BACKOFF
+from thalweg.workers.ray.driver_process import HOW_TO_GIVE, DriverLostError, DriverProcess
+from thalweg.workers.ray.messages import Alive, Hold
 
 _log = logging.getLogger(__name__)
 # Ray takes some seconds to start, and many on a busy machine.
 _START_SECONDS = 120.0
-# A keeper that says nothing for so long hangs in a call of Ray's.
+# A driver that says nothing for so long hangs in a call of Ray's.
 _SILENCE_SECONDS = 15.0
-_CHECK_SECONDS = 0.2
 # How long its end may take: on a busy machine, and where it comes while Ray starts, long.
 _STOP_SECONDS = 30.0
-# Before anything imports gRPC.
-_PREPARED = "from thalweg.contract.process import prepare; prepare()"
 # How long workers are kept while the server cannot be reached: longer than the longest wait between two attempts.
 _GRACE_SECONDS = 15.0
-# What Ray's head says to a driver that has not its token.
-_REFUSED = "InvalidAuthToken"
-_HOW_TO_GIVE = "give the one that its nodes were started with, by --ray-token-file FILE or RAY_AUTH_TOKEN_PATH"
 
 
 class FleetError(Exception):
     """The fleet cannot start; the message says why and what would do."""
-
-
-@dataclass(frozen=True)
-class FleetConfig:
-    """How a fleet runs: on the Ray cluster at `ray_address`, or, if that is None, on a Ray of its own with `slots` CPU slots.
-
-    `ray_token_file` holds the cluster's token; if None, it is where Ray itself looks. A cluster without one is refused, unless
-    `trust_network`.
-    """
-
-    server: Endpoint
-    ray_address: str | None = None
-    ray_token_file: Path | None = None
-    trust_network: bool = False
-    slots: int | None = None
-    name: str = field(default_factory=platform.node)
 
 
 class Fleet:
@@ -79,15 +43,15 @@ class Fleet:
         self.config = config
         self._server = config.server
         self._stop = threading.Event()
-        # Guards what both threads use: the streams to the server and to the keeper, and what goes first on new ones.
+        # Guards what both threads use: the streams to the server and to the driver, and what goes first on new ones.
         self._lock = threading.Lock()
         self._outbox: queue.SimpleQueue[pb.AttendRequest | None] = queue.SimpleQueue()
         self._id = uuid.uuid4().hex
         self._cluster = Alive(0, ())
-        # Since when the server cannot be reached, while workers are kept; and what the keeper was told last.
+        # Since when the server cannot be reached, while workers are kept; and what the driver was told last.
         self._lost_since: float | None = None
         self._orders: pb.AttendResponse | Hold = pb.AttendResponse()
-        self._keeper: _Keeper | None = None
+        self._driver: DriverProcess | None = None
         self._call: Any = None
         self._threads = [
             threading.Thread(target=self._attend, name="thalweg-attend", daemon=True),
@@ -104,20 +68,20 @@ class Fleet:
         where = f"join the Ray cluster at {self.config.ray_address}" if self.config.ray_address else "start Ray"
         has_token = self.config.ray_token_file or self.config.trust_network or ray_environment.has_token()
         if self.config.ray_address and not has_token:
-            raise FleetError(f"cannot {where} without its token; {_HOW_TO_GIVE}")
+            raise FleetError(f"cannot {where} without its token; {HOW_TO_GIVE}")
         try:
-            self._keeper = _Keeper(self.config, self._id)
-            self._cluster = self._keeper.listen(_START_SECONDS, check)
-        except _KeeperLostError as error:
-            self._drop_keeper()
+            self._driver = DriverProcess(self.config, self._id)
+            self._cluster = self._driver.listen(_START_SECONDS, check)
+        except DriverLostError as error:
+            self._drop_driver()
             raise FleetError(f"cannot {where}: {error}") from error
         except BaseException:
-            # With patience: Ray's own processes end in good order only if the keeper ends them.
+            # With patience: Ray's own processes end in good order only if the driver ends them.
             self._stop.set()
-            self._drop_keeper()
+            self._drop_driver()
             raise
         if self._cluster.unreachable:
-            self._drop_keeper()
+            self._drop_driver()
             raise FleetError(
                 f"the server's address {self.config.server.address} can be reached from this machine only, but the Ray "
                 f"cluster has other machines: {', '.join(self._cluster.unreachable)}; give an address that all of them "
@@ -133,8 +97,8 @@ class Fleet:
             self._outbox.put(None)
             if self._call:
                 self._call.cancel()
-            if self._keeper:
-                self._keeper.hang_up()
+            if self._driver:
+                self._driver.hang_up()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
@@ -178,7 +142,7 @@ class Fleet:
             return call
 
     def _pass_on(self, allotment: pb.AttendResponse) -> None:
-        """Tells the keeper its allotment, and the next one, should this one be lost."""
+        """Tells the driver its allotment, and the next one, should this one be lost."""
         with self._lock:
             self._lost_since = None
             self._order(allotment)
@@ -199,8 +163,8 @@ class Fleet:
 
     def _order(self, orders: pb.AttendResponse | Hold) -> None:
         self._orders = orders
-        if self._keeper:
-            self._keeper.tell(orders)
+        if self._driver:
+            self._driver.tell(orders)
 
     def _tell_capacity(self) -> None:
         cluster = self._cluster
@@ -212,38 +176,38 @@ class Fleet:
         self._outbox.put(pb.AttendRequest(capacity=said))
 
     def _supervise(self) -> None:
-        """Listens to the keeper, and starts another one when it is lost, with a backoff between attempts."""
+        """Listens to the driver, and starts another one when it is lost, with a backoff between attempts."""
         backoff = FIRST_BACKOFF
         while not self._stop.is_set():
             try:
-                keeper = self._keeper or self._replace_keeper()
-                self._set_cluster(keeper.listen(_START_SECONDS))
+                driver = self._driver or self._replace_driver()
+                self._set_cluster(driver.listen(_START_SECONDS))
                 backoff = FIRST_BACKOFF
                 while True:
-                    self._heard(keeper.listen(_SILENCE_SECONDS))
-            except (_KeeperLostError, OSError) as error:
+                    self._heard(driver.listen(_SILENCE_SECONDS))
+            except (DriverLostError, OSError) as error:
                 problem = str(error)
-            self._drop_keeper()
+            self._drop_driver()
             self._set_cluster(Alive(0, ()))
             if not self._stop.is_set():
                 _log.warning("Ray is lost: %s; trying again in %.1f s", problem, backoff)
             self._stop.wait(backoff)
             backoff = min(2 * backoff, MAX_BACKOFF)
-        self._drop_keeper()
+        self._drop_driver()
 
-    def _replace_keeper(self) -> "_Keeper":
+    def _replace_driver(self) -> DriverProcess:
         with self._lock:
-            self._keeper = keeper = _Keeper(self.config, self._id)
-            keeper.tell(self._orders)
+            self._driver = driver = DriverProcess(self.config, self._id)
+            driver.tell(self._orders)
             if self._stop.is_set():
-                keeper.hang_up()
-            return keeper
+                driver.hang_up()
+            return driver
 
-    def _drop_keeper(self) -> None:
+    def _drop_driver(self) -> None:
         with self._lock:
-            keeper, self._keeper = self._keeper, None
-        if keeper:
-            keeper.end(_STOP_SECONDS if self._stop.is_set() else 0)
+            driver, self._driver = self._driver, None
+        if driver:
+            driver.end(_STOP_SECONDS if self._stop.is_set() else 0)
 
     def _heard(self, message: "Alive | pb.WorkerExited") -> None:
         if isinstance(message, Alive):
@@ -268,109 +232,3 @@ class Fleet:
 def _plain(error: ThalwegError) -> str:
     """Why the server cannot be reached, in words for people."""
     return error.metadata["problem"] if error.reason == "UNREACHABLE" else str(error)
-
-
-class _KeeperLostError(Exception):
-    """The keeper ended, or hangs. The message says what is known of why."""
-
-
-class _Keeper:
-    """The fleet's end of a keeper: its process, and the connection to it."""
-
-    def __init__(self, config: FleetConfig, fleet_id: str) -> None:
-        with ExitStack() as stack:
-            folder = _new_folder() if config.ray_address is None else None
-            if folder:
-                stack.callback(folder.remove)
-            path = folder.path if folder else None
-            self._socket, theirs = socket.socketpair()
-            stack.callback(self._socket.close)
-            self._errors = stack.enter_context(tempfile.TemporaryFile(dir=path))
-            with theirs:
-                self._process = _run(theirs.fileno(), self._errors, _environment(config, path))
-            # What is to be closed or removed when the process has ended.
-            self._stack = stack.pop_all()
-        self._connection = Connection(os.dup(self._socket.fileno()))
-        where = config.ray_address, config.slots or cpus()
-        orders = Orders(config.name, fleet_id, config.server, *where, os.getpid(), config.trust_network, path)
-        self.tell(orders)
-
-    def tell(self, message: Orders | Hold | pb.AttendResponse) -> None:
-        """Sends a message. If the keeper is gone, `listen` will say so."""
-        with suppress(OSError):
-            self._connection.send(message)
-
-    def listen(self, seconds: float, check: Callable[[], object] = lambda: None) -> Any:
-        """The keeper's next message. Raises what `check` raises, and _KeeperLostError if it is gone or silent for so long."""
-        deadline = time.monotonic() + seconds
-        try:
-            while not self._connection.poll(min(_CHECK_SECONDS, max(0.0, deadline - time.monotonic()))):
-                check()
-                if time.monotonic() >= deadline:
-                    raise _KeeperLostError(f"it has not answered for {seconds:.0f} s")
-            message = self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise _KeeperLostError(self._refusal() or self._last_words()) from error
-        if isinstance(message, Failed):
-            raise _KeeperLostError(self._refusal() or message.problem)
-        return message
-
-    def _refusal(self) -> str | None:
-        """That the cluster has another token, if it was that."""
-        return f"it refuses this token; {_HOW_TO_GIVE}" if _REFUSED in self._said() else None
-
-    def _said(self) -> str:
-        self._errors.seek(0)
-        return self._errors.read().decode(errors="replace").strip()
-
-    def _last_words(self) -> str:
-        lines = self._said().splitlines()
-        # Ray puts the time, the process and the thread in brackets before it.
-        return visible(lines[-1].rpartition("] ")[2], MAX_LAST_WORDS) if lines else "its driver ended without a message"
-
-    def hang_up(self) -> None:
-        """Tells the keeper to end in its own time."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
-
-    def end(self, patience: float) -> None:
-        """Waits so many seconds for the process to end, then ends it and whatever is left of the Ray that it started."""
-        self.hang_up()
-        wait_for_end(self._process.pid, patience)
-        # The process leads a group of its own. Its number is not given to another before the process was waited for.
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._connection.close()
-        self._stack.close()
-
-
-def _run(descriptor: int, errors: IO[bytes], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """A keeper's process, which has the other end of the connection as a descriptor."""
-    command = f"{_PREPARED}; from thalweg.workers.ray.driver import main; main({descriptor})"
-    try:
-        # In a session of its own, so that Ctrl-C, which a terminal sends to all of a group, leaves it to the fleet to end it.
-        return subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
-            [sys.executable, "-P", "-c", command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            pass_fds=[descriptor],
-            start_new_session=True,
-            env=environment,
-        )
-    except OSError as error:
-        raise _KeeperLostError(f"its driver, a process of {sys.executable}, cannot be started: {error.strerror}") from error
-
-
-def _new_folder() -> RayFolder:
-    try:
-        return RayFolder.make()
-    except RayFolderError as error:
-        raise _KeeperLostError(str(error)) from error
-
-
-def _environment(config: FleetConfig, folder: Path | None) -> dict[str, str]:
-    """A keeper's environment. `folder` is where a Ray of its own keeps its files."""
-    if folder:
-        return ray_environment.for_own_ray(folder)
-    return ray_environment.for_cluster(config.ray_token_file, trust_network=config.trust_network)

@@ -1,4 +1,4 @@
-"""What a keeper does about workers that end: on a Ray that is imagined, with a clock of its own."""
+"""What a driver does about workers that end: on a Ray that is imagined, with a clock of its own."""
 
 import os
 import resource
@@ -19,8 +19,10 @@ from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Place
-from thalweg.workers.ray import driver
-from thalweg.workers.ray.driver import MAX_BACKOFF, Alive, Hold, Orders, RayDriver, RayLostError, _init
+from thalweg.workers.ray import cluster
+from thalweg.workers.ray.cluster import RayLostError, connect
+from thalweg.workers.ray.driver import MAX_BACKOFF, RayDriver
+from thalweg.workers.ray.messages import Alive, Hold, Orders
 
 NONE = pb.WorkerExited.CAUSE_UNSPECIFIED
 KILLED = pb.WorkerExited.CAUSE_KILLED
@@ -68,7 +70,7 @@ class Actor:
 
 
 class Ray:
-    """What a keeper uses of Ray."""
+    """What a driver uses of Ray."""
 
     class exceptions:  # noqa: N801
         RayError = RayError
@@ -127,7 +129,7 @@ class Ray:
 
 
 class Line:
-    """The connection to a fleet that tells its allotment and hangs up at some time. Time passes while a keeper listens."""
+    """The connection to a fleet that tells its allotment and hangs up at some time. Time passes while a driver listens."""
 
     def __init__(self, ray: Ray, until: float, workers: int, avoid: tuple[str, ...], then: list[Any]) -> None:
         self._ray = ray
@@ -164,7 +166,7 @@ def run(
     then: tuple[Any, ...] = (),
     server: str = "host",
 ) -> list[Any]:
-    """What a keeper says until the fleet hangs up. `then` is what it is told after its allotment."""
+    """What a driver says until the fleet hangs up. `then` is what it is told after its allotment."""
     line: Any = Line(ray, until, workers, avoid, list(then))
     RayDriver(ray, Orders("fleet", "id", Endpoint(Address(server, 1)), "auto", 1, 1), line).run()
     said: list[Any] = line.sent
@@ -323,7 +325,7 @@ for name in ("ray", "ray.util", "ray.util.scheduling_strategies"):
 from thalweg.workers.ray import driver
 def lost(*_):
     raise driver.RayLostError("its head has died")
-driver._init = lost
+driver.connect = lost
 driver.main(int(sys.argv[1]))
 """
 
@@ -344,12 +346,12 @@ def test_a_driver_whose_fleet_is_gone_has_rays_folder_removed(tmp_path: Path) ->
 
 
 def test_a_machine_without_the_address_that_ray_needs_is_said_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "_LOOPBACK", "192.0.2.1")
+    monkeypatch.setattr(cluster, "_LOOPBACK", "192.0.2.1")
     with pytest.raises(RayLostError, match=r"has no 192\.0\.2\.1, where it listens; add it: ip address add"):
-        _init(None, Orders("fleet", "id", Endpoint(Address("host", 1)), None, 1, 1))
+        connect(None, Orders("fleet", "id", Endpoint(Address("host", 1)), None, 1, 1))
 
 
 def test_a_limit_of_files_sizes_that_ray_cannot_do_with_is_said_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda which: {resource.RLIMIT_FSIZE: (1 << 20, 1 << 20)}[which])
     with pytest.raises(RayLostError, match=r"files of at most 1\.00 MiB, and Ray needs 81\.00 MiB"):
-        _init(None, Orders("fleet", "id", Endpoint(Address("host", 1)), None, 1, 1))
+        connect(None, Orders("fleet", "id", Endpoint(Address("host", 1)), None, 1, 1))

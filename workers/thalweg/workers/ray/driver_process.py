@@ -1,0 +1,136 @@
+"""The fleet's end of the process that drives Ray: it starts it, speaks with it, and ends it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO, Any
+
+from thalweg.contract.resources import cpus
+from thalweg.contract.text import MAX_LAST_WORDS, visible
+from thalweg.v1 import fleet_service_pb2 as pb
+from thalweg.workers.ray import environment as ray_environment
+from thalweg.workers.ray.config import FleetConfig
+from thalweg.workers.ray.folder import RayFolder, RayFolderError
+from thalweg.workers.ray.messages import Failed, Hold, Orders
+from thalweg.workers.ray.processes import wait_for_end
+
+_CHECK_SECONDS = 0.2
+# Before anything imports gRPC.
+_PREPARED = "from thalweg.contract.process import prepare; prepare()"
+# What Ray's head says to a driver that has not its token.
+_REFUSED = "InvalidAuthToken"
+HOW_TO_GIVE = "give the one that its nodes were started with, by --ray-token-file FILE or RAY_AUTH_TOKEN_PATH"
+
+
+class DriverLostError(Exception):
+    """The driver ended, or hangs. The message says what is known of why."""
+
+
+class DriverProcess:
+    """A driver: its process, and the connection to it."""
+
+    def __init__(self, config: FleetConfig, fleet_id: str) -> None:
+        with ExitStack() as stack:
+            folder = _new_folder() if config.ray_address is None else None
+            if folder:
+                stack.callback(folder.remove)
+            path = folder.path if folder else None
+            self._socket, theirs = socket.socketpair()
+            stack.callback(self._socket.close)
+            self._errors = stack.enter_context(tempfile.TemporaryFile(dir=path))
+            with theirs:
+                self._process = _run(theirs.fileno(), self._errors, _environment(config, path))
+            # What is to be closed or removed when the process has ended.
+            self._stack = stack.pop_all()
+        self._connection = Connection(os.dup(self._socket.fileno()))
+        where = config.ray_address, config.slots or cpus()
+        orders = Orders(config.name, fleet_id, config.server, *where, os.getpid(), config.trust_network, path)
+        self.tell(orders)
+
+    def tell(self, message: Orders | Hold | pb.AttendResponse) -> None:
+        """Sends a message. If the driver is gone, `listen` will say so."""
+        with suppress(OSError):
+            self._connection.send(message)
+
+    def listen(self, seconds: float, check: Callable[[], object] = lambda: None) -> Any:
+        """The driver's next message. Raises what `check` raises, and DriverLostError if it is gone or silent for so long."""
+        deadline = time.monotonic() + seconds
+        try:
+            while not self._connection.poll(min(_CHECK_SECONDS, max(0.0, deadline - time.monotonic()))):
+                check()
+                if time.monotonic() >= deadline:
+                    raise DriverLostError(f"it has not answered for {seconds:.0f} s")
+            message = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise DriverLostError(self._refusal() or self._last_words()) from error
+        if isinstance(message, Failed):
+            raise DriverLostError(self._refusal() or message.problem)
+        return message
+
+    def _refusal(self) -> str | None:
+        """That the cluster has another token, if it was that."""
+        return f"it refuses this token; {HOW_TO_GIVE}" if _REFUSED in self._said() else None
+
+    def _said(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace").strip()
+
+    def _last_words(self) -> str:
+        lines = self._said().splitlines()
+        # Ray puts the time, the process and the thread in brackets before it.
+        return visible(lines[-1].rpartition("] ")[2], MAX_LAST_WORDS) if lines else "its driver ended without a message"
+
+    def hang_up(self) -> None:
+        """Tells the driver to end in its own time."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def end(self, patience: float) -> None:
+        """Waits so many seconds for the process to end, then ends it and whatever is left of the Ray that it started."""
+        self.hang_up()
+        wait_for_end(self._process.pid, patience)
+        # The process leads a group of its own. Its number is not given to another before the process was waited for.
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._connection.close()
+        self._stack.close()
+
+
+def _run(descriptor: int, errors: IO[bytes], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """A driver's process, which has the other end of the connection as a descriptor."""
+    command = f"{_PREPARED}; from thalweg.workers.ray.driver import main; main({descriptor})"
+    try:
+        # In a session of its own, so that Ctrl-C, which a terminal sends to all of a group, leaves it to the fleet to end it.
+        return subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
+            [sys.executable, "-P", "-c", command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            pass_fds=[descriptor],
+            start_new_session=True,
+            env=environment,
+        )
+    except OSError as error:
+        raise DriverLostError(f"its driver, a process of {sys.executable}, cannot be started: {error.strerror}") from error
+
+
+def _new_folder() -> RayFolder:
+    try:
+        return RayFolder.make()
+    except RayFolderError as error:
+        raise DriverLostError(str(error)) from error
+
+
+def _environment(config: FleetConfig, folder: Path | None) -> dict[str, str]:
+    """A driver's environment. `folder` is where a Ray of its own keeps its files."""
+    if folder:
+        return ray_environment.for_own_ray(folder)
+    return ray_environment.for_cluster(config.ray_token_file, trust_network=config.trust_network)
