@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -309,6 +310,23 @@ def test_predictions_are_computed_by_blocks(cluster: Cluster, monkeypatch: pytes
     header, slab = job.slab()
     with pytest.raises(ThalwegError, match=r"^x: the outputs for sample 17, counted from 0, are not finite"):
         predict(job.spec, header, slab * np.float32(1e5), np.concatenate([x[:17], x[17:] * 1e36]))
+
+
+def test_integers_stay_integers_up_to_the_model(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[np.dtype[Any]] = []
+    predict_some = Sequential.predict
+
+    def noting(self: Sequential, at: Slab, batch: Batch) -> Outputs:
+        seen.append(batch["x"].dtype)
+        return predict_some(self, at, batch)
+
+    monkeypatch.setattr(Sequential, "predict", noting)
+    x = np.array([[0, 1], [1, 1]], np.uint8)
+    outputs = cluster.gate.predict(x)
+    assert np.array_equal(outputs, cluster.gate.predict(x.astype(float)))
+    assert seen == [np.uint8, np.float32]
+    # Samples for models of one's own have the dtype of the parameters.
+    assert cluster.gate.prepare(x).dtype == np.float32
 
 
 @pytest.mark.parametrize("which", ["gate", "digits"])

@@ -100,3 +100,13 @@ def test_training_follows_the_same_loss_curve_for_200_steps() -> None:
     assert curves[0][-1] < 0.5 * curves[0][0]
     np.testing.assert_allclose(curves[1], curves[0], atol=1e-5, rtol=0)
     assert curves[0] != curves[1]
+
+
+def test_integers_are_those_of_the_jobs_dtype_also_in_double_precision() -> None:
+    """2²⁴ + 1 is no float32: the model that differences are taken of gets what the trained one gets."""
+    model, parameters, batch, double = prepare("float32")
+    integers = {**batch, "x": np.array([[1, 2**24 + 1]] * 4)}
+    for objective in (model, double):
+        traced = objective.trace(parameters.astype(objective.dtype), integers, None)[0][0]
+        assert traced.dtype == objective.dtype
+        assert traced.tolist() == [[1, 2**24]] * 4

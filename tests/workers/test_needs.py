@@ -16,6 +16,7 @@ from tests.server.test_training_service import make_spec
 from thalweg.contract import tree
 from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.resources import Memory
+from thalweg.learning import data
 from thalweg.learning.data import memory as data_memory
 from thalweg.server import validation
 from thalweg.v1 import job_pb2, training_service_pb2
@@ -115,3 +116,36 @@ def test_a_worker_without_enough_memory_says_so_first(tmp_path: Path, monkeypatc
             pytest.fail("the job ended, and nobody said why")
         stub.CancelJob(training_service_pb2.CancelJobRequest(job_id=job.id))
         worker.join()
+
+
+def test_a_workers_memory_does_not_grow_with_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole epoch and its evaluations, on data that is not held in memory: 12 MiB, then three times as much."""
+    monkeypatch.setattr(data_memory, "MAX_HELD", 0)
+    generator = np.random.default_rng(0)
+
+    def peak(samples: int) -> int:
+        x = generator.integers(0, 256, (samples, 1024), np.uint8)
+        np.savez(tmp_path / "a.npz", x=x, y=np.arange(samples) % 3)
+        del x
+        source = {"npz": "a.npz", "sha256": "0" * 64, "standardize": True, "validation_fraction": 0.1}
+        model = {"layers": [{"dense": {"units": 3}}], "loss": "softmax_cross_entropy"}
+        spec = complete(data=source, model=model, training={"batch_size": 512})
+        tracemalloc.start()
+        try:
+            worker = Differentiator(spec, data.load(spec, lambda _: tmp_path / "a.npz"))
+            parameters = np.zeros(worker.objective.size, np.float32)
+            worker.objective.initialize(parameters)
+            for step in range(-(-len(worker.dataset.train) // 512)):
+                gradient, sums = worker.gradient(parameters, step, step, tree.root(8), slice(0, parameters.size))
+                assert sums.samples > 0
+                worker.release(gradient)
+                worker.prefetch()
+            for part in (worker.dataset.train, worker.dataset.validation):
+                assert worker.evaluate(parameters, part, range(len(part))).samples == len(part)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    small, large = peak(12 << 10), peak(36 << 10)
+    # For each sample its number is kept, and targets are checked by blocks that are larger than these.
+    assert large - small < (24 << 20) / 8
