@@ -18,6 +18,7 @@ from safetensors.numpy import save
 
 from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.server.specs import make_spec
+from tests.syntax import calls
 from thalweg.contract import layout as layouts
 from thalweg.server.storage import initial
 from thalweg.server.storage.checkpoints import Checkpoints
@@ -121,10 +122,13 @@ def test_files_are_read_written_and_hashed_beside_the_event_loop(tmp_path: Path,
 
 # What takes long with a large file or array, by how it is called.
 _BLOCKING = re.compile(
-    r"open|io\.open|os\.(open|fsync|sync|replace|rename|remove|unlink|listdir|scandir|walk)|shutil\.\w+|mmap\.mmap|sqlite3\.connect"
-    r"|np\.(load|save|savez|savez_compressed|fromfile|memmap|loadtxt|genfromtxt)|safe_open|load_file|save_file|.*\.tofile"
-    r"|hashlib\.\w+|hmac\.(new|digest)|(layouts\.)?digest|file_digest"
-    r"|.*\.(read_bytes|read_text|write_bytes|write_text|unlink|mkdir|iterdir|glob|rglob|rmdir|touch|is_file|is_dir)"
+    r"open|io\.open|shutil\.\w+|mmap\.mmap|sqlite3\.connect|subprocess\.\w+|tempfile\.\w+"
+    r"|os\.(open|read|pread|write|pwrite|f?sync|fdatasync|f?truncate|replace|rename|remove|unlink|link|symlink|mkdir|makedirs|rmdir"
+    r"|listdir|scandir|walk|l?stat|access|path\.(exists|isfile|isdir|getsize|getmtime|realpath))"
+    r"|numpy\.(load|save|savez|savez_compressed|fromfile|memmap|loadtxt|genfromtxt)|.*\.tofile"
+    r"|(safetensors\..*)?(safe_open|load_file|save_file)"
+    r"|hashlib\.\w+|hmac\.(new|digest)|zlib\.(crc32|adler32)|(thalweg\.contract\.layout\.)?digest"
+    r"|.*\.(read_bytes|read_text|write_bytes|write_text|unlink|mkdir|iterdir|glob|rglob|rmdir|touch|is_file|is_dir|lstat)"
 )
 # A path's methods that others have too: a path's take nothing, or a mode as it stands.
 _OF_A_PATH = re.compile(r".*\.(open|exists|stat|rename|replace)")
@@ -156,18 +160,16 @@ _ELSEWHERE = {
 def blocking(tree: ast.AST) -> set[str]:
     """The calls in a module that may take long."""
     found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            what = ast.unparse(node.func)
-            plain = all(isinstance(argument, ast.Constant) for argument in node.args)
-            if _BLOCKING.fullmatch(what) or (_OF_A_PATH.fullmatch(what) and plain):
-                found.add(what)
+    for call, what in calls(tree):
+        plain = all(isinstance(argument, ast.Constant) for argument in call.args)
+        if _BLOCKING.fullmatch(what) or (_OF_A_PATH.fullmatch(what) and plain):
+            found.add(what)
     return found
 
 
 def test_only_named_modules_read_write_or_hash() -> None:
     modules = {path.relative_to(_SERVER).as_posix(): ast.parse(path.read_text()) for path in _SERVER.rglob("*.py")}
-    found = {path: calls for path, tree in modules.items() if (calls := blocking(tree))}
+    found = {path: called for path, tree in modules.items() if (called := blocking(tree))}
     assert found.keys() == _ELSEWHERE, found
 
 
@@ -178,9 +180,13 @@ def test_only_named_modules_read_write_or_hash() -> None:
         ("await journal.open(job_id)", set()),
         ("open(name)", {"open"}),
         ("hashlib.sha256(data)", {"hashlib.sha256"}),
-        ("layouts.digest(slab)", {"layouts.digest"}),
+        ("from hashlib import sha256 as h\n  h(data)", {"hashlib.sha256"}),
+        ("from thalweg.contract import layout as layouts\n  layouts.digest(slab)", {"thalweg.contract.layout.digest"}),
         ("await asyncio.to_thread(layouts.digest, slab)", set()),
-        ("np.load(path)", {"np.load"}),
+        ("import numpy as np\n  np.load(path)", {"numpy.load"}),
+        ("from os import listdir\n  listdir(folder)", {"os.listdir"}),
+        ("os.path.exists(path)", {"os.path.exists"}),
+        ("zlib.crc32(data)", {"zlib.crc32"}),
         ("(folder / 'a').read_bytes()", {"(folder / 'a').read_bytes"}),
     ],
 )
