@@ -501,7 +501,7 @@ class MakeShare(_message.Message):
 
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Tensor]:
-        """The tensors of the whole slab, end to end, by which groups of them are known."""
+        """The tensors of the whole slab, end to end: their kinds and names say how ranges are updated."""
 
     def __init__(
         self,
