@@ -281,19 +281,24 @@ def test_bytes_that_are_only_lent_will_do() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(bits=ANY, encoded=st.integers(0, 100), cut=st.integers(0, 4))
+@given(bits=ANY, encoded=st.integers(0, 100), exact=st.none() | st.integers(0, 100), cut=st.integers(0, 4))
 @settings(deadline=None)
-def test_what_is_not_descended_travels_as_it_is(kind: str, bits: Bits, encoded: int, cut: int) -> None:
+def test_what_is_not_descended_travels_as_it_is_or_not_at_all(
+    kind: str, bits: Bits, encoded: int, exact: int | None, cut: int
+) -> None:
     """Each chunk is the codec's bytes of its parameters, then the other numbers; at once or in parts."""
     values, plain = bits.view(np.float32), make(kind)
-    codec = SlabCodec(make(kind), encoded)
+    end = None if exact is None else encoded + exact
+    codec = SlabCodec(make(kind), encoded, end)
+    if end is not None:
+        values[end:] = 0
     middle = min(cut * CHUNK, values.size)
     runs = [(start, values[start:stop]) for start, stop in ((0, middle), (middle, values.size)) if start < stop]
     data = b"".join(codec.encode(start, run).tobytes() for start, run in runs)
     assert len(data) == codec.size(0, values.size) == sum(codec.size(start, run.size) for start, run in runs)
     expected = b""
     for start in range(0, values.size, CHUNK):
-        chunk, front = values[start : start + CHUNK], max(0, encoded - start)
+        chunk, front = values[start : min(start + CHUNK, values.size if end is None else end)], max(0, encoded - start)
         expected += plain.encode(chunk[:front]).tobytes() + chunk[front:].tobytes()
     assert data == expected
     out = np.empty_like(values)
@@ -305,9 +310,9 @@ def test_what_is_not_descended_travels_as_it_is(kind: str, bits: Bits, encoded: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("encoded", [0, 10, 70])
-def test_bytes_of_a_mixed_chunk_are_counted(kind: str, encoded: int) -> None:
-    codec = SlabCodec(make(kind), encoded)
+@pytest.mark.parametrize(("encoded", "sent"), [(0, None), (10, None), (70, None), (10, 40), (0, 10), (32, 64)])
+def test_bytes_of_a_mixed_chunk_are_counted(kind: str, encoded: int, sent: int | None) -> None:
+    codec = SlabCodec(make(kind), encoded, sent)
     data = codec.encode(0, np.arange(70, dtype=np.float32)).tobytes()
     for wrong in (data[:-1], data + b"x", b""):
         with pytest.raises(ValueError, match=f"has {len(wrong)} bytes, not {len(data)}"):
@@ -316,7 +321,18 @@ def test_bytes_of_a_mixed_chunk_are_counted(kind: str, encoded: int) -> None:
 
 def test_what_travels_as_it_is_is_not_copied() -> None:
     values = np.arange(70, dtype=np.float32)
-    for codec in (SlabCodec(make("float32"), 30), SlabCodec(make("int8"), 0)):
+    for codec in (SlabCodec(make("float32"), 30), SlabCodec(make("float32"), 30, 70), SlabCodec(make("int8"), 0)):
         data = codec.encode(0, values)
         assert np.shares_memory(data, values)
         assert np.shares_memory(codec.decoded(0, data, 70), values)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_chunks_of_constants_have_no_bytes(dtype: str) -> None:
+    codec = SlabCodec(codecs.of_gradients(spec_of("float32", dtype), CHUNK), 40, 50)
+    zero: Slab = np.zeros(CHUNK, dtype)
+    assert codec.size(64, CHUNK) == codec.encode(64, zero).size == 0
+    found = codec.decoded(64, memoryview(b""), CHUNK)
+    assert (found.dtype, found.tobytes()) == (zero.dtype, zero.tobytes())
+    with pytest.raises(ValueError, match="has 4 bytes, not 0"):
+        codec.decoded(64, bytes(4), CHUNK)

@@ -110,6 +110,16 @@ def test_statistics_travel_exactly_whatever_the_codec(kind: str, training: dict[
     check(spec_of(codec={kind: {}}, **training), tmp_path, (1, 3))
 
 
+@pytest.mark.parametrize("kind", codecs.CODECS)
+def test_gradients_have_no_bytes_for_constants(kind: str, tmp_path: Path) -> None:
+    spec = spec_of(codec={kind: {}}, microbatches=1)
+    with running_server(tmp_path, shared_memory=False) as server:
+        job = train(server, spec)
+    codec, parameters = codecs.of_gradients(spec, CHUNK), (40, 25)
+    gradient = sum(map(codec.size, parameters)) + 4 * (196 - 65)
+    assert job.progress.exchange.gradient_bytes == gradient * job.result.steps > 0
+
+
 @pytest.mark.parametrize(
     "training", [{"codec": {"int8": {}}}, {"codec": {"bfloat16": {}}}, LOCAL], ids=["int8", "bfloat16", "local"]
 )

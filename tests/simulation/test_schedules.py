@@ -1,7 +1,7 @@
 """No schedule of faults breaks a guarantee, and bugs that are planted are found. Named after docs/guarantees.md."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tests.simulation.cluster import Cluster
 from tests.simulation.faults import Faults
 from tests.simulation.worker import noise
 from thalweg.contract.layout import Slab
+from thalweg.contract.segments import Segment
 from thalweg.contract.tree import Node
 from thalweg.server.arrays.copies import Copies
 from thalweg.server.arrays.parameters import Parameters
@@ -184,8 +185,8 @@ def _stale_residual(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of a microbatch's gradient goes into a later one than the next, when others have sent those in between."""
     init = GradientEncoder.__init__
 
-    def careless(self: GradientEncoder, spec: job_pb2.JobSpec, size: int, chunk_elements: int) -> None:
-        init(self, spec, size, chunk_elements)
+    def careless(self: GradientEncoder, spec: job_pb2.JobSpec, segments: Sequence[Segment], chunk_elements: int) -> None:
+        init(self, spec, segments, chunk_elements)
         self._ordered = False
 
     monkeypatch.setattr(GradientEncoder, "__init__", careless)

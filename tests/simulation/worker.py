@@ -168,7 +168,7 @@ class ImaginaryWorker:
             case "accepted":
                 self._chunk_elements = message.accepted.chunk_elements
                 self._incoming = SlabCodec(codecs.of_parameters(self._spec, self._chunk_elements), PARAMETERS)
-                self._outgoing = GradientEncoder(self._spec, PARAMETERS, self._chunk_elements)
+                self._outgoing = GradientEncoder(self._spec, SEGMENTS, self._chunk_elements)
                 self.streams = [self._cluster.stream_to_shard(self, shard) for shard in message.accepted.shards]
             case "parameters":
                 self._keep(message.parameters, memoryview(message.parameters.data))

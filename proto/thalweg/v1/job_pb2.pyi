@@ -866,7 +866,8 @@ Global___Local: _TypeAlias = Local  # noqa: Y015
 class Codec(_message.Message):
     """How gradients are encoded on the wire. A codec encodes each chunk of the slab independently; the number of bytes depends on the
     number of elements only; all numbers are little-endian. It encodes the parameters of a chunk. Statistics and constants, which come
-    after them, travel unchanged, so that a chunk may have encoded numbers first, and then exact ones. With any codec except `float32`, the gradient of each microbatch (with
+    after them, travel unchanged, so that a chunk may have encoded numbers first, and then exact ones; in gradients, where they are 0,
+    constants do not travel. With any codec except `float32`, the gradient of each microbatch (with
     asynchronous training, of each step) is sent separately, so that rounding does not depend on which worker computes what;
     `model.dtype` must be "float32", and `gradient` "backpropagation".
     """
@@ -2149,7 +2150,7 @@ class Tensor(_message.Message):
         is, whatever the optimizer.
         """
         KIND_CONSTANT: Tensor._Kind.ValueType  # 2
-        """A constant, which never changes. Its range of a gradient is 0."""
+        """A constant, which never changes. Its range of a gradient is 0, and is not sent."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """How training changes a tensor."""
@@ -2162,7 +2163,7 @@ class Tensor(_message.Message):
     is, whatever the optimizer.
     """
     KIND_CONSTANT: Tensor.Kind.ValueType  # 2
-    """A constant, which never changes. Its range of a gradient is 0."""
+    """A constant, which never changes. Its range of a gradient is 0, and is not sent."""
 
     NAME_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int

@@ -14,6 +14,7 @@ from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.frames import Parcel
 from thalweg.contract.layout import Slab, layout_of
 from thalweg.contract.release import hello
+from thalweg.contract.segments import Kind, end_of
 from thalweg.contract.shared_memory import SharingError
 from thalweg.contract.tree import Node
 from thalweg.learning import data
@@ -214,10 +215,13 @@ class _Worker:
         size, width = parameters.size, self._exchange.chunk_elements
         last = -(-size // width) - 1
         if self._differentiator.numerical:
+            constants = end_of(Kind.STATISTIC, self._differentiator.objective.segments)
             for chunk in range(task.first_chunk, end):
                 where = self._exchange.chunk(chunk)
                 gradient, sums = self._differentiator.gradient(parameters, task.version, task.step, node, where)
-                self._streams.send(exchange.gradient_chunk(task, chunk, gradient, sums if chunk == last else None))
+                # Constants have no gradient that would be sent.
+                values = gradient[: max(0, constants - where.start)]
+                self._streams.send(exchange.gradient_chunk(task, chunk, values, sums if chunk == last else None))
                 self._differentiator.release(gradient)
             return
         try:

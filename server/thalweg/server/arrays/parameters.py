@@ -56,7 +56,7 @@ class Parameters:
         self.dtype = np.dtype(plan.spec.model.dtype)
         # Of initial parameters, of the gradients that come, and of the parameters that go.
         self.identity = codecs.identity(plan.spec, plan.chunk_elements)
-        self.incoming = SlabCodec(codecs.of_gradients(plan.spec, plan.chunk_elements), plan.parameters)
+        self.incoming = SlabCodec(codecs.of_gradients(plan.spec, plan.chunk_elements), plan.parameters, plan.constants)
         self.outgoing = SlabCodec(codecs.of_parameters(plan.spec, plan.chunk_elements), plan.parameters)
         self._root = tree.root(plan.microbatches)
         self._buffers = buffers or (np.zeros(self._elements, self.dtype), np.zeros(self._elements, self.dtype))

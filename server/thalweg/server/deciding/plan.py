@@ -34,6 +34,8 @@ class Plan:
         self.segments = facts.segments
         # The slab's first elements, which are descended, and which the codec encodes.
         self.parameters = end_of(Kind.PARAMETER, facts.segments) if facts.segments else facts.elements
+        # Where the slab's constants begin, of which a gradient has nothing.
+        self.constants = end_of(Kind.STATISTIC, facts.segments) if facts.segments else facts.elements
         self.reductions = optimizers.reductions(self.optimizer)
         # What lanes do not move, the outer optimizer must not move either.
         also_frozen = spec.optimizer.groups if local else ()

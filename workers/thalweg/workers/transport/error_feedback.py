@@ -4,11 +4,14 @@ r ← 0; at each step: send e(g + r), r ← (g + r) − d(e(g + r)), where e enc
 al. 2019).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from thalweg.contract import codecs
 from thalweg.contract.codecs import Bytes, SlabCodec
 from thalweg.contract.layout import Slab
+from thalweg.contract.segments import Kind, Segment, end_of
 from thalweg.contract.tree import Node
 from thalweg.v1 import job_pb2
 
@@ -23,14 +26,14 @@ class _Residual:
 
 
 class GradientEncoder:
-    """Encodes a worker's gradients, one task after the other. Belongs to one thread. The slab has `size` parameters.
+    """Encodes a worker's gradients, one task after the other. Belongs to one thread. `segments` are those of the slab.
 
     With error feedback it keeps a slab for each node for which it had a task: up to one for each microbatch.
     """
 
-    def __init__(self, spec: job_pb2.JobSpec, size: int, chunk_elements: int) -> None:
-        self._codec = SlabCodec(codecs.of_gradients(spec, chunk_elements), size)
-        self._size = size
+    def __init__(self, spec: job_pb2.JobSpec, segments: Sequence[Segment], chunk_elements: int) -> None:
+        self._size, sent = (end_of(kind, segments) for kind in (Kind.PARAMETER, Kind.STATISTIC))
+        self._codec = SlabCodec(codecs.of_gradients(spec, chunk_elements), self._size, sent)
         synchrony = spec.training.synchrony
         # Asynchronous steps are divided among the workers: the residual of a worker's gradients is added to its own next one.
         self._ordered = not synchrony.HasField("asynchronous")

@@ -185,7 +185,7 @@ class Streamed(Exchange):
         for slab in self.parameters:
             slab.fill(0)
         self._incoming = SlabCodec(codecs.of_parameters(spec, chunk_elements), parameters)
-        self._outgoing = GradientEncoder(spec, parameters, chunk_elements)
+        self._outgoing = GradientEncoder(spec, segments, chunk_elements)
 
     def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
         where = self.chunk(part.chunk)
