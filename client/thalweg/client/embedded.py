@@ -27,27 +27,27 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import state_name
 
 _log = logging.getLogger(__name__)
-# How long a run waits for an answer of the server that uses its folder, and how often it looks.
+# The seconds for which a run waits for the server that uses its folder, and between its attempts.
 _JOIN_SECONDS = 30.0
 _LOOK_SECONDS = 0.05
 _PROBE_SECONDS = 2.0
-# Smaller files are copied, so that jobs have them though they change. The server takes no larger ones.
+# Smaller files are copied, so that jobs keep them if they change. The server accepts no larger ones.
 _MAX_COPIED_BYTES = 1 << 30
-# How often a run looks whether the others live.
+# The seconds between a run's checks whether the others are alive.
 _GUARD_SECONDS = 0.25
-# Between one run's server and the next one's, on a busy machine, pass seconds.
+# On a busy machine, the server of the next run starts some seconds after the end of the previous one.
 _BACKOFFS = (0.1, 0.5, 1.0, 2.0, 4.0, 4.0)
 
 
 class Embedded:
-    """This process's part in the embedded jobs of a folder: a client, a server or a share in another run's, perhaps a fleet.
+    """This process's use of the embedded jobs of a folder: a client, its own server or another run's, and perhaps a fleet.
 
     Runs that use one folder at the same time share one server, that of the first. When it ends, another run's process starts the
-    server again at the same address, and the jobs of the runs that live go on from their last checkpoints.
+    server again at the same address, and the jobs of the runs that are alive continue from their last checkpoints.
 
     `notify` is called with messages for the user. `check` is called while it waits for another run's server, and may raise.
-    `settings` are those of ServerConfig; they have no effect on another run's server. Raises ThalwegError if there can be no
-    server.
+    `settings` are those of ServerConfig; they have no effect on another run's server. Raises ThalwegError if no server
+    can be started.
     """
 
     def __init__(
@@ -80,20 +80,20 @@ class Embedded:
 
     @property
     def place(self) -> str:
-        """What commands need besides a job's id to find it: nothing if it is kept in the usual folder."""
+        """The options with which commands find a job: none if it is in the default folder."""
         return "" if is_usual(self.folder) else f" --data {shlex.quote(str(self.folder))}"
 
     def start_fleet(self, slots: int, check: Callable[[], None] = lambda: None) -> None:
-        """Starts Ray with `slots` CPU slots, and workers on it as jobs want them. Raises what `check` raises meanwhile."""
+        """Starts Ray with `slots` CPU slots, and workers on it as jobs need them. Raises what `check` raises meanwhile."""
         fleet = start_fleet(Endpoint(self.client.address, self._token), slots=slots, name="embedded", check=check)
         self._stack.callback(fleet.stop)
 
     def abandon(self, job_id: str) -> None:
-        """Leaves a job as it is when this run ends."""
+        """Does not interrupt a job when this run ends."""
         self._run.jobs.remove(job_id)
 
     def close(self) -> None:
-        """Ends this run's jobs that have not ended, keeps what they learnt, and leaves: no process or thread stays."""
+        """Ends this run's jobs that have not ended, keeps their parameters, and ends all of its processes and threads."""
         if self._closing.is_set() or os.getpid() != self._process:
             return
         try:
@@ -108,7 +108,7 @@ class Embedded:
                 self._server.stop()
 
     def _serve_or_join(self, check: Callable[[], None]) -> Address:
-        """The address of the server that this process starts, or that another one runs on the folder."""
+        """The address of this process's server, or of another process's on the folder."""
         deadline = time.monotonic() + _JOIN_SECONDS
         while True:
             try:
@@ -148,8 +148,8 @@ class Embedded:
         return address
 
     def _guard(self) -> None:
-        """Starts the server again when the one of another run has ended; ends the jobs of runs that were killed."""
-        # Now, so that it takes no time when it matters.
+        """Starts the server again when another run's server has ended; ends the jobs of runs that were killed."""
+        # Imported now, so that it takes no time later.
         load_server()
         problem = ""
         while not self._closing.wait(_GUARD_SECONDS):
@@ -191,7 +191,7 @@ class Embedded:
 class _EmbeddedClient(Client):
     """A client of a server on this machine, which survives a change of the server's process.
 
-    Jobs are checked here before they are submitted. Large files are used where they are.
+    Jobs are checked here before they are submitted. Large files are used in place.
     """
 
     def __init__(self, address: Address, token: str, folder: Path, began: Callable[[str], object]) -> None:
@@ -212,7 +212,7 @@ class _EmbeddedClient(Client):
 
 
 class Local:
-    """A server of its own, with Ray and workers on this machine, between `start` and `close`, or for as long as a context."""
+    """A server with Ray and workers on this machine, between `start` and `close`, or as long as a context lasts."""
 
     def __init__(self, workers: int, folder: Path | None, shared_memory: bool) -> None:
         self._workers = workers
@@ -221,7 +221,7 @@ class Local:
         self._embedded: Embedded | None = None
 
     def start(self) -> Client:
-        """Starts all of it, unless it runs, and gives its client. Raises ThalwegError as `local` says."""
+        """Starts everything, unless it runs. Returns its client. Raises ThalwegError as `local` says."""
         if self._embedded is None:
             require_ray()
             embedded = Embedded(self._folder or embedded_folder(), shared_memory=self._shared_memory)
@@ -234,7 +234,7 @@ class Local:
         return self._embedded.client
 
     def close(self) -> None:
-        """Ends all of it. Jobs that have not ended are interrupted: what they learnt is kept, and they can be resumed."""
+        """Ends everything. Jobs that have not ended are interrupted: their parameters are kept, and they can be resumed."""
         embedded, self._embedded = self._embedded, None
         if embedded:
             embedded.close()
@@ -249,11 +249,11 @@ class Local:
 def local(workers: int = 2, data: str | Path | None = None, *, shared_memory: bool = True) -> Local:
     """Training on this machine: a server, and Ray with `workers` CPU slots.
 
-    As a context manager it gives a Client; `start()` and `close()` do the same where a context does not fit, as in notebooks.
-    Jobs that have not ended when it closes are interrupted: what they learnt is kept, and `client.resume` goes on with them.
+    As a context manager it returns a Client; `start()` and `close()` do the same without a context, for example in notebooks.
+    Jobs that have not ended when it closes are interrupted: their parameters are kept, and `client.resume` continues them.
 
     `data` is the folder in which jobs are kept. Runs that use the same folder at the same time, in one process or several, share
-    one list of jobs. Without `shared_memory` parameters and gradients travel over gRPC, as between machines; the result is the
+    one list of jobs. Without `shared_memory`, parameters and gradients are sent over gRPC, as between machines; the result is the
     same. Raises ThalwegError when it starts, if an extra that it needs, `server` or `workers`, is not installed, or if the folder
     cannot be used.
     """

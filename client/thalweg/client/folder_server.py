@@ -1,4 +1,4 @@
-"""Servers on folders of jobs on this machine: one that runs is found, or one is started."""
+"""Servers on folders of jobs on this machine: finds a running one, or starts one."""
 
 import secrets
 import socket
@@ -21,7 +21,7 @@ _LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 
 def used_elsewhere(folder: Path) -> str:
-    """That another server uses a folder, in words for people."""
+    """The message that another server uses a folder."""
     address = ""
     with suppress(OSError):
         address = (folder / "address").read_text().strip()
@@ -40,7 +40,7 @@ def _loopback() -> Address:
 
 
 def start_embedded_server(folder: Path, token: str, address: Address | None = None, **settings: Any) -> RunningServer:
-    """A server on a folder of embedded jobs, at `address`, or where the runs that live look for one.
+    """Starts a server on a folder of embedded jobs, at `address`, or at the address at which the runs that are alive expect it.
 
     Raises ThalwegError if it cannot start: FolderInUseError if another server uses the folder.
     """
@@ -58,7 +58,7 @@ def start_embedded_server(folder: Path, token: str, address: Address | None = No
 
 
 def folder_of_jobs(folder: Path | None) -> Path:
-    """The folder in which jobs are kept: the given one, or the embedded jobs'. Raises ThalwegError if it cannot be read."""
+    """The folder of jobs: the given one, or that of embedded jobs. Raises ThalwegError if it cannot be read."""
     if folder:
         check_folder(folder, "--data")
     return folder or embedded_folder()
@@ -66,10 +66,10 @@ def folder_of_jobs(folder: Path | None) -> Path:
 
 @contextmanager
 def attached(folder: Path | None, token: str | None = None, writes: bool = False) -> Iterator[Client]:
-    """A client of the server that runs on a folder, or, if none does, of one that runs there until the context exits.
+    """A client of the server that runs on a folder, or of one that is started there until the context exits.
 
-    The folder is the embedded jobs' by default. One in which nothing can be written can be looked at, unless `writes` says that
-    something is to be changed. Raises ThalwegError if there is no such folder, or no server can be had.
+    The folder is the embedded jobs' by default. A folder that cannot be written can be read, unless `writes` says that
+    something will be changed. Raises ThalwegError if there is no such folder, or a server cannot start.
     """
     usual, folder = folder is None, folder_of_jobs(folder)
     own = has_token(folder) or usual

@@ -185,7 +185,7 @@ def delete(
 
 
 def _confirm(found: list[Job], place: str) -> None:
-    """Asks whether jobs shall be deleted. Raises typer.Abort if not."""
+    """Asks whether to delete jobs. Raises typer.Abort if not."""
     now, terminal = datetime.now(UTC), console(stderr=True)
     terminal.print(f"From {place}:", markup=False, soft_wrap=True)
     for job in found:

@@ -1,4 +1,4 @@
-"""The command that lists jobs, or tells one job's story."""
+"""The command that lists jobs, or prints one job's story."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -74,7 +74,7 @@ def jobs(
 
 
 def _one_job(words: list[str]) -> tuple[str | None, bool]:
-    """The job that the arguments name, if they name one, and whether its story is asked for. Raises ThalwegError."""
+    """The job that the arguments name, if they do, and whether they ask for its story. Raises ThalwegError."""
     match words:
         case []:
             return None, False
@@ -107,11 +107,11 @@ def _state(name: str) -> str:
 
 def _table(messages: list[job_pb2.Job]) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
-    # Few jobs have one.
+    # Few jobs have a priority.
     priority = ["priority"] if any(message.spec.priority for message in messages) else []
     for name in ("job", "state", "epochs", "loss", "validation", "workers", *priority, "began"):
         left = name in {"job", "state", "validation", "began"}
-        # An id that is cut cannot be typed: on a narrow terminal, everything else gives way first.
+        # A shortened id could not be typed: on a narrow terminal, everything else is shortened first.
         least = max(len(message.id) for message in messages) if name == "job" else None
         table.add_column(name, justify="left" if left else "right", no_wrap=name != "state", min_width=least)
     now = datetime.now(UTC)

@@ -125,7 +125,7 @@ def serve(
     own = where.is_loopback and not (token or trust_network)
     with Inbox() as inbox, _private_files(), ExitStack() as stack:
         if not folder.exists():
-            # So that no folder is left behind for a server that cannot be.
+            # Before the folder is made, so that none is left if the server cannot start.
             check_address(where)
         if own:
             token = folder_token(folder, SERVER_TOKEN)
@@ -149,7 +149,7 @@ def _publish(stack: ExitStack, addresses: Sequence[Address], token: str | None, 
 
 @contextmanager
 def _private_files() -> Iterator[None]:
-    """What this process writes meanwhile, this user alone may read."""
+    """Makes the files that this process writes meanwhile readable by this user only."""
     before = os.umask(0o077)
     try:
         yield
@@ -281,7 +281,7 @@ def fleet(
 
 
 def _server_address(given: str | None) -> Address:
-    """The server that a shard or a fleet works for."""
+    """The address of the server of a shard or a fleet."""
     return _address("--server", server_of(given, None) or f"127.0.0.1:{DEFAULT_PORT}")
 
 
@@ -300,7 +300,7 @@ def _announce(facts: dict[str, str], words: str, json: bool) -> None:
 
 
 def _wait(inbox: Inbox) -> None:
-    """Waits for a signal. To end by one is how these commands end, except by SIGHUP: they have nothing to read anew."""
+    """Waits for a signal that ends these commands. SIGHUP is ignored: there is nothing to reload."""
     while True:
         try:
             inbox.get()

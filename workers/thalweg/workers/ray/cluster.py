@@ -1,4 +1,4 @@
-"""A Ray cluster: one is started on this machine, or an existing one joined."""
+"""Starts a Ray cluster on this machine, or joins an existing one."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from thalweg.contract.endpoint import Address, Endpoint, parse_address
 from thalweg.contract.resources import size_text
 from thalweg.workers.ray.messages import Orders
 
-# Nothing is kept in Ray's object store; this is the least that Ray allows.
+# Nothing is kept in Ray's object store; this is the smallest size that Ray allows.
 _OBJECT_STORE_BYTES = 80 << 20
 _LARGEST_FILE_BYTES = _OBJECT_STORE_BYTES + (1 << 20)
 _PROBE_SECONDS = 10.0
@@ -26,13 +26,13 @@ class RayLostError(Exception):
 
 
 class RayOpenError(Exception):
-    """The Ray cluster asks nobody for a token."""
+    """The Ray cluster requires no token."""
 
 
 def own_head() -> list[int]:
-    """The processes of a Ray head that this process has started, if any.
+    """The processes of the Ray head that this process started, if it did.
 
-    Ray notices by itself when they die, but, in the case of a raylet, only after a quarter of a minute.
+    Ray itself notices when they die, but for a raylet only after 15 s.
     """
     with suppress(OSError):
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
@@ -42,9 +42,9 @@ def own_head() -> list[int]:
 
 
 def _check_machine() -> None:
-    """Raises RayLostError if Ray cannot start here, which it would find out in a minute, and not say.
+    """Raises RayLostError if Ray cannot start here. Ray itself would need a minute, and report no reason.
 
-    It needs an address to listen at, and files of some size.
+    It needs an address to listen on, and files of some size.
     """
     with socket.socket() as probe:
         try:

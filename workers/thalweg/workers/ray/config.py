@@ -1,4 +1,4 @@
-"""How a fleet runs."""
+"""The settings of a fleet."""
 
 import platform
 from dataclasses import dataclass, field
@@ -9,9 +9,9 @@ from thalweg.contract.endpoint import Endpoint
 
 @dataclass(frozen=True)
 class FleetConfig:
-    """How a fleet runs: on the Ray cluster at `ray_address`, or, if that is None, on a Ray of its own with `slots` CPU slots.
+    """The settings of a fleet, on the Ray cluster at `ray_address`, or, if that is None, on its own Ray with `slots` CPU slots.
 
-    `ray_token_file` holds the cluster's token; if None, it is where Ray itself looks. A cluster without one is refused, unless
+    `ray_token_file` holds the cluster's token; if None, Ray looks for it. A cluster that requires none is refused, unless
     `trust_network`.
     """
 

@@ -1,7 +1,7 @@
 """A fleet's second process: drives Ray, and keeps as many worker actors for each job as are allotted and the cluster can hold.
 
-Apart from the fleet because Ray ends the process that drives it once the head of its cluster is gone, or lets its calls hang.
-The fleet ends this one then and starts another.
+It is a process of its own because Ray ends the process that drives it, or lets its calls hang, when the head of its cluster is
+gone. The fleet then ends this process and starts another one.
 """
 
 import os
@@ -24,17 +24,17 @@ from thalweg.workers.ray.folder import end_and_remove
 from thalweg.workers.ray.messages import Alive, Failed, Hold, Orders
 from thalweg.workers.ray.processes import end_with, has_ended
 
-# How often it looks whether actors ended or nodes came: Ray tells neither by itself.
+# The seconds between checks for actors that ended and for new nodes, of which Ray does not notify.
 _LOOK_SECONDS = 0.25
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 5.0
-# What Ray says of an actor whose node has died, and of the end of an actor's process. Of signals it names this one alone.
+# Ray's messages about an actor whose node has died, and about the end of an actor's process. It names no other signal.
 _NODE_DEATH = "its node has died"
 _WITHOUT_A_WORD = "Worker unexpectedly exits with a connection error"
 _EXIT_CODE = re.compile(r"Worker exits with an exit code (\d+)")
 _SIGTERM = "The process receives a SIGTERM"
 _MIN_RESOURCE = 0.0001
-# Ray adds the driver's folder to the workers' Python path, in front. Nobody can put a file here, on this machine or on others.
+# Ray puts the driver's folder first in the workers' Python path. No file can be put in this one, on any machine.
 _FOLDER = "/proc/sys/kernel"
 
 
@@ -48,7 +48,7 @@ class _Actor:
 
 
 class RayDriver:
-    """The actors on a Ray cluster. `tell` takes what the fleet should know."""
+    """The actors on a Ray cluster. `tell` sends messages to the fleet."""
 
     def __init__(self, ray: Any, orders: Orders, connection: Connection) -> None:
         self._ray = ray
@@ -62,13 +62,13 @@ class RayDriver:
         self._holding = False
         self._cpus: dict[str, int] = {}
         self._unreachable: tuple[str, ...] = ()
-        # What an actor needs besides CPU slots.
+        # The resources that an actor needs besides CPU slots.
         self._resources: dict[str, float] = {}
         self._backoff: dict[str, float] = {}
         self._not_before: dict[str, float] = defaultdict(float)
 
     def run(self) -> None:
-        """Starts, ends and replaces actors until the fleet hangs up.
+        """Starts, ends and replaces actors until the fleet closes the connection.
 
         Raises OSError if the fleet is gone, RayLostError, or what Ray raises.
         """
@@ -83,7 +83,7 @@ class RayDriver:
                         self._wanted = {allotment.job_id: allotment for allotment in message.allotments}
                 self._collect()
                 self._reconcile()
-        # One that has hung up still listens.
+        # A fleet that has closed its end still receives.
         self._report()
         self._wanted = {}
         self._reconcile()
@@ -92,11 +92,11 @@ class RayDriver:
         self._connection.send(Alive(sum(self._cpus.values()), tuple(self._cpus), self._running(), self._unreachable))
 
     def _running(self) -> dict[str, tuple[int, int]]:
-        """How many actors each job has, and how many slots each of them takes."""
+        """The number of actors of each job, and the slots of each of them."""
         return {job: (len(actors), next(iter(actors.values())).slots) for job, actors in self._actors.items() if actors}
 
     def _look(self) -> None:
-        """Looks at the cluster's nodes: which of them reach the server, and how many CPU slots each of these has."""
+        """Finds the cluster's nodes that reach the server, and the number of their CPU slots."""
         if any(map(has_ended, self._head)):
             raise RayLostError("a process of its head has died")
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
@@ -111,12 +111,12 @@ class RayDriver:
         self._cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in nodes}
 
     def _collect(self) -> None:
-        """Looks which actors have ended."""
+        """Finds the actors that have ended."""
         for job_id, actors in self._actors.items():
             done, _ = self._ray.wait(list(actors), num_returns=len(actors), timeout=0) if actors else ([], [])
             if not done:
                 continue
-            # A job some of whose workers work has no fault that a worker's start would run into.
+            # If some workers of a job work, the job itself does not keep workers from starting.
             works = any(self._now(actor.answered) for actor in actors.values())
             for reference in done:
                 actor = actors.pop(reference)
@@ -131,7 +131,7 @@ class RayDriver:
             self._not_before[job_id] = monotonic() + self._backoff[job_id]
 
     def _now(self, reference: Any) -> Any:
-        """What an actor's method has returned, if it has; the actor may have ended since. None if it has not."""
+        """The value that an actor's method has returned, None if it has not; the actor may have ended since."""
         done, _ = self._ray.wait([reference], timeout=0)
         try:
             return self._ray.get(reference) if done else None
@@ -139,17 +139,17 @@ class RayDriver:
             return None
 
     def _place(self, actor: _Actor) -> Place:
-        """Where an actor runs or ran, as far as that is known."""
+        """The node on which an actor runs or ran, if that is known."""
         node, name = self._now(actor.place) or (actor.node, "")
         return Place(fleet=self._orders.fleet_id, node=node, name=name)
 
     def _exited(self, reference: Any, actor: _Actor) -> pb.WorkerExited | None:
-        """How an actor ended; None if the server let it go."""
+        """The reason why an actor ended; None if the server said goodbye."""
         try:
             self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ThalwegError):
-                # The server is gone, or has refused the worker and knows why.
+                # The server is gone, or has refused the worker, and knows the reason.
                 return pb.WorkerExited(problem=str(error.cause))
             exited = pb.WorkerExited(problem=str(error).strip().rpartition("\n")[2], cause=pb.WorkerExited.CAUSE_NODE)
         except self._ray.exceptions.RayError as error:
@@ -166,13 +166,13 @@ class RayDriver:
         return exited
 
     def _reconcile(self) -> None:
-        """Makes the actors as many as are wanted."""
+        """Starts or ends actors until there are as many as are allotted."""
         for job_id in list(self._actors):
             allotment = self._wanted.get(job_id)
             wanted = allotment.workers if allotment else 0
             actors = self._actors[job_id]
             while len(actors) > wanted:
-                # The last one, and rather one that has done nothing yet.
+                # The last one, preferably one that has done nothing yet.
                 started = list(reversed(actors))
                 reference = next((each for each in started if not self._now(actors[each].answered)), started[0])
                 self._ray.kill(actors.pop(reference).handle)
@@ -187,7 +187,7 @@ class RayDriver:
                     break
 
     def _start(self, actors: dict[Any, _Actor], job_id: str, allotment: pb.Allotment) -> bool:
-        """Starts an actor: where Ray likes, or, if there are nodes to be avoided, on another. False if none has room."""
+        """Starts an actor on a node of Ray's choice, or, if there are nodes to avoid, on another one. False if none has room."""
         slots, node = allotment.slots_per_worker, ""
         strategy: Any = "SPREAD"
         if allotment.avoid:
@@ -204,7 +204,7 @@ class RayDriver:
         return True
 
     def _roomiest(self, avoid: set[str], slots: int) -> str:
-        """The node with the most free CPU slots, as far as this fleet uses them, that has enough. Empty if there is none."""
+        """The node with the most CPU slots that this fleet does not use, if it has enough. Empty if there is none."""
         free = {node: cpus for node, cpus in self._cpus.items() if node not in avoid}
         for actor in (actor for actors in self._actors.values() for actor in actors.values()):
             actor.node = actor.node or self._place(actor).node
@@ -215,7 +215,7 @@ class RayDriver:
 
 
 def _how_it_died(text: str) -> str:
-    """What Ray says of the end of an actor's process, in short."""
+    """Ray's message about the end of an actor's process, shortened."""
     if _SIGTERM in text:
         return "it was ended by SIGTERM"
     if _WITHOUT_A_WORD in text:
@@ -225,16 +225,16 @@ def _how_it_died(text: str) -> str:
 
 
 def _end_group(folder: Path | None) -> None:
-    """Ends this process with its group: the fleet, which would do it, is gone."""
+    """Ends this process with its group, since the fleet, which would do so, is gone."""
     if folder:
         end_and_remove(folder)
     os.killpg(os.getpid(), signal.SIGKILL)
 
 
 def main(descriptor: int) -> None:
-    """Runs the driver of the fleet at the other end of a connection, in the environment that the fleet has made.
+    """Runs the driver of the fleet at the other end of a connection, in the environment that the fleet made.
 
-    The fleet starts it as the leader of a process group, in which a Ray of its own is too, and ends the group with it.
+    The fleet starts it as the leader of a process group, which includes the fleet's own Ray, and ends the group with it.
     """
     connection = Connection(descriptor)
     orders: Orders = connection.recv()
@@ -246,7 +246,7 @@ def main(descriptor: int) -> None:
 
         connect(ray, orders)
         RayDriver(ray, orders, connection).run()
-    except Exception as error:  # noqa: BLE001 - told to the fleet, whatever it is; Ray can no longer be asked to shut down
+    except Exception as error:  # noqa: BLE001 - reported to the fleet; Ray cannot be shut down any more
         try:
             connection.send(Failed(str(error).strip() or type(error).__name__))
         except OSError:

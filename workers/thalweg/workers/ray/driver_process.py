@@ -1,4 +1,4 @@
-"""The fleet's end of the process that drives Ray: it starts it, speaks with it, and ends it."""
+"""The fleet's side of the process that drives Ray: its start, its messages, and its end."""
 
 import os
 import signal
@@ -25,13 +25,13 @@ from thalweg.workers.ray.processes import wait_for_end
 _CHECK_SECONDS = 0.2
 # Before anything imports gRPC.
 _PREPARED = "from thalweg.contract.process import prepare; prepare()"
-# What Ray's head says to a driver that has not its token.
+# The message of Ray's head to a driver with another token.
 _REFUSED = "InvalidAuthToken"
 HOW_TO_GIVE = "give the one that its nodes were started with, by --ray-token-file FILE or RAY_AUTH_TOKEN_PATH"
 
 
 class DriverLostError(Exception):
-    """The driver ended, or hangs. The message says what is known of why."""
+    """The driver ended, or hangs. The message has the reason, as far as it is known."""
 
 
 class DriverProcess:
@@ -48,7 +48,7 @@ class DriverProcess:
             self._errors = stack.enter_context(tempfile.TemporaryFile(dir=path))
             with theirs:
                 self._process = _run(theirs.fileno(), self._errors, _environment(config, path))
-            # What is to be closed or removed when the process has ended.
+            # Closed or removed when the process has ended.
             self._stack = stack.pop_all()
         self._connection = Connection(os.dup(self._socket.fileno()))
         where = config.ray_address, config.slots or cpus()
@@ -56,12 +56,12 @@ class DriverProcess:
         self.tell(orders)
 
     def tell(self, message: Orders | Hold | pb.AttendResponse) -> None:
-        """Sends a message. If the driver is gone, `listen` will say so."""
+        """Sends a message. If the driver is gone, `listen` raises."""
         with suppress(OSError):
             self._connection.send(message)
 
     def listen(self, seconds: float, check: Callable[[], object] = lambda: None) -> Any:
-        """The driver's next message. Raises what `check` raises, and DriverLostError if it is gone or silent for so long."""
+        """The driver's next message. Raises what `check` raises, and DriverLostError if it is gone or silent for that time."""
         deadline = time.monotonic() + seconds
         try:
             while not self._connection.poll(min(_CHECK_SECONDS, max(0.0, deadline - time.monotonic()))):
@@ -76,7 +76,7 @@ class DriverProcess:
         return message
 
     def _refusal(self) -> str | None:
-        """That the cluster has another token, if it was that."""
+        """A message that the cluster has another token, if that is the reason."""
         return f"it refuses this token; {HOW_TO_GIVE}" if _REFUSED in self._said() else None
 
     def _said(self) -> str:
@@ -85,19 +85,19 @@ class DriverProcess:
 
     def _last_words(self) -> str:
         lines = self._said().splitlines()
-        # Ray puts the time, the process and the thread in brackets before it.
+        # Ray writes the time, the process and the thread in brackets before it.
         return visible(lines[-1].rpartition("] ")[2], MAX_LAST_WORDS) if lines else "its driver ended without a message"
 
     def hang_up(self) -> None:
-        """Tells the driver to end in its own time."""
+        """Asks the driver to end."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
     def end(self, patience: float) -> None:
-        """Waits so many seconds for the process to end, then ends it and whatever is left of the Ray that it started."""
+        """Waits some seconds for the process to end, then kills it and the rest of the Ray that it started."""
         self.hang_up()
         wait_for_end(self._process.pid, patience)
-        # The process leads a group of its own. Its number is not given to another before the process was waited for.
+        # The process leads a group of its own. Its id is not used again before the process was waited for.
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._connection.close()
@@ -105,10 +105,10 @@ class DriverProcess:
 
 
 def _run(descriptor: int, errors: IO[bytes], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """A driver's process, which has the other end of the connection as a descriptor."""
+    """Starts a driver's process, which has the other end of the connection as a descriptor."""
     command = f"{_PREPARED}; from thalweg.workers.ray.driver import main; main({descriptor})"
     try:
-        # In a session of its own, so that Ctrl-C, which a terminal sends to all of a group, leaves it to the fleet to end it.
+        # In a session of its own: a terminal sends Ctrl-C to a whole group, but the fleet is to end this process.
         return subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
             [sys.executable, "-P", "-c", command],
             stdin=subprocess.DEVNULL,
@@ -130,7 +130,7 @@ def _new_folder() -> RayFolder:
 
 
 def _environment(config: FleetConfig, folder: Path | None) -> dict[str, str]:
-    """A driver's environment. `folder` is where a Ray of its own keeps its files."""
+    """A driver's environment. `folder` is for the files of the fleet's own Ray."""
     if folder:
         return ray_environment.for_own_ray(folder)
     return ray_environment.for_cluster(config.ray_token_file, trust_network=config.trust_network)

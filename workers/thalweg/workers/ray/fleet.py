@@ -1,4 +1,4 @@
-"""A Ray fleet: attends on a server, and passes on what it is allotted to the process that drives Ray (`driver_process.py`)."""
+"""A Ray fleet: registers with a server, and passes its allotments to the process that drives Ray (`driver_process.py`)."""
 
 import logging
 import queue
@@ -22,33 +22,33 @@ from thalweg.workers.ray.driver_process import HOW_TO_GIVE, DriverLostError, Dri
 from thalweg.workers.ray.messages import Alive, Hold
 
 _log = logging.getLogger(__name__)
-# Ray takes some seconds to start, and many on a busy machine.
+# The seconds for Ray to start, which takes long on a busy machine.
 _START_SECONDS = 120.0
-# A driver that says nothing for so long hangs in a call of Ray's.
+# A driver that sends nothing for this time hangs in a call of Ray.
 _SILENCE_SECONDS = 15.0
-# How long its end may take: on a busy machine, and where it comes while Ray starts, long.
+# The seconds for its end, which takes long on a busy machine, and while Ray starts.
 _STOP_SECONDS = 30.0
-# How long workers are kept while the server cannot be reached: longer than the longest wait between two attempts.
+# The seconds for which workers are kept while the server cannot be reached: longer than the wait between two attempts.
 _GRACE_SECONDS = 15.0
 
 
 class FleetError(Exception):
-    """The fleet cannot start; the message says why and what would do."""
+    """The fleet cannot start; the message says why, and what to do."""
 
 
 class Fleet:
-    """A fleet in threads of its own, and a process. It outlives Ray, and gets it again."""
+    """A fleet, in threads of its own and a process. If Ray ends, it starts or joins it again."""
 
     def __init__(self, config: FleetConfig) -> None:
         self.config = config
         self._server = config.server
         self._stop = threading.Event()
-        # Guards what both threads use: the streams to the server and to the driver, and what goes first on new ones.
+        # Guards what both threads use: the streams to the server and to the driver, and the first messages on new ones.
         self._lock = threading.Lock()
         self._outbox: queue.SimpleQueue[pb.AttendRequest | None] = queue.SimpleQueue()
         self._id = uuid.uuid4().hex
         self._cluster = Alive(0, ())
-        # Since when the server cannot be reached, while workers are kept; and what the driver was told last.
+        # The time since which the server cannot be reached, while workers are kept; and the driver's last message.
         self._lost_since: float | None = None
         self._orders: pb.AttendResponse | Hold = pb.AttendResponse()
         self._driver: DriverProcess | None = None
@@ -59,7 +59,7 @@ class Fleet:
         ]
 
     def start(self, check: Callable[[], object] = lambda: None) -> None:
-        """Starts or joins Ray, then attends. Raises FleetError if Ray cannot be had.
+        """Starts or joins Ray, then registers with the server. Raises FleetError if Ray cannot be used.
 
         `check` is called several times a second while Ray starts; what it raises ends the start.
         """
@@ -76,7 +76,7 @@ class Fleet:
             self._drop_driver()
             raise FleetError(f"cannot {where}: {error}") from error
         except BaseException:
-            # With patience: Ray's own processes end in good order only if the driver ends them.
+            # The wait is long: Ray's processes end properly only if the driver ends them.
             self._stop.set()
             self._drop_driver()
             raise
@@ -91,7 +91,7 @@ class Fleet:
             thread.start()
 
     def stop(self) -> None:
-        """Ends the workers and leaves Ray; a Ray of its own ends."""
+        """Ends the workers and leaves Ray. The fleet's own Ray ends."""
         self._stop.set()
         with self._lock:
             self._outbox.put(None)
@@ -142,20 +142,20 @@ class Fleet:
             return call
 
     def _pass_on(self, allotment: pb.AttendResponse) -> None:
-        """Tells the driver its allotment, and the next one, should this one be lost."""
+        """Sends an allotment to the driver, and to the next one, if this one is lost."""
         with self._lock:
             self._lost_since = None
             self._order(allotment)
 
     def _hold(self) -> None:
-        """The server cannot be reached. Workers have streams of their own, which may be well: they are kept for a while."""
+        """The server cannot be reached. Workers are kept for a while, since their own streams may still work."""
         with self._lock:
             if self._lost_since is None and self._orders != pb.AttendResponse():
                 self._lost_since = monotonic()
                 self._order(Hold())
 
     def _let_go(self) -> None:
-        """Ends the workers, if the server could not be reached for long."""
+        """Ends the workers, if the server could not be reached for a long time."""
         with self._lock:
             if self._lost_since is not None and monotonic() - self._lost_since > _GRACE_SECONDS:
                 self._lost_since = None
@@ -176,7 +176,7 @@ class Fleet:
         self._outbox.put(pb.AttendRequest(capacity=said))
 
     def _supervise(self) -> None:
-        """Listens to the driver, and starts another one when it is lost, with a backoff between attempts."""
+        """Receives from the driver, and starts another one when it is lost, with a backoff between attempts."""
         backoff = FIRST_BACKOFF
         while not self._stop.is_set():
             try:
@@ -230,5 +230,5 @@ class Fleet:
 
 
 def _plain(error: ThalwegError) -> str:
-    """Why the server cannot be reached, in words for people."""
+    """The reason why the server cannot be reached, in words."""
     return error.metadata["problem"] if error.reason == "UNREACHABLE" else str(error)

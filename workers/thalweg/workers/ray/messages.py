@@ -1,4 +1,4 @@
-"""What a fleet and the process that drives Ray for it say to each other, beside the allotments of `fleet_service.proto`."""
+"""The messages between a fleet and the process that drives Ray for it, besides the allotments of `fleet_service.proto`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,7 @@ from thalweg.contract.endpoint import Endpoint
 
 @dataclass(frozen=True)
 class Orders:
-    """What a driver is told first. `fleet` is a name for people, `fleet_id` the one that the server knows the fleet by."""
+    """The first message to a driver. `fleet` is a name for people, `fleet_id` the fleet's id at the server."""
 
     fleet: str
     fleet_id: str
@@ -16,18 +16,18 @@ class Orders:
     ray_address: str | None
     slots: int
     parent: int
-    # Whether the Ray cluster may be one that runs code for whoever reaches it.
+    # Whether the Ray cluster may be one that runs code for everyone who reaches it.
     trust_network: bool = False
-    # Where a Ray of its own keeps its files.
+    # The folder for the files of the fleet's own Ray.
     folder: Path | None = None
 
 
 @dataclass(frozen=True)
 class Alive:
-    """What a driver says several times a second: the CPU slots and the nodes of its cluster,
-    and how many workers each job has, of how many slots each.
+    """A driver's report, several times a second: the CPU slots and the nodes of its cluster, the number of workers of each job,
+    and the slots of each of them.
 
-    If the server can be reached from this machine alone, these are the machine's nodes, and `unreachable` are the addresses of
+    If the server can be reached from this machine only, these are the machine's nodes, and `unreachable` are the addresses of
     the cluster's other machines.
     """
 
@@ -39,11 +39,11 @@ class Alive:
 
 @dataclass(frozen=True)
 class Hold:
-    """Tells a driver that the server cannot be reached: what runs goes on, and nothing new is started."""
+    """Tells a driver that the server cannot be reached: workers continue, and no new ones are started."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A driver's last words, if it has any: why it cannot go on."""
+    """A driver's last message, if it can send one: why it cannot continue."""
 
     problem: str
