@@ -119,6 +119,7 @@ class JobSpec(_message.Message):
     TRAINING_FIELD_NUMBER: _builtins.int
     OPTIMIZER_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A readable name, from which the server makes the job's id."""
     seed: _builtins.int
@@ -141,6 +142,10 @@ class JobSpec(_message.Message):
     def optimizer(self) -> Global___Optimizer:
         """How the parameters are updated."""
 
+    @_builtins.property
+    def code(self) -> Global___Code:
+        """Code of your own, which defines entry points of the model, the loss or the data."""
+
     def __init__(
         self,
         *,
@@ -151,10 +156,11 @@ class JobSpec(_message.Message):
         training: Global___Training | None = ...,
         optimizer: Global___Optimizer | None = ...,
         priority: _builtins.int | None = ...,
+        code: Global___Code | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "_priority", b"_priority", "_seed", b"_seed", "data", b"data", "model", b"model", "name", b"name", "optimizer", b"optimizer", "priority", b"priority", "seed", b"seed", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "_priority", b"_priority", "_seed", b"_seed", "code", b"code", "data", b"data", "model", b"model", "name", b"name", "optimizer", b"optimizer", "priority", b"priority", "seed", b"seed", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "_priority", b"_priority", "_seed", b"_seed", "data", b"data", "model", b"model", "name", b"name", "optimizer", b"optimizer", "priority", b"priority", "seed", b"seed", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "_priority", b"_priority", "_seed", b"_seed", "code", b"code", "data", b"data", "model", b"model", "name", b"name", "optimizer", b"optimizer", "priority", b"priority", "seed", b"seed", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
@@ -173,11 +179,14 @@ Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
-    """A sequence of layers and a loss."""
+    """A model and a loss."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     LAYERS_FIELD_NUMBER: _builtins.int
+    TORCH_FIELD_NUMBER: _builtins.int
+    JAX_FIELD_NUMBER: _builtins.int
+    PYTHON_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     INITIAL_FIELD_NUMBER: _builtins.int
@@ -186,13 +195,34 @@ class Model(_message.Message):
     """The loss that training minimises, averaged over the minibatch. `mean_squared_error`, for numbers, is torch.nn.MSELoss.
     `softmax_cross_entropy`, for classes, is torch.nn.CrossEntropyLoss: the model's outputs are logits, one for each class, so
     the model must not end with a softmax layer; targets are labels, counted from 0, or probabilities. `binary_cross_entropy`,
-    for yes or no, is torch.nn.BCELoss: a sigmoid layer ends the model, and targets lie from 0 to 1.
+    for yes or no, is torch.nn.BCELoss: a sigmoid layer ends the model, and targets lie from 0 to 1. For PyTorch modules the loss may
+    also be an entry point, `{ entrypoint = "nets:loss" }`: a function of (outputs, targets) that returns a loss for each sample or
+    their mean; or `model`: the module, called with (x, y), returns it. Models of the kinds `jax` and `python` have their own loss.
     """
     dtype: _builtins.str
     """The type of parameters, gradients and activations."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Layer]:
-        """The layers, from the input to the output."""
+        """The layers, from the input to the output, of a model of the kind `sequential`, which is computed with NumPy. Give either layers or
+        one of the other kinds.
+        """
+
+    @_builtins.property
+    def torch(self) -> Global___EntryPoint:
+        """A PyTorch module: a callable that returns a `torch.nn.Module`."""
+
+    @_builtins.property
+    def jax(self) -> Global___EntryPoint:
+        """A JAX model: a callable that returns the functions `init(key)`, which gives a pytree of parameters, and
+        `loss(parameters, x, y, key)`, which gives a loss for each sample; and, for predictions, `predict(parameters, x)`.
+        """
+
+    @_builtins.property
+    def python(self) -> Global___EntryPoint:
+        """A model in plain Python: a callable that returns an object with the methods `initial(rng)`, which gives arrays by name, and
+        `loss(parameters, x, y)`, which gives a loss for each sample; if it has a method `gradient(parameters, x, y)`, which gives
+        the gradient of the sum of the losses by name, it is used, else the loss is differentiated numerically.
+        """
 
     @_builtins.property
     def initial(self) -> Global___Initial:
@@ -208,25 +238,96 @@ class Model(_message.Message):
         self,
         *,
         layers: _abc.Iterable[Global___Layer] | None = ...,
+        torch: Global___EntryPoint | None = ...,
+        jax: Global___EntryPoint | None = ...,
+        python: Global___EntryPoint | None = ...,
         loss: _builtins.str | None = ...,
         dtype: _builtins.str | None = ...,
         initial: Global___Initial | None = ...,
         metrics: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "dtype", b"dtype", "initial", b"initial", "loss", b"loss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "dtype", b"dtype", "initial", b"initial", "jax", b"jax", "kind", b"kind", "loss", b"loss", "python", b"python", "torch", b"torch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "dtype", b"dtype", "initial", b"initial", "layers", b"layers", "loss", b"loss", "metrics", b"metrics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "dtype", b"dtype", "initial", b"initial", "jax", b"jax", "kind", b"kind", "layers", b"layers", "loss", b"loss", "metrics", b"metrics", "python", b"python", "torch", b"torch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dtype: _TypeAlias = _typing.Literal["dtype"]  # noqa: Y015
     _WhichOneofArgType__dtype: _TypeAlias = _typing.Literal["_dtype", b"_dtype"]  # noqa: Y015
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["torch", "jax", "python"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dtype) -> _WhichOneofReturnType__dtype | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class EntryPoint(_message.Message):
+    """A callable of your own, called with keyword arguments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRYPOINT_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    entrypoint: _builtins.str
+    """The module and the name in it, as `nets:resnet`. The name may be dotted."""
+    arguments: _builtins.str
+    """The keyword arguments, as a JSON object."""
+    def __init__(
+        self,
+        *,
+        entrypoint: _builtins.str = ...,
+        arguments: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_arguments", b"_arguments", "arguments", b"arguments"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_arguments", b"_arguments", "arguments", b"arguments", "entrypoint", b"entrypoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__arguments: _TypeAlias = _typing.Literal["arguments"]  # noqa: Y015
+    _WhichOneofArgType__arguments: _TypeAlias = _typing.Literal["_arguments", b"_arguments"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__arguments) -> _WhichOneofReturnType__arguments | None: ...
+
+Global___EntryPoint: _TypeAlias = EntryPoint  # noqa: Y015
+
+@_typing.final
+class Code(_message.Message):
+    """Code of your own, which defines the job's entry points. Only workers run it, and only where the server and the fleet allow code."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    REQUIREMENTS_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """A file of Python code, a folder, or a wheel. Modules are imported by their names in it: `nets.py`, or `nets.py` in the folder, is
+    the module `nets`. Files that `.gitignore` excludes are left out.
+    """
+    sha256: _builtins.str
+    """The SHA-256, in hexadecimal, of the uploaded archive (UploadData). The client fills it in."""
+    @_builtins.property
+    def requirements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Packages to install for the job's workers, as `pip` takes them: `einops==0.8.1`. Ray installs them, where the operator allows it."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        requirements: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "requirements", b"requirements", "sha256", b"sha256", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["path"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___Code: _TypeAlias = Code  # noqa: Y015
 
 @_typing.final
 class Initial(_message.Message):

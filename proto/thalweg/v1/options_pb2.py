@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18thalweg/v1/options.proto\x12\nthalweg.v1\x1a google/protobuf/descriptor.proto\"\x9f\x02\n\nFieldRules\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x01 \x01(\t\x12\x10\n\x08required\x18\x02 \x01(\x08\x12\x15\n\x08\x61t_least\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x61\x62ove\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07\x61t_most\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05\x62\x65low\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x0e\n\x06one_of\x18\x07 \x03(\t\x12\x0f\n\x07pattern\x18\x08 \x01(\t\x12\x12\n\nmax_length\x18\t \x01(\r\x12\x12\n\nmin_length\x18\n \x01(\r\x12\x15\n\rpattern_words\x18\x0b \x01(\t\x12\x0c\n\x04\x66ile\x18\x0c \x01(\x08\x42\x0b\n\t_at_leastB\x08\n\x06_aboveB\n\n\x08_at_mostB\x08\n\x06_below\"/\n\nOneofRules\x12\x10\n\x08required\x18\x01 \x01(\x08\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x02 \x01(\t\"+\n\nErrorRules\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t:F\n\x05rules\x12\x1d.google.protobuf.FieldOptions\x18\x8d\x8c\x03 \x01(\x0b\x32\x16.thalweg.v1.FieldRules:G\n\x06\x63hoice\x12\x1d.google.protobuf.OneofOptions\x18\x8e\x8c\x03 \x01(\x0b\x32\x16.thalweg.v1.OneofRules:J\n\x05\x65rror\x12!.google.protobuf.EnumValueOptions\x18\x8f\x8c\x03 \x01(\x0b\x32\x16.thalweg.v1.ErrorRulesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18thalweg/v1/options.proto\x12\nthalweg.v1\x1a google/protobuf/descriptor.proto\"\xc2\x02\n\nFieldRules\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x01 \x01(\t\x12\x10\n\x08required\x18\x02 \x01(\x08\x12\x15\n\x08\x61t_least\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x61\x62ove\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07\x61t_most\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05\x62\x65low\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x0e\n\x06one_of\x18\x07 \x03(\t\x12\x0f\n\x07pattern\x18\x08 \x01(\t\x12\x12\n\nmax_length\x18\t \x01(\r\x12\x12\n\nmin_length\x18\n \x01(\r\x12\x15\n\rpattern_words\x18\x0b \x01(\t\x12\x0c\n\x04\x66ile\x18\x0c \x01(\x08\x12\x12\n\nentrypoint\x18\r \x01(\x08\x12\r\n\x05table\x18\x0e \x01(\x08\x42\x0b\n\t_at_leastB\x08\n\x06_aboveB\n\n\x08_at_mostB\x08\n\x06_below\"/\n\nOneofRules\x12\x10\n\x08required\x18\x01 \x01(\x08\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x02 \x01(\t\"+\n\nErrorRules\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t:F\n\x05rules\x12\x1d.google.protobuf.FieldOptions\x18\x8d\x8c\x03 \x01(\x0b\x32\x16.thalweg.v1.FieldRules:G\n\x06\x63hoice\x12\x1d.google.protobuf.OneofOptions\x18\x8e\x8c\x03 \x01(\x0b\x32\x16.thalweg.v1.OneofRules:J\n\x05\x65rror\x12!.google.protobuf.EnumValueOptions\x18\x8f\x8c\x03 \x01(\x0b\x32\x16.thalweg.v1.ErrorRulesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'thalweg.v1.options_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FIELDRULES']._serialized_start=75
-  _globals['_FIELDRULES']._serialized_end=362
-  _globals['_ONEOFRULES']._serialized_start=364
-  _globals['_ONEOFRULES']._serialized_end=411
-  _globals['_ERRORRULES']._serialized_start=413
-  _globals['_ERRORRULES']._serialized_end=456
+  _globals['_FIELDRULES']._serialized_end=397
+  _globals['_ONEOFRULES']._serialized_start=399
+  _globals['_ONEOFRULES']._serialized_end=446
+  _globals['_ERRORRULES']._serialized_start=448
+  _globals['_ERRORRULES']._serialized_end=491
 # @@protoc_insertion_point(module_scope)

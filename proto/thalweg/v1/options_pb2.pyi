@@ -41,6 +41,8 @@ class FieldRules(_message.Message):
     MIN_LENGTH_FIELD_NUMBER: _builtins.int
     PATTERN_WORDS_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
+    ENTRYPOINT_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
     default: _builtins.str
     """The value of an absent field, in protobuf's JSON form. A field that has neither a default nor `required` may stay absent."""
     required: _builtins.bool
@@ -63,6 +65,10 @@ class FieldRules(_message.Message):
     """For strings with a pattern: what the pattern allows, in words that follow "use"."""
     file: _builtins.bool
     """For strings in a `oneof`: the path of a file, which clients upload; its SHA-256 is in the message's field `sha256`."""
+    entrypoint: _builtins.bool
+    """For strings with `one_of`: an entry point, `module:name`, is allowed too. Job files write it as `{ entrypoint = "module:name" }`."""
+    table: _builtins.bool
+    """For strings: a JSON object. Job files write it as a table."""
     @_builtins.property
     def one_of(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """For strings: the only values allowed."""
@@ -82,10 +88,12 @@ class FieldRules(_message.Message):
         min_length: _builtins.int = ...,
         pattern_words: _builtins.str = ...,
         file: _builtins.bool = ...,
+        entrypoint: _builtins.bool = ...,
+        table: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_at_least", b"_at_least", "_at_most", b"_at_most", "_below", b"_below", "above", b"above", "at_least", b"at_least", "at_most", b"at_most", "below", b"below"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_at_least", b"_at_least", "_at_most", b"_at_most", "_below", b"_below", "above", b"above", "at_least", b"at_least", "at_most", b"at_most", "below", b"below", "default", b"default", "file", b"file", "max_length", b"max_length", "min_length", b"min_length", "one_of", b"one_of", "pattern", b"pattern", "pattern_words", b"pattern_words", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_at_least", b"_at_least", "_at_most", b"_at_most", "_below", b"_below", "above", b"above", "at_least", b"at_least", "at_most", b"at_most", "below", b"below", "default", b"default", "entrypoint", b"entrypoint", "file", b"file", "max_length", b"max_length", "min_length", b"min_length", "one_of", b"one_of", "pattern", b"pattern", "pattern_words", b"pattern_words", "required", b"required", "table", b"table"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__above: _TypeAlias = _typing.Literal["above"]  # noqa: Y015
     _WhichOneofArgType__above: _TypeAlias = _typing.Literal["_above", b"_above"]  # noqa: Y015
