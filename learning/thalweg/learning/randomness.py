@@ -15,6 +15,8 @@ class Purpose(IntEnum):
     SPLIT = 1  # ()
     PERMUTATION = 2  # (epoch)
     DROPOUT = 3  # (step, microbatch, layer)
+    MODULE_CREATION = 4  # ()
+    MODULE_CALL = 5  # (step, microbatch)
 
 
 def generator(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

@@ -1,0 +1,271 @@
+"""PyTorch modules as objectives."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thalweg.contract.layout import Slab
+from thalweg.contract.segments import Segment
+from thalweg.contract.sums import ACCURACY, Sums
+from thalweg.learning import entry_points
+from thalweg.learning.batch import TARGET, Batch, Schema, size
+from thalweg.learning.errors import MistakeError
+from thalweg.learning.metrics import METRICS
+from thalweg.learning.objective import Outputs, Progress, ignore
+from thalweg.learning.pytorch import losses
+from thalweg.learning.pytorch.gradients import Gradients
+from thalweg.learning.pytorch.parts import parts_of, tensor_of
+from thalweg.learning.pytorch.randomness import seeded
+from thalweg.learning.randomness import Draw, Purpose
+from thalweg.v1 import job_pb2
+
+# The loss that is the module's own.
+_OWN = "model"
+_FIELD = "model.torch"
+# Samples with which the module is tried.
+_TRIED = 2
+
+
+class TorchObjective:
+    """The objective of a job whose model is a PyTorch module.
+
+    `spec` has its defaults filled in. Parameters are views of the slab; gradients are written to one as backpropagation finds
+    them. Raises MistakeError, with the user's own lines, if the module cannot be made.
+    """
+
+    def __init__(self, spec: job_pb2.JobSpec, schema: Schema, dtype: str | None = None) -> None:
+        self._dtype: np.dtype[np.floating] = np.dtype(dtype or spec.model.dtype)
+        self._type = getattr(torch, self._dtype.name)
+        self._seed = spec.seed
+        self._module = self._made(spec.model.torch)
+        self._named = losses.NAMED.get(spec.model.loss)
+        self._loss = self._loss_of(spec.model.loss)
+        self._further = {name: METRICS[name] for name in spec.model.metrics}
+        # Parts of the module that its maker left in evaluation mode stay in it.
+        self._modes = [(each, each.training) for each in self._module.modules()]
+        self._training = True
+        self._activations = 0
+        self._parts = parts_of(self._module, lambda: self._attempt(schema))
+        self._initial = [part.tensor.detach().numpy().copy() for part in self._parts.in_slab]
+        self._size = sum(part.segment.size for part in self._parts.in_slab)
+        self._gradients = Gradients(self._parts.trained)
+        self._bound: Slab | None = None
+        self._checked = False
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The module's tensors: parameters from the last to the first, then its floating-point buffers, then what is frozen."""
+        return tuple(part.segment for part in self._parts.in_slab)
+
+    @property
+    def counters(self) -> tuple[Segment, ...]:
+        """The module's buffers that count updates."""
+        return tuple(counter.segment for counter in self._parts.counters)
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """The dtype of parameters and gradients."""
+        return self._dtype
+
+    @property
+    def size(self) -> int:
+        """The number of elements of a slab."""
+        return self._size
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The accuracy, if the loss is one of classifiers, then those that the job asks for."""
+        return ((ACCURACY,) if self._named and self._named.classifier else ()) + tuple(self._further)
+
+    @property
+    def activations(self) -> int:
+        """How many numbers autograd keeps for each sample, as measured on two samples; 0 if the module could not be tried."""
+        return self._activations
+
+    @property
+    def packages(self) -> frozenset[str]:
+        """PyTorch."""
+        return frozenset({"torch"})
+
+    def check(self, batch: Batch) -> None:
+        """Raises MistakeError if samples and module do not fit together. The first samples are evaluated."""
+        if self._checked or not size(batch):
+            return
+        self._checked = True
+        few = {name: values[:_TRIED] for name, values in batch.items()}
+        with torch.no_grad(), self._mode(training=False):
+            outputs, _ = self._forward(few)
+        for name, metric in self._further.items():
+            if problem := metric.problem(tuple(self._tensor(outputs).shape[1:]), few[TARGET]):
+                raise MistakeError(f"model.metrics: {name} {problem}")
+
+    def initialize(self, out: Slab) -> None:
+        """Writes the parameters and buffers with which the user's callable makes the module, given the job's seed."""
+        for part, values in zip(self._parts.in_slab, self._initial, strict=True):
+            out[part.where] = values.ravel()
+
+    def gradient(self, at: Slab, batch: Batch, denominator: int, draw: Draw | None, out: Slab, done: Progress = ignore) -> Sums:
+        """Writes the gradient of the sum of the samples' losses, divided by `denominator`; gives the sums.
+
+        A statistic's range gets the negative of what the samples change of it, times their share of the denominator. `done` is
+        called while backpropagation runs, as soon as the slab's first parameters are final.
+        """
+        samples = size(batch)
+        if samples == 0:
+            out[...] = 0
+            done(self._size)
+            return Sums()
+        self._bind(at, draw)
+        with self._drawing(draw), self._mode(training=True):
+            outputs, loss = self._forward(batch)
+            if not loss.requires_grad:
+                raise MistakeError(f"{_FIELD}: the loss does not depend on any parameter that is trained")
+            with entry_points.running(_FIELD), self._gradients.written(out, done):
+                (loss / denominator).backward()  # type: ignore[no-untyped-call]
+        self._write_changes(at, samples / denominator, out)
+        done(self._size)
+        return self._sums(outputs, loss, batch)
+
+    def measure(self, at: Slab, batch: Batch, draw: Draw | None = None) -> Sums:
+        """The sums over samples: as in training, with a draw; else in evaluation mode."""
+        if not size(batch):
+            return Sums()
+        self._bind(at, draw)
+        with torch.no_grad(), self._drawing(draw), self._mode(training=draw is not None):
+            outputs, loss = self._forward(batch)
+        return self._sums(outputs, loss, batch)
+
+    def predict(self, at: Slab, batch: Batch) -> Outputs:
+        """The module's outputs for samples, and what they mean where the loss says so."""
+        self._bind(at, None)
+        with torch.no_grad(), self._mode(training=False), entry_points.running(_FIELD):
+            outputs = self._tensor(self._called(batch))
+            if self._named is None or not self._named.classifier:
+                return Outputs(losses.array_of(outputs))
+            classes, probabilities = self._named.decide(outputs)
+        values = losses.array_of(outputs)
+        return Outputs(values, losses.array_of(classes), None if probabilities is None else losses.array_of(probabilities))
+
+    def _made(self, entry: job_pb2.EntryPoint) -> nn.Module:
+        field = f"{_FIELD}.entrypoint"
+        with seeded(self._seed, Purpose.MODULE_CREATION), entry_points.running(_FIELD):
+            made = entry_points.load(entry.entrypoint, field)(**entry_points.arguments(entry))
+        if not isinstance(made, nn.Module):
+            raise MistakeError(f"{field}: {entry.entrypoint} returned {type(made).__name__}, not a torch.nn.Module")
+        return made.to(self._type)
+
+    def _loss_of(self, loss: str) -> losses.Loss | None:
+        """The function of outputs and targets that gives the loss; None if the module itself does."""
+        if loss == _OWN:
+            return None
+        return self._named.losses if self._named else entry_points.load(loss, "model.loss")
+
+    def _attempt(self, schema: Schema) -> bool:
+        """Runs the module as in training on samples that are all 0; says whether it could be run."""
+        saved = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal saved
+            saved += 0 if isinstance(tensor, nn.Parameter) else tensor.numel()
+            return tensor
+
+        batch = {name: np.zeros((_TRIED, *field.shape), field.dtype) for name, field in schema.items()}
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        try:
+            with hooks, self._drawing((0, 0)), self._mode(training=True):
+                self._forward(batch)
+        except MistakeError:
+            # It may not take such samples. What is wrong with it, real ones show.
+            return False
+        self._activations = -(-saved // _TRIED)
+        return True
+
+    def _bind(self, at: Slab, draw: Draw | None) -> None:
+        """Gives the module the values of a slab: parameters and constants are views of it, statistics copies."""
+        parts = self._parts
+        if self._bound is not at:
+            self._bound = at
+            for parameter in parts.trained + parts.frozen:
+                parameter.tensor.data = parameter.of(at)
+            for constant in parts.constants:
+                constant.put(constant.of(at))
+        for statistic in parts.statistics:
+            statistic.put(statistic.of(at).clone())
+        for counter in parts.counters:
+            counter.put(torch.full(counter.segment.shape, draw[0] if draw else 0, dtype=torch.int64))
+
+    def _write_changes(self, at: Slab, share: float, out: Slab) -> None:
+        """Writes what samples have changed of the buffers, as gradients are written: so that it is to be subtracted."""
+        with torch.no_grad():
+            for statistic in self._parts.statistics:
+                old, new = statistic.of(at), statistic.tensor.detach()
+                # Equal infinities have no difference.
+                torch.mul(torch.where(new == old, torch.zeros_like(old), old - new), share, out=statistic.of(out))
+        for constant in self._parts.constants:
+            tensor = constant.tensor
+            if tensor._version or tensor.data_ptr() != constant.of(at).data_ptr():  # noqa: SLF001 - there is no other way
+                raise MistakeError(
+                    f"{_FIELD}: the module changes its buffer {constant.segment.name}, but did not when it was tried with samples "
+                    "that are all 0; change it in each training step"
+                )
+        for part in (*self._parts.frozen, *self._parts.constants):
+            out[part.where] = 0
+
+    def _forward(self, batch: Batch) -> tuple[Any, Tensor]:
+        """The outputs, and the sum of the samples' losses. Of a module with a loss of its own, the outputs are None."""
+        target = tensor_of(batch[TARGET]) if TARGET in batch else None
+        if self._loss is None:
+            with entry_points.running(_FIELD):
+                outputs, found = None, self._called(batch, target)
+            return outputs, losses.total(found, size(batch), _FIELD)
+        with entry_points.running(_FIELD):
+            outputs = self._called(batch)
+        field = "model.loss"
+        with entry_points.running(field):
+            found = self._loss(self._tensor(outputs) if self._named else outputs, target)
+        return outputs, losses.total(found, size(batch), field)
+
+    def _called(self, batch: Batch, *more: Any) -> Any:
+        """What the module gives for samples: it is called with x, or, of several inputs, with each by its name."""
+        inputs = {name: self._input(values) for name, values in batch.items() if name != TARGET}
+        if len(inputs) == 1:
+            return self._module(*inputs.values(), *more)
+        return self._module(**inputs, **({TARGET: more[0]} if more else {}))
+
+    def _input(self, values: Any) -> Tensor:
+        tensor = tensor_of(values)
+        return tensor.to(self._type) if tensor.is_floating_point() else tensor
+
+    def _tensor(self, outputs: Any) -> Tensor:
+        """Outputs that must be a tensor. Raises MistakeError if they are not."""
+        if not isinstance(outputs, Tensor):
+            kind = type(outputs).__name__
+            raise MistakeError(f"{_FIELD}: the module returned {kind}, not a tensor; give a loss of your own, as an entry point")
+        return outputs
+
+    def _sums(self, outputs: Any, loss: Tensor, batch: Batch) -> Sums:
+        metrics: list[float] = []
+        if self._named and self._named.classifier:
+            with torch.no_grad():
+                metrics.append(float(self._named.correct(outputs, tensor_of(batch[TARGET])).sum()))
+        if self._further:
+            values = self._tensor(outputs).detach().numpy()
+            metrics += [metric.sum(values, batch[TARGET]) for metric in self._further.values()]
+        return Sums(float(loss.detach()), size(batch), tuple(metrics))
+
+    def _drawing(self, draw: Draw | None) -> AbstractContextManager[None]:
+        """Random numbers of a task, where there is one."""
+        return seeded(self._seed, Purpose.MODULE_CALL, *draw) if draw else nullcontext()
+
+    @contextmanager
+    def _mode(self, *, training: bool) -> Iterator[None]:
+        """The module in training or in evaluation mode."""
+        if self._training != training:
+            self._training = training
+            for each, mode in self._modes:
+                each.training = training and mode
+        yield
