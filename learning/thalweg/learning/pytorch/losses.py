@@ -1,7 +1,7 @@
 """Losses of a module's outputs: those with a name, the user's own, and the module's own. Each gives the samples' losses."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,31 +15,26 @@ from thalweg.learning.errors import MistakeError
 class Named(Protocol):
     """A loss that has a name in the contract: of outputs and targets that are tensors with the samples on the first axis."""
 
-    classifier: bool
-
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of each sample, shape (samples). Raises MistakeError if the shapes do not fit together."""
 
+
+@runtime_checkable
+class Classifier(Named, Protocol):
+    """The loss of a model that classifies."""
+
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """For a classifier: the fraction of each sample's outputs that are right, shape (samples)."""
+        """The fraction of each sample's outputs that are right, shape (samples)."""
 
     def decide(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """For a classifier: the classes of samples, and the probabilities of the classes."""
+        """The classes of samples, and the probabilities of the classes."""
 
 
 class MeanSquaredError:
     """The mean of (output - target)² over all outputs of a sample, as torch.nn.MSELoss."""
 
-    classifier = False
-
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return _of_sample(functional.mse_loss(outputs, _as(outputs, targets), reduction="none"))
-
-    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        raise TypeError("a regression has no classes")
-
-    def decide(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        raise TypeError("a regression has no classes")
 
 
 class SoftmaxCrossEntropy:
@@ -47,8 +42,6 @@ class SoftmaxCrossEntropy:
 
     Classes are on the second axis, as PyTorch has them, or, where only that fits the targets, on the last one.
     """
-
-    classifier = True
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         outputs = self._classes_second(outputs, targets)
@@ -62,7 +55,7 @@ class SoftmaxCrossEntropy:
         return _of_sample((found == wanted).double())
 
     def decide(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        axis = 1 if outputs.ndim == 2 else -1  # noqa: PLR2004 - samples and classes
+        axis = 1 if outputs.ndim == 2 else -1
         return outputs.argmax(axis), outputs.softmax(axis)
 
     def _classes_second(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -73,7 +66,7 @@ class SoftmaxCrossEntropy:
             return outputs
         second = outputs.ndim > 1 and outputs.shape[2:] == targets.shape[1:]
         last = outputs.ndim > 1 and outputs.shape[1:-1] == targets.shape[1:]
-        if second and last and outputs.ndim > 2:  # noqa: PLR2004 - there is more than one axis to choose from
+        if second and last and outputs.ndim > 2:
             raise MistakeError(
                 f"model.loss: softmax_cross_entropy cannot tell whether the classes are on the second or on the last axis of the "
                 f"outputs, of shape {_shape(outputs)} for each sample; give a loss of your own, as an entry point"
@@ -88,16 +81,14 @@ class SoftmaxCrossEntropy:
 class BinaryCrossEntropy:
     """The mean of the cross-entropy of probabilities over all outputs of a sample, as torch.nn.BCELoss."""
 
-    classifier = True
-
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return _of_sample(functional.binary_cross_entropy(outputs, _as(outputs, targets), reduction="none"))
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return _of_sample(((outputs >= 0.5) == (_as(outputs, targets) >= 0.5)).double())  # noqa: PLR2004 - one half
+        return _of_sample(((outputs >= 0.5) == (_as(outputs, targets) >= 0.5)).double())
 
     def decide(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        classes = (outputs >= 0.5).long()  # noqa: PLR2004 - one half
+        classes = (outputs >= 0.5).long()
         flat = outputs.flatten(1)
         single = flat.shape[1] == 1
         return classes.flatten() if single else classes, torch.cat([1 - flat, flat], 1) if single else outputs
@@ -113,7 +104,9 @@ NAMED: dict[str, Named] = {
 def total(losses: Any, samples: int, field: str) -> Tensor:
     """The sum of the samples' losses, from a loss for each sample or their mean. Raises MistakeError if it is neither."""
     if not isinstance(losses, Tensor):
-        raise MistakeError(f"{field}: returned {type(losses).__name__}, not a tensor; return a loss for each sample, or their mean")
+        raise MistakeError(
+            f"{field}: returned {type(losses).__name__}, not a tensor; return a loss for each sample or their mean"
+        )
     if not losses.is_floating_point() or losses.shape not in ((), (samples,)):
         raise MistakeError(
             f"{field}: returned a tensor of type {str(losses.dtype).removeprefix('torch.')} and shape {tuple(losses.shape)} for "

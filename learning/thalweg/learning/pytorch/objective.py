@@ -43,6 +43,7 @@ class TorchObjective:
         self._seed = spec.seed
         self._module = self._made(spec.model.torch)
         self._named = losses.NAMED.get(spec.model.loss)
+        self._classifier = self._named if isinstance(self._named, losses.Classifier) else None
         self._loss = self._loss_of(spec.model.loss)
         self._further = {name: METRICS[name] for name in spec.model.metrics}
         # Parts of the module that its maker left in evaluation mode stay in it.
@@ -52,6 +53,7 @@ class TorchObjective:
         self._parts = parts_of(self._module, lambda: self._attempt(schema))
         self._initial = [part.tensor.detach().numpy().copy() for part in self._parts.in_slab]
         self._size = sum(part.segment.size for part in self._parts.in_slab)
+        self._constants = slice(sum(part.segment.size for part in self._parts.trained + self._parts.statistics), self._size)
         self._gradients = Gradients(self._parts.trained)
         self._bound: Slab | None = None
         self._checked = False
@@ -79,7 +81,7 @@ class TorchObjective:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The accuracy, if the loss is one of classifiers, then those that the job asks for."""
-        return ((ACCURACY,) if self._named and self._named.classifier else ()) + tuple(self._further)
+        return ((ACCURACY,) if self._classifier else ()) + tuple(self._further)
 
     @property
     def activations(self) -> int:
@@ -125,7 +127,7 @@ class TorchObjective:
             if not loss.requires_grad:
                 raise MistakeError(f"{_FIELD}: the loss does not depend on any parameter that is trained")
             with entry_points.running(_FIELD), self._gradients.written(out, done):
-                (loss / denominator).backward()  # type: ignore[no-untyped-call]
+                (loss / denominator).backward()
         self._write_changes(at, samples / denominator, out)
         done(self._size)
         return self._sums(outputs, loss, batch)
@@ -144,9 +146,9 @@ class TorchObjective:
         self._bind(at, None)
         with torch.no_grad(), self._mode(training=False), entry_points.running(_FIELD):
             outputs = self._tensor(self._called(batch))
-            if self._named is None or not self._named.classifier:
+            if self._classifier is None:
                 return Outputs(losses.array_of(outputs))
-            classes, probabilities = self._named.decide(outputs)
+            classes, probabilities = self._classifier.decide(outputs)
         values = losses.array_of(outputs)
         return Outputs(values, losses.array_of(classes), None if probabilities is None else losses.array_of(probabilities))
 
@@ -207,13 +209,12 @@ class TorchObjective:
                 torch.mul(torch.where(new == old, torch.zeros_like(old), old - new), share, out=statistic.of(out))
         for constant in self._parts.constants:
             tensor = constant.tensor
-            if tensor._version or tensor.data_ptr() != constant.of(at).data_ptr():  # noqa: SLF001 - there is no other way
+            if tensor._version or tensor.data_ptr() != constant.of(at).data_ptr():
                 raise MistakeError(
-                    f"{_FIELD}: the module changes its buffer {constant.segment.name}, but did not when it was tried with samples "
-                    "that are all 0; change it in each training step"
+                    f"{_FIELD}: the module changes its buffer {constant.segment.name}, but did not when it was tried with "
+                    "samples that are all 0; change it in each training step"
                 )
-        for part in (*self._parts.frozen, *self._parts.constants):
-            out[part.where] = 0
+        out[self._constants] = 0
 
     def _forward(self, batch: Batch) -> tuple[Any, Tensor]:
         """The outputs, and the sum of the samples' losses. Of a module with a loss of its own, the outputs are None."""
@@ -249,9 +250,9 @@ class TorchObjective:
 
     def _sums(self, outputs: Any, loss: Tensor, batch: Batch) -> Sums:
         metrics: list[float] = []
-        if self._named and self._named.classifier:
+        if self._classifier:
             with torch.no_grad():
-                metrics.append(float(self._named.correct(outputs, tensor_of(batch[TARGET])).sum()))
+                metrics.append(float(self._classifier.correct(outputs, tensor_of(batch[TARGET])).sum()))
         if self._further:
             values = self._tensor(outputs).detach().numpy()
             metrics += [metric.sum(values, batch[TARGET]) for metric in self._further.values()]

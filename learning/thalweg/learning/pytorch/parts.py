@@ -45,7 +45,7 @@ class Buffer:
 
     def put(self, tensor: Tensor) -> None:
         """Puts a tensor in its place."""
-        self.owner._buffers[self.key] = tensor  # noqa: SLF001 - setattr would do the same, after many checks
+        self.owner._buffers[self.key] = tensor
 
     def of(self, slab: Slab) -> Tensor:
         """Its values in a slab: a view."""
@@ -87,7 +87,9 @@ def parts_of(module: nn.Module, attempt: Callable[[], bool]) -> Parts:
     attempted = attempt()
     for name, parameter in parameters.items():
         if not _same(parameter, before[name]):
-            raise MistakeError(f"model.torch: the module changes its parameter {name} when it is called; only updates may change it")
+            raise MistakeError(
+                f"model.torch: the module changes its parameter {name} when it is called; only updates may change it"
+            )
     real, changing, counters = {}, set(), {}
     for name, (owner, key) in buffers.items():
         new, changed = owner.get_buffer(key), not _same(owner.get_buffer(key), old[name])
@@ -98,7 +100,7 @@ def parts_of(module: nn.Module, attempt: Callable[[], bool]) -> Parts:
             counters[name] = (owner, key)
         elif changed:
             raise MistakeError(f"model.torch: the module changes its buffer {name} of integers, other than by counting its calls")
-        owner._buffers[key] = old[name]  # noqa: SLF001 - as before the attempt
+        owner._buffers[key] = old[name]
     ranges = _Ranges()
     trained = [each for each in parameters.items() if each[1].requires_grad]
     frozen = [each for each in parameters.items() if not each[1].requires_grad]

@@ -14,13 +14,13 @@ from thalweg.learning.randomness import Purpose, generator
 def seeded(seed: int, purpose: Purpose, *ids: int) -> Iterator[None]:
     """Random numbers that follow from a seed, a purpose and ids. Afterwards the generators are as they were before."""
     first, second, third = (int(value) for value in generator(seed, purpose, *ids).integers(0, 2**32, 3))
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what user code may draw from
+    python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(first << 32 | second)
         random.seed(second)
-        np.random.seed(third)  # noqa: NPY002 - as above
+        np.random.seed(third)
         try:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002 - as above
+            np.random.set_state(numpy)
