@@ -1,6 +1,8 @@
 """The kinds of models: each is one module, and one line here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple
 
 from thalweg.learning.batch import Schema
 from thalweg.learning.errors import NodeError
@@ -10,28 +12,58 @@ from thalweg.v1 import job_pb2
 
 # Makes the objective of a job for samples of a schema, in a dtype if one is given; with substitutes or without, as below.
 Maker = Callable[[job_pb2.JobSpec, Schema, str | None, bool], Objective]
+# Lets a library compute with a number of threads, and in ways that have equal bits only, as long as a context.
+Settings = Callable[[int], AbstractContextManager[None]]
+
+
+class ModelKind(NamedTuple):
+    """How objectives of a kind are made, and the settings of the process that they need in workers."""
+
+    make: Maker
+    settings: Settings
 
 
 def _sequential(spec: job_pb2.JobSpec, schema: Schema, dtype: str | None, substitutes: bool) -> Objective:
     return Sequential(spec, schema, dtype, substitutes=substitutes)
 
 
+@contextmanager
+def _no_settings(_: int) -> Iterator[None]:
+    yield
+
+
 def _torch(spec: job_pb2.JobSpec, schema: Schema, dtype: str | None, _: bool) -> Objective:
+    _require_torch()
+    from thalweg.learning.pytorch.objective import TorchObjective  # noqa: PLC0415 - imports torch
+
+    return TorchObjective(spec, schema, dtype)
+
+
+def _torch_settings(threads: int) -> AbstractContextManager[None]:
+    _require_torch()
+    from thalweg.learning.pytorch.settings import settled  # noqa: PLC0415 - imports torch
+
+    return settled(threads)
+
+
+def _require_torch() -> None:
     try:
         import torch  # noqa: F401, PLC0415 - an extra
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise NodeError("model.torch: PyTorch is not installed on this machine; pip install 'thalweg[torch]'") from error
-    from thalweg.learning.pytorch.objective import TorchObjective  # noqa: PLC0415 - imports torch
-
-    return TorchObjective(spec, schema, dtype)
 
 
-KINDS: dict[str, Maker] = {
-    "sequential": _sequential,
-    "torch": _torch,
+KINDS: dict[str, ModelKind] = {
+    "sequential": ModelKind(_sequential, _no_settings),
+    "torch": ModelKind(_torch, _torch_settings),
 }
+
+
+def kind_of(spec: job_pb2.JobSpec) -> ModelKind:
+    """The kind of a job's model."""
+    return KINDS[spec.model.WhichOneof("kind") or "sequential"]
 
 
 def objective(spec: job_pb2.JobSpec, schema: Schema, dtype: str | None = None, *, substitutes: bool = False) -> Objective:
@@ -41,4 +73,4 @@ def objective(spec: job_pb2.JobSpec, schema: Schema, dtype: str | None = None, *
     lacks, if possible: it is slower, and the last bits may differ. Workers allow none, since equal bits need the same package
     everywhere. Raises MistakeError if the model does not fit, NodeError if this machine lacks what it needs.
     """
-    return KINDS[spec.model.WhichOneof("kind") or "sequential"](spec, schema, dtype, substitutes)
+    return kind_of(spec).make(spec, schema, dtype, substitutes)

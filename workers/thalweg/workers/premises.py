@@ -8,13 +8,16 @@ import importlib
 import platform
 from collections.abc import Iterable, Iterator
 from importlib import metadata
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_info
 
 from thalweg.v1 import parameter_service_pb2
+
+# Packages that choose their kernels by the processor's model.
+_BY_MODEL = frozenset({"torch"})
 
 
 def premises(packages: Iterable[str]) -> list[parameter_service_pb2.Premise]:
@@ -36,8 +39,20 @@ def _found(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
         # Only some libraries have several kernels.
         yield "BLAS kernels", " and ".join(sorted({str(each.get("architecture", "unknown")) for each in blas}))
         yield "BLAS threads", " and ".join(sorted({str(each["num_threads"]) for each in blas}))
-    for package in sorted(packages):
+    used = sorted(packages)
+    for package in used:
         yield package, metadata.version(package)
+    if _BY_MODEL.intersection(used):
+        yield "processor's model", _model()
+
+
+def _model() -> str:
+    """The processor's maker and model, as Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _instructions() -> list[str]:

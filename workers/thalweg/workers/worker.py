@@ -17,7 +17,7 @@ from thalweg.contract.release import hello
 from thalweg.contract.segments import Kind, end_of
 from thalweg.contract.shared_memory import SharingError
 from thalweg.contract.tree import Node
-from thalweg.learning import data
+from thalweg.learning import data, registry
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.errors import NodeError
 from thalweg.v1 import job_pb2
@@ -120,7 +120,8 @@ class _Worker:
                     heartbeats = _heartbeats(self._outbox, message.welcome.heartbeat_seconds)
                     # Open also while an error is reported: to the server, a closed socket is a lost worker.
                     self._peer = self._until_the_end.enter_context(exchange.attach(message.welcome.shared_memory))
-                    with heartbeats, threadpool_limits(spec.training.threads_per_worker, "blas"):
+                    threads = spec.training.threads_per_worker
+                    with heartbeats, threadpool_limits(threads, "blas"), registry.kind_of(spec).settings(threads):
                         self._prepare(spec)
                         return self._serve()
                 case "goodbye":

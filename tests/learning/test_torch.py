@@ -1,0 +1,311 @@
+"""PyTorch modules: held against PyTorch alone, and the mistakes that they may hold."""
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import json_format
+from numpy.typing import NDArray
+
+from tests.learning.batches import batch
+from thalweg.contract.layout import Slab, layout_of, views
+from thalweg.contract.segments import Kind
+from thalweg.learning import registry
+from thalweg.learning.batch import schema_of
+from thalweg.learning.errors import MistakeError
+from thalweg.learning.objective import Objective
+from thalweg.learning.randomness import Purpose
+from thalweg.v1 import job_pb2
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402 - an extra
+from torch.nn import functional  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+
+from thalweg.learning.pytorch.randomness import seeded  # noqa: E402 - imports torch
+from thalweg.learning.pytorch.settings import settled  # noqa: E402
+
+NETS = "nets_of_test_torch"
+
+
+@pytest.fixture(autouse=True)
+def nets() -> Iterator[ModuleType]:
+    """A module for entry points; and the settings that workers have."""
+    module = ModuleType(NETS)
+    sys.modules[NETS] = module
+    with settled(1):
+        yield module
+    del sys.modules[NETS]
+
+
+def objective_of(
+    module: ModuleType, make: Any, samples: dict[str, NDArray[Any]], loss: Any = "mean_squared_error", **more: Any
+) -> Objective:
+    """The objective of a module that `make` makes."""
+    module.make = make
+    if callable(loss):
+        module.loss = loss
+        loss = f"{NETS}:loss"
+    model = {"torch": {"entrypoint": f"{NETS}:make", "arguments": "{}"}, "loss": loss, "dtype": "float32"} | more
+    spec = json_format.ParseDict({"model": model, "seed": 3}, job_pb2.JobSpec())
+    return registry.objective(spec, schema_of(samples))
+
+
+def initial(objective: Objective) -> Slab:
+    at = np.empty(objective.size, objective.dtype)
+    objective.initialize(at)
+    return at
+
+
+def images(samples: int = 12) -> dict[str, NDArray[Any]]:
+    rng = np.random.default_rng(0)
+    return batch(rng.normal(size=(samples, 1, 6, 6)).astype(np.float32), rng.integers(0, 3, samples))
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(64, 3), nn.BatchNorm1d(3)
+    )
+
+
+def test_it_has_the_bits_of_a_plain_loop(nets: ModuleType) -> None:
+    samples = images()
+    objective = objective_of(nets, convolutional, samples, "softmax_cross_entropy")
+    at, out = initial(objective), np.empty(objective.size, np.float32)
+    at.flags.writeable = False
+    # The loop, with PyTorch alone.
+    with seeded(3, Purpose.MODULE_CREATION):
+        net = convolutional()
+    for step, microbatch in ((0, 0), (5, 1), (5, 2)):
+        fields = {name: values[microbatch * 4 : microbatch * 4 + 4] for name, values in samples.items()}
+        state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        net.zero_grad()
+        with seeded(3, Purpose.MODULE_CALL, step, microbatch):
+            outputs = net(torch.tensor(fields["x"]))
+        (functional.cross_entropy(outputs, torch.tensor(fields["y"]), reduction="none").sum() / 12).backward()
+        expected = {name: parameter.grad for name, parameter in net.named_parameters()}
+        expected |= {
+            name: (state[name] - buffer) * (4 / 12) for name, buffer in net.named_buffers() if buffer.is_floating_point()
+        }
+        net.load_state_dict(state)
+
+        sums = objective.gradient(at, fields, 12, (step, microbatch), out)
+        assert sums.samples == len(fields["x"])
+        found = views(layout_of(objective.segments, objective.dtype), out)
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            np.testing.assert_array_equal(found[name], tensor.numpy(), name)
+
+
+def test_its_tensors_are_named_as_in_its_state(nets: ModuleType) -> None:
+    objective = objective_of(nets, convolutional, images(), "softmax_cross_entropy")
+    kinds = {segment.name: segment.kind for segment in objective.segments}
+    counters = {counter.name for counter in objective.counters}
+    state = convolutional().state_dict()
+    assert kinds.keys() | counters == state.keys()
+    assert {name for name, kind in kinds.items() if kind == Kind.STATISTIC} == {name for name in state if "running" in name}
+    assert counters == {name for name in state if name.endswith("num_batches_tracked")}
+    names = [segment.name for segment in objective.segments if segment.kind == Kind.PARAMETER]
+    assert names == [name for name, _ in reversed(list(convolutional().named_parameters()))]
+
+
+def test_the_first_parameters_are_final_while_backpropagation_runs(nets: ModuleType) -> None:
+    samples = images()
+    objective = objective_of(nets, convolutional, samples, "softmax_cross_entropy")
+    at, out, whole = initial(objective), np.empty(objective.size, np.float32), np.empty(objective.size, np.float32)
+    objective.gradient(at, samples, 12, (0, 0), whole)
+    said: list[int] = []
+
+    def done(elements: int) -> None:
+        said.append(elements)
+        np.testing.assert_array_equal(out[:elements], whole[:elements])
+
+    objective.gradient(at, samples, 12, (0, 0), out, done)
+    assert len(said) > 3
+    assert said == sorted(said)
+    assert said[-1] == objective.size
+
+
+class Tied(nn.Module):
+    """An embedding that is used at both ends, with a mask, a frozen tensor and one that is not used."""
+
+    def __init__(self, recompute: bool = False) -> None:
+        super().__init__()
+        self.recompute = recompute
+        self.embedding = nn.Embedding(7, 5)
+        self.inner = nn.Linear(5, 5)
+        self.frozen = nn.Parameter(torch.randn(5), requires_grad=False)
+        self.unused = nn.Linear(2, 2)
+        self.out = nn.Linear(5, 7, bias=False)
+        self.out.weight = self.embedding.weight
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, float("-inf")]))
+
+    def forward(self, ids: Any) -> Any:
+        def run(values: Any) -> Any:
+            values = torch.tanh(self.inner(values)) * self.frozen
+            return self.out(values + torch.softmax(self.mask, 0).sum())
+
+        hidden = self.embedding(ids)
+        return checkpoint(run, hidden, use_reentrant=True) if self.recompute else run(hidden)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_tied_frozen_and_unused_parameters(nets: ModuleType, recompute: bool) -> None:
+    rng = np.random.default_rng(1)
+    samples = batch(rng.integers(0, 7, (6, 4)), rng.integers(0, 7, (6, 4)))
+    objective = objective_of(nets, lambda: Tied(recompute), samples, "softmax_cross_entropy")
+    assert [segment.name for segment in objective.segments if segment.kind == Kind.CONSTANT] == ["frozen", "mask"]
+    assert [segment.name for segment in objective.segments].count("embedding.weight") == 1
+    at = initial(objective)
+    outs = [np.full(objective.size, np.nan, np.float32) for _ in range(3)]
+    for out in outs:
+        objective.gradient(at, samples, 6, (0, 0), out)
+    with seeded(3, Purpose.MODULE_CREATION):
+        net = Tied(recompute)
+    ids, labels = torch.tensor(samples["x"]), torch.tensor(samples["y"])
+    (functional.cross_entropy(net(ids).movedim(-1, 1), labels, reduction="none").mean(1).sum() / 6).backward()
+    for out in outs:
+        found = views(layout_of(objective.segments, objective.dtype), out)
+        assert not found["unused.weight"].any()
+        assert not found["frozen"].any()
+        assert not found["mask"].any()
+        for name in ("embedding.weight", "inner.weight", "inner.bias"):
+            np.testing.assert_array_equal(found[name], net.get_parameter(name).grad.numpy(), name)
+
+
+def test_random_numbers_are_those_of_the_task_and_leave_the_process_alone(nets: ModuleType) -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Any) -> Any:
+            return x * self.weight * (random.random() + np.random.random() + torch.rand(1))
+
+    samples = batch(np.ones((4, 1), np.float32), np.zeros((4, 1), np.float32))
+    objective = objective_of(nets, Noisy, samples)
+    at, out = initial(objective), np.empty(objective.size, np.float32)
+    states = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist()
+    found = {}
+    for draw in ((0, 0), (0, 1), (1, 0), (0, 0), (1, 0)):
+        objective.gradient(at, samples, 4, draw, out)
+        assert found.setdefault(draw, out[0]) == out[0]
+    assert len(set(found.values())) == len(found)
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
+    assert np.random.get_state()[1].tolist() == states[2]
+
+
+def test_a_loss_of_ones_own_is_of_each_sample_or_their_mean(nets: ModuleType) -> None:
+    samples = batch(np.arange(8, dtype=np.float32).reshape(4, 2), np.arange(4, dtype=np.float32).reshape(4, 1))
+    found = []
+    for loss in (
+        "mean_squared_error",
+        lambda outputs, targets: ((outputs - targets) ** 2).mean(1),
+        lambda outputs, targets: ((outputs - targets) ** 2).mean(),
+    ):
+        objective = objective_of(nets, lambda: nn.Linear(2, 1), samples, loss)
+        out = np.empty(objective.size, np.float32)
+        objective.gradient(initial(objective), samples, 8, (0, 0), out)
+        found.append(out)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-6)
+
+
+def test_a_module_may_give_its_own_loss(nets: ModuleType) -> None:
+    class WithLoss(nn.Linear):
+        def forward(self, x: Any, y: Any = None) -> Any:
+            outputs = super().forward(x)
+            return outputs if y is None else ((outputs - y) ** 2).mean()
+
+    samples = batch(np.arange(8, dtype=np.float32).reshape(4, 2), np.arange(4, dtype=np.float32).reshape(4, 1))
+    objective = objective_of(nets, lambda: WithLoss(2, 1), samples, "model")
+    at, out = initial(objective), np.empty(objective.size, np.float32)
+    sums = objective.gradient(at, samples, 4, (0, 0), out)
+    outputs = objective.predict(at, samples).values
+    assert sums.loss == pytest.approx(((outputs - samples["y"]) ** 2).sum())
+
+
+def test_a_buffer_that_a_module_replaces_is_a_statistic(nets: ModuleType) -> None:
+    class Replacing(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 1)
+            self.register_buffer("seen", torch.zeros(2))
+
+        def forward(self, x: Any) -> Any:
+            if self.training:
+                self.seen = 0.5 * self.seen + 0.5 * (x + 1).mean(0)
+            return super().forward(x)
+
+    samples = batch(np.ones((4, 2), np.float32), np.ones((4, 1), np.float32))
+    objective = objective_of(nets, Replacing, samples)
+    out = np.empty(objective.size, np.float32)
+    for _ in range(2):
+        objective.gradient(initial(objective), samples, 8, (0, 0), out)
+        found = views(layout_of(objective.segments, objective.dtype), out)["seen"]
+        np.testing.assert_array_equal(found, np.full(2, -0.5, np.float32))
+
+
+def bad_parameters() -> nn.Module:
+    class Changing(nn.Linear):
+        def forward(self, x: Any) -> Any:
+            with torch.no_grad():
+                self.weight.mul_(0.9)
+            return super().forward(x)
+
+    return Changing(2, 1)
+
+
+def bad_counter() -> nn.Module:
+    class Jumping(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 1)
+            self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, x: Any) -> Any:
+            self.count += 2
+            return super().forward(x)
+
+    return Jumping()
+
+
+def raising() -> nn.Module:
+    raise ValueError("no width given")
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "words"),
+    [
+        (lambda: 3, "mean_squared_error", "returned int, not a torch.nn.Module"),
+        (raising, "mean_squared_error", "ValueError: no width given"),
+        (lambda: nn.LazyLinear(1), "mean_squared_error", "has no shape yet"),
+        (bad_parameters, "mean_squared_error", "changes its parameter weight"),
+        (bad_counter, "mean_squared_error", "changes its buffer count"),
+        (lambda: nn.Linear(3, 1), "mean_squared_error", "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        (lambda: nn.Linear(2, 3), "mean_squared_error", "shape (3,) for each sample, but the data's y has (1,)"),
+        (lambda: nn.Linear(2, 1), lambda outputs, _: outputs, "returned a tensor of type float32 and shape (4, 1) for 4 samples"),
+        (lambda: nn.Linear(2, 1), lambda *_: 1.0, "returned float, not a tensor"),
+        (lambda: nn.Linear(2, 1), lambda *_: sys.exit(3), "SystemExit: 3"),
+        (lambda: nn.Linear(2, 1), lambda *_: torch.zeros(4), "the loss does not depend on any parameter"),
+        (lambda: nn.LSTM(2, 1), "mean_squared_error", "the module returned tuple, not a tensor"),
+    ],
+)
+def test_mistakes(nets: ModuleType, make: Any, loss: Any, words: str) -> None:
+    samples = batch(np.ones((4, 2), np.float32), np.ones((4, 1), np.float32))
+    with pytest.raises(MistakeError, match=r"^model\.(torch|loss)") as caught:
+        objective = objective_of(nets, make, samples, loss)
+        objective.gradient(initial(objective), samples, 4, (0, 0), np.empty(objective.size, np.float32))
+    assert words in str(caught.value)
+
+
+def test_settings_are_those_of_before_afterwards(tmp_path: Path) -> None:
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with settled(2):
+        assert torch.get_num_threads() == 2
+        assert torch.are_deterministic_algorithms_enabled()
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
