@@ -4,7 +4,8 @@
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,3 +110,15 @@ class Staged(Protocol):
 
     def loss_from(self, stage: int, value: Slab, at: Slab, batch: Batch, draw: Draw | None) -> float:
         """The sum of the samples' losses, from the input of a stage."""
+
+
+# Is called with a name and a value, for each value that is computed on the way, in order.
+Record = Callable[[str, NDArray[Any]], object]
+
+
+@runtime_checkable
+class Traced(Protocol):
+    """An objective that can show what it computes on the way."""
+
+    def traced(self, record: Record) -> AbstractContextManager[None]:
+        """A context in which values that are computed on the way are recorded."""

@@ -1,6 +1,6 @@
 """PyTorch modules as objectives."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ from thalweg.learning import entry_points
 from thalweg.learning.batch import TARGET, Batch, Schema, size
 from thalweg.learning.errors import MistakeError
 from thalweg.learning.metrics import METRICS
-from thalweg.learning.objective import Outputs, Progress, ignore
+from thalweg.learning.objective import Outputs, Progress, Record, ignore
 from thalweg.learning.pytorch import losses
 from thalweg.learning.pytorch.gradients import Gradients
 from thalweg.learning.pytorch.parts import parts_of, tensor_of
@@ -152,6 +152,19 @@ class TorchObjective:
         values = losses.array_of(outputs)
         return Outputs(values, losses.array_of(classes), None if probabilities is None else losses.array_of(probabilities))
 
+    @contextmanager
+    def traced(self, record: Record) -> Iterator[None]:
+        """Records the output of each of the module's modules, by its name and class, as it is computed."""
+        handles = []
+        for name, module in self._module.named_modules():
+            title = f"{name or 'the module'} ({type(module).__name__})"
+            handles.append(module.register_forward_hook(_recorder(title, record)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def _made(self, entry: job_pb2.EntryPoint) -> nn.Module:
         field = f"{_FIELD}.entrypoint"
         with seeded(self._seed, Purpose.MODULE_CREATION), entry_points.running(_FIELD):
@@ -270,3 +283,24 @@ class TorchObjective:
             for each, mode in self._modes:
                 each.training = training and mode
         yield
+
+
+def _recorder(title: str, record: Record) -> Callable[[nn.Module, Any, Any], None]:
+    """A hook that records the tensors that a module gives."""
+
+    def found(_: nn.Module, __: Any, outputs: Any) -> None:
+        for tensor in _tensors_in(outputs):
+            record(title, losses.array_of(tensor))
+
+    return found
+
+
+def _tensors_in(outputs: Any) -> Iterator[Tensor]:
+    match outputs:
+        case Tensor():
+            yield outputs
+        case dict():
+            yield from _tensors_in(list(outputs.values()))
+        case list() | tuple():
+            for output in outputs:
+                yield from _tensors_in(output)

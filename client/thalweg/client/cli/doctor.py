@@ -1,0 +1,25 @@
+"""`thalweg doctor`: whether a job's tasks have the same bits however they are computed."""
+
+import typer
+
+from thalweg.client.cli.display import working
+from thalweg.client.cli.options import JobSource, Json, Settings
+from thalweg.client.cli.output import complain, console, print_json
+from thalweg.client.doctor import examine
+from thalweg.client.jobfile import load_job
+
+
+def doctor(job: JobSource, settings: Settings = None, json: Json = False) -> None:
+    """Checks that a job's tasks have the same bits each time.
+
+    Computes a few tasks several times: in two processes, in another order,
+    beside another load, with dropout and buffers as in training. Says "the
+    same bits", or names the first module, gradient or buffer that differs,
+    and what to do. Exit code 1 if something differs. Runs the job's code on
+    this machine. Needs the extra: pip install 'thalweg\\[workers]'
+
+    [bold]Examples[/]
+
+    [cyan]thalweg doctor job.toml[/]
+    """
+    loaded = load_job(job, settings or [])

@@ -1,0 +1,50 @@
+"""A process of `thalweg doctor`: reads what to examine from standard input, as JSON, and writes what it found to a file."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+from threadpoolctl import threadpool_limits
+
+from thalweg.contract.process import prepare
+from thalweg.learning import data, registry
+from thalweg.learning.errors import MistakeError, NodeError
+from thalweg.v1 import job_pb2
+from thalweg.workers.code import importable
+from thalweg.workers.doctor.examination import examine, tasks_of
+
+
+def answer(asked: dict[str, Any]) -> dict[str, Any]:
+    """What a request asks for: the tasks in their order, and what each of them computes; or the mistake in the job."""
+    spec = json_format.ParseDict(asked["spec"], job_pb2.JobSpec())
+    files = {sha256: Path(path) for sha256, path in asked["files"].items()}
+    threads = spec.training.threads_per_worker
+    fetch = files.__getitem__
+    try:
+        with (
+            importable(spec, fetch, allowed=True),
+            threadpool_limits(threads, "blas"),
+            registry.kind_of(spec).settings(threads),
+        ):
+            dataset = data.load(spec, fetch)
+            tasks = tasks_of(spec, len(dataset.train), asked["tasks"])
+            order = [tasks[index % len(tasks)] for index in asked["order"]]
+            return {"tasks": order, "found": examine(spec, dataset, order)}
+    except (MistakeError, NodeError) as error:
+        return {"mistake": str(error)}
+
+
+def main() -> None:
+    """Answers one request."""
+    prepare()
+    asked = json.load(sys.stdin)
+    if asked["processors"]:
+        os.sched_setaffinity(0, asked["processors"])
+    Path(asked["out"]).write_text(json.dumps(answer(asked)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
