@@ -62,6 +62,24 @@ def test_what_is_given_is_kept() -> None:
     assert list(spec.optimizer.adam.betas) == [0.5, 0.6]
 
 
+TORCH: dict[str, Any] = {"torch": {"entrypoint": "nets:resnet"}, "loss": "softmax_cross_entropy"}
+DEEP = "{" + '"a":{' * 17 + "}" * 18
+
+
+def test_models_of_ones_own() -> None:
+    spec = complete(model=TORCH)
+    assert (spec.model.torch.arguments, spec.model.dtype) == ("{}", "float32")
+    for loss in ("model", "nets:loss"):
+        assert complete(model={**TORCH, "loss": loss, "dtype": "float64"}).model.loss == loss
+    code = {"path": "./nets", "sha256": "0" * 64, "requirements": ["einops==0.8.1", "torch>=2,<3"]}
+    spec = complete(model={"jax": {"entrypoint": "my.nets:Net.make", "arguments": '{"width":16}'}}, code=code)
+    assert list(spec.code.requirements) == code["requirements"]
+    assert not spec.model.HasField("loss")
+    assert complete(model=TORCH, code={"requirements": ["timm"]}).code.requirements == ["timm"]
+
+
+# A model may have layers instead; code may be in packages alone.
+OPTIONAL = {"thalweg.v1.Model.kind", "thalweg.v1.Code.source"}
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": {"adam": {"learning_rate": -1}}}, "optimizer.adam.learning_rate: -1 is not allowed; it must be above 0"),
     ({"optimizer": {"adam": {"learning_rate": "NaN"}}}, "optimizer.adam.learning_rate: nan is not a finite number; it must be above 0"),
@@ -76,6 +94,27 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"model": {"layers": [{"dense": {"units": 1}}]}}, "model.loss: must be given: one of mean_squared_error, softmax_cross_entropy, binary_cross_entropy"),
     ({"model": {"layers": [{}], "loss": "mean_squared_error"}}, "model.layers[0]: one of these must be given: dense, relu, sigmoid, tanh, softmax, gelu, dropout, flatten, sequence"),
     ({"data": {"builtin": "digits", "validation_fraction": 1}}, "data.validation_fraction: 1 is not allowed; it must be at least 0 and below 1"),
+    ({"model": {**TORCH, "layers": [{"relu": {}}]}}, "model: layers and torch are alternatives; give one of them"),
+    ({"model": {"torch": {}, "loss": "model"}}, "model.torch.entrypoint: must be given"),
+    ({"model": {**TORCH, "torch": {"entrypoint": "nets.resnet"}}}, "model.torch.entrypoint: invalid value 'nets.resnet'; use a module and a name in it, as in nets:resnet"),
+    ({"model": {"torch": TORCH["torch"]}}, "model.loss: must be given: one of mean_squared_error, softmax_cross_entropy, binary_cross_entropy, model, or an entry point, as in nets:loss"),
+    ({"model": {**TORCH, "loss": "mse"}}, "model.loss: unknown value 'mse'; expected one of mean_squared_error, softmax_cross_entropy, binary_cross_entropy, model, or an entry point, as in nets:loss; did you mean 'mean_squared_error'?"),
+    ({"model": {**TORCH, "loss": "nets:"}}, "model.loss: invalid value 'nets:'; use a module and a name in it, as in nets:resnet"),
+    ({"model": {"jax": TORCH["torch"], "loss": "mean_squared_error"}}, "model.loss: 'mean_squared_error' is not allowed: a model of the kind jax has its own loss; leave it out"),
+    ({"model": {**GOOD["model"], "loss": "model"}}, "model.loss: 'model' is the module's own, which only model.torch has; give one of mean_squared_error, softmax_cross_entropy, binary_cross_entropy"),
+    ({"model": {**GOOD["model"], "loss": "nets:loss"}}, "model.loss: 'nets:loss' is an entry point, which only model.torch has; give one of mean_squared_error, softmax_cross_entropy, binary_cross_entropy"),
+    ({"model": {**TORCH, "torch": {"entrypoint": "nets:resnet", "arguments": "[1]"}}}, "model.torch.arguments: '[1]' is not a table: it must be a JSON object"),
+    ({"model": {**TORCH, "torch": {"entrypoint": "nets:resnet", "arguments": '{"a":NaN}'}}}, "model.torch.arguments: '{\"a\":NaN}' is not a table: it must be a JSON object"),
+    ({"model": {**TORCH, "torch": {"entrypoint": "nets:resnet", "arguments": "[" * 60000}}}, f"model.torch.arguments: '{'[' * 57}...' is not a table: it must be a JSON object"),
+    ({"model": {**TORCH, "torch": {"entrypoint": "nets:resnet", "arguments": '{"a":[null]}'}}}, "model.torch.arguments: null is not allowed; leave the argument out"),
+    ({"model": {**TORCH, "torch": {"entrypoint": "nets:resnet", "arguments": DEEP}}}, "model.torch.arguments: is nested too deeply; at most 16 tables and lists may be in each other"),
+    ({"model": {**TORCH, "torch": {"entrypoint": "nets:resnet", "arguments": '{"a":"' + "x" * 65536 + '"}'}}}, "model.torch.arguments: has 65544 characters; at most 65536 are allowed"),
+    ({"code": {"path": "nets.py", "sha256": "0" * 64}}, "code: is given, but the job has no entry point, such as model.torch; leave it out"),
+    ({"model": TORCH, "code": {"path": "nets.py"}}, "code.path: upload the archive first (UploadData) and give its SHA-256 in code.sha256"),
+    ({"model": TORCH, "code": {}}, "code: is empty; give path, requirements, or both"),
+    ({"model": TORCH, "code": {"path": ""}}, "code.path: must not be empty"),
+    ({"model": TORCH, "code": {"sha256": "0" * 64}}, "code.sha256: is that of an uploaded archive, and code.path is not given; leave it out"),
+    ({"model": TORCH, "code": {"path": "a", "sha256": "0" * 64, "requirements": ["-r x"]}}, "code.requirements[0]: invalid value '-r x'; use the name of a package, with versions if need be, as in einops==0.8.1"),
     ({"data": {}}, "data: one of these must be given: builtin, npz, csv"),
     ({"data": {"npz": "a.npz"}}, "data.npz: upload the file first (UploadData) and give its SHA-256 in data.sha256"),
     ({"data": {"builtin": "xor", "target": "y"}}, "data.target: names a column of a CSV file, and the data is not one"),
@@ -145,6 +184,8 @@ def test_every_default_keeps_its_own_rules() -> None:
                     validation.check_value(field, value, field.name)
         for oneof in real_oneofs(descriptor):
             default = choice_of(oneof).default
+            if oneof.full_name in OPTIONAL:
+                continue
             assert choice_of(oneof).required or default in [field.name for field in oneof.fields]
 
 

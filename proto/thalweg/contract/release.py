@@ -34,10 +34,20 @@ def capacity(
     fleet: str = "",
     nodes: Iterable[str] = (),
     running: Iterable[fleet_service_pb2.Allotment] = (),
+    allow_code: bool = False,
+    allow_requirements: bool = False,
 ) -> fleet_service_pb2.Capacity:
     """A fleet's first message. `fleet` is its id."""
     return fleet_service_pb2.Capacity(
-        name=name, slots=slots, id=fleet, nodes=nodes, running=running, protocol=PROTOCOL, release=release()
+        name=name,
+        slots=slots,
+        id=fleet,
+        nodes=nodes,
+        running=running,
+        protocol=PROTOCOL,
+        release=release(),
+        allow_code=allow_code,
+        allow_requirements=allow_requirements,
     )
 
 

@@ -67,6 +67,8 @@ class Capacity(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
+    ALLOW_CODE_FIELD_NUMBER: _builtins.int
+    ALLOW_REQUIREMENTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A readable name."""
     slots: _builtins.int
@@ -77,6 +79,10 @@ class Capacity(_message.Message):
     """The version of this protocol that the fleet speaks. A server refuses any version except its own; the error names both."""
     release: _builtins.str
     """The fleet's release of Thalweg."""
+    allow_code: _builtins.bool
+    """Whether its workers run jobs with code of their own (`JobSpec.code`, entry points). Others get no workers of this fleet."""
+    allow_requirements: _builtins.bool
+    """Whether it also installs the packages that such jobs require (`Code.requirements`)."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The nodes of its cluster, by their ids."""
@@ -95,10 +101,12 @@ class Capacity(_message.Message):
         running: _abc.Iterable[Global___Allotment] | None = ...,
         protocol: _builtins.int = ...,
         release: _builtins.str = ...,
+        allow_code: _builtins.bool = ...,
+        allow_requirements: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name", "nodes", b"nodes", "protocol", b"protocol", "release", b"release", "running", b"running", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_code", b"allow_code", "allow_requirements", b"allow_requirements", "id", b"id", "name", b"name", "nodes", b"nodes", "protocol", b"protocol", "release", b"release", "running", b"running", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -203,6 +211,7 @@ class Allotment(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     SLOTS_PER_WORKER_FIELD_NUMBER: _builtins.int
     AVOID_FIELD_NUMBER: _builtins.int
+    REQUIREMENTS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job's id."""
     workers: _builtins.int
@@ -213,6 +222,10 @@ class Allotment(_message.Message):
     def avoid(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The ids of nodes on which no workers of the job are to be started for now, because workers of this job failed there."""
 
+    @_builtins.property
+    def requirements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The packages to install for the job's workers, as `pip` takes them. Empty for a fleet that does not allow any."""
+
     def __init__(
         self,
         *,
@@ -220,10 +233,11 @@ class Allotment(_message.Message):
         workers: _builtins.int = ...,
         slots_per_worker: _builtins.int = ...,
         avoid: _abc.Iterable[_builtins.str] | None = ...,
+        requirements: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "job_id", b"job_id", "slots_per_worker", b"slots_per_worker", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "job_id", b"job_id", "requirements", b"requirements", "slots_per_worker", b"slots_per_worker", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -80,6 +80,8 @@ class _WaitingForEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitingFor
     """Memory on the server, which other jobs use."""
     WAITING_FOR_SCALING: _WaitingFor.ValueType  # 8
     """A call of ScaleJob: it is paused."""
+    WAITING_FOR_PERMISSION: _WaitingFor.ValueType  # 9
+    """Permission to run the job's code: no connected fleet allows it, or the server does not."""
 
 class WaitingFor(_WaitingFor, metaclass=_WaitingForEnumTypeWrapper):
     """What a job waits for."""
@@ -102,6 +104,8 @@ WAITING_FOR_MEMORY: WaitingFor.ValueType  # 7
 """Memory on the server, which other jobs use."""
 WAITING_FOR_SCALING: WaitingFor.ValueType  # 8
 """A call of ScaleJob: it is paused."""
+WAITING_FOR_PERMISSION: WaitingFor.ValueType  # 9
+"""Permission to run the job's code: no connected fleet allows it, or the server does not."""
 Global___WaitingFor: _TypeAlias = WaitingFor  # noqa: Y015
 
 @_typing.final

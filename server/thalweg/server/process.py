@@ -55,6 +55,9 @@ class ServerConfig:
 
     `shared_memory` is whether workers on this machine get parameters and give gradients in memory, where that is possible.
     `local_workers` is whether all workers are on this machine, so that they can read data where it lies.
+
+    `allow_code` is whether jobs with code of their own are accepted, and get workers on fleets that allow it too. The server itself
+    never runs such code.
     """
 
     address: Address
@@ -69,6 +72,7 @@ class ServerConfig:
     max_running_jobs: int = 0
     shared_memory: bool = True
     local_workers: bool = False
+    allow_code: bool = False
 
 
 def _sharing(max_guests: int) -> Sharing | None:
@@ -140,7 +144,7 @@ class Server(Hosted):
             storage = DataFolder(self.config.data)
         except Exception as error:
             raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
-        runs = RunSettings(self.config.silence_seconds, self.config.checkpoint_seconds)
+        runs = RunSettings(self.config.silence_seconds, self.config.checkpoint_seconds, self.config.allow_code)
         sharing = _sharing(self._limits.guests) if self.config.shared_memory else None
         self.jobs = jobs = Jobs(storage, runs, self.config.max_running_jobs, sharing)
         server = await self._build(jobs)

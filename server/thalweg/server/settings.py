@@ -13,10 +13,14 @@ KEPT_CHECKPOINTS = 2
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Times, in seconds, that belong to the server and not to a job: no result depends on them."""
+    """What belongs to the server and not to a job: times, in seconds, and whether jobs may have code of their own.
+
+    No result depends on them.
+    """
 
     silence_seconds: float = SILENCE_SECONDS
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    allow_code: bool = False
 
     @property
     def heartbeat_seconds(self) -> float:

@@ -4,6 +4,7 @@ Every violation is reported: the field's path, the value given, and the values a
 """
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from thalweg.contract.code import entry_points, is_entry_point
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.rules import choice_of, default_of, files, real_oneofs, rules_of
 from thalweg.contract.text import MAX_STATUS_BYTES
@@ -23,6 +25,12 @@ _JOB_ID = re.compile("[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _REQUEST_ID = re.compile("[!-~]{1,128}")
 # A schedule within a schedule within a schedule is enough.
 _MAX_DEPTH = 24
+# Of tables and lists in a table of arguments.
+_MAX_TABLE_DEPTH = 16
+_ENTRY_POINT = job_pb2.EntryPoint.DESCRIPTOR.fields_by_name["entrypoint"]
+_OR_ENTRY_POINT = ", or an entry point, as in nets:loss"
+# The kind of a model without one.
+_SEQUENTIAL = "sequential"
 # A status travels in gRPC's trailers, three times over, and those may be refused beyond 8 KiB.
 _MAX_SHOWN = 60
 # A thousand layers take a quarter of it. A job travels as a part of other messages, and those have gRPC's limit.
@@ -172,12 +180,41 @@ def _allowed(rules: options_pb2.FieldRules) -> str:
 
 
 def _check_text(value: str, rules: options_pb2.FieldRules, path: str) -> Iterator[Violation]:
+    if rules.entrypoint and is_entry_point(value):
+        yield from _check_text(value, rules_of(_ENTRY_POINT), path)
+        return
     if rules.one_of and value not in rules.one_of:
-        yield Violation(path, none_of(value, list(rules.one_of)))
+        yield Violation(path, none_of(value, list(rules.one_of), entrypoint=rules.entrypoint))
     if rules.pattern and not re.fullmatch(rules.pattern, value):
         yield Violation(path, f"invalid value {shown(value)}; use {rules.pattern_words}")
     if rules.max_length and len(value) > rules.max_length:
         yield Violation(path, f"has {len(value)} characters; at most {rules.max_length} are allowed")
+    elif rules.table and (wrong := _wrong_table(value)):
+        yield Violation(path, wrong)
+
+
+def _wrong_table(text: str) -> str:
+    """What is wrong with a table, which is a JSON object; nothing, if it is one."""
+    try:
+        table = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return f"{shown(text)} is not a table: it must be a JSON object"
+    return _wrong_value(table, 0) if isinstance(table, dict) else f"{shown(text)} is not a table: it must be a JSON object"
+
+
+def _wrong_value(value: Any, depth: int) -> str:
+    if depth > _MAX_TABLE_DEPTH:
+        return f"is nested too deeply; at most {_MAX_TABLE_DEPTH} tables and lists may be in each other"
+    if value is None:
+        return "null is not allowed; leave the argument out"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a number in it is too large"
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next(filter(None, (_wrong_value(each, depth + 1) for each in below)), "")
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number of JSON's")
 
 
 def _check_length(length: int, rules: options_pb2.FieldRules, path: str) -> Iterator[Violation]:
@@ -187,13 +224,17 @@ def _check_length(length: int, rules: options_pb2.FieldRules, path: str) -> Iter
         yield Violation(path, f"has {length} item{'' if length == 1 else 's'}; it must have {exactly}")
 
 
-def none_of(value: str, known: list[str]) -> str:
-    """The message for a name that is not one of those known, with the most likely intended ones, if there are any."""
+def none_of(value: str, known: list[str], *, entrypoint: bool = False) -> str:
+    """The message for a name that is not one of those known, with the most likely intended ones, if there are any.
+
+    `entrypoint` is whether an entry point would do as well.
+    """
     named = [name for name in known if name.endswith(f"_{value}")]
     initials = [name for name in known if "".join(word[0] for word in name.split("_")) == value.lower()]
     meant = initials or named or difflib.get_close_matches(value.lower(), known, 1)
     hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ""
-    return f"unknown value {shown(value)}; expected one of {', '.join(known)}{hint}"
+    other = _OR_ENTRY_POINT if entrypoint else ""
+    return f"unknown value {shown(value)}; expected one of {', '.join(known)}{other}{hint}"
 
 
 def shown(value: str | float) -> str:
@@ -216,12 +257,53 @@ def _names(fields: Sequence[FieldDescriptor]) -> str:
 
 def _across_fields(spec: job_pb2.JobSpec) -> Iterator[Violation]:
     """Violations that concern more than one field."""
+    yield from _across_model(spec.model)
+    yield from _across_code(spec)
     yield from _across_momentum(spec.optimizer.momentum, "optimizer")
     yield from _across_momentum(spec.training.synchrony.local.outer.momentum, "training.synchrony.local.outer")
     yield from _across_training(spec.training)
     yield from _across_codec(spec)
     yield from _across_data(spec.data)
     yield from _across_initial(spec.model.initial)
+
+
+def _across_model(model: job_pb2.Model) -> Iterator[Violation]:
+    kind = model.WhichOneof("kind") or _SEQUENTIAL
+    rules = rules_of(job_pb2.Model.DESCRIPTOR.fields_by_name["loss"])
+    own = model.loss == "model" or is_entry_point(model.loss)
+    if model.layers and kind != _SEQUENTIAL:
+        yield Violation("model", f"layers and {kind} are alternatives; give one of them")
+    elif not model.layers and kind == _SEQUENTIAL:
+        yield Violation("model.layers", "has 0 items; it must have at least 1")
+    if kind in ("jax", "python"):
+        if model.loss:
+            yield Violation(
+                "model.loss", f"{shown(model.loss)} is not allowed: a model of the kind {kind} has its own loss; leave it out"
+            )
+    elif not model.HasField("loss"):
+        names = [name for name in rules.one_of if kind == "torch" or name != "model"]
+        other = _OR_ENTRY_POINT if kind == "torch" else ""
+        yield Violation("model.loss", f"must be given: one of {', '.join(names)}{other}")
+    elif own and kind == _SEQUENTIAL:
+        names = [name for name in rules.one_of if name != "model"]
+        what = "is the module's own" if model.loss == "model" else "is an entry point"
+        yield Violation("model.loss", f"{shown(model.loss)} {what}, which only model.torch has; give one of {', '.join(names)}")
+
+
+def _across_code(spec: job_pb2.JobSpec) -> Iterator[Violation]:
+    if not spec.HasField("code"):
+        return
+    if not entry_points(spec):
+        yield Violation("code", "is given, but the job has no entry point, such as model.torch; leave it out")
+    elif not spec.code.HasField("path"):
+        if spec.code.sha256:
+            yield Violation("code.sha256", "is that of an uploaded archive, and code.path is not given; leave it out")
+        elif not spec.code.requirements:
+            yield Violation("code", "is empty; give path, requirements, or both")
+    elif not spec.code.path:
+        yield Violation("code.path", "must not be empty")
+    elif not spec.code.sha256:
+        yield Violation("code.path", "upload the archive first (UploadData) and give its SHA-256 in code.sha256")
 
 
 def _across_momentum(momentum: job_pb2.Momentum, path: str) -> Iterator[Violation]:

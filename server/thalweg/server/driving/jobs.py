@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 
+from thalweg.contract.code import entry_points
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import state_name
 from thalweg.server import validation
@@ -105,6 +106,8 @@ class Jobs:
     async def create(self, request: training_service_pb2.CreateJobRequest) -> job_pb2.Job:
         """Accepts a job. Raises ThalwegError if it is not right."""
         spec = validation.complete(request.spec)
+        if not self.settings.allow_code and (uses := entry_points(spec)):
+            raise ThalwegError("CODE_NOT_ALLOWED", {"field": uses[0].field, "entrypoint": uses[0].entrypoint})
         if request.job_id:
             validation.check_job_id(request.job_id)
         if request.request_id:

@@ -62,6 +62,7 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
         validation.check_value(_SLOTS, capacity.slots, "capacity.slots")
         fleet.name, fleet.slots = visible(capacity.name, MAX_FLEET_NAME), capacity.slots
         fleet.nodes = frozenset(capacity.nodes)
+        fleet.allow_code, fleet.allow_requirements = capacity.allow_code, capacity.allow_requirements
         if not fleet.known:
             self._jobs.places.fleets.know(fleet, capacity.id, capacity.running)
         fleet.changed.set()

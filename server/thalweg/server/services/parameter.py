@@ -152,6 +152,8 @@ class JobReception:
             return f"there is no job {hello.job_id} to work for"
         if not self._jobs.places.has(hello.job_id):
             return f"job {hello.job_id} {'is paused' if run.job.paused else 'is still queued'}"
+        if not self._jobs.places.permits(run.job):
+            return f"job {hello.job_id} has code, which this server does not allow"
         return run, WorkerStream(next(self._ids), visible(hello.worker, MAX_WORKER_NAME), place)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple, Protocol, TypeAlias
 
+from thalweg.contract.code import entry_points
 from thalweg.server.deciding.values import Place
 from thalweg.v1 import fleet_service_pb2, job_pb2
 
@@ -18,11 +19,12 @@ Limits: TypeAlias = Sequence[Sequence[int | None]]
 
 
 class Allotment(NamedTuple):
-    """What a job gets from a fleet: workers, with CPU slots for each, and no new ones on some nodes."""
+    """What a job gets from a fleet: workers, with CPU slots for each, no new ones on some nodes, and with some packages."""
 
     workers: int
     slots: int
     avoid: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = ()
 
 
 class Applicant(Protocol):
@@ -51,6 +53,9 @@ class AttendingFleet:
     slots: int = 0
     id: str = ""
     nodes: frozenset[str] = frozenset()
+    # Whether its workers run code of jobs' authors, and whether it installs packages for that.
+    allow_code: bool = False
+    allow_requirements: bool = False
     allotments: dict[str, Allotment] = field(default_factory=dict)
     # How many workers of each job may be running there: as many as it was ever told to start, less those of which it said that
     # they ended and that it was not to replace.
@@ -64,8 +69,10 @@ class AttendingFleet:
         """The allotment, as the fleet is told."""
         return fleet_service_pb2.AttendResponse(
             allotments=[
-                fleet_service_pb2.Allotment(job_id=job_id, workers=workers, slots_per_worker=slots, avoid=avoid)
-                for job_id, (workers, slots, avoid) in self.allotments.items()
+                fleet_service_pb2.Allotment(
+                    job_id=job_id, workers=workers, slots_per_worker=slots, avoid=avoid, requirements=requirements
+                )
+                for job_id, (workers, slots, avoid, requirements) in self.allotments.items()
             ]
         )
 
@@ -96,10 +103,28 @@ class AttendingFleet:
         """The nodes on which a job is to get no more workers; the empty id stands for those that are not known."""
         return tuple(sorted(place.node for place in applicant.avoided if place.fleet == self.id))
 
+    def admits(self, need: "Need") -> bool:
+        """Whether it may run a job's workers, as far as their code is concerned."""
+        return (self.allow_code or not need.code) and (self.allow_requirements or not need.requirements)
+
     def limit(self, applicant: Applicant) -> int | None:
-        """The most workers that a job may get: those that it has, where it is to get no more on any node."""
+        """The most workers that a job may get: none, if its code is not allowed here; those that it has, if it is to get no more."""
+        if not self.admits(need_of(applicant.job.spec)):
+            return 0
         avoided = self.avoids(applicant)
         return applicant.workers_of(self.id) if avoided and self.nodes.issubset(avoided) else None
+
+
+class Need(NamedTuple):
+    """What a job's workers do beside what all do: run code of its author's, with packages installed for it."""
+
+    code: bool
+    requirements: bool
+
+
+def need_of(spec: job_pb2.JobSpec) -> Need:
+    """What a fleet has to allow for a job."""
+    return Need(bool(entry_points(spec)), bool(spec.code.requirements))
 
 
 class Wish(NamedTuple):
@@ -137,9 +162,14 @@ class Fleets:
             if fleet.known:
                 _log.info("fleet %s %s", fleet.name, "reconnected" if fleet.superseded else "left")
 
-    def have_room(self, slots: int) -> bool:
-        """Whether one of them could run a worker of so many CPU slots, if it had nothing else to do."""
-        return any(fleet.slots >= slots for fleet in self.attending)
+    def admit(self, spec: job_pb2.JobSpec) -> list[AttendingFleet]:
+        """Those that may run a job's workers, as far as their code is concerned."""
+        need = need_of(spec)
+        return [fleet for fleet in self.attending if fleet.admits(need)]
+
+    def have_room(self, spec: job_pb2.JobSpec) -> bool:
+        """Whether one of them could run a job's worker, if it had nothing else to do."""
+        return any(fleet.slots >= spec.training.threads_per_worker for fleet in self.admit(spec))
 
     def allot(self, applicants: Sequence[Applicant]) -> None:
         """Shares the fleets' slots out among the jobs, and tells the fleets what changed."""
@@ -151,11 +181,15 @@ class Fleets:
         shares = allot([fleet.slots for fleet in self.attending], wishes, now, limits, works)
         for fleet, share in zip(self.attending, shares, strict=True):
             allotments = {
-                each.job.id: Allotment(workers, each.job.spec.training.threads_per_worker, fleet.avoids(each))
+                each.job.id: _allotment(each.job.spec, workers, fleet.avoids(each))
                 for each, workers in zip(applicants, share, strict=True)
                 if workers
             }
             fleet.give(allotments, [each.job.id for each in applicants])
+
+
+def _allotment(spec: job_pb2.JobSpec, workers: int, avoid: tuple[str, ...]) -> Allotment:
+    return Allotment(workers, spec.training.threads_per_worker, avoid, tuple(spec.code.requirements))
 
 
 def _wish(job: job_pb2.Job) -> Wish:

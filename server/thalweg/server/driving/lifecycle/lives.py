@@ -48,7 +48,7 @@ class Lives:
         self.writer = ResultWriter(journal.storage, journal, clock)
         self.recovery = Recovery(journal)
         self.runs = Runs(journal, answers, self.writer, settings, sharing, clock, self._run_ended, self._avoid)
-        self.places = Places(max_running, self.runs.of, self._keeps_place)
+        self.places = Places(max_running, self.runs.of, self._keeps_place, allow_code=settings.allow_code)
         self.stories = Stories()
         self.beginnings = Beginnings(journal, self.writer, self.recovery, self.runs)
         self.endings = Endings(journal, answers, self.writer, self.runs)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 
+from thalweg.contract.code import entry_points
 from thalweg.contract.states import NO_WORKERS
 from thalweg.server.deciding.allotment.fleets import Fleets
 from thalweg.server.deciding.allotment.queue import Candidate, Queue, choose
@@ -18,11 +19,14 @@ class Places:
     """The places of one server, which runs `max_running` jobs at a time; 0 for no limit. Belongs to its event loop.
 
     `runs` are those of the jobs that have not ended, in the order in which the jobs were accepted; `keeps` says whether a job
-    keeps its place as one that has begun.
+    keeps its place as one that has begun. Without `allow_code`, jobs with code of their own get no workers.
     """
 
-    def __init__(self, max_running: int, runs: Mapping[str, JobDriver], keeps: Callable[[str], bool]) -> None:
+    def __init__(
+        self, max_running: int, runs: Mapping[str, JobDriver], keeps: Callable[[str], bool], *, allow_code: bool = False
+    ) -> None:
         self.max_running = max_running
+        self._allow_code = allow_code
         self.fleets = Fleets()
         self._runs = runs
         self._keeps = keeps
@@ -49,7 +53,7 @@ class Places:
         began = time.perf_counter()
         self._allotting = None
         self.choose()
-        self.fleets.allot([self._runs[job_id] for job_id in self._queue.places])
+        self.fleets.allot([self._runs[job_id] for job_id in self._queue.places if self.permits(self._runs[job_id].job)])
         took = time.perf_counter() - began
         if took > _QUICK_SECONDS:
             self._allot_from = asyncio.get_running_loop().time() + took / _ALLOT_SHARE
@@ -66,8 +70,12 @@ class Places:
     def _candidate(self, job: job_pb2.Job) -> Candidate:
         # A job that was paused has given up its place, and waits for one like a job that has not begun.
         begun = (job.state == job_pb2.JOB_STATE_RUNNING and self.has(job.id)) or self._keeps(job.id)
-        servable = not self.fleets.attending or self.fleets.have_room(job.spec.training.threads_per_worker)
+        servable = not self.fleets.attending or (self.permits(job) and self.fleets.have_room(job.spec))
         return Candidate(job.id, job.spec.priority, begun, servable)
+
+    def permits(self, job: job_pb2.Job) -> bool:
+        """Whether the server lets a job's workers run its code; it may have been accepted before the server was started again."""
+        return self._allow_code or not entry_points(job.spec)
 
     def explain(self, job: job_pb2.Job, run: JobDriver) -> None:
         """Says in a job why its run has no workers."""
@@ -86,11 +94,25 @@ class Places:
         if not self.fleets.attending:
             no_fleet = "no fleet is connected to this server; start one with `thalweg fleet`"
             return job_pb2.WAITING_FOR_FLEET, f"{NO_WORKERS}: {no_fleet}"
-        if not self.fleets.have_room(slots):
+        if prohibition := self._prohibition(job):
+            return job_pb2.WAITING_FOR_PERMISSION, f"{NO_WORKERS}: {prohibition}"
+        if not self.fleets.have_room(job.spec):
             return job_pb2.WAITING_FOR_SLOTS, f"{NO_WORKERS}: no fleet has the {slots} CPU slots that each worker needs"
         if trouble := run.trouble():
             return job_pb2.WAITING_FOR_NODE, f"{NO_WORKERS}: {trouble}"
         return job_pb2.WAITING_FOR_WORKERS, NO_WORKERS
+
+    def _prohibition(self, job: job_pb2.Job) -> str:
+        """Why a job's code may not run, and what to do; empty if it may, or has none."""
+        if not self.permits(job):
+            return "this server runs no jobs with code; restart it with `thalweg serve --allow-code`"
+        if self.fleets.admit(job.spec):
+            return ""
+        if any(fleet.allow_code for fleet in self.fleets.attending):
+            option = "--allow-code --allow-requirements"
+            return f"no fleet installs packages for jobs (code.requirements); start one with `thalweg fleet {option}`"
+        option = "--allow-code --allow-requirements" if job.spec.code.requirements else "--allow-code"
+        return f"no fleet allows code; start one with `thalweg fleet {option}`"
 
     def shortage_of_slots(self, job: job_pb2.Job) -> str:
         """That the fleets have not as many CPU slots as a job's workers take, in words for people; empty if they have."""
@@ -99,8 +121,11 @@ class Places:
             return ""
         if not self.fleets.attending:
             return "no fleet is connected to this server; workers start when one does"
-        room = sum(fleet.slots // slots for fleet in self.fleets.attending)
+        if prohibition := self._prohibition(job):
+            return prohibition
+        fleets = self.fleets.admit(job.spec)
+        room = sum(fleet.slots // slots for fleet in fleets)
         if room >= wanted:
             return ""
-        have = sum(fleet.slots for fleet in self.fleets.attending)
+        have = sum(fleet.slots for fleet in fleets)
         return f"the fleets have {have} CPU slots, room for {room} of the {wanted} workers; more start when there is room"

@@ -1,0 +1,60 @@
+"""Code of a job's author: where a job has entry points, and how large the archive of its code may be."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
+
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+
+from thalweg.contract.rules import rules_of
+from thalweg.v1 import job_pb2
+
+# An archive of code is a zip file. So many bytes and files it may have, and so many bytes the files in all.
+MAX_ARCHIVE_BYTES = 256 << 20
+MAX_UNPACKED_BYTES = 1 << 30
+MAX_FILES = 10_000
+
+_ENTRY_POINT = job_pb2.EntryPoint.DESCRIPTOR
+
+
+class Use(NamedTuple):
+    """An entry point of a job: the path of the field that names it, as `model.torch.entrypoint`, and its name, as `nets:resnet`."""
+
+    field: str
+    entrypoint: str
+
+
+def entry_points(spec: job_pb2.JobSpec) -> list[Use]:
+    """All entry points of a job, in the order of the contract's fields. A job without any runs no code of its author's."""
+    return list(_below(spec, ""))
+
+
+def is_entry_point(text: str) -> bool:
+    """Whether a value of a field that takes a name or an entry point is an entry point."""
+    return ":" in text
+
+
+def _below(message: Message, path: str) -> Iterator[Use]:
+    for field, value in message.ListFields():
+        where = f"{path}.{field.name}".lstrip(".")
+        if field.message_type and _leads_to_code(field.message_type):
+            for index, item in enumerate(value) if field.is_repeated else [(None, value)]:
+                yield from _below(item, where if index is None else f"{where}[{index}]")
+        elif message.DESCRIPTOR is _ENTRY_POINT and field.name == "entrypoint":
+            yield Use(where, value)
+        elif rules_of(field).entrypoint and is_entry_point(value):
+            yield Use(where, value)
+
+
+@cache
+def _leads_to_code(descriptor: Descriptor) -> bool:
+    """Whether there can be an entry point in a message or below."""
+    seen, left = set(), [descriptor]
+    while left:
+        message = left.pop()
+        seen.add(message)
+        if message is _ENTRY_POINT or any(rules_of(field).entrypoint for field in message.fields):
+            return True
+        left += [field.message_type for field in message.fields if field.message_type and field.message_type not in seen]
+    return False
