@@ -44,6 +44,10 @@ class RayTaskError(RayError):
         self.cause = cause
 
 
+class RuntimeEnvSetupError(RayError):
+    """What a job's code needs could not be installed."""
+
+
 class Call:
     """A method of a worker that was called: the reference to what it will give."""
 
@@ -75,6 +79,7 @@ class Ray:
     class exceptions:  # noqa: N801
         RayError = RayError
         RayTaskError = RayTaskError
+        RuntimeEnvSetupError = RuntimeEnvSetupError
 
     def __init__(self) -> None:
         self.now = 0.0

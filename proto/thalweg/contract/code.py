@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cache
+from re import compile as compile_pattern
 from typing import NamedTuple
 
 from google.protobuf.descriptor import Descriptor
@@ -14,12 +15,16 @@ from thalweg.v1 import job_pb2
 MAX_ARCHIVE_BYTES = 256 << 20
 MAX_UNPACKED_BYTES = 1 << 30
 MAX_FILES = 10_000
+_MAX_NAME_BYTES = 1000
+# The name of a file or of a folder, without separators of any system's and without control characters.
+_PART = compile_pattern(r"[^/\\\x00-\x1f\x7f]+")
+_MAX_PART_BYTES = 255
 
 _ENTRY_POINT = job_pb2.EntryPoint.DESCRIPTOR
 
 
 class Use(NamedTuple):
-    """An entry point of a job: the path of the field that names it, as `model.torch.entrypoint`, and its name, as `nets:resnet`."""
+    """An entry point of a job: the path of its field, as `model.torch.entrypoint`, and its name, as `nets:resnet`."""
 
     field: str
     entrypoint: str
@@ -35,15 +40,25 @@ def is_entry_point(text: str) -> bool:
     return ":" in text
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a file of an archive may have a name: a relative path of plain names, separated by slashes, of moderate length."""
+    if len(name.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
+        return False
+    return all(
+        _PART.fullmatch(part) and part not in (".", "..") and len(part.encode("utf-8", "replace")) <= _MAX_PART_BYTES
+        for part in name.split("/")
+    )
+
+
 def _below(message: Message, path: str) -> Iterator[Use]:
     for field, value in message.ListFields():
         where = f"{path}.{field.name}".lstrip(".")
         if field.message_type and _leads_to_code(field.message_type):
             for index, item in enumerate(value) if field.is_repeated else [(None, value)]:
                 yield from _below(item, where if index is None else f"{where}[{index}]")
-        elif message.DESCRIPTOR is _ENTRY_POINT and field.name == "entrypoint":
-            yield Use(where, value)
-        elif rules_of(field).entrypoint and is_entry_point(value):
+        elif (message.DESCRIPTOR is _ENTRY_POINT and field.name == "entrypoint") or (
+            rules_of(field).entrypoint and is_entry_point(value)
+        ):
             yield Use(where, value)
 
 

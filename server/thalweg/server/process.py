@@ -56,8 +56,8 @@ class ServerConfig:
     `shared_memory` is whether workers on this machine get parameters and give gradients in memory, where that is possible.
     `local_workers` is whether all workers are on this machine, so that they can read data where it lies.
 
-    `allow_code` is whether jobs with code of their own are accepted, and get workers on fleets that allow it too. The server itself
-    never runs such code.
+    `allow_code` is whether jobs with code of their own are accepted, and get workers, on fleets that allow it too. The server
+    itself never runs such code.
     """
 
     address: Address

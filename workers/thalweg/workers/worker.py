@@ -22,7 +22,7 @@ from thalweg.learning.data.memory import check_memory
 from thalweg.learning.errors import NodeError
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
-from thalweg.workers import needs
+from thalweg.workers import code, needs
 from thalweg.workers.differentiator import EVALUATION_BATCH, Differentiator
 from thalweg.workers.failures import failure_of
 from thalweg.workers.premises import premises
@@ -41,17 +41,19 @@ def work(
     name: str,
     answered: Callable[[], object] = lambda: None,
     place: pb.Place | None = None,
+    allow_code: bool = False,
 ) -> str:
     """Works for a job until the server says goodbye, and returns the reason. Calls `answered` after each task.
 
-    `place` is where it runs, if a fleet started it. Raises ThalwegError if the server is lost or refuses the worker. Any other
-    error is reported to the server, which decides what follows for the job.
+    `place` is where it runs, if a fleet started it. `allow_code` is whether it may run code of the job's author. Raises
+    ThalwegError if the server is lost or refuses the worker. Any other error is reported to the server, which decides what
+    follows for the job.
     """
     with server.open() as channel, ExitStack() as until_the_end:
         outbox: Outbox = queue.SimpleQueue()
         outbox.put(pb.WorkRequest(hello=hello(job_id=job_id, worker=name, place=place)))
         inbox = open_stream(channel, outbox, server.metadata)
-        worker = _Worker(channel, server, outbox, inbox, until_the_end, answered)
+        worker = _Worker(channel, server, outbox, inbox, until_the_end, answered, allow_code=allow_code)
         try:
             try:
                 return worker.run()
@@ -99,6 +101,8 @@ class _Worker:
         inbox: Inbox,
         until_the_end: ExitStack,
         answered: Callable[[], object],
+        *,
+        allow_code: bool,
     ) -> None:
         self.lost_shard: ThalwegError | None = None
         self._channel = channel
@@ -108,6 +112,7 @@ class _Worker:
         self._cancel = inbox.cancel
         self._until_the_end = until_the_end
         self._answered = answered
+        self._allow_code = allow_code
         self._streams = Streams(outbox, [])
         self._exchange: Exchange
 
@@ -130,6 +135,8 @@ class _Worker:
 
     def _prepare(self, spec: job_pb2.JobSpec) -> None:
         self._spec = spec
+        with fetcher(self._channel, self._endpoint.metadata, "code.sha256") as fetch:
+            self._until_the_end.enter_context(code.importable(spec, fetch, allowed=self._allow_code))
         with fetcher(self._channel, self._endpoint.metadata) as fetch:
             dataset = data.load(spec, fetch)
         self._differentiator = Differentiator(spec, dataset)

@@ -25,15 +25,15 @@ class WorkerActor:
 
         return ray.get_runtime_context().get_node_id(), platform.node()
 
-    def work(self, server: "Endpoint", job_id: str, fleet: str, fleet_id: str) -> str:
-        """Works until the server says goodbye."""
+    def work(self, server: "Endpoint", job_id: str, fleet: str, fleet_id: str, allow_code: bool = False) -> str:
+        """Works until the server says goodbye. `allow_code` is whether it may run code of the job's author."""
         from thalweg.v1.parameter_service_pb2 import Place  # noqa: PLC0415
         from thalweg.workers.worker import work  # noqa: PLC0415 - imports gRPC
 
         end_with(os.getppid(), lambda: os._exit(1))
         node, name = self.place()
         place = Place(fleet=fleet_id, node=node, name=name)
-        return work(server, job_id, f"{fleet}/{name}/{os.getpid()}", self._answered.set, place)
+        return work(server, job_id, f"{fleet}/{name}/{os.getpid()}", self._answered.set, place, allow_code)
 
     def answered(self) -> bool:
         """Waits until the first task is done."""

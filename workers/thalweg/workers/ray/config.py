@@ -13,6 +13,8 @@ class FleetConfig:
 
     `ray_token_file` holds the cluster's token; if None, Ray looks for it. A cluster that requires none is refused, unless
     `trust_network`.
+
+    `allow_code` is whether workers run code of jobs' authors; `allow_requirements` whether Ray installs packages for such jobs.
     """
 
     server: Endpoint
@@ -20,4 +22,6 @@ class FleetConfig:
     ray_token_file: Path | None = None
     trust_network: bool = False
     slots: int | None = None
+    allow_code: bool = False
+    allow_requirements: bool = False
     name: str = field(default_factory=platform.node)

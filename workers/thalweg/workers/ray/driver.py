@@ -152,6 +152,8 @@ class RayDriver:
                 # The server is gone, or has refused the worker, and knows the reason.
                 return pb.WorkerExited(problem=str(error.cause))
             exited = pb.WorkerExited(problem=str(error).strip().rpartition("\n")[2], cause=pb.WorkerExited.CAUSE_NODE)
+        except self._ray.exceptions.RuntimeEnvSetupError as error:
+            return pb.WorkerExited(problem=_why_not_installed(str(error)), cause=pb.WorkerExited.CAUSE_NODE)
         except self._ray.exceptions.RayError as error:
             text = str(error).strip()
             if _NODE_DEATH in text:
@@ -197,9 +199,12 @@ class RayDriver:
             strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
         options = {"num_cpus": slots, "resources": self._resources, "scheduling_strategy": strategy}
         options |= {"max_restarts": 0, "max_concurrency": 3}
+        # Nothing is installed on the server's word alone.
+        if allotment.requirements and self._orders.allow_requirements:
+            options |= {"runtime_env": {"pip": list(allotment.requirements)}}
         handle = self._class.options(**options).remote()
         orders = self._orders
-        reference = handle.work.remote(orders.server, job_id, orders.fleet, orders.fleet_id)
+        reference = handle.work.remote(orders.server, job_id, orders.fleet, orders.fleet_id, orders.allow_code)
         actors[reference] = _Actor(handle, handle.answered.remote(), handle.place.remote(), slots, node)
         return True
 
@@ -222,6 +227,13 @@ def _how_it_died(text: str) -> str:
         return "it was killed, perhaps for lack of memory, or crashed without a message"
     code = _EXIT_CODE.search(text)
     return f"it ended with exit code {code[1]}" if code else text.partition("\n")[0]
+
+
+def _why_not_installed(text: str) -> str:
+    """What Ray says when it cannot install the packages that a job requires, in short: what pip says, if it says something."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = next((line for line in lines if line.startswith("ERROR:")), lines[-1] if lines else "")
+    return f"code.requirements cannot be installed: {said}"
 
 
 def _end_group(folder: Path | None) -> None:

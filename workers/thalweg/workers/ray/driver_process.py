@@ -52,7 +52,8 @@ class DriverProcess:
             self._stack = stack.pop_all()
         self._connection = Connection(os.dup(self._socket.fileno()))
         where = config.ray_address, config.slots or cpus()
-        orders = Orders(config.name, fleet_id, config.server, *where, os.getpid(), config.trust_network, path)
+        allowed = config.allow_code, config.allow_requirements
+        orders = Orders(config.name, fleet_id, config.server, *where, os.getpid(), config.trust_network, path, *allowed)
         self.tell(orders)
 
     def tell(self, message: Orders | Hold | pb.AttendResponse) -> None:

@@ -172,7 +172,15 @@ class Fleet:
             pb.Allotment(job_id=job_id, workers=workers, slots_per_worker=slots)
             for job_id, (workers, slots) in cluster.running.items()
         ]
-        said = capacity(self.config.name, cluster.slots, fleet=self._id, nodes=cluster.nodes, running=running)
+        said = capacity(
+            self.config.name,
+            cluster.slots,
+            fleet=self._id,
+            nodes=cluster.nodes,
+            running=running,
+            allow_code=self.config.allow_code,
+            allow_requirements=self.config.allow_requirements,
+        )
         self._outbox.put(pb.AttendRequest(capacity=said))
 
     def _supervise(self) -> None:

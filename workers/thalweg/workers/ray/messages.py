@@ -20,6 +20,9 @@ class Orders:
     trust_network: bool = False
     # The folder for the files of the fleet's own Ray.
     folder: Path | None = None
+    # Whether workers may run code of jobs' authors, and Ray install packages for them.
+    allow_code: bool = False
+    allow_requirements: bool = False
 
 
 @dataclass(frozen=True)

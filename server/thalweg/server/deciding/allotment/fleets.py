@@ -108,7 +108,7 @@ class AttendingFleet:
         return (self.allow_code or not need.code) and (self.allow_requirements or not need.requirements)
 
     def limit(self, applicant: Applicant) -> int | None:
-        """The most workers that a job may get: none, if its code is not allowed here; those that it has, if it is to get no more."""
+        """The most workers that a job may get: none, if it may run none here; those that it has, if it is to get no more."""
         if not self.admits(need_of(applicant.job.spec)):
             return 0
         avoided = self.avoids(applicant)

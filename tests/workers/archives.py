@@ -1,0 +1,29 @@
+"""Archives of code, good ones and those that a stranger might make."""
+
+import hashlib
+import io
+import stat
+import zipfile
+from collections.abc import Mapping
+
+
+def zipped(files: Mapping[str, bytes | str], **attributes: int) -> bytes:
+    """A zip file with files; `attributes` are those of their entries."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name)
+            for attribute, value in attributes.items():
+                setattr(entry, attribute, value)
+            archive.writestr(entry, content)
+    return buffer.getvalue()
+
+
+def link(name: str, target: str) -> bytes:
+    """A zip file with a symbolic link."""
+    return zipped({name: target}, external_attr=(stat.S_IFLNK | 0o777) << 16)
+
+
+def sha256_of(content: bytes) -> str:
+    """As an upload is named."""
+    return hashlib.sha256(content).hexdigest()
