@@ -46,7 +46,7 @@ class GPT(nn.Module):
         self.out.weight = self.bytes.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the next byte at each position, of shape (samples, positions, 256), from bytes of shape (samples, positions)."""
+        """Logits of the byte after each position, shape (samples, positions, 256), from bytes of shape (samples, positions)."""
         logits: Tensor = self.out(self.last(self.blocks(self.bytes(x) + self.positions(torch.arange(x.shape[1])))))
         return logits
 

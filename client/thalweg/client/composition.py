@@ -100,7 +100,7 @@ def start_fleet(
     with needs("workers", "the workers are"):
         from thalweg.workers.ray.config import FleetConfig  # noqa: PLC0415 - an extra
         from thalweg.workers.ray.fleet import Fleet, FleetError  # noqa: PLC0415 - an extra
-    named = {"name": name} if name else {}
+    named: dict[str, Any] = {"name": name} if name else {}
     fleet = Fleet(
         FleetConfig(
             server=server,

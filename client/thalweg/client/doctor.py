@@ -1,5 +1,6 @@
 """Whether a job's tasks have the same bits however they are computed. User code runs in processes of its own."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from google.protobuf import json_format
 
 from thalweg.client.composition import completed
 from thalweg.client.errors import LocalError
+from thalweg.client.jobfile import JobFile
 from thalweg.contract.errors import Violation, invalid
 from thalweg.v1 import job_pb2
 
@@ -26,7 +28,7 @@ _BUSY = "while True: pass"
 
 # What is wrong, by what differs first, and what to do.
 _ADVICE = {
-    "initial value": "make initial values from the random numbers of PyTorch, NumPy or Python alone, which the job's seed determines",
+    "initial value": "draw initial values from the generators of PyTorch, NumPy or Python alone, which the job's seed sets",
     "samples": "let the data follow from its index alone: no random numbers, no clock, no order of a set",
     "output": "look in it for a random generator of its own, a clock, the order of a set, threads, or values kept between calls",
     "loss": "look in the loss for random numbers, a clock, or values kept between calls",
@@ -72,14 +74,19 @@ class _Run(NamedTuple):
     found: list[list[tuple[str, str, str]]]
 
 
-def examine(spec: job_pb2.JobSpec, files: Mapping[str, Path], tell: Callable[[str], object] = lambda _: None) -> Diagnosis:
+def examine(job: JobFile, tell: Callable[[str], object] = lambda _: None) -> Diagnosis:
     """Computes a job's first tasks in two processes, several times each, and compares all that they compute.
 
-    `files` are the uploads that the specification names, by their SHA-256. The second process runs beside a load, on fewer
+    The second process runs beside a load, on fewer
     processors, with another seed of Python's hashes, and in another order. `tell` is called with what is being done. Raises
     ThalwegError if the job is not right.
     """
-    spec = completed(spec)
+    files: dict[str, Path] = {}
+    for message, path in job.uploads():
+        with path.open("rb") as file:
+            message.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        files[message.sha256] = path
+    spec = completed(job.spec)
     tell("computing tasks")
     one = _run(spec, files, _ORDER, {"PYTHONHASHSEED": "1"}, [])
     tell("computing them again, beside a load")
@@ -126,7 +133,7 @@ def _run(
             "processors": processors,
             "out": str(out),
         }
-        ended = subprocess.run(
+        ended = subprocess.run(  # noqa: S603 - this Python's own module
             [sys.executable, "-m", _PROGRAM],
             input=json.dumps(asked),
             env=os.environ | environment,
@@ -147,7 +154,8 @@ def _run(
 @contextmanager
 def _load() -> Iterator[None]:
     """Other processes keep all processors busy as long as the context."""
-    busy = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(len(os.sched_getaffinity(0)))]
+    count = len(os.sched_getaffinity(0))
+    busy = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(count)]  # noqa: S603 - nothing of the user's
     try:
         yield
     finally:

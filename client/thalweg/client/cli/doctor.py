@@ -2,7 +2,6 @@
 
 import typer
 
-from thalweg.client.cli.display import working
 from thalweg.client.cli.options import JobSource, Json, Settings
 from thalweg.client.cli.output import complain, console, print_json
 from thalweg.client.doctor import examine
@@ -23,3 +22,15 @@ def doctor(job: JobSource, settings: Settings = None, json: Json = False) -> Non
     [cyan]thalweg doctor job.toml[/]
     """
     loaded = load_job(job, settings or [])
+    with console(stderr=True).status("") as status:
+        found = examine(loaded, status.update)
+    difference = found.difference
+    if json:
+        told = {"step": difference.step, "microbatch": difference.microbatch} if difference else {}
+        shown = difference and told | {"what": difference.what, "name": difference.name, "when": difference.when}
+        print_json({"same_bits": difference is None, "tasks": found.tasks, "times": found.times, "difference": shown})
+    elif difference is None:
+        console().print(f"the same bits: {found.tasks} tasks, each computed {found.times} times in 2 processes")
+    if difference:
+        complain(difference)
+        raise typer.Exit(1)

@@ -18,6 +18,7 @@ from thalweg.learning.objective import Traced
 from thalweg.learning.randomness import Draw
 from thalweg.v1 import job_pb2
 
+
 class Found(NamedTuple):
     """Something that a task computes: what kind of thing it is, its name, and the SHA-256 of its bytes."""
 
