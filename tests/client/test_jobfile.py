@@ -170,7 +170,7 @@ def test_what_is_no_toml_is_told_with_its_place(text: bytes, message: str, tmp_p
 
 LAYER = "dense, relu, sigmoid, tanh, softmax, gelu, dropout, flatten, sequence"
 WRONG: list[tuple[dict[Any, Any], str]] = [
-    ({"modle": {}}, "modle: unknown; did you mean model? (one of name, seed, model, data, training, optimizer, priority)"),
+    ({"modle": {}}, "modle: unknown; did you mean model? (one of name, seed, model, data, training, optimizer, priority, code)"),
     ({"epochs": 5}, "epochs: unknown; did you mean training.epochs?"),
     ({"model": {"layers": [{"dnse": {}}]}}, f"model.layers[0].dnse: unknown; did you mean dense? (one of {LAYER})"),
     ({"model": {"layers": [{"relu": {"slope": 1}}]}}, "model.layers[0].relu.slope: unknown (it has no settings)"),

@@ -12,6 +12,7 @@ from thalweg.client.connection import CALL_SECONDS, Connection
 from thalweg.client.job import Job
 from thalweg.client.jobfile import JobFile, JobSource, Settings, load_job, with_data
 from thalweg.client.mapping import is_text
+from thalweg.client.packing import pack
 from thalweg.client.transfer import upload
 from thalweg.contract.endpoint import Address, Endpoint, parse_address
 from thalweg.contract.errors import Violation, invalid
@@ -73,6 +74,10 @@ class Client:
             self._prepare(loaded)
             for message, path in loaded.uploads():
                 message.sha256 = self._upload(path, path == arrays)
+            if loaded.code:
+                folder = stack.enter_context(TemporaryDirectory(prefix="thalweg-code-"))
+                # Not what `_upload` may do: the job keeps its code, whatever becomes of the file.
+                spec.code.sha256 = upload(self._connection, pack(loaded.code, Path(folder)))
         request = pb.CreateJobRequest(spec=spec, job_id=_job_id(id or ""), request_id=request_id or str(uuid.uuid4()))
         answer = self._connection.call(self._connection.stub.CreateJob, request, seconds=_CREATE_SECONDS)
         self._connection.began(answer.job.id)

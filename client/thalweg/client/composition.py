@@ -4,6 +4,7 @@ The only module of the client that imports the server or the workers, and only i
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -92,25 +93,29 @@ def start_fleet(
     ray_token_file: Path | None = None,
     trust_network: bool = False,
     slots: int | None = None,
+    allow_code: bool = False,
+    allow_requirements: bool = False,
     name: str | None = None,
     check: Callable[[], object] = lambda: None,
 ) -> "Fleet":
-    """A running fleet of a server. Raises ThalwegError if Ray cannot be used, and what `check` raises meanwhile."""
+    """A running fleet of a server. Raises ThalwegError if Ray cannot be used, and what `check` raises meanwhile.
+
+    `allow_code` is whether its workers run code of jobs' authors, `allow_requirements` whether it installs packages for that.
+    """
     require_ray()
     with needs("workers", "the workers are"):
         from thalweg.workers.ray.config import FleetConfig  # noqa: PLC0415 - an extra
         from thalweg.workers.ray.fleet import Fleet, FleetError  # noqa: PLC0415 - an extra
-    named: dict[str, Any] = {"name": name} if name else {}
-    fleet = Fleet(
-        FleetConfig(
-            server=server,
-            ray_address=ray_address,
-            ray_token_file=ray_token_file,
-            trust_network=trust_network,
-            slots=slots,
-            **named,
-        )
+    config = FleetConfig(
+        server=server,
+        ray_address=ray_address,
+        ray_token_file=ray_token_file,
+        trust_network=trust_network,
+        slots=slots,
+        allow_code=allow_code,
+        allow_requirements=allow_requirements,
     )
+    fleet = Fleet(replace(config, name=name) if name else config)
     try:
         fleet.start(check)
     except FleetError as error:

@@ -84,8 +84,12 @@ class Embedded:
         return "" if is_usual(self.folder) else f" --data {shlex.quote(str(self.folder))}"
 
     def start_fleet(self, slots: int, check: Callable[[], None] = lambda: None) -> None:
-        """Starts Ray with `slots` CPU slots, and workers on it as jobs need them. Raises what `check` raises meanwhile."""
-        fleet = start_fleet(Endpoint(self.client.address, self._token), slots=slots, name="embedded", check=check)
+        """Starts Ray with `slots` CPU slots, and workers on it as jobs need them. Raises what `check` raises meanwhile.
+
+        The workers run code of jobs, which are this user's own.
+        """
+        server = Endpoint(self.client.address, self._token)
+        fleet = start_fleet(server, slots=slots, allow_code=True, allow_requirements=True, name="embedded", check=check)
         self._stack.callback(fleet.stop)
 
     def abandon(self, job_id: str) -> None:

@@ -63,7 +63,7 @@ def check_input(path: Path, field: str) -> None:
     """Raises ThalwegError, which names the field, if a path is not that of a regular file that can be read."""
     with reading(path, field):
         try:
-            kind = _kind_of(path.stat().st_mode)
+            kind = kind_of(path.stat().st_mode)
         except (FileNotFoundError, ValueError):
             # A path with a NUL is ValueError.
             raise invalid(Violation(field, f"there is no file {path}")) from None
@@ -135,12 +135,13 @@ def _target(path: Path) -> Path:
 def _kind(target: Path) -> str:
     """What is at a path, in words; empty for a regular file, or if there is nothing. Raises OSError if it cannot be reached."""
     try:
-        return _kind_of(target.lstat().st_mode)
+        return kind_of(target.lstat().st_mode)
     except FileNotFoundError:
         return ""
 
 
-def _kind_of(mode: int) -> str:
+def kind_of(mode: int) -> str:
+    """What has a mode, in words: nothing for a regular file."""
     return next((kind for holds, kind in _KINDS if holds(mode)), "")
 
 

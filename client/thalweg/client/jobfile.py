@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -21,6 +21,7 @@ from thalweg.client.errors import JobFileError
 from thalweg.client.files import check_input, check_not_pipe, reading
 from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.mapping import Walk, values_of
+from thalweg.client.packing import check_code
 from thalweg.client.settings import Setting, lay_over, read_settings
 from thalweg.client.weights import check_weights
 from thalweg.contract.encoding import UTF8, why_not_utf8
@@ -32,7 +33,8 @@ Settings = Mapping[str, Any] | Iterable[str]
 JobSource = AnyPath | Mapping[str, Any] | job_pb2.JobSpec
 
 # Messages of a specification whose `source` may be a file, by their paths; the alternatives that are files; all their paths.
-_MESSAGES: dict[str, type[job_pb2.Data | job_pb2.Initial]] = {"data": job_pb2.Data, "model.initial": job_pb2.Initial}
+_Uploaded = job_pb2.Data | job_pb2.Initial | job_pb2.Code
+_MESSAGES: dict[str, type[_Uploaded]] = {"data": job_pb2.Data, "model.initial": job_pb2.Initial, "code": job_pb2.Code}
 _FILES = {path: files(message, "source") for path, message in _MESSAGES.items()}
 _SOURCES = {path: [f"{path}.{name}" for name in alternatives(message, "source")] for path, message in _MESSAGES.items()}
 
@@ -41,15 +43,17 @@ _SOURCES = {path: [f"{path}.{name}" for name in alternatives(message, "source")]
 class JobFile:
     """A specification, and the files on this machine that it needs.
 
-    `data` is the file of its data, None for built-in data; `initial` the file of its initial parameters, if any.
+    `data` is the file of its data, None for built-in data; `initial` the file of its initial parameters, if any; `code` the file or
+    the folder of its code, if any, which is uploaded as an archive (`packing.py`).
     """
 
     spec: job_pb2.JobSpec
     data: Path | None
     initial: Path | None
+    code: Path | None = None
 
     def uploads(self) -> Iterator[tuple[job_pb2.Data | job_pb2.Initial, Path]]:
-        """The files that the server needs, each with the message for its SHA-256."""
+        """The files that the server needs as they are, each with the message for its SHA-256."""
         if self.data:
             yield self.spec.data, self.data
         if self.initial:
@@ -78,7 +82,7 @@ def with_data(job: JobFile, data: Path) -> JobFile:
     spec.CopyFrom(job.spec)
     spec.data.npz = data.name
     spec.data.ClearField("sha256")
-    return JobFile(spec, data, job.initial)
+    return replace(job, spec=spec, data=data)
 
 
 def load_job(job: JobSource, settings: Settings = (), data: Path | None = None) -> JobFile:
@@ -107,10 +111,11 @@ def load_job(job: JobSource, settings: Settings = (), data: Path | None = None) 
     if spec.model.initial.job:
         # The server fills it in.
         spec.model.initial.ClearField("sha256")
+    code = _file(spec.code, "code", folders)
     initial = _file(spec.model.initial, "model.initial", folders)
     if initial:
         check_weights(initial, "model.initial.file")
-    loaded = JobFile(spec, _file(spec.data, "data", folders), initial)
+    loaded = JobFile(spec, _file(spec.data, "data", folders), initial, code)
     return with_data(loaded, data) if data else loaded
 
 
@@ -168,8 +173,8 @@ def _not_found(name: str) -> str:
     return f"there is no such file, and no packaged job of this name{hint} (packaged jobs: {', '.join(names)})"
 
 
-def _file(message: job_pb2.Data | job_pb2.Initial, path: str, folders: Mapping[str, Path]) -> Path | None:
-    """The file that a message names, if any. Raises ThalwegError if it cannot be read."""
+def _file(message: _Uploaded, path: str, folders: Mapping[str, Path]) -> Path | None:
+    """The file, or the folder of code, that a message names, if any. Raises ThalwegError if it cannot be read."""
     kind = message.WhichOneof("source")
     # Uploaded data needs no file here.
     if kind not in _FILES[path] or message.sha256:
@@ -178,5 +183,8 @@ def _file(message: job_pb2.Data | job_pb2.Initial, path: str, folders: Mapping[s
     if not given:
         raise invalid(Violation(field, "is empty; give the path of a file"))
     file = folders[path] / expanded(given)
-    check_input(file, field)
+    if isinstance(message, job_pb2.Code):
+        check_code(file, field)
+    else:
+        check_input(file, field)
     return file

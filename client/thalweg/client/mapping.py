@@ -4,18 +4,21 @@ protobuf's own JSON mapping makes the message. All errors in the values are foun
 reads `model.layers[1].dnse: unknown; did you mean dense?` and not a parser's error.
 """
 
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from thalweg.contract.code import is_entry_point
 from thalweg.contract.errors import Violation
 from thalweg.contract.rules import real_oneofs, rules_of
+from thalweg.v1 import job_pb2
 
 _BOUNDS = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
@@ -23,6 +26,11 @@ _BOUNDS = {
     FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
     FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
 }
+# An entry point, which may be written as its name alone; and the field that the name is in.
+_ENTRY_POINT = job_pb2.EntryPoint.DESCRIPTOR
+_NAME = _ENTRY_POINT.fields_by_name["entrypoint"].name
+# Of tables and lists in a table. The server allows less.
+_MAX_TABLE_DEPTH = 100
 
 
 def find(descriptor: Descriptor, name: str) -> FieldDescriptor | None:
@@ -31,15 +39,29 @@ def find(descriptor: Descriptor, name: str) -> FieldDescriptor | None:
 
 
 def values_of(message: Message) -> dict[str, Any]:
-    """The fields of a message, as plain values."""
+    """The fields of a message, as plain values, in the form in which job files have them."""
 
-    def plain(value: Any) -> Any:
-        return values_of(value) if isinstance(value, Message) else value
+    def plain(field: FieldDescriptor, value: Any) -> Any:
+        if isinstance(value, Message):
+            return values_of(value)
+        rules = rules_of(field)
+        if rules.table:
+            return table_of(value)
+        return {_NAME: value} if rules.entrypoint and is_entry_point(value) else value
 
     return {
-        field.name: [plain(item) for item in value] if field.is_repeated else plain(value)
+        field.name: [plain(field, item) for item in value] if field.is_repeated else plain(field, value)
         for field, value in message.ListFields()
     }
+
+
+def table_of(text: str) -> Any:
+    """The table that is stored as a text; the text itself, if it is none."""
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return table if isinstance(table, dict) else text
 
 
 def rivals(field: FieldDescriptor) -> list[str]:
@@ -99,6 +121,8 @@ class Walk:
 
     def message(self, descriptor: Descriptor, value: Any, path: str = "") -> dict[str, Any]:
         """The values of a message under the field names of the `.proto` file. Invalid ones are left out."""
+        if descriptor is _ENTRY_POINT and isinstance(value, str):
+            value = {_NAME: value}
         if not isinstance(value, Mapping):
             self._fault(path, f"{shown(value)} is not a table{_as_table(descriptor, value)}")
             return {}
@@ -125,6 +149,11 @@ class Walk:
     def _single(self, field: FieldDescriptor, value: Any, path: str) -> Any:
         if field.message_type:
             return self.message(field.message_type, value, path)
+        rules = rules_of(field)
+        if rules.table:
+            return self._table(value, path)
+        if rules.entrypoint and isinstance(value, Mapping):
+            return self._entry_point(value, path)
         number = isinstance(value, Real) and not isinstance(value, bool)
         finite = number and math.isfinite(value)
         match field.cpp_type:
@@ -143,6 +172,60 @@ class Walk:
         if not right:
             self._fault(path, f"{shown(value)} is not {wanted}")
         return value
+
+    def _entry_point(self, value: Mapping[Any, Any], path: str) -> str:
+        """The name of an entry point that is given as a table, in a field that may hold other names too."""
+        for name in value.keys() - {_NAME}:
+            self._fault(join(path, str(name)), f"unknown (one of {_NAME})")
+        given = value.get(_NAME)
+        if _NAME not in value:
+            self._fault(join(path, _NAME), "must be given")
+        elif not (isinstance(given, str) and is_text(given) and is_entry_point(given)):
+            pattern = rules_of(_ENTRY_POINT.fields_by_name[_NAME]).pattern_words
+            self._fault(join(path, _NAME), f"invalid value {shown(given)}; use {pattern}")
+        return str(given)
+
+    def _table(self, value: Any, path: str) -> str:
+        """A table as the text that it is stored as: JSON with sorted keys, so that equal tables are equal texts."""
+        if isinstance(value, str):
+            value = table_of(value)
+        if not isinstance(value, Mapping):
+            self._fault(path, f"{shown(value)} is not a table")
+            return "{}"
+        before = len(self.violations)
+        plain = self._plain(value, path, 0)
+        # What is faulty has no such text.
+        return json.dumps(plain, sort_keys=True, separators=(",", ":")) if len(self.violations) == before else "{}"
+
+    def _plain(self, value: Any, path: str, depth: int) -> Any:
+        """A value of a table as JSON has it: whole numbers stay whole, and tuples become lists."""
+        match value:
+            case _ if depth > _MAX_TABLE_DEPTH:
+                self._fault(path, "is nested too deeply")
+            case bool():
+                return value
+            case Integral():
+                return int(value)
+            case Real() if math.isfinite(value):
+                return float(value)
+            case Real():
+                self._fault(path, f"{shown(value)} is not a finite number")
+            case str():
+                if not is_text(value):
+                    self._fault(path, f"{shown(value)} is not a string in UTF-8")
+                return value
+            case Mapping():
+                for name in (name for name in value if not is_text(name)):
+                    self._fault(path, f"{shown(name)} is not a name; names of arguments are strings")
+                return {str(name): self._plain(item, join(path, str(name)), depth + 1) for name, item in value.items()}
+            case list() | tuple():
+                return [self._plain(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
+            case None:
+                self._fault(path, "null is not allowed; leave the argument out")
+            case _:
+                what = f"a value of the type {type(value).__name__}"
+                self._fault(path, f"{what} is not allowed; use a string, a number, true or false, a list or a table")
+        return None
 
     def _within(self, field: FieldDescriptor, value: int, path: str) -> int:
         """Checks whether the type can hold a value. The server checks other bounds."""

@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thalweg.client.composition import check_initial, completed, worker_bytes
+from thalweg.client.errors import LocalError
 from thalweg.client.files import check_input, copied, is_stream, reading
 from thalweg.client.jobfile import JobFile
 from thalweg.client.prediction import Prediction
+from thalweg.contract.code import entry_points
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.layout import Slab, layout_of, ranges
 from thalweg.contract.resources import memory, size_text
@@ -39,8 +41,10 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: A
     """What a job's model makes of samples `x`, samples first, which are prepared as the job's data was.
 
     Outputs are those of the last layer: logits, if the loss takes them. Raises ThalwegError if the samples are not of the kind
-    that the job was trained on, hold numbers that the model's dtype cannot, or lead to outputs that are not finite.
+    that the job was trained on, hold numbers that the model's dtype cannot, or lead to outputs that are not finite; or if the
+    model is code, which may come from anywhere.
     """
+    _check_no_code(spec)
     samples = _prepared(header, x)
     try:
         objective = registry.objective(spec, {INPUT: Field(samples.dtype, samples.shape[1:])}, substitutes=True)
@@ -140,9 +144,11 @@ def _shape(samples: Rows) -> str:
 def check(job: JobFile) -> None:
     """Looks for what a worker would find wrong with a job's model, its data or the parameters that it starts from.
 
-    Files that take long to read, and parameters that only a server has, are left to the worker. Raises ThalwegError.
+    Files that take long to read, parameters that only a server has, and code are left to the worker. Raises ThalwegError.
     """
     spec = _completed(job.spec)
+    if entry_points(spec):
+        return
     if any(path.stat().st_size > _MAX_CHECKED_BYTES for _, path in job.uploads()) or (spec.data.sha256 and not job.data):
         return
     try:
@@ -170,6 +176,7 @@ def gradcheck(spec: job_pb2.JobSpec, file: Path | None) -> list[Row]:
     `file` is the one that the job learns from, None for built-in data. Raises ThalwegError if the job is not right.
     """
     spec = _completed(spec)
+    _check_no_code(spec)
     try:
         return checking.gradcheck(spec, _load(spec, file))
     except (MistakeError, NodeError) as error:
@@ -184,6 +191,12 @@ def _load(spec: job_pb2.JobSpec, file: Path | None) -> data.Dataset:
         return data.load(spec, lambda _: file)
 
 
+def _check_no_code(spec: job_pb2.JobSpec) -> None:
+    """Raises ThalwegError if a model is code. A job of a server names it, and any installed function would do as a name."""
+    if uses := entry_points(spec):
+        raise LocalError(f"{uses[0].field}: {uses[0].entrypoint} is code, which workers run and this process does not")
+
+
 def _completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     """A copy of a specification with every default, as far as data and model need it. Raises ThalwegError if it is not right."""
     local = job_pb2.JobSpec()
@@ -191,6 +204,8 @@ def _completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     if local.data.WhichOneof("source") != "builtin" and not local.data.sha256:
         # The file is at hand; what it would be called on a server does not matter.
         local.data.sha256 = "0" * 64
+    if local.code.path and not local.code.sha256:
+        local.code.sha256 = "0" * 64
     # What is checked holds anywhere, and training may start from parameters that only a server has.
     local.model.ClearField("initial")
     return completed(local)
@@ -204,6 +219,7 @@ class Landscape:
     """
 
     def __init__(self, spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> None:
+        _check_no_code(spec)
         try:
             dataset = data.load(spec, fetch)
             self._objective = registry.objective(spec, dataset.schema, "float64", substitutes=True)

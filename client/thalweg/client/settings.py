@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from thalweg.client.mapping import find, join, rivals, unknown
+from thalweg.client.mapping import find, join, rivals, table_of, unknown
 from thalweg.contract.errors import Violation, invalid
+from thalweg.contract.rules import rules_of
 
 _PART = re.compile(r"([A-Za-z0-9_-]+)((?:\[\d{1,9}\])*)")
 
@@ -60,6 +61,10 @@ def lay_over(document: dict[str, Any], descriptor: Descriptor, setting: Setting)
         if number == len(parts) - 1:
             _assign(document, field, indices, setting, path)
             return
+        rules = rules_of(field)
+        if (rules.table or rules.entrypoint) and not indices:
+            document[field.name] = _within_table(document.get(field.name, ""), parts[number + 1 :], setting)
+            return
         if field.message_type is None:
             raise invalid(Violation(path, f"is a single value, and has no {parts[number + 1][0]}"))
         if indices:
@@ -70,6 +75,21 @@ def lay_over(document: dict[str, Any], descriptor: Descriptor, setting: Setting)
         else:
             document = document.setdefault(field.name, {})
         descriptor = field.message_type
+
+
+def _within_table(text: Any, parts: list[tuple[str, list[int]]], setting: Setting) -> dict[str, Any]:
+    """A table with a value in it, or below in further tables, which are made if they are not there."""
+    table = table_of(text) if isinstance(text, str) else text
+    result = below = table if isinstance(table, dict) else {}
+    *above, (last, indices) = parts
+    if indices or any(indices for _, indices in above):
+        raise invalid(Violation(setting.path, "items of lists in a table cannot be set alone; set the whole list"))
+    for name, _ in above:
+        if not isinstance(below.get(name), dict):
+            below[name] = {}
+        below = below[name]
+    below[last] = setting.value
+    return result
 
 
 def _parts(path: str) -> list[tuple[str, list[int]]]:
@@ -90,7 +110,9 @@ def _item(document: dict[str, Any], field: FieldDescriptor, indices: list[int], 
 
 
 def _assign(document: dict[str, Any], field: FieldDescriptor, indices: list[int], setting: Setting, path: str) -> None:
-    text = field.cpp_type == FieldDescriptor.CPPTYPE_STRING and not isinstance(setting.value, str)
+    rules = rules_of(field)
+    table = (rules.table or rules.entrypoint) and isinstance(setting.value, Mapping)
+    text = field.cpp_type == FieldDescriptor.CPPTYPE_STRING and not isinstance(setting.value, str) and not table
     # The value of a string field is a string, even if it looks like a number.
     value = setting.text if text and setting.text is not None else setting.value
     if not indices:

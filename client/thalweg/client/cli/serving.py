@@ -24,6 +24,16 @@ from thalweg.contract.tokens import published
 _log = logging.getLogger(__name__)
 _MEBIBYTE = 1 << 20
 _MAX_SECONDS = 1e6
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        metavar="",
+        envvar="THALWEG_ALLOW_CODE",
+        help="Admit jobs with code of their own, which workers run as the fleet's user. Anyone who may submit jobs can then run "
+        "any code on the fleet's machines.",
+    ),
+]
 _SERVER_DEFAULT = f"THALWEG_SERVER in the environment, else 127.0.0.1:{DEFAULT_PORT}"
 
 
@@ -82,6 +92,7 @@ def serve(
             show_default="10",
         ),
     ] = None,
+    allow_code: AllowCode = False,
     shared_memory: Annotated[
         bool,
         typer.Option(
@@ -116,7 +127,7 @@ def serve(
     settings = {name: value for name, value in given.items() if value is not None}
     _log_to_stderr()
     if shard_of is not None:
-        if data or settings or not shared_memory:
+        if data or settings or allow_code or not shared_memory:
             raise invalid(Violation("--shard-of", "can be used with --address, --token-file and --trust-network only"))
         _log.warning("thalweg serve --shard-of is now thalweg shard --server")
         _run_shard(where, Endpoint(_address("--shard-of", shard_of), token), trust_network, json)
@@ -129,7 +140,8 @@ def serve(
             check_address(where)
         if own:
             token = folder_token(folder, SERVER_TOKEN)
-        server = start_server(where, folder, token, trust_network=trust_network, shared_memory=shared_memory, **settings)
+        settings |= {"trust_network": trust_network, "shared_memory": shared_memory, "allow_code": allow_code}
+        server = start_server(where, folder, token, **settings)
         stack.callback(server.stop)
         if own:
             _publish(stack, server.listening, token, folder)
@@ -238,6 +250,16 @@ def fleet(
             help="Join a Ray cluster that requires no token. Anyone who can connect to it can run code there.",
         ),
     ] = False,
+    allow_code: AllowCode = False,
+    allow_requirements: Annotated[
+        bool,
+        typer.Option(
+            "--allow-requirements",
+            metavar="",
+            envvar="THALWEG_ALLOW_REQUIREMENTS",
+            help="Let Ray install the packages that such jobs require, with pip. Needs --allow-code.",
+        ),
+    ] = False,
     token_file: TokenFile = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="A readable name.", show_default="the machine's name")] = None,
     json: Json = False,
@@ -257,6 +279,8 @@ def fleet(
     for option, given in {"--ray-token-file": ray_token_file, "--trust-network": trust_network}.items():
         if given and not ray_address:
             raise invalid(Violation(option, "needs --ray-address: a Ray that this command starts makes its own token"))
+    if allow_requirements and not allow_code:
+        raise invalid(Violation("--allow-requirements", "needs --allow-code: packages are installed for jobs with code alone"))
     check_token_file(ray_token_file, "--ray-token-file")
     _log_to_stderr()
     with Inbox() as inbox:
@@ -266,6 +290,8 @@ def fleet(
             ray_token_file=ray_token_file,
             trust_network=trust_network,
             slots=slots,
+            allow_code=allow_code,
+            allow_requirements=allow_requirements,
             name=name,
         )
         inbox.listen()
