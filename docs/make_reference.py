@@ -85,7 +85,8 @@ def _section(descriptor: Descriptor, told: dict[str, str]) -> str:
     fields = [field for field in descriptor.fields if field.containing_oneof not in oneofs]
     for oneof in oneofs:
         default = choice_of(oneof).default
-        lines += [f"One of these{f'; `{default}` if none is given' if default else ''}:", ""]
+        many = "One" if default or choice_of(oneof).required else "At most one"
+        lines += [f"{many} of these{f'; `{default}` if none is given' if default else ''}:", ""]
         lines += [f"- `{field.name}`{_link(field)}: {told[field.full_name]}" for field in oneof.fields]
         lines.append("")
     if fields:
@@ -108,11 +109,12 @@ def _link(field: FieldDescriptor) -> str:
 
 def _row(field: FieldDescriptor, told: dict[str, str]) -> str:
     kind = _link(field).strip(" ()").removesuffix(")") + ")" if field.message_type else _TYPES[field.cpp_type]
+    kind = "table" if rules_of(field).table else kind
     kind = f"list of {kind}" if field.is_repeated else kind
     rules = rules_of(field)
     default = default_of(field)
     shown = "*required*" if rules.required or (rules.min_length and default is None) else ""
-    if default is not None and default != {}:
+    if default not in (None, {}, "{}"):
         shown = f"`{json.dumps(default, ensure_ascii=False)}`"
     return f"| `{field.name}` | {kind} | {shown} | {', '.join(_allowed(field))} | {told[field.full_name]} |"
 
@@ -129,6 +131,8 @@ def _allowed(field: FieldDescriptor) -> Iterator[str]:
             yield f"{words} {value:,.15g}"
     if rules.one_of:
         yield ", ".join(f"`{name}`" for name in rules.one_of)
+    if rules.entrypoint:
+        yield 'an entry point, `{ entrypoint = "MODULE:NAME" }`'
     if rules.pattern:
         yield rules.pattern_words
     if rules.min_length and rules.min_length == rules.max_length:

@@ -31,8 +31,8 @@ class Use(NamedTuple):
 
 
 def entry_points(spec: job_pb2.JobSpec) -> list[Use]:
-    """All entry points of a job, in the order of the contract's fields. A job without any runs no code of its author's."""
-    return list(_below(spec, ""))
+    """All entry points of a job, those that have arguments first. A job without any runs no code of its author's."""
+    return sorted(_below(spec, ""), key=lambda use: not use.field.endswith(".entrypoint"))
 
 
 def is_entry_point(text: str) -> bool:

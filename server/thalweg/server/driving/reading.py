@@ -42,8 +42,10 @@ class Reading:
             ending = self._lives.ending(job.id)
             job.progress.CopyFrom(run.job.progress)
             job.status, job.waiting_for = run.job.status, run.job.waiting_for
-            if not run.job.progress.workers and (run.job.waiting_for or not self._lives.places.has(job.id)):
-                self._lives.places.explain(job, run)
+            places = self._lives.places
+            waits = run.job.waiting_for or not places.has(job.id) or places.prohibition(job)
+            if not run.job.progress.workers and waits:
+                places.explain(job, run)
             if shortage := self._answers.shortages.get(job.id) or (self._journal.shortage if ending else None):
                 job.status = f"ended; its result is kept in memory until there is disk space: {shortage}"
                 job.waiting_for = job_pb2.WAITING_FOR_STORAGE

@@ -91,22 +91,22 @@ class Places:
             before = self._queue.before[job.id]
             ahead = f"{before} job{'' if before == 1 else 's'} ahead"
             return job_pb2.WAITING_FOR_PLACE, f"queued: {ahead} (this server runs {self.max_running} at a time)"
+        if prohibition := self.prohibition(job):
+            return job_pb2.WAITING_FOR_PERMISSION, f"{NO_WORKERS}: {prohibition}"
         if not self.fleets.attending:
             no_fleet = "no fleet is connected to this server; start one with `thalweg fleet`"
             return job_pb2.WAITING_FOR_FLEET, f"{NO_WORKERS}: {no_fleet}"
-        if prohibition := self._prohibition(job):
-            return job_pb2.WAITING_FOR_PERMISSION, f"{NO_WORKERS}: {prohibition}"
         if not self.fleets.have_room(job.spec):
             return job_pb2.WAITING_FOR_SLOTS, f"{NO_WORKERS}: no fleet has the {slots} CPU slots that each worker needs"
         if trouble := run.trouble():
             return job_pb2.WAITING_FOR_NODE, f"{NO_WORKERS}: {trouble}"
         return job_pb2.WAITING_FOR_WORKERS, NO_WORKERS
 
-    def _prohibition(self, job: job_pb2.Job) -> str:
-        """Why a job's code may not run, and what to do; empty if it may, or has none."""
+    def prohibition(self, job: job_pb2.Job) -> str:
+        """Why a job's code may not run, and what to do; empty if it may, if the job has none, or if there are no fleets yet."""
         if not self.permits(job):
             return "this server runs no jobs with code; restart it with `thalweg serve --allow-code`"
-        if self.fleets.admit(job.spec):
+        if not self.fleets.attending or self.fleets.admit(job.spec):
             return ""
         if any(fleet.allow_code for fleet in self.fleets.attending):
             option = "--allow-code --allow-requirements"
@@ -121,7 +121,7 @@ class Places:
             return ""
         if not self.fleets.attending:
             return "no fleet is connected to this server; workers start when one does"
-        if prohibition := self._prohibition(job):
+        if prohibition := self.prohibition(job):
             return prohibition
         fleets = self.fleets.admit(job.spec)
         room = sum(fleet.slots // slots for fleet in fleets)
