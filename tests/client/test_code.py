@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from tests.client.conftest import Command
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client, ThalwegError, load_job
+from thalweg.client.cli import serving
+from thalweg.client.errors import LocalError
 from thalweg.client.jobfile import toml_of
 from thalweg.client.mapping import values_of
 from thalweg.client.models import Landscape, check, gradcheck, predict
@@ -261,6 +263,29 @@ def test_the_client_runs_no_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command_name", ["serve", "fleet"])
 def test_commands_have_the_option(command: Command, command_name: str) -> None:
     assert "--allow-code" in command(command_name, "--help").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "allowed"),
+    [((), None, False), ((), "", False), ((), "0", False), ((), "1", True), ((), "true", True), (("--allow-code",), None, True)],
+)
+def test_code_is_allowed_by_an_option_or_a_variable(
+    command: Command, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], variable: str | None, allowed: bool
+) -> None:
+    found: list[bool] = []
+
+    def start(*_: Any, allow_code: bool, **__: Any) -> None:
+        found.append(allow_code)
+        raise LocalError("that is enough")
+
+    monkeypatch.delenv("THALWEG_ALLOW_CODE", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("THALWEG_ALLOW_CODE", variable)
+    for name in ("start_server", "start_fleet"):
+        monkeypatch.setattr(serving, name, start)
+    command("serve", "--address", "127.0.0.1:0", *arguments)
+    command("fleet", *arguments)
+    assert found == [allowed, allowed]
 
 
 def test_requirements_need_code(command: Command) -> None:

@@ -19,7 +19,6 @@ from thalweg.workers.code import importable
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("THALWEG_CODE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     monkeypatch.setattr("sys.dont_write_bytecode", False)
     return tmp_path / "cache"
 

@@ -37,7 +37,7 @@ def test_a_fleet_keeps_its_workers_for_a_while_when_it_loses_the_server(
     with running_server(tmp_path) as server, stub_of(server) as stub:
         stub.CreateJob(pb.CreateJobRequest(spec=make_spec(workers=2), job_id="a"))
         address = server.address
-        fleet, driver = Fleet(FleetConfig(Endpoint(address))), Driver()
+        fleet, driver = Fleet(FleetConfig(Endpoint(address), allow_code=True)), Driver()
         inside: Any = fleet
         inside._driver = driver
         inside._set_cluster(Alive(2, ("one",)))
@@ -50,6 +50,7 @@ def test_a_fleet_keeps_its_workers_for_a_while_when_it_loses_the_server(
             assert [(each.job_id, each.workers) for each in told.allotments] == [("a", 2)]
 
         given()
+        assert [(each.allow_code, each.allow_requirements) for each in server.jobs.places.fleets.attending] == [(True, False)]
     # The server is gone: what runs goes on.
     assert isinstance(driver.told.get(), Hold)
     again = Server(ServerConfig(address=Address(address.host, address.port), data=tmp_path))

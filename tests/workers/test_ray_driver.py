@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, pairwise, repeat
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -55,7 +56,8 @@ class Call:
         self.actor = actor
         self.method = method
 
-    def remote(self, *_: Any) -> "Call":
+    def remote(self, *arguments: Any) -> "Call":
+        self.actor.called[self.method] = arguments
         return self
 
     def is_done(self, now: float) -> bool:
@@ -68,6 +70,8 @@ class Actor:
 
     def __init__(self, ray: "Ray", node: str) -> None:
         self.started = ray.now
+        self.called: dict[str, tuple[Any, ...]] = {}
+        ray.actors.append(self)
         self.node = node
         self.seconds, self.error, self.answers = next(ray.fates)
         self.work, self.answered, self.place = Call(self, "work"), Call(self, "answered"), Call(self, "place")
@@ -87,6 +91,8 @@ class Ray:
         self.starts: list[float] = []
         self.nodes_of_starts: list[str] = []
         self.resources: list[dict[str, float]] = []
+        self.environments: list[Any] = []
+        self.actors: list[Actor] = []
         self.alive = True
         self.killed: list[Actor] = []
         self.util = self.scheduling_strategies = self
@@ -112,7 +118,8 @@ class Ray:
         self.nodes_of_starts.append(self._node)
         return Actor(self, self._node)
 
-    def options(self, *, scheduling_strategy: Any, resources: dict[str, float], **_: Any) -> "Ray":
+    def options(self, *, scheduling_strategy: Any, resources: dict[str, float], **more: Any) -> "Ray":
+        self.environments.append(more.get("runtime_env"))
         self._node = "here" if scheduling_strategy == "SPREAD" else scheduling_strategy
         self.resources.append(resources)
         return self
@@ -170,10 +177,13 @@ def run(
     avoid: tuple[str, ...] = (),
     then: tuple[Any, ...] = (),
     server: str = "host",
+    allow_code: bool = False,
+    allow_requirements: bool = False,
 ) -> list[Any]:
     """What a driver says until the fleet hangs up. `then` is what it is told after its allotment."""
     line: Any = Line(ray, until, workers, avoid, list(then))
-    RayDriver(ray, Orders("fleet", "id", Endpoint(Address(server, 1)), "auto", 1, 1), line).run()
+    orders = Orders("fleet", "id", Endpoint(Address(server, 1)), "auto", 1, 1)
+    RayDriver(ray, replace(orders, allow_code=allow_code, allow_requirements=allow_requirements), line).run()
     said: list[Any] = line.sent
     return said
 
@@ -360,3 +370,29 @@ def test_a_limit_of_files_sizes_that_ray_cannot_do_with_is_said_before_it_starts
     monkeypatch.setattr(resource, "getrlimit", lambda which: {resource.RLIMIT_FSIZE: (1 << 20, 1 << 20)}[which])
     with pytest.raises(RayLostError, match=r"files of at most 1\.00 MiB, and Ray needs 81\.00 MiB"):
         connect(None, Orders("fleet", "id", Endpoint(Address("host", 1)), None, 1, 1))
+
+
+REQUIRES = pb.AttendResponse(
+    allotments=[pb.Allotment(job_id="other", workers=1, slots_per_worker=1, requirements=["einops==0.8.1", "six"])]
+)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_worker_is_told_whether_it_may_run_code(ray: Ray, allowed: bool) -> None:
+    run(ray, 1, allow_code=allowed)
+    (actor,) = ray.actors
+    assert actor.called["work"][-1] is allowed
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_packages_are_installed_only_where_that_is_allowed(ray: Ray, allowed: bool) -> None:
+    run(ray, 2, then=(REQUIRES,), allow_code=True, allow_requirements=allowed)
+    assert ray.environments == [None, {"pip": ["einops==0.8.1", "six"]} if allowed else None]
+
+
+def test_packages_that_cannot_be_installed_are_told_as_the_nodes_problem(ray: Ray) -> None:
+    text = "Failed to set up runtime environment.\nTraceback\n    ERROR: No matching distribution found for einops==99\n\n"
+    ray.fates = chain([(0.1, RuntimeEnvSetupError(text), False)], repeat(LONG_LIFE))
+    (exited,) = exits(run(ray, 1))
+    assert exited.cause == NODE
+    assert exited.problem == "code.requirements cannot be installed: ERROR: No matching distribution found for einops==99"

@@ -49,7 +49,9 @@ def start_embedded_server(folder: Path, token: str, address: Address | None = No
     while True:
         place = places.pop(0)
         try:
-            return start_server(place, folder, token, resume_unfinished=False, kept=kept, local_workers=True, **settings)
+            return start_server(
+                place, folder, token, resume_unfinished=False, kept=kept, local_workers=True, allow_code=True, **settings
+            )
         except FolderInUseError:
             raise
         except LocalError:

@@ -4,7 +4,6 @@ Nothing of it runs here; it runs when an entry point is loaded (`learning/entry_
 """
 
 import importlib
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -43,9 +42,8 @@ def importable(spec: job_pb2.JobSpec, fetch: Callable[[str], Path], *, allowed: 
 
 @contextmanager
 def _in_front(folder: str) -> Iterator[None]:
-    # The folder is for reading only, for subprocesses of the code as well.
+    # The folder is for reading only, which does not stop root.
     sys.dont_write_bytecode = True
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     with _lock:
         sys.path.insert(0, folder)
         importlib.invalidate_caches()

@@ -127,7 +127,7 @@ def serve(
     settings = {name: value for name, value in given.items() if value is not None}
     _log_to_stderr()
     if shard_of is not None:
-        if data or settings or allow_code or not shared_memory:
+        if data or settings or not shared_memory:
             raise invalid(Violation("--shard-of", "can be used with --address, --token-file and --trust-network only"))
         _log.warning("thalweg serve --shard-of is now thalweg shard --server")
         _run_shard(where, Endpoint(_address("--shard-of", shard_of), token), trust_network, json)
