@@ -42,6 +42,7 @@ CHANNELS = "proto/thalweg/contract/endpoint.py"
 # A process of Thalweg's own begins there; in `driver_process.py`, with the first line of the program that it starts.
 ENTRY_POINTS = {
     "client/thalweg/command.py",
+    "workers/thalweg/workers/doctor/__main__.py",
     "workers/thalweg/workers/ray/actor.py",
     "workers/thalweg/workers/ray/driver_process.py",
 }
@@ -261,6 +262,8 @@ PROCESS_WIDE = {
     r"threadpoolctl\.threadpool_limits|.*ThreadpoolController.*\.limit": {
         # A worker pins its BLAS as long as it works: equal bits need equal threads.
         "workers/thalweg/workers/worker.py",
+        # A process of `thalweg doctor` computes as a worker does.
+        "workers/thalweg/workers/doctor/__main__.py",
     },
     r"resource\.(setrlimit|prlimit)": {
         # Called by the command.
@@ -278,14 +281,20 @@ PROCESS_WIDE = {
         # A lock of this process is none of a process that it forks.
         "proto/thalweg/contract/locks.py",
     },
-    r"numpy\.(seterr|seterrcall|setbufsize|set_printoptions)|numpy\.random\.seed|random\.seed": set[str](),
+    r"numpy\.(seterr|seterrcall|setbufsize|set_printoptions)|numpy\.random\.seed|random\.seed": {
+        # While code of a job's author runs. The generators are then as they were before.
+        "learning/thalweg/learning/pytorch/randomness.py",
+    },
     r"gc\.(disable|enable|freeze|set_threshold)|sys\.(setswitchinterval|setrecursionlimit|settrace|setprofile)": set[str](),
     r"sys\.(excepthook|unraisablehook|displayhook|stdin|stdout|stderr|path|meta_path|modules)(=|\[\])": set[str](),
     r"sys\.(path|meta_path|path_hooks|modules)\.(append|insert|extend|remove|pop|clear|update|setdefault)": set[str](),
     r"tempfile\.tempdir=|threading\.excepthook=|threading\.stack_size|socket\.setdefaulttimeout|time\.tzset": set[str](),
     r"warnings\.(simplefilter|filterwarnings|resetwarnings)|locale\.setlocale|faulthandler\..*|atexit\.register": set[str](),
     r"multiprocessing\.set_start_method|asyncio\.set_event_loop_policy": set[str](),
-    r"os\.(nice|sched_setaffinity|setpriority)": set[str](),
+    r"os\.(nice|sched_setaffinity|setpriority)": {
+        # A process of `thalweg doctor`, which computes with fewer processors than the other one.
+        "workers/thalweg/workers/doctor/__main__.py",
+    },
 }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thalweg.learning.batch import INPUT, TARGET, Field, Schema
+from thalweg.learning.batch import INPUT, TARGET, Batch, Field, Schema
 from thalweg.learning.data import Arrays, Dataset, Samples
 from thalweg.learning.data.samples import ALL
 from thalweg.v1 import job_pb2
@@ -14,6 +14,11 @@ from thalweg.v1 import job_pb2
 def schema(shape: tuple[int, ...]) -> Schema:
     """Of inputs of a shape."""
     return {INPUT: Field(np.dtype(np.float32), shape)}
+
+
+def schema_of(samples: Batch) -> Schema:
+    """The fields of samples."""
+    return {name: Field(values.dtype, values.shape[1:]) for name, values in samples.items()}
 
 
 def batch(x: NDArray[Any], y: NDArray[Any]) -> dict[str, NDArray[Any]]:

@@ -113,7 +113,7 @@ def test_a_mistake_in_backpropagation_is_found(monkeypatch: pytest.MonkeyPatch) 
 
 def test_registries_are_the_contracts() -> None:
     assert list(LAYERS) == rules.alternatives(job_pb2.Layer, "kind")
-    assert list(LOSSES) == list(rules.rules_of(job_pb2.Model.DESCRIPTOR.fields_by_name["loss"]).one_of)
+    assert [*LOSSES, "model"] == list(rules.rules_of(job_pb2.Model.DESCRIPTOR.fields_by_name["loss"]).one_of)
     initializers = rules.rules_of(job_pb2.Dense.DESCRIPTOR.fields_by_name["initializer"]).one_of
     assert list(INITIALIZERS) == list(initializers)
 

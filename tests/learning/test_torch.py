@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from google.protobuf import json_format
 
-from tests.learning.batches import batch
+from tests.learning.batches import batch, schema_of
 from thalweg.contract.layout import Slab, layout_of, views
 from thalweg.contract.segments import Kind
 from thalweg.learning import registry
-from thalweg.learning.batch import Batch, schema_of
+from thalweg.learning.batch import Batch
 from thalweg.learning.errors import MistakeError
 from thalweg.learning.objective import Objective
 from thalweg.learning.randomness import Purpose

@@ -43,8 +43,8 @@ _SOURCES = {path: [f"{path}.{name}" for name in alternatives(message, "source")]
 class JobFile:
     """A specification, and the files on this machine that it needs.
 
-    `data` is the file of its data, None for built-in data; `initial` the file of its initial parameters, if any; `code` the file or
-    the folder of its code, if any, which is uploaded as an archive (`packing.py`).
+    `data` is the file of its data, None for built-in data; `initial` the file of its initial parameters, if any; `code` the
+    file or folder of its code, if any, which is uploaded as an archive (`packing.py`).
     """
 
     spec: job_pb2.JobSpec

@@ -66,7 +66,8 @@ def load(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Dataset:
     source = _source(data, fetch)
     x, y = source.x, source.y
     _check(field, x, y)
-    targets = as_targets(field, y, spec.model.loss, data.one_hot, dtype)
+    kept = spec.model.WhichOneof("kind") is not None
+    targets = as_targets(field, y, spec.model.loss, data.one_hot, dtype, kept=kept)
     train, validation = split(spec.seed, len(x), data.validation_fraction, data.order)
     preprocessing = job_pb2.Preprocessing()
     if data.standardize:

@@ -13,17 +13,19 @@ from thalweg.learning.data.rows import Mapped, Rows, row_blocks
 _MAX_CLASSES = 100_000
 
 
-def as_targets(field: str, y: Rows, loss: str, one_hot: bool, dtype: np.dtype[np.floating]) -> Rows:
+def as_targets(field: str, y: Rows, loss: str, one_hot: bool, dtype: np.dtype[np.floating], *, kept: bool = False) -> Rows:
     """Targets in the form that a loss takes: labels, int64 of shape (samples), or numbers of the given dtype.
 
     Softmax cross-entropy takes labels, or, of more than one column, probabilities. One-hot vectors have as many elements as the
-    largest label plus one. All targets are checked here, and each is converted when it is taken. Raises DataError if the targets
-    have no such form.
+    largest label plus one. Targets that are `kept`, for models that are code, have any shape, and integers become int64. All
+    targets are checked here, and each is converted when it is taken. Raises DataError if the targets have no such form.
     """
     if one_hot:
         labels, largest = _labels(field, y, "data.one_hot = true")
         return Mapped(labels, lambda rows: _one_hot(rows, largest + 1, dtype), (largest + 1,), dtype)
-    if loss != "softmax_cross_entropy":
+    if kept and y.dtype.kind in "biu":
+        return Mapped(y, lambda rows: rows.astype(np.int64), y.shape[1:], np.dtype(np.int64))
+    if kept or loss != "softmax_cross_entropy":
         return _cast(field, y, dtype)
     if len(y.shape) == 1 or y.shape[1:] == (1,):
         return _labels(field, y, "model.loss = softmax_cross_entropy")[0]
