@@ -4,6 +4,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -97,6 +98,23 @@ def test_it_has_the_bits_of_a_plain_loop(nets: ModuleType) -> None:
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
             np.testing.assert_array_equal(found[name], tensor.numpy(), name)
+
+
+def test_a_running_mean_that_stays_is_a_statistic(nets: ModuleType) -> None:
+    samples = batch(np.zeros((4, 2), np.float32), np.zeros((4, 2), np.float32))
+    objective = objective_of(nets, lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(2), nn.Linear(2, 2)), samples)
+    kinds = {segment.name: segment.kind for segment in objective.segments}
+    assert kinds["1.running_mean"] == kinds["1.running_var"] == Kind.STATISTIC
+
+
+def test_parameters_lie_in_memory_that_cannot_be_written(nets: ModuleType, tmp_path: Path) -> None:
+    samples = images()
+    objective = objective_of(nets, convolutional, samples, "softmax_cross_entropy")
+    initial(objective).tofile(tmp_path / "slab")
+    at = np.frombuffer(np.memmap(tmp_path / "slab", np.float32, "r"), np.float32)
+    for step in range(2):
+        objective.gradient(at, samples, 12, (step, 0), np.empty(objective.size, np.float32))
+    objective.measure(at, samples)
 
 
 def test_its_tensors_are_named_as_in_its_state(nets: ModuleType) -> None:

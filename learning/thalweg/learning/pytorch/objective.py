@@ -1,5 +1,6 @@
 """PyTorch modules as objectives."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -26,6 +27,8 @@ from thalweg.v1 import job_pb2
 # The loss that is the module's own.
 _OWN = "model"
 _FIELD = "model.torch"
+# Slabs whose constants are remembered: the parameters at even and at odd versions.
+_MAX_SLABS = 2
 # Samples with which the module is tried.
 _TRIED = 2
 
@@ -56,6 +59,7 @@ class TorchObjective:
         self._constants = slice(sum(part.segment.size for part in self._parts.trained + self._parts.statistics), self._size)
         self._gradients = Gradients(self._parts.trained)
         self._bound: Slab | None = None
+        self._known: deque[tuple[Slab, list[Tensor]]] = deque(maxlen=_MAX_SLABS)
         self._checked = False
 
     @property
@@ -180,7 +184,7 @@ class TorchObjective:
         return self._named.losses if self._named else entry_points.load(loss, "model.loss")
 
     def _attempt(self, schema: Schema) -> bool:
-        """Runs the module as in training on samples that are all 0; says whether it could be run."""
+        """Runs the module as in training, on random numbers and on integers that are 0; says whether it could be run."""
         saved = 0
 
         def pack(tensor: Tensor) -> Tensor:
@@ -188,7 +192,13 @@ class TorchObjective:
             saved += 0 if isinstance(tensor, nn.Parameter) else tensor.numel()
             return tensor
 
-        batch = {name: np.zeros((_TRIED, *field.shape), field.dtype) for name, field in schema.items()}
+        rng = np.random.default_rng(0)
+        shapes = {name: (_TRIED, *field.shape) for name, field in schema.items()}
+        # Of zeros a running mean would be what it was before.
+        batch = {
+            name: rng.random(shapes[name]).astype(field.dtype) if field.dtype.kind == "f" else np.zeros(shapes[name], field.dtype)
+            for name, field in schema.items()
+        }
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
         try:
             with hooks, self._drawing((0, 0)), self._mode(training=True):
@@ -200,18 +210,27 @@ class TorchObjective:
         return True
 
     def _bind(self, at: Slab, draw: Draw | None) -> None:
-        """Gives the module the values of a slab: parameters and constants are views of it, statistics copies."""
+        """Gives the module the values of a slab: parameters are views of it, buffers copies."""
         parts = self._parts
         if self._bound is not at:
             self._bound = at
             for parameter in parts.trained + parts.frozen:
                 parameter.tensor.data = parameter.of(at)
-            for constant in parts.constants:
-                constant.put(constant.of(at))
+            for constant, tensor in zip(parts.constants, self._constants_of(at), strict=True):
+                constant.put(tensor)
         for statistic in parts.statistics:
             statistic.put(statistic.of(at).clone())
         for counter in parts.counters:
             counter.put(torch.full(counter.segment.shape, draw[0] if draw else 0, dtype=torch.int64))
+
+    def _constants_of(self, at: Slab) -> list[Tensor]:
+        """The constant buffers in a slab, as copies: a module that changes one must find memory that it can write."""
+        for known, tensors in self._known:
+            if known is at:
+                return tensors
+        made = [constant.of(at).clone() for constant in self._parts.constants]
+        self._known.append((at, made))
+        return made
 
     def _write_changes(self, at: Slab, share: float, out: Slab) -> None:
         """Writes what samples have changed of the buffers, as gradients are written: so that it is to be subtracted."""
@@ -220,12 +239,12 @@ class TorchObjective:
                 old, new = statistic.of(at), statistic.tensor.detach()
                 # Equal infinities have no difference.
                 torch.mul(torch.where(new == old, torch.zeros_like(old), old - new), share, out=statistic.of(out))
-        for constant in self._parts.constants:
+        for constant, kept in zip(self._parts.constants, self._constants_of(at), strict=True):
             tensor = constant.tensor
-            if tensor._version or tensor.data_ptr() != constant.of(at).data_ptr():
+            if tensor._version or tensor is not kept:
                 raise MistakeError(
-                    f"{_FIELD}: the module changes its buffer {constant.segment.name}, but did not when it was tried with "
-                    "samples that are all 0; change it in each training step"
+                    f"{_FIELD}: the module changes its buffer {constant.segment.name}, but did not when it was tried; "
+                    "change it in each training step"
                 )
         out[self._constants] = 0
 

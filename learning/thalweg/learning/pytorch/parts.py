@@ -12,6 +12,8 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.segments import Kind, Segment
 from thalweg.learning.errors import MistakeError
 
+# Modules whose buffers are statistics.
+_NORMALIZATION = (nn.modules.batchnorm._NormBase,)
 # Batch normalization's count of batches: known by its name where a module cannot be tried.
 _COUNTER = "num_batches_tracked"
 
@@ -95,7 +97,7 @@ def parts_of(module: nn.Module, attempt: Callable[[], bool]) -> Parts:
         new, changed = owner.get_buffer(key), not _same(owner.get_buffer(key), old[name])
         if new.is_floating_point():
             real[name] = (owner, key)
-            changing |= {name} if changed or not attempted else set()
+            changing |= {name} if changed or not attempted or isinstance(owner, _NORMALIZATION) else set()
         elif name.endswith(_COUNTER) or (changed and bool((new == old[name] + 1).all())):
             counters[name] = (owner, key)
         elif changed:
