@@ -25,6 +25,8 @@ def _run(seed: int) -> tuple[int, str, dict[str, int]]:
         "workers refused": cluster.refused,
         "killed at start": cluster.killed_at_start,
         "with shards": cluster.split > 0,
+        "with shared memory": cluster.attached > 0,
+        "workers that shared memory": cluster.attached,
         "runs split over shards": cluster.split,
         "runs that lost a shard": cluster.returned,
         "copies that a lost shard interrupted": cluster.interrupted,

@@ -4,6 +4,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from tests.simulation.faults import FOR_GOOD, Faults
 from tests.simulation.loop import ImaginaryLoop
 from tests.simulation.network import Network
 from tests.simulation.shards import GuestStream, ImaginaryShard, ShardSide
+from tests.simulation.sockets import ImaginarySocket, MemorySide
 from tests.simulation.worker import LAYOUT, TRAIN_SAMPLES, ImaginaryWorker, Leaf
-from thalweg.contract import frames
+from thalweg.contract import frames, shared_memory
 from thalweg.contract.errors import ThalwegError
+from thalweg.contract.frames import Parcel
 from thalweg.contract.layout import Slab
 from thalweg.contract.resources import Memory
 from thalweg.learning.optimizers import OptimizerState, reducing
@@ -26,11 +29,13 @@ from thalweg.server.arrays.local import LocalArrays
 from thalweg.server.arrays.sharded.registry import ShardLink
 from thalweg.server.deciding import plan
 from thalweg.server.driving.job.driver import JobDriver
+from thalweg.server.driving.job.inbox import Inbox
 from thalweg.server.driving.job.outcome import JobOutcome
 from thalweg.server.services import shard as shard_service
 from thalweg.server.settings import RunSettings
 from thalweg.server.sharding import host
 from thalweg.server.storage.checkpoints import Checkpoint, Checkpoints
+from thalweg.server.streams.memory_listener import Sharing
 from thalweg.server.telemetry import Recorded, told
 from thalweg.v1 import job_pb2, shard_service_pb2, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
@@ -87,6 +92,7 @@ class Cluster:
         faults: Faults | None = None,
         workers: int = 1,
         shards: int = 0,
+        near: float = 0.0,
         validation_samples: int = 0,
         checkpoint_seconds: float = 0.1,
         max_workers: int = 6,
@@ -124,14 +130,19 @@ class Cluster:
         self.workers: dict[int, ImaginaryWorker] = {}
         self._arrivals: dict[tuple[int, str], float] = {}
         self.finished: JobOutcome | None = None
-        self._received = 0
+        self.received = 0
         self.stalled_until = 0.0
         self.no_memory = False
+        # The probability with which a worker is on the server's machine; the memory and the sockets of that.
+        self.near = near
+        self.memory = MemorySide(self.network, lambda: self.stalled_until, shared_memory.create)
+        self._sharing: Sharing | None = None
+        self.attached = 0
         # What the server's process has of shards, if it runs; the shards, by their addresses.
         self.server: ShardSide | None = None
         self.shards: dict[str, ImaginaryShard] = {}
         self.shard_numbers = itertools.count(1)
-        self._first_shards = shards
+        self.first_shards = shards
         # Runs that were split over shards, that lost one, and that lost one while a copy was being put together.
         self.split = self.returned = self.interrupted = 0
         self._copying = 0
@@ -145,7 +156,7 @@ class Cluster:
     def run(self) -> Slab:
         """Runs to the end, and gives the final parameters."""
         with small_chunks(), self._imaginary(), self.loop.running():
-            for _ in range(self._first_shards):
+            for _ in range(self.first_shards):
                 self.add_shard(next(self.shard_numbers))
             self.start_server()
             for _ in range(self.wanted):
@@ -179,22 +190,36 @@ class Cluster:
 
             copy(arrays, made, state=state)
 
+        receive = Inbox.receive
+
+        def count(inbox: Inbox, worker: int, request: Parcel[pb.WorkRequest]) -> None:
+            message = request.message
+            if self.run_ and not self.finished and not self.run_.over.is_set():
+                self.received += message.HasField("gradient") or message.HasField("shared_gradient")
+                self.attached += message.prepared.shared_memory
+            receive(inbox, worker, request)
+
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(LocalArrays, "copy", scarce)
-            if self._first_shards:
+            patch.setattr(Inbox, "receive", count)
+            if self.first_shards:
                 patch.setattr(host, "Budget", lambda: Budget(lambda: Memory(1 << 40, 1 << 40), lambda: 0))
                 patch.setattr(shard_service, "confirm", _confirm)
+            if self.near:
+                patch.setattr(shared_memory, "listen", self.memory.listen)
+                patch.setattr(shared_memory, "create", self.memory.create)
             yield
 
     def start_server(self) -> None:
         """The server starts, and takes the job up where it was."""
         self.incarnations += 1
         self.server = ShardSide(self, self._settings, self._shard_lost)
+        self._sharing = Sharing() if self.near else None
         self._start_run()
 
     def _start_run(self) -> None:
         """The job goes on from its last checkpoint."""
-        self._received = self._copying = 0
+        self.received = self._copying = 0
         checkpoint, problems = Checkpoints(_FOLDER, self.disk).latest()
         self.problems += problems
         steps, epochs = told(reversed(self.journal.durable))
@@ -212,6 +237,7 @@ class Cluster:
             clock=lambda: self.now,
             checkpoint=checkpoint,
             recorded=recorded,
+            sharing=self._sharing,
             shards=self.server.shards,
             spare=self._spare,
         )
@@ -221,6 +247,11 @@ class Cluster:
         if self.server:
             self.server.die()
         self.server = None
+        if self.run_:
+            self.run_.release()
+        if self._sharing:
+            self._sharing.close()
+        self._sharing = None
 
     def _spare(self, act: Callable[[], bool]) -> None:
         """Copies go on now and then, until the server dies."""
@@ -237,7 +268,7 @@ class Cluster:
         assert self.run_
         counts = self.run_.telemetry.contributions
         accounted = counts.applied + counts.duplicate + counts.late + counts.stale_incarnation + counts.unknown
-        assert accounted == self._received, f"{accounted} of {self._received} contributions are accounted for"
+        assert accounted == self.received, f"{accounted} of {self.received} contributions are accounted for"
         self._count()
 
     def _count(self) -> None:
@@ -371,12 +402,26 @@ class Cluster:
     def heard_of_shard(self, server: ShardSide, message: shard_service_pb2.HoldRequest) -> None:
         """What a shard says reaches a server."""
         if server is self.server and self.run_ and not self.finished and message.share in server.shards.of_run:
-            self._received += message.arrival.HasField("gradient")
+            self.received += message.arrival.HasField("gradient")
 
     def without_shard(self, worker: ImaginaryWorker) -> None:
         """A worker has lost a shard: it ends its stream to the server, too, and comes again."""
         self._leave_soon(worker)
         self.rejoin_later(worker)
+
+    def replace_worker(self, worker: ImaginaryWorker) -> None:
+        """A worker's process ends by itself, and another one takes its place."""
+        if worker.worker in self.workers:
+            self.lose(worker)
+            self.at(self.random.uniform(0.01, 0.1), self.replace)
+
+    def busy(self, worker: ImaginaryWorker) -> Callable[[], float]:
+        """Until when a worker stands still, as a function."""
+        return lambda: worker.stopped_until
+
+    def call(self, busy: Callable[[], float]) -> ImaginarySocket | None:
+        """A worker's connection to the server's socket, if there is one."""
+        return self.memory.listener.call(busy) if self.memory.listener else None
 
     def stream_to_shard(self, worker: ImaginaryWorker, shard: pb.ShardRange) -> GuestStream:
         """A worker's stream to a shard."""
@@ -387,6 +432,7 @@ class Cluster:
         worker = ImaginaryWorker(self, next(self._names))
         worker.slowness = self.random.choice([1.0, 1.0, 1.2, 3.0])
         worker.machine = self.machine
+        worker.near = self.near > 0 and self.random.random() < self.near
         self.workers[worker.worker] = worker
 
         def open_stream() -> None:
@@ -412,6 +458,7 @@ class Cluster:
         run = worker.run
 
         def leave() -> None:
+            worker.left = True
             if run and run is self.run_:
                 run.leave(worker.worker)
 
@@ -468,7 +515,7 @@ class Cluster:
     def work(self, worker: ImaginaryWorker) -> None:
         """Lets a worker take its messages one by one, each when it is through with those before."""
         worker.busy = True
-        while worker.alive and worker.inbox:
+        while worker.alive and (worker.inbox or worker.read()):
             if self.now < worker.stopped_until:
                 self.at(worker.stopped_until - self.now, lambda: self.work(worker))
                 return
@@ -476,10 +523,18 @@ class Cluster:
                 return
             seconds = worker.seconds(worker.inbox[0])
             if seconds:
-                self.at(seconds, lambda: self._worked(worker))
+                worker.begin(worker.inbox[0])
+                self.at(seconds / 2, partial(self._half_worked, worker, seconds / 2))
                 return
             worker.handle(worker.inbox.popleft())
         worker.busy = False
+
+    def _half_worked(self, worker: ImaginaryWorker, left: float) -> None:
+        if self.now < worker.stopped_until:
+            self.at(worker.stopped_until - self.now, lambda: self._half_worked(worker, left))
+        elif worker.alive:
+            worker.half_way(worker.inbox[0])
+            self.at(left, lambda: self._worked(worker))
 
     def _worked(self, worker: ImaginaryWorker) -> None:
         if self.now < worker.stopped_until:
@@ -498,7 +553,9 @@ class Cluster:
                 return
             if not run or self.run_ is not run or not worker.heard or self.finished:
                 return
-            self._received += message.HasField("gradient")
+            # Streams that have ended say nothing more. Contributions are tried all the same.
+            if worker.left and message.HasField("prepared"):
+                return
             try:
                 run.receive(worker.worker, request)
             except ThalwegError as error:

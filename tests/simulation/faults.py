@@ -210,9 +210,33 @@ def stop_shard(cluster: "Cluster") -> None:
         shard.stopped_until = max(shard.stopped_until, cluster.now + stopped)
 
 
+def attach_half(cluster: "Cluster") -> None:
+    """A worker comes on the server's machine that takes the offer of shared memory half."""
+    worker = cluster.join()
+    worker.near, worker.attaches = True, cluster.random.choice(["silent", "another token", "dies", "dies prepared"])
+
+
+def no_descriptors(cluster: "Cluster") -> None:
+    """The server's process has no descriptors for workers that want memory, for a while."""
+    if cluster.memory.listener:
+        cluster.memory.listener.failing_until = cluster.now + cluster.random.choice([0.05, 0.5, 20.0])
+
+
+def no_shared_memory(cluster: "Cluster") -> None:
+    """There is no memory that could be shared, for a while."""
+    cluster.memory.scarce = True
+
+    def room() -> None:
+        cluster.memory.scarce = False
+
+    cluster.at(cluster.random.uniform(0.05, 0.5), room)
+
+
 _ALL = (kill, cut, stop, slow, stall, scale, crash, full, damage, memory, fail, disagree, odd, move, hang, kill_at_start)
 KINDS: dict[str, Callable[["Cluster"], None]] = {each.__name__: each for each in _ALL}
 SHARD_KINDS: dict[str, Callable[["Cluster"], None]] = {
     each.__name__: each for each in (kill_shard, add_shard, cut_shard, cut_guest, stop_shard)
 }
-MEMORY_KINDS: dict[str, Callable[["Cluster"], None]] = {}
+MEMORY_KINDS: dict[str, Callable[["Cluster"], None]] = {
+    each.__name__: each for each in (attach_half, no_descriptors, no_shared_memory)
+}

@@ -13,7 +13,11 @@ _Call: TypeAlias = tuple[Callable[..., object], tuple[Any, ...], contextvars.Con
 
 
 class Readable(Protocol):
-    """A socket that says when there is something to be read, or room to write."""
+    """A socket that calls when there is something to be read, or room to write, once it has been woken."""
+
+    def wake(self) -> None:
+        """Has it look whether there is."""
+        ...
 
     on_readable: Callable[[], object] | None
     on_writable: Callable[[], object] | None
@@ -136,6 +140,7 @@ class ImaginaryLoop:
 
     def add_reader(self, socket: Readable, callback: Callable[..., object], *args: Any) -> None:
         socket.on_readable = lambda: callback(*args)
+        socket.wake()
 
     def remove_reader(self, socket: Readable) -> bool:
         there, socket.on_readable = socket.on_readable is not None, None
@@ -143,6 +148,7 @@ class ImaginaryLoop:
 
     def add_writer(self, socket: Readable, callback: Callable[..., object], *args: Any) -> None:
         socket.on_writable = lambda: callback(*args)
+        socket.wake()
 
     def remove_writer(self, socket: Readable) -> bool:
         there, socket.on_writable = socket.on_writable is not None, None

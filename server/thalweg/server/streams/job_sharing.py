@@ -53,7 +53,8 @@ class JobSharing:
         """A worker says whether it took the offer. False if that is not true."""
         guest = self._guests.get(worker)
         if took and not self._withdrawn:
-            return guest is not None and guest.attached
+            # It may be gone again: its socket and its stream end each at its time.
+            return guest is not None and guest.came
         self.leave(worker)
         return True
 

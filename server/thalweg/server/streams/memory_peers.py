@@ -54,7 +54,9 @@ class SharedSlabs:
 
 
 class MemoryPeer:
-    """One worker that was invited. `attached` once it has come, `served` once it has the parameters and is spoken to here.
+    """One worker that was invited. `came` once it has come, `attached` until it is gone.
+
+    `served` once it has the parameters and is spoken to here.
 
     `hear` is called with what it says, `lost` when nothing more can be said to it or heard of it.
     """
@@ -62,7 +64,7 @@ class MemoryPeer:
     def __init__(self, name: str, hear: Callable[[bytes], object], lost: Callable[[str], object]) -> None:
         self.token = secrets.token_bytes(shared_memory.TOKEN_BYTES)
         self.offer = parameter_service_pb2.SharedMemory(address=name, token=self.token)
-        self.served = False
+        self.came = self.served = False
         self._hear = hear
         self._lost = lost
         self._peer: socket.socket | None = None
@@ -81,6 +83,7 @@ class MemoryPeer:
         peer.send(shared_memory.OK)
         asyncio.get_running_loop().add_reader(peer, self._read)
         self._peer = peer
+        self.came = True
 
     def serve(self, slabs: SharedSlabs) -> None:
         """Lets the worker read the parameters. Raises OSError if it is gone."""
