@@ -126,17 +126,25 @@ class _Worker:
                     # Open also while an error is reported: to the server, a closed socket is a lost worker.
                     self._peer = self._until_the_end.enter_context(exchange.attach(message.welcome.shared_memory))
                     threads = spec.training.threads_per_worker
-                    with heartbeats, threadpool_limits(threads, "blas"), registry.kind_of(spec).settings(threads):
+                    limits = threadpool_limits(threads, "blas")
+                    # Whether code is allowed is the first thing to be known; libraries for it are imported by `settings`.
+                    with heartbeats, limits, self._code(spec), registry.kind_of(spec).settings(threads):
                         self._prepare(spec)
                         return self._serve()
                 case "goodbye":
                     return message.goodbye.reason
         return "the server ended the stream"
 
+    @contextmanager
+    def _code(self, spec: job_pb2.JobSpec) -> Iterator[None]:
+        """Within the context, the job's code can be imported. The archive is not needed for that, once it is unpacked."""
+        with ExitStack() as stack:
+            with fetcher(self._channel, self._endpoint.metadata, "code.sha256") as fetch:
+                stack.enter_context(code.importable(spec, fetch, allowed=self._allow_code))
+            yield
+
     def _prepare(self, spec: job_pb2.JobSpec) -> None:
         self._spec = spec
-        with fetcher(self._channel, self._endpoint.metadata, "code.sha256") as fetch:
-            self._until_the_end.enter_context(code.importable(spec, fetch, allowed=self._allow_code))
         with fetcher(self._channel, self._endpoint.metadata) as fetch:
             dataset = data.load(spec, fetch)
         self._differentiator = Differentiator(spec, dataset)
