@@ -51,7 +51,7 @@ class Cluster:
 
 
 def _work(address: Address, job: str, name: str, threads: int, sleep: float | None) -> None:
-    """A process of workers. With `sleep`, they wait so many seconds for each microbatch, and its gradient is zero."""
+    """A process of workers. With `sleep`, they wait that number of seconds for each microbatch, and its gradient is zero."""
     if sleep is not None:
 
         def idle(self: Any, at: Any, batch: Any, denominator: Any, draw: Any, out: Any, done: Any = ignore) -> Sums:  # noqa: ARG001
@@ -130,7 +130,7 @@ def training(workload: Workload, workers: int) -> Iterator[Cluster]:
 
 
 def idle_workload(parameters: int) -> Workload:
-    """A model 64-k-k-10 of about so many parameters, for samples of the data set `digits`, one per microbatch."""
+    """A model 64-k-k-10 of about that number of parameters, for samples of the data set `digits`, one per microbatch."""
     width = max(1, round(((76**2 + 4 * parameters) ** 0.5 - 76) / 2))
     return Workload("idle", (64, width, width, 10), 1, "sgd", 1e-3)
 

@@ -47,7 +47,7 @@ def facts() -> dict[str, Any]:
 
 
 def _told(python: str | Path, code: str, *arguments: str) -> Any:
-    """What some code tells, run as the systems' programs are."""
+    """The output of some code, run as the systems' programs are."""
     command = [str(python), "-c", code, *arguments]
     return json.loads(subprocess.run(command, env=variables(True), capture_output=True, text=True, check=True).stdout)
 

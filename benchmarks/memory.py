@@ -28,7 +28,7 @@ LIMIT_MB = 50.0
 
 
 def train(client: Client, steps: int) -> None:
-    """A job of so many steps, worked for to its end."""
+    """A job of a number of steps, worked for to its end."""
     job = client.submit("and", {"training.epochs": steps, "training.workers": WORKERS})
     threads = [threading.Thread(target=work, args=(Endpoint(client.address), job.id, f"worker-{i}")) for i in range(WORKERS)]
     for thread in threads:

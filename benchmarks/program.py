@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.workloads import WORKLOADS, Workload
 
-# Steps are not counted before so many seconds and so many steps have gone by.
+# Steps are not counted before this number of seconds and this number of steps have passed.
 WARM_UP_SECONDS = 1.5
 WARM_UP_STEPS = 10
 
@@ -25,7 +25,7 @@ class Unavailable(Exception):  # noqa: N818 - no error: a system is not there
 
 @dataclass(frozen=True)
 class Rate:
-    """So many steps took so many seconds."""
+    """A number of steps, and the seconds that they took."""
 
     steps: int
     seconds: float
@@ -51,7 +51,7 @@ class Window:
 
 
 def timed(step: Callable[[], object], seconds: float, at_once: int = 1) -> Rate:
-    """The rate of a function that takes so many steps at once."""
+    """The rate of a function that takes a number of steps at once."""
     window, steps = Window(seconds), 0
     while True:
         rate = window.at(time.perf_counter(), steps)

@@ -7,7 +7,7 @@ from benchmarks.results import Measured
 from benchmarks.systems import ProgramError, System
 from benchmarks.workloads import Workload
 
-# Takes what is measured now, and what came of it once it is known.
+# Takes what is measured now, and the result once it is known.
 Tell = Callable[[Workload, System, float | str | None], object]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 WORKERS = 2
-# Samples that a job has: few enough to lie in memory wherever they are needed, so many that an epoch's end is rare.
+# Samples that a job has: few enough to lie in memory wherever they are needed, enough that an epoch's end is rare.
 SAMPLES = 20_480
 
 

@@ -41,7 +41,7 @@ SMALL, MEDIUM, LARGE = 1_000, 250_000, 5_000_000
 
 
 def rows(given: Constants = GIVEN) -> list[list[Any]]:
-    """Constants as the part `constants` tells them."""
+    """Constants as the part `constants` reports them."""
     found: list[list[Any]] = []
     for name, value in vars(given).items():
         many = {name: value} if isinstance(value, float) else {f"{name}.{key}": one for key, one in value.items()}

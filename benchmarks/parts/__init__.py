@@ -58,5 +58,5 @@ def run(measure: Callable[[argparse.Namespace], Table]) -> None:
     """A part's program: reads its command line, measures, and prints a line of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=4.0, help="how long each value is measured")
-    parser.add_argument("--repeats", type=int, default=3, help="of so many, the median is told")
+    parser.add_argument("--repeats", type=int, default=3, help="the number of repetitions, of which the median is reported")
     print(json.dumps(measure(parser.parse_args())._asdict()), flush=True)

@@ -1,7 +1,7 @@
 """The constants of the model in `benchmarks/scaling`, each measured for itself.
 
 What server and workers do is measured in processor time, which depends less than time does on what else the machine does. The
-cost of a byte is that of a stream with the contract's messages and nothing behind it; that of a message comes from real steps of
+cost of a byte is that of a stream with the contract's messages and nothing else; that of a message comes from real steps of
 one and of eight workers that compute nothing, with a model that fits into one message: so all that the server does about it is
 in it.
 """

@@ -1,7 +1,7 @@
 """How fast a stream is that has gRPC and the contract's messages in it, and nothing else: the bound of every exchange over gRPC.
 
 A server in one event loop, in a process of its own, as Thalweg's; a worker's blocking stream. A small message goes there and
-back, then chunks go one way: the server answers behind the last one, or with as many. Processor time is that of both ends.
+back, then chunks go one way: the server answers after the last one, or with as many. Processor time is that of both ends.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _CHUNKS = 64
 
 
 async def echo(requests: AsyncIterator[Parcel[pb.WorkRequest]], context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    """A stream: an evaluation is answered at once, `prepared` with so many chunks; chunks of gradients are taken."""
+    """A stream: an evaluation is answered at once, `prepared` with a number of chunks; chunks of gradients are taken."""
     message = pb.WorkResponse(parameters=pb.ParametersChunk(version=1))
     parameters = frames.serialize(Parcel(message, bytes(CHUNK_BYTES)))
     async for request, _ in requests:
@@ -74,7 +74,7 @@ class Stream:
         return time.perf_counter() - began
 
     def chunks(self, sent: int, wanted: int) -> float:
-        """Seconds until so many chunks have been taken, and so many have come."""
+        """Seconds until a number of chunks have been taken, and another number have come."""
         data = bytes(CHUNK_BYTES)
         began = time.perf_counter()
         if wanted:

@@ -24,7 +24,7 @@ _ITEM = 4
 
 
 def bytes_of(slots: int, parameters: int) -> int:
-    """The bytes that an update with so many slabs of state has to move, in float32."""
+    """The bytes that an update with a number of slabs of state has to move, in float32."""
     return (3 + 2 * slots) * _ITEM * parameters
 
 

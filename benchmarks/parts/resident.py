@@ -1,6 +1,6 @@
 """How much memory each process has while it trains: proportional set sizes, in which shared memory counts once in all.
 
-A worker holds the samples as well, which are told apart.
+A worker holds the samples as well, which are counted separately.
 """
 
 import argparse

@@ -14,7 +14,7 @@ SLEEP = 0.02
 
 
 class Case(NamedTuple):
-    """What is measured: about so many parameters, workers, servers; steps of a local round, or 1."""
+    """What is measured: about that number of parameters, workers, servers; steps of a local round, or 1."""
 
     parameters: int
     workers: int

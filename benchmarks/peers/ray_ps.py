@@ -29,7 +29,7 @@ class ParameterServer:
         self.optimizer = torch_model.optimizer(workload, self.model.parameters(), fused=True)
 
     def apply_gradients(self, *gradients: Gradients) -> Weights:
-        """One step. Gives the weights behind it."""
+        """One step. Gives the weights after it."""
         mean = [np.stack(of_one).mean(axis=0) for of_one in zip(*gradients, strict=True)]
         self.optimizer.zero_grad()
         for parameter, gradient in zip(self.model.parameters(), mean, strict=True):

@@ -169,7 +169,7 @@ class Model:
 
     @cached_property
     def announces(self) -> float:
-        """What it costs each of two servers that a shard tells of a piece that came, and is told what to do with it."""
+        """The cost for each of two servers of a shard's report that a piece has arrived, and of the answer."""
         return 2 * self.constants.server_message if self.training.shares > 1 else 0.0
 
     @cached_property

@@ -19,7 +19,7 @@ _HOW = {
     "server_step": "processor time of the server for a step of idle workers, without its messages",
     "server_message": "the same with eight workers less that with one, divided by seven, and by the two messages of a worker",
     "worker_message": "processor time of a worker for a step, divided by its two messages",
-    "server_receive_byte": "processor time of an end of a stream that carries 1 MiB chunks, nothing behind it",
+    "server_receive_byte": "processor time of an end of a stream that carries 1 MiB chunks, and nothing else",
     "server_send_byte": "the same",
     "worker_receive_byte": "the same",
     "worker_send_byte": "the same",

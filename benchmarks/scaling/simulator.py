@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 from benchmarks.scaling.model import Model
 
-# Pieces of a step beyond which some are put together: so many take some seconds.
+# Pieces of a step beyond which some are put together: that number takes some seconds.
 _MAX_PIECES = 20_000
 
 _Act = Callable[[], object]
 
 
 class _Work(NamedTuple):
-    """Something that takes a resource so many seconds."""
+    """Something that takes a resource for some seconds."""
 
     seconds: float
     began: _Act | None
@@ -35,7 +35,7 @@ class Clock:
         self._numbers = itertools.count()
 
     def after(self, seconds: float, act: _Act) -> None:
-        """Has something happen in so many seconds."""
+        """Has something happen after some seconds."""
         heapq.heappush(self._events, (self.now + seconds, next(self._numbers), act))
 
     def run(self, enough: Callable[[], bool] = lambda: False) -> None:
@@ -46,7 +46,7 @@ class Clock:
 
 
 class Cores:
-    """What resources share that compute on one machine: so many of them run at a time, in turn. None for no such bound."""
+    """What resources share that compute on one machine: a number of them run at a time, in turn. None for no such bound."""
 
     def __init__(self, count: int | None) -> None:
         self._free = count
@@ -82,7 +82,7 @@ class Resource:
         self._busy = False
 
     def put(self, flow: Hashable, seconds: float, done: _Act | None = None, began: _Act | None = None) -> None:
-        """Queues work behind that of the same flow. `began` and `done` are called when it begins and ends."""
+        """Queues work after that of the same flow. `began` and `done` are called when it begins and ends."""
         waiting = self._flows.setdefault(flow, deque())
         if not waiting:
             self._turns.append(flow)
@@ -138,7 +138,7 @@ class Simulation:
         self.ends: list[float] = []
 
     def seconds(self, steps: int = 2) -> float:
-        """The mean of so many steps behind a first one."""
+        """The mean of a number of steps after a first one."""
         for worker in range(self.workers):
             self._compute(worker)
         # Those that have the last parameters first compute on meanwhile, as in any other step.
@@ -150,7 +150,7 @@ class Simulation:
         return piece * self.model.training.shares // self.pieces
 
     def _compute(self, worker: int) -> None:
-        """A microbatch of a worker; behind the last one it sends what came of them."""
+        """A microbatch of a worker; after the last one it sends their result."""
         self._computed[worker] += 1
         last = self._computed[worker] == self.model.tasks_a_step
         then = partial(self._send if last else self._compute, worker)

@@ -37,7 +37,7 @@ class System:
         return not self.only or workload.name in self.only
 
     def rate(self, workload: Workload, seconds: float) -> Rate:
-        """Steps in so many seconds of the steady state. Raises Unavailable if it is not there, ProgramError if it fails."""
+        """Steps in a number of seconds of the steady state. Raises Unavailable if it is not there, ProgramError if it fails."""
         if self.needs:
             _require(self.needs)
         python = str(environment.python()) if self.needs else sys.executable

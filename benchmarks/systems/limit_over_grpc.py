@@ -43,7 +43,7 @@ def serve(told: Connection) -> None:
         await answer(data)
 
     async def answer(data: bytes) -> None:
-        """The two need not begin and end at once: who is alone waits for nobody."""
+        """The two need not begin and end at once: one that is alone does not wait."""
         if len(waiting) == there:
             everyone = waiting.copy()
             waiting.clear()

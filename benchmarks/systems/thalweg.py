@@ -52,7 +52,7 @@ def options_of(shared_memory: bool, codec: str | None) -> dict[str, Any]:
 
 
 def rate_of(job: Job, workers: int, seconds: float) -> Rate:
-    """Steps from when so many workers are there on, counted and timed by the server's own events. Raises RuntimeError if the job
+    """Steps from the arrival of the last worker, counted and timed by the server's own events. Raises RuntimeError if the job
     ends before.
     """
     window, there = Window(seconds), 0

@@ -80,7 +80,7 @@ def fleet_of_threads(server: Server | Client, token: str | None = None, slots: i
                 for response in call:
                     allotted = {allotment.job_id for allotment in response.allotments}
                     for ended in started.keys() - allotted:
-                        # Its workers have gone; if it is taken up again, it gets others.
+                        # Its workers have gone; if it is resumed, it gets others.
                         del started[ended]
                     for allotment in response.allotments:
                         while started[allotment.job_id] < allotment.workers:

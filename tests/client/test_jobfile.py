@@ -1,4 +1,4 @@
-"""Job files: packaged jobs, TOML files, dictionaries and specifications, and what is told where they are wrong."""
+"""Job files: packaged jobs, TOML files, dictionaries and specifications, and the errors where they are wrong."""
 
 from pathlib import Path
 from typing import Any

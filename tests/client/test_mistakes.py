@@ -98,7 +98,7 @@ def test_several_mistakes_are_a_line_each(command: Command) -> None:
 
 NAN = np.ones((9, 2))
 NAN[5, 1] = np.nan
-# What only whoever loads the data sees: arrays, settings, what is told.
+# What is found only when the data are loaded: arrays, settings, the error.
 DATA: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "NaN": (
         {"x": NAN, "y": np.ones(9)},

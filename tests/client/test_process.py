@@ -118,7 +118,7 @@ def run(program: str, *arguments: object, **environment: str) -> str:
 
 
 def forked(server: Server, *arguments: object, **environment: str) -> tuple[Any, Any]:
-    """What the inherited client and one of its own say in a forked process, while the first one's process goes on."""
+    """What the inherited client and one of its own say in a forked process, while the first one's process continues."""
     inherited, own, after, code = json.loads(run(FORKED, server.address, "", *arguments, **environment))
     assert (after, code) == (0, 0)
     return inherited, own

@@ -1,4 +1,4 @@
-"""What a server tells, as plain values."""
+"""What a server reports, as plain values."""
 
 from datetime import UTC, datetime
 

@@ -1,4 +1,4 @@
-"""Jobs that are taken up again: `thalweg train --resume`, and who watches them."""
+"""Jobs that are resumed: `thalweg train --resume`, and clients that watch them."""
 
 import json
 from pathlib import Path

@@ -15,7 +15,7 @@ from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
 
 @pytest.fixture
 def inbox() -> Iterator[Inbox]:
-    # Whoever runs the tests may have had it ignored.
+    # The process that runs the tests may ignore it.
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with Inbox() as inbox:
         yield inbox

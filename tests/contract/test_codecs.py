@@ -1,4 +1,4 @@
-"""Codecs: what comes back of what was sent, and what is said to bytes that nobody sent."""
+"""Codecs: what is decoded from what was encoded, and how invalid bytes are refused."""
 
 from contextlib import suppress
 from typing import Any
@@ -230,7 +230,7 @@ def test_what_is_left_out_comes_later(kind: str, gradient: Slab) -> None:
         decoded = there_and_back(codec, values)
         left = values - decoded
         sent += decoded
-    # What is left stays bounded, by some of the greatest gradients that one can be kept waiting for.
+    # What is left stays bounded, by some of the largest gradients that one can be kept waiting for.
     assert np.abs(sent / steps - gradient).max() <= 0.2 * np.abs(gradient).max() + 1e-30
 
 

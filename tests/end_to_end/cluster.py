@@ -43,7 +43,7 @@ def stub_of(server: Server) -> Iterator[training_service_pb2_grpc.TrainingServic
 
 
 def train(server: Server, spec: job_pb2.JobSpec, workers: int = 1) -> job_pb2.Job:
-    """Creates a job, works for it with so many workers, and gives it as it ends."""
+    """Creates a job, works for it with a number of workers, and gives its final record."""
     with stub_of(server) as stub:
         job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=spec)).job
         threads = [threading.Thread(target=work, args=(Endpoint(server.address), job.id, f"worker-{i}")) for i in range(workers)]

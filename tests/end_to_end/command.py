@@ -1,4 +1,4 @@
-"""The `thalweg` command as users run it: a process of its own, with a home of its own, that leaves no other behind."""
+"""The `thalweg` command as users run it: a process of its own, with a home of its own, that leaves no other running."""
 
 import json
 import os
@@ -20,7 +20,7 @@ import psutil
 from thalweg.contract.tokens import state_home
 
 THALWEG = Path(sys.executable).with_name("thalweg")
-# By this variable the processes that a command leaves behind are known.
+# By this variable the processes that a command leaves running are found.
 _MARK = "THALWEG_TEST_MARK"
 _PATIENCE = 120.0
 # How long what is ending may take to end.
@@ -104,7 +104,7 @@ class Running:
             time.sleep(0.02)
 
     def assert_nothing_left(self) -> None:
-        """Fails if it left a process or a file of Ray's behind, and says which."""
+        """Fails if it left a process running or a file of Ray's, and says which."""
         left = self.left_behind()
         assert left == [], left
 
@@ -132,7 +132,7 @@ def wait_for(condition: Callable[[], Any]) -> Any:
 
 
 def thalweg(home: Path, *arguments: str, program: Path = THALWEG, **environment: str) -> Ended:
-    """Runs a command to its end, and holds it to the rules for all: no traceback, and no process left behind."""
+    """Runs a command to its end, and holds it to the rules for all: no traceback, and no process left running."""
     running = Running(home, *arguments, program=program, **environment)
     ended = running.end()
     assert "Traceback" not in ended.stderr + ended.stdout, ended.stderr

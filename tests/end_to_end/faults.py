@@ -1,4 +1,4 @@
-"""What is done to processes, files and disks to see whether a job goes on all the same."""
+"""What is done to processes, files and disks to see whether a job continues nevertheless."""
 
 import os
 import signal
@@ -93,11 +93,11 @@ class SmallDisk:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Lazily: whoever still holds a file there keeps it until it ends, and others do not see it.
+        # Lazily: a process that still holds a file there keeps it until it ends, and others do not see it.
         subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
 
     def fill(self, free: int) -> None:
-        """Fills the disk until no more than so many bytes are free."""
+        """Fills the disk until no more than `free` bytes are free."""
         state = os.statvfs(self.folder)
         excess = state.f_bavail * state.f_frsize - free
         if excess > 0:

@@ -23,7 +23,7 @@ from tests.end_to_end import wire
 from tests.end_to_end.command import THALWEG
 
 _TOOLS = ("ip", "nsenter", "unshare", "mount", "hostname")
-# A host keeps Ray's files and its shared memory to itself. The holder ends with whoever started it: then its stdin ends.
+# A host keeps Ray's files and its shared memory to itself. The holder ends with the process that started it: then its stdin ends.
 _HOST = (
     "mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray && mount -t tmpfs tmpfs /dev/shm && hostname {name} && "
     "ip link set lo up && echo ready && exec cat"
@@ -171,7 +171,7 @@ class Network:
         return host
 
     def cut(self, host: Host) -> None:
-        """Cuts a host off: what it and others send each other is lost, and nobody is told."""
+        """Cuts a host off: what it and others send each other is lost, and neither is notified."""
         self._ip("link", "set", host.name, "down")
 
     def restore(self, host: Host) -> None:
@@ -214,7 +214,7 @@ class Network:
 
     @contextmanager
     def limited(self, host: Host, megabits: float) -> Iterator[None]:
-        """Lets so many megabits a second through to a host, and as many from it, for as long as the context. Needs `tc`."""
+        """Limits what passes to a host, and from it, to a number of megabits a second for as long as the context. Needs `tc`."""
         # What passes in two milliseconds: on a fast line that is more than the segments which Linux hands on in one, and which
         # would else be cut into frames, at a cost that no real line has.
         burst = max(4000, round(megabits * 250))

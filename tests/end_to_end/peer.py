@@ -140,7 +140,7 @@ def proxy(server: Address, meddle: Meddler) -> Iterator[Address]:
 
 
 class HoldAfter:
-    """A meddler that lets so many gradient messages pass and then none, until it is released."""
+    """A meddler that lets a number of gradient messages pass and then none, until it is released."""
 
     def __init__(self, messages: int) -> None:
         self._left = messages

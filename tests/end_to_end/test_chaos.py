@@ -1,4 +1,4 @@
-"""Real processes are killed, stopped and run out of disk while a job runs: the same bits all the same."""
+"""Real processes are killed, stopped and run out of disk while a job runs: the result has the same bits."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ class Cluster(Processes):
     """A server and a fleet of three slots, and jobs that are watched from their first event on."""
 
     def run(self, workers: int, *settings: str) -> Watching:
-        """A job, which is `JOB` unless settings are given, with so many workers."""
+        """A job, which is `JOB` unless settings are given, with a number of workers."""
         arguments = [part for setting in (*(settings or JOB), f"training.workers={workers}") for part in ("--set", setting)]
         self.job = str(self("submit", "digits", *arguments)["job"])
         watching = Watching(self.home, self.job, self.address)
@@ -49,7 +49,7 @@ class Cluster(Processes):
             return client.job(self.job).message.progress.step
 
     def until_held(self, steps: int) -> None:
-        """Waits until the job waits at the barrier after so many steps."""
+        """Waits until the job waits at the barrier after a number of steps."""
         wait_for(lambda: self.steps == steps)
 
     def step_until(self, condition: Callable[[], Any]) -> Any:
@@ -128,7 +128,7 @@ CHECKPOINTS = ("--checkpoint-seconds", "0.2")
 
 
 def losses_of(watching: Watching) -> list[tuple[int, float]]:
-    """Each step that was told, in order, with its loss."""
+    """Each step that was reported, in order, with its loss."""
     return [(event["first_step"] + i, loss) for event in watching.of("steps_taken") for i, loss in enumerate(event["losses"])]
 
 
@@ -144,7 +144,7 @@ def test_the_server_is_killed_five_times(tmp_path: Path, stack: ExitStack) -> No
     for number in range(1, KILLS + 1):
         cluster.until_held(number * STRETCH)
         cluster.barrier.hold((number + 1) * STRETCH)
-        # It is killed in the midst of a step, unless the job waits at the next barrier already.
+        # It is killed in the middle of a step, unless the job waits at the next barrier already.
         wait_for(lambda: cluster.steps > number * STRETCH)  # noqa: B023 - waited for at once
         cluster.kill_server()
         cluster.server = cluster.start_server()
@@ -203,7 +203,7 @@ def test_the_disk_is_full_when_a_checkpoint_is_due(tmp_path: Path, stack: ExitSt
     wait_for(filled)
     told = cluster.step_until(lambda: watching.of("checkpoint_failed"))[0]
     assert "No space left on device" in told["problem"]
-    # The job goes on meanwhile.
+    # The job continues meanwhile.
     reached = cluster.steps
     cluster.step_until(lambda: cluster.steps >= reached + 10)
     disk.clear()

@@ -1,4 +1,4 @@
-"""A server and a fleet as processes of their own, and what may happen to them: the same bits all the same."""
+"""A server and a fleet as processes of their own, and what may happen to them: the result has the same bits."""
 
 import json
 import os
@@ -75,7 +75,7 @@ class Cluster:
         return submitted
 
     def until_steps(self, job: str, steps: int) -> None:
-        """Waits until a job waits after so many steps."""
+        """Waits until a job waits after a number of steps."""
         wait_for(lambda: self("jobs", job)["jobs"][0]["steps"] == steps)
 
     def watch(self, job: str) -> Watching:
@@ -98,7 +98,7 @@ class Cluster:
         return str(self("jobs", job)["jobs"][0]["weights_sha256"])
 
     def workers(self, job: str, number: int) -> list[int]:
-        """The process ids of a job's workers, which are waited for until there are so many."""
+        """The process ids of a job's workers, once there are `number` of them."""
         watching = Running(self.home, "watch", job, "--server", self.address, "--json")
         try:
             while (event := json.loads(watching.line()))["event"] != "workers_changed" or event["workers"] != number:

@@ -1,4 +1,4 @@
-"""A connection on which nothing travels any more, though nobody closed it: both ends notice, and give it up."""
+"""A connection on which nothing travels any more, though neither end closed it: both ends notice, and give it up."""
 
 import queue
 import socket

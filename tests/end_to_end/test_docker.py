@@ -146,7 +146,7 @@ def test_the_server_is_killed_and_started_again(cluster: Compose, expected: str)
     cluster("kill", "server")
     cluster("up", "-d", "server")
     wait_for(cluster.serves)
-    # It finishes by itself, and those who watch are told all of it.
+    # It finishes by itself, and those who watch get all of its events.
     events = cluster.thalweg("watch", job)
     assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
     assert cluster.job(job)["state"] == "SUCCEEDED"

@@ -1,4 +1,4 @@
-"""Workers that are killed before they contribute anything, as real processes: the job waits, says why, and ends all the same."""
+"""Workers that are killed before they contribute anything, as real processes: the job waits, says why, and succeeds."""
 
 import os
 import signal

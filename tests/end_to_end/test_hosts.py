@@ -1,4 +1,4 @@
-"""A server, a Ray head and two Ray nodes as hosts of their own, and a network that fails: the same bits all the same."""
+"""A server, a Ray head and two Ray nodes as hosts of their own, and a network that fails: the result has the same bits."""
 
 import shutil
 import sys
@@ -47,7 +47,7 @@ class Cluster:
         self.barrier = Barrier(network.folder / "barrier.json")
         serve = ("serve", "--address", self.address, "--data", str(self.server.home / "data"))
         stack.enter_context(service(self.server.home, *serve, program=self.server.thalweg, **TOKEN))
-        # Nothing that a run on one's own leaves behind disturbs a cluster.
+        # A run without a cluster leaves nothing that disturbs one.
         alone = thalweg(self.head.home, "train", "and", "--json", program=self.head.thalweg)
         assert alone.code == 0, alone.stderr
         self._ray(self.head, "--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false")
@@ -113,7 +113,7 @@ class Cluster:
         self._until_held(steps)
 
     def join_as_node(self, **environment: str) -> Ended:
-        """The end of an attempt to join the Ray cluster with a host that is none of it."""
+        """The end of an attempt to join the Ray cluster with a host that does not belong to it."""
         joining = ("start", f"--address={self.ray_address}", f"--node-ip-address={self.stranger.address}", *RAY_OPTIONS)
         try:
             return Running(self.stranger.home, *joining, program=self.stranger.program(RAY), **environment).end()
@@ -125,7 +125,7 @@ class Cluster:
         self._thalweg("cancel", self.job)
 
     def intrude(self, *ports: str, **environment: str) -> Any:
-        """What comes of trying to get into the Ray cluster from a host that is none of it."""
+        """The result of each attempt to get into the Ray cluster from a host that does not belong to it."""
         python = self.stranger.program(Path(sys.executable))
         running = Running(self.stranger.home, intruder.__file__, self.head.address, *ports, program=python, **environment)
         ended = running.end()
@@ -161,7 +161,7 @@ def test_a_node_is_cut_off_in_the_midst_of_a_step_and_returns(cluster: Cluster, 
         return len(watching.workers) == 2 or watching.ended
 
     with cluster.network.is_cut(cluster.nodes[0]):
-        # It goes on without that node, which then is taken for lost.
+        # It continues without that node, which is then considered lost.
         cluster.go_on()
         watching.until_workers(1)
         assert watching.workers == [other]

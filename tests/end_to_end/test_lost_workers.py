@@ -63,7 +63,7 @@ _meddlers = local()
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks a gradient, so that a stream can be cut in the midst of one."""
+    """Several chunks a gradient, so that a stream can be cut in the middle of one."""
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1024)
     monkeypatch.setattr(exchange.Shared, "least_chunks", 1)
 
@@ -202,7 +202,7 @@ def test_a_message_that_comes_twice_or_late_changes_nothing(server: Server, vari
     past: defaultdict[int, list[messages.WorkRequest]] = defaultdict(list)
 
     def repeat(request: messages.WorkRequest) -> Iterator[messages.WorkRequest]:
-        """Each answer twice, and an old one behind it."""
+        """Each answer twice, and an old one after it."""
         nonlocal repeated
         yield request
         if request.WhichOneof("message") in (*GRADIENTS, "evaluation", "initial"):

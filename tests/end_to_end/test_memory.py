@@ -103,7 +103,7 @@ def test_a_server_of_512_mib_refuses_a_job_that_can_never_fit_and_trains_the_oth
         error = get(stub, "large").error
         assert "56,250,010 parameters do not fit in this server's memory: about 2.3" in error
         assert "this machine has at most 0." in error
-        # It is only now that the other has to be seen to go on.
+        # The other continues.
         wait_for(lambda: get(stub, "small").progress.step == 3)
         barrier.hold(6)
         wait_for(lambda: get(stub, "small").progress.step == 6)

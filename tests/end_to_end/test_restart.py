@@ -1,4 +1,4 @@
-"""An accepted job is never lost: a server killed in the midst of training takes it up again, and ends with the same bits."""
+"""An accepted job is never lost: a server that was killed while it trains resumes it, and it ends with the same bits."""
 
 import subprocess
 import sys
@@ -76,7 +76,7 @@ def events_of(stub: TrainingServiceStub, job_id: str, after: int = 0) -> list[pb
 
 
 def events_so_far(stub: TrainingServiceStub, job_id: str) -> list[pb.Event]:
-    """The events of a job up to one that tells of a step."""
+    """The events of a job up to the first that reports a step."""
     events: list[pb.Event] = []
     for response in stub.WatchJob(pb.WatchJobRequest(job_id=job_id), timeout=DEADLINE):
         events += [response.event]
@@ -95,7 +95,7 @@ def create(stub: TrainingServiceStub, job_id: str, spec: job_pb2.JobSpec) -> Non
 
 @contextmanager
 def held_in_midst(server: Address, job_id: str, gradients: int) -> Iterator[None]:
-    """A worker that has sent so many gradient messages and sends no more."""
+    """A worker that has sent a number of gradient messages and sends no more."""
     hold = HoldAfter(gradients)
 
     def lost() -> None:
@@ -192,7 +192,7 @@ def test_a_job_that_has_ended_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_an_end_is_durable_before_it_is_told(tmp_path: Path) -> None:
-    """Whoever hears of the end, be it the worker, kills the server at once."""
+    """The server is killed as soon as its worker hears of the end."""
     for job_id in ("one", "two", "three"):
         with serving(tmp_path) as server:
             create(server.stub, job_id, make_small_spec())

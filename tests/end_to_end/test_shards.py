@@ -94,7 +94,7 @@ def sharded(data: Path, shards: int = 1) -> Iterator[tuple[Server, list[ShardPro
 
 
 def events(server: Server, job_id: str) -> list[training_service_pb2.Event]:
-    """What was told of a job so far."""
+    """The events of a job so far."""
     return DataFolder(server.config.data).events(job_id, 0, 1 << 20)
 
 

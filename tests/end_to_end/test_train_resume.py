@@ -1,4 +1,4 @@
-"""`thalweg train --resume`: a run on this machine whose process was killed goes on, and ends as if nothing had happened."""
+"""`thalweg train --resume`: a run on this machine whose process was killed continues, and ends as if nothing had happened."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def _kill(running: Running) -> None:
         except ProcessLookupError:
             continue
     running.end()
-    # Nobody is left who could remove Ray's files: the next start does that.
+    # No process is left that could remove Ray's files: the next start does that.
     wait_for(lambda: not running.processes())
 
 

@@ -1,4 +1,4 @@
-"""A server takes up the jobs that an earlier release began, and leaves alone those that a later one has."""
+"""A server resumes jobs that an earlier release began, and leaves those of a later release alone."""
 
 import hashlib
 import shutil

@@ -43,7 +43,7 @@ class Watching:
 
     @property
     def steps(self) -> int:
-        """How many steps the job has taken as it is now, as far as is told."""
+        """How many steps the job has taken as it is now, as far as it is reported."""
         told = self.of("steps_taken")
         return int(told[-1]["first_step"]) + len(told[-1]["losses"]) if told else 0
 
@@ -59,12 +59,12 @@ class Watching:
         return not self._reader.is_alive()
 
     def until_steps(self, steps: int) -> None:
-        """Waits until so many steps are taken, which must come before the end."""
+        """Waits until `steps` steps are taken, which must come before the end."""
         wait_for(lambda: self.steps >= steps or self.ended)
         assert not self.ended, f"the job was to be disturbed at step {steps}, and had ended: {self._command.stderr}"
 
     def until_workers(self, workers: int) -> None:
-        """Waits until so many workers are connected, which must come before the end."""
+        """Waits until `workers` workers are connected, which must come before the end."""
         wait_for(lambda: len(self.workers) == workers or self.ended)
         assert not self.ended, f"the job was to have {workers} workers, and had ended: {self._command.stderr}"
 

@@ -293,5 +293,5 @@ def test_orders_are_what_they_were() -> None:
 def test_few_samples_are_permuted_and_many_computed() -> None:
     assert isinstance(arrangement("auto", MAX_PERMUTED, 0), Permutation)
     assert isinstance(arrangement("auto", MAX_PERMUTED + 1, 0), Bijection)
-    # A job that was accepted before there was a choice goes on with the order that it has.
+    # A job that was accepted before there was a choice keeps the order that it has.
     assert isinstance(arrangement("", MAX_PERMUTED + 1, 0), Permutation)

@@ -1,4 +1,4 @@
-"""A server that stood still takes nobody for lost who only could not be heard."""
+"""A server that stood still does not consider peers lost that it only could not hear."""
 
 import asyncio
 import time

@@ -145,7 +145,7 @@ def test_without_workers_a_step_waits_for_the_next_one() -> None:
     desk.handle(WorkerJoined(2))
     decisions = desk.handle(WorkerPrepared(2, desk.facts))
     assert desk.tasks(decisions) == [(2, 0, ROOT)]
-    # Chunks of the next version that are there already come behind the whole of this one.
+    # Chunks of the next version that are there already come after the whole of this one.
     sent = [(each.version, each.chunks) for each in of(SendRange, decisions)]
     assert sent == [(0, range(CHUNKS)), (1, range(2))]
     desk.answer(2, 0, ROOT, chunks=[2, 3])

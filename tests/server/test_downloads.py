@@ -1,4 +1,4 @@
-"""Downloads share copies, and those that nobody takes are ended."""
+"""Downloads share copies, and those that no client reads are ended."""
 
 import asyncio
 import gc

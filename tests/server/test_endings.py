@@ -58,7 +58,7 @@ def test_parameters_that_find_no_room_are_kept_in_memory_until_they_do(
     assert job.state == job_pb2.JOB_STATE_RUNNING
     assert str(tmp_path) in job.status
     assert "Is a directory" in job.status
-    # Others go on meanwhile.
+    # Others continue meanwhile.
     assert train(server, make_spec()).state == job_pb2.JOB_STATE_SUCCEEDED
     told = refusal(lambda: stub.CancelJob(pb.CancelJobRequest(job_id="job-2")))
     assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")

@@ -1,4 +1,4 @@
-"""Fleets: how workers are shared out, and that each fleet is told its whole allotment whenever it changes."""
+"""Fleets: how workers are shared out, and that each fleet gets its whole allotment whenever it changes."""
 
 import queue
 from collections.abc import Iterator
@@ -344,7 +344,7 @@ def test_a_fleet_that_comes_back_keeps_its_workers(server: Server, stub: Trainin
             assert again.told() == {"a": (1, 1)}
             assert other.told() == {}
             with attending(server, None) as once_more:
-                # The server has not heard that the stream before broke: it is the same fleet all the same.
+                # The server has not heard that the stream before broke: it is the same fleet nevertheless.
                 come(once_more, "mill", 1)
                 assert once_more.told() == {"a": (1, 1)}
                 again.ends()

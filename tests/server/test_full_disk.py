@@ -1,4 +1,4 @@
-"""A full disk: jobs end all the same, calls are answered, deletions make room, and the health of the server says what is so."""
+"""A full disk: jobs end nevertheless, calls are answered, deletions free space, and the server's health reports it."""
 
 import threading
 from collections.abc import Iterator

@@ -106,7 +106,7 @@ UNPREPARED: dict[str, pb.WorkRequest | bytes] = {
     "a counter of a kind": layout(3, counters=[job_pb2.Tensor(name="b", kind=job_pb2.Tensor.KIND_CONSTANT)]),
 }
 
-# What is said in the midst of a step.
+# Messages in the middle of a step.
 PREPARED_ALREADY = {
     "a chunk that does not exist": gradient(chunk=1, sums=None),
     "the greatest chunk": gradient(chunk=(1 << 32) - 1, sums=None),

@@ -1,4 +1,4 @@
-"""The journal: events are numbered without a gap, durable before they are told, and lost to no full disk."""
+"""The journal: events are numbered without a gap, durable before they are reported, and not lost when the disk is full."""
 
 import asyncio
 import sqlite3

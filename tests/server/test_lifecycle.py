@@ -23,7 +23,7 @@ DEADLINE = 30.0
 
 @contextmanager
 def slow_reading(patch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Reading a checkpoint says that it has begun, and waits until it may go on."""
+    """Reading a checkpoint says that it has begun, and waits until it may continue."""
     begun, go_on, latest = threading.Event(), threading.Event(), Checkpoints.latest
 
     def slow(self: Checkpoints) -> Any:

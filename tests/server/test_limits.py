@@ -1,4 +1,4 @@
-"""Peers that connect and ask for nothing: they are bounded, ended, and harm nobody."""
+"""Peers that connect and ask for nothing: they are bounded, ended, and harm no other peer."""
 
 import socket
 import subprocess

@@ -1,4 +1,4 @@
-"""A job that is scaled to 0 is paused: it gives up its workers and its place, and goes on as if nothing had been."""
+"""A job that is scaled to 0 is paused: it gives up its workers and its place, and later continues as if it had not."""
 
 import threading
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Places: which jobs may have workers, on a server that runs only so many at a time; and what the others are told."""
+"""Places: which jobs may have workers, on a server that runs a limited number at a time, and the status of the others."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Starting and stopping: a server that cannot start says why in clear words, and leaves nothing behind."""
+"""Starting and stopping: a server that cannot start says why in clear words, and leaves no files or processes."""
 
 import errno
 import fcntl

@@ -212,7 +212,7 @@ def test_the_event_loop_does_other_things_between_two_slices() -> None:
 def test_checkpoints_and_downloads_of_a_running_job_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, barrier: Barrier
 ) -> None:
-    """On a running server, with a slice for each slab: a job goes on from its checkpoint, to the bits of one left alone."""
+    """On a running server, with a slice for each slab: a job continues from its checkpoint, to an undisturbed one's bits."""
     monkeypatch.setattr(copies_module, "SLICE_BYTES", 1)
 
     def spec_of(epochs: int) -> job_pb2.JobSpec:

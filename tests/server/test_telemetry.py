@@ -1,4 +1,4 @@
-"""What a running job tells about itself."""
+"""What a running job reports."""
 
 from typing import Any
 

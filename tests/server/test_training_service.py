@@ -1,4 +1,4 @@
-"""TrainingService, and the jobs behind it, as a client in any language sees them."""
+"""TrainingService, and its jobs, as a client in any language sees them."""
 
 import functools
 import hashlib
@@ -514,7 +514,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(
         stub.GetServerInfo(pb.GetServerInfoRequest())
     go_on.set()
     finish.set()
-    # Storage has one thread: a later upload is behind what the earlier one left to be done.
+    # Storage has one thread: a later upload is handled after what the earlier one left to be done.
     for attempt in range(100):
         upload(stub, str(attempt).encode())
         if not [name for name in left_behind(tmp_path) if name.endswith(".part")]:

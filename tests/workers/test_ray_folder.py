@@ -20,7 +20,7 @@ from thalweg.workers.ray.config import FleetConfig
 from thalweg.workers.ray.fleet import Fleet, FleetError
 from thalweg.workers.ray.folder import RayFolder, RayFolderError
 
-# Makes a folder where it is told to, says which, and waits to be killed.
+# Makes a folder in a given one, prints which, and waits to be killed.
 HOLDER = (
     "import sys; from thalweg.workers.ray.folder import RayFolder\n"
     "folder = RayFolder.make({'TMPDIR': sys.argv[1]}); print(folder.path, flush=True); sys.stdin.read()"
