@@ -16,9 +16,27 @@ if TYPE_CHECKING:
 # Before any test imports gRPC, as in the processes of commands.
 prepare()
 
+# Files with such tests take longest.
+_LONG = ("docker", "chaos", "ray", "install")
+
 # No test fails because the machine is busy.
 settings.register_profile("thalweg", deadline=None)
 settings.load_profile("thalweg")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist would begin with the files that have the most tests. The longest have few."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: of several processes that share the files, none then works long after the others."""
+    ranks: dict[Path, int] = {}
+    for item in items:
+        rank = next((rank for rank, mark in enumerate(_LONG) if item.get_closest_marker(mark)), len(_LONG))
+        ranks[item.path] = min(rank, ranks.get(item.path, rank))
+    items.sort(key=lambda item: ranks[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
