@@ -252,11 +252,13 @@ def test_the_memory_of_data_does_not_grow_with_it(tmp_path: Path, monkeypatch: p
     assert large < 16 << 20
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int64", "uint16", "bool"])
-def test_integers_stay_integers(dtype: str, tmp_path: Path) -> None:
-    x = numbers(dtype, (50, 4))
+@pytest.mark.parametrize("most", [0, 1 << 20])
+@pytest.mark.parametrize("dtype", ["int8", "int64", "uint16", "bool", ">i2"])
+def test_integers_stay_integers(dtype: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thalweg.learning.data.memory.MAX_HELD", most)
+    x = numbers(np.dtype(dtype).newbyteorder("=").name, (50, 4)).astype(dtype)
     np.savez(tmp_path / "a.npz", x=x, y=np.arange(50))
     dataset = load(tmp_path / "a.npz", npz="a.npz")
-    assert inputs(dataset.train).dtype == x.dtype
+    assert inputs(dataset.train).dtype == dataset.schema["x"].dtype == x.dtype.newbyteorder("=")
     assert np.array_equal(inputs(dataset.train), x)
     assert inputs(load(tmp_path / "a.npz", npz="a.npz", standardize=True).train).dtype == np.float32

@@ -23,7 +23,7 @@ def preprocess(preprocessing: job_pb2.Preprocessing, x: NDArray[Any], dtype: np.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         if not preprocessing.mean:
-            return np.ascontiguousarray(x, dtype if x.dtype.kind == "f" else None)
+            return np.ascontiguousarray(x, _dtype_without_statistics(x.dtype, dtype))
         mean = np.array(preprocessing.mean).reshape(x.shape[1:])
         scale = np.array(preprocessing.scale).reshape(x.shape[1:])
         prepared = np.empty(x.shape, dtype)
@@ -34,8 +34,13 @@ def preprocess(preprocessing: job_pb2.Preprocessing, x: NDArray[Any], dtype: np.
 
 def prepared_rows(preprocessing: job_pb2.Preprocessing, x: Rows, dtype: np.dtype[np.floating]) -> Rows:
     """As `preprocess`, of rows that are prepared when they are taken."""
-    kept = x.dtype.newbyteorder("=") if x.dtype.kind != "f" and not preprocessing.mean else dtype
-    return Mapped(x, lambda rows: preprocess(preprocessing, rows, dtype), x.shape[1:], kept)
+    made = dtype if preprocessing.mean else _dtype_without_statistics(x.dtype, dtype)
+    return Mapped(x, lambda rows: preprocess(preprocessing, rows, dtype), x.shape[1:], made)
+
+
+def _dtype_without_statistics(given: np.dtype[Any], dtype: np.dtype[np.floating]) -> np.dtype[Any]:
+    """The dtype of samples that are not standardized."""
+    return dtype if given.kind == "f" else given.newbyteorder("=")
 
 
 def prepare(x: ArrayLike, preprocessing: job_pb2.Preprocessing, dtype: np.dtype[np.floating]) -> Rows:
