@@ -21,7 +21,7 @@ from thalweg.client import (
     WorkersChanged,
 )
 from thalweg.client.cli import display as displays
-from thalweg.client.cli.display import Log, Notebook, Picture, Screen, count_workers, display
+from thalweg.client.cli.display import JobView, Log, Notebook, Screen, count_workers, display
 from thalweg.client.records import Event
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -46,7 +46,7 @@ BEGIN: list[Event] = [
 
 
 def test_the_numbers_are_those_that_are_known() -> None:
-    picture = Picture()
+    picture = JobView()
     assert picture.numbers() == []
     for event in BEGIN:
         picture.take(event)
@@ -93,7 +93,7 @@ def test_a_checkpoint_is_worth_a_word_if_it_could_not_be_written(capsys: pytest.
 
 
 def test_epochs_that_are_gone_through_again_are_those_of_the_last_time() -> None:
-    picture = Picture()
+    picture = JobView()
     for number, loss in ((1, 0.4), (2, 0.3), (3, 0.2), (2, 0.35), (3, 0.25)):
         picture.take(EpochEnded(0, NOW, number, number, loss, None))
     assert [(epoch.epoch, epoch.train_loss) for epoch in picture.epochs] == [(1, 0.4), (2, 0.35), (3, 0.25)]

@@ -12,7 +12,7 @@ from tests.client.test_commands import interrupt
 from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client, EpochEnded, Job, StateChanged, StepsTaken, ThalwegError
-from thalweg.client.cli.display import Log, Picture
+from thalweg.client.cli.display import JobView, Log
 from thalweg.client.embedded import Embedded
 from thalweg.client.folders import embedded_folder
 from thalweg.client.records import Event
@@ -76,7 +76,7 @@ def test_what_a_job_told_before_is_not_shown_again_but_known(
     taken: list[Event] = []
     shown: list[Event] = []
     monkeypatch.setattr(Job, "resume", lambda _: None)
-    monkeypatch.setattr(Picture, "take", lambda _, event: taken.append(event))
+    monkeypatch.setattr(JobView, "take", lambda _, event: taken.append(event))
     monkeypatch.setattr(Log, "show", lambda _, event: shown.append(event))
     printed = command("train", "--resume", "mine", "--server", server.address)
     assert printed.code == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from thalweg.client import EpochEnded, Metrics, Result, ThalwegError, records
-from thalweg.client.cli.display import Picture
+from thalweg.client.cli.display import JobView
 from thalweg.client.cli.output import accuracy_of, ago, complain, exit_code, print_json, result_json, seconds_of, sparkline
 from thalweg.client.cli.signals import InterruptedBySignalError
 from thalweg.client.cli.summary import report
@@ -22,8 +22,8 @@ RESULT = Result("digits-1", "SUCCEEDED", 1200, 30, Metrics(0.01, 0.999), Metrics
 NOTHING = Result("digits-1", "CANCELLED", 0, 0, None, None, "", 0.0, 0.0)
 
 
-def picture() -> Picture:
-    shown = Picture()
+def picture() -> JobView:
+    shown = JobView()
     now = datetime.now(UTC)
     shown.epochs = [EpochEnded(n, now, n, n, 1 / n, Metrics(1 / n, 1 - 1 / n)) for n in (1, 2, 4)]
     return shown

@@ -21,7 +21,7 @@ from thalweg.contract.endpoint import Address, Endpoint, connection_options
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.release import capacity
 from thalweg.server.process import Server
-from thalweg.server.services import hosting
+from thalweg.server.services import hosted
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -91,7 +91,7 @@ def cable(server: Address) -> Iterator[Cable]:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(hosting, "OPTIONS", _QUICK)
+    monkeypatch.setattr(hosted, "OPTIONS", _QUICK)
     monkeypatch.setattr(endpoint, "OPTIONS", _QUICK)
     with running_server(tmp_path) as server:
         yield server

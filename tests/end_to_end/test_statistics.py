@@ -24,7 +24,7 @@ from thalweg.contract.tree import root
 from thalweg.learning import data, optimizers, registry
 from thalweg.learning.batch import INPUT, Field
 from thalweg.learning.data.order import Order
-from thalweg.learning.optimizers import OPTIMIZERS, apply, reducing
+from thalweg.learning.optimizers import OPTIMIZERS, apply, norms
 from thalweg.server import validation
 from thalweg.server.deciding import plan
 from thalweg.server.storage.folder import DataFolder
@@ -136,7 +136,7 @@ def test_shards_change_nothing(shards: int, training: dict[str, Any], tmp_path: 
 
 @pytest.mark.parametrize("kind", ["momentum", "lamb"])
 def test_norms_over_shards_are_of_parameters(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reducing, "BLOCK", CHUNK)
+    monkeypatch.setattr(norms, "BLOCK", CHUNK)
     spec = spec_of({kind: {}, "clip_global_norm": 0.1, "groups": GROUPS})
     with running_server(tmp_path / "alone") as server:
         alone = train(server, spec)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from thalweg.contract.layout import Slab
 from thalweg.contract.segments import Segment
 from thalweg.learning import optimizers
-from thalweg.learning.optimizers import Spans, reducing
+from thalweg.learning.optimizers import Spans, norms
 from thalweg.learning.optimizers.lamb import trust_ratio
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
@@ -122,16 +122,16 @@ def test_the_sums_of_parts_are_those_of_the_whole(cuts: list[int], clip: bool) -
 
     def measure(spans: Spans, part: slice) -> list[float]:
         of_part = {name: slab[part] for name, slab in state.items()}
-        return reducing.block_sums(optimizer, reduction, parameters[part], gradient[part], of_part, 3, spans, part)
+        return norms.block_sums(optimizer, reduction, parameters[part], gradient[part], of_part, 3, spans, part)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reducing, "BLOCK", 4)
+        patch.setattr(norms, "BLOCK", 4)
         for reduction in optimizers.reductions(spec):
             whole = measure(spans, slice(0, ELEMENTS))
             assert [*map(float.hex, whole)] == [
                 value.hex() for start, stop in itertools.pairwise(bounds) for value in measure(spans, slice(start, stop))
             ]
-            spans = spans.scaled(reduction, reducing.factors(reduction, whole, spans))
+            spans = spans.scaled(reduction, norms.factors(reduction, whole, spans))
     # Blocks end with segments: 3, 1, 3 and 2 of them, of two quantities each.
     assert len(whole) == 2 * 9
     assert before == [parameters.tobytes(), gradient.tobytes(), *(slab.tobytes() for slab in state.values())]

@@ -64,7 +64,7 @@ async def events_of(jobs: Jobs, job_id: str) -> list[pb.Event]:
 
 async def end_of(jobs: Jobs, job_id: str) -> job_pb2.Job:
     """A job when it has ended."""
-    async for _ in jobs.reading.watch(job_id, 0):
+    async for _ in jobs.queries.watch(job_id, 0):
         pass
     return await hold_together(jobs, job_id)
 

@@ -20,7 +20,7 @@ from tests.server.specs import make_spec
 from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.release import PROTOCOL, hello, release, shard_offer
 from thalweg.server.process import Server
-from thalweg.server.services.hosting import ServerStartError
+from thalweg.server.services.hosted import ServerStartError
 from thalweg.server.sharding import process as shard_process
 from thalweg.server.sharding.process import ShardConfig, ShardProcess
 from thalweg.v1 import job_pb2, shard_service_pb2_grpc, training_service_pb2

@@ -79,7 +79,7 @@ def test_a_job_is_scaled_while_it_goes_back_to_a_checkpoint(tmp_path: Path, monk
                 await until(begun)
                 go_on.set()
                 assert (await scaling).spec.training.workers == 3
-            assert (await jobs.reading.get(job_id)).spec.training.workers == 3
+            assert (await jobs.queries.get(job_id)).spec.training.workers == 3
             assert (await hold_together(jobs, job_id)).spec.training.workers == 3
 
     run(test())
@@ -168,17 +168,17 @@ def test_the_story_of_a_job_goes_on_over_its_runs_and_ends_with_it(tmp_path: Pat
             job_id = await create(jobs)
             lose_a_shard(jobs)
             await jobs.cancel(job_id)
-            told = [(entry.source, entry.text) for entry in await jobs.reading.story(job_id)]
+            told = [(entry.source, entry.text) for entry in await jobs.queries.story(job_id)]
             lost = told.index(("lifecycle", "ShardLost(address='imaginary:1'), ACTIVE → GOING_BACK"))
             assert told[lost + 1][1].startswith("  GiveUpRun")
             assert ("coordinator", "CancelRequested") in told[lost:]
             assert ("lifecycle", "  RecordEnd") in told[lost:]
             await jobs.delete(job_id)
             with pytest.raises(ThalwegError, match="no job"):
-                await jobs.reading.story(job_id)
+                await jobs.queries.story(job_id)
             # A new job of that id has a new story.
             assert await create(jobs, job_id) == job_id
-            assert (await jobs.reading.story(job_id))[0].text.startswith("Accepted")
+            assert (await jobs.queries.story(job_id))[0].text.startswith("Accepted")
 
     run(test())
 

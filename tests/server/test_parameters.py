@@ -14,7 +14,7 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.segments import Segment
 from thalweg.contract.tree import Node
 from thalweg.learning import clipping, optimizers
-from thalweg.learning.optimizers import OptimizerState, reducing
+from thalweg.learning.optimizers import OptimizerState, norms
 from thalweg.server import validation
 from thalweg.server.arrays.parameters import PARAMETERS, Parameters
 from thalweg.server.arrays.pool import ArithmeticPool
@@ -268,7 +268,7 @@ def test_neither_chunks_nor_shares_change_a_bit_of_groups(kind: str, clip: float
     """One chunk, chunks that cut tensors, and chunks of which three hold shares of their own."""
     spec = {kind: {"weight_decay": 0.2}, "groups": GROUPS, **({"clip_global_norm": clip} if clip else {})}
     start, *gradients = np.random.default_rng(5).normal(size=(4, ELEMENTS)).astype(np.float32)
-    monkeypatch.setattr(reducing, "BLOCK", 2)
+    monkeypatch.setattr(norms, "BLOCK", 2)
     found = []
     for chunk_bytes, ranges in ((64, None), (8, None), (8, [range(1), range(1, 2), range(2, 3)])):
         monkeypatch.setattr(plan, "CHUNK_BYTES", chunk_bytes)
@@ -310,7 +310,7 @@ class Recorder(ArithmeticPool):
 @pytest.mark.parametrize("kind", ["sgd", "lamb"])
 def test_threads_do_not_change_a_bit_of_reductions(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of tensors that are larger than a block, and of many that are smaller, with a norm of all and norms of each."""
-    monkeypatch.setattr(reducing, "BLOCK", 64)
+    monkeypatch.setattr(norms, "BLOCK", 64)
     monkeypatch.setattr(plan, "CHUNK_BYTES", 4 * 256)
     segments = (Segment("0.weight", (2000,)), *(Segment(f"{number}.bias", (7,)) for number in range(200)))
     size = 2000 + 200 * 7

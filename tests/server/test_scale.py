@@ -17,7 +17,7 @@ from thalweg.server.deciding.events import ContributionReceived, InitialReceived
 from thalweg.server.deciding.phases.course import Course
 from thalweg.server.deciding.synchrony import POLICIES, rounds
 from thalweg.server.deciding.synchrony.rounds import Rounds
-from thalweg.server.deciding.synchrony.waiting import Waiting
+from thalweg.server.deciding.synchrony.waiting_tasks import WaitingTasks
 from thalweg.server.deciding.values import Facts, Task
 from thalweg.server.settings import RunSettings
 
@@ -148,7 +148,7 @@ def test_steps_that_nobody_can_take_soon_are_not_begun(monkeypatch: pytest.Monke
 def test_tasks_wait_in_order() -> None:
     """Holds the pool of waiting tasks against a list that is searched."""
     drawn = random.Random(0)
-    waiting = Waiting()
+    waiting = WaitingTasks()
     expected: list[tuple[Task, int | None]] = []
     step = 0
     for _ in range(3000):

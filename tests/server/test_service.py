@@ -19,7 +19,7 @@ from tests.server.test_training_service import make_spec
 from thalweg.contract.endpoint import Address
 from thalweg.server.driving import jobs as jobs_module
 from thalweg.server.process import FolderInUseError, Server, ServerConfig
-from thalweg.server.services.hosting import ServerStartError
+from thalweg.server.services.hosted import ServerStartError
 from thalweg.server.storage import journal as journal_module
 from thalweg.server.storage.folder import DataFolder
 from thalweg.v1 import job_pb2, training_service_pb2

@@ -22,7 +22,7 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.frames import Parcel
 from thalweg.contract.layout import Slab
 from thalweg.contract.resources import Memory
-from thalweg.learning.optimizers import OptimizerState, reducing
+from thalweg.learning.optimizers import OptimizerState, norms
 from thalweg.server.arrays import copies
 from thalweg.server.arrays.budget import Budget
 from thalweg.server.arrays.local import LocalArrays
@@ -54,7 +54,7 @@ def small_chunks() -> Iterator[None]:
         # Copies take several turns.
         patch.setattr(copies, "SLICE_BYTES", 8)
         # As in a chunk, there are some in a share.
-        patch.setattr(reducing, "BLOCK", 2)
+        patch.setattr(norms, "BLOCK", 2)
         yield
 
 

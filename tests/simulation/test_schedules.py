@@ -25,7 +25,7 @@ from thalweg.server.deciding.events import ContributionReceived
 from thalweg.server.deciding.phases import initialization
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony import rounds
-from thalweg.server.deciding.synchrony.gathering import Gathering
+from thalweg.server.deciding.synchrony.contributions import Contributions
 from thalweg.server.deciding.values import Facts, Position, Task
 from thalweg.server.deciding.workers.failures import Failures, Kind
 from thalweg.server.deciding.workers.machines import Machines, Premises
@@ -83,9 +83,9 @@ def test_the_command_replays_a_seed(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def _twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A duplicate is taken again."""
-    take = Gathering.take
+    take = Contributions.take
 
-    def forgetful(self: Gathering, event: ContributionReceived, task: Task) -> list[Decision] | None:
+    def forgetful(self: Contributions, event: ContributionReceived, task: Task) -> list[Decision] | None:
         self._missing[task] |= bits(event.chunks)
         return take(self, event, task)
 
@@ -93,7 +93,7 @@ def _twice(monkeypatch: pytest.MonkeyPatch) -> None:
         parts, first = self._gradients.setdefault(step, {}), node.leaves(self.plan.microbatches).start
         parts[first, chunk] = (parts.get((first, chunk), (np.zeros_like(values),))[0] + values,)
 
-    monkeypatch.setattr(Gathering, "take", forgetful)
+    monkeypatch.setattr(Contributions, "take", forgetful)
     monkeypatch.setattr(Parameters, "keep", add)
 
 

@@ -53,7 +53,7 @@ def check(folder: Path, seed: int) -> Town:
             # All were resumed at the end, after the last cancellation.
             assert job.id in town.poisoned or job.state == job_pb2.JOB_STATE_SUCCEEDED, f"{job.id} failed: {job.error}"
             if job.state == job_pb2.JOB_STATE_SUCCEEDED:
-                download = await town.jobs.reading.parameters(job.id)
+                download = await town.jobs.queries.parameters(job.id)
                 assert b"".join(array.tobytes() for array in download.arrays) == expected
         await town.stop()
 

@@ -195,7 +195,7 @@ class Town:
         arguments = (job_id, workers) if kind == "scale" else (job_id,)
         changes = kind in ("resume", "scale", "delete")
         self._begun[job_id] = self._begun.get(job_id, 0) + changes
-        asked = self.jobs.reading if kind in ("parameters", "get") else self.jobs
+        asked = self.jobs.queries if kind in ("parameters", "get") else self.jobs
         answer = await self._answer(f"{kind} of {job_id}", getattr(asked, kind)(*arguments), _ANSWERS)
         if kind == "delete" and await self.jobs.journal.run(self.storage.job, job_id) is None and job_id in self._known:
             self._known.remove(job_id)

@@ -44,10 +44,10 @@ def load_server() -> None:
 def check_address(address: Address) -> None:
     """Raises ThalwegError if a server cannot listen at an address now."""
     with needs("server", "the server is"):
-        from thalweg.server.services import hosting  # noqa: PLC0415 - an extra
+        from thalweg.server.services import hosted  # noqa: PLC0415 - an extra
     try:
-        hosting.check_free(address)
-    except hosting.ServerStartError as error:
+        hosted.check_free(address)
+    except hosted.ServerStartError as error:
         raise LocalError(str(error)) from error
 
 
@@ -58,15 +58,15 @@ def start_server(address: Address, folder: Path, token: str | None, **settings: 
     """
     with needs("server", "the server is"):
         from thalweg.server import process as service  # noqa: PLC0415 - an extra
-        from thalweg.server.services import hosting  # noqa: PLC0415 - an extra
+        from thalweg.server.services import hosted  # noqa: PLC0415 - an extra
     server = service.Server(service.ServerConfig(address=address, data=folder, token=token, **settings))
     try:
         server.start()
     except service.FolderInUseError as error:
         raise FolderInUseError(str(error)) from error
-    except hosting.ExposedError as error:
+    except hosted.ExposedError as error:
         raise invalid(Violation("--address", str(error))) from error
-    except (hosting.ServerStartError, OSError) as error:
+    except (hosted.ServerStartError, OSError) as error:
         raise LocalError(str(error)) from error
     return server
 
@@ -74,14 +74,14 @@ def start_server(address: Address, folder: Path, token: str | None, **settings: 
 def start_shard(address: Address, server: Endpoint, *, trust_network: bool = False) -> "ShardProcess":
     """A running shard of a server, which may start later. Raises ThalwegError if it cannot start."""
     with needs("server", "the server is"):
-        from thalweg.server.services import hosting  # noqa: PLC0415 - an extra
+        from thalweg.server.services import hosted  # noqa: PLC0415 - an extra
         from thalweg.server.sharding import process as shard_server  # noqa: PLC0415 - an extra
     shard = shard_server.ShardProcess(shard_server.ShardConfig(address, server, trust_network))
     try:
         shard.start()
-    except hosting.ExposedError as error:
+    except hosted.ExposedError as error:
         raise invalid(Violation("--address", str(error))) from error
-    except hosting.ServerStartError as error:
+    except hosted.ServerStartError as error:
         raise LocalError(str(error)) from error
     return shard
 

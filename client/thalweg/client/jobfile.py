@@ -20,9 +20,9 @@ from google.protobuf import json_format
 from thalweg.client.errors import JobFileError
 from thalweg.client.files import check_input, check_not_pipe, reading
 from thalweg.client.folders import AnyPath, expanded
-from thalweg.client.mapping import Walk, values_of
+from thalweg.client.mapping import SpecReader, values_of
 from thalweg.client.packing import check_code
-from thalweg.client.settings import Setting, lay_over, read_settings
+from thalweg.client.settings import Setting, apply_setting, read_settings
 from thalweg.client.weights import check_weights
 from thalweg.contract.encoding import UTF8, why_not_utf8
 from thalweg.contract.errors import Violation, invalid
@@ -97,7 +97,7 @@ def load_job(job: JobSource, settings: Settings = (), data: Path | None = None) 
     folders = dict.fromkeys(_FILES, folder)
     values = _walked(document, source)
     for setting in [*read_settings(settings), *([Setting("data.npz", str(data), None)] if data else [])]:
-        lay_over(values, job_pb2.JobSpec.DESCRIPTOR, setting)
+        apply_setting(values, job_pb2.JobSpec.DESCRIPTOR, setting)
         # So that the next setting finds tables.
         values = _walked(values, "")
         for path, sources in _SOURCES.items():
@@ -127,7 +127,7 @@ def _below(values: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def _walked(document: Any, source: str) -> dict[str, Any]:
-    walk = Walk()
+    walk = SpecReader()
     values = walk.message(job_pb2.JobSpec.DESCRIPTOR, document)
     if walk.violations:
         raise JobFileError(source, tuple(walk.violations))

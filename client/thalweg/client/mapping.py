@@ -110,7 +110,7 @@ def shown(value: Any) -> str:
             return str(value)
 
 
-class Walk:
+class SpecReader:
     """One comparison of values with a descriptor; collects the errors in `violations`."""
 
     def __init__(self) -> None:

@@ -44,7 +44,7 @@ def _read(text: str) -> Setting:
     return Setting(path, document["value"] if document.keys() == {"value"} else value, value)
 
 
-def lay_over(document: dict[str, Any], descriptor: Descriptor, setting: Setting) -> None:
+def apply_setting(document: dict[str, Any], descriptor: Descriptor, setting: Setting) -> None:
     """Writes a setting to the values of a message, in place. An alternative replaces another one.
 
     Raises ThalwegError if the message has no such field.

@@ -14,7 +14,7 @@ from thalweg.contract.endpoint import Address
 from thalweg.contract.locks import FileLock, LockedError
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.fleet import FleetService
-from thalweg.server.services.hosting import STOP_GRACE_SECONDS, Hosted, ServerStartError
+from thalweg.server.services.hosted import STOP_GRACE_SECONDS, Hosted, ServerStartError
 from thalweg.server.services.parameter import JobReception, ParameterService
 from thalweg.server.services.shard import ShardService
 from thalweg.server.services.training import TrainingService

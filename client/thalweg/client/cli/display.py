@@ -38,7 +38,7 @@ _PACE_SECONDS = 3600.0
 _DRAW_SECONDS = 0.2
 
 
-class Picture:
+class JobView:
     """The state of a job, from the events so far."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ def count_workers(workers: int) -> str:
 class Display(Protocol):
     """A display of a running job."""
 
-    picture: Picture
+    picture: JobView
 
     def __enter__(self) -> Self: ...
 
@@ -126,7 +126,7 @@ class Log:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.picture = Picture()
+        self.picture = JobView()
         self._said = ""
         self._printed = 0.0
 
@@ -179,7 +179,7 @@ class Screen:
     """A bar and a line of numbers on a terminal."""
 
     def __init__(self, name: str, terminal: Console) -> None:
-        self.picture = Picture()
+        self.picture = JobView()
         self._terminal = terminal
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -242,7 +242,7 @@ class Notebook:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.picture = Picture()
+        self.picture = JobView()
         self._notes: list[str] = []
         self._drawn = 0.0
         # Notebooks have it.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from thalweg.client.cli.display import Display, Picture, display
+from thalweg.client.cli.display import Display, JobView, display
 from thalweg.client.cli.follow import attend, follow
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
 from thalweg.client.client import Client
@@ -31,7 +31,7 @@ class Outcome:
     weights: Path | None = None
     problems: list[str] = field(default_factory=list)
     interruption: InterruptedBySignalError | None = None
-    picture: Picture = field(default_factory=Picture)
+    picture: JobView = field(default_factory=JobView)
 
 
 class Training:

@@ -9,14 +9,14 @@ from thalweg.learning.optimizers import groups
 from thalweg.learning.optimizers.adagrad import Adagrad
 from thalweg.learning.optimizers.adam import Adam
 from thalweg.learning.optimizers.adamw import AdamW
-from thalweg.learning.optimizers.applying import apply
 from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, OptimizerState
 from thalweg.learning.optimizers.groups import Spans
 from thalweg.learning.optimizers.lamb import Lamb
 from thalweg.learning.optimizers.momentum import Momentum
-from thalweg.learning.optimizers.reducing import Share, block_sums, factors, in_turn, reduced
+from thalweg.learning.optimizers.norms import Share, block_sums, factors, in_turn, reduced
 from thalweg.learning.optimizers.rmsprop import RMSprop
 from thalweg.learning.optimizers.sgd import SGD
+from thalweg.learning.optimizers.updates import apply
 from thalweg.learning.reductions import Reduction
 from thalweg.v1 import job_pb2
 

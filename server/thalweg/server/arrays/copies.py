@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 from thalweg.contract.layout import Slab
 from thalweg.learning.optimizers import OptimizerState
 from thalweg.server.arrays.parameters import Parameters
-from thalweg.server.arrays.pieces import Part, Waiting
+from thalweg.server.arrays.pieces import Part, PendingParts
 
 # What is copied at once.
 SLICE_BYTES = 4 << 20
@@ -58,7 +58,7 @@ class Copies:
         self._spare = spare
         self._failed = failed
         self._queue: deque[_Copy] = deque()
-        self._waiting = Waiting()
+        self._waiting = PendingParts()
         self._copying = False
 
     def copy(self, into: OptimizerState, then: Callable[[], object]) -> None:

@@ -55,7 +55,7 @@ class Piece(Part):
         return pb.HoldRequest(share=self._share, copied=self._piece)
 
 
-class Waiting:
+class PendingParts:
     """Parts of copies that are not made yet, by chunks."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Waiting:
         self.clear()
 
 
-class Pieces(Waiting):
+class Pieces(PendingParts):
     """The pieces of one share's copies that are not made yet."""
 
     def __init__(self, share: int, parameters: Parameters) -> None:

@@ -44,7 +44,7 @@ class Plan:
         self.total_steps = -(-self._minibatches // self.local_steps)
         self.numerical = training.gradient != "backpropagation"
         # Where encoding rounds, each microbatch's gradient comes for itself, so that who computes what changes no rounding.
-        self.one_by_one = not codecs.exact(spec)
+        self.per_microbatch = not codecs.exact(spec)
         self.chunk_elements = CHUNK_BYTES // (8 if spec.model.dtype == "float64" else 4)
         if self.numerical:
             chunks = min(NUMERICAL_CHUNKS * training.workers, _MAX_NUMERICAL_CHUNKS)

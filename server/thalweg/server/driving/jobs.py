@@ -16,7 +16,7 @@ from thalweg.server.driving import acceptance
 from thalweg.server.driving.answers import ANSWER_SECONDS, Answers
 from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.driving.lifecycle.lives import Lives
-from thalweg.server.driving.reading import Reading
+from thalweg.server.driving.queries import Queries
 from thalweg.server.driving.upkeep import Upkeep
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.storage.interface import Storage
@@ -50,7 +50,7 @@ class Jobs:
         self.lives = Lives(self.journal, self.answers, settings, max_running, sharing, clock)
         self.places = self.lives.places
         self.shards = self.lives.runs.shards
-        self.reading = Reading(self.journal, self.answers, self.lives)
+        self.queries = Queries(self.journal, self.answers, self.lives)
         self.upkeep = Upkeep(self.journal, self.lives, settings.silence_seconds, self.shard_lost, clock)
         self._accepting: set[asyncio.Task[job_pb2.Job]] = set()
 
@@ -154,35 +154,35 @@ class Jobs:
 
         Raises ThalwegError if there is no such job, or if its end waits for room on the disk.
         """
-        await self.reading.get(job_id)
+        await self.queries.get(job_id)
         consequence = "The job is ended; its end is recorded as soon as there is disk space."
         await self.answers.wait(job_id, self.lives.cancel(job_id), consequence, ANSWER_SECONDS)
-        return await self.reading.get(job_id)
+        return await self.queries.get(job_id)
 
     async def scale(self, job_id: str, workers: int) -> job_pb2.Job:
         """Changes how many workers a job wants; 0 pauses it. Raises ThalwegError if it has ended."""
         if workers:
             validation.check_value(job_pb2.Training.DESCRIPTOR.fields_by_name["workers"], workers, "workers")
-        await self.reading.get(job_id)
+        await self.queries.get(job_id)
         consequence = "The number of workers is recorded as soon as there is disk space."
         await self.answers.wait(job_id, self._scale(job_id, workers), consequence, ANSWER_SECONDS)
-        return await self.reading.get(job_id)
+        return await self.queries.get(job_id)
 
     async def _scale(self, job_id: str, workers: int) -> None:
         if not await self.lives.scale(job_id, workers):
-            job = await self.reading.get(job_id)
+            job = await self.queries.get(job_id)
             raise ThalwegError("JOB_ENDED", {"job": job_id, "state": state_name(job.state)})
 
     async def resume(self, job_id: str) -> job_pb2.Job:
         """Resumes a job that was cancelled or has failed. Raises ThalwegError if it has succeeded."""
         consequence = "The job is resumed; that is recorded as soon as there is disk space."
         await self.answers.wait(job_id, self._resume(job_id), consequence, ANSWER_SECONDS)
-        return await self.reading.get(job_id)
+        return await self.queries.get(job_id)
 
     async def _resume(self, job_id: str) -> None:
-        await self.lives.resume(await self.reading.get(job_id))
+        await self.lives.resume(await self.queries.get(job_id))
         await self.journal.settled()
 
     async def delete(self, job_id: str) -> None:
         """Removes a job that has ended, also one whose end waits for room. Raises ThalwegError if it has not."""
-        await self.lives.delete(await self.reading.get(job_id))
+        await self.lives.delete(await self.queries.get(job_id))

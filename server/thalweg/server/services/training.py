@@ -44,11 +44,11 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
         async with errors(context):
-            return pb.GetJobResponse(job=await self._jobs.reading.get(request.job_id))
+            return pb.GetJobResponse(job=await self._jobs.queries.get(request.job_id))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         async with errors(context):
-            jobs, token = await self._jobs.reading.list(request.page_size, request.page_token)
+            jobs, token = await self._jobs.queries.list(request.page_size, request.page_token)
             return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
@@ -76,19 +76,19 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
         async with errors(context):
-            async for event in self._jobs.reading.watch(request.job_id, request.after_sequence, request.until_now):
+            async for event in self._jobs.queries.watch(request.job_id, request.after_sequence, request.until_now):
                 yield pb.WatchJobResponse(event=event)
 
     async def GetStory(self, request: pb.GetStoryRequest, context: Context) -> pb.GetStoryResponse:
         async with errors(context):
-            return pb.GetStoryResponse(entries=await self._jobs.reading.story(request.job_id))
+            return pb.GetStoryResponse(entries=await self._jobs.queries.story(request.job_id))
 
     # Coroutines, and no generators: a write that takes too long can be given up.
     async def DownloadParameters(  # type: ignore[override]
         self, request: pb.DownloadParametersRequest, context: Context
     ) -> None:
         async with errors(context):
-            download = await self._jobs.reading.parameters(request.job_id)
+            download = await self._jobs.queries.parameters(request.job_id)
             await _write(context, pb.DownloadParametersResponse(header=download.header))
             for piece in download.pieces():
                 await _write(context, pb.DownloadParametersResponse(data=await asyncio.to_thread(bytes, piece)))
@@ -97,7 +97,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
         self, request: pb.DownloadTrajectoryRequest, context: Context
     ) -> None:
         async with errors(context):
-            download = await self._jobs.reading.trajectory(request.job_id)
+            download = await self._jobs.queries.trajectory(request.job_id)
             await _write(context, pb.DownloadTrajectoryResponse(header=download.header))
             for piece in download.pieces():
                 await _write(context, pb.DownloadTrajectoryResponse(data=await asyncio.to_thread(bytes, piece)))

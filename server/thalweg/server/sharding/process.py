@@ -19,7 +19,7 @@ from thalweg.server.arrays.pieces import Piece
 from thalweg.server.services import confirmation
 from thalweg.server.services.confirmation import Confirmation
 from thalweg.server.services.guard import everyone
-from thalweg.server.services.hosting import STOP_GRACE_SECONDS, Hosted
+from thalweg.server.services.hosted import STOP_GRACE_SECONDS, Hosted
 from thalweg.server.services.parameter import ParameterService
 from thalweg.server.sharding.host import INVITATION_SECONDS, ShardHost
 from thalweg.v1 import parameter_service_pb2, shard_service_pb2_grpc

@@ -13,8 +13,8 @@ from thalweg.server.deciding.decisions import ApplyRange, Decision, Promote, Rep
 from thalweg.server.deciding.events import ContributionReceived
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.base import Policy
+from thalweg.server.deciding.synchrony.contributions import Contributions
 from thalweg.server.deciding.synchrony.diverged import diverged
-from thalweg.server.deciding.synchrony.gathering import Gathering
 from thalweg.server.deciding.values import Drop, Task, WorkerId
 
 
@@ -28,7 +28,7 @@ class Asynchronous(Policy):
         super().__init__(plan, version, applied)
         self._scaled = plan.spec.training.synchrony.asynchronous.scale_by_staleness
         self._has: dict[WorkerId, int] = {}  # the version of the parameters that each was sent last
-        self._open: dict[int, Gathering] = {}  # the steps whose tasks somebody has, or had
+        self._open: dict[int, Contributions] = {}  # the steps whose tasks somebody has, or had
         self._first = version - len(self.applied)  # the first step that is not done
         self._advance()
         self._next = self._first  # the first step whose task nobody has had
@@ -76,7 +76,7 @@ class Asynchronous(Policy):
         if self._returned:
             return self._returned.popleft()
         task = Task(self._next, 1, tree.root(self.plan.microbatches), 0, self.plan.chunks)
-        self._open[task.step] = Gathering(self.plan, task.step, [task])
+        self._open[task.step] = Contributions(self.plan, task.step, [task])
         self._next += 1
         return task
 
@@ -107,25 +107,29 @@ class Asynchronous(Policy):
         return self._take(event) + self.assign()
 
     def _take(self, event: ContributionReceived) -> list[Decision]:
-        gathering = self._open.get(event.step)
-        if gathering is None:
+        contributions = self._open.get(event.step)
+        if contributions is None:
             known = event.step < self._first or event.step in self.applied
             return self._drop(event, Drop.LATE if known else Drop.UNKNOWN)
-        task = gathering.task_of(event)
+        task = contributions.task_of(event)
         if task is None or event.version > self.version:
             return self._drop(event, Drop.UNKNOWN)
-        taken = gathering.take(event, task)
+        taken = contributions.take(event, task)
         if taken is None:
             return self._drop(event, Drop.DUPLICATE)
-        return taken + (self._apply(gathering) if gathering.complete == bits(range(self.plan.chunks)) else [])
+        return taken + (self._apply(contributions) if contributions.complete == bits(range(self.plan.chunks)) else [])
 
-    def _apply(self, gathering: Gathering) -> list[Decision]:
-        sums = gathering.sums
-        if sums is None or gathering.oldest_version is None:
+    def _apply(self, contributions: Contributions) -> list[Decision]:
+        sums = contributions.sums
+        if sums is None or contributions.oldest_version is None:
             raise AssertionError("a step is complete without its sums")
         if not math.isfinite(sums.loss):
             return diverged(f"the loss became {sums.loss}", self.version)
-        step, samples, staleness = gathering.step, self.plan.samples_of(gathering.step), self.version - gathering.oldest_version
+        step, samples, staleness = (
+            contributions.step,
+            self.plan.samples_of(contributions.step),
+            self.version - contributions.oldest_version,
+        )
         factor = self.plan.schedule_factor(self.version) / (max(1, staleness) if self._scaled else 1)
         decisions = self._reduce(step)
         decisions.append(ApplyRange(self.version, step, range(self.plan.chunks), factor))

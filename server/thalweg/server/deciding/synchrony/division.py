@@ -33,7 +33,7 @@ def divide(plan: Plan, weights: dict[WorkerId, float]) -> list[tuple[WorkerId | 
     return [
         (worker, Part(node, 0, plan.chunks))
         for worker, run in zip(workers, _runs(plan.microbatches, shares), strict=True)
-        for node in ([Node(0, each) for each in run] if plan.one_by_one else tree.cover(run, plan.microbatches))
+        for node in ([Node(0, each) for each in run] if plan.per_microbatch else tree.cover(run, plan.microbatches))
     ]
 
 

@@ -12,10 +12,10 @@ from thalweg.server.deciding.decisions import ApplyRange, Decision, Promote, Rep
 from thalweg.server.deciding.events import ContributionReceived
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.base import Policy
+from thalweg.server.deciding.synchrony.contributions import Contributions
 from thalweg.server.deciding.synchrony.diverged import diverged
 from thalweg.server.deciding.synchrony.division import Part, divide
-from thalweg.server.deciding.synchrony.gathering import Gathering
-from thalweg.server.deciding.synchrony.waiting import Waiting
+from thalweg.server.deciding.synchrony.waiting_tasks import WaitingTasks
 from thalweg.server.deciding.values import Drop, Task, WorkerId
 
 # Tasks that wait: from so many on, no further step is begun for now. A job may allow for a thousand steps of thousands of tasks.
@@ -32,8 +32,8 @@ class Rounds(Policy):
         self._end = version  # of the epoch that is under way
         self._held_back = False
         self._workers: dict[WorkerId, bool] = {}  # whether each has the current parameters
-        self._open: dict[int, Gathering] = {}
-        self._waiting = Waiting()
+        self._open: dict[int, Contributions] = {}
+        self._waiting = WaitingTasks()
         self._applied = 0
         self._weights: dict[WorkerId, float] | None = None
         self._division: list[tuple[WorkerId | None, Part]] = []
@@ -55,7 +55,7 @@ class Rounds(Policy):
             weights = self._tasks.weights(self.current())
             shared = self._divide(weights)
             step = self.plan.minibatch(self._began)
-            self._open[step] = Gathering(self.plan, step, [task for _, task in shared])
+            self._open[step] = Contributions(self.plan, step, [task for _, task in shared])
             for worker, task in shared:
                 self._waiting.add(task, worker)
             for unused in weights.keys() - {worker for worker, _ in shared}:
@@ -115,11 +115,11 @@ class Rounds(Policy):
     def _take(self, event: ContributionReceived) -> list[Decision]:
         if event.step < self.plan.minibatch(self.version):
             return self._drop(event, Drop.LATE)
-        gathering = self._open.get(event.step)
-        task = gathering.task_of(event) if gathering else None
-        if gathering is None or task is None or not self._may_be_at(event.version, event.step):
+        contributions = self._open.get(event.step)
+        task = contributions.task_of(event) if contributions else None
+        if contributions is None or task is None or not self._may_be_at(event.version, event.step):
             return self._drop(event, Drop.UNKNOWN)
-        taken = gathering.take(event, task)
+        taken = contributions.take(event, task)
         return self._drop(event, Drop.DUPLICATE) if taken is None else taken + self._apply()
 
     def _may_be_at(self, version: int, step: int) -> bool:
@@ -129,30 +129,30 @@ class Rounds(Policy):
 
     def _apply(self) -> list[Decision]:
         """Applies what is complete of the next step, and, if that makes a version, of none behind it."""
-        gathering = self._open.get(self.plan.minibatch(self.version))
-        if gathering is None:
+        contributions = self._open.get(self.plan.minibatch(self.version))
+        if contributions is None:
             return []
-        sums = gathering.sums
+        sums = contributions.sums
         if sums is not None and not math.isfinite(sums.loss):
             return diverged(f"the loss became {sums.loss}", self.version)
-        ready, all_chunks = gathering.complete & ~self._applied, bits(range(self.plan.chunks))
+        ready, all_chunks = contributions.complete & ~self._applied, bits(range(self.plan.chunks))
         if not ready or (self.plan.reductions and ready != all_chunks):
             return []
-        decisions = self._reduce(gathering.step)
+        decisions = self._reduce(contributions.step)
         workers, factor = tuple(self.current()), self.plan.schedule_factor(self.version)
         self._applied |= ready
         for chunks in runs(ready):
-            decisions.append(ApplyRange(self.version, gathering.step, chunks, factor))
+            decisions.append(ApplyRange(self.version, contributions.step, chunks, factor))
             decisions.append(SendRange(workers, self.version + 1, chunks))
         if self._applied == all_chunks:
-            decisions += self._promote(gathering, factor)
+            decisions += self._promote(contributions, factor)
         return decisions
 
-    def _promote(self, gathering: Gathering, factor: float) -> list[Decision]:
-        if gathering.sums is None or gathering.oldest_version is None:
+    def _promote(self, contributions: Contributions, factor: float) -> list[Decision]:
+        if contributions.sums is None or contributions.oldest_version is None:
             raise AssertionError("a step is complete without its sums")
-        samples, staleness = self.plan.samples_of(self.version), self.version - gathering.oldest_version
-        del self._open[gathering.step]
+        samples, staleness = self.plan.samples_of(self.version), self.version - contributions.oldest_version
+        del self._open[contributions.step]
         self._applied = 0
         self.version += 1
         # Whoever still works on what is done gets no parameters that would only wait, but the newest when it is through.
@@ -160,6 +160,6 @@ class Rounds(Policy):
             if any(not self._is_open(task) for task in self._tasks.tasks(worker)):
                 self._workers[worker] = False
         return [
-            Promote(self.version, gathering.step),
-            ReportStep(self.version - 1, gathering.sums.loss / samples, samples, factor, staleness),
+            Promote(self.version, contributions.step),
+            ReportStep(self.version - 1, contributions.sums.loss / samples, samples, factor, staleness),
         ]

@@ -10,7 +10,7 @@ from thalweg.server.deciding.values import Task, WorkerId
 _Ordered: TypeAlias = OrderedDict[Task, None]
 
 
-class Waiting:
+class WaitingTasks:
     """Tasks that wait to be handed out, each for the worker whose share it is, or for any.
 
     Steps are added in rising order. How long it takes to find a task does not depend on how many workers there are.

@@ -19,7 +19,7 @@ from thalweg.v1 import job_pb2, training_service_pb2
 _PAGE_BYTES = 1 << 20
 
 
-class Reading:
+class Queries:
     """Reads the jobs of one server. Belongs to its event loop."""
 
     def __init__(self, journal: Journal, answers: Answers, lives: Lives) -> None:

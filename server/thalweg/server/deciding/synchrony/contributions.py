@@ -12,7 +12,7 @@ from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Task
 
 
-class Gathering:
+class Contributions:
     """One step's contributions, each of which is taken once. `complete` is the set of chunks to which all have come."""
 
     def __init__(self, plan: Plan, step: int, tasks: Iterable[Task]) -> None:

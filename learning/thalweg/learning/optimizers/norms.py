@@ -6,9 +6,9 @@ from typing import TypeAlias
 import numpy as np
 
 from thalweg.contract.layout import Slab
-from thalweg.learning.optimizers.applying import proposed
 from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, OptimizerState
 from thalweg.learning.optimizers.groups import Span, Spans
+from thalweg.learning.optimizers.updates import proposed
 from thalweg.learning.reductions import BLOCK, Quantity, Reduction
 
 # Does something for each number of a range, in any order, perhaps several at a time. Whether it was true of all.
