@@ -1,4 +1,7 @@
-"""Runs schedules of faults, and prints those that break a guarantee."""
+"""Runs schedules of faults and towns, and prints those that break a guarantee.
+
+One of 20 is a town: a server with many jobs, on storage in memory; one of 10 of these is on a real data folder.
+"""
 
 import argparse
 import logging
@@ -8,12 +11,37 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable
 from multiprocessing import Pool
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from tests.simulation import towns
 from tests.simulation.schedules import check, disturbed
+from tests.simulation.town import Town
 from thalweg.contract.resources import cpus
+
+# One of so many schedules is a town, and one of so many towns is in a folder.
+_TOWNS, _FOLDERS = 20, 10
+
+
+def _town(seed: int) -> Town:
+    """Lives through a town. Those in folders are drawn like the others, by their seeds."""
+    if seed % (_TOWNS * _FOLDERS):
+        return towns.check(seed)
+    with TemporaryDirectory() as folder:
+        return towns.check(seed, Path(folder))
 
 
 def _run(seed: int) -> tuple[int, str, dict[str, int]]:
+    if seed % _TOWNS:
+        return _run_cluster(seed)
+    try:
+        counts = _town(seed).counts
+    except Exception as error:  # noqa: BLE001 - whatever it is, the next one is run
+        return seed, f"town: {error or type(error).__name__}", {}
+    return seed, "", {"towns": 1, **{f"town {name}": count for name, count in counts.items()}}
+
+
+def _run_cluster(seed: int) -> tuple[int, str, dict[str, int]]:
     try:
         cluster = check(seed)
     except AssertionError as error:
@@ -42,6 +70,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, metavar="SEED", help="runs one schedule alone, and shows where it fails")
     parser.add_argument("--processes", type=int, default=cpus(), metavar="N", help="how many at a time (one a core)")
     options = parser.parse_args()
+    if options.seed is not None and options.seed % _TOWNS == 0:
+        sys.stdout.write(f"seed {options.seed}: a town\n")
+        try:
+            _town(options.seed)
+        except Exception:  # noqa: BLE001 - shown
+            traceback.print_exc()
+            return 1
+        sys.stdout.write("no guarantee is broken\n")
+        return 0
     if options.seed is not None:
         name, _, cluster = disturbed(options.seed)
         sys.stdout.write(f"seed {options.seed}: {name}, {cluster.wanted} workers, faults {cluster.faults}\n")

@@ -115,7 +115,7 @@ class Jobs:
         job = job_pb2.Job(id=request.job_id, spec=spec, state=job_pb2.JOB_STATE_QUEUED)
         job.create_time.GetCurrentTime()
         # A call that is cancelled here must not leave a job that is recorded and never begins.
-        accepting = asyncio.create_task(self._accept(job, request.request_id))
+        accepting = self.answers.begin(self._accept(job, request.request_id))
         self._accepting.add(accepting)
         accepting.add_done_callback(self._accepting.discard)
         return await asyncio.shield(accepting)
@@ -180,7 +180,11 @@ class Jobs:
         return await self.queries.get(job_id)
 
     async def _resume(self, job_id: str) -> None:
-        await self.lives.resume(await self.queries.get(job_id))
+        job = await self.queries.get(job_id)
+        try:
+            await self.lives.resume(job)
+        except (sqlite3.Error, OSError) as error:
+            raise self.answers.refusal(error, "The job was not resumed.") from error
         await self.journal.settled()
 
     async def delete(self, job_id: str) -> None:

@@ -1,7 +1,6 @@
 """Which jobs may have workers, how the fleets' slots are divided among them, and why a job has none."""
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 
 from thalweg.contract.code import entry_points
@@ -50,13 +49,14 @@ class Places:
             self._allot()
 
     def _allot(self) -> None:
-        began = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         self._allotting = None
         self.choose()
         self.fleets.allot([self._runs[job_id] for job_id in self._queue.places if self.permits(self._runs[job_id].job)])
-        took = time.perf_counter() - began
+        took = loop.time() - began
         if took > _QUICK_SECONDS:
-            self._allot_from = asyncio.get_running_loop().time() + took / _ALLOT_SHARE
+            self._allot_from = loop.time() + took / _ALLOT_SHARE
 
     def close(self) -> None:
         """Shares nothing out later."""

@@ -125,7 +125,8 @@ class Recovery:
     async def _on_record(self, job_id: str) -> job_pb2.Job:
         job = await self._journal.run(self._storage.job, job_id)
         if job is None:
-            raise LookupError(f"there is no record of job {job_id}")
+            # It was deleted just now.
+            raise ThalwegError("JOB_NOT_FOUND", {"job": job_id})
         return job
 
     async def _check_resumable(self, job: job_pb2.Job) -> None:
