@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-# A worker that says nothing for so long is taken for lost; it sends heartbeats so many times as often.
+# A worker that is silent for this long counts as lost; it sends this many heartbeats in that time.
 SILENCE_SECONDS = 10.0
 HEARTBEATS = 5
-# Checkpoints are written about so often: what a restart repeats is no more.
+# The interval between checkpoints: a restart repeats about as much at most.
 CHECKPOINT_SECONDS = 10.0
-# Checkpoints that are kept of a job: the last one, and one before in case that it is damaged.
+# Checkpoints that are kept of a job: the last one, and the one before it in case it is damaged.
 KEPT_CHECKPOINTS = 2
 
 

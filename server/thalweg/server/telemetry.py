@@ -1,4 +1,4 @@
-"""What a running job tells about itself: its state, its progress, its events."""
+"""What a running job reports: its state, its progress, its events."""
 
 import logging
 from collections import deque
@@ -17,11 +17,11 @@ Clock: TypeAlias = Callable[[], float]
 # That of a job whose arrays do not fit beside those of the jobs that run, and of one that has just got workers, or memory.
 NO_MEMORY = "waiting for memory on the server"
 PREPARING = "preparing the data and the model"
-# How often steps are told: often enough for a progress bar, seldom enough to cost nothing.
+# How often steps are reported: often enough for a progress bar, rarely enough to cost nothing.
 _TELL_SECONDS = 0.2
 # The longer a job has run, the more seldom: its events are kept as long as the job.
 _TELL_SHARE, _MAX_TELL_SECONDS = 0.001, 2.0
-# So few workers are listed whenever one comes or goes, and more than so many never: an event fits a message of gRPC's.
+# Up to the first number, workers are listed whenever one joins or leaves; above the second, never: an event fits a message.
 _FEW, _MAX_LISTED = 16, 1000
 # Over how many seconds the rate of samples is measured.
 _RATE_SECONDS = 10.0
@@ -44,8 +44,9 @@ class _NoRecorder:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What earlier runs of a job have told of: steps and epochs, each of which is told once. `samples` and `seconds` are those of
-    the steps that this run does not repeat.
+    """What earlier runs of a job have reported: steps and epochs, each of which is reported once.
+
+    `samples` and `seconds` are those of the steps that this run does not repeat.
     """
 
     steps: int = 0
@@ -58,7 +59,7 @@ NOTHING_RECORDED = Recorded()
 
 
 def steps_end(taken: training_service_pb2.StepsTaken) -> int:
-    """The step after the last one that an event tells of."""
+    """The step after the last one that an event reports."""
     return taken.first_step + (taken.steps or len(taken.losses))
 
 
@@ -139,7 +140,7 @@ class Telemetry:
         self._journal.record(self.job.id, training_service_pb2.Event(workers_changed=change))
 
     def planned(self, plan: Plan, loss_seconds: float) -> None:
-        """Takes note of the job's course, and tells what numerical differentiation will cost."""
+        """Records the length of the job, and reports what numerical differentiation will cost."""
         self.job.progress.total_steps = plan.total_steps
         self.job.progress.total_epochs = plan.epochs
         if plan.numerical and plan.total_steps and not self._recorded.steps:
@@ -152,7 +153,7 @@ class Telemetry:
         self._marks.append((self._training_began, 0))
 
     def step(self, step: int, loss: float, samples: int, schedule_factor: float, staleness: int) -> None:
-        """Takes note of a step, and tells of it now or with the next ones, unless an earlier run has told of it."""
+        """Records a step, and reports it now or with the next ones, unless an earlier run has reported it."""
         self._samples += samples
         progress = self.job.progress
         progress.step = step + 1

@@ -1,7 +1,7 @@
 """Copies of the arrays that are here, made while training goes on.
 
-An event loop that copies gigabytes at once hears nobody meanwhile. So a copy is made in slices of some MiB, between all else that
-happens there, and what an update is about to change is copied before it.
+An event loop that copies gigabytes at once handles nothing meanwhile. So a copy is made in slices of some MiB, between all else
+that happens there, and what an update is about to change is copied before it.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class _Copy(NamedTuple):
 class Copies:
     """The copies of a job's slabs that are being made, each finished after those that were asked for before it.
 
-    `spare` has them go on. `failed` is told what is raised by what follows a copy, unless that is made at once.
+    `spare` has them go on. `failed` is called with what a copy's `then` raises, unless the copy is made at once.
     """
 
     def __init__(self, parameters: Parameters, spare: Spare, failed: Callable[[Exception], object]) -> None:

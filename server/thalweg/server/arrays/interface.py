@@ -43,7 +43,7 @@ class Arrays(Protocol):
         ...
 
     def carry_out(self, decision: ForArrays) -> Event | None:
-        """Computes what was decided. Gives an event if what else was decided takes for granted what did not happen."""
+        """Computes what was decided. Gives an event if the decisions after it assume something that did not happen."""
         ...
 
     def ready(self, decision: Decision) -> bool:
@@ -102,5 +102,5 @@ class Arrays(Protocol):
         ...
 
     def close(self) -> None:
-        """Nothing is needed any more: frees the arrays, here and at shards, except those that somebody else has."""
+        """Nothing is needed any more: frees the arrays, here and at shards, except those that others still reference."""
         ...

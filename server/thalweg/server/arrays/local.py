@@ -115,7 +115,7 @@ class LocalArrays:
         return [event]
 
     def decided(self, event: Event, decisions: list[Decision]) -> None:
-        """What nobody wants is freed by itself."""
+        """A payload that no decision uses is freed with its last reference."""
 
     def invite(self, worker: WorkerId) -> list[parameter_service_pb2.ShardRange]:  # noqa: ARG002
         """There is no shard to come to."""
@@ -184,6 +184,6 @@ class LocalArrays:
         return False
 
     def close(self) -> None:
-        """Nothing is needed any more: frees the arrays, except those that somebody else has."""
+        """Nothing is needed any more: frees the arrays, except those that others still reference."""
         self._copies.drop()
         self.parameters.drop()

@@ -75,7 +75,7 @@ class Parameters:
 
     @property
     def current(self) -> Slab:
-        """The parameters at the current version. Whoever keeps them over an update copies them."""
+        """The parameters at the current version. A caller that keeps them beyond an update must copy them."""
         return self._buffers[self.version % 2]
 
     @property

@@ -206,7 +206,7 @@ class Coordinator:
         return self.stage
 
     def _worker_prepared(self, worker: WorkerId, facts: Facts, premises: Premises) -> list[Decision]:
-        # It may have been taken for lost meanwhile, or say so twice.
+        # It may count as lost by now, or say so twice.
         if worker not in self._workers or worker in self._workers.prepared:
             return []
         if self._facts is None:
@@ -258,7 +258,7 @@ class Coordinator:
     def _initial_received(self, event: InitialReceived) -> list[Decision]:
         if isinstance(self.stage, Expecting):
             raise ImpossibleError("initial parameters of an unknown job")
-        # Others may have made them, or nobody was to; the worker may have been taken for lost.
+        # Other workers may have made them, or they were given; the worker may count as lost.
         if not isinstance(self.stage, Initialization) or event.worker not in self._workers.prepared:
             return []
         decisions = self.stage.received(event)
@@ -272,7 +272,7 @@ class Coordinator:
         return [ReportReady(), *course.begin(self._workers.prepared)]
 
     def _worker_lost(self, worker: WorkerId) -> list[Decision]:
-        # It may have been taken for lost before, or dismissed.
+        # It may have been evicted or dismissed before.
         if worker not in self._workers:
             return []
         prepared = self._workers.leave(worker)
@@ -315,7 +315,7 @@ class Coordinator:
         decisions = self.stage.pause() if isinstance(self.stage, Course) else []
         for worker in self._workers:
             decisions.append(Dismiss(worker, "the job is paused"))
-            # What others would get to do now, they will not do.
+            # Tasks that it orphans are not reassigned: all workers leave.
             self._worker_lost(worker)
         return decisions
 

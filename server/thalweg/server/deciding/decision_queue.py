@@ -1,4 +1,4 @@
-"""One event after the other, and what was decided about it: where that needs an answer from elsewhere, all that follows waits."""
+"""Events and the decisions about them, in order: a decision that needs an answer from elsewhere holds up all that follow."""
 
 from collections import deque
 from typing import Protocol
@@ -8,7 +8,7 @@ from thalweg.server.deciding.events import Event, Tick
 
 
 class Executor(Protocol):
-    """What a queue lets decide, and carry out what was decided."""
+    """What decides about events, and carries the decisions out."""
 
     def decide(self, event: Event) -> list[Decision]:
         """The decisions that follow from an event."""
@@ -19,7 +19,7 @@ class Executor(Protocol):
         ...
 
     def carry_out(self, decision: Decision) -> Event | None:
-        """Carries a decision out. Gives an event if what else was decided takes for granted what did not happen."""
+        """Carries a decision out. Gives an event if the decisions after it assume something that did not happen."""
         ...
 
     def failed(self, error: Exception) -> Event:
@@ -28,7 +28,7 @@ class Executor(Protocol):
 
 
 class DecisionQueue:
-    """Lets decide about events, and the decisions be carried out, one by one.
+    """Has events decided about and the decisions carried out, one by one.
 
     A decision that is not ready keeps those after it and all later events waiting.
     """
@@ -42,7 +42,7 @@ class DecisionQueue:
     def handle(self, event: Event) -> None:
         """Takes an event, now or in its turn."""
         if self._decisions or self._events:
-            # Time passes again. What was heard of workers meanwhile has to be known before that.
+            # Another tick will come. Messages of workers that wait here must be handled before time passes.
             if not isinstance(event, Tick):
                 self._events.append(event)
         elif not self._closed:
@@ -50,7 +50,7 @@ class DecisionQueue:
             self.go_on()
 
     def interrupt(self, event: Event) -> None:
-        """What was decided and still waits takes for granted what did not happen: takes an event instead of that."""
+        """Replaces the decisions that wait by an event: they assume something that did not happen."""
         if not self._closed:
             self._decisions.clear()
             self._events.appendleft(event)

@@ -113,7 +113,7 @@ class SendRange:
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """A worker is taken for lost: end its stream."""
+    """A worker counts as lost: end its stream."""
 
     worker: WorkerId
 

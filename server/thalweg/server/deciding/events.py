@@ -35,7 +35,7 @@ class WorkerLost:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatReceived:
-    """A worker is alive, as any message of it tells."""
+    """A worker is alive, as every message of a worker says."""
 
     worker: WorkerId
 
@@ -123,7 +123,7 @@ class DriverFailed:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointDone:
-    """The writing of a checkpoint has ended, well or not, after so many seconds."""
+    """The writing of a checkpoint has ended, successfully or not, after some seconds."""
 
     seconds: float
 
@@ -142,7 +142,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
-    """Somebody asked for the job's end."""
+    """The end of the job was requested."""
 
 
 @dataclass(frozen=True, slots=True)

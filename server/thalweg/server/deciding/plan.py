@@ -28,7 +28,7 @@ class Plan:
         self.steps_per_epoch = -(-self.samples // self.batch_size)
         self.epochs = training.epochs
         local = training.synchrony.HasField("local")
-        # With local steps a step, as the server counts them, is a round of so many minibatches.
+        # With local steps, a step of the server is a round of this many minibatches.
         self.local_steps = training.synchrony.local.steps if local else 1
         self.optimizer = training.synchrony.local.outer if local else spec.optimizer
         self.segments = facts.segments
@@ -43,7 +43,7 @@ class Plan:
         self._minibatches = self.epochs * self.steps_per_epoch
         self.total_steps = -(-self._minibatches // self.local_steps)
         self.numerical = training.gradient != "backpropagation"
-        # Where encoding rounds, each microbatch's gradient comes for itself, so that who computes what changes no rounding.
+        # Where encoding rounds, each microbatch's gradient is sent separately: the division among workers changes no rounding.
         self.per_microbatch = not codecs.exact(spec)
         self.chunk_elements = CHUNK_BYTES // (8 if spec.model.dtype == "float64" else 4)
         if self.numerical:
@@ -56,7 +56,7 @@ class Plan:
         return slice(chunk * self.chunk_elements, min((chunk + 1) * self.chunk_elements, self.elements))
 
     def minibatch(self, version: int) -> int:
-        """The first minibatch that the step behind `version` takes; each step takes one, except with local steps."""
+        """The first minibatch of the step after `version`; each step takes one, except with local steps."""
         return min(version * self.local_steps, self._minibatches)
 
     def version_of(self, minibatch: int) -> int:
@@ -64,7 +64,7 @@ class Plan:
         return minibatch // self.local_steps
 
     def samples_of(self, version: int) -> int:
-        """The number of samples of the step behind `version`; the last minibatch of an epoch takes what is left."""
+        """The number of samples of the step after `version`; the last minibatch of an epoch takes what is left."""
         return sum(
             min(self.batch_size, self.samples - minibatch % self.steps_per_epoch * self.batch_size)
             for minibatch in range(self.minibatch(version), self.minibatch(version + 1))
@@ -87,6 +87,6 @@ class Plan:
         return min(-(-(self.epoch_of(version) + 1) * self.steps_per_epoch // self.local_steps), self.total_steps)
 
     def schedule_factor(self, version: int) -> float:
-        """The factor of the learning rate of the step behind `version`."""
+        """The factor of the learning rate of the step after `version`."""
         steps_per_epoch = max(1, self.steps_per_epoch // self.local_steps)
         return schedules.factor(self.optimizer.schedule, version, steps_per_epoch, self.total_steps)

@@ -12,7 +12,7 @@ from thalweg.server.deciding import decisions, events
 MAX_ENTRIES = 200
 # Characters of one value of an entry, and of the entry.
 _MAX_VALUE, _MAX_TEXT = 80, 240
-# What coordinators hear and decide all the time, and is not told.
+# Events and decisions of coordinators that are too frequent to be in a story.
 _ROUTINE = (
     events.HeartbeatReceived,
     events.InitialReceived,
@@ -50,7 +50,7 @@ class Entry(NamedTuple):
 
 
 class Story:
-    """What happened to one job. Coordinators, which say much, displace none of the lifecycle's entries."""
+    """What happened to one job. The many entries of coordinators displace none of the lifecycle's."""
 
     def __init__(self, limit: int = MAX_ENTRIES) -> None:
         self._told = {teller: deque[tuple[int, Entry]](maxlen=limit) for teller in Teller}

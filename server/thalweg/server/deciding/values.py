@@ -47,7 +47,7 @@ class Facts(NamedTuple):
 class Task(NamedTuple):
     """A part of a step: the gradient of a node's microbatches, for the chunks from `first_chunk` up to `end_chunk`.
 
-    `steps` is 1, except with local steps: there each microbatch takes so many steps of its own from `step` on.
+    `steps` is 1, except with local steps: there each microbatch takes this many steps of its own from `step` on.
     """
 
     step: int

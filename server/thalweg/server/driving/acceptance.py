@@ -33,7 +33,7 @@ def record_job(storage: Storage, job: job_pb2.Job, request_id: str) -> job_pb2.J
 
 
 def check_source(storage: Storage, job_id: str) -> job_pb2.Job:
-    """The job whose parameters another one is to start from. Uses the database. Raises ThalwegError if that will not do."""
+    """The job whose parameters another one is to start from. Uses the database. Raises ThalwegError if that is not possible."""
     other = storage.job(job_id)
     if other is None:
         raise _wrong_source(f"there is no job {shown(job_id)} on this server")
@@ -45,7 +45,7 @@ def check_source(storage: Storage, job_id: str) -> job_pb2.Job:
 def export(storage: Storage, other: job_pb2.Job) -> str:
     """The SHA-256 of a job's parameters, put among the uploads: from then on they do not depend on that job. Uses files alone.
 
-    Raises ThalwegError if there are none that will do, and OSError if the disk refuses.
+    Raises ThalwegError if there are none that can be used, and OSError if the disk refuses.
     """
     try:
         sha256 = storage.export_parameters(other.id)

@@ -1,4 +1,4 @@
-"""Calls are answered though what they ask for waits: for room on the disk, or for what takes long. The work goes on."""
+"""Calls are answered in time, though the work that they request waits for room on the disk or takes long. The work goes on."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ class Answers:
         self.shortages: dict[str, Shortage] = {}  # by job
 
     def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Begins something that outlives the call that asks for it."""
+        """Begins work that outlives the call that requests it."""
         task = asyncio.create_task(work)
         self._work.add(task)
 
@@ -76,6 +76,6 @@ class Answers:
         return self._journal.room.refusal(error, consequence)
 
     def close(self) -> None:
-        """Nobody asks any more."""
+        """No more calls will come: ends the work."""
         for task in self._work:
             task.cancel()

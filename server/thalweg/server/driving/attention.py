@@ -1,8 +1,8 @@
-"""How long a server did not listen: its own silence, which is not to be taken for that of others."""
+"""How long a server did not listen: its own silence must not be mistaken for that of its peers."""
 
 from thalweg.server.telemetry import Clock
 
-# An event loop is never quite on time. Up to this share of the time after which a peer is taken for lost, that does not matter.
+# An event loop is never quite on time. Up to this share of the time after which a peer counts as lost, that does not matter.
 _NEGLIGIBLE = 0.05
 
 
@@ -10,7 +10,7 @@ class Attention:
     """Measures how late an event loop wakes that sleeps `seconds` at a time.
 
     Whatever keeps it from that (a long computation, a stopped process, a machine without time for it) also kept it from what
-    peers sent meanwhile. `silence_seconds` is the time after which a peer that says nothing is taken for lost.
+    peers sent meanwhile. `silence_seconds` is the time after which a silent peer counts as lost.
     """
 
     def __init__(self, seconds: float, silence_seconds: float, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""Both ends of the call by which a server makes sure that a shard is reached where it offers itself. No secret is told."""
+"""Both ends of the call by which a server verifies that it reaches a shard at the address that it offers. No secret is sent."""
 
 import hmac
 import secrets

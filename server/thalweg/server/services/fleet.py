@@ -1,4 +1,4 @@
-"""FleetService: fleets attend, and are told how many workers each job gets from them."""
+"""FleetService: fleets attend, and are sent the number of workers to run for each job."""
 
 import asyncio
 import logging

@@ -80,7 +80,7 @@ class Hosted(ABC):
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             try:
                 runner.run(self._serve())
-            except Exception as error:  # noqa: BLE001 - told to whoever starts the server
+            except Exception as error:  # noqa: BLE001 - raised where the server is started
                 self._failure = error
             finally:
                 self._started.set()
@@ -97,7 +97,7 @@ class Hosted(ABC):
         return Address(self.address.host, port)
 
     async def _grpc_server(self, services: Iterable[str]) -> grpc.aio.Server:
-        """A gRPC server that asks for the token, and tells of its health and of its services, which are to be added."""
+        """A gRPC server that requires the token, and reports its health and its services, which are to be added."""
         server = grpc.aio.server(
             options=[*OPTIONS, *limits.options(self._limits.connections)],
             interceptors=[Guard(self._token or None, self._exceptions)],

@@ -96,7 +96,7 @@ class WorkerStream:
         return message
 
     async def write(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Writes what is queued, until cancelled or told goodbye."""
+        """Writes what is queued, until it is cancelled or has written a goodbye."""
         while True:
             await self._filled.wait()
             self._filled.clear()

@@ -1,4 +1,4 @@
-"""ShardService: shards offer themselves, and are told what to do."""
+"""ShardService: shards offer themselves and receive commands."""
 
 import asyncio
 import logging

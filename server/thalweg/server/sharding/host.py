@@ -66,7 +66,7 @@ class _Share:
         self.guests.pop(worker, None)
 
     def receive(self, worker: int, request: Parcel[parameter_service_pb2.WorkRequest]) -> None:
-        """Keeps a chunk, and announces it. Raises ThalwegError if it is none of this share's."""
+        """Keeps a chunk, and announces it. Raises ThalwegError if it does not belong to this share."""
         event = wire.event_of(worker, request, self.parameters, self._sharing)
         arrival = pb.Arrival(worker=worker, kept=next(self._numbers), bytes=len(request.data))
         match event:
@@ -162,7 +162,7 @@ class ShardHost:
         self._invited = asyncio.Event()
 
     def do(self, command: pb.ShareCommand) -> None:
-        """Does what the server says. What cannot be done it is told, and the share is dropped."""
+        """Executes a command of the server. A command that fails is reported, and the share is dropped."""
         share = self._shares.get(command.share)
         try:
             if command.HasField("make"):

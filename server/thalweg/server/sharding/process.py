@@ -1,4 +1,4 @@
-"""A shard's process: it offers itself to a server, again and again if need be, and workers a ParameterService."""
+"""A shard's process: it offers itself to a server, again whenever that is necessary, and serves ParameterService to workers."""
 
 import asyncio
 import ipaddress
@@ -41,7 +41,7 @@ class ShardConfig:
 
 
 class _Outbox:
-    """What the server is to hear. Copies, which are long, wait for all that is urgent."""
+    """Messages to the server. Copies, which are long, wait for all urgent messages."""
 
     def __init__(self) -> None:
         self._urgent: deque[pb.HoldRequest] = deque()
@@ -78,7 +78,7 @@ class Attendance:
         self._outbox.put(message)
 
     async def attend(self, address: Address) -> None:
-        """Offers the shard, which listens at an address, whenever the server can be reached. Does not end by itself."""
+        """Offers the shard, which listens at an address, whenever the server can be reached. Runs until it is cancelled."""
         seconds, told = _MIN_SECONDS, ""
         while True:
             self._outbox, refused = _Outbox(), False
@@ -146,7 +146,7 @@ class ShardProcess(Hosted):
 
     @property
     def kept(self) -> int:
-        """How many chunks that came from workers wait for the server's word what becomes of them."""
+        """The number of chunks from workers for which the server has not decided anything yet."""
         return self._attendance.host.kept
 
     def stop(self) -> None:

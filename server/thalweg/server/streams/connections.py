@@ -46,7 +46,7 @@ class Connection(Protocol):
         ...
 
     def evict(self, error: ThalwegError | None = None) -> None:
-        """Ends the stream of a worker that is taken for lost, or that broke the protocol."""
+        """Ends the stream of a worker that counts as lost, or that broke the protocol."""
         ...
 
 
@@ -75,7 +75,7 @@ class Connections:
         return len(self._all)
 
     def join(self, connection: Connection, hear: Callable[[Connection, bytes], object]) -> None:
-        """A worker came: it is welcomed. `hear` is told what it says beside its stream."""
+        """A worker came: it is welcomed. `hear` is called with what it says beside its stream."""
         worker = connection.worker
         self._all[worker] = connection
         self._names[worker] = connection.name

@@ -71,7 +71,7 @@ class JobSharing:
         return self._slabs.slabs
 
     def withdraw(self) -> None:
-        """Nothing will be shared, also with those who have come already; they are told so when they are accepted."""
+        """Nothing will be shared, also not with workers that have connected already; they learn that when they are accepted."""
         self._withdrawn = True
         self.close()
 

@@ -85,7 +85,7 @@ class Sharing:
         self._callers.pop(caller).cancel()
 
     def _hear(self, caller: socket.socket) -> None:
-        """A caller's first word: its token, or something that will not do."""
+        """A caller's first message: its token, or anything else, which is refused."""
         self._listened(caller)
         try:
             guest = self._guests.get(_digest(caller.recv(shared_memory.TOKEN_BYTES + 1)))
@@ -109,5 +109,5 @@ class Sharing:
 
 
 def _digest(token: bytes) -> bytes:
-    """By which a token is looked up: how long that takes tells nothing of the tokens."""
+    """The key by which a token is looked up: how long that takes reveals nothing about the tokens."""
     return hashlib.sha256(token).digest()

@@ -195,7 +195,7 @@ def place_of(place: parameter_service_pb2.Place, worker: str) -> Place:
 
 
 def parameters_chunk(parameters: Parameters, version: int, chunk: int) -> tuple[bytes, int]:
-    """The message, serialized, that brings workers a chunk of the parameters, encoded in so many bytes."""
+    """The message, serialized, that brings workers a chunk of the parameters, and the number of bytes of its encoding."""
     part = parameter_service_pb2.ParametersChunk(version=version, chunk=chunk)
     data = parameters.outgoing.encode(parameters.plan.chunk_range(chunk).start, parameters.chunk(version, chunk))
     return serialize(Parcel(parameter_service_pb2.WorkResponse(parameters=part), data)), data.size

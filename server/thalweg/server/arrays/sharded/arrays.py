@@ -1,4 +1,4 @@
-"""One job's shares at shards: what is decided about their chunks goes there, and what is answered comes here."""
+"""The arrays of a job with shards: decisions about a shard's chunks are sent to it, and its answers are handled here."""
 
 import itertools
 import secrets
@@ -134,7 +134,7 @@ class ShardedArrays(LocalArrays):
         return self._reducing is None and not (isinstance(decision, Promote) and self._applying)
 
     def decided(self, event: Event, decisions: list[Decision]) -> None:
-        """What came with an event and nobody wants is not kept any longer."""
+        """Has a shard drop a payload that came with an event and that no decision uses."""
         held = getattr(event, "payload", None)
         if isinstance(held, Held) and not any(getattr(decision, "payload", None) is held for decision in decisions):
             held.share.send(forget=pb.Forget(kept=held.number))

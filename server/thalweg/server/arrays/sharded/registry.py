@@ -1,4 +1,4 @@
-"""The shards that are there, as the server sees them: to each a queue of commands, from each what it says."""
+"""The shards that are connected, as the server sees them: a queue of commands to each, and what each says."""
 
 import asyncio
 import itertools
@@ -29,7 +29,7 @@ class ShardLink:
         self._ended = False
 
     def begin(self, share: int, listener: Listener) -> None:
-        """Lets somebody hear what is said about a share."""
+        """Passes what the shard says about a share to a listener."""
         self._shares[share] = listener
 
     def end(self, share: int) -> None:
@@ -51,7 +51,7 @@ class ShardLink:
             listener(message)
 
     def give_up(self) -> None:
-        """Ends the stream: of a shard that is gone, or taken for lost."""
+        """Ends the stream of a shard that is gone or counts as lost."""
         self._ended = True
         self._filled.set()
 
@@ -80,7 +80,7 @@ class ShardRegistry:
         return next(self._numbers)
 
     def suitable(self, plan: Plan) -> list[ShardLink]:
-        """Those that a job is to be split over: at most so many that each, and the server, has a chunk.
+        """The shards that a job is to be split over: few enough that each of them, and the server, has a chunk.
 
         Where differentiation is numerical, computing takes the time, and there is little to be sent.
         """

@@ -1,4 +1,4 @@
-"""Which fleet gives how many workers to which job. Level-triggered: each fleet is always told its whole allotment."""
+"""How many workers each fleet runs for each job. Level-triggered: each fleet is always sent its whole allotment."""
 
 import asyncio
 import logging
@@ -66,7 +66,7 @@ class AttendingFleet:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def message(self) -> fleet_service_pb2.AttendResponse:
-        """The allotment, as the fleet is told."""
+        """The allotment, as it is sent to the fleet."""
         return fleet_service_pb2.AttendResponse(
             allotments=[
                 fleet_service_pb2.Allotment(
@@ -94,7 +94,7 @@ class AttendingFleet:
             self.changed.set()
 
     def exited(self, job_id: str) -> bool:
-        """It says that a worker of a job ended. Whether it can be one that it was told to start."""
+        """The fleet reports that a worker of a job ended. Whether it can be one that it was asked to start."""
         most = max(self.started.get(job_id, 0), self.gives(job_id))
         self.started[job_id] = max(most - 1, self.gives(job_id))
         return most > 0
@@ -128,7 +128,7 @@ def need_of(spec: job_pb2.JobSpec) -> Need:
 
 
 class Wish(NamedTuple):
-    """What a job wants: so many workers of so many CPU slots each."""
+    """What a job requests: a number of workers, each of a number of CPU slots."""
 
     workers: int
     slots: int

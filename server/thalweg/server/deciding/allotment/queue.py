@@ -1,4 +1,4 @@
-"""Which jobs may have workers, on a server that runs only so many at a time."""
+"""Which jobs may have workers, on a server that runs a limited number at a time."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -12,7 +12,7 @@ class Start(Enum):
 
     ACCEPTED = "a new job"
     RESTART = "the record, after a restart of the server"
-    RESUME = "the record, as somebody asked for"
+    RESUME = "the record, because a call requested it"
     CHECKPOINT = "the record, in place of a run that was given up"
     FAILURE = "nothing: it fails at once, to end the job"
 
@@ -48,7 +48,7 @@ class FailRun:
 
 @dataclass(frozen=True, slots=True)
 class CancelRun:
-    """Let the run end the job: somebody asked for that."""
+    """Let the run end the job: a call requested it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,14 +52,14 @@ class StartFailed:
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
-    """Somebody asks for the job's end. Answered when it has ended."""
+    """A call requests the job's end. Answered when it has ended."""
 
     ask: Ask
 
 
 @dataclass(frozen=True, slots=True)
 class ScaleRequested:
-    """Somebody asks for another number of workers; 0 pauses the job. Answered when that is durable."""
+    """A call requests another number of workers; 0 pauses the job. Answered when that is durable."""
 
     ask: Ask
     workers: int
@@ -67,21 +67,21 @@ class ScaleRequested:
 
 @dataclass(frozen=True, slots=True)
 class ResumeRequested:
-    """Somebody asks that a job that has ended goes on. Answered when it has a run."""
+    """A call requests that a job that has ended be resumed. Answered when it has a run."""
 
     ask: Ask
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteRequested:
-    """Somebody asks for the removal of a job that has ended."""
+    """A call requests the removal of a job that has ended."""
 
     ask: Ask
 
 
 @dataclass(frozen=True, slots=True)
 class RestAwaited:
-    """Somebody waits until the job has a run, or has ended."""
+    """A call waits until the job has a run, or has ended."""
 
     ask: Ask
 

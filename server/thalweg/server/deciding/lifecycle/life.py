@@ -84,7 +84,7 @@ class State(Enum):
 
 
 class ImpossibleTransitionError(ImpossibleError):
-    """Something happened to a job that cannot happen in its state. The message tells the job's story."""
+    """Something happened to a job that cannot happen in its state. The message contains the job's story."""
 
     def __init__(self, job_id: str, state: State, event: Event, story: Story) -> None:
         super().__init__(f"job {job_id}: {described(event)} is impossible in state {state.name} ({state.value}). Story:\n{story}")

@@ -9,7 +9,7 @@ from thalweg.server.deciding.values import EvaluationTask, Split, WorkerId
 from thalweg.server.deciding.workers.assignments import Assignments
 from thalweg.v1 import job_pb2
 
-# Evaluation is shared out, and summed up, in blocks of so many samples: a constant, so that metrics are a property of the job.
+# Evaluation is divided and summed in blocks of this many samples: a constant, so that metrics are a property of the job.
 EVALUATION_BLOCK = 1024
 
 
@@ -55,7 +55,7 @@ class Evaluation:
             self._waiting += [task for task in self._tasks.remove(worker) if task.first in self.open]
 
     def received(self, event: EvaluationReceived, now: float) -> bool:
-        """Takes an answer. False if it is none that is waited for."""
+        """Takes an answer. False if it is not expected."""
         self._tasks.now = now
         answer = (event.version, event.split, event.first)
         for task in self._tasks.tasks(event.worker):

@@ -42,7 +42,7 @@ class Initialization:
         self._initializers.pop(worker, None)
 
     def received(self, event: InitialReceived) -> list[Decision]:
-        """A chunk arrived, whoever made it. One that had come before is not used."""
+        """A chunk arrived from any worker. A chunk that had arrived before is not used."""
         if event.chunk in self._received:
             return []
         self._received.add(event.chunk)

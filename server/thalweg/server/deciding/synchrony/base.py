@@ -39,7 +39,7 @@ class Policy(ABC):
 
     @abstractmethod
     def begin(self) -> list[Decision]:
-        """Goes on behind `version`: up to the end of the epoch, not beyond."""
+        """Continues after `version`, up to the end of the epoch and not beyond."""
 
     @abstractmethod
     def joined(self, worker: WorkerId) -> list[Decision]:
@@ -63,7 +63,7 @@ class Policy(ABC):
 
     @abstractmethod
     def whole(self) -> bool:
-        """Whether parameters and optimizer state are at `version` in all parts, and not in the midst of an update."""
+        """Whether parameters and optimizer state are at `version` in all parts, and not in the middle of an update."""
 
     def _reduce(self, step: int) -> list[Decision]:
         """What has to be known of a step, whose gradient is whole, before it is applied to the current version."""

@@ -43,7 +43,7 @@ def size(plan: Plan, task: Task) -> float:
 
 
 def _runs(total: int, weights: list[float]) -> Iterator[range]:
-    """Cuts `total` into runs, so that whoever takes longest for its run takes as little time as possible."""
+    """Cuts `total` into runs, so that the longest time that any worker takes for its run is as short as possible."""
     start = 0
     if len(set(weights)) == 1:
         for share in range(len(weights)):
@@ -58,7 +58,7 @@ def _runs(total: int, weights: list[float]) -> Iterator[range]:
 
 
 def _deal(total: int, weights: list[float]) -> Iterator[int]:
-    """Who gets each of `total` items: whoever would be done first with one more, by its weight."""
+    """Which share gets each of `total` items: the one that would finish first with one more, by its weight."""
     ends = [(1 / weight, share) for share, weight in enumerate(weights)]
     heapq.heapify(ends)
     for _ in range(total):

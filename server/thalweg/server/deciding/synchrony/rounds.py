@@ -1,6 +1,6 @@
 """Steps in order: each is applied when all its contributions are there, and some may be begun before it is.
 
-Each chunk is added along the tree and applied for itself, as soon as its contributions are complete, while others are still
+Each chunk is added along the tree and applied independently, as soon as its contributions are complete, while others are still
 on their way. Only reductions, as for clipping by the global norm, have to wait for the whole gradient.
 """
 
@@ -18,7 +18,7 @@ from thalweg.server.deciding.synchrony.division import Part, divide
 from thalweg.server.deciding.synchrony.waiting_tasks import WaitingTasks
 from thalweg.server.deciding.values import Drop, Task, WorkerId
 
-# Tasks that wait: from so many on, no further step is begun for now. A job may allow for a thousand steps of thousands of tasks.
+# The number of waiting tasks at which no further step is begun for now. A job may allow a thousand steps of thousands of tasks.
 _ENOUGH = 1 << 14
 
 
@@ -128,7 +128,7 @@ class Rounds(Policy):
         return own - self._bound <= version <= min(own, self.version)
 
     def _apply(self) -> list[Decision]:
-        """Applies what is complete of the next step, and, if that makes a version, of none behind it."""
+        """Applies what is complete of the next step. If that makes a version, nothing of the steps after it is applied yet."""
         contributions = self._open.get(self.plan.minibatch(self.version))
         if contributions is None:
             return []
@@ -155,7 +155,7 @@ class Rounds(Policy):
         del self._open[contributions.step]
         self._applied = 0
         self.version += 1
-        # Whoever still works on what is done gets no parameters that would only wait, but the newest when it is through.
+        # A worker that still computes what is done already gets no parameters now, but the newest when it is free.
         for worker in self._workers:
             if any(not self._is_open(task) for task in self._tasks.tasks(worker)):
                 self._workers[worker] = False

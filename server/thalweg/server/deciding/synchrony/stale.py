@@ -10,7 +10,7 @@ from thalweg.server.deciding.synchrony.rounds import Rounds
 
 
 class Stale(Rounds):
-    """At most `bound` steps behind the first that is not applied are begun."""
+    """Begins at most `bound` steps beyond the first one that is not applied."""
 
     def __init__(self, plan: Plan, version: int = 0, applied: Iterable[int] = ()) -> None:
         super().__init__(plan, version, applied, plan.spec.training.synchrony.stale.bound)

@@ -12,7 +12,7 @@ from thalweg.server.deciding.values import WorkerId
 
 T = TypeVar("T", bound=Hashable)
 
-# A worker that takes so many times as long as is usual is a straggler: an idle one gets its tasks too.
+# A worker that takes this many times as long as is usual is a straggler: an idle worker gets its tasks too.
 STRAGGLER_MULTIPLE = 4.0
 # Below that, waiting costs less than a second answer.
 _MIN_PATIENCE_SECONDS = 0.03
@@ -21,10 +21,10 @@ _FIRST_PATIENCE_SECONDS = 5.0
 _REMEMBERED = 64
 # Workers whose speeds differ by less than this factor get equal shares: differences as small are noise.
 _ALIKE = 1.6
-# A worker's speed is the median of so many measurements, so that a short disturbance does not change it. It is unknown before
-# there are the fewest. The first one does not count: nothing is in the caches yet.
+# A worker's speed is the median of its latest measurements, at most the first number of them: a short disturbance does not
+# change it. With fewer than the second number it is unknown. The very first one does not count: nothing is in the caches yet.
 _MEASUREMENTS, _MIN = 9, 5
-# A worker that gets nothing to do, as it was slow, is taken for twice as fast after so long: so that it is tried again.
+# A worker that gets no tasks because it was slow counts as twice as fast after this time, so that it is tried again.
 _FORGIVENESS_SECONDS = 2.0
 
 
@@ -161,7 +161,7 @@ class Assignments(Generic[T]):
 
     def overdue(self) -> list[T]:
         """The tasks of workers that take too long. One that several have is overdue when it takes each of them longer still."""
-        # This is asked at every message, so the median is taken only where somebody has been at work for long enough.
+        # This is asked at every message, so the median is computed only if a worker has been busy for long enough.
         first = next(iter(self._busy.values()), None)
         if first is None or self.now - first.since <= _MIN_PATIENCE_SECONDS:
             return []

@@ -24,7 +24,7 @@ class Kind(Enum):
     KILLED = auto()
     # It reported a cause that may be the job's.
     REPORTED = auto()
-    # It reported a cause that is its node's: somebody may have to mend something there.
+    # It reported a cause that is its node's: its operator may have to repair something there.
     NODE = auto()
 
 
@@ -69,7 +69,7 @@ class Failures:
         self._troubles.pop(place.key, None)
 
     def happened(self, kind: Kind, place: Place, problem: str) -> str:
-        """Takes note of what happened to a worker. Gives words for people where it is worth telling, else nothing."""
+        """Records what happened to a worker. Gives words for people if it is worth reporting, else nothing."""
         trouble = self._troubles.get(place.key)
         times = trouble.times + 1 if trouble else 1
         seconds = _pause(kind, times)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 # What the bits of a worker's results depend on besides the job, as it reports it: names and values, in the order of the names.
 Premises: TypeAlias = tuple[tuple[str, str], ...]
 
-# So many kinds are told apart. A checkpoint holds them.
+# The maximum number of kinds that are distinguished. A checkpoint holds them.
 MAX_KINDS = 32
 # So many differences are named; the others are counted.
 _MAX_NAMED = 3
@@ -42,7 +42,7 @@ class Machines:
         return _difference(premises, self._first, "the first worker's")
 
     def admit(self, premises: Premises) -> str:
-        """Takes note of an admitted worker. Gives words for people if there was none of its kind, but some of others."""
+        """Records an admitted worker. Gives words for people if there was none of its kind, but some of others."""
         if self._first is None:
             self._first = premises
         if premises in self.kinds or len(self.kinds) == MAX_KINDS:

@@ -58,7 +58,7 @@ class Admission:
         plan, job = Plan(self._telemetry.job.spec, facts), self._telemetry.job
         lack = self._budget.reserve(self, budgets.of_server(plan, len(self._shards.suitable(plan)) if self._shards else 0))
         if lack:
-            # It is told once; how much is free changes all the time.
+            # It is reported once; the amount of free memory changes all the time.
             if job.waiting_for != job_pb2.WAITING_FOR_MEMORY:
                 job.waiting_for = job_pb2.WAITING_FOR_MEMORY
                 self._telemetry.enter(job.state, f"{NO_MEMORY}: {lack}")

@@ -76,7 +76,7 @@ _log = logging.getLogger(__name__)
 class JobDriver:
     """One job while it is queued or running. `ended` is called once, when it ends.
 
-    `save` is handed checkpoints to be written in the background, behind the events recorded so far; it is answered by
+    `save` is handed checkpoints to be written in the background, after the events recorded so far; it is answered by
     `checkpoint_done`. `checkpoint` and `recorded` are what earlier runs have left; `initial`, if the job is to start from given
     parameters, gives them as a slab of a layout, or raises ValueError.
     `sharing` is where workers on this machine get memory, if it is shared; `shards` are those over which the slab may be split;
@@ -128,7 +128,7 @@ class JobDriver:
         self._shards = shards
         self._admission = Admission(budget, shards, self.telemetry, clock)
         self._inbox = Inbox(self.telemetry, self._holdings, self._admission, self._shared, self.handle)
-        # What no tick has told yet: a tick is lost if others have to wait.
+        # What no tick has reported yet: a tick is dropped if other events wait.
         self._missed = 0.0
         self._queue = DecisionQueue(self)
 
@@ -212,7 +212,7 @@ class JobDriver:
                 each.cancel()
 
     def cancel(self) -> None:
-        """Somebody asked for the end."""
+        """The end of the job was requested."""
         self.handle(CancelRequested())
 
     def pause(self) -> None:
@@ -311,7 +311,7 @@ class JobDriver:
             raise _JobError(str(error)) from error
 
     def _write_checkpoint(self, position: Position) -> None:
-        # What is durable may not be ahead of what is told: steps behind a checkpoint are never taken again.
+        # What is durable may not be ahead of what is reported: steps before a checkpoint are never taken again.
         self.telemetry.flush()
         made = self._holdings.checkpoint(position, self.coordinator.machines.kinds)
         try:

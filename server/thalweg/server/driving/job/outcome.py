@@ -25,7 +25,7 @@ class JobOutcome:
     problems: tuple[str, ...] = ()
 
     def failed(self, problem: str) -> "JobOutcome":
-        """The outcome if the job has failed. The first problem is the one that is told."""
+        """The outcome if the job has failed. The first problem is the one that is reported."""
         return replace(self, state=job_pb2.JOB_STATE_FAILED, error=self.error or problem)
 
     def with_problem(self, problem: str) -> "JobOutcome":

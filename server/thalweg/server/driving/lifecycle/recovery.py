@@ -14,13 +14,13 @@ from thalweg.server.telemetry import Recorded
 from thalweg.v1 import job_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
-# A job that ran at this many deaths of the server in a row is not resumed by itself.
+# A job that ran at this many deaths of the server in a row is not resumed automatically.
 MAX_DEATHS = 3
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A job that had not ended when the server stopped. `aside` is why it does not go on by itself; empty if it does."""
+    """A job that had not ended when the server stopped. `aside` is why it is not resumed automatically; empty if it is."""
 
     job_id: str
     aside: str

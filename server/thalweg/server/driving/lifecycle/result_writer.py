@@ -50,7 +50,7 @@ class ResultWriter:
         written(size, self._clock() - began, problem)
 
     async def _write(self, job_id: str, checkpoint: Checkpoint) -> int:
-        """Makes a checkpoint durable and gives its size. It may not be ahead of the events on disk: the steps behind it are never
+        """Makes a checkpoint durable and gives its size. It may not be ahead of the events on disk: the steps before it are never
         taken again. Raises OSError.
         """
         try:
