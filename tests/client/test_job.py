@@ -142,11 +142,13 @@ def test_a_job_must_have_ended_before_it_is_deleted(client: Client) -> None:
     assert client.jobs() == []
 
 
-def test_scaling_changes_what_is_wanted_and_not_what_is_learnt(cluster: Cluster) -> None:
-    job = cluster.client.submit("xor", {"training.epochs": 200, "training.workers": 1})
+def test_scaling_changes_what_is_wanted_and_not_what_is_learnt(cluster: Cluster, barrier: Barrier) -> None:
+    barrier.hold(3)
+    job = cluster.client.submit("xor", {"training.epochs": 20, "training.workers": 1})
     job.scale(2)
     assert job.spec.training.workers == 2
-    one = cluster.client.submit("xor", {"training.epochs": 200, "training.workers": 1})
+    barrier.release()
+    one = cluster.client.submit("xor", {"training.epochs": 20, "training.workers": 1})
     assert job.wait().weights_sha256 == one.wait().weights_sha256
     with pytest.raises(ThalwegError, match="has ended"):
         job.scale(3)
