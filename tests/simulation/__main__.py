@@ -1,6 +1,6 @@
 """Runs schedules of faults and towns, and prints those that break a guarantee.
 
-One of 20 is a town: a server with many jobs, on storage in memory; one of 10 of these is on a real data folder.
+One of 40 is a town: a server with many jobs, on storage in memory; one of 10 of these is on a real data folder.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from tests.simulation.schedules import check, disturbed
 from tests.simulation.town import Town
 from thalweg.contract.resources import cpus
 
-# One of so many schedules is a town, and one of so many towns is in a folder.
-_TOWNS, _FOLDERS = 20, 10
+# One of this number of schedules is a town, and one of this number of towns is in a folder.
+_TOWNS, _FOLDERS = 40, 10
 
 
 def _town(seed: int) -> Town:

@@ -55,6 +55,7 @@ _ANSWERS = {
     "STORAGE_FAILED",
     "OUT_OF_MEMORY",
 }
+_SPECS = {name: spec_of(job) for name, job in JOBS.items()}
 MISHAPS = (
     "lose_shard",
     "fill",
@@ -202,7 +203,7 @@ class Town:
 
     async def _create(self) -> None:
         name = self.random.choice(list(JOBS))
-        request = training_service_pb2.CreateJobRequest(spec=spec_of(JOBS[name]))
+        request = training_service_pb2.CreateJobRequest(spec=_SPECS[name])
         request.spec.name = name
         job = await self._answer("create", self.jobs.create(request), {"STORAGE_FULL", "STORAGE_FAILED"})
         if job:
