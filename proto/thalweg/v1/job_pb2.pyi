@@ -646,6 +646,7 @@ class Data(_message.Message):
     BUILTIN_FIELD_NUMBER: _builtins.int
     NPZ_FIELD_NUMBER: _builtins.int
     CSV_FIELD_NUMBER: _builtins.int
+    PYTHON_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     VALIDATION_FRACTION_FIELD_NUMBER: _builtins.int
@@ -666,7 +667,9 @@ class Data(_message.Message):
     sha256: _builtins.str
     """The SHA-256, in hexadecimal, of the uploaded file (UploadData). The client fills it in."""
     target: _builtins.str
-    """For CSV: the name of the target column. Defaults to the last column."""
+    """For CSV: the name of the target column. Defaults to the last column. For samples that are dictionaries: the target's key. Defaults
+    to `y`.
+    """
     validation_fraction: _builtins.float
     """The fraction of the samples that is held out for validation. The seed determines which ones. Of up to 1,048,576 samples, or if
     `order` is `permuted`, any may be chosen; of more, one of each of as many parts of equal length, which takes no memory.
@@ -684,12 +687,20 @@ class Data(_message.Message):
     `computed` computes the sample at each position on demand, and takes no memory. `auto` is `permuted` for up to 1,048,576 samples,
     and `computed` for more. Affects the result.
     """
+    @_builtins.property
+    def python(self) -> Global___EntryPoint:
+        """Samples as code of your own, which workers run; see `code`: a callable that returns a data set with `__len__` and `__getitem__`,
+        or `__getitems__`, as those of PyTorch and Hugging Face. A sample is a pair (x, y), x a dictionary where the model has several
+        inputs; or a dictionary with all inputs and the target. It must depend on its index only.
+        """
+
     def __init__(
         self,
         *,
         builtin: _builtins.str = ...,
         npz: _builtins.str = ...,
         csv: _builtins.str = ...,
+        python: Global___EntryPoint | None = ...,
         sha256: _builtins.str = ...,
         target: _builtins.str | None = ...,
         validation_fraction: _builtins.float | None = ...,
@@ -698,9 +709,9 @@ class Data(_message.Message):
         header: _builtins.bool | None = ...,
         order: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__header: _TypeAlias = _typing.Literal["header"]  # noqa: Y015
     _WhichOneofArgType__header: _TypeAlias = _typing.Literal["_header", b"_header"]  # noqa: Y015
@@ -714,7 +725,7 @@ class Data(_message.Message):
     _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["builtin", "npz", "csv"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["builtin", "npz", "csv", "python"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__header) -> _WhichOneofReturnType__header | None: ...

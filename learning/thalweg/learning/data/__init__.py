@@ -1,7 +1,7 @@
 """What a model learns from: loaded, checked, prepared and split, as a pure function of the job and its file."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,25 +64,28 @@ def load(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Dataset:
     data, dtype = spec.data, np.dtype(spec.model.dtype)
     field = f"data.{data.WhichOneof('source')}"
     source = _source(data, fetch)
-    x, y = source.x, source.y
-    _check(field, x, y)
+    inputs, y = source.inputs or {INPUT: source.x}, source.y
+    _check(field, inputs, y)
     kept = spec.model.WhichOneof("kind") is not None
     targets = as_targets(field, y, spec.model.loss, data.one_hot, dtype, kept=kept)
-    train, validation = split(spec.seed, len(x), data.validation_fraction, data.order)
-    preprocessing = job_pb2.Preprocessing()
+    train, validation = split(spec.seed, len(y), data.validation_fraction, data.order)
+    preprocessing = job_pb2.Preprocessing(columns=source.columns, target=source.target)
     if data.standardize:
+        if source.inputs:
+            several = columns.listed(list(inputs))
+            raise DataError(f"data.standardize: the samples have several inputs, {several}; standardize them in the data set")
         with np.errstate(over="ignore", invalid="ignore"):
-            preprocessing = standardization(Selected(x, train), whole=keeps_permutations(data.order, len(x)))
-        if not np.isfinite(preprocessing.scale).all():
+            statistics = standardization(Selected(source.x, train), whole=keeps_permutations(data.order, len(y)))
+        if not np.isfinite(statistics.scale).all():
             raise DataError(f"{field}: x holds numbers that are too large to be standardized; scale them, or remove them")
-    prepared = prepared_rows(preprocessing, x, dtype)
-    check_prepared(f"{field}: x", prepared)
-    preprocessing.shape.extend(x.shape[1:])
-    preprocessing.columns.extend(source.columns)
-    preprocessing.target = source.target
-    fields = {INPUT: prepared, TARGET: targets}
+        preprocessing.MergeFrom(statistics)
+    if not source.inputs:
+        preprocessing.shape.extend(source.x.shape[1:])
+    fields = {name: prepared_rows(preprocessing, x, dtype) for name, x in inputs.items()} | {TARGET: targets}
+    for name in inputs:
+        check_prepared(f"{field}: {name}", fields[name])
     first, second = (Arrays({name: Selected(rows, chosen) for name, rows in fields.items()}) for chosen in (train, validation))
-    if is_held(sample_bytes(first.schema) * len(x)):
+    if is_held(sample_bytes(first.schema) * len(y)):
         first, second = held(first), held(second)
     return Dataset(first, second, preprocessing)
 
@@ -132,14 +135,16 @@ def read_samples(
     return columns.to_predict(found, name, preprocessing, data.target, features)
 
 
-def _check(field: str, x: Rows, y: Rows) -> None:
-    for name, values in (("x", x), ("y", y)):
+def _check(field: str, inputs: Mapping[str, Rows], y: Rows) -> None:
+    for name, values in (*inputs.items(), (TARGET, y)):
         check_numbers(f"{field}: {name}", values)
-    if len(x) != len(y):
-        raise DataError(f"{field}: x has {len(x)} samples but y has {len(y)}; the counts must match")
-    if len(x.shape) == 1:
-        raise DataError(f"{field}: x has the shape {x.shape}; it needs an axis for the features too, as in x.reshape(-1, 1)")
-    if len(x) == 0:
-        raise DataError(f"{field}: has no samples")
-    if math.prod(x.shape[1:]) == 0:
-        raise DataError(f"{field}: x has the shape {x.shape}: its samples have no features")
+    for name, x in inputs.items():
+        if len(x) != len(y):
+            raise DataError(f"{field}: {name} has {len(x)} samples but y has {len(y)}; the counts must match")
+        if name == INPUT and len(x.shape) == 1:
+            example = "it needs an axis for the features too, as in x.reshape(-1, 1)"
+            raise DataError(f"{field}: x has the shape {x.shape}; {example}")
+        if len(x) == 0:
+            raise DataError(f"{field}: has no samples")
+        if math.prod(x.shape[1:]) == 0:
+            raise DataError(f"{field}: {name} has the shape {x.shape}: its samples have no features")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from thalweg.learning.data.errors import DataError
-from thalweg.learning.data.rows import Rows, row_blocks
+from thalweg.learning.data.rows import Rows, is_late, row_blocks
 
 
 def check_numbers(subject: str, values: Rows) -> None:
@@ -21,7 +21,7 @@ def check_prepared(subject: str, values: Rows) -> None:
 
 
 def _check_finite(problem: str, values: Rows, remedy: str) -> None:
-    if values.dtype.kind != "f":
+    if values.dtype.kind != "f" or is_late(values):
         return
     count, where = 0, ""
     for block in row_blocks(values):

@@ -1,8 +1,9 @@
 """Which columns of a table are features and which is the target: by name where there are names."""
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +20,16 @@ _MAX_LISTED = 12
 
 
 class Source(NamedTuple):
-    """Samples `x` and targets `y` as they are in a source, and the names of the features and of the target, if it has names."""
+    """Samples `x` and targets `y` as they are in a source, and the names of the features and of the target, if it has names.
+
+    Where samples have several inputs, `inputs` are those by name, and `x` is one of them.
+    """
 
     x: Rows
     y: Rows
     columns: tuple[str, ...] = ()
     target: str = ""
+    inputs: Mapping[str, Rows] = MappingProxyType({})
 
 
 class Found(NamedTuple):

@@ -84,6 +84,17 @@ class Mapped:
         return self._function(self._rows[indices])
 
 
+class Late:
+    """Rows that are checked when they are taken: to read all of them first would take long."""
+
+
+def is_late(rows: object) -> bool:
+    """Whether rows are checked when they are taken, or are made of such rows."""
+    while isinstance(rows, Selected | Mapped):
+        rows = rows._rows
+    return isinstance(rows, Late)
+
+
 class FileRows:
     """A C-ordered array in a file, whose rows are read when they are taken.
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from thalweg.learning.data import builtins, columns, npz
+from thalweg.learning.data import builtins, columns, npz, python_source
 from thalweg.learning.data.columns import Source
 from thalweg.v1 import job_pb2
 
@@ -16,4 +16,5 @@ SOURCES: dict[str, Reader] = {
     "builtin": builtins.source,
     "npz": npz.source,
     "csv": columns.source,
+    "python": python_source.source,
 }
