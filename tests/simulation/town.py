@@ -416,7 +416,9 @@ class Town:
     def _upgrade(self) -> None:
         """What the server leaves was written by an earlier release than the one that goes on."""
         self.random.choice([self._stop, self._die])()
-        self._meanwhile.append(self.ground.age)
+        # Once, also if several are asked for before the server is gone.
+        if self.ground.age not in self._meanwhile:
+            self._meanwhile.append(self.ground.age)
 
     async def _replace_server(self, calls: Sequence[asyncio.Task[None]]) -> None:
         self.counts["stops" if self._clean else "deaths"] += 1
