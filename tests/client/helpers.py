@@ -53,12 +53,12 @@ class Printed(NamedTuple):
         return json.loads(self.out)
 
 
-def start_worker(server: Address, job_id: str, token: str | None = None) -> threading.Thread:
+def start_worker(server: Address, job_id: str, token: str | None = None, *, allow_code: bool = False) -> threading.Thread:
     """A worker that is a thread, until the job ends or the server goes away."""
 
     def run() -> None:
         with suppress(ThalwegError):
-            work(Endpoint(server, token), job_id, "a-thread")
+            work(Endpoint(server, token), job_id, "a-thread", allow_code=allow_code)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -66,10 +66,12 @@ def start_worker(server: Address, job_id: str, token: str | None = None) -> thre
 
 
 @contextmanager
-def fleet_of_threads(server: Server | Client, token: str | None = None, slots: int = 2) -> Iterator[None]:
+def fleet_of_threads(
+    server: Server | Client, token: str | None = None, slots: int = 2, *, allow_code: bool = False
+) -> Iterator[None]:
     """A fleet that gives each job the workers that the server allots."""
     outbox: queue.SimpleQueue[pb.AttendRequest | None] = queue.SimpleQueue()
-    outbox.put(pb.AttendRequest(capacity=capacity("threads", slots)))
+    outbox.put(pb.AttendRequest(capacity=capacity("threads", slots, allow_code=allow_code)))
     with grpc.insecure_channel(str(server.address)) as channel:
         attending = fleet_service_pb2_grpc.FleetServiceStub(channel).Attend
         call = attending(iter(outbox.get, None), metadata=Endpoint(server.address, token).metadata)
@@ -85,7 +87,7 @@ def fleet_of_threads(server: Server | Client, token: str | None = None, slots: i
                     for allotment in response.allotments:
                         while started[allotment.job_id] < allotment.workers:
                             started[allotment.job_id] += 1
-                            start_worker(server.address, allotment.job_id, token)
+                            start_worker(server.address, allotment.job_id, token, allow_code=allow_code)
 
         thread = threading.Thread(target=attend)
         thread.start()

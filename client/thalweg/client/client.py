@@ -47,6 +47,8 @@ class Client:
         job: JobSource | JobFile,
         settings: Settings = (),
         *,
+        model: object = None,
+        loss: object = None,
         data: Arrays | None = None,
         name: str | None = None,
         id: str | None = None,  # noqa: A002 - its name everywhere else
@@ -56,8 +58,14 @@ class Client:
 
         `job` is the name of a packaged job, the path of a TOML file, a dictionary of the same shape, or a JobSpec. `settings` are
         laid over it: `{"training.epochs": 5}`, or texts `training.epochs=5`. `data` is a pair of arrays, samples and targets, to
-        learn from in place of what the job says. `name` replaces the job's name; `id` chooses its id. Two calls with the same
-        `request_id` create one job. Raises ThalwegError if the job is not right, or is not accepted.
+        learn from in place of what the job says.
+
+        `model` is a torch.nn.Module, trained from its current parameters and buffers, or a function that makes one, in place of
+        the job's model. `loss` is then the name of a loss, `model` for the module's own, or a function of (outputs, targets).
+        Both are pickled, and unpickled by workers only (`by_value.with_model`).
+
+        `name` replaces the job's name; `id` chooses its id. Two calls with the same `request_id` create one job. Raises
+        ThalwegError if the job is not right, or is not accepted.
         """
         with ExitStack() as stack:
             arrays = None
@@ -68,6 +76,12 @@ class Client:
                 loaded = load_job(job, settings, arrays)
             else:
                 loaded = with_data(job, arrays) if arrays else job
+            if model is not None:
+                from thalweg.client.by_value import with_model  # noqa: PLC0415 - needs extras
+
+                loaded = with_model(loaded, model, loss, Path(stack.enter_context(TemporaryDirectory(prefix="thalweg-model-"))))
+            elif loss is not None:
+                raise invalid(Violation("loss", "comes with a model by value; for a job's own model, set model.loss"))
             spec = loaded.spec
             if name is not None:
                 spec.name = name
