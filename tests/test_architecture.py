@@ -261,6 +261,8 @@ PROCESS_WIDE = {
         "proto/thalweg/contract/process.py",
         # The command, before it prints: a COLUMNS of 0 is taken away, of which rich would make a terminal of no width.
         "client/thalweg/client/cli/output.py",
+        # While XLA makes its threads, whose number it reads there alone.
+        "learning/thalweg/learning/jax_function.py",
     },
     r"signal\.(signal|set_wakeup_fd|setitimer|alarm|pthread_sigmask|siginterrupt)": {
         # The command: Ctrl-C while it is imported, and at its end.
@@ -297,7 +299,7 @@ PROCESS_WIDE = {
     },
     r"numpy\.(seterr|seterrcall|setbufsize|set_printoptions)|numpy\.random\.seed|random\.seed": {
         # While code of a job's author runs. The generators are then as they were before.
-        "learning/thalweg/learning/pytorch/randomness.py",
+        "learning/thalweg/learning/randomness.py",
     },
     r"gc\.(disable|enable|freeze|set_threshold)|sys\.(setswitchinterval|setrecursionlimit|settrace|setprofile)": set[str](),
     r"sys\.(excepthook|unraisablehook|displayhook|stdin|stdout|stderr|path|meta_path|modules)(=|\[\])": {

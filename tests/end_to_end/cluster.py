@@ -43,10 +43,13 @@ def stub_of(server: Server) -> Iterator[training_service_pb2_grpc.TrainingServic
 
 
 def train(server: Server, spec: job_pb2.JobSpec, workers: int = 1) -> job_pb2.Job:
-    """Creates a job, works for it with a number of workers, and gives its final record."""
+    """Creates a job, works for it with a number of workers, which may run its code, and gives its final record."""
     with stub_of(server) as stub:
         job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=spec)).job
-        threads = [threading.Thread(target=work, args=(Endpoint(server.address), job.id, f"worker-{i}")) for i in range(workers)]
+        threads = [
+            threading.Thread(target=work, args=(Endpoint(server.address), job.id, f"worker-{i}"), kwargs={"allow_code": True})
+            for i in range(workers)
+        ]
         for thread in threads:
             thread.start()
         for response in stub.WatchJob(training_service_pb2.WatchJobRequest(job_id=job.id)):

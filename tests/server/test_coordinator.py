@@ -685,8 +685,10 @@ def test_evaluation_is_shared_out_in_blocks_and_stragglers_are_not_waited_for() 
     assert desk.handle(EvaluationReceived(2, 1, again.task.split, 1024, Sums(1.0, 976, (1,)))) == []
 
 
-def test_a_task_says_which_chunks_it_is_about() -> None:
-    desk = Desk(gradient="numerical", workers=2)
+@pytest.mark.parametrize("said_by", ["the job", "the workers"])
+def test_a_task_says_which_chunks_it_is_about(said_by: str) -> None:
+    desk = Desk(gradient="numerical" if said_by == "the job" else "backpropagation", workers=2)
+    desk.facts = desk.facts._replace(numerical=True)
     desk.handle(WorkerJoined(1))
     desk.handle(WorkerPrepared(1, desk.facts))
     for chunk in range(ELEMENTS):

@@ -60,6 +60,8 @@ def test_numerical_differentiation_has_chunks_for_many_workers() -> None:
     assert make_plan(100_000, gradient="numerical", workers=3).chunks == 24
     assert make_plan(100_000, gradient="numerical", workers=1000).chunks == 256
     assert make_plan(100_000).chunks == 1
+    spec = make_plan(100_000, workers=3).spec
+    assert Plan(spec, Facts(100_000, 20, 0, metrics=(), numerical=True)).chunks == 24
 
 
 def kept(plan: Plan) -> list[int]:

@@ -45,6 +45,7 @@ class Bag:
     activations = 12
     packages: frozenset[str] = frozenset()
     counters: tuple[Segment, ...] = ()
+    numerical = False
     segments = (Segment("token", (TOKENS, 6)), Segment("kind", (KINDS, 6)))
     size = elements(segments)
 

@@ -28,6 +28,12 @@ def size(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
+def inputs(batch: Batch) -> NDArray[Any] | dict[str, NDArray[Any]]:
+    """What a model of the user's takes: the input, or, of several, all by name."""
+    given = {name: values for name, values in batch.items() if name != TARGET}
+    return next(iter(given.values())) if len(given) == 1 else given
+
+
 def in_double(batch: Batch) -> Batch:
     """The batch with real numbers in double precision. Integers stay as they are."""
     return {name: values.astype(np.float64) if values.dtype.kind == "f" else values for name, values in batch.items()}

@@ -17,9 +17,16 @@ from thalweg.learning.batch import Batch, in_double, size
 from thalweg.learning.objective import Objective, Staged
 from thalweg.learning.randomness import Draw
 
-# Steps that balance truncation and rounding (Press et al., Numerical Recipes, 5.7).
-CENTRAL_STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
-_FORWARD_STEP = float(np.finfo(np.float64).eps) ** (1 / 2)
+# By what part of it a loss in double precision is rounded. Steps follow Press et al., Numerical Recipes, 5.7.
+_EPSILON = float(np.finfo(np.float64).eps)
+
+
+def central_step(epsilon: float) -> float:
+    """The step that balances truncation and rounding, where losses are rounded by a part of `epsilon` (Press et al., 5.7)."""
+    return float(epsilon ** (1 / 3))
+
+
+CENTRAL_STEP = central_step(_EPSILON)
 
 
 class Point(NamedTuple):
@@ -35,15 +42,20 @@ class Point(NamedTuple):
 
 
 class NumericalDifferentiator:
-    """Differentiates an objective by differences. `objective` computes in double precision. Belongs to one thread."""
+    """Differentiates an objective by differences. Belongs to one thread.
 
-    def __init__(self, objective: Objective, scheme: str) -> None:
+    `objective` computes in double precision, or, where it is the user's code that computes, gives losses rounded by a part of
+    `epsilon`.
+    """
+
+    def __init__(self, objective: Objective, scheme: str, epsilon: float = _EPSILON) -> None:
         self._objective = objective
         self._staged = objective if isinstance(objective, Staged) else None
         self._stages = self._staged.stages if self._staged else np.empty(0, np.intp)
         self._parameters: Slab = np.empty(objective.size, np.float64)
         # The number of coordinates with differences, the slab's first.
         self.coordinates = end_of(Kind.PARAMETER, objective.segments)
+        self._step = {"numerical": central_step(epsilon), "numerical_forward": epsilon ** (1 / 2)}[scheme]
         # Evaluations of the loss for each coordinate.
         self.evaluations = {"numerical": 2, "numerical_forward": 1}[scheme]
         self._difference = {"numerical": self._central, "numerical_forward": self._forward}[scheme]
@@ -83,7 +95,7 @@ class NumericalDifferentiator:
     def _central(self, position: int, point: Point) -> float:
         """(L(w + h) - L(w - h)) / 2h, with an error of order h²."""
         value = float(self._parameters[position])
-        step = CENTRAL_STEP * max(1.0, abs(value))
+        step = self._step * max(1.0, abs(value))
         # Divided by the difference of the rounded sums, which is not exactly 2h.
         above, below = value + step, value - step
         rise = self._loss(position, above, point) - self._loss(position, below, point)
@@ -92,5 +104,5 @@ class NumericalDifferentiator:
     def _forward(self, position: int, point: Point) -> float:
         """(L(w + h) - L(w)) / h, with an error of order h."""
         value = float(self._parameters[position])
-        above = value + _FORWARD_STEP * max(1.0, abs(value))
+        above = value + self._step * max(1.0, abs(value))
         return float((self._loss(position, above, point) - point.sums.loss) / (above - value))

@@ -73,6 +73,10 @@ class Objective(Protocol):
     def packages(self) -> frozenset[str]:
         """The packages beside NumPy that it computes with, by the names of their distributions."""
 
+    @property
+    def numerical(self) -> bool:
+        """Whether `gradient` takes differences of the loss: then workers better share out the coordinates."""
+
     def check(self, batch: Batch) -> None:
         """Raises MistakeError if these samples do not fit the model."""
 

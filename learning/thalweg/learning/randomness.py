@@ -1,5 +1,9 @@
 """All randomness of a job, as a pure function of its seed and purpose."""
 
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 import numpy as np
@@ -16,9 +20,32 @@ class Purpose(IntEnum):
     PERMUTATION = 2  # (epoch)
     DROPOUT = 3  # (step, microbatch, layer)
     MODULE_CREATION = 4  # ()
-    MODULE_CALL = 5  # (step, microbatch)
+    MODULE_CALL = 5  # (step, microbatch), or () where a model does not train
 
 
 def generator(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:
     """A generator of its own for each seed, purpose and ids: streams do not overlap, in whatever order they are made."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(purpose, *ids))))
+
+
+# The generators of Python and NumPy are the process's: of several threads that call user code, one at a time has them.
+_lock = threading.RLock()
+
+
+@contextmanager
+def seeded(seed: int, purpose: Purpose, *ids: int) -> Iterator[np.random.Generator]:
+    """Around calls of user code: what it draws from `random` and `numpy.random` follows from a seed, a purpose and ids.
+
+    Afterwards these generators are as they were before. Gives a generator, for the seeds of further libraries.
+    """
+    further = generator(seed, purpose, *ids)
+    first, second = (int(value) for value in further.integers(0, 2**32, 2))
+    with _lock:
+        python, numpy = random.getstate(), np.random.get_state()
+        random.seed(first)
+        np.random.seed(second)
+        try:
+            yield further
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -5,8 +5,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 from thalweg.learning.batch import Schema
-from thalweg.learning.errors import NodeError
+from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.learning.objective import Objective
+from thalweg.learning.python_object import PythonObjective
 from thalweg.learning.sequential.model import Sequential
 from thalweg.v1 import job_pb2
 
@@ -55,9 +56,46 @@ def _require_torch() -> None:
         raise NodeError("model.torch: PyTorch is not installed on this machine; pip install 'thalweg[torch]'") from error
 
 
+def _jax(spec: job_pb2.JobSpec, _schema: Schema, dtype: str | None, _: bool) -> Objective:
+    _require_jax()
+    from thalweg.learning.jax_function import JaxObjective  # noqa: PLC0415 - imports jax
+
+    _refuse_metrics(spec, "jax")
+    return JaxObjective(spec, dtype)
+
+
+def _jax_settings(threads: int) -> AbstractContextManager[None]:
+    _require_jax()
+    from thalweg.learning.jax_function import settled  # noqa: PLC0415 - imports jax
+
+    return settled(threads)
+
+
+def _require_jax() -> None:
+    try:
+        import jax  # noqa: F401, PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        if error.name not in ("jax", "jaxlib"):
+            raise
+        raise NodeError("model.jax: JAX is not installed on this machine; pip install 'thalweg[jax]'") from error
+
+
+def _python(spec: job_pb2.JobSpec, _schema: Schema, dtype: str | None, _: bool) -> Objective:
+    _refuse_metrics(spec, "python")
+    return PythonObjective(spec, dtype)
+
+
+def _refuse_metrics(spec: job_pb2.JobSpec, kind: str) -> None:
+    """Raises MistakeError if a job asks for metrics: such models have a loss of their own, and what they predict is unknown."""
+    if spec.model.metrics:
+        raise MistakeError(f"model.metrics: {spec.model.metrics[0]} is not possible with model.{kind}, which has its loss alone")
+
+
 KINDS: dict[str, ModelKind] = {
     "sequential": ModelKind(_sequential, _no_settings),
     "torch": ModelKind(_torch, _torch_settings),
+    "jax": ModelKind(_jax, _jax_settings),
+    "python": ModelKind(_python, _no_settings),
 }
 
 

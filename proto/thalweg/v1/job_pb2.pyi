@@ -218,14 +218,16 @@ class Model(_message.Message):
     @_builtins.property
     def jax(self) -> Global___EntryPoint:
         """A JAX model: a callable that returns the functions `init(key)`, which gives a pytree of parameters, and
-        `loss(parameters, x, y, key)`, which gives a loss for each sample; and, for predictions, `predict(parameters, x)`.
+        `loss(parameters, x, y, key)`, which gives a loss for each sample, or their mean; and, for predictions, `predict(parameters, x)`:
+        as a tuple in this order, or as an object with these names. In evaluations, which are without dropout, `key` is None.
         """
 
     @_builtins.property
     def python(self) -> Global___EntryPoint:
         """A model in plain Python: a callable that returns an object with the methods `initial(rng)`, which gives arrays by name, and
-        `loss(parameters, x, y)`, which gives a loss for each sample; if it has a method `gradient(parameters, x, y)`, which gives
-        the gradient of the sum of the losses by name, it is used, else the loss is differentiated numerically.
+        `loss(parameters, x, y)`, which gives a loss for each sample, or their mean; and, for predictions, `predict(parameters, x)`. If it
+        has a method `gradient(parameters, x, y)`, which gives the gradient of `sum(loss(parameters, x, y))` by name, that is used, else
+        the loss is differentiated numerically.
         """
 
     @_builtins.property

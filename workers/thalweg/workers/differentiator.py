@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from thalweg.contract import codecs
 from thalweg.contract.layout import Slab
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
@@ -14,7 +15,9 @@ from thalweg.learning.data import Dataset
 from thalweg.learning.data.microbatches import Microbatches
 from thalweg.learning.data.order import Order
 from thalweg.learning.data.samples import Samples, blocks
+from thalweg.learning.errors import MistakeError
 from thalweg.learning.numerical import NumericalDifferentiator, Point
+from thalweg.learning.objective import Objective
 from thalweg.v1 import job_pb2
 from thalweg.workers.local_steps import Lanes
 from thalweg.workers.tree_sum import Finished, Slabs, tree_sum
@@ -32,8 +35,8 @@ class Differentiator:
         for samples in (dataset.train, dataset.validation):
             for where in blocks(samples):
                 self.objective.check(samples.take(where))
-        scheme, self._numerical = spec.training.gradient, None
-        if scheme != "backpropagation":
+        self._numerical: NumericalDifferentiator | None = None
+        if scheme := _scheme(spec, self.objective):
             self._numerical = NumericalDifferentiator(registry.objective(spec, dataset.schema, "float64"), scheme)
         self._microbatches = spec.training.microbatches
         order = Order(spec, len(dataset.train))
@@ -152,3 +155,20 @@ class Differentiator:
             part = samples.take(slice(start, min(start + EVALUATION_BATCH, where.stop)))
             total += self.objective.measure(parameters, part)
         return total
+
+
+def _scheme(spec: job_pb2.JobSpec, objective: Objective) -> str | None:
+    """How workers take differences for a job: a key of `NumericalDifferentiator`; None where they backpropagate.
+
+    An objective that has no gradient of its own needs differences whatever the job says. Raises MistakeError if the job cannot do
+    with them.
+    """
+    given = spec.training.gradient
+    if given != "backpropagation" or not objective.numerical:
+        return None if given == "backpropagation" else given
+    lack = "is not possible without a gradient of the model's own; give it a method gradient(parameters, x, y)"
+    if spec.training.synchrony.HasField("local"):
+        raise MistakeError(f"training.synchrony: local {lack}")
+    if not codecs.exact(spec):
+        raise MistakeError(f"training.codec: {spec.training.codec.WhichOneof('kind')} {lack}, or use float32")
+    return "numerical"

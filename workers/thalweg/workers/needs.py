@@ -9,14 +9,15 @@ from thalweg.v1 import job_pb2
 _SIZES = 2
 
 
-def slabs(spec: job_pb2.JobSpec, *, shared: bool) -> int:
+def slabs(spec: job_pb2.JobSpec, *, shared: bool, numerical: bool = False) -> int:
     """The most slabs, arrays with one number for each parameter, that a worker needs for a complete specification.
 
-    `shared` says whether it reads the parameters in the server's memory.
+    `shared` says whether it reads the parameters in the server's memory, `numerical` whether it takes differences of the loss
+    although the specification does not say so.
     """
     training = spec.training
     parameters = 0 if shared else 2
-    if training.gradient != "backpropagation":
+    if numerical or training.gradient != "backpropagation":
         return parameters + 2
     share = range(-(-training.microbatches // training.workers))
     exact = codecs.exact(spec)
@@ -33,4 +34,5 @@ def of_worker(spec: job_pb2.JobSpec, objective: Objective, train_samples: int, e
     """The bytes that a worker needs for a job on `train_samples`, if it evaluates `evaluated` samples at once."""
     minibatch = min(spec.training.batch_size, train_samples)
     samples = _SIZES * -(-minibatch // spec.training.microbatches) + evaluated
-    return (slabs(spec, shared=shared) * objective.size + samples * objective.activations) * objective.dtype.itemsize
+    numbers = slabs(spec, shared=shared, numerical=objective.numerical) * objective.size + samples * objective.activations
+    return numbers * objective.dtype.itemsize

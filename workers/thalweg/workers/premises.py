@@ -5,6 +5,7 @@ with another number of threads. docs/guarantees.md (1) promises equal bits where
 """
 
 import importlib
+import os
 import platform
 from collections.abc import Iterable, Iterator
 from importlib import metadata
@@ -17,7 +18,7 @@ from threadpoolctl import threadpool_info
 from thalweg.v1 import parameter_service_pb2
 
 # Packages that choose their kernels by the processor's model.
-_BY_MODEL = frozenset({"torch"})
+_BY_MODEL = frozenset({"torch", "jaxlib"})
 
 
 def premises(packages: Iterable[str]) -> list[parameter_service_pb2.Premise]:
@@ -42,6 +43,8 @@ def _found(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
     used = sorted(packages)
     for package in used:
         yield package, metadata.version(package)
+    if "jaxlib" in used:
+        yield "XLA's flags", os.environ.get("XLA_FLAGS") or "none"
     if _BY_MODEL.intersection(used):
         yield "processor's model", _model()
 

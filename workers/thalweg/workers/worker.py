@@ -159,6 +159,7 @@ class _Worker:
             metrics=objective.metrics,
             shared_memory=self._peer is not None,
             premises=premises(objective.packages),
+            numerical=self._differentiator.numerical,
         )
         if self._differentiator.numerical and spec.training.epochs:
             prepared.loss_seconds = self._differentiator.cost(self._initial(), _MEASURE_SECONDS)

@@ -97,6 +97,11 @@ class TorchObjective:
         """PyTorch."""
         return frozenset({"torch"})
 
+    @property
+    def numerical(self) -> bool:
+        """False: there is backpropagation."""
+        return False
+
     def check(self, batch: Batch) -> None:
         """Raises MistakeError if samples and module do not fit together. The first samples are evaluated."""
         if self._checked or not size(batch):

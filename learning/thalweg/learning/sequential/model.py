@@ -80,6 +80,11 @@ class Sequential:
         """The packages beside NumPy that the layers compute with."""
         return self._root.packages
 
+    @property
+    def numerical(self) -> bool:
+        """False: there is backpropagation."""
+        return False
+
     def check(self, batch: Batch) -> None:
         """Raises ModelError if targets do not fit the model's output."""
         self._loss.check(batch[TARGET])

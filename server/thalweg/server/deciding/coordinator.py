@@ -350,4 +350,5 @@ class Coordinator:
 def _words(facts: Facts) -> str:
     kind = f"the metrics {', '.join(facts.metrics)}" if facts.metrics else "no metrics besides the loss"
     samples = f"{facts.train_samples:,} and {facts.validation_samples:,} samples"
-    return f"{facts.elements:,} parameters, {samples} for training and validation, {kind}"
+    differences = ", gradients by differences of the loss" if facts.numerical else ""
+    return f"{facts.elements:,} parameters, {samples} for training and validation, {kind}{differences}"

@@ -42,7 +42,7 @@ class Plan:
         self.spans = optimizers.spans(self.optimizer, facts.segments, facts.elements, also_frozen)
         self._minibatches = self.epochs * self.steps_per_epoch
         self.total_steps = -(-self._minibatches // self.local_steps)
-        self.numerical = training.gradient != "backpropagation"
+        self.numerical = facts.numerical or training.gradient != "backpropagation"
         # Where encoding rounds, each microbatch's gradient is sent separately: the division among workers changes no rounding.
         self.per_microbatch = not codecs.exact(spec)
         self.chunk_elements = CHUNK_BYTES // (8 if spec.model.dtype == "float64" else 4)

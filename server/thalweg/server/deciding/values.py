@@ -34,7 +34,8 @@ NOWHERE = Place()
 class Facts(NamedTuple):
     """What the workers found out about a job's model and data.
 
-    `segments` are the slab's tensors, without which there can be no groups of them.
+    `segments` are the slab's tensors, without which there can be no groups of them. `numerical` says whether gradients are
+    differences of the loss.
     """
 
     elements: int
@@ -42,6 +43,7 @@ class Facts(NamedTuple):
     validation_samples: int
     metrics: tuple[str, ...]
     segments: tuple[Segment, ...] = ()
+    numerical: bool = False
 
 
 class Task(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from thalweg.contract import frames
+from thalweg.contract import codecs, frames
 from thalweg.contract.errors import protocol_violation
 from thalweg.contract.frames import Parcel, serialize
 from thalweg.contract.layout import Slab, segments_of
@@ -145,15 +145,15 @@ def _values(parameters: Parameters | None, chunk: int, data: memoryview, encoded
         raise protocol_violation(f"chunk {chunk} {error}") from error
 
 
-def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None:
-    """Raises ThalwegError if what a worker says of its model and data makes no sense."""
+def check_prepared(prepared: parameter_service_pb2.Prepared, spec: job_pb2.JobSpec) -> None:
+    """Raises ThalwegError if what a worker says of a job's model and data makes no sense."""
     if not 0 < prepared.train_samples <= _MAX_SAMPLES or prepared.validation_samples > _MAX_SAMPLES:
         raise protocol_violation("no training samples, or too many samples")
     counters, slab = prepared.layout.counters, prepared.layout.tensors
     tensors = [*slab, *counters]
     if len(tensors) > _MAX_TENSORS or any(len(tensor.shape) > _MAX_AXES for tensor in tensors):
         raise protocol_violation("a layout of too many tensors or axes")
-    if prepared.layout.dtype != dtype or len({tensor.name for tensor in tensors}) < len(tensors):
+    if prepared.layout.dtype != spec.model.dtype or len({tensor.name for tensor in tensors}) < len(tensors):
         raise protocol_violation("a layout of another dtype, or with two tensors of one name")
     if len(prepared.metrics) > _MAX_METRICS or any(not _METRIC.fullmatch(name) for name in prepared.metrics):
         raise protocol_violation("too many metrics, or one with an invalid name")
@@ -165,6 +165,8 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, dtype: str) -> None
         raise protocol_violation(str(error)) from error
     if any(counter.kind for counter in counters) or elements(segments_of(counters)) > _MAX_COUNTED:
         raise protocol_violation("too many counters, or one of a kind")
+    if prepared.numerical and (spec.training.synchrony.HasField("local") or not codecs.exact(spec)):
+        raise protocol_violation("differences of the loss, with local steps or a codec that rounds")
     _check_preprocessing(prepared.preprocessing)
 
 

@@ -62,7 +62,7 @@ class Inbox:
             connection.evict(error)
 
     def _prepared(self, worker: WorkerId, prepared: parameter_service_pb2.Prepared) -> None:
-        wire.check_prepared(prepared, self._telemetry.job.spec.model.dtype)
+        wire.check_prepared(prepared, self._telemetry.job.spec)
         if not self._shared.settle(worker, prepared.shared_memory):
             raise protocol_violation("shared memory that was not accepted")
         prepared.ClearField("shared_memory")
@@ -70,7 +70,8 @@ class Inbox:
         prepared.ClearField("premises")
         elements = layouts.elements(prepared.layout)
         segments = layouts.segments_of(prepared.layout.tensors)
-        facts = Facts(elements, prepared.train_samples, prepared.validation_samples, tuple(prepared.metrics), segments)
+        samples = prepared.train_samples, prepared.validation_samples
+        facts = Facts(elements, *samples, tuple(prepared.metrics), segments, prepared.numerical)
         if not self._holdings.learn(prepared):
             raise protocol_violation("a layout that differs from the first worker's")
         self._admission.add(WorkerPrepared(worker, facts, premises))

@@ -1,0 +1,49 @@
+"""Training a model of each kind equals a plain loop, bit for bit, whatever the number of workers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from threadpoolctl import threadpool_limits
+
+from tests.end_to_end.cluster import running_server, train
+from tests.end_to_end.reference import reference
+from tests.learning.kinds.cases import MODELS, require, settled, spec_of
+from thalweg.contract import layout as layouts
+from thalweg.v1 import job_pb2
+
+# Few samples, of few sizes: each worker compiles what JAX computes for each size.
+_DATA: dict[str, Any] = {"builtin": "xor", "validation_fraction": 0.25}
+_TRAINING: dict[str, Any] = {"epochs": 5, "batch_size": 3, "microbatches": 2}
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "bulk": {},
+    "local steps": {"synchrony": {"local": {"steps": 2}}},
+}
+# Without a gradient of the model's own, local steps are not possible.
+_CASES = [(kind, "bulk") for kind in MODELS if "mean" not in kind] + [
+    (kind, "local steps") for kind in ("torch", "jax", "python")
+]
+
+
+@pytest.mark.parametrize(("kind", "variant"), _CASES, ids=lambda value: value)
+def test_training_equals_a_plain_loop(kind: str, variant: str, tmp_path: Path) -> None:
+    require(kind)
+    spec = spec_of(kind, 2, 2, training={**_TRAINING, **_VARIANTS[variant]}, data=_DATA)
+    # Workers are threads here; what they set for the process is set around all of them.
+    with settled(spec), threadpool_limits(1, "blas"), running_server(tmp_path, allow_code=True) as server:
+        expected, losses = reference(spec)
+        for workers in (1, 2, 3):
+            job = train(server, spec, workers)
+            assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error
+            assert job.result.steps == len(losses)
+            assert job.result.weights_sha256 == layouts.digest(expected)
+            assert job.result.validation.loss > 0
+
+
+def test_a_mistake_in_the_code_is_the_jobs_error(tmp_path: Path) -> None:
+    spec = spec_of("python", 65, 10)
+    with running_server(tmp_path, allow_code=True) as server:
+        job = train(server, spec)
+    assert job.state == job_pb2.JOB_STATE_FAILED
+    assert job.error.startswith("model.python: ValueError: matmul: ")
+    assert "tests/learning/kinds/python_model.py:" in job.error
