@@ -1,5 +1,7 @@
 """Encoded numbers, as they come from workers."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Facts
 from thalweg.server.streams import wire
 from thalweg.server.streams.job_sharing import JobSharing, suits
+from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 
 GRADIENT = np.array([1, -2, 3, 4], np.float32)
@@ -64,3 +67,14 @@ def test_bytes_that_no_codec_makes_break_the_protocol(kind: str) -> None:
 def test_workers_that_get_rounded_parameters_read_none_in_shared_memory() -> None:
     assert suits(make_spec()) == suits(make_spec(codec={"float32": {}}))
     assert not any(suits(make_spec(codec={kind: {}})) for kind in codecs.CODECS if kind != "float32")
+
+
+@pytest.mark.parametrize("training", [{"synchrony": {"local": {}}}, {"codec": {"bfloat16": {}}}])
+def test_differences_of_the_loss_are_not_for_every_job(training: dict[str, Any]) -> None:
+    tensor = job_pb2.Tensor(name="a", shape=[3])
+    prepared = pb.Prepared(layout=job_pb2.Layout(tensors=[tensor], dtype="float32"), train_samples=4, numerical=True)
+    wire.check_prepared(prepared, make_spec())
+    with pytest.raises(ThalwegError, match="differences of the loss, with local steps or a codec that rounds"):
+        wire.check_prepared(prepared, make_spec(**training))
+    prepared.numerical = False
+    wire.check_prepared(prepared, make_spec(**training))
