@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from threadpoolctl import threadpool_limits
 
-from tests.end_to_end.cluster import running_server, train
+from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.end_to_end.reference import reference
 from tests.learning.kinds.cases import MODELS, require, settled, spec_of
 from thalweg.contract import layout as layouts
-from thalweg.v1 import job_pb2
+from thalweg.v1 import job_pb2, training_service_pb2
 
 # Few samples, of few sizes: each worker compiles what JAX computes for each size.
 _DATA: dict[str, Any] = {"builtin": "xor", "validation_fraction": 0.25}
@@ -38,6 +38,20 @@ def test_training_equals_a_plain_loop(kind: str, variant: str, tmp_path: Path) -
             assert job.result.steps == len(losses)
             assert job.result.weights_sha256 == layouts.digest(expected)
             assert job.result.validation.loss > 0
+
+
+def test_the_server_knows_that_workers_take_differences(tmp_path: Path) -> None:
+    """Then it shares out the coordinates, and says what that will cost."""
+    with running_server(tmp_path, allow_code=True) as server, stub_of(server) as stub:
+        said = {}
+        for kind in ("python", "python, numerical"):
+            job = train(server, spec_of(kind, 2, 2, training=_TRAINING, data=_DATA))
+            events = [response.event for response in stub.WatchJob(training_service_pb2.WatchJobRequest(job_id=job.id))]
+            said[kind] = [event.notice.text for event in events if event.HasField("notice")]
+    assert not said["python"]
+    assert said["python, numerical"][0].startswith(
+        "numerical differentiation: 6 parameters × 2 evaluations of the loss = 12 a step"
+    )
 
 
 def test_a_mistake_in_the_code_is_the_jobs_error(tmp_path: Path) -> None:

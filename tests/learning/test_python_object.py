@@ -145,6 +145,24 @@ def test_a_kink_is_no_mistake() -> None:
     objective_of(Kink()).check(SAMPLES)
 
 
+def test_a_kink_where_a_gradient_is_tried_is_no_mistake() -> None:
+    """There, too, gradient and differences are not equal; so it is tried at another place."""
+
+    class Kink:
+        at = np.random.default_rng(0).normal(0, 0.01, (2, 4))[0]
+
+        def initial(self, rng: np.random.Generator) -> dict[str, Numbers]:
+            return {"w": np.zeros(4)}
+
+        def loss(self, parameters: dict[str, Numbers], x: Numbers, y: Labels) -> Numbers:
+            return np.ones(len(x)) * np.maximum(parameters["w"] - self.at, 0).sum()
+
+        def gradient(self, parameters: dict[str, Numbers], x: Numbers, y: Labels) -> dict[str, Numbers]:
+            return {"w": len(x) * (parameters["w"] > self.at).astype(float)}
+
+    objective_of(Kink()).check(SAMPLES)
+
+
 def test_a_gradient_in_single_precision_is_no_mistake() -> None:
     class Single(Differentiated):
         def loss(self, parameters: dict[str, Numbers], x: Numbers, y: Labels) -> Numbers:
