@@ -155,7 +155,7 @@ def test_a_kink_where_a_gradient_is_tried_is_no_mistake() -> None:
             return {"w": np.zeros(4)}
 
         def loss(self, parameters: dict[str, Numbers], x: Numbers, y: Labels) -> Numbers:
-            return np.ones(len(x)) * np.maximum(parameters["w"] - self.at, 0).sum()
+            return np.full(len(x), np.maximum(parameters["w"] - self.at, 0).sum())
 
         def gradient(self, parameters: dict[str, Numbers], x: Numbers, y: Labels) -> dict[str, Numbers]:
             return {"w": len(x) * (parameters["w"] > self.at).astype(float)}
