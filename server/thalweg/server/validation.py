@@ -257,7 +257,9 @@ def _names(fields: Sequence[FieldDescriptor]) -> str:
 
 def _across_fields(spec: job_pb2.JobSpec) -> Iterator[Violation]:
     """Violations that concern more than one field."""
-    yield from _across_model(spec.model)
+    # A model that is missing is one mistake.
+    if spec.HasField("model"):
+        yield from _across_model(spec.model)
     yield from _across_code(spec)
     yield from _across_momentum(spec.optimizer.momentum, "optimizer")
     yield from _across_momentum(spec.training.synchrony.local.outer.momentum, "training.synchrony.local.outer")
