@@ -19,6 +19,7 @@ from tests.simulation.schedules import check, disturbed
 from tests.simulation.town import Town
 from thalweg.contract.resources import cpus
 
+_WITH_SHARDS, _WITH_MEMORY = "with shards", "with shared memory"
 # One of this number of schedules is a town, and one of this number of towns is in a folder.
 _TOWNS, _FOLDERS = 40, 10
 
@@ -52,8 +53,8 @@ def _run_cluster(seed: int) -> tuple[int, str, dict[str, int]]:
         "workers that failed": cluster.let_go_of,
         "workers refused": cluster.refused,
         "killed at start": cluster.killed_at_start,
-        "with shards": cluster.split > 0,
-        "with shared memory": cluster.attached > 0,
+        _WITH_SHARDS: cluster.split > 0,
+        _WITH_MEMORY: cluster.attached > 0,
         "workers that shared memory": cluster.attached,
         "runs split over shards": cluster.split,
         "runs that lost a shard": cluster.returned,
@@ -106,6 +107,8 @@ def _many(seeds: Iterable[int], processes: int) -> int:
     seconds = time.monotonic() - began
     rate = f"{count / seconds * 60:,.0f} a minute"
     sys.stdout.write(f"{count:,} schedules in {seconds:.0f} s, {rate}: {failed} broke a guarantee\n")
+    sharded, shared = (f"{total.pop(name, 0) / count:.0%}" for name in (_WITH_SHARDS, _WITH_MEMORY))
+    sys.stdout.write(f"{sharded} had parameters at shards, {shared} workers that shared memory\n")
     sys.stdout.write(", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in sorted(total.items())) + "\n")
     return 1 if failed else 0
 

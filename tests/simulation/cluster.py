@@ -496,10 +496,10 @@ class Cluster:
 
     def _arrival(self, worker: ImaginaryWorker, direction: str) -> float:
         """When a message that is sent now arrives: messages of one stream in one direction keep their order."""
-        arrival = self.now + self.random.expovariate(1 / self.faults.latency)
-        arrival = max(self._arrivals.get((worker.worker, direction), 0.0), arrival)
-        self._arrivals[worker.worker, direction] = arrival
-        return arrival - self.now
+        now, stream = self.loop.now, (worker.worker, direction)
+        arrival = max(self._arrivals.get(stream, 0.0), now + self.network.seconds())
+        self._arrivals[stream] = arrival
+        return arrival
 
     def to_worker(self, worker: ImaginaryWorker, message: pb.WorkResponse) -> None:
         """A message on its way to a worker, which takes it when it is through with those before."""
@@ -510,7 +510,7 @@ class Cluster:
                 if not worker.busy:
                     self.work(worker)
 
-        self.at(self._arrival(worker, "down"), arrive)
+        self.loop.at_time(self._arrival(worker, "down"), arrive)
 
     def work(self, worker: ImaginaryWorker) -> None:
         """Lets a worker take its messages one by one, each when it is through with those before."""
@@ -549,7 +549,7 @@ class Cluster:
 
         def arrive() -> None:
             if self.now < self.stalled_until:
-                self.at(self.stalled_until - self.now, arrive)
+                self.loop.at_time(self.stalled_until, arrive)
                 return
             if not run or self.run_ is not run or not worker.heard or self.finished:
                 return
@@ -561,11 +561,11 @@ class Cluster:
             except ThalwegError as error:
                 raise AssertionError(f"an honest worker was refused: {error}") from error
 
-        self.at(self._arrival(worker, "up"), arrive)
+        self.loop.at_time(self._arrival(worker, "up"), arrive)
         # Of a gradient that goes several ways the last chunk says that all others are under way: it comes once.
         again = message.HasField("gradient") and not (worker.streams and message.gradient.HasField("sums"))
         if again and self.random.random() < self.faults.duplicate:
-            self.at(self._arrival(worker, "up") + self.random.choice([0.0, 0.0, 0.05]), arrive)
+            self.loop.at_time(self._arrival(worker, "up") + self.random.choice([0.0, 0.0, 0.05]), arrive)
 
     def some_worker(self) -> ImaginaryWorker | None:
         """One of the workers, if there are any."""

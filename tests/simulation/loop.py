@@ -58,7 +58,11 @@ class ImaginaryLoop:
 
     def at(self, seconds: float, action: Callable[[], object]) -> None:
         """Lets something happen later."""
-        heapq.heappush(self._later, (self.now + seconds, next(self._numbers), action))
+        self.at_time(self.now + seconds, action)
+
+    def at_time(self, when: float, action: Callable[[], object]) -> None:
+        """Lets something happen at a time, after all else that was to happen then: a difference of times is rounded."""
+        heapq.heappush(self._later, (when, next(self._numbers), action))
 
     def step(self) -> None:
         """Lets the next thing happen, and all that follows at once."""
@@ -114,7 +118,7 @@ class ImaginaryLoop:
             if not timer.cancelled():
                 callback(*args)
 
-        self.at(when - self.now, ring)
+        self.at_time(when, ring)
         return timer
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:

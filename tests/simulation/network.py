@@ -19,11 +19,11 @@ class Network:
     def __init__(self, loop: ImaginaryLoop, random: Random, latency: float) -> None:
         self.loop = loop
         self.random = random
-        self.latency = latency
+        self._rate = 1 / latency
 
     def seconds(self) -> float:
         """How long a message is under way."""
-        return self.random.expovariate(1 / self.latency)
+        return self.random.expovariate(self._rate)
 
 
 class Pipe:
@@ -37,6 +37,8 @@ class Pipe:
         self._last = 0.0
         self._cut = False
         self._under_way = 0
+        self._arrived: deque[Any] = deque()
+        self._held_up = False
         # As many messages may be under way before who sends has to wait.
         self._window = network.random.choice([1, 4, 1 << 10])
         # On a narrow line little may be under way, and that takes long.
@@ -47,18 +49,27 @@ class Pipe:
         """A message sets out. Those of a broken connection are lost."""
         self._last = max(self._last, self._loop.now + self._network.seconds() / self._width)
         self._under_way += 1
-        self._loop.at(self._last - self._loop.now, lambda: self._arrive(message))
+        self._loop.at_time(self._last, lambda: self._arrive(message))
 
     def _arrive(self, message: Any) -> None:
-        until = self._busy()
-        if until > self._loop.now:
-            self._loop.at(until - self._loop.now, lambda: self._arrive(message))
-            return
-        self._under_way -= 1
-        if self._waiter and not self._waiter.done():
-            self._waiter.set_result(None)
-        if not self._cut:
-            self._deliver(message)
+        self._arrived.append(message)
+        if not self._held_up:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Lets the receiver take what has arrived, in order, when it does not stand still."""
+        while self._arrived:
+            until = self._busy()
+            self._held_up = until > self._loop.now
+            if self._held_up:
+                self._loop.at_time(until, self._hand_over)
+                return
+            message = self._arrived.popleft()
+            self._under_way -= 1
+            if self._waiter and not self._waiter.done():
+                self._waiter.set_result(None)
+            if not self._cut:
+                self._deliver(message)
 
     async def write(self, message: Any) -> None:
         """Sends a message, and waits until the next one may be sent."""

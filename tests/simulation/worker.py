@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,9 +49,16 @@ def noise(parameters: Slab, step: int, steps: int, microbatch: int) -> Slab:
     """A gradient, or the movement of a lane, that depends on all parameters, the task, and the order of additions."""
     total = np.full(ELEMENTS, np.float32(0.01) * parameters.sum(), np.float32)
     for each in range(step, step + steps):
-        drawn = np.random.default_rng([each, microbatch]).normal(size=ELEMENTS).astype(np.float32)
-        total += parameters * np.float32(0.01) + drawn * np.float32(10.0 ** (microbatch % 5 - 4))
+        total += parameters * np.float32(0.01) + _drawn(each, microbatch)
     return total
+
+
+@cache
+def _drawn(step: int, microbatch: int) -> Slab:
+    drawn = np.random.default_rng([step, microbatch]).normal(size=ELEMENTS).astype(np.float32)
+    drawn *= np.float32(10.0 ** (microbatch % 5 - 4))
+    drawn.flags.writeable = False
+    return drawn
 
 
 def ledger(_: Slab, step: int, steps: int, microbatch: int) -> Slab:
