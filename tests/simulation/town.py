@@ -239,8 +239,12 @@ class Town:
             self._known.remove(job_id)
         asked = self.jobs.queries if kind in ("parameters", "get") else self.jobs
         answer = await self._answer(f"{kind} of {job_id}", getattr(asked, kind)(*arguments), _ANSWERS)
-        if kind == "delete" and self.jobs.storage.job(job_id):
-            self._known.append(job_id)
+        if kind == "delete":
+            if self.jobs.storage.job(job_id):
+                self._known.append(job_id)
+            else:
+                self.counts[kind] += 1
+        # A deletion is answered with nothing.
         if answer is None:
             return
         self.counts[kind] += 1
