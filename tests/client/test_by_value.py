@@ -17,6 +17,7 @@ from thalweg.client import Client, ThalwegError, by_value, load_job
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("cloudpickle")
+from safetensors.torch import load_file  # noqa: E402 - needs torch
 from torch import nn  # noqa: E402 - an extra
 
 JOB: dict[str, Any] = {
@@ -123,6 +124,49 @@ def test_a_packaged_job_gets_another_model(lonely: Client) -> None:
     assert (model.loss, len(model.layers)) == ("softmax_cross_entropy", 0)
     assert re.fullmatch(r"thalweg_by_value_[0-9a-f]{12}:model", model.torch.entrypoint)
     assert job.spec.data.builtin == "digits"
+
+
+class Tied(nn.Module):
+    """Tied weights, batch norm, a constant and a mask: all that a state has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(3, 3, bias=False)
+        self.norm = nn.BatchNorm1d(3)
+        self.down = nn.Linear(3, 3, bias=False)
+        self.down.weight = self.up.weight
+        self.register_buffer("offset", torch.full((3,), 0.5))
+        self.register_buffer("mask", torch.tensor([True, False, True]))
+
+    def forward(self, x: Any) -> Any:
+        return (self.down(self.norm(self.up(x))) * self.mask + self.offset).sum(1, keepdim=True)
+
+
+def test_a_module_takes_the_state_of_a_job(client: Client, tmp_path: Path) -> None:
+    net = Tied()
+    job = client.submit(JOB, model=net, data=(X, Y))
+    job.wait()
+    state = job.state_dict()
+    assert state["up.weight"] is state["down.weight"]
+    assert state["norm.num_batches_tracked"] == 3
+    assert not torch.equal(state["up.weight"], net.up.weight)
+    net.load_state_dict(state)
+    net.eval()
+    assert net.norm.num_batches_tracked == 3
+    result = job.result()
+    assert result.train
+    with torch.no_grad():
+        np.testing.assert_allclose(((net(torch.from_numpy(X)).numpy() - Y) ** 2).mean(), result.train.loss, rtol=1e-5)
+    # Its file has the same, and a job may start from it.
+    path = tmp_path / "state.safetensors"
+    job.save(path)
+    written = load_file(path)
+    assert written.keys() == state.keys()
+    assert all(torch.equal(tensor, written[name]) for name, tensor in state.items())
+    Tied().load_state_dict(written)
+    settings = {"model.initial.file": str(path), "training.epochs": 0}
+    again = client.submit(JOB, settings, model=Tied, data=(X, Y))
+    assert again.wait().weights_sha256 == result.weights_sha256
 
 
 def test_what_is_not_installed_goes_by_value(tmp_path: Path) -> None:

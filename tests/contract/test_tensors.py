@@ -10,7 +10,9 @@ from hypothesis.extra import numpy as arrays
 from safetensors.numpy import load, save
 
 from thalweg.contract import tensors
-from thalweg.contract.layout import Slab
+from thalweg.contract.layout import FIXED_DTYPES, MAX_FIXED_BYTES, Slab, fixed_of, layout_of
+from thalweg.contract.segments import Segment
+from thalweg.v1 import job_pb2
 
 TENSORS = st.dictionaries(
     st.text(min_size=1, max_size=5).filter(lambda name: name != "__metadata__"),
@@ -45,6 +47,48 @@ def test_integers_are_written_as_the_library_writes_them() -> None:
     assert data == save(named, {"x": "y"})
     found, metadata = tensors.read(memoryview(data))
     assert (list(found), metadata) == (["a", "d"], {"x": "y"})
+
+
+def test_all_integers_are_written_as_the_library_writes_them() -> None:
+    named = {f"{position % 3}{name}": np.ones(position + 1, dtype) for position, (name, dtype) in enumerate(FIXED_DTYPES.items())}
+    named |= {"float": np.ones(3), "single": np.ones(1, np.float32)}
+    data = written({**named}, {})
+    assert data == save(named)
+    assert sorted(tensors.read(memoryview(data))[0]) == ["float", "single"]
+
+
+def test_a_state_has_all_names() -> None:
+    layout = layout_of(
+        [Segment("a", (2,))], np.dtype(np.float32), [Segment("n", ())], {"b": "a", "m": "n"}, {"mask": np.array([True, False])}
+    )
+    found = tensors.state(layout, np.array([1, 2], np.float32), 5)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "a": [1, 2],
+        "n": 5,
+        "mask": [True, False],
+        "b": [1, 2],
+        "m": 5,
+    }
+    assert found["b"] is found["a"]
+    layout.aliases.add(name="c", tensor="d")
+    with pytest.raises(ValueError, match="c is another name of d, which does not exist"):
+        tensors.state(layout, np.array([1, 2], np.float32), 5)
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    [
+        job_pb2.Fixed(name="a", dtype="float32", shape=[1], data=b"1234"),
+        job_pb2.Fixed(name="a", dtype="object", shape=[1], data=b"12345678"),
+        job_pb2.Fixed(name="a", dtype="int32", shape=[2], data=b"1234"),
+        job_pb2.Fixed(name="a", dtype="int8", shape=[1 << 60, 1 << 60], data=b"1234"),
+        job_pb2.Fixed(name="a", dtype="bool", shape=[2], data=b"\1\2"),
+        job_pb2.Fixed(name="a", dtype="int8", shape=[MAX_FIXED_BYTES + 1], data=bytes(MAX_FIXED_BYTES + 1)),
+    ],
+)
+def test_fixed_tensors_that_make_no_sense_are_refused(fixed: job_pb2.Fixed) -> None:
+    with pytest.raises(ValueError, match=r"fixed tensor|truth value"):
+        fixed_of(job_pb2.Layout(fixed=[fixed]))
 
 
 def test_rows_are_one_tensor() -> None:

@@ -13,12 +13,14 @@ import pytest
 from google.protobuf import json_format
 
 from tests.learning.batches import batch, schema_of
+from thalweg.contract import tensors
 from thalweg.contract.layout import Slab, layout_of, views
 from thalweg.contract.segments import Kind
 from thalweg.learning import registry
 from thalweg.learning.batch import Batch
 from thalweg.learning.errors import MistakeError
 from thalweg.learning.objective import Objective
+from thalweg.learning.objective import layout as layout_of_objective
 from thalweg.learning.randomness import Purpose
 from thalweg.v1 import job_pb2
 
@@ -329,3 +331,68 @@ def test_settings_are_those_of_before_afterwards() -> None:
         assert torch.get_num_threads() == 2
         assert torch.are_deterministic_algorithms_enabled()
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+
+
+class Causal(nn.Module):
+    """Tied weights, a causal mask, and what state has besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.norm = nn.BatchNorm1d(3)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embed.weight
+        self.again = self.norm
+        self.register_buffer("mask", torch.tril(torch.ones(3, 3, dtype=torch.bool)))
+        self.register_buffer("positions", torch.arange(3), persistent=False)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.norm(self.mask.float() @ self.embed(x)))
+
+
+def test_tied_weights_and_masks_are_known_by_all_names(nets: ModuleType) -> None:
+    samples = batch(np.array([[1, 2, 3], [0, 1, 4]]), np.array([[1, 2, 3], [0, 1, 4]]))
+    objective = objective_of(nets, Causal, samples, "softmax_cross_entropy")
+    layout = layout_of_objective(objective)
+    assert {alias.name: alias.tensor for alias in layout.aliases} == {
+        "head.weight": "embed.weight",
+        **{f"again.{name}": f"norm.{name}" for name in nn.BatchNorm1d(3).state_dict()},
+    }
+    at = initial(objective)
+    found = tensors.state(layout, at, 7)
+    net = Causal()
+    net.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in found.items()})
+    assert found.keys() == net.state_dict().keys()
+    assert net.norm.num_batches_tracked == 7
+    np.testing.assert_array_equal(found["mask"], np.tri(3, dtype=bool))
+    assert found["mask"].dtype == np.bool_
+
+
+def test_buffers_of_integers_that_are_too_large_are_told(nets: ModuleType) -> None:
+    def make(**settings: Any) -> Any:
+        net = nn.Linear(2, 2)
+        net.register_buffer("table", torch.zeros(1 << 18, dtype=torch.int64), **settings)
+        return net
+
+    samples = batch(np.zeros((4, 2), np.float32), np.zeros((4, 2), np.float32))
+    with pytest.raises(MistakeError, match=r"buffers of integers have 2.00 MiB, table is the largest.*persistent=False"):
+        objective_of(nets, make, samples)
+    objective_of(nets, lambda: make(persistent=False), samples)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (torch.zeros(2, dtype=torch.complex64), "table has complex numbers"),
+        (torch.zeros(2, dtype=torch.bits8), "the buffer table has the type bits8"),
+    ],
+)
+def test_buffers_of_other_types_are_told(nets: ModuleType, values: Any, problem: str) -> None:
+    def make() -> Any:
+        net = nn.Linear(2, 2)
+        net.register_buffer("table", values)
+        return net
+
+    samples = batch(np.zeros((4, 2), np.float32), np.zeros((4, 2), np.float32))
+    with pytest.raises(MistakeError, match=problem):
+        objective_of(nets, make, samples)

@@ -2,7 +2,8 @@
 
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -54,11 +55,14 @@ def layout(
     dtype: str = "float32",
     kinds: tuple[int, ...] = (),
     counters: Sequence[job_pb2.Tensor] = (),
+    aliases: Mapping[str, str] = MappingProxyType({}),
+    fixed: Sequence[job_pb2.Fixed] = (),
 ) -> pb.WorkRequest:
     tensors = [job_pb2.Tensor(name=name, shape=shape) for name in names]
     for tensor, kind in zip(tensors, kinds, strict=False):
         tensor.kind = kind  # type: ignore[assignment]
-    made = job_pb2.Layout(tensors=tensors, dtype=dtype, counters=counters)
+    made = job_pb2.Layout(tensors=tensors, dtype=dtype, counters=counters, fixed=fixed)
+    made.aliases.extend(job_pb2.Alias(name=name, tensor=tensor) for name, tensor in aliases.items())
     return pb.WorkRequest(prepared=pb.Prepared(layout=made, train_samples=4))
 
 
@@ -104,6 +108,18 @@ UNPREPARED: dict[str, pb.WorkRequest | bytes] = {
     "a counter that acts on a terminal": layout(3, counters=[job_pb2.Tensor(name="\x1b[2J")]),
     "a counter of too many elements": layout(3, counters=[job_pb2.Tensor(name="b", shape=[1 << 40])]),
     "a counter of a kind": layout(3, counters=[job_pb2.Tensor(name="b", kind=job_pb2.Tensor.KIND_CONSTANT)]),
+    "a further name of nothing": layout(3, aliases={"b": "c"}),
+    "a further name of itself": layout(3, aliases={"b": "b"}),
+    "a further name of a further name": layout(3, aliases={"b": "a", "c": "b"}),
+    "a further name that is a tensor's": layout(3, aliases={"a": "a"}),
+    "a further name that acts on a terminal": layout(3, aliases={"\x1b[2J": "a"}),
+    "too many further names": layout(3, aliases={str(number): "a" for number in range(100_000)}),
+    "fixed tensors that are too large": layout(
+        3, fixed=[job_pb2.Fixed(name=name, dtype="int8", shape=[600_000], data=bytes(600_000)) for name in ("b", "c")]
+    ),
+    "a fixed tensor of another size": layout(3, fixed=[job_pb2.Fixed(name="b", dtype="int8", shape=[1 << 40], data=b"1")]),
+    "a fixed tensor of an unknown type": layout(3, fixed=[job_pb2.Fixed(name="b", dtype="object", shape=[1], data=b"12345678")]),
+    "a fixed tensor of a tensor's name": layout(3, fixed=[job_pb2.Fixed(name="a", dtype="int8", shape=[1], data=b"1")]),
 }
 
 # Messages in the middle of a step.

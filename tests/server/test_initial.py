@@ -63,6 +63,21 @@ def test_counters_are_ignored_and_constants_may_hold_anything() -> None:
         initial_slab(layout, {**GOOD, "mask": mask})
 
 
+def test_a_tensor_may_be_given_by_any_of_its_names() -> None:
+    layout = job_pb2.Layout()
+    layout.CopyFrom(LAYOUT)
+    layout.aliases.add(name="head.bias", tensor="0.bias")
+    layout.fixed.add(name="mask", dtype="bool", shape=[1], data=b"\1")
+    for given in ({"0.bias": GOOD["0.bias"]}, {"head.bias": GOOD["0.bias"]}, {**GOOD, "head.bias": np.zeros(1, np.float32)}):
+        found = initial_slab(layout, {"0.weight": GOOD["0.weight"], "mask": np.array([True]), **given})
+        assert found.tolist() == [1, 2, 3]
+
+
+def test_integers_of_all_types_may_be_in_a_file(tmp_path: Path) -> None:
+    save_file({**GOOD, "mask": np.array([True]), "ids": np.array([1], np.int16)}, tmp_path / "a.safetensors")
+    initial.check(tmp_path / "a.safetensors", "float32")
+
+
 @pytest.mark.parametrize(("changes", "message"), WRONG)
 def test_what_does_not_fit_the_model_is_told(changes: dict[str, Any], message: str) -> None:
     tensors = {name: tensor for name, tensor in {**GOOD, **changes}.items() if tensor is not None}

@@ -13,12 +13,14 @@ from numpy.typing import ArrayLike
 from thalweg.client import records
 from thalweg.client.connection import Connection, code_of
 from thalweg.client.errors import JobFailedError
+from thalweg.client.extras import needs
 from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.prediction import Prediction
 from thalweg.client.records import ENDED, Event, Progress, Result, StoryEntry, Trajectory
 from thalweg.client.transfer import download_data, download_parameters, download_trajectory
 from thalweg.client.weights import save_weights
 from thalweg.contract import layout as layouts
+from thalweg.contract import tensors
 from thalweg.contract.layout import Slab
 from thalweg.contract.states import ENDED as ENDED_STATES
 from thalweg.contract.states import state_name
@@ -26,6 +28,7 @@ from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
 
 
@@ -204,6 +207,22 @@ class Job:
         """The parameters by name, as they are now: arrays of the model's dtype, named and shaped as in torch.nn.Sequential."""
         header, slab = self.slab()
         return layouts.views(header.layout, slab)
+
+    def state_dict(self) -> "dict[str, torch.Tensor]":
+        """The parameters and buffers as they are now, as `net.load_state_dict` takes them: by all names.
+
+        Statistics, constants, counters, which have the number of updates, and buffers of integers are among them. Tied weights
+        are one tensor. Raises ThalwegError if PyTorch is not installed.
+        """
+        with needs("torch", "PyTorch is"):
+            import torch  # noqa: PLC0415 - an extra
+        header, slab = self.slab()
+        found: dict[int, torch.Tensor] = {}
+        arrays = tensors.state(header.layout, slab, header.version)
+        for array in arrays.values():
+            # What is not in the slab may be for reading only.
+            found.setdefault(id(array), torch.from_numpy(array if array.flags.writeable else array.copy()))
+        return {name: found[id(array)] for name, array in arrays.items()}
 
     def save(self, path: AnyPath) -> pb.ParametersHeader:
         """Writes the parameters to a safetensors file, completely or not at all. Returns their header.

@@ -14,7 +14,7 @@ from thalweg.client.jobfile import JobFile
 from thalweg.client.prediction import Prediction
 from thalweg.contract.code import entry_points
 from thalweg.contract.errors import Violation, invalid
-from thalweg.contract.layout import Slab, layout_of, ranges
+from thalweg.contract.layout import Slab, ranges
 from thalweg.contract.resources import memory, size_text
 from thalweg.learning import data, optimizers, registry
 from thalweg.learning import gradcheck as checking
@@ -23,7 +23,7 @@ from thalweg.learning.data.rows import Rows
 from thalweg.learning.data.samples import ALL, blocks
 from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.learning.gradcheck import Row
-from thalweg.learning.objective import Objective, Outputs
+from thalweg.learning.objective import Objective, Outputs, layout
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -167,7 +167,7 @@ def check(job: JobFile) -> None:
         needed = f"a worker for {objective.size:,} parameters needs {size_text(need)} of memory"
         raise invalid(Violation("model.layers", f"{needed}; this machine has {size_text(most)}"))
     if job.initial:
-        check_initial(layout_of(objective.segments, objective.dtype, objective.counters), job.initial)
+        check_initial(layout(objective), job.initial)
 
 
 def gradcheck(spec: job_pb2.JobSpec, file: Path | None) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Parameters as safetensors files, loadable with `safetensors` and, for a model of plain layers, with `load_state_dict`."""
+"""Parameters as safetensors files, loadable with `safetensors` and with `load_state_dict`."""
 
 import base64
 import json
@@ -24,7 +24,7 @@ def save_weights(path: Path, job: job_pb2.Job, header: pb.ParametersHeader, slab
     """Writes parameters to a file, completely or not at all; equal ones give equal bytes. Raises ThalwegError if the file cannot
     be written, or its name is not that of a safetensors file.
 
-    The file has all tensors of the slab, and the model's counters as int64.
+    The file has all tensors of the model under all of their names, counters as int64, as its `state_dict` does.
 
     The file's metadata: `job`, `version` (the number of updates), `weights_sha256`, and, as JSON, `spec` and `preprocessing`.
     """
@@ -39,7 +39,7 @@ def save_weights(path: Path, job: job_pb2.Job, header: pb.ParametersHeader, slab
 
     def write(aside: Path) -> None:
         with aside.open("wb") as file:
-            file.writelines(tensors.pieces(tensors.of_model(header.layout, slab, header.version), metadata))
+            file.writelines(tensors.pieces(tensors.state(header.layout, slab, header.version), metadata))
 
     write_whole(path, write)
 

@@ -3,18 +3,19 @@
 `registry.py` lists the kinds of models.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thalweg.contract.layout import Slab
+from thalweg.contract.layout import Slab, layout_of
 from thalweg.contract.segments import Segment
 from thalweg.contract.sums import Sums
 from thalweg.learning.batch import Batch
 from thalweg.learning.randomness import Draw
+from thalweg.v1 import job_pb2
 
 # Called with the number of final elements at the beginning of the slab, which grows until it is the slab's size.
 Progress = Callable[[int], object]
@@ -96,6 +97,25 @@ class Objective(Protocol):
 
     def predict(self, at: Slab, batch: Batch) -> Outputs:
         """The outputs for samples, which need no target, in new arrays."""
+
+
+@runtime_checkable
+class Named(Protocol):
+    """An objective of a model whose author knows more than its segments and counters by name."""
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Further names of tensors: the name of the segment, counter or fixed tensor, by the further one."""
+
+    @property
+    def fixed(self) -> Mapping[str, NDArray[Any]]:
+        """Tensors of integers or truth values that follow from the model and never change, by name."""
+
+
+def layout(objective: Objective) -> job_pb2.Layout:
+    """The layout of an objective's slab, with all that is to be known of its tensors."""
+    named = (objective.aliases, objective.fixed) if isinstance(objective, Named) else ()
+    return layout_of(objective.segments, objective.dtype, objective.counters, *named)
 
 
 @runtime_checkable

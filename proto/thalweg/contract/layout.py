@@ -2,7 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,15 @@ Slab = NDArray[np.floating]
 
 # The metadata entry of a server's own safetensors files that holds the message that describes them, in base64.
 HEADER = "thalweg.header"
-
+# What the tensors of a layout that are not in the slab may have in all, and their types by name, little-endian.
+MAX_FIXED_BYTES = 1 << 20
+FIXED_DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
+    {
+        name: np.dtype(name).newbyteorder("<")
+        for name in ("bool", *(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)))
+    }
+)
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 _KINDS: dict[Kind, job_pb2.Tensor.Kind.ValueType] = {
     # As in layouts of earlier releases, which have no kinds.
@@ -26,14 +36,46 @@ _KINDS: dict[Kind, job_pb2.Tensor.Kind.ValueType] = {
 _KIND_OF = {value: kind for kind, value in _KINDS.items()}
 
 
-def layout_of(parts: Iterable[Segment], dtype: np.dtype[np.floating], counters: Iterable[Segment] = ()) -> job_pb2.Layout:
-    """The layout of a slab of segments, with the model's counters, which are not in the slab.
+def layout_of(
+    parts: Iterable[Segment],
+    dtype: np.dtype[np.floating],
+    counters: Iterable[Segment] = (),
+    aliases: Mapping[str, str] = _NOTHING,
+    fixed: Mapping[str, NDArray[Any]] = _NOTHING,
+) -> job_pb2.Layout:
+    """The layout of a slab of segments; with what is not in the slab: the model's counters and fixed tensors, and further names.
 
     Raises ValueError if the segments are not in the order of their kinds.
     """
     parts = tuple(parts)
     end_of(Kind.CONSTANT, parts)
-    return job_pb2.Layout(tensors=tensors_of(parts), dtype=dtype.name, counters=tensors_of(counters))
+    return job_pb2.Layout(
+        tensors=tensors_of(parts),
+        dtype=dtype.name,
+        counters=tensors_of(counters),
+        aliases=[job_pb2.Alias(name=name, tensor=tensor) for name, tensor in aliases.items()],
+        fixed=[_fixed(name, values) for name, values in fixed.items()],
+    )
+
+
+def _fixed(name: str, values: NDArray[Any]) -> job_pb2.Fixed:
+    data = values.astype(FIXED_DTYPES[values.dtype.name]).tobytes()
+    return job_pb2.Fixed(name=name, dtype=values.dtype.name, shape=values.shape, data=data)
+
+
+def fixed_of(layout: job_pb2.Layout) -> dict[str, NDArray[Any]]:
+    """The fixed tensors of a layout by name, for reading only. Raises ValueError if one is wrong, or they are too large."""
+    if sum(len(fixed.data) for fixed in layout.fixed) > MAX_FIXED_BYTES:
+        raise ValueError(f"fixed tensors have more than {MAX_FIXED_BYTES:,} bytes")
+    found = {}
+    for fixed in layout.fixed:
+        dtype, shape = FIXED_DTYPES.get(fixed.dtype), tuple(fixed.shape)
+        if dtype is None or math.prod(shape) * dtype.itemsize != len(fixed.data):
+            raise ValueError(f"a fixed tensor of the type {fixed.dtype!r} and the shape {shape} has {len(fixed.data):,} bytes")
+        if dtype.kind == "b" and fixed.data.strip(b"\0\1"):
+            raise ValueError("a truth value is neither 0 nor 1")
+        found[fixed.name] = np.frombuffer(fixed.data, dtype).reshape(shape)
+    return found
 
 
 def tensors_of(parts: Iterable[Segment]) -> list[job_pb2.Tensor]:
@@ -50,6 +92,13 @@ def _kind(tensor: job_pb2.Tensor) -> Kind:
     if tensor.kind not in _KIND_OF:
         raise ValueError(f"{tensor.name}: there is no kind {tensor.kind} of tensors")
     return _KIND_OF[tensor.kind]
+
+
+def names_beside(layout: job_pb2.Layout) -> list[str]:
+    """The names of what is not in the slab: counters, fixed tensors and further names."""
+    names = [counter.name for counter in layout.counters]
+    names += [fixed.name for fixed in layout.fixed]
+    return names + [alias.name for alias in layout.aliases]
 
 
 def dtype_of(layout: job_pb2.Layout) -> np.dtype[np.floating]:

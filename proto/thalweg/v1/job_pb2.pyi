@@ -2223,6 +2223,8 @@ class Layout(_message.Message):
     TENSORS_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    FIXED_FIELD_NUMBER: _builtins.int
     dtype: _builtins.str
     """"float32" or "float64"."""
     @_builtins.property
@@ -2233,20 +2235,92 @@ class Layout(_message.Message):
     def counters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]:
         """Tensors of 64-bit integers that are not in the slab. Each element is the number of updates applied."""
 
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alias]:
+        """Further names of tensors, such as those of tied weights."""
+
+    @_builtins.property
+    def fixed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fixed]:
+        """Tensors of integers or of truth values that follow from the model, and never change, such as a mask. At most 1 MiB in all."""
+
     def __init__(
         self,
         *,
         tensors: _abc.Iterable[Global___Tensor] | None = ...,
         dtype: _builtins.str = ...,
         counters: _abc.Iterable[Global___Tensor] | None = ...,
+        aliases: _abc.Iterable[Global___Alias] | None = ...,
+        fixed: _abc.Iterable[Global___Fixed] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "dtype", b"dtype", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "counters", b"counters", "dtype", b"dtype", "fixed", b"fixed", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Layout: _TypeAlias = Layout  # noqa: Y015
+
+@_typing.final
+class Alias(_message.Message):
+    """A further name of a tensor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TENSOR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The further name."""
+    tensor: _builtins.str
+    """The name of the tensor, of the counter or of the fixed tensor."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        tensor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "tensor", b"tensor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alias: _TypeAlias = Alias  # noqa: Y015
+
+@_typing.final
+class Fixed(_message.Message):
+    """A tensor that is not in the slab, with its values."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name."""
+    dtype: _builtins.str
+    """The type of its elements, as NumPy names it: "bool", "uint8" to "uint64", or "int8" to "int64"."""
+    data: _builtins.bytes
+    """The values, little-endian, in row-major order."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The length of each axis."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "dtype", b"dtype", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fixed: _TypeAlias = Fixed  # noqa: Y015
 
 @_typing.final
 class Tensor(_message.Message):

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.frames import Parcel
-from thalweg.contract.layout import Slab, layout_of
+from thalweg.contract.layout import Slab
 from thalweg.contract.release import hello
 from thalweg.contract.segments import Kind, end_of
 from thalweg.contract.shared_memory import SharingError
@@ -20,6 +20,7 @@ from thalweg.contract.tree import Node
 from thalweg.learning import data, registry
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.errors import NodeError
+from thalweg.learning.objective import layout
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers import code, needs
@@ -152,7 +153,7 @@ class _Worker:
         need = needs.of_worker(spec, objective, len(dataset.train), EVALUATION_BATCH, shared=self._peer is not None)
         check_memory(f"model.layers: a worker for {objective.size:,} parameters", need)
         prepared = pb.Prepared(
-            layout=layout_of(objective.segments, objective.dtype, objective.counters),
+            layout=layout(objective),
             train_samples=len(dataset.train),
             validation_samples=len(dataset.validation),
             preprocessing=dataset.preprocessing,

@@ -1,12 +1,13 @@
 """PyTorch modules as objectives."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from thalweg.contract.layout import Slab
@@ -71,6 +72,16 @@ class TorchObjective:
     def counters(self) -> tuple[Segment, ...]:
         """The module's buffers that count updates."""
         return tuple(counter.segment for counter in self._parts.counters)
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """The names of tied weights besides their first ones."""
+        return self._parts.aliases
+
+    @property
+    def fixed(self) -> Mapping[str, NDArray[Any]]:
+        """The module's buffers of integers and truth values that it does not change."""
+        return self._parts.fixed
 
     @property
     def dtype(self) -> np.dtype[np.floating]:
@@ -180,6 +191,9 @@ class TorchObjective:
             made = entry_points.load(entry.entrypoint, field)(**entry_points.arguments(entry))
         if not isinstance(made, nn.Module):
             raise MistakeError(f"{field}: {entry.entrypoint} returned {type(made).__name__}, not a torch.nn.Module")
+        for name, tensor in (*made.named_parameters(), *made.named_buffers()):
+            if tensor.is_complex():
+                raise MistakeError(f"{_FIELD}: {name} has complex numbers; keep them as pairs of real ones (torch.view_as_real)")
         return made.to(self._type)
 
     def _loss_of(self, loss: str) -> losses.Loss | None:

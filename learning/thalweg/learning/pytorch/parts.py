@@ -1,14 +1,16 @@
 """What a module is made of: parameters, statistics, constants and counters, and where they lie in a slab."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from thalweg.contract.layout import Slab
+from thalweg.contract.layout import FIXED_DTYPES, MAX_FIXED_BYTES, Slab
+from thalweg.contract.resources import size_text
 from thalweg.contract.segments import Kind, Segment
 from thalweg.learning.errors import MistakeError
 
@@ -67,6 +69,9 @@ class Parts:
     frozen: tuple[Parameter, ...]
     constants: tuple[Buffer, ...]
     counters: tuple[Buffer, ...]
+    # Further names of tensors, and integers and truth values that never change.
+    aliases: Mapping[str, str]
+    fixed: Mapping[str, NDArray[Any]]
 
     @property
     def in_slab(self) -> tuple[Parameter | Buffer, ...]:
@@ -84,6 +89,9 @@ def parts_of(module: nn.Module, attempt: Callable[[], bool]) -> Parts:
     parameters, buffers = dict(module.named_parameters()), dict(_buffers(module))
     for name, parameter in parameters.items():
         _check(name, parameter)
+    for name, (owner, key) in buffers.items():
+        _check_buffer(name, owner.get_buffer(key))
+    aliases = dict(_aliases(module, {*parameters, *buffers}))
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     old = {name: owner.get_buffer(key).detach().clone() for name, (owner, key) in buffers.items()}
     attempted = attempt()
@@ -92,7 +100,7 @@ def parts_of(module: nn.Module, attempt: Callable[[], bool]) -> Parts:
             raise MistakeError(
                 f"model.torch: the module changes its parameter {name} when it is called; only updates may change it"
             )
-    real, changing, counters = {}, set(), {}
+    real, changing, counters, fixed = {}, set(), {}, {}
     for name, (owner, key) in buffers.items():
         new, changed = owner.get_buffer(key), not _same(owner.get_buffer(key), old[name])
         if new.is_floating_point():
@@ -102,7 +110,15 @@ def parts_of(module: nn.Module, attempt: Callable[[], bool]) -> Parts:
             counters[name] = (owner, key)
         elif changed:
             raise MistakeError(f"model.torch: the module changes its buffer {name} of integers, other than by counting its calls")
+        else:
+            fixed[name] = old[name].numpy()
         owner._buffers[key] = old[name]
+    if (size := sum(values.nbytes for values in fixed.values())) > MAX_FIXED_BYTES:
+        largest = max(fixed, key=lambda name: fixed[name].nbytes)
+        raise MistakeError(
+            f"model.torch: the module's buffers of integers have {size_text(size)}, {largest} is the largest; at most "
+            f"{size_text(MAX_FIXED_BYTES)} are kept: register those that follow from the module with persistent=False"
+        )
     ranges = _Ranges()
     trained = [each for each in parameters.items() if each[1].requires_grad]
     frozen = [each for each in parameters.items() if not each[1].requires_grad]
@@ -112,6 +128,8 @@ def parts_of(module: nn.Module, attempt: Callable[[], bool]) -> Parts:
         tuple(Parameter(*ranges.next(name, tensor, Kind.CONSTANT), tensor) for name, tensor in frozen),
         tuple(Buffer(*ranges.next(name, old[name], Kind.CONSTANT), *real[name]) for name in real if name not in changing),
         tuple(Buffer(Segment(name, tuple(old[name].shape)), slice(0, 0), *place) for name, place in counters.items()),
+        aliases,
+        fixed,
     )
 
 
@@ -137,6 +155,25 @@ def _buffers(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
             if name in kept and buffer is not None and id(buffer) not in seen:
                 seen.add(id(buffer))
                 yield name, (owner, key)
+
+
+def _aliases(module: nn.Module, names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The names in a module's state that are not among `names`, each with the one of the same tensor."""
+    state = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
+    first = {id(tensor): name for name, tensor in state.items() if name in names}
+    for name, tensor in state.items():
+        # What a module of the user's adds to its state by itself is its own.
+        if name not in names and id(tensor) in first:
+            yield name, first[id(tensor)]
+
+
+def _check_buffer(name: str, buffer: Tensor) -> None:
+    kind = str(buffer.dtype).removeprefix("torch.")
+    if not buffer.is_floating_point() and kind not in FIXED_DTYPES:
+        raise MistakeError(
+            f"model.torch: the buffer {name} has the type {kind}; buffers must be real numbers, integers or truth values, "
+            "or be registered with persistent=False"
+        )
 
 
 def _check(name: str, parameter: nn.Parameter) -> None:

@@ -11,12 +11,11 @@ from safetensors import SafetensorError, safe_open
 from thalweg.contract import layout as layouts
 from thalweg.contract.layout import Slab
 from thalweg.contract.segments import Kind
+from thalweg.contract.tensors import UNREAD
 from thalweg.server.validation import shown
 from thalweg.v1 import job_pb2
 
 _DTYPES = {"float32": "F32", "float64": "F64"}
-# That of a model's counters.
-_COUNTERS = "I64"
 _MAX_NAMED = 5
 
 
@@ -28,7 +27,7 @@ def check(path: Path, dtype: str) -> None:
     with _opened(path) as file:
         for name in file.keys():  # noqa: SIM118 - the file is no dictionary
             found = file.get_slice(name).get_dtype()
-            if found not in (_DTYPES[dtype], _COUNTERS):
+            if found != _DTYPES[dtype] and found not in UNREAD:
                 raise ValueError(f"{shown(name)} is of type {found}, but model.dtype is {dtype}, which needs {_DTYPES[dtype]}")
 
 
@@ -48,16 +47,19 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def initial_slab(layout: job_pb2.Layout, tensors: Mapping[str, Slab]) -> Slab:
-    """The slab of a layout, filled from tensors by name. The layout's counters may be among them, and are ignored.
+    """The slab of a layout, filled from tensors by name, any name of those that have several.
+
+    The layout's counters and fixed tensors may be among them, and are ignored.
 
     Raises ValueError if their names, shapes or dtype are not the layout's, or if a value that is no constant is not finite.
     """
     segments = layouts.segments_of(layout.tensors)
     wanted = [segment.name for segment in segments]
+    tensors = {alias.tensor: tensors[alias.name] for alias in layout.aliases if alias.name in tensors} | {**tensors}
     missing = [name for name in wanted if name not in tensors]
     if missing:
         raise ValueError(f"the model's {_listed(missing)} is missing; found: {_listed(sorted(tensors))}")
-    unknown = sorted(set(tensors).difference(wanted, (counter.name for counter in layout.counters)))
+    unknown = sorted(set(tensors).difference(wanted, layouts.names_beside(layout)))
     if unknown:
         raise ValueError(f"the model has no {_listed(unknown)}; it has {_listed(wanted)}")
     slab = np.empty(layouts.elements(layout), layouts.dtype_of(layout))

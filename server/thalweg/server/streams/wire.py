@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from thalweg.contract import codecs, frames
 from thalweg.contract.errors import protocol_violation
 from thalweg.contract.frames import Parcel, serialize
-from thalweg.contract.layout import Slab, segments_of
+from thalweg.contract.layout import Slab, fixed_of, names_beside, segments_of
 from thalweg.contract.segments import Kind, elements, end_of
 from thalweg.contract.shared_memory import SharingError
 from thalweg.contract.sums import Sums
@@ -149,24 +149,30 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, spec: job_pb2.JobSp
     """Raises ThalwegError if what a worker says of a job's model and data makes no sense."""
     if not 0 < prepared.train_samples <= _MAX_SAMPLES or prepared.validation_samples > _MAX_SAMPLES:
         raise protocol_violation("no training samples, or too many samples")
-    counters, slab = prepared.layout.counters, prepared.layout.tensors
-    tensors = [*slab, *counters]
-    if len(tensors) > _MAX_TENSORS or any(len(tensor.shape) > _MAX_AXES for tensor in tensors):
+    layout = prepared.layout
+    counters, slab = layout.counters, layout.tensors
+    names = [tensor.name for tensor in slab] + names_beside(layout)
+    shapes = [tensor.shape for tensor in (*slab, *counters)] + [fixed.shape for fixed in layout.fixed]
+    if len(names) > _MAX_TENSORS or any(len(shape) > _MAX_AXES for shape in shapes):
         raise protocol_violation("a layout of too many tensors or axes")
-    if prepared.layout.dtype != spec.model.dtype or len({tensor.name for tensor in tensors}) < len(tensors):
+    if layout.dtype != spec.model.dtype or len(set(names)) < len(names):
         raise protocol_violation("a layout of another dtype, or with two tensors of one name")
     if len(prepared.metrics) > _MAX_METRICS or any(not _METRIC.fullmatch(name) for name in prepared.metrics):
         raise protocol_violation("too many metrics, or one with an invalid name")
-    if any(visible(tensor.name) != tensor.name for tensor in tensors):
+    if any(visible(name) != name for name in names):
         raise protocol_violation("a tensor's name with invisible characters")
     try:
         end_of(Kind.CONSTANT, segments_of(slab))
+        fixed_of(layout)
     except ValueError as error:
         raise protocol_violation(str(error)) from error
     if any(counter.kind for counter in counters) or elements(segments_of(counters)) > _MAX_COUNTED:
         raise protocol_violation("too many counters, or one of a kind")
     if prepared.numerical and (spec.training.synchrony.HasField("local") or not codecs.exact(spec)):
         raise protocol_violation("differences of the loss, with local steps or a codec that rounds")
+    known = set(names).difference(alias.name for alias in layout.aliases)
+    if any(alias.tensor not in known for alias in layout.aliases):
+        raise protocol_violation("a further name of a tensor that does not exist")
     _check_preprocessing(prepared.preprocessing)
 
 
