@@ -70,7 +70,7 @@ def test_functions_come_as_a_tuple_or_as_an_object(made: Any) -> None:
     names = {segment.name: segment.shape for segment in objective.segments}
     assert names == {"layers.0.b": (3,), "layers.0.w": (4, 3), "scale": ()}
     assert start(objective)[-1] == 2
-    objective.check(SAMPLES)
+    objective.check(Arrays(SAMPLES))
     with pytest.raises(MistakeError, match=r"^model\.jax: there is no function predict\(parameters, x\)"):
         objective.predict(start(objective), SAMPLES)
 
@@ -188,11 +188,11 @@ MISTAKES: dict[str, tuple[Any, str]] = {
 def test_mistakes_are_named(mistake: str) -> None:
     made, words = MISTAKES[mistake]
     with pytest.raises(MistakeError, match=rf"^model\.jax: .*{re.escape(words)}"):
-        objective_of(made).check(SAMPLES)
+        objective_of(made).check(Arrays(SAMPLES))
 
 
 def test_a_mistake_is_told_with_the_line_of_the_code_alone() -> None:
     with pytest.raises(MistakeError) as caught:
-        objective_of((init, _branching)).check(SAMPLES)
+        objective_of((init, _branching)).check(Arrays(SAMPLES))
     _, _, where = str(caught.value).partition(" (at ")
     assert re.fullmatch(r"tests/learning/test_jax_function\.py:\d+ in _branching: return x if x\.sum\(\) > 0 else y\)", where)

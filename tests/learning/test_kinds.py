@@ -12,9 +12,12 @@ from thalweg.contract.sums import Sums
 from thalweg.learning import registry
 from thalweg.learning.batch import Batch
 from thalweg.learning.data import Arrays
+from thalweg.learning.data.rows import Indices
+from thalweg.learning.data.samples import Out
 from thalweg.learning.numerical import NumericalDifferentiator
 from thalweg.learning.objective import Objective
 from thalweg.learning.randomness import Draw
+from thalweg.learning.sequential.model import Sequential
 
 # Makes an objective of the kind under test, for a seed and a dtype.
 Make = Callable[..., Objective]
@@ -187,7 +190,7 @@ def test_parameters_and_samples_are_only_read(make: Make) -> None:
     gradient(objective, at, batch)
     objective.measure(at, batch)
     objective.predict(at, batch)
-    objective.check(batch)
+    objective.check(Arrays(batch))
     assert (at.tobytes(), {name: values.tobytes() for name, values in batch.items()}) == before
 
 
@@ -216,6 +219,28 @@ def test_predictions_have_a_row_for_each_sample(make: Make) -> None:
 
 def test_samples_that_fit_are_accepted(make: Make) -> None:
     objective = make()
-    objective.check(samples(0))
-    objective.check(samples(30))
-    objective.check(samples(2))
+    objective.check(Arrays(samples(0)))
+    objective.check(Arrays(samples(30)))
+    objective.check(Arrays(samples(2)))
+
+
+class Counted(Arrays):
+    """Samples that say how many of them were taken."""
+
+    taken = 0
+
+    def take(self, indices: Indices, out: Out | None = None) -> Batch:
+        batch = super().take(indices, out)
+        self.taken += len(batch["x"])
+        return batch
+
+
+def test_a_model_that_is_code_is_checked_with_a_few_samples(make: Make) -> None:
+    """They may lie in a data set that is read sample by sample."""
+    objective = make()
+    counted = Counted(samples(1000))
+    objective.check(counted)
+    if isinstance(objective, Sequential):
+        assert counted.taken == 1000
+    else:
+        assert 0 < counted.taken < 10

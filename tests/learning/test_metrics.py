@@ -9,6 +9,7 @@ from google.protobuf import json_format
 from tests.learning.batches import batch, schema
 from thalweg.contract import rules
 from thalweg.contract.sums import ACCURACY, Sums
+from thalweg.learning.data import Arrays
 from thalweg.learning.metrics import METRICS
 from thalweg.learning.sequential.model import ModelError, Sequential
 from thalweg.server import validation
@@ -70,7 +71,7 @@ def test_sums_of_parts_are_those_of_the_whole(units: int, loss: str, metrics: tu
 def test_what_a_metric_cannot_measure_is_refused() -> None:
     model = objective(4, 3, "mean_squared_error", "top_5_accuracy")
     with pytest.raises(ModelError, match=r"^model\.metrics: top_5_accuracy needs labels for targets"):
-        model.check(batch(np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float32)))
+        model.check(Arrays(batch(np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float32))))
     model = objective(4, 3, "softmax_cross_entropy", "mean_absolute_error")
     with pytest.raises(ModelError, match=r"^model\.metrics: mean_absolute_error needs a target for each of the 3 outputs"):
-        model.check(batch(np.zeros((2, 4), np.float32), np.zeros(2, np.int64)))
+        model.check(Arrays(batch(np.zeros((2, 4), np.float32), np.zeros(2, np.int64))))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tests.learning.batches import batch, schema
 from thalweg.contract import layout as layouts
+from thalweg.learning.data import Arrays
 from thalweg.learning.errors import NodeError
 from thalweg.learning.sequential.model import ModelError, Sequential
 from thalweg.server import validation
@@ -31,7 +32,7 @@ def complete(model: dict[str, Any], seed: int = 0) -> job_pb2.JobSpec:
 def test_follows_pytorch(name: str) -> None:
     x, y = REFERENCE[f"{name}/x"], REFERENCE[f"{name}/y"]
     model = Sequential(complete(SPECS[name] | {"dtype": "float64"}), schema(x.shape[1:]))
-    model.check(batch(x, y))
+    model.check(Arrays(batch(x, y)))
     slab, gradient = np.empty(model.size), np.empty(model.size)
     names = {key.rpartition(" ")[2] for key in REFERENCE.files if key.startswith(f"{name}/parameter")}
     tensors = layouts.views(layouts.layout_of(model.segments, model.dtype), slab)
@@ -157,7 +158,7 @@ def test_what_does_not_fit_is_refused(
     layers: list[dict[str, Any]], loss: str, shape: tuple[int, ...], y: NDArray[Any], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
-        Sequential(complete({"layers": layers, "loss": loss}), schema(shape)).check({"y": y})
+        Sequential(complete({"layers": layers, "loss": loss}), schema(shape)).check(Arrays({"y": y}))
 
 
 def test_outputs_that_are_no_probabilities_are_refused() -> None:

@@ -97,7 +97,7 @@ def test_arguments_of_the_code_can_only_be_read() -> None:
             return super().loss(parameters, x, y)
 
     with pytest.raises(MistakeError, match=r'model\.python: ValueError: .*read-only \(at .*parameters\["biases"\] \+= 1\)'):
-        objective_of(Changing()).check(SAMPLES)
+        objective_of(Changing()).check(Arrays(SAMPLES))
 
 
 def test_workers_take_differences_where_there_is_no_gradient() -> None:
@@ -142,7 +142,7 @@ def test_a_kink_is_no_mistake() -> None:
         def gradient(self, parameters: dict[str, Numbers], x: Numbers, y: Labels) -> dict[str, Numbers]:
             return {"w": x.T @ (x @ parameters["w"] > 0)}
 
-    objective_of(Kink()).check(SAMPLES)
+    objective_of(Kink()).check(Arrays(SAMPLES))
 
 
 def test_a_kink_where_a_gradient_is_tried_is_no_mistake() -> None:
@@ -160,7 +160,7 @@ def test_a_kink_where_a_gradient_is_tried_is_no_mistake() -> None:
         def gradient(self, parameters: dict[str, Numbers], x: Numbers, y: Labels) -> dict[str, Numbers]:
             return {"w": len(x) * (parameters["w"] > self.at).astype(float)}
 
-    objective_of(Kink()).check(SAMPLES)
+    objective_of(Kink()).check(Arrays(SAMPLES))
 
 
 def test_a_gradient_in_single_precision_is_no_mistake() -> None:
@@ -168,7 +168,7 @@ def test_a_gradient_in_single_precision_is_no_mistake() -> None:
         def loss(self, parameters: dict[str, Numbers], x: Numbers, y: Labels) -> Numbers:
             return super().loss({name: each.astype("f") for name, each in parameters.items()}, x.astype("f"), y)
 
-    objective_of(Single()).check(SAMPLES)
+    objective_of(Single()).check(Arrays(SAMPLES))
 
 
 class _Bare:
@@ -244,12 +244,12 @@ MISTAKES: dict[str, tuple[Any, str]] = {
 def test_mistakes_are_named(mistake: str) -> None:
     made, words = MISTAKES[mistake]
     with pytest.raises(MistakeError, match=rf"^model\.python: .*{re.escape(words)}"):
-        objective_of(made).check(SAMPLES)
+        objective_of(made).check(Arrays(SAMPLES))
 
 
 def test_without_predict_there_are_no_predictions() -> None:
     objective = objective_of(_with(Numerical, predict=None, _probabilities=lambda self, p, x: np.ones((len(x), 3)) / 3))
-    objective.check(SAMPLES)
+    objective.check(Arrays(SAMPLES))
     with pytest.raises(MistakeError, match=r"^model\.python: the object has no method predict\(parameters, x\)"):
         objective.predict(np.zeros(objective.size, np.float32), SAMPLES)
 

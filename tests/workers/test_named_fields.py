@@ -22,7 +22,7 @@ from thalweg.learning.data.npz import load_rows
 from thalweg.learning.data.order import Order
 from thalweg.learning.data.preparation import split
 from thalweg.learning.data.rows import Selected
-from thalweg.learning.data.samples import held
+from thalweg.learning.data.samples import ALL, Samples, held
 from thalweg.learning.errors import MistakeError
 from thalweg.learning.objective import Objective, Outputs, Progress, ignore
 from thalweg.learning.randomness import Draw
@@ -53,7 +53,8 @@ class Bag:
         assert schema == SCHEMA
         self.dtype: np.dtype[np.floating] = np.dtype(dtype)
 
-    def check(self, batch: Batch) -> None:
+    def check(self, samples: Samples) -> None:
+        batch = samples.take(ALL)
         # What numerical differentiation computes in double precision is the target alone.
         assert {name: (values.dtype, values.shape[1:]) for name, values in batch.items()} == {**SCHEMA}
         if batch["tokens"].max() >= TOKENS:

@@ -20,7 +20,7 @@ from thalweg.learning import data, optimizers, registry
 from thalweg.learning import gradcheck as checking
 from thalweg.learning.batch import INPUT, Field, in_double
 from thalweg.learning.data.rows import Rows
-from thalweg.learning.data.samples import ALL, blocks
+from thalweg.learning.data.samples import ALL
 from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.learning.gradcheck import Row
 from thalweg.learning.objective import Objective, Outputs, layout
@@ -158,8 +158,7 @@ def check(job: JobFile) -> None:
         if wrong:
             raise MistakeError(wrong)
         for samples in (dataset.train, dataset.validation):
-            for where in blocks(samples):
-                objective.check(samples.take(where))
+            objective.check(samples)
     except (MistakeError, NodeError) as error:
         raise _told(error) from error
     need, most = worker_bytes(spec, objective, dataset), memory().total

@@ -8,7 +8,7 @@ from thalweg.contract.layout import Slab
 from thalweg.contract.segments import Kind, elements
 from thalweg.learning import registry
 from thalweg.learning.batch import in_double, size
-from thalweg.learning.data import Dataset
+from thalweg.learning.data import Arrays, Dataset
 from thalweg.learning.numerical import CENTRAL_STEP, NumericalDifferentiator
 from thalweg.v1 import job_pb2
 
@@ -48,7 +48,7 @@ def gradcheck(spec: job_pb2.JobSpec, dataset: Dataset) -> list[Row]:
     """
     objective = registry.objective(spec, dataset.schema, "float64", substitutes=True)
     batch = in_double(dataset.train.take(slice(0, SAMPLES)))
-    objective.check(batch)
+    objective.check(Arrays(batch))
     samples = size(batch)
     parameters: Slab = np.empty(objective.size, np.float64)
     objective.initialize(parameters)

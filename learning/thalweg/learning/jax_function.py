@@ -17,6 +17,7 @@ from thalweg.contract.sums import Sums
 from thalweg.contract.text import visible
 from thalweg.learning import entry_points
 from thalweg.learning.batch import TARGET, Batch, inputs, size
+from thalweg.learning.data.samples import Samples
 from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.learning.objective import Outputs, Progress, ignore
 from thalweg.learning.randomness import Draw, Purpose, generator, seeded
@@ -156,12 +157,12 @@ class JaxObjective:
         """False: JAX differentiates."""
         return False
 
-    def check(self, batch: Batch) -> None:
-        """Raises MistakeError if samples and functions do not fit together. They are traced for a few."""
-        if self._checked or not size(batch):
+    def check(self, samples: Samples) -> None:
+        """Raises MistakeError if samples and functions do not fit together. They are traced for the first few."""
+        if self._checked or not len(samples):
             return
         self._checked = True
-        few = {name: values[:_TRIED] for name, values in batch.items()}
+        few = samples.take(slice(_TRIED))
         at: Slab = np.empty(self._size, self._dtype)
         with self._computing():
             for draw in ((0, 0), None):

@@ -14,6 +14,7 @@ from thalweg.contract.layout import Slab, layout_of
 from thalweg.contract.segments import Segment
 from thalweg.contract.sums import Sums
 from thalweg.learning.batch import Batch
+from thalweg.learning.data.samples import Samples
 from thalweg.learning.randomness import Draw
 from thalweg.v1 import job_pb2
 
@@ -78,8 +79,8 @@ class Objective(Protocol):
     def numerical(self) -> bool:
         """Whether `gradient` takes differences of the loss: then workers better share out the coordinates."""
 
-    def check(self, batch: Batch) -> None:
-        """Raises MistakeError if these samples do not fit the model."""
+    def check(self, samples: Samples) -> None:
+        """Raises MistakeError if samples do not fit the model. Some kinds look at all of them, others at the first few."""
 
     def initialize(self, out: Slab) -> None:
         """Writes the initial parameters, a function of the model and the job's seed."""

@@ -14,6 +14,7 @@ from thalweg.contract.sums import Sums
 from thalweg.contract.text import visible
 from thalweg.learning import entry_points
 from thalweg.learning.batch import TARGET, Batch, in_double, inputs, size
+from thalweg.learning.data.samples import Samples
 from thalweg.learning.errors import MistakeError
 from thalweg.learning.numerical import NumericalDifferentiator, central_step
 from thalweg.learning.objective import Outputs, Progress, ignore
@@ -114,15 +115,15 @@ class PythonObjective:
         """Whether the object has no gradient of its own."""
         return self._gradient is None
 
-    def check(self, batch: Batch) -> None:
+    def check(self, samples: Samples) -> None:
         """Raises MistakeError if samples and object do not fit together, or if its gradient is not that of its loss.
 
         The first samples are evaluated at the initial parameters, twice: equal arguments must give equal bits.
         """
-        if self._checked or not size(batch):
+        if self._checked or not len(samples):
             return
         self._checked = True
-        few = in_double({name: values[:_TRIED] for name, values in batch.items()})
+        few = in_double(samples.take(slice(_TRIED)))
         at: Slab = np.empty(self._size, np.float64)
         self.initialize(at)
         found = self._evaluated(at, few, (0, 0))

@@ -14,7 +14,7 @@ from thalweg.learning import registry
 from thalweg.learning.data import Dataset
 from thalweg.learning.data.microbatches import Microbatches
 from thalweg.learning.data.order import Order
-from thalweg.learning.data.samples import Samples, blocks
+from thalweg.learning.data.samples import Samples
 from thalweg.learning.errors import MistakeError
 from thalweg.learning.numerical import NumericalDifferentiator, Point
 from thalweg.learning.objective import Objective
@@ -33,8 +33,7 @@ class Differentiator:
         self.dataset = dataset
         self.objective = registry.objective(spec, dataset.schema)
         for samples in (dataset.train, dataset.validation):
-            for where in blocks(samples):
-                self.objective.check(samples.take(where))
+            self.objective.check(samples)
         self._numerical: NumericalDifferentiator | None = None
         if scheme := _scheme(spec, self.objective):
             self._numerical = NumericalDifferentiator(registry.objective(spec, dataset.schema, "float64"), scheme)

@@ -15,6 +15,7 @@ from thalweg.contract.segments import Segment
 from thalweg.contract.sums import ACCURACY, Sums
 from thalweg.learning import entry_points
 from thalweg.learning.batch import TARGET, Batch, Schema, size
+from thalweg.learning.data.samples import Samples
 from thalweg.learning.errors import MistakeError
 from thalweg.learning.metrics import METRICS
 from thalweg.learning.objective import Outputs, Progress, Record, ignore
@@ -113,12 +114,12 @@ class TorchObjective:
         """False: there is backpropagation."""
         return False
 
-    def check(self, batch: Batch) -> None:
+    def check(self, samples: Samples) -> None:
         """Raises MistakeError if samples and module do not fit together. The first samples are evaluated."""
-        if self._checked or not size(batch):
+        if self._checked or not len(samples):
             return
         self._checked = True
-        few = {name: values[:_TRIED] for name, values in batch.items()}
+        few = samples.take(slice(_TRIED))
         with torch.no_grad(), self._mode(training=False):
             outputs, _ = self._forward(few)
         for name, metric in self._further.items():

@@ -10,6 +10,7 @@ from thalweg.contract.layout import Slab, views_of
 from thalweg.contract.segments import Segment, elements
 from thalweg.contract.sums import ACCURACY, Sums
 from thalweg.learning.batch import INPUT, TARGET, Batch, Schema
+from thalweg.learning.data.samples import Samples, blocks
 from thalweg.learning.metrics import METRICS
 from thalweg.learning.objective import Outputs, Progress, ignore
 from thalweg.learning.randomness import Draw
@@ -85,12 +86,14 @@ class Sequential:
         """False: there is backpropagation."""
         return False
 
-    def check(self, batch: Batch) -> None:
-        """Raises ModelError if targets do not fit the model's output."""
-        self._loss.check(batch[TARGET])
-        for name, metric in self._further.items():
-            if problem := metric.problem(self._output_shape, batch[TARGET]):
-                raise ModelError(f"model.metrics: {name} {problem}")
+    def check(self, samples: Samples) -> None:
+        """Raises ModelError if targets do not fit the model's output. All are looked at, block by block."""
+        for where in blocks(samples):
+            targets = samples.take(where)[TARGET]
+            self._loss.check(targets)
+            for name, metric in self._further.items():
+                if problem := metric.problem(self._output_shape, targets):
+                    raise ModelError(f"model.metrics: {name} {problem}")
 
     def initialize(self, out: Slab) -> None:
         """Writes the initial parameters, a function of the model and the seed."""
