@@ -25,12 +25,14 @@ _CREATE_SECONDS = 60.0
 class Client:
     """The jobs of one server. Must be closed, or used as a context manager. All methods may be called from any thread.
 
-    `address` is HOST:PORT. Every failure raises ThalwegError, whose message says what to do.
+    `address` is HOST:PORT. `own` says that all jobs there are this user's own: their code may run in this process, for
+    predictions. Every failure raises ThalwegError, whose message says what to do.
     """
 
-    def __init__(self, address: str | Address, token: str | None = None) -> None:
+    def __init__(self, address: str | Address, token: str | None = None, *, own: bool = False) -> None:
         self.address = _address(address) if isinstance(address, str) else address
         self._connection = Connection(Endpoint(self.address, token))
+        self._connection.own = own
 
     def __enter__(self) -> Self:
         return self

@@ -3,7 +3,8 @@
 The only module of the client that imports the server or the workers, and only inside its functions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -128,6 +129,19 @@ def completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     from thalweg.server import validation  # noqa: PLC0415 - the composition root
 
     return validation.complete(spec)
+
+
+@contextmanager
+def importable(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Iterator[None]:
+    """Within the context, a job's code can be run in this process, as workers run it. For code that the user has allowed.
+
+    `fetch` gives the file that was uploaded under a SHA-256. Raises MistakeError if the code's archive is not right.
+    """
+    from thalweg.learning import registry  # noqa: PLC0415 - programs that only submit jobs need no model
+    from thalweg.workers import code  # noqa: PLC0415 - the composition root
+
+    with code.importable(spec, fetch, allowed=True), registry.kind_of(spec).settings(spec.training.threads_per_worker):
+        yield
 
 
 def worker_bytes(spec: job_pb2.JobSpec, objective: "Objective", dataset: "Dataset") -> int:

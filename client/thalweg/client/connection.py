@@ -31,6 +31,8 @@ class Connection:
         self.address = endpoint.address
         self.began: Callable[[str], object] = lambda _: None
         self.backoffs: Sequence[float] = _BACKOFFS
+        # Whether all jobs of the server are this user's own, whose code may run in this process.
+        self.own = False
         self._endpoint = endpoint
         self._channel = self._endpoint.open()
         self._stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)

@@ -1,6 +1,5 @@
 """Whether a job's tasks have the same bits however they are computed. User code runs in processes of its own."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ from google.protobuf import json_format
 from thalweg.client.composition import completed
 from thalweg.client.errors import LocalError
 from thalweg.client.jobfile import JobFile
+from thalweg.client.local_files import local_files
 from thalweg.contract.errors import Violation, invalid
 from thalweg.v1 import job_pb2
 
@@ -81,17 +81,14 @@ def examine(job: JobFile, tell: Callable[[str], object] = lambda _: None) -> Dia
     processors, with another seed of Python's hashes, and in another order. `tell` is called with what is being done. Raises
     ThalwegError if the job is not right.
     """
-    files: dict[str, Path] = {}
-    for message, path in job.uploads():
-        with path.open("rb") as file:
-            message.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        files[message.sha256] = path
-    spec = completed(job.spec)
-    tell("computing tasks")
-    one = _run(spec, files, _ORDER, {"PYTHONHASHSEED": "1"}, [])
-    tell("computing them again, beside a load")
-    with _load():
-        other = _run(spec, files, _OTHER_ORDER, {"PYTHONHASHSEED": "2"}, sorted(os.sched_getaffinity(0))[:1])
+    with TemporaryDirectory(prefix="thalweg-code-") as folder:
+        files = local_files(job, Path(folder))
+        spec = completed(job.spec)
+        tell("computing tasks")
+        one = _run(spec, files, _ORDER, {"PYTHONHASHSEED": "1"}, [])
+        tell("computing them again, beside a load")
+        with _load():
+            other = _run(spec, files, _OTHER_ORDER, {"PYTHONHASHSEED": "2"}, sorted(os.sched_getaffinity(0))[:1])
     tasks = list(dict.fromkeys(one.tasks))
     return Diagnosis(len(tasks), len(one.tasks + other.tasks) // len(tasks), _first_difference(tasks, one, other))
 
@@ -137,7 +134,8 @@ def _run(
             [sys.executable, "-m", _PROGRAM],
             input=json.dumps(asked),
             env=os.environ | environment,
-            stdout=sys.stderr,
+            # What the code prints goes to stderr, which sys.stderr need not be.
+            stdout=2,
             text=True,
             check=False,
         )

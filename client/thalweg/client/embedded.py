@@ -199,7 +199,7 @@ class _EmbeddedClient(Client):
     """
 
     def __init__(self, address: Address, token: str, folder: Path, began: Callable[[str], object]) -> None:
-        super().__init__(address, token)
+        super().__init__(address, token, own=True)
         self._uploads = folder / "uploads"
         self._connection.began = began
         self._connection.backoffs = _BACKOFFS

@@ -4,7 +4,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import grpc
@@ -252,19 +254,27 @@ class Job:
 
         return models.prepare_samples(self.slab()[0], x)
 
-    def predict(self, x: ArrayLike) -> Slab:
+    def predict(self, x: ArrayLike, *, allow_code: bool = False) -> Slab:
         """The model's outputs for samples `x`, samples first, which are prepared as the job's data was.
 
-        They are the last layer's: logits, if the loss is softmax_cross_entropy.
+        They are the last layer's: logits, if the loss is softmax_cross_entropy. A model that is code runs in this process if
+        `allow_code` is true, or if the job is one of this user's own server on this machine, as of `local()`.
         """
-        return self.prediction(x).outputs
+        return self.prediction(x, allow_code=allow_code).outputs
 
-    def prediction(self, x: ArrayLike) -> Prediction:
+    def prediction(self, x: ArrayLike, *, allow_code: bool = False) -> Prediction:
         """The model's outputs for samples, as of `predict`, and, if it is a classifier, classes and probabilities."""
         from thalweg.client import models  # noqa: PLC0415 - programs that only submit jobs need no model
 
         header, slab = self.slab()
-        return models.predict(self.spec, header, slab, x)
+        with TemporaryDirectory(prefix="thalweg-") as folder:
+            fetch = partial(self.download_data, folder=folder)
+            return models.predict(self.spec, header, slab, x, fetch if allow_code or self.is_own else None)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the job is one of this user's own server on this machine, so that its code is this user's, too."""
+        return self._connection.own
 
     def plot(self, slice: str | None = None, path: AnyPath | None = None) -> "Figure":  # noqa: A002 - as the command's option
         """The job's learning curve, or the loss over one weight, as a matplotlib figure, which a notebook shows.

@@ -1,20 +1,21 @@
 """Models in this process: predictions, gradient checks and the landscape of a loss. They need NumPy only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thalweg.client.composition import check_initial, completed, worker_bytes
+from thalweg.client.composition import check_initial, completed, importable, worker_bytes
 from thalweg.client.errors import LocalError
 from thalweg.client.files import check_input, copied, is_stream, reading
 from thalweg.client.jobfile import JobFile
 from thalweg.client.prediction import Prediction
 from thalweg.contract.code import entry_points
 from thalweg.contract.errors import Violation, invalid
-from thalweg.contract.layout import Slab, ranges
+from thalweg.contract.layout import Slab, ranges, views
 from thalweg.contract.resources import memory, size_text
 from thalweg.learning import data, optimizers, registry
 from thalweg.learning import gradcheck as checking
@@ -35,16 +36,32 @@ _MIN_PREDICTED = 4096
 _PREDICTED_BYTES = 64 << 20
 # A file up to this size is read within a second or two.
 _MAX_CHECKED_BYTES = 256 << 20
+# How a user lets a job's code run here.
+_ALLOW = (
+    ": it could do anything that you can do; if you trust who wrote it, use thalweg predict --allow-code, "
+    "or job.predict(x, allow_code=True)"
+)
 
 
-def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: ArrayLike) -> Prediction:
+# Gives the file that was uploaded under a SHA-256.
+Fetch = Callable[[str], Path]
+
+
+def predict(
+    spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: ArrayLike, code: Fetch | None = None
+) -> Prediction:
     """What a job's model makes of samples `x`, samples first, which are prepared as the job's data was.
 
-    Outputs are those of the last layer: logits, if the loss takes them. Raises ThalwegError if the samples are not of the kind
-    that the job was trained on, hold numbers that the model's dtype cannot, or lead to outputs that are not finite; or if the
-    model is code, which may come from anywhere.
+    Outputs are those of the last layer: logits, if the loss takes them. `code` is given if the job's code may run in this
+    process, and gives its archive. Raises ThalwegError if the samples are not of the kind that the job was trained on, hold
+    numbers that the model's dtype cannot, or lead to outputs that are not finite; or if the model is code, which may come from
+    anywhere, and is not allowed.
     """
-    _check_no_code(spec)
+    with _running(spec, code, _ALLOW):
+        return _predicted(spec, header, slab, x)
+
+
+def _predicted(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: ArrayLike) -> Prediction:
     samples = _prepared(header, x)
     try:
         objective = registry.objective(spec, {INPUT: Field(samples.dtype, samples.shape[1:])}, substitutes=True)
@@ -52,14 +69,28 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: A
         raise invalid(Violation("x", f"{_shape(samples)}; with samples of that shape, {error}")) from error
     except NodeError as error:
         raise _told(error) from error
-    for ours, theirs in zip(objective.segments, header.layout.tensors, strict=True):
-        if ours.shape != tuple(theirs.shape):
-            wanted = f"{theirs.name} has the shape {tuple(theirs.shape)} but would need {ours.shape}"
-            raise invalid(Violation("x", f"{_shape(samples)}, but the job was trained on samples of another shape: {wanted}"))
+    slab = _arranged(objective, header.layout, slab, samples)
     at_once = max(_MIN_PREDICTED, _PREDICTED_BYTES // (max(1, objective.activations) * objective.dtype.itemsize))
     blocks = [*ranges(len(samples), at_once)] or [slice(0, 0)]
     parts = [_outputs(objective, slab, samples, block) for block in blocks]
     return Prediction(*(_joined(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _arranged(objective: Objective, layout: job_pb2.Layout, slab: Slab, samples: Rows) -> Slab:
+    """The slab of an objective with a job's parameters. Raises ThalwegError if shapes differ.
+
+    A module that cannot be tried, because its targets are not known, has what may change in another order.
+    """
+    given = views(layout, slab)
+    for name, shape, _ in objective.segments:
+        if name not in given:
+            raise LocalError(f"the job's parameters have no tensor {name}, which its model has here")
+        if given[name].shape != shape:
+            wanted = f"{name} has the shape {given[name].shape} but would need {shape}"
+            raise invalid(Violation("x", f"{_shape(samples)}, but the job was trained on samples of another shape: {wanted}"))
+    if [segment.name for segment in objective.segments] == list(given):
+        return slab
+    return np.concatenate([given[segment.name].ravel() for segment in objective.segments])
 
 
 def _joined(arrays: Sequence[NDArray[Any] | None]) -> Any:
@@ -70,7 +101,10 @@ def _joined(arrays: Sequence[NDArray[Any] | None]) -> Any:
 
 def _outputs(objective: Objective, slab: Slab, samples: Rows, where: slice) -> Outputs:
     with np.errstate(over="ignore", invalid="ignore"):
-        outputs = objective.predict(slab, {INPUT: samples[where]})
+        try:
+            outputs = objective.predict(slab, {INPUT: samples[where]})
+        except MistakeError as error:
+            raise invalid(Violation("x", f"{_shape(samples)}; with these samples, {error}")) from error
     wrong = np.argwhere(~np.isfinite(outputs.values))
     if len(wrong):
         problem = f"the outputs for sample {where.start + wrong[0, 0]}, counted from 0, are not finite: its numbers are too large"
@@ -116,14 +150,15 @@ def read_samples(
     return found.x, found.notice
 
 
-def read_own_samples(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> tuple[NDArray[Any], NDArray[Any]]:
+def read_own_samples(spec: job_pb2.JobSpec, fetch: Fetch, *, allow_code: bool = False) -> tuple[NDArray[Any], NDArray[Any]]:
     """A job's own validation samples and their targets, as they stand in its data; without any, those that it was trained on.
 
-    `fetch` gives the file that was uploaded under a SHA-256. Raises ThalwegError if the data cannot be read.
+    Raises ThalwegError if the data cannot be read, or if the job has code that is not allowed.
     """
     try:
-        found = data.held_out(spec, fetch)
-    except data.DataError as error:
+        with _running(spec, fetch if allow_code else None, _ALLOW):
+            found = data.held_out(spec, fetch)
+    except (MistakeError, NodeError) as error:
         raise _told(error) from error
     return found.x, found.y
 
@@ -169,15 +204,16 @@ def check(job: JobFile) -> None:
         check_initial(layout(objective), job.initial)
 
 
-def gradcheck(spec: job_pb2.JobSpec, file: Path | None) -> list[Row]:
+def gradcheck(spec: job_pb2.JobSpec, file: Path | None, code: Fetch | None = None) -> list[Row]:
     """A row for each tensor of a job's model: how far backpropagation is from numerical differentiation.
 
-    `file` is the one that the job learns from, None for built-in data. Raises ThalwegError if the job is not right.
+    `file` is the one that the job learns from, None for built-in data. `code` is given if the job's code may run in this
+    process, and gives its archive. Raises ThalwegError if the job is not right.
     """
     spec = _completed(spec)
-    _check_no_code(spec)
     try:
-        return checking.gradcheck(spec, _load(spec, file))
+        with _running(spec, code, ""):
+            return checking.gradcheck(spec, _load(spec, file))
     except (MistakeError, NodeError) as error:
         raise _told(error) from error
 
@@ -190,10 +226,23 @@ def _load(spec: job_pb2.JobSpec, file: Path | None) -> data.Dataset:
         return data.load(spec, lambda _: file)
 
 
-def _check_no_code(spec: job_pb2.JobSpec) -> None:
-    """Raises ThalwegError if a model is code. A job of a server names it, and any installed function would do as a name."""
-    if uses := entry_points(spec):
-        raise LocalError(f"{uses[0].field}: {uses[0].entrypoint} is code, which workers run and this process does not")
+@contextmanager
+def _running(spec: job_pb2.JobSpec, code: Fetch | None, hint: str) -> Iterator[None]:
+    """Within the context a job's code, if it has any, can run. Raises ThalwegError if it may not, without `code`.
+
+    A job of a server names its code, and any installed function would do as a name.
+    """
+    if not (uses := entry_points(spec)):
+        yield
+        return
+    if code is None:
+        raise LocalError(f"{uses[0].field}: {uses[0].entrypoint} is code, which workers run and this process does not{hint}")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(importable(spec, code))
+        except (MistakeError, NodeError) as error:
+            raise _told(error) from error
+        yield
 
 
 def _completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
@@ -218,10 +267,10 @@ class Landscape:
     """
 
     def __init__(self, spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> None:
-        _check_no_code(spec)
         try:
-            dataset = data.load(spec, fetch)
-            self._objective = registry.objective(spec, dataset.schema, "float64", substitutes=True)
+            with _running(spec, None, ""):
+                dataset = data.load(spec, fetch)
+                self._objective = registry.objective(spec, dataset.schema, "float64", substitutes=True)
         except (MistakeError, NodeError) as error:
             raise _told(error) from error
         room = max(64, min(_MAX_SAMPLES, _MAX_WORK // max(1, self._objective.size)))

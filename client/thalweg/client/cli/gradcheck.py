@@ -1,5 +1,8 @@
 """`thalweg gradcheck`: backpropagation compared with numerical differentiation, for a user's own job."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import typer
 from rich.table import Table
 from rich.text import Text
@@ -7,6 +10,7 @@ from rich.text import Text
 from thalweg.client.cli.options import JobSource, Json, Settings
 from thalweg.client.cli.output import complain, console, print_json
 from thalweg.client.jobfile import load_job
+from thalweg.client.local_files import local_files
 from thalweg.client.models import gradcheck as check
 
 
@@ -16,7 +20,7 @@ def gradcheck(job: JobSource, settings: Settings = None, json: Json = False) -> 
     Compares each tensor's gradient by backpropagation with central
     differences, in double precision, on the first training samples, near
     the initial parameters. Exit code 1 if a relative error is too large.
-    Does not train. Needs the extra: pip install 'thalweg\\[workers]'
+    Does not train. Runs the job's code, if any, on this machine. Needs the extra: pip install 'thalweg\\[workers]'
 
     [bold]Examples[/]
 
@@ -24,7 +28,9 @@ def gradcheck(job: JobSource, settings: Settings = None, json: Json = False) -> 
     [cyan]thalweg gradcheck digits --json[/]
     """
     loaded = load_job(job, settings or [])
-    rows = check(loaded.spec, loaded.data)
+    with TemporaryDirectory(prefix="thalweg-code-") as folder:
+        files = local_files(loaded, Path(folder))
+        rows = check(loaded.spec, loaded.data, files.__getitem__)
     passed = all(row.passed for row in rows)
     if json:
         tensors = [row._asdict() | {"shape": list(row.shape), "passed": row.passed} for row in rows]

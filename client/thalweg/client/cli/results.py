@@ -1,6 +1,7 @@
 """Commands for the results of a job: weights, predictions, figures."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,6 +83,13 @@ def predict(
             show_default="the job's data.header",
         ),
     ] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Run the job's code, if its model is code, in this process, as you. Not needed for jobs of this machine.",
+        ),
+    ] = False,
     server: Server = None,
     token_file: TokenFile = None,
     data: Data = None,
@@ -115,14 +123,16 @@ def predict(
         found = client.job(job)
         parameters, slab = found.slab()
         targets, notice = None, ""
-        if samples:
-            x, notice = read_samples(samples, found.spec, parameters, header)
-        else:
-            with tempfile.TemporaryDirectory(prefix="thalweg-") as folder:
-                x, targets = read_own_samples(found.spec, lambda sha256: found.download_data(sha256, Path(folder)))
-        if notice:
-            complain(notice)
-        prediction = predict_with(found.spec, parameters, slab, x)
+        allowed = allow_code or found.is_own
+        with tempfile.TemporaryDirectory(prefix="thalweg-") as folder:
+            fetch = partial(found.download_data, folder=Path(folder))
+            if samples:
+                x, notice = read_samples(samples, found.spec, parameters, header)
+            else:
+                x, targets = read_own_samples(found.spec, fetch, allow_code=allowed)
+            if notice:
+                complain(notice)
+            prediction = predict_with(found.spec, parameters, slab, x, fetch if allowed else None)
     outputs = prediction.outputs
     if output:
         write_outputs(output, prediction)
