@@ -20,18 +20,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import chart, machine, regressions, results, suite, tables
 from benchmarks.parts import PARTS, Part
 from benchmarks.systems import SYSTEMS, ProgramError, System
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import GROUPS, WORKLOADS, Workload
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
+    groups = "\n".join(f"  {name:<22} {', '.join(members)}" for name, members in GROUPS.items())
     workloads = "\n".join(f"  {name:<22} {workload.title}" for name, workload in WORKLOADS.items())
     parts = "\n".join(f"  {name:<22} {part.title}" for name, part in PARTS.items())
     systems = "\n".join(f"  {name:<22} {system.title}" for name, system in SYSTEMS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
-        epilog=f"workloads:\n{workloads}\n\nparts:\n{parts}\n\nsystems:\n{systems}",
+        epilog=f"workloads:\n{workloads}\n{groups}\n\nparts:\n{parts}\n\nsystems:\n{systems}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -50,6 +51,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--store", type=Path, metavar="FILE", help="keep Thalweg's ratios for --check")
     parser.add_argument("--check", type=Path, metavar="FILE", help="exit code 1 if a ratio is worse than the stored one")
     given = parser.parse_args(argv)
+    given.names = [name for given_name in given.names for name in GROUPS.get(given_name, [given_name])]
     known = [*WORKLOADS, *PARTS]
     for name in given.names:
         if name not in {*known, "all"}:

@@ -6,6 +6,7 @@ step needs. No system whose workers compute with NumPy can take steps faster.
 
 import argparse
 import multiprocessing
+import sys
 from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -15,8 +16,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.program import Rate, run, timed
-from benchmarks.samples import batches
-from benchmarks.systems.thalweg import document
+from benchmarks.samples import batches, samples
+from benchmarks.systems.thalweg import MODULES, document
 from benchmarks.workloads import WORKERS, Workload
 from thalweg.client.jobfile import load_job
 from thalweg.contract.layout import Slab
@@ -31,12 +32,17 @@ def specification(workload: Workload) -> job_pb2.JobSpec:
     """A workload's job, with all defaults filled in."""
     values = document(workload, Path())
     values["data"] = {"builtin": "digits"}
+    # The modules are imported from where they are.
+    if values.pop("code", None) and str(MODULES.parent) not in sys.path:
+        sys.path.append(str(MODULES.parent))
     return validation.complete(load_job(values).spec)
 
 
 def objective(workload: Workload) -> Objective:
     """A workload's model with its loss."""
-    return registry.objective(specification(workload), {INPUT: Field(np.dtype(np.float32), workload.widths[:1])})
+    x, y = (values[:1] for values in samples(workload))
+    schema = {name: Field(values.dtype, values.shape[1:]) for name, values in ((INPUT, x), (TARGET, y))}
+    return registry.objective(specification(workload), schema)
 
 
 def gradients(workload: Workload, worker: int) -> tuple[Slab, Callable[[], Slab]]:
@@ -48,7 +54,7 @@ def gradients(workload: Workload, worker: int) -> tuple[Slab, Callable[[], Slab]
 
     def differentiate() -> Slab:
         x, y = next(source)
-        model.gradient(parameters, {INPUT: x, TARGET: y}, WORKERS * workload.samples, None, gradient)
+        model.gradient(parameters, {INPUT: x, TARGET: y}, WORKERS * workload.samples, (0, worker), gradient)
         return gradient
 
     return parameters, differentiate
@@ -67,7 +73,7 @@ def process(workload: Workload, seconds: float, update: bool, worker: int, barri
             some = parameters[half]
             optimizers.apply(optimizer, some, gradient[half], state, some, optimizer.learning_rate, 0)
 
-    with threadpool_limits(1, "blas"):
+    with threadpool_limits(1, "blas"), registry.kind_of(specification(workload)).settings(1):
         barrier.wait()
         told.put(timed(step, seconds))
 

@@ -16,6 +16,8 @@ from thalweg.v1 import job_pb2
 
 # More than any measurement takes; the job is cancelled when the window is over.
 _EPOCHS = 1_000_000
+# The code of workloads that are PyTorch modules.
+MODULES = Path(__file__).parents[1] / "modules.py"
 
 
 def document(workload: Workload, data: Path, codec: str | None = None) -> dict[str, Any]:
@@ -31,9 +33,13 @@ def document(workload: Workload, data: Path, codec: str | None = None) -> dict[s
     }
     if codec:
         training["codec"] = {codec: {}}
+    model: dict[str, Any] = {"layers": layers[:-1], "loss": "softmax_cross_entropy"}
+    if workload.module:
+        model = {"torch": {"entrypoint": f"modules:{workload.module}"}, "loss": "modules:loss"}
     return {
         "name": "benchmark",
-        "model": {"layers": layers[:-1], "loss": "softmax_cross_entropy"},
+        "model": model,
+        **({"code": {"path": str(MODULES)}} if workload.module else {}),
         "data": {"npz": str(data)},
         "training": training,
         "optimizer": {workload.optimizer: {"learning_rate": workload.learning_rate}},
