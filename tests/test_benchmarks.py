@@ -222,3 +222,16 @@ def test_a_model_of_a_size_is_near_it(parameters: int) -> None:
 def test_a_chart_of_nothing_is_drawn(tmp_path: Path) -> None:
     chart.draw({"workloads": {}}, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").exists()
+
+
+@pytest.mark.parametrize("model", ["convolutional", "GPT", "wide MLP"])
+def test_what_is_checked_on_a_gpu_holds_on_the_processor(model: str) -> None:
+    pytest.importorskip("torch")
+    from benchmarks import gpu
+    from thalweg.learning.pytorch.settings import settled
+
+    case = next(case for case in gpu.cases(small=True) if case.name == model)
+    with settled(1):
+        checks = list(gpu.checked(case, gpus=0))
+    assert [what for what, holds, _ in checks if not holds] == []
+    assert len(checks) >= 8

@@ -19,7 +19,6 @@ from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import job_pb2, training_service_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
-from thalweg.workers import worker
 from thalweg.workers.premises import premises
 from thalweg.workers.worker import work
 
@@ -72,7 +71,7 @@ def test_a_package_that_the_model_does_not_need_is_no_premise(tmp_path: Path, mo
         asked.append(sorted(packages))
         return premises(packages)
 
-    monkeypatch.setattr(worker, "premises", recorded)
+    monkeypatch.setattr("thalweg.workers.premises.premises", recorded)
     dense, loss = {"dense": {"units": 1}}, "mean_squared_error"
     nested: dict[str, Any] = {"sequence": {"layers": [{"gelu": {}}]}}
     with running_server(tmp_path) as server, stub_of(server) as stub:

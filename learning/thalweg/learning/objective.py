@@ -137,6 +137,15 @@ class Staged(Protocol):
         """The sum of the samples' losses, from the input of a stage."""
 
 
+@runtime_checkable
+class Accelerated(Protocol):
+    """An objective that may be computed by an accelerator."""
+
+    @property
+    def accelerator(self) -> Mapping[str, str]:
+        """What its results depend on at the accelerator, such as its model: names and values. Empty if the processor computes."""
+
+
 # Is called with a name and a value, for each value that is computed on the way, in order.
 Record = Callable[[str, NDArray[Any]], object]
 

@@ -195,6 +195,7 @@ class Model(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     INITIAL_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
     loss: _builtins.str
     """The loss that training minimises, averaged over the minibatch. `mean_squared_error`, for numbers, is torch.nn.MSELoss.
     `softmax_cross_entropy`, for classes, is torch.nn.CrossEntropyLoss: the model's outputs are logits, one for each class, so
@@ -205,6 +206,11 @@ class Model(_message.Message):
     """
     dtype: _builtins.str
     """The type of parameters, gradients and activations."""
+    precision: _builtins.str
+    """For PyTorch modules: `bfloat16` lets the module, and a loss that is an entry point, compute products of matrices and convolutions
+    with 8 bits of precision, as `torch.autocast` does. Parameters and gradients stay float32. If not given, all is computed in
+    `dtype`. Affects the result.
+    """
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Layer]:
         """The layers, from the input to the output, of a model of the kind `sequential`, which is computed with NumPy. Give either layers or
@@ -251,21 +257,26 @@ class Model(_message.Message):
         dtype: _builtins.str | None = ...,
         initial: Global___Initial | None = ...,
         metrics: _abc.Iterable[_builtins.str] | None = ...,
+        precision: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "dtype", b"dtype", "initial", b"initial", "jax", b"jax", "kind", b"kind", "loss", b"loss", "python", b"python", "torch", b"torch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "_precision", b"_precision", "dtype", b"dtype", "initial", b"initial", "jax", b"jax", "kind", b"kind", "loss", b"loss", "precision", b"precision", "python", b"python", "torch", b"torch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "dtype", b"dtype", "initial", b"initial", "jax", b"jax", "kind", b"kind", "layers", b"layers", "loss", b"loss", "metrics", b"metrics", "python", b"python", "torch", b"torch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "_precision", b"_precision", "dtype", b"dtype", "initial", b"initial", "jax", b"jax", "kind", b"kind", "layers", b"layers", "loss", b"loss", "metrics", b"metrics", "precision", b"precision", "python", b"python", "torch", b"torch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dtype: _TypeAlias = _typing.Literal["dtype"]  # noqa: Y015
     _WhichOneofArgType__dtype: _TypeAlias = _typing.Literal["_dtype", b"_dtype"]  # noqa: Y015
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
+    _WhichOneofReturnType__precision: _TypeAlias = _typing.Literal["precision"]  # noqa: Y015
+    _WhichOneofArgType__precision: _TypeAlias = _typing.Literal["_precision", b"_precision"]  # noqa: Y015
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["torch", "jax", "python"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dtype) -> _WhichOneofReturnType__dtype | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__precision) -> _WhichOneofReturnType__precision | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -761,6 +772,7 @@ class Training(_message.Message):
     SYNCHRONY_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
     MIXED_MACHINES_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """The number of passes over the training samples. With 0, the result is the initial parameters."""
     batch_size: _builtins.int
@@ -788,6 +800,10 @@ class Training(_message.Message):
     def codec(self) -> Global___Codec:
         """How gradients are encoded on the way to the server. Every codec except `float32` rounds, and so affects the result."""
 
+    @_builtins.property
+    def resources(self) -> Global___Resources:
+        """What each worker takes of its node."""
+
     def __init__(
         self,
         *,
@@ -800,10 +816,11 @@ class Training(_message.Message):
         synchrony: Global___Synchrony | None = ...,
         codec: Global___Codec | None = ...,
         mixed_machines: _builtins.bool | None = ...,
+        resources: Global___Resources | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_mixed_machines", b"_mixed_machines", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "mixed_machines", b"mixed_machines", "synchrony", b"synchrony", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_mixed_machines", b"_mixed_machines", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "mixed_machines", b"mixed_machines", "resources", b"resources", "synchrony", b"synchrony", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_mixed_machines", b"_mixed_machines", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "mixed_machines", b"mixed_machines", "synchrony", b"synchrony", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_mixed_machines", b"_mixed_machines", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "mixed_machines", b"mixed_machines", "resources", b"resources", "synchrony", b"synchrony", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -835,6 +852,41 @@ class Training(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__workers) -> _WhichOneofReturnType__workers | None: ...
 
 Global___Training: _TypeAlias = Training  # noqa: Y015
+
+@_typing.final
+class Resources(_message.Message):
+    """What each worker takes of its node. No node has more workers than it has room for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CPUS_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    cpus: _builtins.int
+    """The CPU slots. Does not affect the result. Defaults to `threads_per_worker`; with fewer, workers share processors."""
+    gpus: _builtins.float
+    """The GPUs, for PyTorch modules, which then compute on the first of them: a whole number, or a part of one GPU, which workers
+    share. Whether it is 0 affects the result.
+    """
+    def __init__(
+        self,
+        *,
+        cpus: _builtins.int | None = ...,
+        gpus: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_gpus", b"_gpus", "cpus", b"cpus", "gpus", b"gpus"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_gpus", b"_gpus", "cpus", b"cpus", "gpus", b"gpus"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpus: _TypeAlias = _typing.Literal["cpus"]  # noqa: Y015
+    _WhichOneofArgType__cpus: _TypeAlias = _typing.Literal["_cpus", b"_cpus"]  # noqa: Y015
+    _WhichOneofReturnType__gpus: _TypeAlias = _typing.Literal["gpus"]  # noqa: Y015
+    _WhichOneofArgType__gpus: _TypeAlias = _typing.Literal["_gpus", b"_gpus"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpus) -> _WhichOneofReturnType__cpus | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpus) -> _WhichOneofReturnType__gpus | None: ...
+
+Global___Resources: _TypeAlias = Resources  # noqa: Y015
 
 @_typing.final
 class Synchrony(_message.Message):

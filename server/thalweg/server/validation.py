@@ -264,6 +264,7 @@ def _across_fields(spec: job_pb2.JobSpec) -> Iterator[Violation]:
     yield from _across_momentum(spec.optimizer.momentum, "optimizer")
     yield from _across_momentum(spec.training.synchrony.local.outer.momentum, "training.synchrony.local.outer")
     yield from _across_training(spec.training)
+    yield from _across_torch(spec)
     yield from _across_codec(spec)
     yield from _across_data(spec.data)
     yield from _across_initial(spec.model.initial)
@@ -319,6 +320,19 @@ def _across_momentum(momentum: job_pb2.Momentum, path: str) -> Iterator[Violatio
 def _across_training(training: job_pb2.Training) -> Iterator[Violation]:
     if training.synchrony.WhichOneof("policy") == "local" and training.gradient.startswith("numerical"):
         yield Violation("training.gradient", f"{training.gradient} is not possible with local steps; use backpropagation")
+
+
+def _across_torch(spec: job_pb2.JobSpec) -> Iterator[Violation]:
+    """Violations of what only PyTorch modules can have."""
+    model, gpus = spec.model, spec.training.resources.gpus
+    if model.precision and model.WhichOneof("kind") != "torch":
+        yield Violation("model.precision", f"{shown(model.precision)} is possible with model.torch only; leave it out")
+    elif model.precision and model.dtype != "float32":
+        yield Violation("model.precision", f"{shown(model.precision)} needs model.dtype float32")
+    if gpus and model.WhichOneof("kind") != "torch":
+        yield Violation("training.resources.gpus", f"{shown(gpus)} is not allowed: only model.torch computes on GPUs")
+    elif gpus > 1 and gpus != int(gpus):
+        yield Violation("training.resources.gpus", f"{shown(gpus)} is not possible; give a whole number, or a part of one GPU")
 
 
 def _across_codec(spec: job_pb2.JobSpec) -> Iterator[Violation]:

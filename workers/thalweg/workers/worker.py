@@ -23,10 +23,9 @@ from thalweg.learning.errors import NodeError
 from thalweg.learning.objective import layout
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
-from thalweg.workers import code, needs
+from thalweg.workers import code, needs, premises
 from thalweg.workers.differentiator import EVALUATION_BATCH, Differentiator
 from thalweg.workers.failures import failure_of
-from thalweg.workers.premises import premises
 from thalweg.workers.transport import exchange
 from thalweg.workers.transport.exchange import Exchange
 from thalweg.workers.transport.fetch import fetcher
@@ -159,7 +158,7 @@ class _Worker:
             preprocessing=dataset.preprocessing,
             metrics=objective.metrics,
             shared_memory=self._peer is not None,
-            premises=premises(objective.packages),
+            premises=premises.of_objective(objective),
             numerical=self._differentiator.numerical,
         )
         if self._differentiator.numerical and spec.training.epochs:

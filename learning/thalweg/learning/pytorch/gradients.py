@@ -1,4 +1,4 @@
-"""Gradients on their way from backpropagation to a slab."""
+"""Gradients on their way from backpropagation to a tensor with a slab's layout."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -6,17 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from thalweg.contract.layout import Slab
 from thalweg.learning.errors import MistakeError
 from thalweg.learning.objective import Progress
+from thalweg.learning.pytorch.devices import MAX_SLABS, Remembered
 from thalweg.learning.pytorch.parts import Parameter
-
-# Slabs whose ranges are remembered as tensors: one or two for each level of the tree.
-_MAX_SLABS = 16
 
 
 class Gradients:
-    """Writes the gradients by a module's parameters to a slab, and says how many of its first elements are final.
+    """Writes the gradients by a module's parameters to a tensor with a slab's layout, and says how far it is final.
 
     Autograd says of each parameter that its gradient is there. It says so more than once for some: for weights that are used in
     several places under activation checkpointing. So the first time only counts, and from then on a gradient is final once it
@@ -28,19 +25,19 @@ class Gradients:
         self._expected: list[int] | None = None
         self._came = [0] * len(parameters)
         self._final = 0
-        self._views: dict[int, tuple[Slab, list[Tensor]]] = {}
+        self._views: Remembered[Tensor, list[Tensor]] = Remembered(self._views_of, MAX_SLABS)
         self._into: list[Tensor] = []
         self._done: Progress | None = None
         for index, parameter in enumerate(parameters):
             parameter.tensor.register_post_accumulate_grad_hook(self._hook(index))
 
     @contextmanager
-    def written(self, out: Slab, done: Progress) -> Iterator[None]:
+    def written(self, out: Tensor, done: Progress) -> Iterator[None]:
         """A context in which backpropagation runs once. At its end parameters without a gradient have zeros.
 
         Raises MistakeError if the module has put other tensors in the place of its parameters' values.
         """
-        self._into, self._done = self._views_of(out), done
+        self._into, self._done = self._views[out], done
         self._came, self._final = [0] * len(self._parameters), 0
         where = [parameter.tensor.data_ptr() for parameter in self._parameters]
         try:
@@ -75,7 +72,7 @@ class Gradients:
         return came
 
     def _advance(self, index: int) -> None:
-        """Says how far the slab is final."""
+        """Says how far the tensor is final."""
         if self._expected is None or self._done is None:
             return
         if index < self._final:
@@ -91,12 +88,5 @@ class Gradients:
         if self._final > before:
             self._done(self._parameters[self._final - 1].where.stop)
 
-    def _views_of(self, out: Slab) -> list[Tensor]:
-        """The parameters' ranges of a slab: the same few slabs come again and again."""
-        known = self._views.get(id(out))
-        if known is None or known[0] is not out:
-            if len(self._views) >= _MAX_SLABS:
-                self._views.clear()
-            known = out, [parameter.of(out) for parameter in self._parameters]
-            self._views[id(out)] = known
-        return known[1]
+    def _views_of(self, out: Tensor) -> list[Tensor]:
+        return [parameter.of(out) for parameter in self._parameters]

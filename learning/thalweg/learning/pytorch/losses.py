@@ -116,8 +116,9 @@ def total(losses: Any, samples: int, field: str) -> Tensor:
 
 
 def array_of(tensor: Tensor) -> NDArray[Any]:
-    """A copy of a tensor."""
-    return np.array(tensor.detach().cpu().numpy())
+    """A copy of a tensor. NumPy does not know bfloat16: its numbers become float32."""
+    tensor = tensor.detach()
+    return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy())
 
 
 Loss = Callable[[Any, Any], Any]

@@ -1,6 +1,5 @@
 """PyTorch modules as objectives."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -20,9 +19,10 @@ from thalweg.learning.errors import MistakeError
 from thalweg.learning.metrics import METRICS
 from thalweg.learning.objective import Outputs, Progress, Record, ignore
 from thalweg.learning.pytorch import losses
+from thalweg.learning.pytorch.devices import Accelerator, Device, Link, Processor, Remembered
 from thalweg.learning.pytorch.gradients import Gradients
 from thalweg.learning.pytorch.parts import parts_of, tensor_of
-from thalweg.learning.pytorch.randomness import seeded
+from thalweg.learning.pytorch.randomness import CPU, seeded
 from thalweg.learning.randomness import Draw, Purpose
 from thalweg.v1 import job_pb2
 
@@ -38,14 +38,18 @@ _TRIED = 2
 class TorchObjective:
     """The objective of a job whose model is a PyTorch module.
 
-    `spec` has its defaults filled in. Parameters are views of the slab; gradients are written to one as backpropagation finds
-    them. Raises MistakeError, with the user's own lines, if the module cannot be made.
+    `spec` has its defaults filled in. Without a `link` to a device, the processor computes: parameters are views of the slab, and
+    gradients are written to one as backpropagation finds them. Raises MistakeError, with the user's own lines, if the module
+    cannot be made.
     """
 
-    def __init__(self, spec: job_pb2.JobSpec, schema: Schema, dtype: str | None = None) -> None:
+    def __init__(self, spec: job_pb2.JobSpec, schema: Schema, dtype: str | None = None, link: Link | None = None) -> None:
         self._dtype: np.dtype[np.floating] = np.dtype(dtype or spec.model.dtype)
         self._type = getattr(torch, self._dtype.name)
+        # Where another dtype is given, exact numbers are wanted.
+        self._rounding = spec.model.precision == "bfloat16" and dtype in (None, spec.model.dtype)
         self._seed = spec.seed
+        self._place = link.place if link else CPU
         self._module = self._made(spec.model.torch)
         self._named = losses.NAMED.get(spec.model.loss)
         self._classifier = self._named if isinstance(self._named, losses.Classifier) else None
@@ -56,12 +60,13 @@ class TorchObjective:
         self._training = True
         self._activations = 0
         self._parts = parts_of(self._module, lambda: self._attempt(schema))
-        self._initial = [part.tensor.detach().numpy().copy() for part in self._parts.in_slab]
+        self._initial = [losses.array_of(part.tensor) for part in self._parts.in_slab]
         self._size = sum(part.segment.size for part in self._parts.in_slab)
         self._constants = slice(sum(part.segment.size for part in self._parts.trained + self._parts.statistics), self._size)
         self._gradients = Gradients(self._parts.trained)
+        self._device: Device = Accelerator(link, self._size, self._type) if link else Processor()
         self._bound: Slab | None = None
-        self._known: deque[tuple[Slab, list[Tensor]]] = deque(maxlen=_MAX_SLABS)
+        self._constants_of: Remembered[Slab, list[Tensor]] = Remembered(self._copied_constants, _MAX_SLABS)
         self._checked = False
 
     @property
@@ -110,6 +115,11 @@ class TorchObjective:
         return frozenset({"torch"})
 
     @property
+    def accelerator(self) -> Mapping[str, str]:
+        """The GPU and its libraries, if one computes."""
+        return self._device.premises
+
+    @property
     def numerical(self) -> bool:
         """False: there is backpropagation."""
         return False
@@ -142,15 +152,15 @@ class TorchObjective:
             out[...] = 0
             done(self._size)
             return Sums()
-        self._bind(at, draw)
+        values, found, carried = self._bind(at, draw), self._device.gradient(out), self._device.carrier(out, done)
         with self._drawing(draw), self._mode(training=True):
             outputs, loss = self._forward(batch)
             if not loss.requires_grad:
                 raise MistakeError(f"{_FIELD}: the loss does not depend on any parameter that is trained")
-            with entry_points.running(_FIELD), self._gradients.written(out, done):
+            with entry_points.running(_FIELD), self._gradients.written(found, carried):
                 (loss / denominator).backward()
-        self._write_changes(at, samples / denominator, out)
-        done(self._size)
+        self._write_changes(at, values, samples / denominator, found)
+        carried(self._size)
         return self._sums(outputs, loss, batch)
 
     def measure(self, at: Slab, batch: Batch, draw: Draw | None = None) -> Sums:
@@ -166,7 +176,9 @@ class TorchObjective:
         """The module's outputs for samples, and what they mean where the loss says so."""
         self._bind(at, None)
         with torch.no_grad(), self._mode(training=False), entry_points.running(_FIELD):
-            outputs = self._tensor(self._called(batch))
+            with self._rounded():
+                outputs = self._called(batch)
+            outputs = self._tensor(outputs)
             if self._classifier is None:
                 return Outputs(losses.array_of(outputs))
             classes, probabilities = self._classifier.decide(outputs)
@@ -188,14 +200,14 @@ class TorchObjective:
 
     def _made(self, entry: job_pb2.EntryPoint) -> nn.Module:
         field = f"{_FIELD}.entrypoint"
-        with seeded(self._seed, Purpose.MODULE_CREATION), entry_points.running(_FIELD):
+        with seeded(self._seed, Purpose.MODULE_CREATION, place=self._place), entry_points.running(_FIELD):
             made = entry_points.load(entry.entrypoint, field)(**entry_points.arguments(entry))
         if not isinstance(made, nn.Module):
             raise MistakeError(f"{field}: {entry.entrypoint} returned {type(made).__name__}, not a torch.nn.Module")
         for name, tensor in (*made.named_parameters(), *made.named_buffers()):
             if tensor.is_complex():
                 raise MistakeError(f"{_FIELD}: {name} has complex numbers; keep them as pairs of real ones (torch.view_as_real)")
-        return made.to(self._type)
+        return made.to(self._place, self._type)
 
     def _loss_of(self, loss: str) -> losses.Loss | None:
         """The function of outputs and targets that gives the loss; None if the module itself does."""
@@ -229,37 +241,35 @@ class TorchObjective:
         self._activations = -(-saved // _TRIED)
         return True
 
-    def _bind(self, at: Slab, draw: Draw | None) -> None:
-        """Gives the module the values of a slab: parameters are views of it, buffers copies."""
-        parts = self._parts
+    def _bind(self, at: Slab, draw: Draw | None) -> Tensor:
+        """Gives the module the values of a slab, which it returns: parameters are views of them, buffers copies."""
+        parts, values = self._parts, self._device.values(at)
         if self._bound is not at:
             self._bound = at
             for parameter in parts.trained + parts.frozen:
-                parameter.tensor.data = parameter.of(at)
-            for constant, tensor in zip(parts.constants, self._constants_of(at), strict=True):
+                parameter.tensor.data = parameter.of(values)
+            for constant, tensor in zip(parts.constants, self._constants_of[at], strict=True):
                 constant.put(tensor)
         for statistic in parts.statistics:
-            statistic.put(statistic.of(at).clone())
+            statistic.put(statistic.of(values).clone())
         for counter in parts.counters:
-            counter.put(torch.full(counter.segment.shape, draw[0] if draw else 0, dtype=torch.int64))
+            updates = draw[0] if draw else 0
+            counter.put(torch.full(counter.segment.shape, updates, dtype=torch.int64, device=self._place))
+        return values
 
-    def _constants_of(self, at: Slab) -> list[Tensor]:
+    def _copied_constants(self, at: Slab) -> list[Tensor]:
         """The constant buffers in a slab, as copies: a module that changes one must find memory that it can write."""
-        for known, tensors in self._known:
-            if known is at:
-                return tensors
-        made = [constant.of(at).clone() for constant in self._parts.constants]
-        self._known.append((at, made))
-        return made
+        values = tensor_of(at)
+        return [constant.of(values).to(self._place, copy=True) for constant in self._parts.constants]
 
-    def _write_changes(self, at: Slab, share: float, out: Slab) -> None:
+    def _write_changes(self, at: Slab, values: Tensor, share: float, out: Tensor) -> None:
         """Writes what samples have changed of the buffers, as gradients are written: so that it is to be subtracted."""
         with torch.no_grad():
             for statistic in self._parts.statistics:
-                old, new = statistic.of(at), statistic.tensor.detach()
+                old, new = statistic.of(values), statistic.tensor.detach()
                 # Equal infinities have no difference.
                 torch.mul(torch.where(new == old, torch.zeros_like(old), old - new), share, out=statistic.of(out))
-        for constant, kept in zip(self._parts.constants, self._constants_of(at), strict=True):
+        for constant, kept in zip(self._parts.constants, self._constants_of[at], strict=True):
             tensor = constant.tensor
             if tensor._version or tensor is not kept:
                 raise MistakeError(
@@ -270,17 +280,27 @@ class TorchObjective:
 
     def _forward(self, batch: Batch) -> tuple[Any, Tensor]:
         """The outputs, and the sum of the samples' losses. Of a module with a loss of its own, the outputs are None."""
-        target = tensor_of(batch[TARGET]) if TARGET in batch else None
+        target = self._here(batch[TARGET]) if TARGET in batch else None
         if self._loss is None:
-            with entry_points.running(_FIELD):
+            with entry_points.running(_FIELD), self._rounded():
                 outputs, found = None, self._called(batch, target)
-            return outputs, losses.total(found, size(batch), _FIELD)
-        with entry_points.running(_FIELD):
+            return outputs, losses.total(self._exact(found), size(batch), _FIELD)
+        with entry_points.running(_FIELD), self._rounded():
             outputs = self._called(batch)
         field = "model.loss"
-        with entry_points.running(field):
+        # Losses with a name are computed exactly; the user's own, as the module is.
+        with entry_points.running(field), nullcontext() if self._named else self._rounded():
             found = self._loss(self._tensor(outputs) if self._named else outputs, target)
-        return outputs, losses.total(found, size(batch), field)
+        return outputs, losses.total(self._exact(found), size(batch), field)
+
+    def _rounded(self) -> AbstractContextManager[None]:
+        """A context in which operations for which that does little harm round to bfloat16, if the job says so."""
+        return torch.autocast(self._place.type, torch.bfloat16) if self._rounding else nullcontext()
+
+    def _exact(self, found: Any) -> Any:
+        """A tensor of rounded numbers as one of the model's type."""
+        rounded = self._rounding and isinstance(found, Tensor) and found.is_floating_point()
+        return found.to(self._type) if rounded else found
 
     def _called(self, batch: Batch, *more: Any) -> Any:
         """What the module gives for samples: it is called with x, or, of several inputs, with each by its name."""
@@ -290,29 +310,34 @@ class TorchObjective:
         return self._module(**inputs, **({TARGET: more[0]} if more else {}))
 
     def _input(self, values: Any) -> Tensor:
-        tensor = tensor_of(values)
+        tensor = self._here(values)
         return tensor.to(self._type) if tensor.is_floating_point() else tensor
+
+    def _here(self, values: Any) -> Tensor:
+        """An array, where the module computes."""
+        return tensor_of(values).to(self._place)
 
     def _tensor(self, outputs: Any) -> Tensor:
         """Outputs that must be a tensor. Raises MistakeError if they are not."""
         if not isinstance(outputs, Tensor):
             kind = type(outputs).__name__
             raise MistakeError(f"{_FIELD}: the module returned {kind}, not a tensor; give a loss of your own, as an entry point")
-        return outputs
+        exact: Tensor = self._exact(outputs)
+        return exact
 
     def _sums(self, outputs: Any, loss: Tensor, batch: Batch) -> Sums:
         metrics: list[float] = []
         if self._classifier:
             with torch.no_grad():
-                metrics.append(float(self._classifier.correct(outputs, tensor_of(batch[TARGET])).sum()))
+                metrics.append(float(self._classifier.correct(outputs, self._here(batch[TARGET])).sum()))
         if self._further:
-            values = self._tensor(outputs).detach().numpy()
+            values = losses.array_of(self._tensor(outputs))
             metrics += [metric.sum(values, batch[TARGET]) for metric in self._further.values()]
         return Sums(float(loss.detach()), size(batch), tuple(metrics))
 
     def _drawing(self, draw: Draw | None) -> AbstractContextManager[None]:
         """Random numbers of a task, where there is one."""
-        return seeded(self._seed, Purpose.MODULE_CALL, *draw) if draw else nullcontext()
+        return seeded(self._seed, Purpose.MODULE_CALL, *draw, place=self._place) if draw else nullcontext()
 
     @contextmanager
     def _mode(self, *, training: bool) -> Iterator[None]:

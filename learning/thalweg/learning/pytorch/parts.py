@@ -28,9 +28,9 @@ class Parameter:
     where: slice
     tensor: nn.Parameter
 
-    def of(self, slab: Slab) -> Tensor:
-        """Its values in a slab: a view."""
-        return tensor_of(slab[self.where]).view(self.segment.shape)
+    def of(self, slab: Tensor) -> Tensor:
+        """Its values in a slab's tensor: a view."""
+        return slab[self.where].view(self.segment.shape)
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Buffer:
         """Puts a tensor in its place."""
         self.owner._buffers[self.key] = tensor
 
-    def of(self, slab: Slab) -> Tensor:
-        """Its values in a slab: a view."""
-        return tensor_of(slab[self.where]).view(self.segment.shape)
+    def of(self, slab: Tensor) -> Tensor:
+        """Its values in a slab's tensor: a view."""
+        return slab[self.where].view(self.segment.shape)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def parts_of(module: nn.Module, attempt: Callable[[], bool]) -> Parts:
         elif changed:
             raise MistakeError(f"model.torch: the module changes its buffer {name} of integers, other than by counting its calls")
         else:
-            fixed[name] = old[name].numpy()
+            fixed[name] = old[name].cpu().numpy()
         owner._buffers[key] = old[name]
     if (size := sum(values.nbytes for values in fixed.values())) > MAX_FIXED_BYTES:
         largest = max(fixed, key=lambda name: fixed[name].nbytes)

@@ -8,10 +8,13 @@ import torch
 from thalweg.learning import randomness
 from thalweg.learning.randomness import Purpose
 
+CPU = torch.device("cpu")
+
 
 @contextmanager
-def seeded(seed: int, purpose: Purpose, *ids: int) -> Iterator[None]:
-    """As `randomness.seeded`."""
-    with randomness.seeded(seed, purpose, *ids) as further, torch.random.fork_rng(devices=[]):
+def seeded(seed: int, purpose: Purpose, *ids: int, place: torch.device = CPU) -> Iterator[None]:
+    """As `randomness.seeded`. `place` is where the module computes: the generator there is seeded, too."""
+    devices = [] if place.type == CPU.type else [place.index]
+    with randomness.seeded(seed, purpose, *ids) as further, torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(further.integers(0, 2**63)))
         yield
