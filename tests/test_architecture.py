@@ -296,6 +296,8 @@ PROCESS_WIDE = {
     r"os\.register_at_fork": {
         # A lock of this process is none of a process that it forks.
         "proto/thalweg/contract/locks.py",
+        # A process that the code of a job's author forks must not go on as a worker.
+        "learning/thalweg/learning/forks.py",
     },
     r"numpy\.(seterr|seterrcall|setbufsize|set_printoptions)|numpy\.random\.seed|random\.seed": {
         # While code of a job's author runs. The generators are then as they were before.
@@ -304,7 +306,7 @@ PROCESS_WIDE = {
     r"gc\.(disable|enable|freeze|set_threshold)|sys\.(setswitchinterval|setrecursionlimit|settrace|setprofile)": set[str](),
     r"sys\.(excepthook|unraisablehook|displayhook|stdin|stdout|stderr|path|meta_path|modules)(=|\[\])": {
         # While code of a job's author runs, it prints a bounded number of characters.
-        "learning/thalweg/learning/entry_points.py",
+        "learning/thalweg/learning/printing.py",
         # Modules of a job's code are forgotten after the job.
         "workers/thalweg/workers/code.py",
     },
@@ -313,7 +315,11 @@ PROCESS_WIDE = {
         "workers/thalweg/workers/code.py",
     },
     r"tempfile\.tempdir=|threading\.excepthook=|threading\.stack_size|socket\.setdefaulttimeout|time\.tzset": set[str](),
-    r"warnings\.(simplefilter|filterwarnings|resetwarnings)|locale\.setlocale|faulthandler\..*|atexit\.register": set[str](),
+    r"faulthandler\..*": {
+        # The process of a worker whose code holds Python's lock ends.
+        "workers/thalweg/workers/watch.py",
+    },
+    r"warnings\.(simplefilter|filterwarnings|resetwarnings)|locale\.setlocale|atexit\.register": set[str](),
     r"multiprocessing\.set_start_method|asyncio\.set_event_loop_policy": set[str](),
     r"os\.(nice|sched_setaffinity|setpriority)": {
         # A process of `thalweg doctor`, which computes with fewer processors than the other one.

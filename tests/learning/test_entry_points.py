@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from thalweg.learning import entry_points
+from thalweg.learning import entry_points, printing
 from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.v1 import job_pb2
 
@@ -130,7 +130,7 @@ def test_what_is_right_as_it_is(error: BaseException) -> None:
 
 
 def test_prints_are_bounded(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry_points, "_output", entry_points._Output())
+    monkeypatch.setattr(entry_points, "output", printing._Output())
     (folder / "nets.py").write_text("def build():\n    print('hello')\n    for _ in range(1000): print('x' * 9999)\n")
     found = entry_points.load("nets:build", FIELD)
     for _ in range(2):

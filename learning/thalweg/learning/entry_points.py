@@ -4,30 +4,29 @@ Only workers run such code, and only where the operator allowed it; nothing here
 """
 
 import importlib
-import io
 import json
 import sys
 import sysconfig
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import TextIO
+from types import FrameType, ModuleType, TracebackType
+from typing import NamedTuple
 
+from thalweg.learning import forks
 from thalweg.learning.errors import MistakeError, NodeError
+from thalweg.learning.printing import output
 from thalweg.v1 import job_pb2
 
 # Of a traceback, the last calls are shown; of a text of the author's, its beginning. All of it has to fit into one report.
 _MAX_CALLS = 3
 _MAX_TEXT = 300
 _MAX_LINE = 100
-# What code may print, in characters, in as many seconds.
-_MAX_PRINTED = 1 << 16
-_SECONDS = 60.0
+# A text of this length is not even looked at as a whole.
+_MAX_LOOKED_AT = 1 << 16
 
 _OURS = ("thalweg.", "importlib.", "_frozen_importlib", "contextlib", "threadpoolctl", "ray.")
 _INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -68,11 +67,11 @@ def running(field: str) -> Iterator[None]:
     """Around every call of an author's code.
 
     What it raises, an exit of the process included, becomes MistakeError, with the path of the job's field first, and where in
-    the author's code it was raised. What it prints goes where it would go, at most so much a minute. Contexts may be nested, and
-    threads may have theirs at once.
+    the author's code it was raised. So does a fork whose new process comes back from the code; that process ends here. What the
+    code prints goes where it would go, at most so much a minute. Contexts may be nested, and threads may have theirs at once.
     """
     try:
-        with _output:
+        with output, _within(field), forks.caught(_here):
             yield
     except (MistakeError, NodeError, MemoryError, KeyboardInterrupt, GeneratorExit):
         # Those of this package are right as they are; memory is the node's problem.
@@ -81,10 +80,56 @@ def running(field: str) -> Iterator[None]:
         raise MistakeError(f"{field}: {_told(error)}") from error
 
 
+class Whereabouts(NamedTuple):
+    """Where a thread is in an author's code: the path of the job's field, and the last calls: ` (at file:line in function)`."""
+
+    field: str
+    where: str
+
+
+# By thread, the fields of the contexts that it is in.
+_fields: dict[int, list[str]] = {}
+
+
+@contextmanager
+def _within(field: str) -> Iterator[None]:
+    fields = _fields.setdefault(threading.get_ident(), [])
+    fields.append(field)
+    try:
+        yield
+    finally:
+        fields.pop()
+        if not fields:
+            del _fields[threading.get_ident()]
+
+
+def whereabouts(thread: int) -> Whereabouts | None:
+    """Where a thread, by its identifier, is in an author's code; None if it runs none."""
+    return _whereabouts(thread, sys._current_frames().get(thread))
+
+
+def _whereabouts(thread: int, frame: FrameType | None) -> Whereabouts | None:
+    fields = _fields.get(thread)
+    if not fields or frame is None:
+        return None
+    field, stack = fields[-1], list(traceback.walk_stack(frame))
+    ours = next((index for index, (each, _) in enumerate(stack) if _is(each, "thalweg.")), len(stack))
+    trace = traceback.StackSummary.extract(reversed(stack[:ours]))
+    return Whereabouts(field, _where(_called(trace)))
+
+
+def _here() -> str:
+    """Where this thread is in an author's code, after the path of the job's field."""
+    frame: FrameType | None = sys._getframe()
+    while frame and _is(frame, "thalweg."):
+        frame = frame.f_back
+    place = _whereabouts(threading.get_ident(), frame)
+    return f"{place.field}: the code{place.where}" if place else ""
+
+
 def _told(error: BaseException) -> str:
     """An exception of the author's code, in one line."""
-    calls = _calls(error)
-    where = f" (at {', then '.join(calls)})" if calls else ""
+    where = _where(_calls(error))
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         problem = f"ModuleNotFoundError: the code needs the package {package}, which is not installed where the workers run"
@@ -99,23 +144,34 @@ def _text(error: BaseException) -> str:
         text = (error.msg or "") if isinstance(error, SyntaxError) else str(error)
     except Exception:  # noqa: BLE001 - it is the author's, too
         return "(its text cannot be shown)"
-    return _cut(" ".join(text.split()) if len(text) < _MAX_PRINTED else text, _MAX_TEXT)
+    return _cut(" ".join(text.split()) if len(text) < _MAX_LOOKED_AT else text, _MAX_TEXT)
 
 
 def _calls(error: BaseException) -> list[str]:
     """The last calls in the author's own code, as `file:line in function: source`; else those in packages that it uses."""
-    trace = traceback.extract_tb(_beyond_ours(error.__traceback__))
-    frames = [frame for frame in trace if not frame.filename.startswith("<frozen ")]
-    own = [frame for frame in frames if not _installed(frame.filename)] or frames
-    told = [_call(frame.filename, frame.lineno, frame.name, frame.line) for frame in own[-_MAX_CALLS:]]
+    told = _called(traceback.extract_tb(_beyond_ours(error.__traceback__)))
     if isinstance(error, SyntaxError) and error.filename:
         told.append(_call(error.filename, error.lineno, "<module>", error.text))
     return told[-_MAX_CALLS:]
 
 
+def _called(trace: traceback.StackSummary) -> list[str]:
+    frames = [frame for frame in trace if not frame.filename.startswith("<frozen ")]
+    own = [frame for frame in frames if not _installed(frame.filename)] or frames
+    return [_call(frame.filename, frame.lineno, frame.name, frame.line) for frame in own[-_MAX_CALLS:]]
+
+
+def _where(calls: list[str]) -> str:
+    return f" (at {', then '.join(calls)})" if calls else ""
+
+
+def _is(frame: FrameType, ours: str | tuple[str, ...]) -> bool:
+    return f"{frame.f_globals.get('__name__', '')}.".startswith(ours)
+
+
 def _beyond_ours(trace: TracebackType | None) -> TracebackType | None:
     """The part of a traceback after the calls of this package's, and of those that import modules."""
-    while trace and f"{trace.tb_frame.f_globals.get('__name__', '')}.".startswith(_OURS):
+    while trace and _is(trace.tb_frame, _OURS):
         trace = trace.tb_next
     return trace
 
@@ -153,66 +209,3 @@ def _meant(found: object, name: str) -> str:
 
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-class _Sparing(io.TextIOBase):
-    """A text stream that passes on so many characters a minute, and says what it leaves out."""
-
-    def __init__(self, to: TextIO) -> None:
-        self._to = to
-        self._lock = threading.Lock()
-        self._since = time.monotonic()
-        self._left = _MAX_PRINTED
-
-    def write(self, text: str, /) -> int:
-        with self._lock:
-            now = time.monotonic()
-            if now - self._since >= _SECONDS:
-                self._since, self._left = now, _MAX_PRINTED
-            if self._left > 0:
-                self._to.write(text[: self._left])
-                self._left -= len(text)
-                if self._left <= 0:
-                    self._to.write("\n(further output of the job's code is left out for a minute)\n")
-        return len(text)
-
-    def flush(self) -> None:
-        self._to.flush()
-
-    def writable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        return False
-
-    def fileno(self) -> int:
-        return self._to.fileno()
-
-
-class _Output:
-    """Bounds what is printed while at least one thread is in this context."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._entered = 0
-        self._before: tuple[TextIO, TextIO] | None = None
-        self._sparing: tuple[_Sparing, _Sparing] | None = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._entered += 1
-            if self._entered == 1:
-                before = (sys.stdout, sys.stderr)
-                if self._sparing is None or before != self._before:
-                    self._before, self._sparing = before, (_Sparing(before[0]), _Sparing(before[1]))
-                sys.stdout, sys.stderr = self._sparing
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._entered -= 1
-            if self._entered == 0 and self._before:
-                # What the code put there instead stays until then, and no longer.
-                sys.stdout, sys.stderr = self._before
-
-
-_output = _Output()

@@ -773,6 +773,7 @@ class Training(_message.Message):
     CODEC_FIELD_NUMBER: _builtins.int
     MIXED_MACHINES_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
+    TASK_SECONDS_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """The number of passes over the training samples. With 0, the result is the initial parameters."""
     batch_size: _builtins.int
@@ -791,6 +792,11 @@ class Training(_message.Message):
     """Whether workers may run on machines of different kinds: different processors, or releases of NumPy or of its BLAS library. Results
     are then correct but not bit-identical: they depend on which worker computes what. Otherwise a worker is refused if its machine
     differs in kind from that of the first worker.
+    """
+    task_seconds: _builtins.float
+    """The seconds that one task of a worker may take, and each step of its preparation: loading the data, making the model, making the
+    initial parameters. A worker that takes longer is replaced, and the job fails if it is in the job's own code then and no other
+    worker has contributed. By default there is no limit. Does not affect the result.
     """
     @_builtins.property
     def synchrony(self) -> Global___Synchrony:
@@ -817,10 +823,11 @@ class Training(_message.Message):
         codec: Global___Codec | None = ...,
         mixed_machines: _builtins.bool | None = ...,
         resources: Global___Resources | None = ...,
+        task_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_mixed_machines", b"_mixed_machines", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "mixed_machines", b"mixed_machines", "resources", b"resources", "synchrony", b"synchrony", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_mixed_machines", b"_mixed_machines", "_task_seconds", b"_task_seconds", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "mixed_machines", b"mixed_machines", "resources", b"resources", "synchrony", b"synchrony", "task_seconds", b"task_seconds", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_mixed_machines", b"_mixed_machines", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "mixed_machines", b"mixed_machines", "resources", b"resources", "synchrony", b"synchrony", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_mixed_machines", b"_mixed_machines", "_task_seconds", b"_task_seconds", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "mixed_machines", b"mixed_machines", "resources", b"resources", "synchrony", b"synchrony", "task_seconds", b"task_seconds", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -832,6 +839,8 @@ class Training(_message.Message):
     _WhichOneofArgType__microbatches: _TypeAlias = _typing.Literal["_microbatches", b"_microbatches"]  # noqa: Y015
     _WhichOneofReturnType__mixed_machines: _TypeAlias = _typing.Literal["mixed_machines"]  # noqa: Y015
     _WhichOneofArgType__mixed_machines: _TypeAlias = _typing.Literal["_mixed_machines", b"_mixed_machines"]  # noqa: Y015
+    _WhichOneofReturnType__task_seconds: _TypeAlias = _typing.Literal["task_seconds"]  # noqa: Y015
+    _WhichOneofArgType__task_seconds: _TypeAlias = _typing.Literal["_task_seconds", b"_task_seconds"]  # noqa: Y015
     _WhichOneofReturnType__threads_per_worker: _TypeAlias = _typing.Literal["threads_per_worker"]  # noqa: Y015
     _WhichOneofArgType__threads_per_worker: _TypeAlias = _typing.Literal["_threads_per_worker", b"_threads_per_worker"]  # noqa: Y015
     _WhichOneofReturnType__workers: _TypeAlias = _typing.Literal["workers"]  # noqa: Y015
@@ -846,6 +855,8 @@ class Training(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__microbatches) -> _WhichOneofReturnType__microbatches | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mixed_machines) -> _WhichOneofReturnType__mixed_machines | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__task_seconds) -> _WhichOneofReturnType__task_seconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threads_per_worker) -> _WhichOneofReturnType__threads_per_worker | None: ...
     @_typing.overload

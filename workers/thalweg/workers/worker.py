@@ -1,7 +1,6 @@
 """A worker: a stream to the parameter server, on which it receives tasks and answers them, and perhaps streams to shards."""
 
 import queue
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -9,6 +8,7 @@ import grpc
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from thalweg.contract.code import entry_points
 from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.errors import ThalwegError, from_rpc_error
 from thalweg.contract.frames import Parcel
@@ -30,6 +30,7 @@ from thalweg.workers.transport import exchange
 from thalweg.workers.transport.exchange import Exchange
 from thalweg.workers.transport.fetch import fetcher
 from thalweg.workers.transport.streams import Inbox, Outbox, ShardStream, Streams, open_stream
+from thalweg.workers.watch import Watch
 
 # The time for which the cost of numerical differentiation is measured.
 _MEASURE_SECONDS = 0.25
@@ -42,18 +43,19 @@ def work(
     answered: Callable[[], object] = lambda: None,
     place: pb.Place | None = None,
     allow_code: bool = False,
+    own_process: bool = False,
 ) -> str:
     """Works for a job until the server says goodbye, and returns the reason. Calls `answered` after each task.
 
-    `place` is where it runs, if a fleet started it. `allow_code` is whether it may run code of the job's author. Raises
-    ThalwegError if the server is lost or refuses the worker. Any other error is reported to the server, which decides what
-    follows for the job.
+    `place` is where it runs, if a fleet started it. `allow_code` is whether it may run code of the job's author. `own_process` is
+    whether this process is the worker's alone: it ends where that code does not. Raises ThalwegError if the server is lost or
+    refuses the worker. Any other error is reported to the server, which decides what follows for the job.
     """
     with server.open() as channel, ExitStack() as until_the_end:
         outbox: Outbox = queue.SimpleQueue()
         outbox.put(pb.WorkRequest(hello=hello(job_id=job_id, worker=name, place=place)))
         inbox = open_stream(channel, outbox, server.metadata)
-        worker = _Worker(channel, server, outbox, inbox, until_the_end, answered, allow_code=allow_code)
+        worker = _Worker(channel, server, outbox, inbox, until_the_end, answered, allow_code, own_process)
         try:
             try:
                 return worker.run()
@@ -70,26 +72,6 @@ def work(
             outbox.put(None)
 
 
-@contextmanager
-def _heartbeats(outbox: Outbox, seconds: float) -> Iterator[None]:
-    """A thread sends a heartbeat every `seconds`, whatever the worker does, as long as the context lasts. None for 0."""
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(seconds):
-            outbox.put(pb.WorkRequest(heartbeat=pb.Heartbeat()))
-
-    thread = threading.Thread(target=beat, name="thalweg-heart", daemon=True)
-    if seconds > 0:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        if thread.is_alive():
-            thread.join()
-
-
 class _Worker:
     """The state of one stream."""
 
@@ -101,8 +83,8 @@ class _Worker:
         inbox: Inbox,
         until_the_end: ExitStack,
         answered: Callable[[], object],
-        *,
         allow_code: bool,
+        own_process: bool,
     ) -> None:
         self.lost_shard: ThalwegError | None = None
         self._channel = channel
@@ -113,8 +95,10 @@ class _Worker:
         self._until_the_end = until_the_end
         self._answered = answered
         self._allow_code = allow_code
+        self._own_process = own_process
         self._streams = Streams(outbox, [])
         self._exchange: Exchange
+        self._watch: Watch
 
     def run(self) -> str:
         """Answers messages until goodbye."""
@@ -122,18 +106,25 @@ class _Worker:
             match message.WhichOneof("message"):
                 case "welcome":
                     spec = message.welcome.spec
-                    heartbeats = _heartbeats(self._outbox, message.welcome.heartbeat_seconds)
+                    self._watch = self._watch_for(message.welcome)
                     # Open also while an error is reported: to the server, a closed socket is a lost worker.
                     self._peer = self._until_the_end.enter_context(exchange.attach(message.welcome.shared_memory))
                     threads = spec.training.threads_per_worker
                     limits = threadpool_limits(threads, "blas")
                     # Whether code is allowed is the first thing to be known; libraries for it are imported by `settings`.
-                    with heartbeats, limits, self._code(spec), registry.kind_of(spec).settings(threads):
+                    with self._watch, limits, self._code(spec), registry.kind_of(spec).settings(threads):
                         self._prepare(spec)
                         return self._serve()
                 case "goodbye":
                     return message.goodbye.reason
         return "the server ended the stream"
+
+    def _watch_for(self, welcome: pb.Welcome) -> Watch:
+        spec = welcome.spec
+        # Code of this package's own neither hangs nor ends the process.
+        alone = self._own_process and bool(entry_points(spec))
+        seconds = welcome.heartbeat_seconds, welcome.silence_seconds, spec.training.task_seconds
+        return Watch(self._outbox.put, *seconds, own_process=alone)
 
     @contextmanager
     def _code(self, spec: job_pb2.JobSpec) -> Iterator[None]:
@@ -145,9 +136,10 @@ class _Worker:
 
     def _prepare(self, spec: job_pb2.JobSpec) -> None:
         self._spec = spec
-        with fetcher(self._channel, self._endpoint.metadata) as fetch:
+        with fetcher(self._channel, self._endpoint.metadata) as fetch, self._watch.doing("loading the data"):
             dataset = data.load(spec, fetch)
-        self._differentiator = Differentiator(spec, dataset)
+        with self._watch.doing("making the model"):
+            self._differentiator = Differentiator(spec, dataset)
         objective = self._differentiator.objective
         need = needs.of_worker(spec, objective, len(dataset.train), EVALUATION_BATCH, shared=self._peer is not None)
         check_memory(f"model.layers: a worker for {objective.size:,} parameters", need)
@@ -162,7 +154,9 @@ class _Worker:
             numerical=self._differentiator.numerical,
         )
         if self._differentiator.numerical and spec.training.epochs:
-            prepared.loss_seconds = self._differentiator.cost(self._initial(), _MEASURE_SECONDS)
+            initial = self._initial()
+            with self._watch.doing("computing the loss"):
+                prepared.loss_seconds = self._differentiator.cost(initial, _MEASURE_SECONDS)
         self._streams.send(pb.WorkRequest(prepared=prepared))
 
     def goodbye(self) -> str:
@@ -179,13 +173,16 @@ class _Worker:
                 case "differentiate" | "evaluate" if not self._streams.receive(parcel, self._exchange.keep):
                     pass
                 case "differentiate":
-                    self._differentiate(message.differentiate)
+                    with self._watch.doing("computing a gradient"):
+                        self._differentiate(message.differentiate)
                     self._answered()
-                    self._differentiator.prefetch()
+                    with self._watch.doing("reading samples"):
+                        self._differentiator.prefetch()
                 case "parameters":
                     self._exchange.keep(message.parameters, values)
                 case "evaluate":
-                    self._evaluate(message.evaluate)
+                    with self._watch.doing("evaluating samples"):
+                        self._evaluate(message.evaluate)
                     self._answered()
                 case "initialize":
                     for chunk, part in enumerate(self._exchange.initial(self._initial())):
@@ -220,7 +217,8 @@ class _Worker:
             initial: Slab = np.empty(objective.size, objective.dtype)
         except MemoryError:
             raise self._too_large() from None
-        objective.initialize(initial)
+        with self._watch.doing("making the initial parameters"):
+            objective.initialize(initial)
         return initial
 
     def _too_large(self) -> NodeError:

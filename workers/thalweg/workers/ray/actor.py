@@ -33,7 +33,7 @@ class WorkerActor:
         end_with(os.getppid(), lambda: os._exit(1))
         node, name = self.place()
         place = Place(fleet=fleet_id, node=node, name=name)
-        return work(server, job_id, f"{fleet}/{name}/{os.getpid()}", self._answered.set, place, allow_code)
+        return work(server, job_id, f"{fleet}/{name}/{os.getpid()}", self._answered.set, place, allow_code, own_process=True)
 
     def answered(self) -> bool:
         """Waits until the first task is done."""
