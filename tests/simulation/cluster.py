@@ -438,8 +438,11 @@ class Cluster:
         def open_stream() -> None:
             if not worker.alive:
                 return
-            if self.run_ is None or self.finished or not _may_come(worker, self.run_):
+            if self.run_ is None or self.finished:
                 self.at(0.05, open_stream)
+            elif not _may_come(worker, self.run_):
+                # If it waited for others, nobody would take its place: it may be the only worker.
+                self.rejoin_later(worker)
             else:
                 worker.run = self.run_
                 self.run_.join(worker)

@@ -46,6 +46,27 @@ def test_no_schedule_of_faults_breaks_a_guarantee(first: int) -> None:
             raise AssertionError(f"seed {seed}; again alone: python -m tests.simulation --seed {seed}") from error
 
 
+# What failed on them: the only worker waited for another one to be the first, after the server had lost a shard.
+@pytest.mark.parametrize("seed", [3951])
+def test_a_schedule_that_once_failed_breaks_no_guarantee(seed: int) -> None:
+    schedules.check(seed)
+
+
+@pytest.mark.parametrize("unlike", ["disagrees", "odd"])
+def test_a_worker_that_may_not_be_the_first_makes_room_for_one_that_may(unlike: str) -> None:
+    cluster = Cluster(schedules.spec_of("bulk"), 0, noise, validation_samples=30)
+
+    def come() -> None:
+        for worker in list(cluster.workers.values()):
+            cluster.lose(worker)
+        setattr(cluster.join(), unlike, True)
+
+    cluster.at(0.0, come)
+    assert cluster.run().tobytes() == schedules.undisturbed("bulk", 30)[0]
+    assert len(cluster.workers) == cluster.wanted
+    assert not any(getattr(worker, unlike) for worker in cluster.workers.values())
+
+
 def test_the_schedules_meet_every_kind_of_fault() -> None:
     clusters = [schedules.check(seed) for seed in range(100)]
     assert any(cluster.let_go_of for cluster in clusters)
