@@ -77,8 +77,8 @@ class _Run(NamedTuple):
 def examine(job: JobFile, tell: Callable[[str], object] = lambda _: None) -> Diagnosis:
     """Computes a job's first tasks in two processes, several times each, and compares all that they compute.
 
-    The second process runs beside a load, on fewer
-    processors, with another seed of Python's hashes, and in another order. `tell` is called with what is being done. Raises
+    The second process runs beside a load, on one processor, with another seed of Python's hashes, and in another order; it is
+    not needed if tasks differ in the first one already. `tell` is called with what is being done. Raises
     ThalwegError if the job is not right.
     """
     with TemporaryDirectory(prefix="thalweg-code-") as folder:
@@ -86,10 +86,12 @@ def examine(job: JobFile, tell: Callable[[str], object] = lambda _: None) -> Dia
         spec = completed(job.spec)
         tell("computing tasks")
         one = _run(spec, files, _ORDER, {"PYTHONHASHSEED": "1"}, [])
+        tasks = list(dict.fromkeys(one.tasks))
+        if difference := _first_difference(tasks, one, one):
+            return Diagnosis(len(tasks), len(one.tasks) // len(tasks), difference)
         tell("computing them again, beside a load")
         with _load():
             other = _run(spec, files, _OTHER_ORDER, {"PYTHONHASHSEED": "2"}, sorted(os.sched_getaffinity(0))[:1])
-    tasks = list(dict.fromkeys(one.tasks))
     return Diagnosis(len(tasks), len(one.tasks + other.tasks) // len(tasks), _first_difference(tasks, one, other))
 
 
