@@ -245,3 +245,81 @@ def test_the_server_imports_no_code(server: Server, stub: TrainingServiceStub, t
     create(stub, make_spec(model={"python": {"entrypoint": "os:mkdir", "arguments": arguments}}), "system")
     stub.CancelJob(pb.CancelJobRequest(job_id="system"))
     assert not (tmp_path / "mark").exists()
+
+
+DENSE: dict[str, Any] = {"layers": [{"dense": {"units": 1}}], "loss": "mean_squared_error"}
+# Jobs with an entry point in each place where there can be one: its field, and the job's changes.
+PLACES: dict[str, dict[str, Any]] = {
+    "model.torch.entrypoint": TORCH,
+    "model.jax.entrypoint": {"model": {"jax": {"entrypoint": "nets_of_a_job:build"}}},
+    "model.python.entrypoint": {"model": {"python": {"entrypoint": "nets_of_a_job:build"}}},
+    "model.loss": {"model": {"torch": {"entrypoint": "torch.nn:Identity"}, "loss": "nets_of_a_job:loss"}},
+    "data.python.entrypoint": {"model": DENSE, "data": {"python": {"entrypoint": "nets_of_a_job:data"}}},
+}
+
+
+def told_of(field: str) -> str:
+    """The field that is named of a job with code in a field: the first one with an entry point."""
+    fields = [use.field for use in entry_points(make_spec(**PLACES[field]))]
+    assert field in fields
+    return fields[0]
+
+
+@pytest.fixture
+def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a module writes if anything in this process imports it, whether it is unpacked or not."""
+    monkeypatch.setenv("THALWEG_CODE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "planted").mkdir()
+    mark = tmp_path / "mark"
+    (tmp_path / "planted" / "nets_of_a_job.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "planted"))
+    return mark
+
+
+@pytest.mark.parametrize("field", PLACES)
+def test_code_in_any_place_is_refused_where_it_is_not_allowed(tmp_path: Path, mark: Path, field: str) -> None:
+    with running_server(tmp_path / "strict") as server, stub_of(server) as stub:
+        refused = refusal(lambda: create(stub, make_spec(**PLACES[field])))
+        assert list(stub.ListJobs(pb.ListJobsRequest()).jobs) == []
+        with Peer(server.address) as peer:
+            assert peer.turned_away("own") == "there is no job own to work for"
+    assert (refused.code, refused.reason) == (grpc.StatusCode.PERMISSION_DENIED, "CODE_NOT_ALLOWED")
+    assert refused.metadata["field"] == told_of(field)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("field", PLACES)
+def test_code_in_any_place_is_run_neither_by_the_server_nor_by_workers_without_permission(
+    server: Server, stub: TrainingServiceStub, mark: Path, field: str
+) -> None:
+    # A plain archive: it would be unpacked, and imported instead of what is planted.
+    spec = make_spec(**PLACES[field], code={"path": "nets.py", "sha256": upload(stub, marking(mark))})
+    create(stub, spec)
+    reason = work(Endpoint(server.address), "own", "worker", place=workers.Place(fleet="fleet", node="one", name="one.lab"))
+    assert reason.startswith(f"{told_of(field)}: ")
+    assert "is code, which workers of this fleet do not run" in reason
+    assert get(stub).state not in ENDED
+    stub.CancelJob(pb.CancelJobRequest(job_id="own"))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("field", PLACES)
+def test_a_pickle_in_place_of_an_archive_is_not_loaded_wherever_the_entry_point_is(
+    server: Server, stub: TrainingServiceStub, mark: Path, field: str
+) -> None:
+    sha256 = upload(stub, pickle.dumps(Payload(mark)))
+    create(stub, make_spec(**PLACES[field], code={"path": "nets.py", "sha256": sha256}))
+    work(Endpoint(server.address), "own", "worker", allow_code=True)
+    job = get(stub)
+    assert job.state == job_pb2.JOB_STATE_FAILED
+    assert job.error.startswith("code.path: the archive of the job's code ")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "requirement", ["-r /etc/passwd", "--index-url=http://evil", "evil @ file:///tmp/evil", "a; touch b", "../evil"]
+)
+def test_a_requirement_is_a_package_by_its_name(stub: TrainingServiceStub, requirement: str) -> None:
+    refused = refusal(lambda: create(stub, make_spec(**TORCH, code={"requirements": [requirement]})))
+    assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.fields == ["code.requirements[0]"]

@@ -44,6 +44,7 @@ from thalweg.server.deciding.events import (
     PauseRequested,
     RangeNotFinite,
     Tick,
+    WorkerDied,
     WorkerExited,
     WorkerFailed,
     WorkerJoined,
@@ -52,7 +53,7 @@ from thalweg.server.deciding.events import (
 )
 from thalweg.server.deciding.impossible import ImpossibleError
 from thalweg.server.deciding.values import NOWHERE, Drop, Facts, Place, Position, Scope, Task
-from thalweg.server.deciding.workers.failures import MAX_REPORTS
+from thalweg.server.deciding.workers.failures import MAX_DEATHS, MAX_REPORTS
 from thalweg.server.deciding.workers.machines import MAX_KINDS, Machines, Premises
 from thalweg.server.settings import RunSettings
 from thalweg.v1 import job_pb2, parameter_service_pb2
@@ -271,6 +272,37 @@ def test_workers_that_are_killed_never_fail_a_job() -> None:
     assert desk.coordinator.trouble(desk.now) == ""
     desk.handle(WorkerExited(A, "its process died", killed=True))
     assert desk.coordinator.trouble(desk.now).startswith("a worker was killed")
+
+
+def code_of_its_own() -> job_pb2.JobSpec:
+    spec = make_spec(microbatches=1, epochs=20)
+    spec.model.loss = "nets:loss"
+    return spec
+
+
+def test_workers_that_die_fail_a_job_with_code_of_its_own() -> None:
+    desk = Desk(code_of_its_own())
+    desk.join(1, place=A)
+    for _ in range(MAX_DEATHS - 1):
+        assert desk.handle(WorkerDied(A, "its process died")) == []
+    # One contributes, so the code is not what kills.
+    desk.answer(1, 0, ROOT)
+    for _ in range(MAX_DEATHS - 1):
+        assert desk.handle(WorkerDied(A, "its process died")) == []
+    # On another node it may live.
+    desk.handle(WorkerLost(1))
+    desk.join(2, place=B)
+    assert desk.handle(WorkerDied(A, "its process died")) == []
+    (finish,) = of(Finish, desk.handle(WorkerDied(B, "it crashed")))
+    assert finish.state == job_pb2.JOB_STATE_FAILED
+    started = f"model.loss: nets:loss: the processes of {MAX_DEATHS + 1} workers in a row died, and none contributed; "
+    assert finish.error.startswith(f"{started}the last one: it crashed; code ends its process by os._exit")
+
+
+def test_workers_that_die_never_fail_a_job_without_code() -> None:
+    desk = Desk()
+    for _ in range(50):
+        assert desk.handle(WorkerDied(A, "its process died")) == []
 
 
 def test_checkpoints_are_due_after_some_time_and_one_at_a_time() -> None:

@@ -28,11 +28,12 @@ NODE = fleets.WorkerExited.CAUSE_NODE
 class Fleet:
     """A fleet's stream, played by hand: `one` and `two` are its nodes."""
 
-    def __init__(self, channel: grpc.Channel, fleet: str) -> None:
+    def __init__(self, channel: grpc.Channel, fleet: str, *, allow_code: bool = False) -> None:
         self.id = fleet
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._call = FleetServiceStub(channel).Attend(iter(self._outbox.get, None), timeout=DEADLINE)
-        self._outbox.put(fleets.AttendRequest(capacity=capacity(fleet, 2, fleet=fleet, nodes=["one", "two"])))
+        offer = capacity(fleet, 2, fleet=fleet, nodes=["one", "two"], allow_code=allow_code)
+        self._outbox.put(fleets.AttendRequest(capacity=offer))
 
     def told(self, expected: Callable[[list[fleets.Allotment]], bool]) -> list[fleets.Allotment]:
         """The next allotment that is as expected."""
@@ -41,9 +42,17 @@ class Fleet:
                 return list(response.allotments)
         raise AssertionError("the stream ended")
 
-    def exited(self, job_id: str, problem: str, cause: fleets.WorkerExited.Cause.ValueType = KILLED, node: str = "one") -> None:
+    def exited(
+        self,
+        job_id: str,
+        problem: str,
+        cause: fleets.WorkerExited.Cause.ValueType = KILLED,
+        node: str = "one",
+        *,
+        died: bool = False,
+    ) -> None:
         """Says that a worker ended."""
-        exited = fleets.WorkerExited(job_id=job_id, problem=problem, cause=cause, place=self.place(node))
+        exited = fleets.WorkerExited(job_id=job_id, problem=problem, cause=cause, place=self.place(node), died=died)
         self._outbox.put(fleets.AttendRequest(worker_exited=exited))
 
     def place(self, node: str) -> workers.Place:
@@ -56,9 +65,9 @@ class Fleet:
 
 
 @contextmanager
-def attending(server: Server, fleet: str) -> Iterator[Fleet]:
+def attending(server: Server, fleet: str, *, allow_code: bool = False) -> Iterator[Fleet]:
     with grpc.insecure_channel(str(server.address)) as channel:
-        attends = Fleet(channel, fleet)
+        attends = Fleet(channel, fleet, allow_code=allow_code)
         yield attends
         attends.leave()
 

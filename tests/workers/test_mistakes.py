@@ -1,6 +1,8 @@
 """Mistakes in the code of a job's author: each fails its job with one clear error, and the server goes on with other jobs."""
 
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +14,12 @@ from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.end_to_end.command import wait_for
 from tests.learning.kinds.cases import require
 from tests.server.test_code import get, upload
+from tests.server.test_crashes import attending, is_given
 from tests.server.test_training_service import make_spec
 from tests.workers.archives import zipped
 from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.states import ENDED
+from thalweg.server.deciding.workers.failures import MAX_DEATHS
 from thalweg.server.process import Server
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
@@ -259,6 +263,60 @@ def test_code_that_never_ends(server: Server, tmp_path: Path, monkeypatch: pytes
         thread.join()
     line = f"nets_of_a_job.py:{line_of(code, forever)}{at}: while not os.path.exists"
     assert error.startswith(f"{what} took longer than training.task_seconds, 100 s (at {line}")
+
+
+# A worker in a process of its own.
+PROCESS = """
+import sys
+from thalweg.contract.process import prepare
+prepare()
+from thalweg.contract.endpoint import Endpoint, parse_address
+from thalweg.workers.worker import work
+work(Endpoint(parse_address(sys.argv[1])), sys.argv[2], "worker", allow_code=True, own_process=True)
+"""
+
+
+def process(server: Server, job_id: str) -> "subprocess.CompletedProcess[str]":
+    """A worker's process, which has ended."""
+    command = [sys.executable, "-c", PROCESS, str(server.address), job_id]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_code_that_ends_its_process(server: Server) -> None:
+    """To the server that is a worker that was lost; its fleet knows that the process died, and after some the job fails."""
+    spec = spec_of(server, replaced("loss", "os._exit(7)"))
+    with stub_of(server) as stub, attending(server, "mill", allow_code=True) as fleet:
+        job_id = stub.CreateJob(pb.CreateJobRequest(spec=spec)).job.id
+        fleet.told(is_given(job_id))
+        assert process(server, job_id).returncode == 7
+        for _ in range(MAX_DEATHS):
+            assert get(stub, job_id).state not in ENDED
+            fleet.exited(job_id, "its process died: it ended with exit code 7", died=True)
+        wait_for(lambda: get(stub, job_id).state in ENDED)
+        assert get(stub, job_id).error.startswith(
+            f"model.python.entrypoint: nets_of_a_job:build: the processes of {MAX_DEATHS} workers in a row died, and none "
+            "contributed; the last one: its process died: it ended with exit code 7; code ends its process by os._exit"
+        )
+
+
+def test_code_that_holds_pythons_lock(tmp_path: Path) -> None:
+    """No thread of the process can say anything: it ends by itself, and its log has the line."""
+    code = replaced("build", "import re; re.match('(a+)+$', 'a' * 99 + 'b')")
+    with running_server(tmp_path, allow_code=True, silence_seconds=3.0) as server, stub_of(server) as stub:
+        job_id = stub.CreateJob(pb.CreateJobRequest(spec=spec_of(server, code))).job.id
+        ended = process(server, job_id)
+        assert ended.returncode == 1
+        assert f'nets_of_a_job.py", line {line_of(code, "import re")} in build' in ended.stderr
+        assert get(stub, job_id).state not in ENDED
+
+
+def test_a_process_whose_code_never_ends_ends(server: Server) -> None:
+    code = replaced("build", "while True: time.sleep(0.01)")
+    with stub_of(server) as stub:
+        training = {"epochs": 1, "batch_size": 4, "microbatches": 1, "task_seconds": 5}
+        job_id = stub.CreateJob(pb.CreateJobRequest(spec=spec_of(server, code, training=training))).job.id
+        assert process(server, job_id).returncode == 1
+        assert f"nets_of_a_job.py:{line_of(code, 'while True')} in build: " in get(stub, job_id).error
 
 
 def test_a_limit_does_not_disturb_what_is_quick(server: Server) -> None:

@@ -290,7 +290,10 @@ def test_no_more_workers_are_started_than_are_wanted(ray: Ray) -> None:
 )
 def test_why_a_worker_ended(ray: Ray, error: Exception, answers: bool, cause: pb.WorkerExited.Cause.ValueType) -> None:
     ray.fates = repeat((1.0, error, answers))
-    assert exits(run(ray, 2))[0].cause == cause
+    exited = exits(run(ray, 2))[0]
+    assert exited.cause == cause
+    # Its process alone, whether it had answered or not.
+    assert exited.died == (str(error) == "gone")
 
 
 DIED = "The actor died unexpectedly.\n\tpid: 1\nThe actor is dead because its worker process has died. "
@@ -316,6 +319,7 @@ def test_how_a_worker_ended_is_said(ray: Ray, error: Exception, problem: str, nu
     assert problem in exited.problem
     assert len(exited.problem) < 120
     assert exited.signal == number
+    assert exited.died == (isinstance(error, RayError) and not isinstance(error, RayTaskError) and not number)
 
 
 def test_a_worker_that_the_server_let_go_is_not_told_of(ray: Ray) -> None:

@@ -115,7 +115,7 @@ Global___Capacity: _TypeAlias = Capacity  # noqa: Y015
 @_typing.final
 class WorkerExited(_message.Message):
     """A worker process ended unexpectedly. The fleet starts another. Workers report errors of a job themselves (`WorkRequest.failure`): a
-    fleet's report never fails a job.
+    fleet's report fails no job, except for `died`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -148,6 +148,7 @@ class WorkerExited(_message.Message):
     CAUSE_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
+    DIED_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job it worked for."""
     problem: _builtins.str
@@ -156,6 +157,10 @@ class WorkerExited(_message.Message):
     """The cause."""
     signal: _builtins.int
     """The signal that ended its process; 0 if there was none or it is unknown."""
+    died: _builtins.bool
+    """Whether its process died on a node that lives, and nobody is known to have ended it; also if it had completed tasks before. If
+    the job has code of its own, and several workers in a row die so while none contributes, the job fails.
+    """
     @_builtins.property
     def place(self) -> _parameter_service_pb2.Place:
         """Where it ran, if known."""
@@ -168,10 +173,11 @@ class WorkerExited(_message.Message):
         cause: Global___WorkerExited.Cause.ValueType = ...,
         place: _parameter_service_pb2.Place | None = ...,
         signal: _builtins.int = ...,
+        died: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "job_id", b"job_id", "place", b"place", "problem", b"problem", "signal", b"signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "died", b"died", "job_id", b"job_id", "place", b"place", "problem", b"problem", "signal", b"signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ Then its end is decided, and it has finished when the driver says that the end w
 from collections.abc import Iterable
 from enum import Enum, auto
 
+from thalweg.contract.code import entry_points
 from thalweg.learning import optimizers
 from thalweg.server.deciding.decisions import (
     AdmitWorker,
@@ -41,6 +42,7 @@ from thalweg.server.deciding.events import (
     PauseRequested,
     RangeNotFinite,
     Tick,
+    WorkerDied,
     WorkerExited,
     WorkerFailed,
     WorkerJoined,
@@ -99,7 +101,9 @@ class Coordinator:
         self._settings = settings
         self._position = position or (Position(0, 0.0, 0) if given else None)
         self._now = 0.0
-        self._workers = Workforce(contributed=position is not None and position.version > 0)
+        uses = entry_points(spec)
+        code = f"{uses[0].field}: {uses[0].entrypoint}" if uses else ""
+        self._workers = Workforce(contributed=position is not None and position.version > 0, code=code)
         self._facts: Facts | None = None
 
     @property
@@ -167,6 +171,8 @@ class Coordinator:
                 return self._worker_lost(worker)
             case WorkerExited(place, problem, killed):
                 return self._workers.failed(Kind.KILLED if killed else Kind.NODE, place, problem)
+            case WorkerDied(place, problem):
+                return self._workers.died(place, problem)
             case WorkerRefused(place, problem):
                 return self._workers.failed(Kind.NODE, place, problem)
             case WorkerFailed(worker, problem, scope):

@@ -50,6 +50,14 @@ class WorkerExited:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerDied:
+    """A fleet says that a worker's process died, whether it had contributed or not, and that nobody is known to have ended it."""
+
+    place: Place
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerRefused:
     """A worker that wanted to begin was refused."""
 
@@ -156,6 +164,7 @@ Event = (
     | WorkerLost
     | HeartbeatReceived
     | WorkerExited
+    | WorkerDied
     | WorkerRefused
     | WorkerFailed
     | WorkerMisbehaved

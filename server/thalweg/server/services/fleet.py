@@ -74,8 +74,10 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
             _log.debug("fleet %s reports the end of a worker that it was not asked to start", fleet.name)
             return
         problem = visible(exited.problem, MAX_PROBLEM)
+        place = wire.place_of(exited.place, fleet.name)._replace(fleet=fleet.id)
+        if exited.died:
+            run.worker_died(place, problem)
         if exited.cause == pb.WorkerExited.CAUSE_UNSPECIFIED:
             run.telemetry.notice(f"a worker of fleet {fleet.name} ended and will be replaced: {problem}")
             return
-        place = wire.place_of(exited.place, fleet.name)._replace(fleet=fleet.id)
         run.worker_exited(place, problem, exited.cause == pb.WorkerExited.CAUSE_KILLED)

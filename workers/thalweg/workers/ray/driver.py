@@ -160,7 +160,8 @@ class RayDriver:
                 return pb.WorkerExited(problem="its Ray node has died")
             signaled = signal.SIGTERM if _SIGTERM in text else 0
             problem = f"its process died: {_how_it_died(text)}"
-            exited = pb.WorkerExited(problem=problem, cause=pb.WorkerExited.CAUSE_KILLED, signal=signaled)
+            cause, died = pb.WorkerExited.CAUSE_KILLED, not signaled
+            exited = pb.WorkerExited(problem=problem, cause=cause, signal=signaled, died=died)
         else:
             return None
         if self._now(actor.answered):

@@ -11,7 +11,12 @@ from thalweg.server.deciding.values import Place
 
 # After this many workers in a row failed by a cause that may be the job's, and none contributed, the job fails.
 MAX_REPORTS = 5
-
+# After the processes of this many workers in a row died, and none contributed, a job with code of its own fails.
+MAX_DEATHS = 5
+_HOW_CODE_KILLS = (
+    "code ends its process by os._exit, by a crash in a library, by taking more memory than there is, or by not returning from "
+    "a call that holds Python's lock; the worker's log may have the line"
+)
 
 # How many nodes are remembered: more than a job has workers on, and few enough for workers that lie about where they are.
 _MAX_NODES = 1000
@@ -49,10 +54,16 @@ class _Trouble:
 
 
 class Failures:
-    """Remembers what happened to one job's workers. `now`, in seconds, is to be set before anything else happens at that time."""
+    """Remembers what happened to one job's workers. `now`, in seconds, is to be set before anything else happens at that time.
 
-    def __init__(self) -> None:
+    `code` is the job's own code, after the path of its field; empty if it has none: then no death fails it.
+    """
+
+    def __init__(self, code: str = "") -> None:
         self.now = 0.0
+        self._code = code
+        self._deaths = 0
+        self._dying: set[tuple[str, str]] = set()
         self._troubles: dict[tuple[str, str], _Trouble] = {}
         self._reports = 0
         self._reporting: set[tuple[str, str]] = set()
@@ -60,12 +71,13 @@ class Failures:
 
     def __bool__(self) -> bool:
         """Whether anything went wrong since the workers last contributed something."""
-        return bool(self._troubles or self._reports)
+        return bool(self._troubles or self._reports or self._deaths)
 
     def contributed(self, place: Place) -> None:
         """A worker at a place contributed something."""
-        self._reports = 0
+        self._reports = self._deaths = 0
         self._reporting.clear()
+        self._dying.clear()
         self._troubles.pop(place.key, None)
 
     def happened(self, kind: Kind, place: Place, problem: str) -> str:
@@ -92,6 +104,17 @@ class Failures:
         if self._reports < MAX_REPORTS or any(place.key not in self._reporting for place in present):
             return ""
         return f"{self._reports} workers in a row failed before contributing; last error: {self._reported}"
+
+    def died(self, place: Place, problem: str, present: Iterable[Place]) -> str:
+        """Records that a worker's process died. Why the job fails; empty if it does not. `present` is as for `failed`."""
+        if not self._code:
+            return ""
+        self._deaths += 1
+        self._dying.add(place.key)
+        if self._deaths < MAX_DEATHS or any(place.key not in self._dying for place in present):
+            return ""
+        last = f"the processes of {self._deaths} workers in a row died, and none contributed; the last one: {problem}"
+        return f"{self._code}: {last}; {_HOW_CODE_KILLS}"
 
     def avoided(self) -> tuple[Place, ...]:
         """Where the job is to get no more workers now. A place that no fleet is known for cannot be avoided."""

@@ -17,16 +17,16 @@ _EARLIER_RUN: WorkerId = -1
 class Workforce:
     """The workers that are there; `prepared` are those that know the model and the data, in the order in which they came to that.
 
-    `contributed` says that workers of an earlier run have contributed. The time, in seconds, is to be set before anything else
-    happens at that time.
+    `contributed` says that workers of an earlier run have contributed; `code` is the job's own code, if it has some. The time, in
+    seconds, is to be set before anything else happens at that time.
     """
 
-    def __init__(self, contributed: bool) -> None:
+    def __init__(self, contributed: bool, code: str = "") -> None:
         self.prepared: dict[WorkerId, None] = {}
         self._now = 0.0
         self._heard: dict[WorkerId, float] = {}
         self._places: dict[WorkerId, Place] = {}
-        self._failures = Failures()
+        self._failures = Failures(code)
         self._avoided: tuple[Place, ...] = ()
         # The first two workers that contributed anything: enough to tell whether another one than some worker has.
         self._contributors: set[WorkerId] = {_EARLIER_RUN} if contributed else set()
@@ -89,6 +89,11 @@ class Workforce:
             return [Finish(job_pb2.JOB_STATE_FAILED, error)]
         notices: list[Decision] = [Tell(text)] if text else []
         return notices + self._avoid()
+
+    def died(self, place: Place, problem: str) -> list[Decision]:
+        """The process of a worker at a place died: perhaps the job fails."""
+        error = self._failures.died(place, problem, self._places.values())
+        return [Finish(job_pb2.JOB_STATE_FAILED, error)] if error else []
 
     def avoid_less(self) -> list[Decision]:
         """What follows when nodes have been avoided for long enough."""

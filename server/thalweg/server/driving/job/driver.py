@@ -49,6 +49,7 @@ from thalweg.server.deciding.events import (
     Event,
     PauseRequested,
     Tick,
+    WorkerDied,
     WorkerExited,
     WorkerJoined,
     WorkerLost,
@@ -166,6 +167,10 @@ class JobDriver:
     def worker_exited(self, place: Place, problem: str, killed: bool) -> None:
         """A fleet says that a worker of this job ended before it contributed anything: `killed`, or unable to begin."""
         self.handle(WorkerExited(place, visible(problem, MAX_PROBLEM), killed))
+
+    def worker_died(self, place: Place, problem: str) -> None:
+        """A fleet says that a worker's process died, whether it had contributed or not: nobody is known to have ended it."""
+        self.handle(WorkerDied(place, visible(problem, MAX_PROBLEM)))
 
     def worker_refused(self, place: Place, problem: str) -> None:
         """A worker that wanted to work for this job was refused."""
