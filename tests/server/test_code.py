@@ -323,3 +323,21 @@ def test_a_requirement_is_a_package_by_its_name(stub: TrainingServiceStub, requi
     refused = refusal(lambda: create(stub, make_spec(**TORCH, code={"requirements": [requirement]})))
     assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
     assert refused.fields == ["code.requirements[0]"]
+
+
+def test_a_job_for_a_gpu_waits_until_a_node_has_one(server: Server, stub: TrainingServiceStub, channel: grpc.Channel) -> None:
+    spec = with_code(stub, zipped({"nets_of_a_job.py": ""}))
+    spec.training.resources.gpus = 0.5
+    spec.training.workers = 3
+    with Fleet(channel) as fleet:
+        said = capacity("cpus", 8, of_nodes=[(8, 0)], allow_code=True)
+        fleet.outbox.put(fleet_service_pb2.AttendRequest(capacity=said))
+        create(stub, spec)
+        waits = "waiting for workers: no fleet has the 1 CPU slot and 0.5 GPU on one node that each worker needs"
+        wait_for(lambda: get(stub).status == waits)
+        said = capacity("gpus", 10, of_nodes=[(8, 0), (2, 1)], allow_code=True)
+        fleet.outbox.put(fleet_service_pb2.AttendRequest(capacity=said))
+        given = next(message.allotments[0] for message in fleet._inbox if message.allotments)
+        assert (given.workers, given.slots_per_worker, given.gpus_per_worker) == (2, 1, 0.5)
+        note = stub.ScaleJob(pb.ScaleJobRequest(job_id="own", workers=4)).note
+        assert note == "the fleets have 10 CPU slots and 1 GPU, room for 2 of the 4 workers; more start when there is room"

@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -13,7 +14,10 @@ from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE, Peer
 from tests.server.test_training_service import make_spec
 from thalweg.contract.release import capacity, hello
-from thalweg.server.deciding.allotment.fleets import Allotments, Wish, allot
+from thalweg.contract.worker_size import Size
+from thalweg.server.deciding.allotment import fleets
+from thalweg.server.deciding.allotment.fleets import Allotments, Wish
+from thalweg.server.deciding.allotment.room import Node, Room
 from thalweg.server.process import Server
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc, parameter_service_pb2
 from thalweg.v1 import training_service_pb2 as pb
@@ -21,10 +25,15 @@ from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
 
 MAX = 40
 CAPACITIES = st.lists(st.integers(0, MAX), max_size=6)
-WISH = st.builds(Wish, st.integers(1, 30), st.integers(1, 9), st.integers(-1, 1))
+WISH = st.builds(Wish, st.integers(1, 30), st.integers(1, 9), st.integers(-1, 1), st.just(0.0))
 WISHES = st.lists(WISH, max_size=8)
 # Workers of one width, as nearly all are.
-NARROW = st.lists(st.builds(Wish, st.integers(1, 30), st.just(1), st.integers(-1, 1)), min_size=1, max_size=8)
+NARROW = st.lists(st.builds(Wish, st.integers(1, 30), st.just(1), st.integers(-1, 1), st.just(0.0)), min_size=1, max_size=8)
+
+
+def allot(capacities: list[int], *more: Any, **named: Any) -> Allotments:
+    """Of fleets with a node each."""
+    return fleets.allot([[Node(slots)] for slots in capacities], *more, **named)
 
 
 def afresh(capacities: list[int], wishes: list[Wish]) -> Allotments:
@@ -146,6 +155,48 @@ def test_examples() -> None:
     assert allot([1, 1], [Wish(1, 1), Wish(1, 1)], [[1, 1], [1, 0]]) == [[0, 1], [1, 0]]
     # Where each worker stays, the wide one finds no room.
     assert allot([2, 2], [Wish(2, 1), Wish(1, 2, 1)], [[1, 0], [1, 0]]) == [[0, 1], [2, 0]]
+
+
+NODES = st.lists(st.lists(st.builds(Node, st.integers(0, 9), st.integers(0, 3)), max_size=4), max_size=4)
+WITH_GPUS = st.lists(
+    st.builds(Wish, st.integers(1, 9), st.integers(1, 4), st.integers(-1, 1), st.sampled_from([0, 0.3, 0.5, 0.6, 1, 2])),
+    max_size=5,
+)
+
+
+@given(NODES, WITH_GPUS)
+def test_what_is_promised_fits_nodes(nodes: list[list[Node]], wishes: list[Wish]) -> None:
+    shares = fleets.allot(nodes, wishes, [[0] * len(wishes) for _ in nodes])
+    for fleet, share in zip(nodes, shares, strict=True):
+        for workers, wish in zip(share, wishes, strict=True):
+            # Alone, each job's workers fit; together, they need no more than there is.
+            assert Room(fleet).take(wish.size, workers) == workers
+        assert used(share, wishes) <= sum(node.slots for node in fleet)
+        assert sum(workers * wish.gpus for workers, wish in zip(share, wishes, strict=True)) <= sum(node.gpus for node in fleet)
+    again = fleets.allot(nodes, wishes, shares)
+    assert totals(again, wishes) == totals(shares, wishes)
+
+
+@given(NODES, WITH_GPUS.filter(bool))
+def test_a_job_alone_gets_as_many_workers_as_nodes_have_room_for(nodes: list[list[Node]], wishes: list[Wish]) -> None:
+    (wish,) = wishes[:1]
+    got = totals(fleets.allot(nodes, [wish], [[0] for _ in nodes]), [wish])
+    # A GPU holds so many workers that share it; a worker with several has them all on one node.
+    of_gpu = int(1 / wish.gpus) if 0 < wish.gpus < 1 else 1
+    fit = [
+        min(node.slots // wish.slots, node.gpus * of_gpu // max(1, int(wish.gpus)) if wish.gpus else node.slots)
+        for fleet in nodes
+        for node in fleet
+    ]
+    assert got == [min(wish.workers, sum(fit))]
+
+
+def test_room_is_that_of_nodes() -> None:
+    assert fleets.allot([[Node(3), Node(3)]], [Wish(9, 2)], [[0]]) == [[2]]
+    assert fleets.allot([[Node(3)], [Node(3, 1)]], [Wish(9, 1, 0, 1.0), Wish(9, 1)], [[0, 0]] * 2) == [[0, 3], [1, 2]]
+    assert not Room([Node(4), Node(0, 8)]).has(Size(1, 1))
+    room = Room([Node(9, 2)])
+    assert [room.take(Size(1, gpus)) for gpus in (0.5, 0.7, 0.5, 0.5, 1, 0.3)] == [1, 1, 1, 0, 0, 1]
 
 
 class AttendingFleet:
@@ -281,6 +332,28 @@ def test_a_job_that_no_fleet_has_room_for_waits_and_the_next_one_is_served(serve
     create(stub, "narrow", 1)
     with attending(server, 4) as fleet:
         fleet.told_until({"narrow": (1, 1)})
+
+
+def test_a_job_that_no_node_has_room_for_waits_although_the_nodes_together_have(
+    server: Server, stub: TrainingServiceStub
+) -> None:
+    with grpc.insecure_channel(str(server.address)) as channel:
+        fleet = AttendingFleet(channel)
+        offer = capacity("two", 4, of_nodes=[(2, 0), (2, 1)])
+        fleet.outbox.put(fleet_service_pb2.AttendRequest(capacity=offer))
+        create(stub, "wide", 1, threads=3)
+        wait_for(
+            lambda: stub.GetJob(pb.GetJobRequest(job_id="wide")).job.status.endswith(
+                "no fleet has the 3 CPU slots that each worker needs"
+            )
+        )
+        create(stub, "fits", 3, threads=2)
+        fleet.told_until({"fits": (2, 2)})
+        # Slots may be fewer than threads.
+        spec = make_spec(training={"workers": 1, "threads_per_worker": 3, "resources": {"cpus": 2}}, priority=1)
+        stub.CreateJob(pb.CreateJobRequest(spec=spec, job_id="shares"))
+        fleet.told_until({"fits": (1, 2), "shares": (1, 2)})
+        fleet.outbox.put(None)
 
 
 def test_a_worker_that_ended_is_noticed(server: Server, stub: TrainingServiceStub) -> None:

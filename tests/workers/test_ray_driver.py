@@ -92,6 +92,7 @@ class Ray:
         self.nodes_of_starts: list[str] = []
         self.resources: list[dict[str, float]] = []
         self.environments: list[Any] = []
+        self.gpus: list[float] = []
         self.actors: list[Actor] = []
         self.alive = True
         self.killed: list[Actor] = []
@@ -107,8 +108,8 @@ class Ray:
     def nodes(self) -> list[dict[str, Any]]:
         nodes = [("here", "10.0.0.1", 2.0, self.alive), ("far", "10.0.0.2", 3.0, True), ("gone", "10.0.0.3", 4.0, False)]
         return [
-            {"NodeID": node, "NodeManagerAddress": address, "Alive": alive, "Resources": {"CPU": cpus}}
-            for node, address, cpus, alive in nodes
+            {"NodeID": node, "NodeManagerAddress": address, "Alive": alive, "Resources": {"CPU": cpus, **gpus}}
+            for (node, address, cpus, alive), gpus in zip(nodes, ({}, {"GPU": 4.0}, {}), strict=True)
         ]
 
     def remote(self, *arguments: Any) -> Any:
@@ -120,6 +121,7 @@ class Ray:
 
     def options(self, *, scheduling_strategy: Any, resources: dict[str, float], **more: Any) -> "Ray":
         self.environments.append(more.get("runtime_env"))
+        self.gpus.append(more.get("num_gpus", 0))
         self._node = "here" if scheduling_strategy == "SPREAD" else scheduling_strategy
         self.resources.append(resources)
         return self
@@ -199,15 +201,25 @@ def exits(said: list[Any]) -> list[pb.WorkerExited]:
 
 def test_it_tells_the_capacity_of_all_nodes(ray: Ray) -> None:
     said = run(ray, 1, workers=0)
-    assert said == [Alive(5, ("here", "far"))] * len(said)
+    assert said == [Alive(5, ("here", "far"), of_nodes=((2, 0), (3, 4)))] * len(said)
 
 
 def test_it_tells_how_many_workers_it_runs(ray: Ray) -> None:
-    assert run(ray, 1, workers=2)[-1] == Alive(5, ("here", "far"), {"job": (2, 1)})
+    assert run(ray, 1, workers=2)[-1] == Alive(5, ("here", "far"), {"job": (2, 1)}, of_nodes=((2, 0), (3, 4)))
 
 
 def test_where_a_node_is_to_be_avoided_workers_are_started_on_others_that_have_room(ray: Ray) -> None:
     run(ray, 5, workers=5, avoid=("here",))
+    assert ray.nodes_of_starts == ["far"] * 3
+
+
+def test_workers_get_gpus_of_nodes_that_have_them(ray: Ray) -> None:
+    asked = [
+        pb.Allotment(job_id="large", workers=2, slots_per_worker=1, gpus_per_worker=3, avoid=["gone"]),
+        pb.Allotment(job_id="small", workers=3, slots_per_worker=1, gpus_per_worker=0.5, avoid=["gone"]),
+    ]
+    run(ray, 5, workers=0, then=(pb.AttendResponse(allotments=asked),))
+    assert ray.gpus == [3, 0.5, 0.5]
     assert ray.nodes_of_starts == ["far"] * 3
 
 

@@ -33,16 +33,18 @@ def capacity(
     *,
     fleet: str = "",
     nodes: Iterable[str] = (),
+    of_nodes: Iterable[tuple[int, int]] = (),
     running: Iterable[fleet_service_pb2.Allotment] = (),
     allow_code: bool = False,
     allow_requirements: bool = False,
 ) -> fleet_service_pb2.Capacity:
-    """A fleet's first message. `fleet` is its id."""
+    """A fleet's first message. `fleet` is its id; `of_nodes` are the CPU slots and GPUs of each node."""
     return fleet_service_pb2.Capacity(
         name=name,
         slots=slots,
         id=fleet,
         nodes=nodes,
+        of_nodes=[fleet_service_pb2.NodeCapacity(slots=cpus, gpus=gpus) for cpus, gpus in of_nodes],
         running=running,
         protocol=PROTOCOL,
         release=release(),

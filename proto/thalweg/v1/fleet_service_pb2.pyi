@@ -69,10 +69,11 @@ class Capacity(_message.Message):
     RELEASE_FIELD_NUMBER: _builtins.int
     ALLOW_CODE_FIELD_NUMBER: _builtins.int
     ALLOW_REQUIREMENTS_FIELD_NUMBER: _builtins.int
+    OF_NODES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A readable name."""
     slots: _builtins.int
-    """The total number of CPU slots. A worker takes `threads_per_worker` of them."""
+    """The total number of CPU slots. A worker takes `resources.cpus` of them, or as many as it has threads."""
     id: _builtins.str
     """Chosen at random by the fleet, once: it identifies a fleet that reconnects."""
     protocol: _builtins.int
@@ -91,6 +92,10 @@ class Capacity(_message.Message):
     def running(self) -> _containers.RepeatedCompositeFieldContainer[Global___Allotment]:
         """The workers that it runs now, by job: a fleet that reconnects keeps those that are still needed."""
 
+    @_builtins.property
+    def of_nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeCapacity]:
+        """What each node has. A worker gets all that it takes from one node. If not given, the fleet counts as one node without GPUs."""
+
     def __init__(
         self,
         *,
@@ -103,14 +108,41 @@ class Capacity(_message.Message):
         release: _builtins.str = ...,
         allow_code: _builtins.bool = ...,
         allow_requirements: _builtins.bool = ...,
+        of_nodes: _abc.Iterable[Global___NodeCapacity] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_code", b"allow_code", "allow_requirements", b"allow_requirements", "id", b"id", "name", b"name", "nodes", b"nodes", "protocol", b"protocol", "release", b"release", "running", b"running", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_code", b"allow_code", "allow_requirements", b"allow_requirements", "id", b"id", "name", b"name", "nodes", b"nodes", "of_nodes", b"of_nodes", "protocol", b"protocol", "release", b"release", "running", b"running", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Capacity: _TypeAlias = Capacity  # noqa: Y015
+
+@_typing.final
+class NodeCapacity(_message.Message):
+    """What a node has for workers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLOTS_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    slots: _builtins.int
+    """CPU slots."""
+    gpus: _builtins.int
+    """GPUs."""
+    def __init__(
+        self,
+        *,
+        slots: _builtins.int = ...,
+        gpus: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "slots", b"slots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeCapacity: _TypeAlias = NodeCapacity  # noqa: Y015
 
 @_typing.final
 class WorkerExited(_message.Message):
@@ -218,12 +250,15 @@ class Allotment(_message.Message):
     SLOTS_PER_WORKER_FIELD_NUMBER: _builtins.int
     AVOID_FIELD_NUMBER: _builtins.int
     REQUIREMENTS_FIELD_NUMBER: _builtins.int
+    GPUS_PER_WORKER_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job's id."""
     workers: _builtins.int
     """The number of workers."""
     slots_per_worker: _builtins.int
     """The CPU slots of each worker."""
+    gpus_per_worker: _builtins.float
+    """The GPUs of each worker: a whole number, or a part of one."""
     @_builtins.property
     def avoid(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The ids of nodes on which no workers of the job are to be started for now, because workers of this job failed there."""
@@ -240,10 +275,11 @@ class Allotment(_message.Message):
         slots_per_worker: _builtins.int = ...,
         avoid: _abc.Iterable[_builtins.str] | None = ...,
         requirements: _abc.Iterable[_builtins.str] | None = ...,
+        gpus_per_worker: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "job_id", b"job_id", "requirements", b"requirements", "slots_per_worker", b"slots_per_worker", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "gpus_per_worker", b"gpus_per_worker", "job_id", b"job_id", "requirements", b"requirements", "slots_per_worker", b"slots_per_worker", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

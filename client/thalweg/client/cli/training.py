@@ -14,6 +14,7 @@ from thalweg.client.jobfile import JobFile
 from thalweg.client.records import ENDED, Event, Result, StateChanged
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import state_name
+from thalweg.contract.worker_size import size_of
 
 _KEPT = "parameters.safetensors"
 
@@ -80,9 +81,8 @@ class Training:
         if self._embedded is None:
             return
         screen.say("starting Ray")
-        training = job.spec.training
         try:
-            self._embedded.start_fleet(training.workers * training.threads_per_worker, self._inbox.check)
+            self._embedded.start_fleet(job.spec.training.workers * size_of(job.spec).slots, self._inbox.check)
         except ThalwegError:
             job.cancel()
             raise

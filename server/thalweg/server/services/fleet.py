@@ -11,6 +11,7 @@ from thalweg.contract.release import check_protocol
 from thalweg.contract.text import MAX_FLEET_NAME, MAX_PROBLEM, visible
 from thalweg.server import validation
 from thalweg.server.deciding.allotment.fleets import AttendingFleet
+from thalweg.server.deciding.allotment.room import Node
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.guard import end, errors
 from thalweg.server.streams import wire
@@ -19,6 +20,7 @@ from thalweg.v1 import fleet_service_pb2_grpc
 
 _log = logging.getLogger(__name__)
 _SLOTS = pb.Capacity.DESCRIPTOR.fields_by_name["slots"]
+_OF_NODE = pb.NodeCapacity.DESCRIPTOR.fields_by_name
 
 
 class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
@@ -62,6 +64,10 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
         validation.check_value(_SLOTS, capacity.slots, "capacity.slots")
         fleet.name, fleet.slots = visible(capacity.name, MAX_FLEET_NAME), capacity.slots
         fleet.nodes = frozenset(capacity.nodes)
+        for index, node in enumerate(capacity.of_nodes):
+            for name, value in (("slots", node.slots), ("gpus", node.gpus)):
+                validation.check_value(_OF_NODE[name], value, f"capacity.of_nodes[{index}].{name}")
+        fleet.capacities = tuple(Node(node.slots, node.gpus) for node in capacity.of_nodes)
         fleet.allow_code, fleet.allow_requirements = capacity.allow_code, capacity.allow_requirements
         if not fleet.known:
             self._jobs.places.fleets.know(fleet, capacity.id, capacity.running)

@@ -44,6 +44,7 @@ class _Actor:
     answered: Any
     place: Any
     slots: int
+    gpus: float
     node: str = ""
 
 
@@ -60,7 +61,8 @@ class RayDriver:
         self._actors: dict[str, dict[Any, _Actor]] = defaultdict(dict)
         self._wanted: dict[str, pb.Allotment] = {}
         self._holding = False
-        self._cpus: dict[str, int] = {}
+        # The CPU slots and the GPUs of each node.
+        self._capacities: dict[str, tuple[int, int]] = {}
         self._unreachable: tuple[str, ...] = ()
         # The resources that an actor needs besides CPU slots.
         self._resources: dict[str, float] = {}
@@ -89,14 +91,16 @@ class RayDriver:
         self._reconcile()
 
     def _report(self) -> None:
-        self._connection.send(Alive(sum(self._cpus.values()), tuple(self._cpus), self._running(), self._unreachable))
+        of_nodes = tuple(self._capacities.values())
+        slots = sum(cpus for cpus, _ in of_nodes)
+        self._connection.send(Alive(slots, tuple(self._capacities), self._running(), self._unreachable, of_nodes))
 
     def _running(self) -> dict[str, tuple[int, int]]:
         """The number of actors of each job, and the slots of each of them."""
         return {job: (len(actors), next(iter(actors.values())).slots) for job, actors in self._actors.items() if actors}
 
     def _look(self) -> None:
-        """Finds the cluster's nodes that reach the server, and the number of their CPU slots."""
+        """Finds the cluster's nodes that reach the server, and the numbers of their CPU slots and GPUs."""
         if any(map(has_ended, self._head)):
             raise RayLostError("a process of its head has died")
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
@@ -108,7 +112,8 @@ class RayDriver:
             nodes = [node for node in nodes if node["NodeManagerAddress"] == here]
             # A resource that Ray gives every node.
             self._resources = {f"node:{here}": _MIN_RESOURCE}
-        self._cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in nodes}
+        has = {node["NodeID"]: node["Resources"] for node in nodes}
+        self._capacities = {node: (int(each.get("CPU", 0)), int(each.get("GPU", 0))) for node, each in has.items()}
 
     def _collect(self) -> None:
         """Finds the actors that have ended."""
@@ -191,33 +196,39 @@ class RayDriver:
 
     def _start(self, actors: dict[Any, _Actor], job_id: str, allotment: pb.Allotment) -> bool:
         """Starts an actor on a node of Ray's choice, or, if there are nodes to avoid, on another one. False if none has room."""
-        slots, node = allotment.slots_per_worker, ""
+        slots, gpus, node = allotment.slots_per_worker, allotment.gpus_per_worker, ""
         strategy: Any = "SPREAD"
         if allotment.avoid:
-            node = self._roomiest(set(allotment.avoid), slots)
+            node = self._roomiest(set(allotment.avoid), slots, gpus)
             if not node:
                 return False
             strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
         options = {"num_cpus": slots, "resources": self._resources, "scheduling_strategy": strategy}
         options |= {"max_restarts": 0, "max_concurrency": 3}
+        if gpus:
+            options |= {"num_gpus": gpus}
         # Nothing is installed on the server's word alone.
         if allotment.requirements and self._orders.allow_requirements:
             options |= {"runtime_env": {"pip": list(allotment.requirements)}}
         handle = self._class.options(**options).remote()
         orders = self._orders
         reference = handle.work.remote(orders.server, job_id, orders.fleet, orders.fleet_id, orders.allow_code)
-        actors[reference] = _Actor(handle, handle.answered.remote(), handle.place.remote(), slots, node)
+        actors[reference] = _Actor(handle, handle.answered.remote(), handle.place.remote(), slots, gpus, node)
         return True
 
-    def _roomiest(self, avoid: set[str], slots: int) -> str:
-        """The node with the most CPU slots that this fleet does not use, if it has enough. Empty if there is none."""
-        free = {node: cpus for node, cpus in self._cpus.items() if node not in avoid}
+    def _roomiest(self, avoid: set[str], slots: int, gpus: float) -> str:
+        """The node with the most CPU slots that this fleet does not use, of those that have enough of them and of GPUs.
+
+        Empty if there is none.
+        """
+        free: dict[str, tuple[int, float]] = {node: has for node, has in self._capacities.items() if node not in avoid}
         for actor in (actor for actors in self._actors.values() for actor in actors.values()):
             actor.node = actor.node or self._place(actor).node
             if actor.node in free:
-                free[actor.node] -= actor.slots
-        node = max(free, key=lambda each: free[each], default="")
-        return node if node and free[node] >= slots else ""
+                free_slots, free_gpus = free[actor.node]
+                free[actor.node] = free_slots - actor.slots, free_gpus - actor.gpus
+        fitting = [node for node, (free_slots, free_gpus) in free.items() if free_slots >= slots and free_gpus >= gpus]
+        return max(fitting, key=lambda node: free[node][0], default="")
 
 
 def _how_it_died(text: str) -> str:

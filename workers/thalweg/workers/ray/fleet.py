@@ -177,6 +177,7 @@ class Fleet:
             cluster.slots,
             fleet=self._id,
             nodes=cluster.nodes,
+            of_nodes=cluster.of_nodes,
             running=running,
             allow_code=self.config.allow_code,
             allow_requirements=self.config.allow_requirements,
@@ -231,7 +232,8 @@ class Fleet:
             if added := set(cluster.unreachable) - set(self._cluster.unreachable):
                 where = ", ".join(sorted(added))
                 _log.warning("no workers on %s: the server's address %s is this machine's own", where, self.config.server.address)
-            changed = (cluster.slots, cluster.nodes) != (self._cluster.slots, self._cluster.nodes)
+            before = self._cluster
+            changed = (cluster.slots, cluster.nodes, cluster.of_nodes) != (before.slots, before.nodes, before.of_nodes)
             self._cluster = cluster
             if changed:
                 self._tell_capacity()

@@ -38,6 +38,8 @@ class Alive:
     nodes: tuple[str, ...]
     running: dict[str, tuple[int, int]] = field(default_factory=dict)
     unreachable: tuple[str, ...] = ()
+    # The CPU slots and the GPUs of each node.
+    of_nodes: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

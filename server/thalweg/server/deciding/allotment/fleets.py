@@ -8,6 +8,8 @@ from heapq import heapify, heappop, heappush
 from typing import NamedTuple, Protocol, TypeAlias
 
 from thalweg.contract.code import entry_points
+from thalweg.contract.worker_size import Size, size_of
+from thalweg.server.deciding.allotment.room import Node, Room
 from thalweg.server.deciding.values import Place
 from thalweg.v1 import fleet_service_pb2, job_pb2
 
@@ -19,12 +21,13 @@ Limits: TypeAlias = Sequence[Sequence[int | None]]
 
 
 class Allotment(NamedTuple):
-    """What a job gets from a fleet: workers, with CPU slots for each, no new ones on some nodes, and with some packages."""
+    """What a job gets from a fleet: workers, with CPU slots and GPUs each, no new ones on some nodes, and with some packages."""
 
     workers: int
     slots: int
     avoid: tuple[str, ...] = ()
     requirements: tuple[str, ...] = ()
+    gpus: float = 0.0
 
 
 class Applicant(Protocol):
@@ -53,6 +56,8 @@ class AttendingFleet:
     slots: int = 0
     id: str = ""
     nodes: frozenset[str] = frozenset()
+    # What each node has. A fleet that does not tell counts as one node.
+    capacities: tuple[Node, ...] = ()
     # Whether its workers run code of jobs' authors, and whether it installs packages for that.
     allow_code: bool = False
     allow_requirements: bool = False
@@ -70,9 +75,14 @@ class AttendingFleet:
         return fleet_service_pb2.AttendResponse(
             allotments=[
                 fleet_service_pb2.Allotment(
-                    job_id=job_id, workers=workers, slots_per_worker=slots, avoid=avoid, requirements=requirements
+                    job_id=job_id,
+                    workers=each.workers,
+                    slots_per_worker=each.slots,
+                    avoid=each.avoid,
+                    requirements=each.requirements,
+                    gpus_per_worker=each.gpus,
                 )
-                for job_id, (workers, slots, avoid, requirements) in self.allotments.items()
+                for job_id, each in self.allotments.items()
             ]
         )
 
@@ -80,6 +90,11 @@ class AttendingFleet:
     def allotted(self) -> int:
         """The CPU slots that are given to jobs."""
         return sum(allotment.workers * allotment.slots for allotment in self.allotments.values())
+
+    @property
+    def by_node(self) -> Sequence[Node]:
+        """What its nodes have."""
+        return self.capacities or (Node(self.slots),)
 
     def gives(self, job_id: str) -> int:
         """How many workers a job gets from it."""
@@ -128,11 +143,17 @@ def need_of(spec: job_pb2.JobSpec) -> Need:
 
 
 class Wish(NamedTuple):
-    """What a job requests: a number of workers, each of a number of CPU slots."""
+    """What a job requests: a number of workers, each of a number of CPU slots and GPUs."""
 
     workers: int
     slots: int
     priority: int = 0
+    gpus: float = 0.0
+
+    @property
+    def size(self) -> Size:
+        """What each worker takes."""
+        return Size(self.slots, self.gpus)
 
 
 class Fleets:
@@ -169,7 +190,7 @@ class Fleets:
 
     def have_room(self, spec: job_pb2.JobSpec) -> bool:
         """Whether one of them could run a job's worker, if it had nothing else to do."""
-        return any(fleet.slots >= spec.training.threads_per_worker for fleet in self.admit(spec))
+        return any(Room(fleet.by_node).has(size_of(spec)) for fleet in self.admit(spec))
 
     def allot(self, applicants: Sequence[Applicant]) -> None:
         """Shares the fleets' slots out among the jobs, and tells the fleets what changed."""
@@ -178,7 +199,7 @@ class Fleets:
         now = [[fleet.gives(each.job.id) for each in applicants] for fleet in self.attending]
         limits = [[fleet.limit(each) for each in applicants] for fleet in self.attending]
         wishes = [_wish(each.job) for each in applicants]
-        shares = allot([fleet.slots for fleet in self.attending], wishes, now, limits, works)
+        shares = allot([fleet.by_node for fleet in self.attending], wishes, now, limits, works)
         for fleet, share in zip(self.attending, shares, strict=True):
             allotments = {
                 each.job.id: _allotment(each.job.spec, workers, fleet.avoids(each))
@@ -189,21 +210,23 @@ class Fleets:
 
 
 def _allotment(spec: job_pb2.JobSpec, workers: int, avoid: tuple[str, ...]) -> Allotment:
-    return Allotment(workers, spec.training.threads_per_worker, avoid, tuple(spec.code.requirements))
+    size = size_of(spec)
+    return Allotment(workers, size.slots, avoid, tuple(spec.code.requirements), size.gpus)
 
 
 def _wish(job: job_pb2.Job) -> Wish:
-    return Wish(job.spec.training.workers, job.spec.training.threads_per_worker, job.spec.priority)
+    size = size_of(job.spec)
+    return Wish(job.spec.training.workers, size.slots, job.spec.priority, size.gpus)
 
 
 def allot(
-    capacities: Sequence[int],
+    capacities: Sequence[Sequence[Node]],
     wishes: Sequence[Wish],
     now: Allotments,
     limits: Limits | None = None,
     works: Allotments | None = None,
 ) -> Allotments:
-    """How many workers each fleet gives to each job, from the fleets' CPU slots, the jobs' wishes and what each gets `now`.
+    """How many workers each fleet gives to each job, from what the fleets' nodes have, the jobs' wishes and what each gets `now`.
 
     A job of higher priority is served first. Jobs of equal priority share alike: worker by worker, the job that has the fewest
     slots gets the next one, the first job where several have the fewest, until no wish is open or none fits anywhere (max-min
@@ -212,83 +235,90 @@ def allot(
     How many workers a job gets depends on capacities, wishes and limits alone. They stay on the fleets where they are, as far as
     there is room for them; first those that are at work, if `works` says how many.
     """
-    room = _Room(capacities, wishes, limits)
-    fair = _fill(room)
-    settled = _settle(room, [sum(share[job] for share in fair) for job in range(len(wishes))], [*([works] if works else []), now])
-    return fair if settled is None or room.left(settled) else settled
+    offer = _Offer(capacities, wishes, limits)
+    fair = _fill(offer)
+    return (
+        _settle(offer, [sum(share[job] for share in fair) for job in range(len(wishes))], [*([works] if works else []), now])
+        or fair
+    )
 
 
-class _Room(NamedTuple):
+class _Offer(NamedTuple):
     """What there is to give, and who wants it."""
 
-    capacities: Sequence[int]
+    capacities: Sequence[Sequence[Node]]
     wishes: Sequence[Wish]
     limits: Limits | None
 
-    def fits(self, fleet: int, job: int, free: int, given: int) -> int:
-        """How many more workers a fleet with some free slots, that has given some, could give to a job."""
+    def most(self, fleet: int, job: int, wanted: int, given: int) -> int:
+        """How many of the workers that a job still wants a fleet may give, which has given some."""
         limit = self.limits[fleet][job] if self.limits else None
-        fitting = max(0, free) // self.wishes[job].slots
-        return fitting if limit is None else max(0, min(fitting, limit - given))
+        return wanted if limit is None else max(0, min(wanted, limit - given))
 
-    def left(self, shares: Allotments) -> bool:
-        """Whether a job could have one more worker."""
-        free = [capacity - _used(self.wishes, share) for capacity, share in zip(self.capacities, shares, strict=True)]
-        hungry = [job for job, wish in enumerate(self.wishes) if sum(share[job] for share in shares) < wish.workers]
-        return any(self.fits(fleet, job, free[fleet], shares[fleet][job]) for job in hungry for fleet in range(len(free)))
+    def free(self) -> list[Room]:
+        """The fleets' nodes, with nothing on them."""
+        return [Room(nodes) for nodes in self.capacities]
 
     def none(self) -> Allotments:
         """Nothing for anybody."""
         return [[0] * len(self.wishes) for _ in self.capacities]
 
 
-def _fill(room: _Room) -> Allotments:
+def _fill(offer: _Offer) -> Allotments:
     """Fair shares, on the first fleets that have room."""
-    free = list(room.capacities)
-    shares = room.none()
-    for priority in sorted({wish.priority for wish in room.wishes}, reverse=True):
+    free, shares = offer.free(), offer.none()
+    for priority in sorted({wish.priority for wish in offer.wishes}, reverse=True):
         # By what each job has: slots, then its place in the order, then workers.
-        poorest = [(0, job, 0) for job, wish in enumerate(room.wishes) if wish.priority == priority and wish.workers]
+        poorest = [(0, job, 0) for job, wish in enumerate(offer.wishes) if wish.priority == priority and wish.workers]
         heapify(poorest)
         while poorest:
             taken, job, workers = heappop(poorest)
-            wish = room.wishes[job]
-            fleet = next((each for each in range(len(free)) if room.fits(each, job, free[each], shares[each][job])), None)
+            wish = offer.wishes[job]
+            fleets = (
+                each for each in range(len(free)) if free[each].take(wish.size, offer.most(each, job, 1, shares[each][job]))
+            )
+            fleet = next(fleets, None)
             # Room only gets less: this job gets no more.
             if fleet is None:
                 continue
-            free[fleet] -= wish.slots
             shares[fleet][job] += 1
             if workers + 1 < wish.workers:
                 heappush(poorest, (taken + wish.slots, job, workers + 1))
     return shares
 
 
-def _settle(room: _Room, workers: list[int], present: Sequence[Allotments]) -> Allotments | None:
+def _settle(offer: _Offer, workers: list[int], present: Sequence[Allotments]) -> Allotments | None:
     """Places for each job's `workers`, on the fleets where they are if that can be: `present` says where, what counts most first.
 
-    None if that leads nowhere.
+    None if that leads nowhere, or leaves room for a worker that a job still wants.
     """
-    free, left, wishes = list(room.capacities), list(workers), room.wishes
-    shares = room.none()
+    free, left, wishes = offer.free(), list(workers), offer.wishes
+    shares = offer.none()
 
-    def give(fleet: int, job: int, most: int) -> None:
-        given = min(most, left[job], room.fits(fleet, job, free[fleet], shares[fleet][job]))
+    def give(fleet: int, job: int, wanted: int) -> None:
+        most = offer.most(fleet, job, min(wanted, left[job]), shares[fleet][job])
+        given = free[fleet].take(wishes[job].size, most)
         shares[fleet][job] += given
-        free[fleet] -= given * wishes[job].slots
         left[job] -= given
 
     for now in present:
         # A job that gets fewer gives up those where room is short.
-        shortage = [_used(wishes, share) - capacity for share, capacity in zip(now, room.capacities, strict=True)]
+        pairs = zip(now, offer.capacities, strict=True)
+        shortage = [_used(wishes, share) - sum(node.slots for node in nodes) for share, nodes in pairs]
         for fleet in sorted(range(len(free)), key=lambda each: shortage[each]):
             for job in range(len(wishes)):
                 give(fleet, job, max(0, now[fleet][job] - shares[fleet][job]))
     # The widest workers are the hardest to place.
-    for job in sorted(range(len(wishes)), key=lambda job: -wishes[job].slots):
+    for job in sorted(range(len(wishes)), key=lambda job: (-wishes[job].gpus, -wishes[job].slots)):
         for fleet in range(len(free)):
             give(fleet, job, left[job])
-    return None if any(left) else shares
+    hungry = [job for job, wish in enumerate(wishes) if workers[job] < wish.workers]
+    room = any(
+        offer.most(fleet, job, 1, shares[fleet][job]) and free[fleet].has(wishes[job].size)
+        for job in hungry
+        for fleet in range(len(free))
+    )
+    return None if room or any(left) else shares
 
 
 def _used(wishes: Sequence[Wish], share: list[int]) -> int:

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 
 from thalweg.contract.code import entry_points
 from thalweg.contract.states import NO_WORKERS
+from thalweg.contract.worker_size import size_of
 from thalweg.server.deciding.allotment.fleets import Fleets
 from thalweg.server.deciding.allotment.queue import Candidate, Queue, choose
+from thalweg.server.deciding.allotment.room import Room
 from thalweg.server.driving.job.driver import JobDriver
 from thalweg.v1 import job_pb2
 
@@ -84,7 +86,6 @@ class Places:
     def _waiting(self, run: JobDriver) -> tuple[job_pb2.WaitingFor.ValueType, str]:
         """Why a job without workers has none, as far as the queue, the fleets and its earlier workers tell."""
         job = run.job
-        slots = job.spec.training.threads_per_worker
         if job.paused:
             return job_pb2.WAITING_FOR_SCALING, f"paused; `thalweg scale {job.id} N` resumes it with N workers"
         if job.id in self._queue.before:
@@ -97,7 +98,7 @@ class Places:
             no_fleet = "no fleet is connected to this server; start one with `thalweg fleet`"
             return job_pb2.WAITING_FOR_FLEET, f"{NO_WORKERS}: {no_fleet}"
         if not self.fleets.have_room(job.spec):
-            return job_pb2.WAITING_FOR_SLOTS, f"{NO_WORKERS}: no fleet has the {slots} CPU slots that each worker needs"
+            return job_pb2.WAITING_FOR_SLOTS, f"{NO_WORKERS}: no fleet has the {size_of(job.spec)} that each worker needs"
         if trouble := run.trouble():
             return job_pb2.WAITING_FOR_NODE, f"{NO_WORKERS}: {trouble}"
         return job_pb2.WAITING_FOR_WORKERS, NO_WORKERS
@@ -115,8 +116,8 @@ class Places:
         return f"no fleet allows code; start one with `thalweg fleet {option}`"
 
     def shortage_of_slots(self, job: job_pb2.Job) -> str:
-        """That the fleets have not as many CPU slots as a job's workers take, in words for people; empty if they have."""
-        slots, wanted = job.spec.training.threads_per_worker, job.spec.training.workers
+        """That the fleets have not as many CPU slots or GPUs as a job's workers take, in words for people; empty if they have."""
+        size, wanted = size_of(job.spec), job.spec.training.workers
         if job.paused:
             return ""
         if not self.fleets.attending:
@@ -124,8 +125,11 @@ class Places:
         if prohibition := self.prohibition(job):
             return prohibition
         fleets = self.fleets.admit(job.spec)
-        room = sum(fleet.slots // slots for fleet in fleets)
+        room = sum(Room(fleet.by_node).take(size, wanted) for fleet in fleets)
         if room >= wanted:
             return ""
-        have = sum(fleet.slots for fleet in fleets)
-        return f"the fleets have {have} CPU slots, room for {room} of the {wanted} workers; more start when there is room"
+        have = f"{sum(fleet.slots for fleet in fleets)} CPU slots"
+        if size.gpus:
+            gpus = sum(node.gpus for fleet in fleets for node in fleet.by_node)
+            have += f" and {gpus} GPU{'' if gpus == 1 else 's'}"
+        return f"the fleets have {have}, room for {room} of the {wanted} workers; more start when there is room"
