@@ -128,7 +128,10 @@ def kill_at_start(cluster: "Cluster") -> None:
         if cluster.run_ and not cluster.finished:
             cluster.killed_at_start += 1
             node = f"node-{cluster.random.randrange(NODES)}"
-            cluster.run_.worker_exited(Place("imaginary", node, node), "its process died", cluster.random.random() < 0.8)
+            place, killed = Place("imaginary", node, node), cluster.random.random() < 0.8
+            if killed:
+                cluster.run_.worker_died(place, "its process died")
+            cluster.run_.worker_exited(place, "its process died", killed)
 
 
 def scale(cluster: "Cluster") -> None:
