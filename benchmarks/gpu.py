@@ -44,7 +44,7 @@ class Convolutional(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for source, target in ((3, width), (width, 2 * width), (2 * width, 4 * width)):
-            layers += [nn.Conv2d(source, target, 3, padding=1), nn.BatchNorm2d(target), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(source, target, 3, stride=2, padding=1), nn.BatchNorm2d(target), nn.ReLU()]
         side = pixels // 8
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(4 * width * side * side, 10))
 

@@ -96,6 +96,14 @@ def test_parameters_that_are_shared_are_the_servers() -> None:
     assert needs.slabs(complete(training={"gradient": "numerical"}), shared=True) == 2
 
 
+def test_a_gpu_reads_and_writes_one_more_slab() -> None:
+    spec = complete()
+    objective = prepared(spec).objective
+    without = needs.of_worker(spec, objective, 100, 10, shared=True)
+    spec.training.resources.gpus = 0.5
+    assert needs.of_worker(spec, objective, 100, 10, shared=True) == without + objective.size * objective.dtype.itemsize
+
+
 def test_activations_are_outputs_and_gradients_by_inputs() -> None:
     model = prepared(complete()).objective
     assert model.activations == (WIDTH + WIDTH) + (WIDTH + WIDTH) + (WIDTH + 3)

@@ -34,5 +34,8 @@ def of_worker(spec: job_pb2.JobSpec, objective: Objective, train_samples: int, e
     """The bytes that a worker needs for a job on `train_samples`, if it evaluates `evaluated` samples at once."""
     minibatch = min(spec.training.batch_size, train_samples)
     samples = _SIZES * -(-minibatch // spec.training.microbatches) + evaluated
-    numbers = slabs(spec, shared=shared, numerical=objective.numerical) * objective.size + samples * objective.activations
+    # A GPU reads and writes one more slab, which is page-locked.
+    staging = 1 if spec.training.resources.gpus else 0
+    held = slabs(spec, shared=shared, numerical=objective.numerical) + staging
+    numbers = held * objective.size + samples * objective.activations
     return numbers * objective.dtype.itemsize
