@@ -164,10 +164,9 @@ def test_code_that_is_not_right(server: Server, method: str, body: str, words: s
 
 
 def test_a_loss_that_becomes_nan(server: Server) -> None:
-    code = replaced("loss", "return x[:, 0] * (1 if abs(parameters['w']).max() < 0.1 else np.nan)")
-    error = error_of(
-        server, spec_of(server, code.replace("def gradient", "def slope"), optimizer={"sgd": {"learning_rate": 0.5}})
-    )
+    loss = "(x @ parameters['w'] - y.reshape(len(x))) ** 2"
+    code = replaced("loss", f"return {loss} * (1 if abs(parameters['w']).max() < 0.1 else np.nan)")
+    error = error_of(server, spec_of(server, code, optimizer={"sgd": {"learning_rate": 0.5}}))
     assert error.startswith("the loss became nan at step "), error
 
 
