@@ -1,5 +1,6 @@
 """The documentation says what is so."""
 
+import copy
 import importlib.util
 import re
 import tomllib
@@ -22,7 +23,12 @@ from thalweg.server import validation
 from thalweg.v1 import job_pb2
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("workers/**/README.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(ROOT.glob("workers/**/README.md")),
+    ROOT / "examples/README.md",
+]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -117,6 +123,29 @@ def test_the_readmes_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert float(lines[9].split()[2]) > 0.95
     assert re.fullmatch("[0-9a-f]{64}", lines[10])
     assert getattr(names["outputs"], "shape", None) == (1, 10)
+
+
+def test_the_loop_of_the_page_on_models_is_its_job(tmp_path: Path) -> None:
+    """With 100 samples, which are one batch."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("cloudpickle")
+    loop, job = (block for block in blocks(ROOT / "docs" / "models.md", "python") if "net" in block and "import" not in block)
+    x = torch.randn(100, 4, generator=torch.Generator().manual_seed(1))
+    y = x[:, :3].argmax(1)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    start = copy.deepcopy(net.state_dict())
+    other = copy.deepcopy(net)
+    exec(compile(loop, "models.md", "exec"), {"torch": torch, "net": net, "x": x, "y": y})
+    with (
+        running_server(tmp_path, allow_code=True) as server,
+        fleet_of_threads(server, slots=1, allow_code=True),
+        Client(server.address) as client,
+    ):
+        exec(compile(job, "models.md", "exec"), {"client": client, "net": other, "x": x, "y": y})
+    found = other.state_dict()
+    for name, tensor in net.state_dict().items():
+        np.testing.assert_allclose(found[name], tensor, rtol=1e-4, atol=1e-5, err_msg=name)
+        assert (tensor - start[name]).abs().max() > 0.01
 
 
 def test_the_page_on_python_names_all_that_is_public() -> None:
