@@ -36,7 +36,7 @@ from thalweg.server.process import Server, ServerConfig
 
 
 # Workers are held up on their streams.
-settings = {"checkpoint_seconds": float(sys.argv[2]), "shared_memory": False}
+settings = {"checkpoint_seconds": float(sys.argv[2]), "shared_memory": False, "allow_code": True}
 config = ServerConfig(Address("127.0.0.1", 0), Path(sys.argv[1]), **settings)
 print(Server(config).start().port, flush=True)
 signal.pause()
