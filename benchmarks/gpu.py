@@ -185,9 +185,10 @@ def checked(case: Case, *, gpus: float) -> Iterator[tuple[str, bool, str]]:
     yield from _against_processor(case, objective, at, gpus=gpus)
     rounded = case.objective(gpus=gpus, precision="bfloat16")
     twice = [gradient(rounded, at, batches[(0, 0)], (0, 0), lambda _: None) for _ in range(2)]
-    off = _distance(twice[0], first[(0, 0)])
     yield "bfloat16: equal bits twice", twice[0].tobytes() == twice[1].tobytes(), ""
-    yield "bfloat16: near float32, and not equal", 0 < off < 0.2, f"relative distance {off:.1e}"
+    # Without dropout, whose random numbers differ with the dtype.
+    exact, rough = (each.measure(at, batches[(0, 0)]).loss for each in (objective, rounded))
+    yield "bfloat16: a loss near float32's, and not equal", 0 < abs(rough / exact - 1) < 0.05, f"{rough:.6f}, {exact:.6f}"
 
 
 def _arrives(objective: Objective, at: Slab, batch: Batch, draw: tuple[int, int], expected: Slab) -> bool:
