@@ -71,11 +71,15 @@ EXAMPLES = [
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Those of workers, which are threads here; and the examples' modules can be imported."""
+    """Those of workers, which are threads here; and the examples' modules can be imported, and are forgotten afterwards."""
     for example in EXAMPLES:
         monkeypatch.syspath_prepend(str(ROOT / "examples" / example.folder))
+    before = set(sys.modules)
     with settled(1):
         yield
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(ROOT / "examples")):
+            del sys.modules[name]
 
 
 def spec_of(example: Example) -> job_pb2.JobSpec:

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from thalweg.client.files import reading
 from thalweg.client.jobfile import JobFile
 from thalweg.client.packing import pack
 
@@ -10,11 +11,13 @@ from thalweg.client.packing import pack
 def local_files(job: JobFile, folder: Path) -> dict[str, Path]:
     """The files that a job needs, by their SHA-256, which its specification gets. Its code is packed into `folder`.
 
-    Raises ThalwegError if the code cannot be packed.
+    Raises ThalwegError if a file cannot be read, or the code cannot be packed.
     """
     files: dict[str, Path] = {}
     for message, path in job.uploads():
-        message.sha256 = _sha256(path)
+        where = "data" if message is job.spec.data else "model.initial"
+        with reading(path, f"{where}.{message.WhichOneof('source')}"):
+            message.sha256 = _sha256(path)
         files[message.sha256] = path
     if job.code:
         archive = pack(job.code, folder)

@@ -87,6 +87,7 @@ def predict(
         bool,
         typer.Option(
             "--allow-code",
+            metavar="",
             help="Run the job's code, if its model is code, in this process, as you. Not needed for jobs of this machine.",
         ),
     ] = False,
