@@ -35,6 +35,8 @@ class Cluster(Processes):
         self.job = str(self("submit", "digits", *arguments)["job"])
         watching = Watching(self.home, self.job, self.address)
         self._stack.callback(watching.stop)
+        # A command that has not reached the server yet does not survive the server's end.
+        wait_for(lambda: watching.events or watching.ended)
         return watching
 
     def kill_server(self) -> None:

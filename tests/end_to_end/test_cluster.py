@@ -122,6 +122,8 @@ class RayCluster:
         self.token_file = home / "ray-token"
         self.token_file.write_text("a-secret-of-rays\n")
         self._environment = {} if is_open else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_file)}
+        # Its workers inherit it; `Cluster` has the same file.
+        self._environment |= {name: str(value) for name, value in Barrier(home / "barrier.json").environment.items()}
         with socket.create_server(("127.0.0.1", 0)) as server:
             self._port = server.getsockname()[1]
         self.address = f"127.0.0.1:{self._port}"
