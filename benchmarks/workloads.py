@@ -51,6 +51,8 @@ _TORCH = (
     Workload("torch_gpt", (), 4, "adam", 1e-4, "gpt", "PyTorch: a GPT of 10 million parameters, 128 bytes"),
     Workload("torch_wide", (), 128, "sgd", 0.01, "wide", "PyTorch: the layers of `wide`"),
 )
-WORKLOADS = {workload.name: workload for workload in (*_ALL, *_TORCH)}
+# Those of layers, which any library has.
+DENSE = {workload.name: workload for workload in _ALL}
+WORKLOADS = DENSE | {workload.name: workload for workload in _TORCH}
 # Names that stand for several workloads.
 GROUPS = {"torch": [workload.name for workload in _TORCH]}

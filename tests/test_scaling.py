@@ -13,7 +13,7 @@ from benchmarks.scaling.constants import CODECS, Constants, constants
 from benchmarks.scaling.model import LAN, WAN, Model, Network, Training, tree_of_servers
 from benchmarks.scaling.scenarios import Scenarios
 from benchmarks.scaling.simulator import Clock, Cores, Resource, Simulation, simulate
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import DENSE
 from thalweg.contract import codecs
 
 SIZE = {"float32": 1.0, "bfloat16": 0.5, "float16": 0.5, "int8": 0.25, "top_k": 0.02}
@@ -31,7 +31,7 @@ GIVEN = Constants(
     latency=2e-5,
     sleep=2e-2,
     update_byte={"sgd": 2e-10, "momentum": 3e-10, "adam": 4e-10},
-    gradient=dict.fromkeys(WORKLOADS, 1e-2),
+    gradient=dict.fromkeys(DENSE, 1e-2),
     encode_byte={codec: 0.0 if codec == "float32" else 2e-10 for codec in CODECS},
     decode_byte={codec: 0.0 if codec == "float32" else 1e-10 for codec in CODECS},
     size=SIZE,
@@ -216,7 +216,7 @@ def test_constants_are_read_as_they_are_told() -> None:
 def test_the_constants_that_are_kept_are_those_of_the_part() -> None:
     kept = json.loads(command.MEASURED.read_text())
     found = constants(kept["parts"]["constants"]["rows"])
-    assert set(found.gradient) == set(WORKLOADS)
+    assert set(found.gradient) == set(DENSE)
     assert set(found.size) == set(found.encode_byte) == set(found.decode_byte) == set(codecs.CODECS)
     assert kept["date"]
     assert kept["machine"]["cpu"]

@@ -24,7 +24,7 @@ from benchmarks.parts.exchange import Stream, serve
 from benchmarks.parts.scaling import SLEEP
 from benchmarks.scaling.constants import CODECS
 from benchmarks.systems.limit import gradients
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import DENSE, Workload
 from thalweg.client.jobfile import load_job
 from thalweg.contract import codecs
 from thalweg.contract.endpoint import CHUNK_BYTES, OPTIONS
@@ -165,7 +165,7 @@ def measure(options: argparse.Namespace) -> Table:
         "latency": max(0.0, few[2] - few[0] - few[1]) / 2,
         "sleep": _median(lambda: time.sleep(SLEEP), 20 * options.repeats, time.perf_counter),
     }
-    found |= {f"gradient.{name}": gradient(workload, options.repeats) for name, workload in WORKLOADS.items()}
+    found |= {f"gradient.{name}": gradient(workload, options.repeats) for name, workload in DENSE.items()}
     found |= arithmetic(options.repeats)
     rows: list[Row] = [(name, value, _unit(name)) for name, value in found.items()]
     return Table(("constant", "value", "unit"), rows)

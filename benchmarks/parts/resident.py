@@ -7,13 +7,13 @@ import argparse
 
 from benchmarks.cluster import training
 from benchmarks.parts import Cell, Table, run
-from benchmarks.workloads import SAMPLES, WORKERS, WORKLOADS
+from benchmarks.workloads import DENSE, SAMPLES, WORKERS
 
 
 def measure(options: argparse.Namespace) -> Table:
     """One measurement of each workload, at the end of the window."""
     rows: list[tuple[Cell, ...]] = []
-    for workload in WORKLOADS.values():
+    for workload in DENSE.values():
         with training(workload, WORKERS) as cluster:
             cluster.rate(options.seconds)
             server, *workers = (process.memory_full_info().pss / 1e6 for process in (cluster.server, *cluster.workers))

@@ -9,7 +9,7 @@ from benchmarks.scaling.model import tree_of_servers
 from benchmarks.scaling.scenarios import ROUNDS, SHARDED, WAN_CODECS, Scenarios
 from benchmarks.scaling.simulator import simulate
 from benchmarks.tables import number
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import DENSE
 
 _SHOWN = (1, 8, 64, 1_000, 10_000)
 _FASTER = (1, 2, 8, 64)
@@ -90,7 +90,7 @@ def check_table(found: Scenarios) -> str:
 def bounds_table(found: Scenarios) -> str:
     """What bounds a step, by the number of workers."""
     rows = []
-    for name in WORKLOADS:
+    for name in DENSE:
         models = [found.lan(name, count) for count in _SHOWN]
         rows.append([f"`{name}`", *(f"{seconds(model.seconds)}, {model.bound}" for model in models)])
     return table(("workload", *(f"{count:,}" for count in _SHOWN)), rows)
@@ -99,7 +99,7 @@ def bounds_table(found: Scenarios) -> str:
 def limits_table(found: Scenarios) -> str:
     """How many times a plain loop workers are, with codecs and shards, and what the server cannot exceed."""
     rows = []
-    for name in WORKLOADS:
+    for name in DENSE:
         for codec, servers in [(codec, 1) for codec in WAN_CODECS] + [("float32", servers) for servers in SHARDED[1:]]:
             models = [found.lan(name, count, codec=codec, servers=servers) for count in _FASTER]
             if models[0].training.shares < servers:
@@ -109,7 +109,7 @@ def limits_table(found: Scenarios) -> str:
             most = found.without_end(models[0]) * models[0].alone
             # What eight workers do beside computing does not depend on how much they compute.
             beside = taken[_FASTER.index(8)] - models[0].compute
-            samples = WORKLOADS[name].samples * beside / models[0].compute
+            samples = DENSE[name].samples * beside / models[0].compute
             cells = [number(value) for value in (*faster, most, samples)]
             rows.append([f"`{name}`", codec, str(servers), *cells])
     heads = ("workload", "codec", "servers", *(f"{count} worker{'s' * (count > 1)}" for count in _FASTER), "any number")
@@ -140,7 +140,7 @@ def wan_table(found: Scenarios) -> str:
 def many_table(found: Scenarios) -> str:
     """Ten thousand workers."""
     rows = []
-    for name in WORKLOADS:
+    for name in DENSE:
         model = found.lan(name, 10_000)
         sharded = found.lan(name, 10_000, servers=16)
         cells = [seconds(model.compute), seconds(model.seconds)]

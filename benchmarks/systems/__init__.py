@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from benchmarks.peers import environment
 from benchmarks.program import Rate, Unavailable
-from benchmarks.workloads import GROUPS, WORKLOADS, Workload
+from benchmarks.workloads import DENSE, GROUPS, Workload
 
 ROOT = environment.ROOT
 # A program that takes so much longer than its window has got stuck.
@@ -77,8 +77,6 @@ def output(command: list[str], environ: dict[str, str], patience: float) -> str:
 
 
 _THALWEG, _LIMIT, _DDP = "benchmarks.systems.thalweg", "benchmarks.systems.limit", "benchmarks.peers.ddp"
-# Workloads of layers, which any library has.
-_DENSE = tuple(name for name, workload in WORKLOADS.items() if not workload.module)
 _ALL = (
     System("thalweg", "Thalweg", (_THALWEG, "--exchange", "memory")),
     System("thalweg_grpc", "Thalweg, payload over gRPC", (_THALWEG, "--exchange", "grpc")),
@@ -94,13 +92,13 @@ _ALL = (
     System("limit_over_grpc", "limit: gradients, their bytes over gRPC", (f"{_LIMIT}_over_grpc",), only=("small", "tiny")),
     System("ddp", "PyTorch DDP, Gloo, tuned", (_DDP, "--tuned", "yes"), needs="torch"),
     System("ddp_default", "PyTorch DDP, Gloo, defaults", (_DDP, "--tuned", "no"), needs="torch"),
-    System("ray", "Ray, parameter server of actors", ("benchmarks.peers.ray_ps",), needs="ray", only=_DENSE),
+    System("ray", "Ray, parameter server of actors", ("benchmarks.peers.ray_ps",), needs="ray", only=tuple(DENSE)),
     System(
         "tensorflow",
         "TensorFlow ParameterServerStrategy, asynchronous",
         ("benchmarks.peers.tensorflow_ps",),
         needs="tensorflow",
-        only=_DENSE,
+        only=tuple(DENSE),
     ),
 )
 SYSTEMS = {system.name: system for system in _ALL}
