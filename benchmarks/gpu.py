@@ -21,6 +21,7 @@ from google.protobuf import json_format
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.modules import Block
 from thalweg.contract.layout import Slab
 from thalweg.contract.segments import Kind
 from thalweg.learning import registry
@@ -51,26 +52,6 @@ class Convolutional(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         outputs: Tensor = self.layers(x)
         return outputs
-
-
-class Block(nn.Module):
-    """A block of a transformer, with attention to earlier tokens only."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        samples, tokens, width = x.shape
-        three = self.attention(self.before(x)).view(samples, tokens, 3, self.heads, width // self.heads)
-        query, key, value = three.permute(2, 0, 3, 1, 4)
-        found = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.projection(found.transpose(1, 2).reshape(samples, tokens, width))
-        mixed: Tensor = x + self.mlp(self.between(x))
-        return mixed
 
 
 class Gpt(nn.Module):

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 CLASSES = 10
-IMAGE = (3, 32, 32)
 BYTES = 256
 CONTEXT = 128
 FEATURES = 784
@@ -26,7 +25,9 @@ def wide() -> nn.Module:
     return nn.Sequential(nn.Linear(FEATURES, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, CLASSES))
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """A block of a transformer, with attention to earlier positions only."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -48,7 +49,7 @@ class _GPT(nn.Module):
     def __init__(self, layers: int, width: int, heads: int) -> None:
         super().__init__()
         self.bytes, self.positions = nn.Embedding(BYTES, width), nn.Embedding(CONTEXT, width)
-        self.blocks = nn.Sequential(*(_Block(width, heads) for _ in range(layers)))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
         self.last, self.out = nn.LayerNorm(width), nn.Linear(width, BYTES, bias=False)
         self.out.weight = self.bytes.weight
 

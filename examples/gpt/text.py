@@ -25,7 +25,7 @@ class Windows:
 
 
 def windows(context: int, characters: int) -> Windows:
-    """The entry point of `job.toml`: the library's first modules by name, so many bytes of them."""
+    """The entry point of `job.toml`: the first `characters` bytes of the library's modules, in the order of their names."""
     folder = Path(sysconfig.get_path("stdlib"))
     text = bytearray()
     for path in sorted(folder.glob("*.py")):

@@ -31,7 +31,7 @@ from thalweg.v1 import training_service_pb2 as pb
 # What a landscape may cost: multiplications for one point.
 _MAX_WORK = 1 << 28
 _MAX_SAMPLES = 4096
-# Samples are predicted by blocks: of at least so many samples, or of so many bytes that the layers compute for them.
+# Samples are predicted in blocks. A block has at least this number of samples, or more if their activations take fewer bytes.
 _MIN_PREDICTED = 4096
 _PREDICTED_BYTES = 64 << 20
 # A file up to this size is read within a second or two.
@@ -79,7 +79,7 @@ def _predicted(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x
 def _arranged(objective: Objective, layout: job_pb2.Layout, slab: Slab, samples: Rows) -> Slab:
     """The slab of an objective with a job's parameters. Raises ThalwegError if shapes differ.
 
-    A module that cannot be tried, because its targets are not known, has what may change in another order.
+    A module that needs targets cannot be tried without them; its buffers may then be in another order.
     """
     given = views(layout, slab)
     for name, shape, _ in objective.segments:

@@ -53,7 +53,7 @@ TO_PREDICT = Words("INPUT", "--header", "--no-header")
 
 
 class Table(NamedTuple):
-    """The values of a table, float64 of shape (rows, columns), all finite; the columns' names, empty if it has none."""
+    """A table: finite float64 values of shape (rows, columns), and the names of the columns, empty if they have none."""
 
     names: tuple[str, ...]
     values: NDArray[np.float64]
