@@ -1,13 +1,13 @@
 """Samples as code of the job's author: a map-style data set, as those of PyTorch and Hugging Face."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.learning import entry_points
-from thalweg.learning.batch import INPUT, TARGET
+from thalweg.learning.batch import INPUT, TARGET, Field
 from thalweg.learning.data.columns import Source, listed
 from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.memory import is_held
@@ -30,13 +30,6 @@ class MapStyle(Protocol):
         """A sample: a pair (x, y), or a dictionary."""
 
 
-class _Form(NamedTuple):
-    """What a field of a sample holds."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-
 def source(data: job_pb2.Data, _: object) -> Source:
     """The samples of a job's data set. Raises DataError, or MistakeError with the author's own lines."""
     entry = data.python
@@ -44,7 +37,7 @@ def source(data: job_pb2.Data, _: object) -> Source:
     with entry_points.running(_FIELD):
         dataset = made(**entry_points.arguments(entry))
     reader = _Reader(dataset, data.target or TARGET)
-    fields: dict[str, Rows] = {name: _Column(reader, name) for name in reader.forms}
+    fields: dict[str, Rows] = {name: _Column(reader, name) for name in reader.schema}
     if is_held(reader.sample_bytes * len(reader)):
         fields = dict(reader.all())
     y = fields.pop(TARGET)
@@ -69,7 +62,7 @@ class _Reader:
         if not self._length:
             raise DataError(f"{_FIELD}: has no samples")
         first = self._fields_of(0, self._read([0])[0])
-        self.forms = {name: _Form(value.dtype, value.shape) for name, value in first.items()}
+        self.schema = {name: Field(value.dtype, value.shape) for name, value in first.items()}
         self.sample_bytes = sum(value.nbytes for value in first.values())
 
     def __len__(self) -> int:
@@ -80,14 +73,14 @@ class _Reader:
         """All fields of some samples. Of the samples that were read last, those are kept: fields are asked for one by one."""
         key = indices.tobytes()
         if self._last is None or self._last[0] != key:
-            fields = {name: np.empty((len(indices), *form.shape), form.dtype) for name, form in self.forms.items()}
+            fields = {name: np.empty((len(indices), *field.shape), field.dtype) for name, field in self.schema.items()}
             self._fill(indices, fields)
             self._last = key, fields
         return self._last[1]
 
     def all(self) -> Mapping[str, NDArray[Any]]:
         """All fields of all samples, each sample read once."""
-        fields = {name: np.empty((self._length, *form.shape), form.dtype) for name, form in self.forms.items()}
+        fields = {name: np.empty((self._length, *field.shape), field.dtype) for name, field in self.schema.items()}
         for start in range(0, self._length, _BLOCK):
             indices = np.arange(start, min(start + _BLOCK, self._length))
             self._fill(indices, {name: values[start : start + len(indices)] for name, values in fields.items()})
@@ -97,14 +90,14 @@ class _Reader:
         numbers = indices.tolist()
         for row, (index, sample) in enumerate(zip(numbers, self._read(numbers), strict=True)):
             found = self._fields_of(index, sample)
-            if found.keys() != self.forms.keys():
+            if found.keys() != self.schema.keys():
                 raise DataError(
-                    f"{_FIELD}: sample {index} has {listed(list(found))}, but sample 0 has {listed(list(self.forms))}"
+                    f"{_FIELD}: sample {index} has {listed(list(found))}, but sample 0 has {listed(list(self.schema))}"
                 )
             for name, value in found.items():
-                form = self.forms[name]
-                if value.shape != form.shape or not np.can_cast(value.dtype, form.dtype, "same_kind"):
-                    this, that = f"{value.dtype} of shape {value.shape}", f"{form.dtype} of shape {form.shape}"
+                field = self.schema[name]
+                if value.shape != field.shape or not np.can_cast(value.dtype, field.dtype, "same_kind"):
+                    this, that = f"{value.dtype} of shape {value.shape}", f"{field.dtype} of shape {field.shape}"
                     raise DataError(f"{_FIELD}: {name} of sample {index} is {this}, but that of sample 0 is {that}")
                 if value.dtype.kind == "f" and not np.isfinite(value).all():
                     raise DataError(f"{_FIELD}: {name} of sample {index} holds NaN or infinite values; remove or replace them")
@@ -150,8 +143,8 @@ class _Column(Late):
     def __init__(self, reader: _Reader, name: str) -> None:
         self._reader = reader
         self._name = name
-        self.dtype = reader.forms[name].dtype
-        self.shape = (len(reader), *reader.forms[name].shape)
+        self.dtype = reader.schema[name].dtype
+        self.shape = (len(reader), *reader.schema[name].shape)
 
     def __len__(self) -> int:
         """The number of samples."""
