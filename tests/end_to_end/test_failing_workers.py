@@ -12,6 +12,8 @@ import pytest
 from tests.end_to_end.command import wait_for
 from tests.end_to_end.test_chaos import Cluster
 from tests.end_to_end.watching import undisturbed
+from thalweg.client import Client
+from thalweg.v1 import job_pb2
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
@@ -37,14 +39,24 @@ def actors(cluster: Cluster) -> set[int]:
 
 
 def test_workers_that_are_killed_at_every_start_do_not_fail_the_job(cluster: Cluster) -> None:
+    # No worker contributes, however long it takes until it is found and killed.
+    cluster.barrier.hold(0)
     watching = cluster.run(2, *JOB)
-    for _ in range(KILLS):
-        for pid in wait_for(lambda: actors(cluster) or watching.ended):
+    killed: set[int] = set()
+
+    def trouble() -> job_pb2.Job | None:
+        for pid in actors(cluster) - killed:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    trouble = wait_for(lambda: [job for job in cluster("jobs", cluster.job)["jobs"] if job.get("waiting_for") == "node"])
-    assert "killed before contributing" in trouble[0]["status"]
-    assert "trying again" in trouble[0]["status"]
+            killed.add(pid)
+        assert not watching.ended
+        with Client(cluster.address) as client:
+            job = client.job(cluster.job).message
+        return job if len(killed) >= KILLS and job.waiting_for == job_pb2.WAITING_FOR_NODE else None
+
+    job = wait_for(trouble)
+    assert "killed before contributing" in job.status
+    assert "trying again" in job.status
     assert cluster.digest(watching) == undisturbed("digits", *JOB)
     notices = [event["text"] for event in watching.of("notice")]
     assert any("workers keep being killed before contributing" in notice for notice in notices), notices
