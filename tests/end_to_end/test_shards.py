@@ -83,9 +83,9 @@ def start_shard(server: Server, **settings: Any) -> ShardProcess:
 
 
 @contextmanager
-def sharded(data: Path, shards: int = 1) -> Iterator[tuple[Server, list[ShardProcess]]]:
+def sharded(data: Path, shards: int = 1, **settings: object) -> Iterator[tuple[Server, list[ShardProcess]]]:
     """A server, and shards of it."""
-    with running_server(data) as server, ExitStack() as stack:
+    with running_server(data, **settings) as server, ExitStack() as stack:
         started: list[ShardProcess] = []
         for _ in range(shards):
             started.append(start_shard(server))
