@@ -298,6 +298,8 @@ PROCESS_WIDE = {
         "proto/thalweg/contract/locks.py",
         # A process that the code of a job's author forks must not go on as a worker.
         "learning/thalweg/learning/forks.py",
+        # What a forked process leaves in the log is none of the worker's last words.
+        "workers/thalweg/workers/crashes.py",
     },
     r"numpy\.(seterr|seterrcall|setbufsize|set_printoptions)|numpy\.random\.seed|random\.seed": {
         # While code of a job's author runs. The generators are then as they were before.
@@ -316,7 +318,11 @@ PROCESS_WIDE = {
     },
     r"tempfile\.tempdir=|threading\.excepthook=|threading\.stack_size|socket\.setdefaulttimeout|time\.tzset": set[str](),
     r"faulthandler\..*": {
-        # The process of a worker whose code holds Python's lock ends.
+        # A worker's process leaves word of where its code crashed, or held Python's lock for too long.
+        "workers/thalweg/workers/crashes.py",
+    },
+    r"os\._exit=": {
+        # In a worker's process, while code of a job's author runs.
         "workers/thalweg/workers/watch.py",
     },
     r"warnings\.(simplefilter|filterwarnings|resetwarnings)|locale\.setlocale|atexit\.register": set[str](),

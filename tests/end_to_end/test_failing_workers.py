@@ -1,4 +1,7 @@
-"""Workers that are killed before they contribute anything, as real processes: the job waits, says why, and succeeds."""
+"""Workers, as real processes, that are killed before they contribute anything: the job waits, says why, and succeeds.
+
+Where code of the job's author crashes them, the job fails, and its error names the line.
+"""
 
 import os
 import signal
@@ -13,6 +16,7 @@ from tests.end_to_end.command import wait_for
 from tests.end_to_end.test_chaos import Cluster
 from tests.end_to_end.watching import undisturbed
 from thalweg.client import Client
+from thalweg.server.deciding.workers.failures import MAX_DEATHS
 from thalweg.v1 import job_pb2
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
@@ -20,6 +24,30 @@ pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 # More often in a row than any number of reports after which a job fails.
 KILLS = 7
 JOB = ("training.epochs=40",)
+
+
+CODE = """
+import ctypes
+
+class Model:
+    def initial(self, rng):
+        return {"weight": rng.normal(size=1)}
+
+    def loss(self, parameters, x, y):
+        ctypes.string_at(0)
+"""
+CRASHING = """
+[model]
+python = { entrypoint = "nets:Model" }
+[code]
+path = "nets.py"
+[data]
+builtin = "digits"
+[training]
+batch_size = 64
+[optimizer]
+sgd = {}
+"""
 
 
 @pytest.fixture
@@ -60,3 +88,19 @@ def test_workers_that_are_killed_at_every_start_do_not_fail_the_job(cluster: Clu
     assert cluster.digest(watching) == undisturbed("digits", *JOB)
     notices = [event["text"] for event in watching.of("notice")]
     assert any("workers keep being killed before contributing" in notice for notice in notices), notices
+
+
+def test_code_that_crashes_its_workers_fails_its_job_alone_and_the_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(CODE)
+    (tmp_path / "job.toml").write_text(CRASHING)
+    with ExitStack() as stack:
+        cluster = Cluster(tmp_path, stack, "--allow-code", fleet=("--slots", "2", "--allow-code"))
+        crashing = str(cluster("submit", str(tmp_path / "job.toml"))["job"])
+        other = cluster.run(1, *JOB)
+        with Client(cluster.address) as client:
+            error = wait_for(lambda: client.job(crashing).message.error)
+        assert error.startswith(
+            f"model.python.entrypoint: nets:Model: the processes of {MAX_DEATHS} workers in a row died, and none "
+        )
+        assert "died: Segmentation fault (at nets.py:9 in loss: ctypes.string_at(0)); code ends its process" in error
+        assert cluster.digest(other) == undisturbed("digits", *JOB)

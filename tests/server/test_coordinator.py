@@ -296,7 +296,7 @@ def test_workers_that_die_fail_a_job_with_code_of_its_own() -> None:
     (finish,) = of(Finish, desk.handle(WorkerDied(B, "it crashed")))
     assert finish.state == job_pb2.JOB_STATE_FAILED
     started = f"model.loss: nets:loss: the processes of {MAX_DEATHS + 1} workers in a row died, and none contributed; "
-    assert finish.error.startswith(f"{started}the last one: it crashed; code ends its process by os._exit")
+    assert finish.error.startswith(f"{started}the last one: it crashed; code ends its process by a crash")
 
 
 def test_workers_that_die_never_fail_a_job_without_code() -> None:

@@ -1,6 +1,8 @@
 """Mistakes in the code of a job's author: each fails its job with one clear error, and the server goes on with other jobs."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +26,7 @@ from thalweg.server.process import Server
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.workers import watch
+from thalweg.workers.crashes import last_words
 from thalweg.workers.worker import work
 
 # A model whose methods a test replaces.
@@ -275,38 +278,94 @@ work(Endpoint(parse_address(sys.argv[1])), sys.argv[2], "worker", allow_code=Tru
 """
 
 
-def process(server: Server, job_id: str) -> "subprocess.CompletedProcess[str]":
-    """A worker's process, which has ended."""
+def process(server: Server, job_id: str, log: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    """A worker's process, which has ended. What it writes to its log is in a file."""
     command = [sys.executable, "-c", PROCESS, str(server.address), job_id]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    with open(log or os.devnull, "w", encoding="utf-8") as errors:  # noqa: PTH123 - also of no file
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=120, check=False)
 
 
-def test_code_that_ends_its_process(server: Server) -> None:
+@pytest.mark.parametrize(
+    "body", ["os._exit(7)", "import threading; threading.Thread(target=lambda: os._exit(7)).start(); time.sleep(99)"]
+)
+def test_code_that_ends_its_process(server: Server, body: str) -> None:
+    code = replaced("loss", body)
+    with stub_of(server) as stub:
+        job_id = stub.CreateJob(pb.CreateJobRequest(spec=spec_of(server, code))).job.id
+        assert process(server, job_id).returncode == 7
+        where = f"nets_of_a_job.py:{line_of(code, body)} in {'<lambda>' if 'lambda' in body else 'loss'}: {body}"[:100]
+        assert get(stub, job_id).error.startswith(f"model.python: the code ended its process, with exit code 7 (at {where}")
+
+
+def test_a_process_that_code_forks_may_end_itself(server: Server) -> None:
+    code = replaced("build", "(child := os.fork()) or os._exit(7); assert os.waitpid(child, 0)[1] == 7 << 8; return Model()")
+    with stub_of(server) as stub:
+        job_id = stub.CreateJob(pb.CreateJobRequest(spec=spec_of(server, code))).job.id
+        assert process(server, job_id).returncode == 0
+        assert get(stub, job_id).state == job_pb2.JOB_STATE_SUCCEEDED, get(stub, job_id).error
+
+
+def test_code_whose_process_is_killed(server: Server) -> None:
     """To the server that is a worker that was lost; its fleet knows that the process died, and after some the job fails."""
-    spec = spec_of(server, replaced("loss", "os._exit(7)"))
+    spec = spec_of(server, replaced("loss", "os.kill(os.getpid(), 9)"))
     with stub_of(server) as stub, attending(server, "mill", allow_code=True) as fleet:
         job_id = stub.CreateJob(pb.CreateJobRequest(spec=spec)).job.id
         fleet.told(is_given(job_id))
-        assert process(server, job_id).returncode == 7
+        assert process(server, job_id).returncode == -signal.SIGKILL
         for _ in range(MAX_DEATHS):
             assert get(stub, job_id).state not in ENDED
-            fleet.exited(job_id, "its process died: it ended with exit code 7", died=True)
+            fleet.exited(job_id, "its process died: it was killed", died=True)
         wait_for(lambda: get(stub, job_id).state in ENDED)
         assert get(stub, job_id).error.startswith(
             f"model.python.entrypoint: nets_of_a_job:build: the processes of {MAX_DEATHS} workers in a row died, and none "
-            "contributed; the last one: its process died: it ended with exit code 7; code ends its process by os._exit"
+            "contributed; the last one: its process died: it was killed; code ends its process by a crash"
         )
 
 
-def test_code_that_holds_pythons_lock(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("body", "problem", "number"),
+    [
+        ("import ctypes; ctypes.string_at(0)", "Segmentation fault", signal.SIGSEGV),
+        ("os.abort()", "Aborted", signal.SIGABRT),
+        ("import signal; signal.raise_signal(signal.SIGFPE)", "Floating point exception", signal.SIGFPE),
+        ("sys.setrecursionlimit(10**9); f = lambda n: sum(map(f, [n + 1])); f(0)", "Segmentation fault", signal.SIGSEGV),
+    ],
+)
+def test_code_that_crashes_its_process(server: Server, tmp_path: Path, body: str, problem: str, number: int) -> None:
+    """The process leaves the author's line in its log, also where the thread's stack has overflowed."""
+    code = replaced("loss", body)
+    with stub_of(server) as stub:
+        job_id = stub.CreateJob(pb.CreateJobRequest(spec=spec_of(server, code))).job.id
+        assert process(server, job_id, tmp_path / "log").returncode == -number
+        stub.CancelJob(pb.CancelJobRequest(job_id=job_id))
+    words = last_words(str(tmp_path / "log"))
+    assert words.startswith(f"{problem} (at nets_of_a_job.py:{line_of(code, body)} in ")
+    assert words.endswith(f": {body})")
+    assert len(words) < 500
+
+
+def test_a_crash_of_a_process_that_code_forks_is_not_the_workers(server: Server, tmp_path: Path) -> None:
+    code = replaced("loss", "os.fork() or os.abort(); os.wait(); os.kill(os.getpid(), 9)")
+    with stub_of(server) as stub:
+        job_id = stub.CreateJob(pb.CreateJobRequest(spec=spec_of(server, code))).job.id
+        assert process(server, job_id, tmp_path / "log").returncode == -signal.SIGKILL
+        stub.CancelJob(pb.CancelJobRequest(job_id=job_id))
+    assert "Fatal Python error: Aborted" in (tmp_path / "log").read_text()
+    assert last_words(str(tmp_path / "log")) == ""
+
+
+@pytest.mark.parametrize("silence", [3.0, 600.0])
+def test_code_that_holds_pythons_lock(tmp_path: Path, silence: float) -> None:
     """No thread of the process can say anything: it ends by itself, and its log has the line."""
     code = replaced("build", "import re; re.match('(a+)+$', 'a' * 99 + 'b')")
-    with running_server(tmp_path, allow_code=True, silence_seconds=3.0) as server, stub_of(server) as stub:
-        job_id = stub.CreateJob(pb.CreateJobRequest(spec=spec_of(server, code))).job.id
-        ended = process(server, job_id)
-        assert ended.returncode == 1
-        assert f'nets_of_a_job.py", line {line_of(code, "import re")} in build' in ended.stderr
+    training = {"epochs": 1, "batch_size": 4, "microbatches": 1} | ({"task_seconds": 1} if silence > 60 else {})
+    with running_server(tmp_path, allow_code=True, silence_seconds=silence) as server, stub_of(server) as stub:
+        job_id = stub.CreateJob(pb.CreateJobRequest(spec=spec_of(server, code, training=training))).job.id
+        assert process(server, job_id, tmp_path / "log").returncode == 1
         assert get(stub, job_id).state not in ENDED
+    words = last_words(str(tmp_path / "log"))
+    where = f"nets_of_a_job.py:{line_of(code, 'import re')} in build: import re; re.match"
+    assert words.startswith(f"it held Python's lock for too long (at {where}")
 
 
 def test_a_process_whose_code_never_ends_ends(server: Server) -> None:

@@ -21,6 +21,7 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Place
 from thalweg.workers.ray import cluster
+from thalweg.workers.ray.actor import WorkerActor
 from thalweg.workers.ray.cluster import RayLostError, connect
 from thalweg.workers.ray.driver import MAX_BACKOFF, RayDriver
 from thalweg.workers.ray.messages import Alive, Hold, Orders
@@ -65,6 +66,33 @@ class Call:
         return {"work": now >= actor.started + actor.seconds, "answered": actor.answers, "place": True}[self.method]
 
 
+class Reading(Call):
+    """Of a log, on some node: the reference to its last words."""
+
+    def __init__(self, ray: "Ray", node: str) -> None:
+        self.ray = ray
+        self.node = node
+        self.method = "last_words"
+
+    def remote(self, *arguments: Any) -> "Reading":
+        self.ray.read.append((self.node, *arguments))
+        self.done = self.ray.now + self.ray.reading_seconds
+        return self
+
+    def is_done(self, now: float) -> bool:
+        return now >= self.done
+
+
+class Reader:
+    """The function that reads logs."""
+
+    def __init__(self, ray: "Ray") -> None:
+        self._ray = ray
+
+    def options(self, *, scheduling_strategy: str, **_: Any) -> Reading:
+        return Reading(self._ray, scheduling_strategy)
+
+
 class Actor:
     """A worker with the next fate."""
 
@@ -97,6 +125,10 @@ class Ray:
         self.alive = True
         self.killed: list[Actor] = []
         self.util = self.scheduling_strategies = self
+        self.log = "/log"
+        self.words = ""
+        self.read: list[tuple[Any, ...]] = []
+        self.reading_seconds = 1.0
         self._node = ""
 
     def get_runtime_context(self) -> Any:
@@ -114,7 +146,7 @@ class Ray:
 
     def remote(self, *arguments: Any) -> Any:
         if arguments:
-            return self
+            return self if arguments[0] is WorkerActor else Reader(self)
         self.starts.append(self.now)
         self.nodes_of_starts.append(self._node)
         return Actor(self, self._node)
@@ -136,7 +168,9 @@ class Ray:
     def get(self, reference: Call) -> Any:
         if reference.method == "work" and reference.actor.error:
             raise reference.actor.error
-        return (reference.actor.node, f"{reference.actor.node}.lab") if reference.method == "place" else True
+        if reference.method == "last_words":
+            return self.words
+        return (reference.actor.node, f"{reference.actor.node}.lab", self.log) if reference.method == "place" else True
 
     def kill(self, actor: Actor) -> None:
         self.killed.append(actor)
@@ -168,7 +202,8 @@ class Line:
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
     ray = Ray()
-    monkeypatch.setattr("thalweg.workers.ray.driver.monotonic", lambda: ray.now)
+    for module in ("driver", "deaths"):
+        monkeypatch.setattr(f"thalweg.workers.ray.{module}.monotonic", lambda: ray.now)
     return ray
 
 
@@ -310,6 +345,7 @@ def test_why_a_worker_ended(ray: Ray, error: Exception, answers: bool, cause: pb
 
 DIED = "The actor died unexpectedly.\n\tpid: 1\nThe actor is dead because its worker process has died. "
 LOST = f"{DIED}Worker unexpectedly exits with a connection error code 2. End of file."
+TERM = "The process receives a SIGTERM."
 EXITED = f"{DIED}Worker exit type: SYSTEM_ERROR Worker exit detail: Worker exits unexpectedly. Worker exits with an exit code "
 
 
@@ -320,7 +356,7 @@ EXITED = f"{DIED}Worker exit type: SYSTEM_ERROR Worker exit detail: Worker exits
         (RayTaskError(ThalwegError("PROTOCOL_VIOLATION", {"problem": "no"})), "no", 0),
         (RayError(LOST), "killed, perhaps", 0),
         (RayError(f"{EXITED}3."), "it ended with exit code 3", 0),
-        (RayError(f"{EXITED}1. The process receives a SIGTERM."), "ended by SIGTERM", 15),
+        (RayError(f"{EXITED}1. {TERM}"), "ended by SIGTERM", 15),
         (RayError("Task was killed: low on memory.\nMemory ..."), "its process died: Task was killed: low on memory.", 0),
     ],
 )
@@ -332,6 +368,37 @@ def test_how_a_worker_ended_is_said(ray: Ray, error: Exception, problem: str, nu
     assert len(exited.problem) < 120
     assert exited.signal == number
     assert exited.died == (isinstance(error, RayError) and not isinstance(error, RayTaskError) and not number)
+
+
+CRASHED = "Segmentation fault (at nets.py:3)"
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds", "problem"),
+    [
+        (CRASHED, 1.0, CRASHED),
+        ("", 1.0, "it was killed, perhaps for lack of memory, or crashed without a message"),
+        # No process can be started there that reads the log.
+        (CRASHED, 1e9, "it was killed, perhaps for lack of memory, or crashed without a message"),
+    ],
+)
+def test_last_words_are_read_where_the_process_died(ray: Ray, words: str, seconds: float, problem: str) -> None:
+    ray.fates = chain([(1.0, RayError(LOST), False)], repeat(LONG_LIFE))
+    ray.words, ray.reading_seconds = words, seconds
+    assert [exited.problem for exited in exits(run(ray, 60, avoid=("here",), allow_code=True))] == [
+        f"its process died: {problem}"
+    ]
+    assert ray.read == [("far", "/log")]
+
+
+@pytest.mark.parametrize(
+    ("error", "log", "allow_code"), [(LOST, "/log", False), (LOST, "", True), (f"{EXITED}1. {TERM}", "/log", True)]
+)
+def test_last_words_are_read_only_of_code_of_which_there_is_a_log(ray: Ray, error: str, log: str, allow_code: bool) -> None:
+    ray.fates = chain([(1.0, RayError(error), False)], repeat(LONG_LIFE))
+    ray.log = log
+    assert len(exits(run(ray, 10, allow_code=allow_code))) == 1
+    assert not ray.read
 
 
 def test_a_worker_that_the_server_let_go_is_not_told_of(ray: Ray) -> None:

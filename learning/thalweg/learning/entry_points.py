@@ -9,10 +9,12 @@ import sys
 import sysconfig
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
+from traceback import FrameSummary
 from types import FrameType, ModuleType, TracebackType
 from typing import NamedTuple
 
@@ -108,6 +110,31 @@ def whereabouts(thread: int) -> Whereabouts | None:
     return _whereabouts(thread, sys._current_frames().get(thread))
 
 
+def caller(worker: int) -> Whereabouts | None:
+    """Where the calling thread is in an author's code; None if it runs none. In a thread that the code has started, the field is
+    that of the thread `worker`.
+    """
+    frame = _theirs()
+    this = threading.get_ident()
+    return _whereabouts(this if this in _fields else worker, frame) if frame and not _is(frame, _OURS) else None
+
+
+def where_in(threads: Sequence[Sequence[FrameSummary]], relative: Callable[[str], str]) -> str:
+    """Where a process was in an author's code, by what `faulthandler` says of its threads, each with the innermost call first.
+
+    Earlier threads are preferred to later ones, and the author's calls to those of packages, below which this package's are.
+    `relative` gives a file's path as its author knows it. Empty if no thread was in such code.
+    """
+    told = []
+    for calls in threads:
+        theirs = list(takewhile(lambda call: not _is_ours(call.filename), calls))
+        trace = traceback.StackSummary.from_list(reversed(theirs))
+        own = any(not _installed(call.filename) and not call.filename.startswith("<") for call in theirs)
+        if own or len(theirs) < len(calls):
+            told.append((not own, _where(_called(trace, relative))))
+    return min(told, key=lambda each: each[0], default=(True, ""))[1]
+
+
 def _whereabouts(thread: int, frame: FrameType | None) -> Whereabouts | None:
     fields = _fields.get(thread)
     if not fields or frame is None:
@@ -120,11 +147,16 @@ def _whereabouts(thread: int, frame: FrameType | None) -> Whereabouts | None:
 
 def _here() -> str:
     """Where this thread is in an author's code, after the path of the job's field."""
+    place = _whereabouts(threading.get_ident(), _theirs())
+    return f"{place.field}: the code{place.where}" if place else ""
+
+
+def _theirs() -> FrameType | None:
+    """The innermost call of this thread's that is not this package's."""
     frame: FrameType | None = sys._getframe()
     while frame and _is(frame, "thalweg."):
         frame = frame.f_back
-    place = _whereabouts(threading.get_ident(), frame)
-    return f"{place.field}: the code{place.where}" if place else ""
+    return frame
 
 
 def _told(error: BaseException) -> str:
@@ -144,25 +176,29 @@ def _text(error: BaseException) -> str:
         text = (error.msg or "") if isinstance(error, SyntaxError) else str(error)
     except Exception:  # noqa: BLE001 - it is the author's, too
         return "(its text cannot be shown)"
-    return _cut(" ".join(text.split()) if len(text) < _MAX_LOOKED_AT else text, _MAX_TEXT)
+    return cut(" ".join(text.split()) if len(text) < _MAX_LOOKED_AT else text, _MAX_TEXT)
 
 
 def _calls(error: BaseException) -> list[str]:
     """The last calls in the author's own code, as `file:line in function: source`; else those in packages that it uses."""
     told = _called(traceback.extract_tb(_beyond_ours(error.__traceback__)))
     if isinstance(error, SyntaxError) and error.filename:
-        told.append(_call(error.filename, error.lineno, "<module>", error.text))
+        told.append(_call(_relative(error.filename), error.lineno, "<module>", error.text))
     return told[-_MAX_CALLS:]
 
 
-def _called(trace: traceback.StackSummary) -> list[str]:
+def _called(trace: traceback.StackSummary, relative: Callable[[str], str] | None = None) -> list[str]:
     frames = [frame for frame in trace if not frame.filename.startswith("<frozen ")]
     own = [frame for frame in frames if not _installed(frame.filename)] or frames
-    return [_call(frame.filename, frame.lineno, frame.name, frame.line) for frame in own[-_MAX_CALLS:]]
+    return [_call((relative or _relative)(frame.filename), frame.lineno, frame.name, frame.line) for frame in own[-_MAX_CALLS:]]
 
 
 def _where(calls: list[str]) -> str:
     return f" (at {', then '.join(calls)})" if calls else ""
+
+
+def _is_ours(file: str) -> bool:
+    return any(Path(file).is_relative_to(folder) for folder in sys.modules["thalweg"].__path__)
 
 
 def _is(frame: FrameType, ours: str | tuple[str, ...]) -> bool:
@@ -177,8 +213,8 @@ def _beyond_ours(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _call(file: str, line: int | None, function: str, source: str | None) -> str:
-    where = f"{_relative(file)}:{line}" + ("" if function == "<module>" else f" in {function}")
-    return f"{where}: {_cut(source.strip(), _MAX_LINE)}" if source and source.strip() else where
+    where = f"{file}:{line}" + ("" if function == "<module>" else f" in {function}")
+    return f"{where}: {cut(source.strip(), _MAX_LINE)}" if source and source.strip() else where
 
 
 def _relative(file: str) -> str:
@@ -191,7 +227,8 @@ def _relative(file: str) -> str:
 
 
 def _installed(file: str) -> bool:
-    return any(Path(file).is_relative_to(folder) for folder in _INSTALLED)
+    # Packages that a job requires are installed in a folder of their own.
+    return any(Path(file).is_relative_to(folder) for folder in _INSTALLED) or "site-packages" in Path(file).parts
 
 
 def _named(found: object) -> str:
@@ -207,5 +244,6 @@ def _meant(found: object, name: str) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _cut(text: str, limit: int) -> str:
+def cut(text: str, limit: int = _MAX_TEXT) -> str:
+    """A text of an author's, or its beginning if it is long."""
     return text if len(text) <= limit else text[: limit - 3] + "..."

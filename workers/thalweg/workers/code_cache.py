@@ -6,6 +6,7 @@ nobody uses are removed, the one that was used longest ago first, when there are
 
 import fcntl
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+_TEMPORARY = "thalweg-code-"
+_FOLDER = re.compile(rf".*/(?:[0-9a-f]{{64}}|{_TEMPORARY}[^/]*)/")
 # What is kept of folders that nobody uses.
 MAX_KEPT_FOLDERS = 32
 MAX_KEPT_BYTES = 4 << 30
@@ -32,6 +35,11 @@ def cache_folder() -> Path | None:
     with suppress(RuntimeError):
         return Path.home() / ".cache" / "thalweg" / "code"
     return None
+
+
+def below_folder(file: str) -> str:
+    """The path of a file as the code's author knows it, also after the folder, of any worker, is gone."""
+    return _FOLDER.sub("", file, count=1)
 
 
 @contextmanager
@@ -58,7 +66,7 @@ def kept(name: str, fill: Callable[[Path], None], is_whole: Callable[[Path], boo
 
 
 def _temporary(stack: ExitStack) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="thalweg-code-"))
+    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
     stack.callback(_remove, folder)
     return folder
 

@@ -1,27 +1,29 @@
 """A worker's signs of life: heartbeats, and an end to what never ends in the code of a job's author.
 
 Python code that does not end is found by a thread, which looks where it is. Code that holds Python's lock lets no thread run: a
-process of its own then ends by a timer that needs no lock, and the server, which hears nothing, knows that it is lost.
+process of its own then ends by a timer that needs no lock, and its last words (`crashes.py`) say where it was. Code that ends the
+process itself is reported first.
 """
 
-import faulthandler
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from math import inf
 from time import monotonic
+from typing import NoReturn
 
 from thalweg.learning import entry_points
 from thalweg.v1 import parameter_service_pb2 as pb
+from thalweg.workers import crashes
 
 # After a report, the process has so many seconds to send it. A server that fails the job has it ended sooner.
 _PATIENCE_SECONDS = 5.0
 # A process that could send no heartbeat for so many times the seconds after which it counts as lost is of no use.
 _HANGING = 2.0
-# Descriptor of the log of a worker's errors.
-_LOG = 2
 _LIMIT_FIELD = "training.task_seconds"
+_exit = os._exit
 # How often the time is looked at, as a part of the limit.
 _LOOKS = 4
 
@@ -48,12 +50,20 @@ class Watch:
         self._hanging = _HANGING * silence_seconds if own_process and heartbeat_seconds > 0 else 0.0
         self._limit = limit
         self._own_process = own_process
+        self._process = os.getpid()
         self._watched = threading.get_ident()
         self._doing: tuple[str, float] | None = None
+        self._pause = min((seconds for seconds in (heartbeat_seconds, limit / _LOOKS) if seconds > 0), default=inf)
+        # When the process ends by itself; and how long after the limit, because the thread that looks at the time may be late.
+        self._armed = inf
+        self._margin = self._pause + 2 * _PATIENCE_SECONDS
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="thalweg-heart", daemon=True)
 
     def __enter__(self) -> "Watch":
+        if self._own_process:
+            crashes.write_last_words()
+            os._exit = self._ends
         self._arm()
         if self._heartbeat > 0 or self._limit > 0:
             self._thread.start()
@@ -63,35 +73,45 @@ class Watch:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        if self._own_process:
+            crashes.go_on()
+            os._exit = _exit
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
         """Around something that must not take longer than the limit. `what` says what is done, for people."""
         self._doing = (what, monotonic() + self._limit)
+        if self._own_process and self._limit > 0 and self._doing[1] + self._margin < self._armed:
+            # It may hold Python's lock from now on.
+            self._arm()
         try:
             yield
         finally:
             self._doing = None
 
     def _run(self) -> None:
-        pause = min(seconds for seconds in (self._heartbeat, self._limit / _LOOKS) if seconds > 0)
-        try:
-            while not self._stop.wait(pause):
-                self._arm()
-                if self._heartbeat > 0:
-                    self._send(pb.WorkRequest(heartbeat=pb.Heartbeat()))
-                doing = self._doing
-                if self._limit > 0 and doing and monotonic() > doing[1]:
-                    self._overdue(doing[0])
-                    return
-        finally:
-            if self._hanging:
-                faulthandler.cancel_dump_traceback_later()
+        while not self._stop.wait(self._pause):
+            self._arm()
+            if self._heartbeat > 0:
+                self._send(pb.WorkRequest(heartbeat=pb.Heartbeat()))
+            doing = self._doing
+            if self._limit > 0 and doing and monotonic() > doing[1]:
+                self._overdue(doing[0])
+                return
 
     def _arm(self) -> None:
-        """Has the process end if this is not called again in time. Its log then has the lines where its threads are."""
-        if self._hanging:
-            faulthandler.dump_traceback_later(self._hanging, exit=True, file=_LOG)
+        """Has the process end if this is not called again in time."""
+        if not self._own_process:
+            return
+        now, doing = monotonic(), self._doing
+        ends = [now + self._hanging] if self._hanging else []
+        if self._limit > 0 and doing:
+            ends.append(max(now, doing[1]) + self._margin)
+        self._armed = min(ends, default=inf)
+        if ends:
+            crashes.end_after(self._armed - now)
+        else:
+            crashes.go_on()
 
     def _overdue(self, what: str) -> None:
         """Reports that something takes too long, and ends the process unless it comes to its end."""
@@ -99,7 +119,16 @@ class Watch:
         if not self._stop.wait(_PATIENCE_SECONDS) and self._own_process:
             with suppress(OSError, ValueError):
                 sys.stdout.flush()
-            os._exit(1)
+            _exit(1)
+
+    def _ends(self, status: int) -> NoReturn:
+        """In place of `os._exit`: the author's code that calls it is reported. A process that the code has forked just ends."""
+        place = entry_points.caller(self._watched) if os.getpid() == self._process else None
+        if place:
+            problem = f"{place.field}: the code ended its process, with exit code {status}{place.where}"
+            self._send(pb.WorkRequest(failure=pb.Failure(problem=problem, scope=pb.Failure.SCOPE_JOB)))
+            self._stop.wait(_PATIENCE_SECONDS)
+        _exit(status)
 
     def _failure(self, what: str) -> pb.Failure:
         place = entry_points.whereabouts(self._watched)

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from thalweg.contract.process import prepare
+from thalweg.workers.crashes import log_of_errors
 from thalweg.workers.ray.processes import end_with
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ class WorkerActor:
         prepare()
         self._answered = threading.Event()
 
-    def place(self) -> tuple[str, str]:
-        """The node that it runs on: Ray's id, and the name."""
+    def place(self) -> tuple[str, str, str]:
+        """The node that it runs on, Ray's id and the name, and the path of its log there."""
         import ray  # noqa: PLC0415 - where the actor runs
 
-        return ray.get_runtime_context().get_node_id(), platform.node()
+        return ray.get_runtime_context().get_node_id(), platform.node(), log_of_errors()
 
     def work(self, server: "Endpoint", job_id: str, fleet: str, fleet_id: str, allow_code: bool = False) -> str:
         """Works until the server says goodbye. `allow_code` is whether it may run code of the job's author."""
@@ -31,7 +32,7 @@ class WorkerActor:
         from thalweg.workers.worker import work  # noqa: PLC0415 - imports gRPC
 
         end_with(os.getppid(), lambda: os._exit(1))
-        node, name = self.place()
+        node, name, _ = self.place()
         place = Place(fleet=fleet_id, node=node, name=name)
         return work(server, job_id, f"{fleet}/{name}/{os.getpid()}", self._answered.set, place, allow_code, own_process=True)
 

@@ -5,7 +5,6 @@ gone. The fleet then ends this process and starts another one.
 """
 
 import os
-import re
 import signal
 from collections import defaultdict
 from contextlib import suppress
@@ -20,6 +19,7 @@ from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Place
 from thalweg.workers.ray.actor import WorkerActor
 from thalweg.workers.ray.cluster import RayLostError, connect, own_head
+from thalweg.workers.ray.deaths import Deaths, death
 from thalweg.workers.ray.folder import end_and_remove
 from thalweg.workers.ray.messages import Alive, Failed, Hold, Orders
 from thalweg.workers.ray.processes import end_with, has_ended
@@ -28,11 +28,8 @@ from thalweg.workers.ray.processes import end_with, has_ended
 _LOOK_SECONDS = 0.25
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 5.0
-# Ray's messages about an actor whose node has died, and about the end of an actor's process. It names no other signal.
+# Ray's message about an actor whose node has died.
 _NODE_DEATH = "its node has died"
-_WITHOUT_A_WORD = "Worker unexpectedly exits with a connection error"
-_EXIT_CODE = re.compile(r"Worker exits with an exit code (\d+)")
-_SIGTERM = "The process receives a SIGTERM"
 _MIN_RESOURCE = 0.0001
 # Ray puts the driver's folder first in the workers' Python path. No file can be put in this one, on any machine.
 _FOLDER = "/proc/sys/kernel"
@@ -58,6 +55,7 @@ class RayDriver:
         self._node = ray.get_runtime_context().get_node_id()
         self._head = own_head()
         self._class = ray.remote(WorkerActor)
+        self._deaths = Deaths(ray, self._now, connection.send)
         self._actors: dict[str, dict[Any, _Actor]] = defaultdict(dict)
         self._wanted: dict[str, pb.Allotment] = {}
         self._holding = False
@@ -84,6 +82,7 @@ class RayDriver:
                     if not isinstance(message, Hold):
                         self._wanted = {allotment.job_id: allotment for allotment in message.allotments}
                 self._collect()
+                self._deaths.tell()
                 self._reconcile()
         # A fleet that has closed its end still receives.
         self._report()
@@ -130,7 +129,12 @@ class RayDriver:
                 if exited and job_id in self._wanted:
                     exited.job_id = job_id
                     exited.place.CopyFrom(self._place(actor))
-                    self._connection.send(exited)
+                    _, _, log = self._now(actor.place) or ("", "", "")
+                    # Of code of the job's that ended its process.
+                    if exited.died and self._orders.allow_code and log:
+                        self._deaths.add(exited, log)
+                    else:
+                        self._connection.send(exited)
             backoff = FIRST_BACKOFF if works else 2 * self._backoff.get(job_id, FIRST_BACKOFF / 2)
             self._backoff[job_id] = min(backoff, MAX_BACKOFF)
             self._not_before[job_id] = monotonic() + self._backoff[job_id]
@@ -145,7 +149,7 @@ class RayDriver:
 
     def _place(self, actor: _Actor) -> Place:
         """The node on which an actor runs or ran, if that is known."""
-        node, name = self._now(actor.place) or (actor.node, "")
+        node, name, _ = self._now(actor.place) or (actor.node, "", "")
         return Place(fleet=self._orders.fleet_id, node=node, name=name)
 
     def _exited(self, reference: Any, actor: _Actor) -> pb.WorkerExited | None:
@@ -163,10 +167,7 @@ class RayDriver:
             text = str(error).strip()
             if _NODE_DEATH in text:
                 return pb.WorkerExited(problem="its Ray node has died")
-            signaled = signal.SIGTERM if _SIGTERM in text else 0
-            problem = f"its process died: {_how_it_died(text)}"
-            cause, died = pb.WorkerExited.CAUSE_KILLED, not signaled
-            exited = pb.WorkerExited(problem=problem, cause=cause, signal=signaled, died=died)
+            exited = death(text)
         else:
             return None
         if self._now(actor.answered):
@@ -229,16 +230,6 @@ class RayDriver:
                 free[actor.node] = free_slots - actor.slots, free_gpus - actor.gpus
         fitting = [node for node, (free_slots, free_gpus) in free.items() if free_slots >= slots and free_gpus >= gpus]
         return max(fitting, key=lambda node: free[node][0], default="")
-
-
-def _how_it_died(text: str) -> str:
-    """Ray's message about the end of an actor's process, shortened."""
-    if _SIGTERM in text:
-        return "it was ended by SIGTERM"
-    if _WITHOUT_A_WORD in text:
-        return "it was killed, perhaps for lack of memory, or crashed without a message"
-    code = _EXIT_CODE.search(text)
-    return f"it ended with exit code {code[1]}" if code else text.partition("\n")[0]
 
 
 def _why_not_installed(text: str) -> str:

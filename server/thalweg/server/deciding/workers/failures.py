@@ -14,8 +14,8 @@ MAX_REPORTS = 5
 # After the processes of this many workers in a row died, and none contributed, a job with code of its own fails.
 MAX_DEATHS = 5
 _HOW_CODE_KILLS = (
-    "code ends its process by os._exit, by a crash in a library, by taking more memory than there is, or by not returning from "
-    "a call that holds Python's lock; the worker's log may have the line"
+    "code ends its process by a crash in a library, by taking more memory than there is, or by not returning from a call that "
+    "holds Python's lock"
 )
 
 # How many nodes are remembered: more than a job has workers on, and few enough for workers that lie about where they are.
