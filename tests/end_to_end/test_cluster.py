@@ -4,9 +4,10 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -34,15 +35,24 @@ def expected() -> str:
 class Cluster:
     """A server at a port that stays the same, and a fleet of three slots. `serve` and `fleet` are arguments for the two.
 
-    Its jobs obey `barrier`.
+    Its jobs obey `barrier`. `program` is what runs the fleet, with further variables of its environment.
     """
 
     def __init__(
-        self, home: Path, stack: ExitStack, *serve: str, data: Path | None = None, fleet: tuple[str, ...] = ("--slots", "3")
+        self,
+        home: Path,
+        stack: ExitStack,
+        *serve: str,
+        data: Path | None = None,
+        fleet: tuple[str, ...] = ("--slots", "3"),
+        program: Path = THALWEG,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.home = home
         self._stack = stack
         self._serve = serve
+        self._program = program
+        self._environment = environment
         self.data = data or home / "server"
         self.barrier = Barrier(home / "barrier.json")
         self.address = "127.0.0.1:0"
@@ -59,7 +69,8 @@ class Cluster:
     def start_fleet(self, *options: str) -> Running:
         """Starts a fleet of the same name as others, of three slots unless said otherwise."""
         arguments = ("fleet", "--server", self.address, "--name", "spare", *(options or ("--slots", "3")))
-        return self._stack.enter_context(service(self.home, *arguments, **self.barrier.environment))[0]
+        fleet = service(self.home, *arguments, program=self._program, **self.barrier.environment, **self._environment)
+        return self._stack.enter_context(fleet)[0]
 
     def __call__(self, *arguments: str) -> Any:
         """What a command answers."""

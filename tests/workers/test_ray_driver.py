@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import chain, pairwise, repeat
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,7 +141,8 @@ class Ray:
     def nodes(self) -> list[dict[str, Any]]:
         nodes = [("here", "10.0.0.1", 2.0, self.alive), ("far", "10.0.0.2", 3.0, True), ("gone", "10.0.0.3", 4.0, False)]
         return [
-            {"NodeID": node, "NodeManagerAddress": address, "Alive": alive, "Resources": {"CPU": cpus, **gpus}}
+            {"NodeID": node, "NodeManagerAddress": address, "NodeManagerHostname": f"{node}.lab", "Alive": alive}
+            | {"Resources": {"CPU": cpus, **gpus}}
             for (node, address, cpus, alive), gpus in zip(nodes, ({}, {"GPU": 4.0}, {}), strict=True)
         ]
 
@@ -166,10 +168,11 @@ class Ray:
         return [reference for reference in references if reference.is_done(self.now)], []
 
     def get(self, reference: Call) -> Any:
-        if reference.method == "work" and reference.actor.error:
-            raise reference.actor.error
         if reference.method == "last_words":
             return self.words
+        error = reference.actor.error
+        if error and (reference.method == "work" or isinstance(error, RuntimeEnvSetupError)):
+            raise error
         return (reference.actor.node, f"{reference.actor.node}.lab", self.log) if reference.method == "place" else True
 
     def kill(self, actor: Actor) -> None:
@@ -455,6 +458,16 @@ def test_a_limit_of_files_sizes_that_ray_cannot_do_with_is_said_before_it_starts
         connect(None, Orders("fleet", "id", Endpoint(Address("host", 1)), None, 1, 1))
 
 
+def test_a_ray_of_its_own_finds_the_gpus_of_its_machine() -> None:
+    given: dict[str, Any] = {}
+    connect(
+        SimpleNamespace(init=given.update), Orders("fleet", "id", Endpoint(Address("host", 1)), None, 3, 1, trust_network=True)
+    )
+    assert given["num_cpus"] == 3
+    # Ray looks for them only where it is not told how many there are.
+    assert "num_gpus" not in given
+
+
 REQUIRES = pb.AttendResponse(
     allotments=[pb.Allotment(job_id="other", workers=1, slots_per_worker=1, requirements=["einops==0.8.1", "six"])]
 )
@@ -476,6 +489,8 @@ def test_packages_are_installed_only_where_that_is_allowed(ray: Ray, allowed: bo
 def test_packages_that_cannot_be_installed_are_told_as_the_nodes_problem(ray: Ray) -> None:
     text = "Failed to set up runtime environment.\nTraceback\n    ERROR: No matching distribution found for einops==99\n\n"
     ray.fates = chain([(0.1, RuntimeEnvSetupError(text), False)], repeat(LONG_LIFE))
-    (exited,) = exits(run(ray, 1))
+    (exited,) = exits(run(ray, 2, workers=0, then=(REQUIRES,), allow_code=True, allow_requirements=True))
     assert exited.cause == NODE
+    # Which Ray does not say.
+    assert exited.place == Place(fleet="id", node="far", name="far.lab")
     assert exited.problem == "code.requirements cannot be installed: ERROR: No matching distribution found for einops==99"

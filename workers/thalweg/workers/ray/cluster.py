@@ -68,7 +68,8 @@ def connect(ray: Any, orders: Orders) -> None:
         options["address"] = orders.ray_address
     else:
         _check_machine()
-        options |= {"address": "local", "num_cpus": orders.slots, "num_gpus": 0}
+        # Ray finds the GPUs by itself.
+        options |= {"address": "local", "num_cpus": orders.slots}
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     ray.init(**options)
     if not orders.trust_network and not _asks_for_a_token(parse_address(ray.get_runtime_context().gcs_address)):

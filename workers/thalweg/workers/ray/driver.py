@@ -59,8 +59,9 @@ class RayDriver:
         self._actors: dict[str, dict[Any, _Actor]] = defaultdict(dict)
         self._wanted: dict[str, pb.Allotment] = {}
         self._holding = False
-        # The CPU slots and the GPUs of each node.
+        # The CPU slots and the GPUs of each node, and its name.
         self._capacities: dict[str, tuple[int, int]] = {}
+        self._names: dict[str, str] = {}
         self._unreachable: tuple[str, ...] = ()
         # The resources that an actor needs besides CPU slots.
         self._resources: dict[str, float] = {}
@@ -113,6 +114,7 @@ class RayDriver:
             self._resources = {f"node:{here}": _MIN_RESOURCE}
         has = {node["NodeID"]: node["Resources"] for node in nodes}
         self._capacities = {node: (int(each.get("CPU", 0)), int(each.get("GPU", 0))) for node, each in has.items()}
+        self._names |= {node["NodeID"]: node["NodeManagerHostname"] for node in nodes}
 
     def _collect(self) -> None:
         """Finds the actors that have ended."""
@@ -149,7 +151,7 @@ class RayDriver:
 
     def _place(self, actor: _Actor) -> Place:
         """The node on which an actor runs or ran, if that is known."""
-        node, name, _ = self._now(actor.place) or (actor.node, "", "")
+        node, name, _ = self._now(actor.place) or (actor.node, self._names.get(actor.node, ""), "")
         return Place(fleet=self._orders.fleet_id, node=node, name=name)
 
     def _exited(self, reference: Any, actor: _Actor) -> pb.WorkerExited | None:
@@ -196,10 +198,13 @@ class RayDriver:
                     break
 
     def _start(self, actors: dict[Any, _Actor], job_id: str, allotment: pb.Allotment) -> bool:
-        """Starts an actor on a node of Ray's choice, or, if there are nodes to avoid, on another one. False if none has room."""
+        """Starts an actor, on a node of Ray's choice if all will do. False if none has room."""
         slots, gpus, node = allotment.slots_per_worker, allotment.gpus_per_worker, ""
+        # Nothing is installed on the server's word alone.
+        packages = list(allotment.requirements) if self._orders.allow_requirements else []
         strategy: Any = "SPREAD"
-        if allotment.avoid:
+        # Ray does not say on which node packages could not be installed.
+        if allotment.avoid or packages:
             node = self._roomiest(set(allotment.avoid), slots, gpus)
             if not node:
                 return False
@@ -208,9 +213,8 @@ class RayDriver:
         options |= {"max_restarts": 0, "max_concurrency": 3}
         if gpus:
             options |= {"num_gpus": gpus}
-        # Nothing is installed on the server's word alone.
-        if allotment.requirements and self._orders.allow_requirements:
-            options |= {"runtime_env": {"pip": list(allotment.requirements)}}
+        if packages:
+            options |= {"runtime_env": {"pip": packages}}
         handle = self._class.options(**options).remote()
         orders = self._orders
         reference = handle.work.remote(orders.server, job_id, orders.fleet, orders.fleet_id, orders.allow_code)

@@ -11,6 +11,9 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "3",
 }
+# A package that cannot be installed is tried again when the server says so: Ray itself would try three times at once, and then
+# remember for ten minutes that it failed.
+_INSTALLATIONS = {"RUNTIME_ENV_RETRY_TIMES": "1", "BAD_RUNTIME_ENV_CACHE_TTL_SECONDS": "1"}
 # Without a token, Ray runs code for everyone who reaches its ports.
 _AUTHENTICATION = {"RAY_AUTH_MODE": "token"}
 # Ray's name for a setting that is not for clusters: everything listens on loopback only.
@@ -25,7 +28,7 @@ def for_own_ray(folder: Path, environment: Mapping[str, str] = os.environ) -> di
     It has a new token, which is in no file, and listens on loopback only.
     """
     own = {_TOKEN: secrets.token_hex(32), "RAY_TMPDIR": str(folder)}
-    return _without(environment, _TOKEN_PATH, "RAY_ADDRESS") | own | _LOOPBACK_ONLY
+    return _INSTALLATIONS | _without(environment, _TOKEN_PATH, "RAY_ADDRESS") | own | _LOOPBACK_ONLY
 
 
 def for_cluster(
