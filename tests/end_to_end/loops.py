@@ -60,9 +60,15 @@ class Case(NamedTuple):
     aliases: frozenset[str] = frozenset()
 
 
+def entry_of(spec: job_pb2.JobSpec) -> job_pb2.EntryPoint:
+    """The entry point of a job's model."""
+    entry: job_pb2.EntryPoint = getattr(spec.model, str(spec.model.WhichOneof("kind")))
+    return entry
+
+
 def _made(spec: job_pb2.JobSpec) -> Any:
     """What the entry point of a job's model gives."""
-    entry = getattr(spec.model, str(spec.model.WhichOneof("kind")))
+    entry = entry_of(spec)
     module, name = entry.entrypoint.split(":")
     return getattr(import_module(module), name)(**json.loads(entry.arguments))
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.command import wait_for
+from tests.end_to_end.command import service, wait_for
 from tests.end_to_end.faults import kill
+from tests.end_to_end.loops import CASES, MIXED, ROOT, check, entry_of, settled
 from tests.end_to_end.reference import reference
 from tests.end_to_end.test_cluster import Cluster
 from tests.workers.archives import wheel
-from thalweg.client import Client, Job, WorkersChanged, load_job
+from thalweg.client import Client, Job, Notice, WorkersChanged, load_job
 from thalweg.contract import layout as layouts
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
@@ -51,9 +52,14 @@ optimizer.sgd = {{ learning_rate = 0.1 }}
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with two shards, over which large models are split."""
     with ExitStack() as stack:
         fleet = ("--slots", "3", "--allow-code")
-        yield Cluster(tmp_path_factory.mktemp("code"), stack, "--allow-code", fleet=fleet)
+        cluster = Cluster(tmp_path_factory.mktemp("code"), stack, "--allow-code", fleet=fleet)
+        for _ in range(2):
+            shard = ("shard", "--server", cluster.address, "--address", "127.0.0.1:0")
+            stack.enter_context(service(cluster.home, *shard))
+        yield cluster
 
 
 @pytest.fixture
@@ -109,6 +115,24 @@ def worker_of(job: Job) -> str:
     """The one worker that a job has, or had last."""
     (name,) = next(event.names for event in reversed(job.history()) if isinstance(event, WorkersChanged) and event.names)
     return name
+
+
+@pytest.mark.parametrize("kind", ["torch", "jax", "python", "python, numerical"])
+def test_a_model_of_each_kind_equals_a_plain_loop(kind: str, cluster: Cluster, client: Client) -> None:
+    """With two workers. The module has all kinds of tensors, on the server and two shards."""
+    case = MIXED if kind == "torch" else CASES[kind]
+    with settled(case):
+        spec = case.spec()
+        entry = entry_of(spec)
+        module, name = entry.entrypoint.split(":")
+        spec.code.path = f"{ROOT / module.replace('.', '/')}.py"
+        entry.entrypoint = f"{module.rpartition('.')[2]}:{name}"
+        spec.training.workers = 2
+        job = client.submit(spec)
+        job.wait()
+        check(job.message, cluster.data, case)
+    split = [event.text for event in job.history() if isinstance(event, Notice) and "split over" in event.text]
+    assert len(split) == (kind == "torch")
 
 
 def test_code_is_a_file_a_folder_or_a_wheel(cluster: Cluster, client: Client, tmp_path: Path) -> None:
