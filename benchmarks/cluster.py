@@ -61,7 +61,9 @@ def _work(address: Address, job: str, name: str, threads: int, sleep: float | No
             return Sums(0.0, size(batch), (0.0,))
 
         Sequential.gradient = idle  # type: ignore[method-assign]
-    workers = [Thread(target=work, args=(Endpoint(address), job, f"{name}-{i}")) for i in range(threads)]
+    workers = [
+        Thread(target=work, args=(Endpoint(address), job, f"{name}-{i}"), kwargs={"allow_code": True}) for i in range(threads)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -80,7 +82,7 @@ def cluster(
     shards: int = 0,
 ) -> Iterator[Cluster]:
     """A job that is worked for as long as the context, or to its end. Workers that sleep are `threads` to a process."""
-    options = () if shared_memory else ("--no-shared-memory",)
+    options = (*(() if shared_memory else ("--no-shared-memory",)), *(("--allow-code",) if "code" in job else ()))
     context = multiprocessing.get_context("spawn")
     job["training"]["workers"] = workers
     threads = 1 if sleep is None else threads

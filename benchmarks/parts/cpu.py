@@ -5,7 +5,7 @@ import time
 
 from benchmarks.cluster import training
 from benchmarks.parts import Cell, Table, run
-from benchmarks.workloads import DENSE, WORKERS
+from benchmarks.workloads import WORKLOADS, WORKERS
 
 _STEPS = 10
 
@@ -13,7 +13,7 @@ _STEPS = 10
 def measure(options: argparse.Namespace) -> Table:
     """One measurement of each workload."""
     rows: list[tuple[Cell, ...]] = []
-    for workload in DENSE.values():
+    for workload in WORKLOADS.values():
         with training(workload, WORKERS) as cluster:
             cluster.rate(0)
             # The warm-up is over. A slow step must not be most of what is counted.

@@ -59,3 +59,9 @@ def test_entries_of_pythonpath_mean_the_same_in_another_folder(tmp_path: Path, m
 def test_ray_keeps_the_docstrings_that_it_needs() -> None:
     given = {"PYTHONOPTIMIZE": "2", "RAY_AUTH_TOKEN": "mine"}
     assert not {"PYTHONOPTIMIZE"} & (for_own_ray(FOLDER, given).keys() | for_cluster(None, environment=given).keys())
+
+
+def test_workers_keep_the_memory_that_they_free_unless_told_otherwise() -> None:
+    assert for_own_ray(FOLDER, {})["MALLOC_MMAP_MAX_"] == "0"
+    given = {"MALLOC_ARENA_MAX": "4"}
+    assert {name for name in for_own_ray(FOLDER, given) if name.startswith(("MALLOC", "GLIBC"))} == {"MALLOC_ARENA_MAX"}

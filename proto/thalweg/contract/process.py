@@ -53,8 +53,10 @@ def keep_freed() -> None:
     """Lets this process keep up to some 32 MiB of freed memory, for each of malloc's arenas, instead of returning it at once.
 
     A message of 1 MiB is allocated and freed several times. Getting its pages from the system each time, zeroed, costs as much
-    as sending it. Only for the GNU C library; elsewhere it does nothing.
+    as sending it. Only for the GNU C library; elsewhere it does nothing, nor where the environment says what malloc keeps.
     """
+    if "MALLOC_TRIM_THRESHOLD_" in os.environ:
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         mallopt(_MMAP_THRESHOLD, _MAX_BYTES)
