@@ -5,7 +5,7 @@ import time
 
 from benchmarks.cluster import training
 from benchmarks.parts import Cell, Table, run
-from benchmarks.workloads import WORKLOADS, WORKERS
+from benchmarks.workloads import WORKERS, WORKLOADS
 
 _STEPS = 10
 
