@@ -16,8 +16,9 @@ from tests.end_to_end.loops import CASES, MIXED, ROOT, check, entry_of, settled
 from tests.end_to_end.reference import reference
 from tests.end_to_end.test_cluster import Cluster
 from tests.workers.archives import wheel
-from thalweg.client import Client, Job, Notice, WorkersChanged, load_job
+from thalweg.client import Client, Job, Notice, StateChanged, WorkersChanged, load_job
 from thalweg.contract import layout as layouts
+from thalweg.contract.states import waiting_name
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
 
@@ -262,4 +263,7 @@ def test_a_job_waits_for_what_no_fleet_has(
     job = client.submit(job_of(write(tmp_path / "waits", modules(0.5))), settings)
     record = wait_for(lambda: job.refresh() if job.refresh().waiting_for == waits_for else None)
     assert record.status == f"waiting for workers: {status}"
+    changed = job.history()[-1]
+    assert isinstance(changed, StateChanged)
+    assert (changed.status, changed.waiting_for) == (record.status, waiting_name(record.waiting_for))
     assert job.cancel() == "CANCELLED"

@@ -168,6 +168,20 @@ def test_sigterm_ends_the_job_too(tmp_path: Path, held: Barrier) -> None:
     assert json.loads(ended.stdout)["state"] == "CANCELLED"
 
 
+def test_a_job_for_a_gpu_does_not_wait_where_there_is_none(tmp_path: Path) -> None:
+    job = """
+        model = { torch = "torch.nn:Flatten", loss = "softmax_cross_entropy" }
+        data.builtin = "digits"
+        training.resources.gpus = 1
+        optimizer.sgd = {}
+    """
+    (tmp_path / "job.toml").write_text(job)
+    ended = thalweg(tmp_path, "train", "job.toml", RAY_OVERRIDE_RESOURCES='{"GPU": 0}')
+    assert ended.code == 1
+    assert "thalweg: training.resources.gpus: each worker takes 1, and Ray finds 0 GPUs on this machine\n" in ended.stderr
+    assert [job["state"] for job in thalweg(tmp_path, "jobs", "--json").answer["jobs"]] == ["CANCELLED"]
+
+
 def npz(folder: Path) -> str:
     """A file of data."""
     np.savez(folder / "data.npz", x=np.random.default_rng(0).normal(size=(40, 4)), y=np.arange(40) % 10)

@@ -15,6 +15,7 @@ from typing import Any
 from thalweg.client import runs
 from thalweg.client.client import Client
 from thalweg.client.composition import FolderInUseError, RunningServer, load_server, start_fleet
+from thalweg.client.errors import LocalError
 from thalweg.client.extras import require_ray
 from thalweg.client.folder_server import start_embedded_server, used_elsewhere
 from thalweg.client.folders import embedded_folder, expanded, folder_token, has_token, is_locked, is_usual
@@ -83,14 +84,18 @@ class Embedded:
         """The options with which commands find a job: none if it is in the default folder."""
         return "" if is_usual(self.folder) else f" --data {shlex.quote(str(self.folder))}"
 
-    def start_fleet(self, slots: int, check: Callable[[], None] = lambda: None) -> None:
+    def start_fleet(self, slots: int, gpus: float = 0, check: Callable[[], None] = lambda: None) -> None:
         """Starts Ray with `slots` CPU slots, and workers on it as jobs need them. Raises what `check` raises meanwhile.
 
-        The workers run code of jobs, which are this user's own.
+        The workers run code of jobs, which are this user's own. `gpus` is what one of them takes. Raises LocalError if this
+        machine has fewer, for there will be no other machine.
         """
         server = Endpoint(self.client.address, self._token)
         fleet = start_fleet(server, slots=slots, allow_code=True, allow_requirements=True, name="embedded", check=check)
         self._stack.callback(fleet.stop)
+        if fleet.gpus < gpus:
+            has = f"{fleet.gpus} GPU{'' if fleet.gpus == 1 else 's'}"
+            raise LocalError(f"training.resources.gpus: each worker takes {gpus:g}, and Ray finds {has} on this machine")
 
     def abandon(self, job_id: str) -> None:
         """Does not interrupt a job when this run ends."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from thalweg.contract import layout as layouts
 from thalweg.contract import states, strides
 from thalweg.contract.layout import Slab
-from thalweg.contract.states import state_name
+from thalweg.contract.states import state_name, waiting_name
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -126,11 +126,15 @@ class _Recorded:
 
 @dataclass(frozen=True)
 class StateChanged(_Recorded):
-    """The job entered a state. `status` says what it does or waits for, `error` why it failed."""
+    """The job entered a state. `status` says what it does or waits for, `error` why it failed.
+
+    `waiting_for` names for programs what a job without workers waits for: `fleet`, `slots`, `place`, as in `thalweg jobs --json`.
+    """
 
     state: str
     status: str
     error: str
+    waiting_for: str = ""
 
 
 @dataclass(frozen=True)
@@ -300,7 +304,8 @@ def event(message: pb.Event) -> Event | None:
     match message.WhichOneof("kind"):
         case "state_changed":
             job = message.state_changed.job
-            return StateChanged(sequence, time, state_name(job.state), job.status, job.error)
+            waiting_for = waiting_name(job.waiting_for) if job.waiting_for else ""
+            return StateChanged(sequence, time, state_name(job.state), job.status, job.error, waiting_for)
         case "steps_taken":
             steps = message.steps_taken
             losses, stride = tuple(steps.losses), steps.stride or 1

@@ -17,6 +17,8 @@ from thalweg.contract.states import state_name
 from thalweg.contract.worker_size import size_of
 
 _KEPT = "parameters.safetensors"
+# What a job waits for while its fleet starts, and then its first worker.
+_USUAL = ("fleet", "workers")
 
 
 @dataclass
@@ -82,14 +84,15 @@ class Training:
             return
         screen.say("starting Ray")
         try:
-            self._embedded.start_fleet(job.spec.training.workers * size_of(job.spec).slots, self._inbox.check)
+            size = size_of(job.spec)
+            self._embedded.start_fleet(job.spec.training.workers * size.slots, size.gpus, self._inbox.check)
         except ThalwegError:
             job.cancel()
             raise
 
     def _in_place(self, event: Event) -> Event:
         """An event for this display: while the fleet is being started, that the job waits for one is left out."""
-        if self._embedded and isinstance(event, StateChanged) and event.state == "QUEUED":
+        if self._embedded and isinstance(event, StateChanged) and event.state == "QUEUED" and event.waiting_for in _USUAL:
             return replace(event, status="waiting for the first worker")
         return event
 

@@ -58,6 +58,11 @@ class Fleet:
             threading.Thread(target=self._supervise, name="thalweg-fleet", daemon=True),
         ]
 
+    @property
+    def gpus(self) -> int:
+        """The GPUs of the node that has the most of them."""
+        return max((gpus for _, gpus in self._cluster.of_nodes), default=0)
+
     def start(self, check: Callable[[], object] = lambda: None) -> None:
         """Starts or joins Ray, then registers with the server. Raises FleetError if Ray cannot be used.
 
