@@ -263,6 +263,8 @@ PROCESS_WIDE = {
         "client/thalweg/client/cli/output.py",
         # While XLA makes its threads, whose number it reads there alone.
         "learning/thalweg/learning/jax_function.py",
+        # Where PyTorch keeps what it compiles, which it reads there alone, and writes there itself.
+        "learning/thalweg/learning/pytorch/compilation.py",
     },
     r"signal\.(signal|set_wakeup_fd|setitimer|alarm|pthread_sigmask|siginterrupt)": {
         # The command: Ctrl-C while it is imported, and at its end.

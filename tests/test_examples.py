@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.learning.kinds.cases import require
 from thalweg.client import load_job
 from thalweg.client.composition import completed, importable
 from thalweg.client.local_files import local_files
@@ -32,6 +33,8 @@ def trainable(job: Path, settings: Mapping[str, Any], folder: Path) -> Iterator[
     kind = loaded.spec.model.WhichOneof("kind")
     if kind in _PACKAGES:
         pytest.importorskip(_PACKAGES[kind])
+    if loaded.spec.model.compile:
+        require("torch, compiled")
     files = local_files(loaded, folder)
     spec = completed(loaded.spec)
     with importable(spec, files.__getitem__):
@@ -85,4 +88,4 @@ def test_the_jobs_of_the_page_on_models_take_a_step_downhill(tmp_path: Path) -> 
         with trainable(job, {}, tmp_path) as (spec, differentiator):
             assert goes_downhill(spec, differentiator)
             kinds.append(spec.model.WhichOneof("kind"))
-    assert kinds == ["torch", "jax", "python"]
+    assert kinds == ["torch", "torch", "jax", "python"]

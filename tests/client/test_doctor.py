@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.client.conftest import Command
+from tests.learning.kinds.cases import require
 from thalweg.client import doctor
 
 pytest.importorskip("torch")
@@ -40,6 +41,10 @@ class Net(nn.Module):
 class Healthy(nn.Module):
     def forward(self, x):
         return x + torch.rand(1) + random.random() + np.random.rand()
+
+
+class Plain(nn.Identity):
+    pass
 
 
 class OwnGenerator(nn.Module):
@@ -87,7 +92,7 @@ class Clock(nn.Module):
         return x * (1 + time.time() % 1)
 
 
-MIDDLES = {middle.__name__: middle for middle in (Healthy, OwnGenerator, OrderOfASet, Kept, Threads, Clock)}
+MIDDLES = {middle.__name__: middle for middle in (Healthy, Plain, OwnGenerator, OrderOfASet, Kept, Threads, Clock)}
 
 
 def net(middle):
@@ -167,6 +172,17 @@ def test_a_fault_is_found_in_its_module(command: Command, job: Path, fault: str)
     assert ("in another process" in found["difference"]["when"]) or fault != "OrderOfASet"
     # A second process is not needed for what differs in one.
     assert fault == "Threads" or found["times"] == (4 if fault == "OrderOfASet" else 2)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("middle", ["Plain", "Kept"])
+def test_a_compiled_module_is_examined_as_a_whole(command: Command, job: Path, middle: str) -> None:
+    require("torch, compiled")
+    code, found = examined(command, job, f"model.torch.arguments.middle={middle}", "model.compile=true")
+    if middle == "Plain":
+        assert (code, found["same_bits"], found["times"]) == (0, True, 4)
+    else:
+        assert (code, found["difference"]["what"], found["difference"]["name"]) == (1, "output", "the module (Net)")
 
 
 @pytest.mark.usefixtures("quiet")

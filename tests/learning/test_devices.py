@@ -20,7 +20,7 @@ from thalweg.contract.sums import Sums
 from thalweg.learning import registry
 from thalweg.learning.batch import Batch
 from thalweg.learning.errors import MistakeError, NodeError
-from thalweg.learning.objective import Accelerated
+from thalweg.learning.objective import Dependent
 from thalweg.learning.randomness import Purpose
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
@@ -304,7 +304,7 @@ def test_a_worker_without_a_gpu_says_so_and_a_prediction_does_without() -> None:
 
 def test_a_gpu_is_a_premise(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, device = pair(monkeypatch, LateLink())
-    assert isinstance(plain, Accelerated)
+    assert isinstance(plain, Dependent)
     both: tuple[Any, Any] = plain, device
     without, told = ({each.name: each.value for each in premises.of_objective(of)} for of in both)
     assert told == without | {"GPU": "a late one"}

@@ -24,6 +24,8 @@ TASKS = 4
 _ORDER = [*range(TASKS), *reversed(range(TASKS))]
 _OTHER_ORDER = [2, 0, 3, 1, 1, 3, 0, 2]
 _PROGRAM = "thalweg.workers.doctor"
+# Where a compiled module is kept: each process compiles it for itself.
+_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 _BUSY = "while True: pass"
 
 # What is wrong, by what differs first, and what to do.
@@ -135,7 +137,7 @@ def _run(
         ended = subprocess.run(  # noqa: S603 - this Python's own module
             [sys.executable, "-m", _PROGRAM],
             input=json.dumps(asked),
-            env=os.environ | environment,
+            env=os.environ | environment | {_COMPILED: folder},
             # What the code prints goes to stderr, which sys.stderr need not be.
             stdout=2,
             text=True,

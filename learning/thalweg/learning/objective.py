@@ -138,12 +138,12 @@ class Staged(Protocol):
 
 
 @runtime_checkable
-class Accelerated(Protocol):
-    """An objective that may be computed by an accelerator."""
+class Dependent(Protocol):
+    """An objective whose results may depend on more than the processor and the releases of packages."""
 
     @property
-    def accelerator(self) -> Mapping[str, str]:
-        """What its results depend on at the accelerator, such as its model: names and values. Empty if the processor computes."""
+    def premises(self) -> Mapping[str, str]:
+        """What else they depend on, such as an accelerator's model or a compiler's release: names and values."""
 
 
 # Is called with a name and a value, for each value that is computed on the way, in order.

@@ -28,6 +28,12 @@ def generator(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(purpose, *ids))))
 
 
+def states() -> tuple[object, ...]:
+    """The states of Python's and NumPy's generators. Two are equal if nothing was drawn between them."""
+    name, key, *further = np.random.get_state(legacy=True)
+    return random.getstate(), name, np.asarray(key).tobytes(), *further
+
+
 # The generators of Python and NumPy are the process's: of several threads that call user code, one at a time has them.
 _lock = threading.RLock()
 

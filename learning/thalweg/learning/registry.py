@@ -38,7 +38,9 @@ def _torch(spec: job_pb2.JobSpec, schema: Schema, dtype: str | None, substitutes
     from thalweg.learning.pytorch import devices  # noqa: PLC0415 - imports torch
     from thalweg.learning.pytorch.objective import TorchObjective  # noqa: PLC0415
 
-    return TorchObjective(spec, schema, dtype, devices.link_to(spec.training.resources, substitutes=substitutes))
+    link = devices.link_to(spec.training.resources, substitutes=substitutes)
+    # Without a compiler the module is run as it is.
+    return TorchObjective(spec, schema, dtype, link, compiled=spec.model.compile and not substitutes)
 
 
 def _torch_settings(threads: int) -> AbstractContextManager[None]:
@@ -108,8 +110,8 @@ def kind_of(spec: job_pb2.JobSpec) -> ModelKind:
 def objective(spec: job_pb2.JobSpec, schema: Schema, dtype: str | None = None, *, substitutes: bool = False) -> Objective:
     """The objective of a job whose specification is complete, for samples of a schema.
 
-    It computes in the job's dtype, unless another one is given. With `substitutes` it can replace a package or a GPU that this
-    machine lacks, if possible: it is slower, and the last bits may differ. Workers allow none, since equal bits need the same
-    everywhere. Raises MistakeError if the model does not fit, NodeError if this machine lacks what it needs.
+    It computes in the job's dtype, unless another one is given. With `substitutes` it can replace a package, a GPU or a compiler
+    that this machine lacks, if possible: it is slower, and the last bits may differ. Workers allow none, since equal bits need
+    the same everywhere. Raises MistakeError if the model does not fit, NodeError if this machine lacks what it needs.
     """
     return kind_of(spec).make(spec, schema, dtype, substitutes)

@@ -196,6 +196,7 @@ class Model(_message.Message):
     INITIAL_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
+    COMPILE_FIELD_NUMBER: _builtins.int
     loss: _builtins.str
     """The loss that training minimises, averaged over the minibatch. `mean_squared_error`, for numbers, is torch.nn.MSELoss.
     `softmax_cross_entropy`, for classes, is torch.nn.CrossEntropyLoss: the model's outputs are logits, one for each class, so
@@ -210,6 +211,11 @@ class Model(_message.Message):
     """For PyTorch modules: `bfloat16` lets the module, and a loss that is an entry point, compute products of matrices and convolutions
     with 8 bits of precision, as `torch.autocast` does. Parameters and gradients stay float32. If not given, all is computed in
     `dtype`. Affects the result.
+    """
+    compile: _builtins.bool
+    """For PyTorch modules: whether workers compile the module for training steps, as `torch.compile` does, on processors. They need a
+    C++ compiler then, and compile once for each size of a microbatch, before their first task. Evaluations and predictions run the
+    module as it is. Affects the result.
     """
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Layer]:
@@ -258,11 +264,14 @@ class Model(_message.Message):
         initial: Global___Initial | None = ...,
         metrics: _abc.Iterable[_builtins.str] | None = ...,
         precision: _builtins.str | None = ...,
+        compile: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "_precision", b"_precision", "dtype", b"dtype", "initial", b"initial", "jax", b"jax", "kind", b"kind", "loss", b"loss", "precision", b"precision", "python", b"python", "torch", b"torch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compile", b"_compile", "_dtype", b"_dtype", "_loss", b"_loss", "_precision", b"_precision", "compile", b"compile", "dtype", b"dtype", "initial", b"initial", "jax", b"jax", "kind", b"kind", "loss", b"loss", "precision", b"precision", "python", b"python", "torch", b"torch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dtype", b"_dtype", "_loss", b"_loss", "_precision", b"_precision", "dtype", b"dtype", "initial", b"initial", "jax", b"jax", "kind", b"kind", "layers", b"layers", "loss", b"loss", "metrics", b"metrics", "precision", b"precision", "python", b"python", "torch", b"torch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compile", b"_compile", "_dtype", b"_dtype", "_loss", b"_loss", "_precision", b"_precision", "compile", b"compile", "dtype", b"dtype", "initial", b"initial", "jax", b"jax", "kind", b"kind", "layers", b"layers", "loss", b"loss", "metrics", b"metrics", "precision", b"precision", "python", b"python", "torch", b"torch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__compile: _TypeAlias = _typing.Literal["compile"]  # noqa: Y015
+    _WhichOneofArgType__compile: _TypeAlias = _typing.Literal["_compile", b"_compile"]  # noqa: Y015
     _WhichOneofReturnType__dtype: _TypeAlias = _typing.Literal["dtype"]  # noqa: Y015
     _WhichOneofArgType__dtype: _TypeAlias = _typing.Literal["_dtype", b"_dtype"]  # noqa: Y015
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
@@ -271,6 +280,8 @@ class Model(_message.Message):
     _WhichOneofArgType__precision: _TypeAlias = _typing.Literal["_precision", b"_precision"]  # noqa: Y015
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["torch", "jax", "python"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compile) -> _WhichOneofReturnType__compile | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dtype) -> _WhichOneofReturnType__dtype | None: ...
     @_typing.overload
@@ -795,8 +806,8 @@ class Training(_message.Message):
     """
     task_seconds: _builtins.float
     """The seconds that one task of a worker may take, and each step of its preparation: loading the data, making the model, making the
-    initial parameters. A worker that takes longer is replaced, and the job fails if it is in the job's own code then and no other
-    worker has contributed. By default there is no limit. Does not affect the result.
+    initial parameters, and compiling the model (`model.compile`), which may take 600 seconds more. A worker that takes longer is
+    replaced, and the job fails if it is in the job's own code then and no other worker has contributed. By default there is no limit. Does not affect the result.
     """
     @_builtins.property
     def synchrony(self) -> Global___Synchrony:

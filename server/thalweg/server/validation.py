@@ -329,10 +329,21 @@ def _across_torch(spec: job_pb2.JobSpec) -> Iterator[Violation]:
         yield Violation("model.precision", f"{shown(model.precision)} is possible with model.torch only; leave it out")
     elif model.precision and model.dtype != "float32":
         yield Violation("model.precision", f"{shown(model.precision)} needs model.dtype float32")
+    if model.compile:
+        yield from _across_compile(spec)
     if gpus and model.WhichOneof("kind") != "torch":
         yield Violation("training.resources.gpus", f"{shown(gpus)} is not allowed: only model.torch computes on GPUs")
     elif gpus > 1 and gpus != int(gpus):
         yield Violation("training.resources.gpus", f"{shown(gpus)} is not possible; give a whole number, or a part of one GPU")
+
+
+def _across_compile(spec: job_pb2.JobSpec) -> Iterator[Violation]:
+    if spec.model.WhichOneof("kind") != "torch":
+        yield Violation("model.compile", "is possible with model.torch only; leave it out")
+    elif spec.training.resources.gpus:
+        yield Violation("model.compile", "is for processors, and training.resources.gpus asks for a GPU; leave one of them out")
+    elif spec.training.gradient != "backpropagation":
+        yield Violation("model.compile", f"has no effect with training.gradient {spec.training.gradient}; leave one of them out")
 
 
 def _across_codec(spec: job_pb2.JobSpec) -> Iterator[Violation]:

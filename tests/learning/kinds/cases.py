@@ -1,6 +1,8 @@
 """A small model of each kind, of 4 inputs, for 3 classes, unless others are said; and samples for it."""
 
 import json
+import os
+import shutil
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,19 +21,26 @@ _HERE = "tests.learning.kinds"
 MODELS: dict[str, dict[str, Any]] = {
     "sequential": {"loss": "softmax_cross_entropy"},
     "torch": {"torch": {"entrypoint": f"{_HERE}.torch_model:make"}, "loss": "softmax_cross_entropy"},
+    "torch, compiled": {
+        "torch": {"entrypoint": f"{_HERE}.torch_model:make"},
+        "loss": "softmax_cross_entropy",
+        "compile": True,
+    },
     "jax": {"jax": {"entrypoint": f"{_HERE}.jax_model:make"}},
     "jax, mean": {"jax": {"entrypoint": f"{_HERE}.jax_model:mean"}},
     "python": {"python": {"entrypoint": f"{_HERE}.python_model:Differentiated"}},
     "python, mean": {"python": {"entrypoint": f"{_HERE}.python_model:Mean"}},
     "python, numerical": {"python": {"entrypoint": f"{_HERE}.python_model:Numerical"}},
 }
-_PACKAGES = {"torch": "torch", "jax": "jax", "jax, mean": "jax"}
+_PACKAGES = {"torch": "torch", "torch, compiled": "torch", "jax": "jax", "jax, mean": "jax"}
 
 
 def require(kind: str) -> None:
     """Skips the test where the package that a kind needs is not installed."""
     if kind in _PACKAGES:
         pytest.importorskip(_PACKAGES[kind], reason=f"the kind {kind} needs the extra {_PACKAGES[kind]}")
+    if "compiled" in kind and not shutil.which(os.environ.get("CXX", "g++")):
+        pytest.skip("torch.compile needs a C++ compiler")
 
 
 def spec_of(kind: str, inputs: int = 4, classes: int = 3, **fields: Any) -> job_pb2.JobSpec:

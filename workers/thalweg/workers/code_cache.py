@@ -8,12 +8,13 @@ import fcntl
 import os
 import re
 import shutil
-import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from thalweg.contract.folders import make_private
 
 _TEMPORARY = "thalweg-code-"
 _FOLDER = re.compile(rf".*/(?:[0-9a-f]{{64}}|{_TEMPORARY}[^/]*)/")
@@ -55,7 +56,7 @@ def kept(name: str, fill: Callable[[Path], None], is_whole: Callable[[Path], boo
         try:
             if cache is None:
                 raise OSError("no home")
-            _make(cache)
+            make_private(cache)
             folder = _hold(cache, name, fill, is_whole, stack)
         except OSError:
             folder = _temporary(stack)
@@ -69,14 +70,6 @@ def _temporary(stack: ExitStack) -> Path:
     folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
     stack.callback(_remove, folder)
     return folder
-
-
-def _make(cache: Path) -> None:
-    """Makes the cache, if it is not there. Raises OSError if it is not this user's alone to write."""
-    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    state = cache.lstat()
-    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OSError(f"{cache} is not this user's alone")
 
 
 def _hold(cache: Path, name: str, fill: Callable[[Path], None], is_whole: Callable[[Path], bool], stack: ExitStack) -> Path:

@@ -39,6 +39,7 @@ class Differentiator:
             self._numerical = NumericalDifferentiator(registry.objective(spec, dataset.schema, "float64"), scheme)
         self._microbatches = spec.training.microbatches
         order = Order(spec, len(dataset.train))
+        self._sizes = order.sizes
         self._gathered = Microbatches(dataset.train, order)
         self._slabs = Slabs(self.objective.dtype)
         self._points: dict[int, tuple[Point, int]] = {}
@@ -53,6 +54,14 @@ class Differentiator:
     def numerical(self) -> bool:
         """Whether gradients are computed by differences."""
         return self._numerical is not None
+
+    def compile(self) -> None:
+        """Computes a gradient for each size of a microbatch, with which all that a compiled model needs is compiled."""
+        at: Slab = np.empty(self.objective.size, self.objective.dtype)
+        self.objective.initialize(at)
+        out = np.empty_like(at)
+        for samples in self._sizes:
+            self.objective.gradient(at, self.dataset.train.take(slice(samples)), samples, (0, 0), out)
 
     def gradient(
         self,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from thalweg.learning.objective import Accelerated, Objective
+from thalweg.learning.objective import Dependent, Objective
 from thalweg.v1 import parameter_service_pb2
 
 # Packages that choose their kernels by the processor's model.
@@ -23,9 +23,9 @@ _BY_MODEL = frozenset({"torch", "jaxlib"})
 
 
 def of_objective(objective: Objective) -> list[parameter_service_pb2.Premise]:
-    """What the results of an objective depend on in this process, at its accelerator included."""
-    accelerator = objective.accelerator if isinstance(objective, Accelerated) else {}
-    further = [parameter_service_pb2.Premise(name=name, value=value) for name, value in accelerator.items()]
+    """What the results of an objective depend on in this process, its accelerator and compiler included."""
+    own = objective.premises if isinstance(objective, Dependent) else {}
+    further = [parameter_service_pb2.Premise(name=name, value=value) for name, value in own.items()]
     return premises(objective.packages) + further
 
 

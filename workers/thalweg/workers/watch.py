@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from math import inf
 from time import monotonic
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from thalweg.learning import entry_points
 from thalweg.v1 import parameter_service_pb2 as pb
@@ -26,6 +26,14 @@ _LIMIT_FIELD = "training.task_seconds"
 _exit = os._exit
 # How often the time is looked at, as a part of the limit.
 _LOOKS = 4
+
+
+class _Doing(NamedTuple):
+    """What is done, the seconds that it may take beside the limit, and when it must have ended, by the monotonic clock."""
+
+    what: str
+    more: float
+    end: float
 
 
 class Watch:
@@ -52,7 +60,7 @@ class Watch:
         self._own_process = own_process
         self._process = os.getpid()
         self._watched = threading.get_ident()
-        self._doing: tuple[str, float] | None = None
+        self._doing: _Doing | None = None
         self._pause = min((seconds for seconds in (heartbeat_seconds, limit / _LOOKS) if seconds > 0), default=inf)
         # When the process ends by itself; and how long after the limit, because the thread that looks at the time may be late.
         self._armed = inf
@@ -78,10 +86,10 @@ class Watch:
             os._exit = _exit
 
     @contextmanager
-    def doing(self, what: str) -> Iterator[None]:
-        """Around something that must not take longer than the limit. `what` says what is done, for people."""
-        self._doing = (what, monotonic() + self._limit)
-        if self._own_process and self._limit > 0 and self._doing[1] + self._margin < self._armed:
+    def doing(self, what: str, more: float = 0.0) -> Iterator[None]:
+        """Around something that must not take longer than the limit and `more` seconds. `what` says what is done, for people."""
+        self._doing = _Doing(what, more, monotonic() + self._limit + more)
+        if self._own_process and self._limit > 0 and self._doing.end + self._margin < self._armed:
             # It may hold Python's lock from now on.
             self._arm()
         try:
@@ -95,8 +103,8 @@ class Watch:
             if self._heartbeat > 0:
                 self._send(pb.WorkRequest(heartbeat=pb.Heartbeat()))
             doing = self._doing
-            if self._limit > 0 and doing and monotonic() > doing[1]:
-                self._overdue(doing[0])
+            if self._limit > 0 and doing and monotonic() > doing.end:
+                self._overdue(doing)
                 return
 
     def _arm(self) -> None:
@@ -106,16 +114,16 @@ class Watch:
         now, doing = monotonic(), self._doing
         ends = [now + self._hanging] if self._hanging else []
         if self._limit > 0 and doing:
-            ends.append(max(now, doing[1]) + self._margin)
+            ends.append(max(now, doing.end) + self._margin)
         self._armed = min(ends, default=inf)
         if ends:
             crashes.end_after(self._armed - now)
         else:
             crashes.go_on()
 
-    def _overdue(self, what: str) -> None:
+    def _overdue(self, doing: _Doing) -> None:
         """Reports that something takes too long, and ends the process unless it comes to its end."""
-        self._send(pb.WorkRequest(failure=self._failure(what)))
+        self._send(pb.WorkRequest(failure=self._failure(doing)))
         if not self._stop.wait(_PATIENCE_SECONDS) and self._own_process:
             with suppress(OSError, ValueError):
                 sys.stdout.flush()
@@ -130,9 +138,10 @@ class Watch:
             self._stop.wait(_PATIENCE_SECONDS)
         _exit(status)
 
-    def _failure(self, what: str) -> pb.Failure:
+    def _failure(self, doing: _Doing) -> pb.Failure:
         place = entry_points.whereabouts(self._watched)
-        took = f"{what} took longer than {_LIMIT_FIELD}, {self._limit:g} s"
+        more = f", and {doing.more:g} s" if doing.more else ""
+        took = f"{doing.what} took longer than {_LIMIT_FIELD}, {self._limit:g} s{more}"
         if place is None:
             # Not in code of the job's: perhaps this machine is slow.
             return pb.Failure(problem=f"{_LIMIT_FIELD}: {took.replace(f' than {_LIMIT_FIELD},', ' than')}")

@@ -34,6 +34,8 @@ from thalweg.workers.watch import Watch
 
 # The time for which the cost of numerical differentiation is measured.
 _MEASURE_SECONDS = 0.25
+# The time that compiling may take beside the job's limit, on a machine with much else to do.
+_COMPILATION_SECONDS = 600.0
 
 
 def work(
@@ -143,6 +145,10 @@ class _Worker:
         objective = self._differentiator.objective
         need = needs.of_worker(spec, objective, len(dataset.train), EVALUATION_BATCH, shared=self._peer is not None)
         check_memory(f"model.layers: a worker for {objective.size:,} parameters", need)
+        if spec.model.compile:
+            # Before tasks are given, each of which should take the usual time.
+            with self._watch.doing("compiling the model", _COMPILATION_SECONDS):
+                self._differentiator.compile()
         prepared = pb.Prepared(
             layout=layout(objective),
             train_samples=len(dataset.train),

@@ -109,6 +109,13 @@ class Order:
         self._minibatch: NDArray[np.intp] = np.empty(0, np.intp)
         self.steps_per_epoch = -(-samples // self._batch_size)
 
+    @property
+    def sizes(self) -> list[int]:
+        """The numbers of samples that microbatches have, but for 0, from the largest to the smallest."""
+        last, parts = self._samples - (self.steps_per_epoch - 1) * self._batch_size, self._microbatches
+        found = {size // parts + more for size in (self._batch_size, last) for more in ((0, 1) if size % parts else (0,))}
+        return sorted(found - {0}, reverse=True)
+
     def minibatch(self, step: int) -> NDArray[np.intp]:
         """The samples of a step. The last minibatch of an epoch may be smaller."""
         if step != self._step:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from thalweg.contract.layout import Slab
 from thalweg.contract.segments import Segment
 from thalweg.contract.sums import ACCURACY, Sums
-from thalweg.learning import entry_points
+from thalweg.learning import entry_points, randomness
 from thalweg.learning.batch import TARGET, Batch, Schema, size
 from thalweg.learning.data.samples import Samples
 from thalweg.learning.errors import MistakeError
 from thalweg.learning.metrics import METRICS
 from thalweg.learning.objective import Outputs, Progress, Record, ignore
 from thalweg.learning.pytorch import losses
+from thalweg.learning.pytorch.compilation import CompiledModule, compiling
 from thalweg.learning.pytorch.devices import Accelerator, Device, Link, Processor, Remembered
 from thalweg.learning.pytorch.gradients import Gradients
 from thalweg.learning.pytorch.parts import parts_of, tensor_of
@@ -39,11 +40,20 @@ class TorchObjective:
     """The objective of a job whose model is a PyTorch module.
 
     `spec` has its defaults filled in. Without a `link` to a device, the processor computes: parameters are views of the slab, and
-    gradients are written to one as backpropagation finds them. Raises MistakeError, with the user's own lines, if the module
-    cannot be made.
+    gradients are written to one as backpropagation finds them. With `compiled`, gradients are those of the compiled module; all
+    else is computed by the module as it is. Raises MistakeError, with the user's own lines, if the module cannot be made, and
+    NodeError if this machine cannot compile.
     """
 
-    def __init__(self, spec: job_pb2.JobSpec, schema: Schema, dtype: str | None = None, link: Link | None = None) -> None:
+    def __init__(
+        self,
+        spec: job_pb2.JobSpec,
+        schema: Schema,
+        dtype: str | None = None,
+        link: Link | None = None,
+        *,
+        compiled: bool = False,
+    ) -> None:
         self._dtype: np.dtype[np.floating] = np.dtype(dtype or spec.model.dtype)
         self._type = getattr(torch, self._dtype.name)
         # Where another dtype is given, exact numbers are wanted.
@@ -51,6 +61,7 @@ class TorchObjective:
         self._seed = spec.seed
         self._place = link.place if link else CPU
         self._module = self._made(spec.model.torch)
+        self._compiled = CompiledModule(self._module, spec.training.threads_per_worker) if compiled else None
         self._named = losses.NAMED.get(spec.model.loss)
         self._classifier = self._named if isinstance(self._named, losses.Classifier) else None
         self._loss = self._loss_of(spec.model.loss)
@@ -115,9 +126,9 @@ class TorchObjective:
         return frozenset({"torch"})
 
     @property
-    def accelerator(self) -> Mapping[str, str]:
-        """The GPU and its libraries, if one computes."""
-        return self._device.premises
+    def premises(self) -> Mapping[str, str]:
+        """The GPU and its libraries, if one computes; the compiler, if the module is compiled."""
+        return {**self._device.premises, **(self._compiled.premises if self._compiled else {})}
 
     @property
     def numerical(self) -> bool:
@@ -132,6 +143,8 @@ class TorchObjective:
         few = samples.take(slice(_TRIED))
         with torch.no_grad(), self._mode(training=False):
             outputs, _ = self._forward(few)
+        if self._compiled:
+            self._check_draws(few)
         for name, metric in self._further.items():
             if problem := metric.problem(tuple(self._tensor(outputs).shape[1:]), few[TARGET]):
                 raise MistakeError(f"model.metrics: {name} {problem}")
@@ -154,10 +167,12 @@ class TorchObjective:
             return Sums()
         values, found, carried = self._bind(at, draw), self._device.gradient(out), self._device.carrier(out, done)
         with self._drawing(draw), self._mode(training=True):
-            outputs, loss = self._forward(batch)
+            outputs, loss = self._forward(batch, self._compiled)
             if not loss.requires_grad:
                 raise MistakeError(f"{_FIELD}: the loss does not depend on any parameter that is trained")
-            with entry_points.running(_FIELD), self._gradients.written(found, carried):
+            # A part of what is compiled may be so only when it is needed.
+            whole = compiling() if self._compiled else nullcontext()
+            with entry_points.running(_FIELD), whole, self._gradients.written(found, carried):
                 (loss / denominator).backward()
         self._write_changes(at, values, samples / denominator, found)
         carried(self._size)
@@ -177,7 +192,7 @@ class TorchObjective:
         self._bind(at, None)
         with torch.no_grad(), self._mode(training=False), entry_points.running(_FIELD):
             with self._rounded():
-                outputs = self._called(batch)
+                outputs = self._called(self._module, batch)
             outputs = self._tensor(outputs)
             if self._classifier is None:
                 return Outputs(losses.array_of(outputs))
@@ -187,10 +202,14 @@ class TorchObjective:
 
     @contextmanager
     def traced(self, record: Record) -> Iterator[None]:
-        """Records the output of each of the module's modules, by its name and class, as it is computed."""
+        """Records the output of each of the module's modules, by its name and class, as it is computed.
+
+        Of a compiled module, that of the whole.
+        """
         handles = []
-        for name, module in self._module.named_modules():
-            title = f"{name or 'the module'} ({type(module).__name__})"
+        modules = [("", self._compiled.module)] if self._compiled else self._module.named_modules()
+        for name, module in modules:
+            title = f"{name or 'the module'} ({type(module if name else self._module).__name__})"
             handles.append(module.register_forward_hook(_recorder(title, record)))
         try:
             yield
@@ -214,6 +233,17 @@ class TorchObjective:
         if loss == _OWN:
             return None
         return self._named.losses if self._named else entry_points.load(loss, "model.loss")
+
+    def _check_draws(self, few: Batch) -> None:
+        """Raises MistakeError if the module draws random numbers that it would not draw when it is compiled."""
+        with torch.no_grad(), self._drawing((0, 0)), self._mode(training=True):
+            before = randomness.states()
+            self._forward(few)
+            if randomness.states() != before:
+                raise MistakeError(
+                    "model.compile: the module draws from Python's or NumPy's generators, which is not compiled; "
+                    "draw from PyTorch's, or set model.compile = false"
+                )
 
     def _attempt(self, schema: Schema) -> bool:
         """Runs the module as in training, on random numbers and on integers that are 0; says whether it could be run."""
@@ -278,15 +308,19 @@ class TorchObjective:
                 )
         out[self._constants] = 0
 
-    def _forward(self, batch: Batch) -> tuple[Any, Tensor]:
-        """The outputs, and the sum of the samples' losses. Of a module with a loss of its own, the outputs are None."""
+    def _forward(self, batch: Batch, compiled: CompiledModule | None = None) -> tuple[Any, Tensor]:
+        """The outputs, and the sum of the samples' losses. Of a module with a loss of its own, the outputs are None.
+
+        They are computed by the compiled module, if one is given.
+        """
+        module = compiled or self._module
         target = self._here(batch[TARGET]) if TARGET in batch else None
         if self._loss is None:
             with entry_points.running(_FIELD), self._rounded():
-                outputs, found = None, self._called(batch, target)
+                outputs, found = None, self._called(module, batch, target)
             return outputs, losses.total(self._exact(found), size(batch), _FIELD)
         with entry_points.running(_FIELD), self._rounded():
-            outputs = self._called(batch)
+            outputs = self._called(module, batch)
         field = "model.loss"
         # Losses with a name are computed exactly; the user's own, as the module is.
         with entry_points.running(field), nullcontext() if self._named else self._rounded():
@@ -302,12 +336,12 @@ class TorchObjective:
         rounded = self._rounding and isinstance(found, Tensor) and found.is_floating_point()
         return found.to(self._type) if rounded else found
 
-    def _called(self, batch: Batch, *more: Any) -> Any:
+    def _called(self, module: Callable[..., Any], batch: Batch, *more: Any) -> Any:
         """What the module gives for samples: it is called with x, or, of several inputs, with each by its name."""
         inputs = {name: self._input(values) for name, values in batch.items() if name != TARGET}
         if len(inputs) == 1:
-            return self._module(*inputs.values(), *more)
-        return self._module(**inputs, **({TARGET: more[0]} if more else {}))
+            return module(*inputs.values(), *more)
+        return module(**inputs, **({TARGET: more[0]} if more else {}))
 
     def _input(self, values: Any) -> Tensor:
         tensor = self._here(values)
