@@ -103,3 +103,12 @@ def test_given_parameters_are_not_downloaded_before_they_are_read() -> None:
         driver.give_up("the test ends")
 
     asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+def test_what_a_worker_says_of_its_memory_after_it_was_let_go_is_no_lie() -> None:
+    driver, worker = driver_of([]), Silent()
+    driver.join(worker)
+    driver.leave(worker.worker)
+    late = pb.Prepared(layout=LAYOUT, train_samples=4, shared_memory=True)
+    driver.receive(worker.worker, frames.unpacked(pb.WorkRequest(prepared=late)))
+    driver.give_up("the test ends")

@@ -74,6 +74,9 @@ class Connections:
     def __len__(self) -> int:
         return len(self._all)
 
+    def __contains__(self, worker: WorkerId) -> bool:
+        return worker in self._all
+
     def join(self, connection: Connection, hear: Callable[[Connection, bytes], object]) -> None:
         """A worker came: it is welcomed. `hear` is called with what it says beside its stream."""
         worker = connection.worker

@@ -128,7 +128,7 @@ class JobDriver:
         self._crew = crew
         self._shards = shards
         self._admission = Admission(budget, shards, self.telemetry, clock)
-        self._inbox = Inbox(self.telemetry, self._holdings, self._admission, self._shared, self.handle)
+        self._inbox = Inbox(self.telemetry, self._holdings, self._admission, self._connections, self.handle)
         # What no tick has reported yet: a tick is dropped if other events wait.
         self._missed = 0.0
         self._queue = DecisionQueue(self)

@@ -10,8 +10,7 @@ from thalweg.server.deciding.values import Facts, WorkerId
 from thalweg.server.driving.job.admission import Admission
 from thalweg.server.driving.job.holdings import Holdings
 from thalweg.server.streams import wire
-from thalweg.server.streams.connections import Connection
-from thalweg.server.streams.job_sharing import JobSharing
+from thalweg.server.streams.connections import Connection, Connections
 from thalweg.server.telemetry import Telemetry
 from thalweg.v1 import parameter_service_pb2
 
@@ -26,13 +25,14 @@ class Inbox:
         telemetry: Telemetry,
         holdings: Holdings,
         admission: Admission,
-        shared: JobSharing,
+        connections: Connections,
         handle: Callable[[Event], object],
     ) -> None:
         self._telemetry = telemetry
         self._holdings = holdings
         self._admission = admission
-        self._shared = shared
+        self._connections = connections
+        self._shared = connections.shared
         self._handle = handle
 
     def receive(self, worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest]) -> None:
@@ -62,6 +62,9 @@ class Inbox:
             connection.evict(error)
 
     def _prepared(self, worker: WorkerId, prepared: parameter_service_pb2.Prepared) -> None:
+        if worker not in self._connections:
+            # It was let go while it prepared. What was offered to it has been withdrawn, and does not tell who lies.
+            return
         wire.check_prepared(prepared, self._telemetry.job.spec)
         if not self._shared.settle(worker, prepared.shared_memory):
             raise protocol_violation("shared memory that was not accepted")
