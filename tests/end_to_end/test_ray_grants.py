@@ -12,7 +12,7 @@ import pytest
 from tests.end_to_end.command import THALWEG, wait_for
 from tests.end_to_end.test_cluster import Cluster
 from tests.workers.archives import wheel
-from thalweg.client import Client, Job, JobFailedError
+from thalweg.client import Client, Job, JobFailedError, ThalwegError
 from thalweg.client.records import ENDED
 from thalweg.v1 import job_pb2
 
@@ -128,12 +128,16 @@ def test_packages_are_installed_for_a_jobs_workers_and_one_that_cannot_be_is_nam
     # There is one node.
     assert "and on" not in told
     # The fleet goes on.
-    assert submit(client, cluster, NETS, requiring("packaged_numbers==1.0")).wait().state == "SUCCEEDED"
+    right = submit(client, cluster, NETS, requiring("packaged_numbers==1.0"))
+    assert right.wait().state == "SUCCEEDED"
     assert wrong.state not in ENDED
     assert wrong.cancel() == "CANCELLED"
-    # Others do not have what is installed for one job.
+    missing = f"the code needs the package packaged_numbers, which is not installed where it runs, on {os.uname().nodename}"
+    # Others do not have what is installed for one job's workers.
+    with pytest.raises(ThalwegError, match=missing):
+        right.predict([[0, 1]], allow_code=True)
     without = submit(client, cluster, NETS, requiring("").replace(', requirements = [""]', ""))
-    with pytest.raises(JobFailedError, match="the code needs the package packaged_numbers, which is not installed where"):
+    with pytest.raises(JobFailedError, match=missing):
         without.wait()
     assert "Traceback" not in cluster.fleet.stderr
 

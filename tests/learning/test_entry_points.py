@@ -1,5 +1,6 @@
 """What is found by an entry point, and how what goes wrong in an author's code is told."""
 
+import platform
 import sys
 import threading
 from collections.abc import Iterator
@@ -70,9 +71,9 @@ def test_not_callable(folder: Path) -> None:
 
 def test_a_missing_package(folder: Path) -> None:
     (folder / "nets.py").write_text("import os\nimport einops_that_is_not.layers\n")
-    problem = "the code needs the package einops_that_is_not, which is not installed where the workers run"
+    problem = f"the code needs the package einops_that_is_not, which is not installed where it runs, on {platform.node()}"
     where = "(at nets.py:2: import einops_that_is_not.layers)"
-    advice = "add it to code.requirements, or to code.path if it is yours"
+    advice = "install it there, or add it to code.requirements for workers, or to code.path if it is yours"
     assert _mistake("nets:build") == f"{FIELD}: ModuleNotFoundError: {problem} {where}; {advice}"
 
 

@@ -1,6 +1,7 @@
 """Mistakes in the code of a job's author: each fails its job with one clear error, and the server goes on with other jobs."""
 
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -126,8 +127,8 @@ LOAD: list[tuple[str, str, str]] = [
     (
         "\n\nimport einoops",
         "nets_of_a_job:build",
-        "the code needs the package einoops, which is not installed where the workers run (at nets_of_a_job.py:3: "
-        "import einoops); add it to code.requirements",
+        f"the code needs the package einoops, which is not installed where it runs, on {platform.node()} (at nets_of_a_job.py:3: "
+        "import einoops); install it there, or add it to code.requirements",
     ),
 ]
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
+from platform import node
 from traceback import FrameSummary
 from types import FrameType, ModuleType, TracebackType
 from typing import NamedTuple
@@ -164,8 +165,9 @@ def _told(error: BaseException) -> str:
     where = _where(_calls(error))
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
-        problem = f"ModuleNotFoundError: the code needs the package {package}, which is not installed where the workers run"
-        return f"{problem}{where}; add it to code.requirements, or to code.path if it is yours"
+        # Workers run it, and their user's own process, which does not get the packages of code.requirements.
+        problem = f"ModuleNotFoundError: the code needs the package {package}, which is not installed where it runs, on {node()}"
+        return f"{problem}{where}; install it there, or add it to code.requirements for workers, or to code.path if it is yours"
     text = _text(error)
     return f"{type(error).__name__}{f': {text}' if text else ''}{where}"
 
