@@ -124,6 +124,8 @@ class Ray:
         self.gpus: list[float] = []
         self.actors: list[Actor] = []
         self.alive = True
+        # The CPU slots and GPUs of a node.
+        self.far = 3.0, 4.0
         self.killed: list[Actor] = []
         self.util = self.scheduling_strategies = self
         self.log = "/log"
@@ -139,11 +141,12 @@ class Ray:
         return "here"
 
     def nodes(self) -> list[dict[str, Any]]:
-        nodes = [("here", "10.0.0.1", 2.0, self.alive), ("far", "10.0.0.2", 3.0, True), ("gone", "10.0.0.3", 4.0, False)]
+        far, gpus_of_far = self.far
+        nodes = [("here", "10.0.0.1", 2.0, self.alive), ("far", "10.0.0.2", far, True), ("gone", "10.0.0.3", 4.0, False)]
         return [
             {"NodeID": node, "NodeManagerAddress": address, "NodeManagerHostname": f"{node}.lab", "Alive": alive}
             | {"Resources": {"CPU": cpus, **gpus}}
-            for (node, address, cpus, alive), gpus in zip(nodes, ({}, {"GPU": 4.0}, {}), strict=True)
+            for (node, address, cpus, alive), gpus in zip(nodes, ({}, {"GPU": gpus_of_far}, {}), strict=True)
         ]
 
     def remote(self, *arguments: Any) -> Any:
@@ -259,6 +262,17 @@ def test_workers_get_gpus_of_nodes_that_have_them(ray: Ray) -> None:
     run(ray, 5, workers=0, then=(pb.AttendResponse(allotments=asked),))
     assert ray.gpus == [3, 0.5, 0.5]
     assert ray.nodes_of_starts == ["far"] * 3
+
+
+def test_a_worker_gets_no_gpu_that_is_made_of_parts_of_several(ray: Ray) -> None:
+    """Ray would wait for one."""
+    ray.far = 4.0, 3.0
+    asked = [
+        pb.Allotment(job_id="shared", workers=3, slots_per_worker=1, gpus_per_worker=0.6, avoid=["gone"]),
+        pb.Allotment(job_id="whole", workers=1, slots_per_worker=1, gpus_per_worker=1, avoid=["gone"]),
+    ]
+    run(ray, 5, workers=0, then=(pb.AttendResponse(allotments=asked),))
+    assert ray.gpus == [0.6] * 3
 
 
 def test_where_all_nodes_are_to_be_avoided_nothing_is_started(ray: Ray) -> None:

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any
 
 from thalweg.contract.errors import ThalwegError
+from thalweg.contract.worker_size import Free, Size
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Place
 from thalweg.workers.ray.actor import WorkerActor
@@ -40,8 +41,7 @@ class _Actor:
     handle: Any
     answered: Any
     place: Any
-    slots: int
-    gpus: float
+    size: Size
     node: str = ""
 
 
@@ -97,7 +97,7 @@ class RayDriver:
 
     def _running(self) -> dict[str, tuple[int, int]]:
         """The number of actors of each job, and the slots of each of them."""
-        return {job: (len(actors), next(iter(actors.values())).slots) for job, actors in self._actors.items() if actors}
+        return {job: (len(actors), next(iter(actors.values())).size.slots) for job, actors in self._actors.items() if actors}
 
     def _look(self) -> None:
         """Finds the cluster's nodes that reach the server, and the numbers of their CPU slots and GPUs."""
@@ -199,41 +199,39 @@ class RayDriver:
 
     def _start(self, actors: dict[Any, _Actor], job_id: str, allotment: pb.Allotment) -> bool:
         """Starts an actor, on a node of Ray's choice if all will do. False if none has room."""
-        slots, gpus, node = allotment.slots_per_worker, allotment.gpus_per_worker, ""
+        size, node = Size(allotment.slots_per_worker, allotment.gpus_per_worker), ""
         # Nothing is installed on the server's word alone.
         packages = list(allotment.requirements) if self._orders.allow_requirements else []
         strategy: Any = "SPREAD"
         # Ray does not say on which node packages could not be installed.
         if allotment.avoid or packages:
-            node = self._roomiest(set(allotment.avoid), slots, gpus)
+            node = self._roomiest(set(allotment.avoid), size)
             if not node:
                 return False
             strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
-        options = {"num_cpus": slots, "resources": self._resources, "scheduling_strategy": strategy}
+        options = {"num_cpus": size.slots, "resources": self._resources, "scheduling_strategy": strategy}
         options |= {"max_restarts": 0, "max_concurrency": 3}
-        if gpus:
-            options |= {"num_gpus": gpus}
+        if size.gpus:
+            options |= {"num_gpus": size.gpus}
         if packages:
             options |= {"runtime_env": {"pip": packages}}
         handle = self._class.options(**options).remote()
         orders = self._orders
         reference = handle.work.remote(orders.server, job_id, orders.fleet, orders.fleet_id, orders.allow_code)
-        actors[reference] = _Actor(handle, handle.answered.remote(), handle.place.remote(), slots, gpus, node)
+        actors[reference] = _Actor(handle, handle.answered.remote(), handle.place.remote(), size, node)
         return True
 
-    def _roomiest(self, avoid: set[str], slots: int, gpus: float) -> str:
-        """The node with the most CPU slots that this fleet does not use, of those that have enough of them and of GPUs.
+    def _roomiest(self, avoid: set[str], size: Size) -> str:
+        """The node with the most CPU slots that this fleet does not use, of those that have room for a worker of a size.
 
         Empty if there is none.
         """
-        free: dict[str, tuple[int, float]] = {node: has for node, has in self._capacities.items() if node not in avoid}
+        free = {node: Free(*has) for node, has in self._capacities.items() if node not in avoid}
         for actor in (actor for actors in self._actors.values() for actor in actors.values()):
             actor.node = actor.node or self._place(actor).node
             if actor.node in free:
-                free_slots, free_gpus = free[actor.node]
-                free[actor.node] = free_slots - actor.slots, free_gpus - actor.gpus
-        fitting = [node for node, (free_slots, free_gpus) in free.items() if free_slots >= slots and free_gpus >= gpus]
-        return max(fitting, key=lambda node: free[node][0], default="")
+                free[actor.node].take(actor.size)
+        return max((node for node in free if free[node].has(size)), key=lambda node: free[node].slots, default="")
 
 
 def _why_not_installed(text: str) -> str:
