@@ -57,14 +57,15 @@ class Gradients:
 
     def _hook(self, index: int) -> Callable[[Tensor], None]:
         def came(tensor: Tensor) -> None:
-            if self._done is None or tensor.grad is None:
+            gradient = tensor.grad
+            if self._done is None or gradient is None:
                 return
-            with torch.no_grad():
-                gradient = tensor.grad.to_dense() if tensor.grad.layout is not torch.strided else tensor.grad
-                if self._came[index]:
-                    self._into[index].add_(gradient)
-                else:
-                    self._into[index].copy_(gradient)
+            if gradient.layout is not torch.strided:
+                gradient = gradient.to_dense()
+            if self._came[index]:
+                self._into[index].add_(gradient)
+            else:
+                self._into[index].copy_(gradient)
             tensor.grad = None
             self._came[index] += 1
             self._advance(index)
