@@ -31,6 +31,7 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm1d(3)
         self.down = nn.Linear(3, 2)
         self.down.bias.requires_grad_(False)
+        self.empty = nn.Parameter(torch.zeros(0, 2))
 
     def forward(self, x):
         return self.down(self.norm(self.up(x) + self.offset))
@@ -160,7 +161,7 @@ def test_gradients_of_code_are_checked(job_file: Path, command: Command) -> None
     found = command("gradcheck", job_file, "--json")
     assert found.code == 0, found.err
     tensors = {row["tensor"]: row["passed"] for row in found.json["tensors"]}
-    assert tensors == dict.fromkeys(["up.weight", "up.bias", "norm.weight", "norm.bias", "down.weight"], True)
+    assert tensors == dict.fromkeys(["up.weight", "up.bias", "norm.weight", "norm.bias", "down.weight", "empty"], True)
     wrong = command("gradcheck", job_file, "--set", "model.torch=nets:WrongNet", "--json")
     assert wrong.code == 1
     assert not json.loads(wrong.out)["passed"]

@@ -131,6 +131,7 @@ def test_links_that_lead_elsewhere_are_refused(folder: Path, tmp_path: Path) -> 
         (Path("package"), "is a link to a folder; exclude it by .gitignore, or put a copy in its place"),
         (Path(), "is a link to a folder; exclude it by .gitignore, or put a copy in its place"),
         (Path("nowhere.py"), "is a link to a file that does not exist; exclude it by .gitignore"),
+        (Path("link.py"), "is a link to a file that does not exist; exclude it by .gitignore"),
     ]:
         (folder / "link.py").symlink_to(target)
         assert refusal(folder) == f"{folder / 'link.py'} {problem}"

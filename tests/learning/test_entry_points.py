@@ -64,6 +64,32 @@ def test_no_such_name(folder: Path) -> None:
     assert _mistake("nets:resnet18.small") == f"{FIELD}: resnet18 has no small"
 
 
+@pytest.mark.parametrize(
+    ("file", "code", "told"),
+    [
+        ("random.py", "", "the module random (random.py) has no build; that is not your random.py"),
+        ("json.py", "import json\njson.build\n", "(at nets.py:2: json.build); that is not your json.py"),
+        ("json.py", "from json import build\n", "(at nets.py:1: from json import build); that is not your json.py"),
+        ("json.py", "import json\njson.dmups\n", "that is not your json.py"),
+        ("sys.py", "import sys\nsys.build\n", "that is not your sys.py"),
+        ("beside.py", "from .beside import x\n", "; give the folder that the package is in as code.path"),
+    ],
+)
+def test_a_module_is_not_the_one_that_is_meant(folder: Path, file: str, code: str, told: str) -> None:
+    (folder / file).write_text("def build(): ...\n")
+    (folder / "nets.py").write_text(code)
+    found = _mistake("nets:build" if code else "random:build")
+    assert told in found
+    assert ("; rename yours" in found) == ("not your" in told)
+
+
+def test_a_module_of_a_package_of_the_authors_is_his(folder: Path) -> None:
+    (folder / "json_of_a_job").mkdir()
+    (folder / "json_of_a_job" / "__init__.py").touch()
+    (folder / "nets.py").write_text("import json_of_a_job\njson_of_a_job.build\n")
+    assert _mistake("nets:build").endswith("(at nets.py:2: json_of_a_job.build)")
+
+
 def test_not_callable(folder: Path) -> None:
     (folder / "nets.py").write_text("width = 3\n")
     assert _mistake("nets:width") == f"{FIELD}: nets:width is of type int, which cannot be called"

@@ -301,6 +301,7 @@ def raising() -> nn.Module:
     ("make", "loss", "words"),
     [
         (lambda: 3, "mean_squared_error", "returned int, not a torch.nn.Module"),
+        (nn.Linear(2, 1), "mean_squared_error", "make is a module; name a class, or a function that makes it"),
         (raising, "mean_squared_error", "ValueError: no width given"),
         (lambda: nn.LazyLinear(1), "mean_squared_error", "has no shape yet"),
         (bad_parameters, "mean_squared_error", "changes its parameter weight"),
@@ -396,3 +397,12 @@ def test_buffers_of_other_types_are_told(nets: ModuleType, values: Any, problem:
     samples = batch(np.zeros((4, 2), np.float32), np.zeros((4, 2), np.float32))
     with pytest.raises(MistakeError, match=problem):
         objective_of(nets, make, samples)
+
+
+def test_modules_of_torchscript_are_passed_over_when_outputs_are_recorded(nets: ModuleType) -> None:
+    samples = batch(np.ones((4, 3), np.float32), np.ones((4, 1), np.float32))
+    found: list[str] = []
+    objective: Any = objective_of(nets, lambda: nn.Sequential(torch.jit.script(nn.Linear(3, 2)), nn.Linear(2, 1)), samples)
+    with objective.traced(lambda name, _: found.append(name)):
+        objective.measure(initial(objective), samples)
+    assert found == ["1 (Linear)", "the module (Sequential)"]

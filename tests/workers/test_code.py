@@ -3,17 +3,18 @@
 import pickle
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.workers.archives import sha256_of, zipped
 from tests.workers.test_archive import Payload
-from thalweg.learning import entry_points
+from thalweg.learning import entry_points, registry
 from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.v1 import job_pb2
-from thalweg.workers.code import importable
+from thalweg.workers.code import importable, ready
 
 
 @pytest.fixture(autouse=True)
@@ -146,3 +147,23 @@ def test_bytecode_is_not_written_into_the_cache(tmp_path: Path, cache: Path) -> 
     with importable(spec_of(content), uploaded(content, tmp_path), allowed=True):
         entry_points.load("nets_of_a_job:build", "model.torch.entrypoint")
     assert [path.name for path in cache.rglob("*")] == [sha256_of(content), "nets_of_a_job.py"]
+
+
+def test_the_library_of_a_model_is_imported_before_modules_of_its_names_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = []
+
+    @contextmanager
+    def settings(_: int) -> Iterator[None]:
+        paths.append(sys.path[0])
+        yield
+
+    monkeypatch.setitem(registry.KINDS, "torch", registry.KINDS["torch"]._replace(settings=settings))
+    content = zipped({"torch.py": "", "nets_of_a_job.py": ""})
+    before = sys.path[0]
+    with ready(spec_of(content), uploaded(content, tmp_path), allowed=True):
+        assert paths == [before] != [sys.path[0]]
+    with pytest.raises(NodeError), ready(spec_of(content), never, allowed=False):
+        pass
+    assert len(paths) == 1

@@ -137,10 +137,9 @@ def importable(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Iterator[
 
     `fetch` gives the file that was uploaded under a SHA-256. Raises MistakeError if the code's archive is not right.
     """
-    from thalweg.learning import registry  # noqa: PLC0415 - programs that only submit jobs need no model
     from thalweg.workers import code  # noqa: PLC0415 - the composition root
 
-    with code.importable(spec, fetch, allowed=True), registry.kind_of(spec).settings(spec.training.threads_per_worker):
+    with code.ready(spec, fetch, allowed=True):
         yield
 
 

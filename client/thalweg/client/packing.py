@@ -115,14 +115,19 @@ def _files(folder: Path, root: Path, ignores: tuple[_Ignore, ...]) -> Iterator[t
 def _checked(path: Path, root: Path) -> str:
     """The name in the archive of a file. Raises ThalwegError if it cannot be packed."""
     hint = f"; exclude it by {_IGNORE}"
-    real = path.resolve()
+    nowhere = f"{path} is a link to a file that does not exist{hint}"
+    try:
+        real = path.resolve()
+    except RuntimeError:
+        # Links that lead to each other, before Python 3.13.
+        raise _wrong(nowhere) from None
     if path.is_symlink():
         if not real.is_relative_to(root):
             raise _wrong(f"{path} is a link that leads out of the folder{hint}, or put a copy in its place")
         if real.is_dir():
             raise _wrong(f"{path} is a link to a folder{hint}, or put a copy in its place")
         if not real.exists():
-            raise _wrong(f"{path} is a link to a file that does not exist{hint}")
+            raise _wrong(nowhere)
     if kind := kind_of(real.lstat().st_mode):
         raise _wrong(f"{path} is {kind}{hint}")
     name = path.relative_to(root).as_posix()

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib.machinery import PathFinder
 from itertools import takewhile
 from pathlib import Path
 from platform import node
@@ -53,7 +54,7 @@ def load(entrypoint: str, field: str) -> Callable[..., object]:
             above, missing = found, object()
             found = getattr(above, part, missing)
             if found is missing:
-                raise MistakeError(f"{field}: {_named(above)} has no {part}{_meant(above, part)}")
+                raise MistakeError(f"{field}: {_named(above)} has no {part}{_shadowed(above) or _meant(above, part)}")
         if not callable(found):
             raise MistakeError(f"{field}: {entrypoint} is of type {type(found).__name__}, which cannot be called")
         return found
@@ -163,13 +164,37 @@ def _theirs() -> FrameType | None:
 def _told(error: BaseException) -> str:
     """An exception of the author's code, in one line."""
     where = _where(_calls(error))
-    if isinstance(error, ModuleNotFoundError) and error.name:
+    hint = _hint(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and not hint:
         package = error.name.partition(".")[0]
         # Workers run it, and their user's own process, which does not get the packages of code.requirements.
         problem = f"ModuleNotFoundError: the code needs the package {package}, which is not installed where it runs, on {node()}"
         return f"{problem}{where}; install it there, or add it to code.requirements for workers, or to code.path if it is yours"
     text = _text(error)
-    return f"{type(error).__name__}{f': {text}' if text else ''}{where}"
+    return f"{type(error).__name__}{f': {text}' if text else ''}{where}{hint}"
+
+
+def _hint(error: BaseException) -> str:
+    """What to do about an error of modules that are not found where the author means them to be."""
+    if isinstance(error, AttributeError):
+        return _shadowed(error.obj)
+    if not isinstance(error, ImportError):
+        return ""
+    if not error.name and "no known parent package" in str(error):
+        return (
+            "; give the folder that the package is in as code.path, and name the package in the entry point: PACKAGE.MODULE:NAME"
+        )
+    return _shadowed(sys.modules.get((error.name or "").partition(".")[0]))
+
+
+def _shadowed(found: object) -> str:
+    """Says that the author has a module of the name of another one, which is imported in its place. Empty if he has none."""
+    if not isinstance(found, ModuleType):
+        return ""
+    theirs = PathFinder.find_spec(found.__name__.partition(".")[0])
+    if theirs is None or not theirs.origin or theirs.origin == getattr(found, "__file__", None) or _installed(theirs.origin):
+        return ""
+    return f"; that is not your {_relative(theirs.origin)}: a module of Python's or of a package has the same name; rename yours"
 
 
 def _text(error: BaseException) -> str:

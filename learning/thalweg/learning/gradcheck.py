@@ -70,8 +70,13 @@ def gradcheck(spec: job_pb2.JobSpec, dataset: Dataset) -> list[Row]:
         for i, position in enumerate(positions):
             numerical.differentiate(point, samples, slice(int(position), int(position) + 1), found)
             differences[i] = found[0]
-        error = float(np.max(np.abs(differences - backpropagated[positions])))
-        scale = max(float(np.max(np.abs(differences))), float(np.max(np.abs(backpropagated[positions]))), noise)
+        error = _largest(differences - backpropagated[positions])
+        scale = max(_largest(differences), _largest(backpropagated[positions]), noise)
         rows.append(Row(segment.name, segment.shape, len(positions), error, error / scale if error else 0.0))
         start += segment.size
     return rows
+
+
+def _largest(values: Slab) -> float:
+    """The largest absolute value; 0 of no values."""
+    return float(np.max(np.abs(values), initial=0.0))

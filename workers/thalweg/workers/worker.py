@@ -17,7 +17,7 @@ from thalweg.contract.release import hello
 from thalweg.contract.segments import Kind, end_of
 from thalweg.contract.shared_memory import SharingError
 from thalweg.contract.tree import Node
-from thalweg.learning import data, registry
+from thalweg.learning import data
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.errors import NodeError
 from thalweg.learning.objective import layout
@@ -113,8 +113,7 @@ class _Worker:
                     self._peer = self._until_the_end.enter_context(exchange.attach(message.welcome.shared_memory))
                     threads = spec.training.threads_per_worker
                     limits = threadpool_limits(threads, "blas")
-                    # Whether code is allowed is the first thing to be known; libraries for it are imported by `settings`.
-                    with self._watch, limits, self._code(spec), registry.kind_of(spec).settings(threads):
+                    with self._watch, limits, self._code(spec):
                         self._prepare(spec)
                         return self._serve()
                 case "goodbye":
@@ -130,10 +129,10 @@ class _Worker:
 
     @contextmanager
     def _code(self, spec: job_pb2.JobSpec) -> Iterator[None]:
-        """Within the context, the job's code can be imported. The archive is not needed for that, once it is unpacked."""
+        """Within the context, the job's code can run. The archive is not needed for that, once it is unpacked."""
         with ExitStack() as stack:
             with fetcher(self._channel, self._endpoint.metadata, "code.sha256") as fetch:
-                stack.enter_context(code.importable(spec, fetch, allowed=self._allow_code))
+                stack.enter_context(code.ready(spec, fetch, allowed=self._allow_code))
             yield
 
     def _prepare(self, spec: job_pb2.JobSpec) -> None:

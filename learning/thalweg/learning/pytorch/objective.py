@@ -202,13 +202,15 @@ class TorchObjective:
 
     @contextmanager
     def traced(self, record: Record) -> Iterator[None]:
-        """Records the output of each of the module's modules, by its name and class, as it is computed.
+        """Records the output of each of the module's modules, but for those of TorchScript, by its name and class.
 
         Of a compiled module, that of the whole.
         """
         handles = []
         modules = [("", self._compiled.module)] if self._compiled else self._module.named_modules()
         for name, module in modules:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
             title = f"{name or 'the module'} ({type(module if name else self._module).__name__})"
             handles.append(module.register_forward_hook(_recorder(title, record)))
         try:
@@ -220,7 +222,10 @@ class TorchObjective:
     def _made(self, entry: job_pb2.EntryPoint) -> nn.Module:
         field = f"{_FIELD}.entrypoint"
         with seeded(self._seed, Purpose.MODULE_CREATION, place=self._place), entry_points.running(_FIELD):
-            made = entry_points.load(entry.entrypoint, field)(**entry_points.arguments(entry))
+            make = entry_points.load(entry.entrypoint, field)
+            if isinstance(make, nn.Module):
+                raise MistakeError(f"{field}: {entry.entrypoint} is a module; name a class, or a function that makes it")
+            made = make(**entry_points.arguments(entry))
         if not isinstance(made, nn.Module):
             raise MistakeError(f"{field}: {entry.entrypoint} returned {type(made).__name__}, not a torch.nn.Module")
         for name, tensor in (*made.named_parameters(), *made.named_buffers()):

@@ -10,10 +10,10 @@ from google.protobuf import json_format
 from threadpoolctl import threadpool_limits
 
 from thalweg.contract.process import prepare
-from thalweg.learning import data, registry
+from thalweg.learning import data
 from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.v1 import job_pb2
-from thalweg.workers.code import importable
+from thalweg.workers.code import ready
 from thalweg.workers.doctor.examination import examine, tasks_of
 
 
@@ -21,14 +21,9 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     """What a request asks for: the tasks in their order, and what each of them computes; or the mistake in the job."""
     spec = json_format.ParseDict(asked["spec"], job_pb2.JobSpec())
     files = {sha256: Path(path) for sha256, path in asked["files"].items()}
-    threads = spec.training.threads_per_worker
     fetch = files.__getitem__
     try:
-        with (
-            importable(spec, fetch, allowed=True),
-            threadpool_limits(threads, "blas"),
-            registry.kind_of(spec).settings(threads),
-        ):
+        with threadpool_limits(spec.training.threads_per_worker, "blas"), ready(spec, fetch, allowed=True):
             dataset = data.load(spec, fetch)
             tasks = tasks_of(spec, len(dataset.train), asked["tasks"])
             order = [tasks[index % len(tasks)] for index in asked["order"]]
