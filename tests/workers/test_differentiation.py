@@ -8,6 +8,7 @@ import pytest
 from google.protobuf import json_format
 
 from tests.learning.batches import dataset
+from tests.learning.kinds.cases import require, samples, settled, spec_of
 from thalweg.contract import tree
 from thalweg.contract.tree import Node
 from thalweg.learning.data.microbatches import Microbatches
@@ -97,3 +98,23 @@ def test_prefetching_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sums == same
         plain.release(expected)
         ahead.release(found)
+
+
+def test_tasks_compile_nothing_after_the_worker_has() -> None:
+    """Compiled are all sizes that microbatches have; the last one of an epoch is smaller."""
+    require("torch, compiled")
+    from torch._dynamo.utils import counters
+
+    training = {"batch_size": 7, "microbatches": 2}
+    spec = spec_of("torch, compiled", training=training)
+    x, y = samples(18).values()
+    with settled(spec):
+        differentiator = Differentiator(spec, dataset(x, y))
+        before = counters["stats"]["unique_graphs"]
+        differentiator.compile()
+        compiled = counters["stats"]["unique_graphs"]
+        assert compiled - before <= 3
+        parameters = initial(differentiator)
+        for step in range(3):
+            differentiator.gradient(parameters, step, step, tree.root(2), slice(0, parameters.size))
+        assert counters["stats"]["unique_graphs"] == compiled > 0
