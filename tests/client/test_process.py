@@ -66,7 +66,7 @@ assert dict(os.environ) == environment
 untouched = (logging.NOTSET, [], [], True, False)
 for name, each in loggers().items():
     assert each == known.get(name, untouched), (name, each)
-heavy = "ray scipy matplotlib typer rich threadpoolctl thalweg.server thalweg.workers thalweg.learning".split()
+heavy = "numba llvmlite ray scipy matplotlib typer rich threadpoolctl thalweg.server thalweg.workers thalweg.learning".split()
 assert not set(heavy) & set(sys.modules), set(heavy) & set(sys.modules)
 """
 

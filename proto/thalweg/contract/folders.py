@@ -1,8 +1,20 @@
-"""Folders that are one user's alone."""
+"""Folders of a user: caches, and those that are this user's alone."""
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
+
+
+def cache_folder(name: str, variable: str) -> Path | None:
+    """This user's cache of that name; None if the user has no home. The environment's `variable`, if set, is another folder."""
+    for chosen_by, below in ((variable, ""), ("XDG_CACHE_HOME", f"thalweg/{name}")):
+        # The standard says to pass over a relative path, which would mean another folder in each current one.
+        if (chosen := Path(os.environ.get(chosen_by, ""))).is_absolute():
+            return chosen / below
+    with suppress(RuntimeError):
+        return Path.home() / ".cache" / "thalweg" / name
+    return None
 
 
 def make_private(folder: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from thalweg.contract.folders import make_private
+from thalweg.contract import folders
 
 _TEMPORARY = "thalweg-code-"
 _FOLDER = re.compile(rf".*/(?:[0-9a-f]{{64}}|{_TEMPORARY}[^/]*)/")
@@ -29,13 +29,7 @@ _ATTEMPTS = 8
 
 def cache_folder() -> Path | None:
     """This user's folder of code; None if the user has no home. THALWEG_CODE_CACHE, if set, is another one."""
-    for name, below in (("THALWEG_CODE_CACHE", ""), ("XDG_CACHE_HOME", "thalweg/code")):
-        # The standard says to pass over a relative path, which would mean another folder in each current one.
-        if (chosen := Path(os.environ.get(name, ""))).is_absolute():
-            return chosen / below
-    with suppress(RuntimeError):
-        return Path.home() / ".cache" / "thalweg" / "code"
-    return None
+    return folders.cache_folder("code", "THALWEG_CODE_CACHE")
 
 
 def below_folder(file: str) -> str:
@@ -56,7 +50,7 @@ def kept(name: str, fill: Callable[[Path], None], is_whole: Callable[[Path], boo
         try:
             if cache is None:
                 raise OSError("no home")
-            make_private(cache)
+            folders.make_private(cache)
             folder = _hold(cache, name, fill, is_whole, stack)
         except OSError:
             folder = _temporary(stack)

@@ -16,7 +16,7 @@ from thalweg.learning.optimizers.momentum import Momentum
 from thalweg.learning.optimizers.norms import Share, block_sums, factors, in_turn, reduced
 from thalweg.learning.optimizers.rmsprop import RMSprop
 from thalweg.learning.optimizers.sgd import SGD
-from thalweg.learning.optimizers.updates import apply
+from thalweg.learning.optimizers.updates import apply, prepare
 from thalweg.learning.reductions import Reduction
 from thalweg.v1 import job_pb2
 
@@ -45,6 +45,7 @@ __all__ = [
     "in_turn",
     "make",
     "mistake",
+    "prepare",
     "reduced",
     "reductions",
     "settings",

@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from thalweg.contract.layout import Slab
+from thalweg.learning.kernels import Kernel
 from thalweg.learning.optimizers.base import Hyperparameters, Optimizer, OptimizerState, UpdateRule
 
 
@@ -52,11 +53,8 @@ class Moments(Optimizer[H_co], Generic[H_co]):
         return {slot: np.divide(state[moments[slot]], 1 - betas[slot]) for slot in self.slots}
 
     def rule(self, learning_rate: float, step: int) -> UpdateRule:
-        beta1, beta2, amsgrad = self._beta1, self._beta2, self._amsgrad
-        # The ratio of √v̂ to the root of the sum. Numerator and denominator are divided by it, which saves a pass.
-        correction = math.sqrt((1 - beta2) / (1 - beta2 ** (step + 1)))
-        eps = self.hyperparameters.eps / correction
-        rate = learning_rate * (1 - beta1) / (1 - beta1 ** (step + 1)) / correction
+        amsgrad = self._amsgrad
+        beta1, beta2, eps, rate = self._constants(learning_rate, step)
 
         def update(gradient: Slab, state: OptimizerState, delta: Slab, scratch: Slab) -> None:
             total, squares = state["gradient_sum"], state["square_sum"]
@@ -72,6 +70,34 @@ class Moments(Optimizer[H_co], Generic[H_co]):
             delta *= rate
 
         return update
+
+    def kernel(self, learning_rate: float, step: int) -> Kernel:
+        return Kernel(_amsgrad_element if self._amsgrad else _element, self._constants(learning_rate, step))
+
+    def _constants(self, learning_rate: float, step: int) -> tuple[float, float, float, float]:
+        beta1, beta2 = self._beta1, self._beta2
+        # The ratio of √v̂ to the root of the sum. Numerator and denominator are divided by it, which saves a pass.
+        correction = math.sqrt((1 - beta2) / (1 - beta2 ** (step + 1)))
+        rate = learning_rate * (1 - beta1) / (1 - beta1 ** (step + 1)) / correction
+        return beta1, beta2, self.hyperparameters.eps / correction, rate
+
+
+def _element(g: float, state: tuple[float, ...], constants: tuple[float, ...]) -> tuple[float, tuple[float, ...]]:
+    total, squares = state
+    beta1, beta2, eps, rate = constants
+    total = total * beta1 + g
+    squares = squares * beta2 + g * g
+    return total / (math.sqrt(squares) + eps) * rate, (total, squares)
+
+
+def _amsgrad_element(g: float, state: tuple[float, ...], constants: tuple[float, ...]) -> tuple[float, tuple[float, ...]]:
+    total, squares, greatest = state
+    beta1, beta2, eps, rate = constants
+    total = total * beta1 + g
+    squares = squares * beta2 + g * g
+    # As NumPy's maximum: what is not a number remains.
+    greatest = squares if squares > greatest or squares != squares else greatest  # noqa: PLR0124
+    return total / (math.sqrt(greatest) + eps) * rate, (total, squares, greatest)
 
 
 class Adam(Moments[AdamHyperparameters]):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.contract.layout import Slab
+from thalweg.learning.kernels import Kernel
 from thalweg.learning.reductions import Reduction
 
 OptimizerState = dict[str, Slab]
@@ -83,3 +84,10 @@ class Optimizer(ABC, Generic[H_co]):
     @abstractmethod
     def rule(self, learning_rate: float, step: int) -> UpdateRule:
         """A step, for any of its blocks. `learning_rate` is the scheduled one; `step` counts from 0."""
+
+    def kernel(self, learning_rate: float, step: int) -> Kernel | None:
+        """The same step for one element, with the same bits, so that it can be compiled; None to have `rule` alone used.
+
+        From step 1 on it is the same rule for all steps.
+        """
+        return None

@@ -3,6 +3,7 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab
+from thalweg.learning.kernels import Kernel
 from thalweg.learning.optimizers.base import Optimizer, OptimizerState, UpdateRule
 from thalweg.v1 import job_pb2
 
@@ -34,3 +35,22 @@ class Momentum(Optimizer[job_pb2.Momentum]):
                 np.multiply(velocity, learning_rate, out=delta)
 
         return update
+
+    def kernel(self, learning_rate: float, step: int) -> Kernel | None:
+        settings = self.hyperparameters
+        constants = settings.momentum, 1 - settings.dampening, learning_rate
+        return Kernel(_nesterov_element if settings.nesterov else _element, constants) if step else None
+
+
+def _element(g: float, state: tuple[float, ...], constants: tuple[float, ...]) -> tuple[float, tuple[float, ...]]:
+    (velocity,) = state
+    momentum, dampened, rate = constants
+    velocity = velocity * momentum + g * dampened
+    return velocity * rate, (velocity,)
+
+
+def _nesterov_element(g: float, state: tuple[float, ...], constants: tuple[float, ...]) -> tuple[float, tuple[float, ...]]:
+    (velocity,) = state
+    momentum, dampened, rate = constants
+    velocity = velocity * momentum + g * dampened
+    return (velocity * momentum + g) * rate, (velocity,)

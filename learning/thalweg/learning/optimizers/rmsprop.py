@@ -1,8 +1,11 @@
 """RMSProp."""
 
+from math import sqrt
+
 import numpy as np
 
 from thalweg.contract.layout import Slab
+from thalweg.learning.kernels import Kernel
 from thalweg.learning.optimizers.base import Optimizer, OptimizerState, UpdateRule
 from thalweg.v1 import job_pb2
 
@@ -48,3 +51,53 @@ class RMSprop(Optimizer[job_pb2.Rmsprop]):
                 delta *= learning_rate
 
         return update
+
+    def kernel(self, learning_rate: float, step: int) -> Kernel:
+        settings = self.hyperparameters
+        constants = settings.alpha, 1 - settings.alpha, settings.eps, learning_rate, settings.momentum, 0.0
+        rules = {
+            (False, False): _element,
+            (False, True): _element_with_momentum,
+            (True, False): _centered_element,
+            (True, True): _centered_element_with_momentum,
+        }
+        return Kernel(rules[settings.centered, settings.momentum > 0], constants)
+
+
+def _element(g: float, state: tuple[float, ...], constants: tuple[float, ...]) -> tuple[float, tuple[float, ...]]:
+    (square,) = state
+    alpha, rest, eps, rate, _, _ = constants
+    square = square * alpha + g * g * rest
+    return g / (sqrt(square) + eps) * rate, (square,)
+
+
+def _element_with_momentum(g: float, state: tuple[float, ...], constants: tuple[float, ...]) -> tuple[float, tuple[float, ...]]:
+    square, velocity = state
+    alpha, rest, eps, rate, momentum, _ = constants
+    square = square * alpha + g * g * rest
+    velocity = velocity * momentum + g / (sqrt(square) + eps)
+    return velocity * rate, (square, velocity)
+
+
+def _centered_element(g: float, state: tuple[float, ...], constants: tuple[float, ...]) -> tuple[float, tuple[float, ...]]:
+    square, mean = state
+    alpha, rest, eps, rate, _, zero = constants
+    square = square * alpha + g * g * rest
+    mean = mean * alpha + g * rest
+    variance = square - mean * mean
+    # As NumPy's maximum: what is not a number remains.
+    variance = variance if variance > zero or variance != variance else zero  # noqa: PLR0124
+    return g / (sqrt(variance) + eps) * rate, (square, mean)
+
+
+def _centered_element_with_momentum(
+    g: float, state: tuple[float, ...], constants: tuple[float, ...]
+) -> tuple[float, tuple[float, ...]]:
+    square, mean, velocity = state
+    alpha, rest, eps, rate, momentum, zero = constants
+    square = square * alpha + g * g * rest
+    mean = mean * alpha + g * rest
+    variance = square - mean * mean
+    variance = variance if variance > zero or variance != variance else zero  # noqa: PLR0124
+    velocity = velocity * momentum + g / (sqrt(variance) + eps)
+    return velocity * rate, (square, mean, velocity)

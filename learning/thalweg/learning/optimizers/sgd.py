@@ -3,6 +3,7 @@
 import numpy as np
 
 from thalweg.contract.layout import Slab
+from thalweg.learning.kernels import Kernel
 from thalweg.learning.optimizers.base import Optimizer, OptimizerState, UpdateRule
 from thalweg.v1 import job_pb2
 
@@ -15,3 +16,10 @@ class SGD(Optimizer[job_pb2.Sgd]):
             np.multiply(gradient, learning_rate, out=delta)
 
         return update
+
+    def kernel(self, learning_rate: float, step: int) -> Kernel:
+        return Kernel(_element, (learning_rate,))
+
+
+def _element(g: float, state: tuple[float, ...], constants: tuple[float, ...]) -> tuple[float, tuple[float, ...]]:  # noqa: ARG001
+    return g * constants[0], ()

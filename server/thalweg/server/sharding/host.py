@@ -15,6 +15,7 @@ from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.contract.tree import Node
 from thalweg.server.arrays import budget
 from thalweg.server.arrays.budget import Budget, OverBudgetError
+from thalweg.server.arrays.compilation import KernelCompiler
 from thalweg.server.arrays.parameters import Parameters
 from thalweg.server.arrays.pieces import Piece, Pieces
 from thalweg.server.deciding.events import ContributionReceived, InitialReceived
@@ -158,6 +159,7 @@ class ShardHost:
         self._invitation_seconds = invitation_seconds
         self._shares: dict[int, _Share] = {}
         self._budget = Budget()
+        self._kernels = KernelCompiler(self._budget)
         self._callers = 0
         self._invited = asyncio.Event()
 
@@ -185,6 +187,7 @@ class ShardHost:
         lack = self._budget.reserve(number, budget.of_shard(plan, make.end_chunk - make.first_chunk))
         if lack:
             raise OverBudgetError(lack)
+        self._kernels.prepare(plan)
         return _Share(number, plan, range(make.first_chunk, make.end_chunk), self._say)
 
     def _drop(self, number: int) -> None:
@@ -202,6 +205,11 @@ class ShardHost:
         """The server is gone, and with it whatever was begun."""
         for number in list(self._shares):
             self._drop(number)
+
+    def close(self) -> None:
+        """Ends what the shares have in common."""
+        self.clear()
+        self._kernels.close()
 
     async def expects(self, bearer: str) -> bool:
         """Whether a stream that carries a token is that of a worker that was invited, or that soon turns out to be."""

@@ -165,6 +165,7 @@ class ShardProcess(Hosted):
         attending.cancel()
         with suppress(asyncio.CancelledError):
             await attending
+        self._attendance.host.close()
         await server.stop(STOP_GRACE_SECONDS)
 
 

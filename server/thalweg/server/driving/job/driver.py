@@ -17,6 +17,7 @@ from thalweg.contract.states import state_name
 from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.server.arrays.allocation import allocate
 from thalweg.server.arrays.budget import Budget
+from thalweg.server.arrays.compilation import KernelCompiler
 from thalweg.server.arrays.copies import Spare, between_events
 from thalweg.server.arrays.downloads import Download
 from thalweg.server.arrays.interface import Arrays
@@ -81,9 +82,9 @@ class JobDriver:
     `checkpoint_done`. `checkpoint` and `recorded` are what earlier runs have left; `initial`, if the job is to start from given
     parameters, gives them as a slab of a layout, or raises ValueError.
     `sharing` is where workers on this machine get memory, if it is shared; `shards` are those over which the slab may be split;
-    `crew` shares in the arithmetic; `budget` promises the memory for the arrays; `avoid` is called when `avoided` has changed,
-    the places where the job is to get no more workers for now. `story` takes down what is decided. `over` is set when the run has
-    ended, or was given up.
+    `crew` shares in the arithmetic, `kernels` compiles it; `budget` promises the memory for the arrays; `avoid` is called when
+    `avoided` has changed, the places where the job is to get no more workers for now. `story` takes down what is decided. `over`
+    is set when the run has ended, or was given up.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class JobDriver:
         sharing: Sharing | None = None,
         shards: ShardRegistry | None = None,
         crew: ArithmeticPool | None = None,
+        kernels: KernelCompiler | None = None,
         budget: Budget | None = None,
         avoid: Callable[[], object] = lambda: None,
         spare: Spare = between_events,
@@ -126,6 +128,7 @@ class JobDriver:
         self._connections = Connections(sharing, self.telemetry, settings)
         self._shared = self._connections.shared
         self._crew = crew
+        self._kernels = kernels
         self._shards = shards
         self._admission = Admission(budget, shards, self.telemetry, clock)
         self._inbox = Inbox(self.telemetry, self._holdings, self._admission, self._connections, self.handle)
@@ -307,6 +310,8 @@ class JobDriver:
         except (MemoryError, ValueError):
             raise _JobError(f"model.layers: {plan.elements:,} parameters do not fit the server's memory") from None
         self._holdings.arrays = arrays
+        if self._kernels:
+            self._kernels.prepare(plan)
         self.telemetry.planned(plan, self._holdings.prepared.loss_seconds)
 
     def _load_given(self) -> None:

@@ -5,6 +5,7 @@ from functools import partial
 
 from thalweg.contract.layout import Slab
 from thalweg.server.arrays.budget import Budget
+from thalweg.server.arrays.compilation import KernelCompiler
 from thalweg.server.arrays.pool import ArithmeticPool
 from thalweg.server.arrays.sharded.registry import ShardRegistry
 from thalweg.server.deciding.story import Story
@@ -52,6 +53,7 @@ class Runs:
         self._avoid = avoid
         self._crew = ArithmeticPool()
         self._budget = Budget()
+        self._kernels = KernelCompiler(self._budget)
         self._progressed: set[str] = set()  # jobs of which this server has written a checkpoint
 
     def begin(
@@ -71,6 +73,7 @@ class Runs:
             sharing=self._sharing,
             shards=self.shards,
             crew=self._crew,
+            kernels=self._kernels,
             budget=self._budget,
             avoid=self._avoid,
             story=story,
@@ -87,6 +90,7 @@ class Runs:
         for run in self.of.values():
             run.release()
         self._crew.close()
+        self._kernels.close()
 
     async def _initial(self, given: job_pb2.Initial, layout: job_pb2.Layout) -> Slab:
         """The parameters that a job starts from. Raises ValueError if they are not its model's."""
