@@ -120,11 +120,29 @@ def test_gradients_have_no_bytes_for_constants(kind: str, tmp_path: Path) -> Non
     assert job.progress.exchange.gradient_bytes == gradient * job.result.steps > 0
 
 
+@pytest.mark.parametrize("shards", [0, 2, 6], ids=lambda shards: f"{shards} shards")
+@pytest.mark.parametrize(
+    "training",
+    [{}, LOCAL, {"synchrony": {"stale": {"bound": 2}}}, {"synchrony": {"asynchronous": {}}}, {"codec": {"bfloat16": {}}}],
+    ids=["bulk", "local", "stale", "asynchronous", "bfloat16"],
+)
+def test_constants_are_sent_once(training: dict[str, Any], shards: int, tmp_path: Path) -> None:
+    """But for those in a chunk that has statistics, too."""
+    spec = spec_of(**training)
+    with sharded(tmp_path, shards, shared_memory=False) as (server, _):
+        job = train(server, spec)
+    assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error
+    changing = sum(map(codecs.of_parameters(spec, CHUNK).size, (40, 25))) + 4 * (5 * CHUNK - 65)
+    # The first version, and what each step made.
+    assert job.progress.exchange.parameter_bytes == changing * (job.result.steps + 1) + 4 * (260 - 5 * CHUNK)
+
+
 @pytest.mark.parametrize(
     "training", [{"codec": {"int8": {}}}, {"codec": {"bfloat16": {}}}, LOCAL], ids=["int8", "bfloat16", "local"]
 )
-@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("shards", [1, 2, 6], ids=lambda shards: f"{shards} shards")
 def test_shards_change_nothing(shards: int, training: dict[str, Any], tmp_path: Path) -> None:
+    """With six, one holds constants alone, as the server does."""
     spec = spec_of(**training)
     expected, losses = reference(spec)
     with sharded(tmp_path, shards) as (server, _):
@@ -214,11 +232,10 @@ def test_out_of_order_each_change_is_subtracted_once(
     model.initialize(values)
     tensors = layouts.views_of(model.segments, values)
     for gradient in applied:
-        for (name, _, kind), change in zip(model.segments, layouts.views_of(model.segments, gradient).values(), strict=True):
-            if kind == Kind.PARAMETER:
-                tensors[name] -= change * 0.01
-            elif kind == Kind.STATISTIC:
-                tensors[name] -= change
+        # There is none by constants.
+        changing = [segment for segment in model.segments if segment.kind != Kind.CONSTANT]
+        for (name, _, kind), change in zip(changing, layouts.views_of(changing, gradient).values(), strict=True):
+            tensors[name] -= change * 0.01 if kind == Kind.PARAMETER else change
     assert parameters_of(tmp_path, job).tobytes() == values.tobytes()
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.server.specs import PAYLOAD, make_spec
-from thalweg.contract.segments import Segment
+from thalweg.contract.segments import Kind, Segment
 from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server.deciding import plan
@@ -179,6 +179,67 @@ def test_a_stragglers_task_is_also_given_to_an_idle_worker_and_the_first_answer_
     late = desk.answer(2, 1, RIGHT, chunks=[2, 3])
     assert [each.reason for each in of(Dropped, late)] == [Drop.LATE] * 2
     assert [(each.workers, each.version) for each in of(SendRange, late)] == [((2,), 3)]
+
+
+# Of the four chunks, the second has a parameter and a constant, and the last two constants alone.
+CONSTANTS = (Segment("0.weight", (3,)), Segment("mask", (4,), Kind.CONSTANT))
+
+
+@pytest.mark.parametrize("policy", [{"bulk": {}}, {"local": {"steps": 2}}, {"stale": {"bound": 1}}, {"asynchronous": {}}])
+def test_a_worker_is_sent_constants_once_and_before_all_else(policy: dict[str, Any]) -> None:
+    desk = Desk(synchrony=policy, microbatches=1, batch_size=2)
+    desk.facts = desk.facts._replace(segments=CONSTANTS)
+    desk.join(1)
+    for _ in range(2):
+        (given,) = of(AssignDifferentiate, desk.decisions)[-1:]
+        desk.answer(1, given.task.step, given.task.node, given.version)
+    desk.join(2)
+    for worker in (1, 2, 1, 2):
+        given = next(each for each in reversed(of(AssignDifferentiate, desk.decisions)) if each.worker == worker)
+        desk.answer(worker, given.task.step, given.task.node, given.version)
+    for worker in (1, 2):
+        first, *others = [each.chunks for each in of(SendRange, desk.decisions) if worker in each.workers]
+        assert first == range(2, 4)
+        assert others[0] == range(2)
+        assert len(others) > 2
+        assert {chunk for chunks in others for chunk in chunks} == {0, 1}
+
+
+def test_a_worker_that_comes_during_an_update_is_sent_what_has_changed() -> None:
+    desk = Desk()
+    desk.facts = desk.facts._replace(segments=CONSTANTS)
+    desk.join(1)
+    desk.answer(1, 0, ROOT, chunks=[1, 2])
+    desk.handle(WorkerJoined(2))
+    decisions = desk.handle(WorkerPrepared(2, desk.facts))
+    sent = [(each.version, each.chunks) for each in of(SendRange, decisions)]
+    assert sent == [(0, range(2, 4)), (0, range(2)), (1, range(1, 2))]
+
+
+def test_a_worker_that_was_behind_has_the_constants() -> None:
+    desk = Desk()
+    desk.facts = desk.facts._replace(segments=CONSTANTS)
+    desk.join(1)
+    desk.join(2)
+    desk.now += 0.1
+    desk.answer(1, 0, ROOT)
+    desk.now += 0.1
+    desk.answer(1, 1, LEFT)
+    desk.now += 10.0 * 0.05
+    desk.handle(HeartbeatReceived(2))
+    assert desk.tasks(desk.handle(Tick())) == [(1, 1, RIGHT)]
+    desk.answer(1, 1, RIGHT)
+    late = desk.answer(2, 1, RIGHT)
+    assert [(each.workers, each.version, each.chunks) for each in of(SendRange, late)] == [((2,), 2, range(2))]
+
+
+def test_where_there_are_constants_alone_they_are_sent_once() -> None:
+    desk = Desk()
+    desk.facts = desk.facts._replace(segments=(Segment("mask", (ELEMENTS,), Kind.CONSTANT),))
+    desk.join(1)
+    desk.answer(1, 0, ROOT)
+    assert desk.coordinator.version == 1
+    assert [each.chunks for each in of(SendRange, desk.decisions)] == [range(CHUNKS)]
 
 
 def test_faster_workers_get_more_microbatches() -> None:

@@ -39,7 +39,7 @@ class Silent:
     def send(self, message: pb.WorkResponse) -> None:
         self.sent.append(message)
 
-    def send_parameters(self, version: int, serialized: bytes) -> None:
+    def send_parameters(self, version: int, serialized: bytes, *, constant: bool) -> None:
         self.sent.append(pb.WorkResponse.FromString(serialized))
 
     def evict(self, error: ThalwegError | None = None) -> None:

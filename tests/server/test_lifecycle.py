@@ -194,7 +194,7 @@ class Late:
     def send(self, message: wire.WorkResponse) -> None:
         self.heard.append(message.WhichOneof("message"))
 
-    def send_parameters(self, version: int, serialized: bytes) -> None:
+    def send_parameters(self, version: int, serialized: bytes, *, constant: bool) -> None:
         self.heard.append("parameters")
 
     def evict(self, error: object = None) -> None:

@@ -11,7 +11,7 @@ from tests.end_to_end.reference import squared_norm
 from tests.server.specs import make_spec
 from thalweg.contract import tree
 from thalweg.contract.layout import Slab
-from thalweg.contract.segments import Segment
+from thalweg.contract.segments import Kind, Segment
 from thalweg.contract.tree import Node
 from thalweg.learning import clipping, optimizers
 from thalweg.learning.optimizers import OptimizerState, norms
@@ -292,6 +292,44 @@ def test_neither_chunks_nor_shares_change_a_bit_of_groups(kind: str, clip: float
         found.append({name: b"".join(share.slabs[name].tobytes() for share in shares) for name in whole.slabs})
     assert found[0] == found[1] == found[2]
     assert found[0][PARAMETERS] != start.tobytes()
+
+
+# With chunks of two elements: the second chunk has a parameter and a constant, the last one constants alone.
+WITH_CONSTANTS = (Segment("0.weight", (3,)), Segment("mask", (2,), Kind.CONSTANT))
+
+
+@pytest.mark.parametrize("way", ["initial", "restored", "loaded"])
+def test_constants_lie_beside_both_versions_and_no_step_touches_them(way: str) -> None:
+    spec = make_spec(microbatches=4)
+    spec.optimizer.CopyFrom(json_format.ParseDict({**SGD, "clip_global_norm": 1e6}, job_pb2.Optimizer()))
+    parameters = Parameters(Plan(validation.complete(spec), Facts(ELEMENTS, 20, 0, (), WITH_CONSTANTS)))
+    start = np.array([1, 2, 3, -np.inf, 5], np.float32)
+    for chunk in parameters.chunks:
+        part = start[parameters.plan.chunk_range(chunk)]
+        if way == "initial":
+            parameters.keep_initial(chunk, part)
+        elif way == "loaded":
+            parameters.load(3, PARAMETERS, chunk, part.tobytes())
+    if way == "restored":
+        parameters.restore(3, start, None)
+    first = parameters.version
+
+    def constants(version: int) -> list[float]:
+        chunks = [parameters.chunk(version, chunk) for chunk in parameters.chunks]
+        return [float(value) for value in np.concatenate(chunks)[3:]]
+
+    assert constants(first) == constants(first + 1) == [-np.inf, 5]
+    # So that it shows if they are copied.
+    parameters.chunk(first + 1, 2)[:] = 7
+    gradient = np.array([1, 2, 3, np.nan, np.nan], np.float32)
+    for chunk in parameters.chunks:
+        for leaf in range(4):
+            parameters.keep(first, Node(0, leaf), chunk, gradient[parameters.plan.chunk_range(chunk)])
+        for parent in (Node(1, 0), Node(1, 1), Node(2, 0)):
+            parameters.merge(first, parent, chunk)
+    assert apply(parameters)
+    parameters.promote(first + 1, first)
+    assert parameters.current.tolist() == [-3, -6, -9, -np.inf, 7]
 
 
 class Recorder(ArithmeticPool):

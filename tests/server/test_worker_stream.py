@@ -25,11 +25,11 @@ class Listener:
             self.heard.append(f"{kind} {getattr(message, kind).version}" if kind in ("differentiate", "evaluate") else kind)
 
 
-def parameters(stream: WorkerStream, version: int, chunks: int = CHUNKS) -> list[str]:
+def parameters(stream: WorkerStream, version: int, chunks: int = CHUNKS, *, constant: bool = False) -> list[str]:
     """Sends chunks of the parameters at a version, and gives what the worker would hear of it."""
     for chunk in range(chunks):
         part = pb.ParametersChunk(version=version, chunk=chunk, data=b"some")
-        stream.send_parameters(version, pb.WorkResponse(parameters=part).SerializeToString())
+        stream.send_parameters(version, pb.WorkResponse(parameters=part).SerializeToString(), constant=constant)
     return [f"{version}.{chunk}" for chunk in range(chunks)]
 
 
@@ -87,3 +87,19 @@ def test_parameters_that_are_sent_again_all_arrive() -> None:
     begun, again = parameters(stream, 5, chunks=1), parameters(stream, 5)
     older = parameters(stream, 4)
     assert heard(stream) == [*begun, *again, *older]
+
+
+def test_constants_stay_however_many_versions_follow() -> None:
+    stream = WorkerStream(1, "w")
+    constants = parameters(stream, 0, constant=True)
+    for version in range(1000):
+        sent = parameters(stream, version)
+    assert heard(stream) == [*constants, *(f"998.{chunk}" for chunk in range(CHUNKS)), *sent]
+
+
+def test_an_evaluation_that_is_over_is_not_asked_for_where_there_are_constants_alone() -> None:
+    stream = WorkerStream(1, "w")
+    constants = parameters(stream, 0, constant=True)
+    for version in range(100):
+        stream.send(evaluate(version))
+    assert heard(stream) == [*constants, "evaluate 99"]

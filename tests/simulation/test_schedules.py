@@ -25,6 +25,7 @@ from thalweg.server.deciding.events import ContributionReceived
 from thalweg.server.deciding.phases import initialization
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony import rounds
+from thalweg.server.deciding.synchrony.base import Policy
 from thalweg.server.deciding.synchrony.contributions import Contributions
 from thalweg.server.deciding.values import Facts, Position, Task
 from thalweg.server.deciding.workers.failures import Failures, Kind
@@ -35,6 +36,7 @@ from thalweg.server.storage.checkpoints import Checkpoints
 from thalweg.server.storage.disk import Disk
 from thalweg.v1 import job_pb2
 from thalweg.workers.transport.error_feedback import GradientEncoder
+from thalweg.workers.transport.exchange import Arriving
 
 
 @pytest.mark.parametrize("first", range(0, 500, 100))
@@ -203,6 +205,27 @@ def _too_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds.Rounds, "__init__", ahead)
 
 
+def _no_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that comes is sent no constants."""
+    monkeypatch.setattr(Policy, "_send_constants", lambda *_: [])
+
+
+def _constants_for_every_other_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker has constants beside the parameters at even versions, or beside those at odd ones."""
+    init = Arriving.__init__
+
+    def careless(self: Arriving, *arguments: Any) -> None:
+        init(self, *arguments)
+        self._constants = 1 << 60
+
+    monkeypatch.setattr(Arriving, "__init__", careless)
+
+
+def _constants_of_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has constants beside the parameters with which a run begins, and not beside those after them."""
+    monkeypatch.setattr(Parameters, "_spread_constants", lambda *_: None)
+
+
 def _stale_residual(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of a microbatch's gradient goes into a later one than the next, when others have sent those in between."""
     init = GradientEncoder.__init__
@@ -267,6 +290,9 @@ def _one_initializer(monkeypatch: pytest.MonkeyPatch) -> None:
         _late,
         _arrival_order,
         _one_buffer,
+        _no_constants,
+        _constants_for_every_other_version,
+        _constants_of_one_version,
         _copied_too_late,
         _events_behind,
         _too_stale,

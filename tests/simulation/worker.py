@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thalweg.contract import codecs, shared_memory, tree
-from thalweg.contract.codecs import SlabCodec
+from thalweg.contract import shared_memory, tree
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab, layout_of, ranges
 from thalweg.contract.segments import Kind, Segment, end_of
@@ -19,7 +18,7 @@ from thalweg.server.deciding.values import Place
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers.transport.error_feedback import GradientEncoder
-from thalweg.workers.transport.exchange import Shared
+from thalweg.workers.transport.exchange import Arriving, Shared
 from thalweg.workers.transport.streams import unload
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ SEGMENTS = (
     Segment("0.mean", (2,), Kind.STATISTIC),
     Segment("mask", (1,), Kind.CONSTANT),
 )
-PARAMETERS = end_of(Kind.PARAMETER, SEGMENTS)
 LAYOUT = layout_of(SEGMENTS, np.dtype(np.float32))
 _GRADIENT_SECONDS = 0.01
 # How long a worker waits for the server's socket.
@@ -120,7 +118,7 @@ class ImaginaryWorker:
         """The server's end of the stream: a message to the worker."""
         self._cluster.to_worker(self, message)
 
-    def send_parameters(self, version: int, serialized: bytes) -> None:
+    def send_parameters(self, version: int, serialized: bytes, *, constant: bool) -> None:
         """The server's end of the stream: parameters to the worker."""
         self.send(pb.WorkResponse.FromString(serialized))
 
@@ -164,8 +162,7 @@ class ImaginaryWorker:
             self._cluster.work(self)
 
     def _keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
-        start = part.chunk * self._chunk_elements
-        self._incoming.decode(start, data, self._buffers[part.version % 2][start : start + self._chunk_elements])
+        self._arriving.keep(part, data)
 
     def seconds(self, message: pb.WorkResponse) -> float:
         """How long a message keeps the worker busy."""
@@ -204,7 +201,7 @@ class ImaginaryWorker:
                     self._say(prepared=prepared)
             case "accepted":
                 self._chunk_elements = message.accepted.chunk_elements
-                self._incoming = SlabCodec(codecs.of_parameters(self._spec, self._chunk_elements), PARAMETERS)
+                self._arriving = Arriving(self._spec, SEGMENTS, self._chunk_elements, self._buffers)
                 self._outgoing = GradientEncoder(self._spec, SEGMENTS, self._chunk_elements)
                 self.streams = [self._cluster.stream_to_shard(self, shard) for shard in message.accepted.shards]
                 if message.accepted.shared_memory:

@@ -10,13 +10,16 @@ performs in the order of arrival. A task is a pure function of the parameters at
 The slab of parameters, and so a gradient, is cut into chunks of `Accepted.chunk_elements` elements; the last one may be shorter.
 Chunks are sent one by one, in the order of the slab, and are processed on arrival.
 
+Chunks that hold constants alone, at the end of the slab, are the same at all versions. The server sends them once on each stream,
+before all other parameters, and the worker keeps them for all versions.
+
 A worker that runs as the same user on the same machine may share memory with the server instead: see SharedMemory.
 
 Other servers, called shards, may hold ranges of the slab: Accepted names them. The worker opens one more stream to each, at the
 shard's address, with Hello and the token of Accepted. On it the worker sends the chunks of that range, as `initial` and `gradient`,
 and receives those of the parameters. A task is sent on all streams: when it has arrived on each, so have the parameters for it, and
-the worker performs it once. An outdated EvaluateTask may be missing on some: a shard's stream then continues with parameters at a
-later version.
+the worker performs it once. An outdated EvaluateTask may be missing on some: a shard's stream then continues with parameters or a
+task at a later version.
 """
 
 from collections import abc as _abc

@@ -1,6 +1,7 @@
 """The arrays of one running job: two versions of the parameters, the optimizer's state, the gradients on their way.
 
-Version v lies in buffer v mod 2, so that while v + 1 is being made, range by range, a task can still be computed at v.
+Version v lies in buffer v mod 2, so that while v + 1 is being made, range by range, a task can still be computed at v. Constants
+lie in both from the beginning, and no step touches them.
 
 A gradient that arrives is not copied: what is kept is where it lies, chunk by chunk. Sums of some of the microbatches are written
 to slabs of the server's own; the last addition, which makes the whole step's gradient, is left to the update, which does it block
@@ -88,18 +89,33 @@ class Parameters:
         whole = self.plan.chunk_range(chunk)
         return slice(whole.start - self._start, whole.stop - self._start)
 
+    def _changing(self, chunk: int) -> slice:
+        """Where those elements of a chunk lie that updates change."""
+        start = self.where(chunk).start
+        return slice(start, start + self.plan.changing_elements(chunk))
+
+    def _spread_constants(self, chunks: range) -> None:
+        """Puts the constants of some chunks, which are at the current version, beside the next one's parameters."""
+        for chunk in chunks:
+            constants = slice(self._changing(chunk).stop, self.where(chunk).stop)
+            self._buffers[(self.version + 1) % 2][constants] = self.current[constants]
+
     def keep_initial(self, chunk: int, values: Slab) -> None:
         """Puts a chunk of the initial parameters where it belongs."""
         self._buffers[0][self.where(chunk)] = values
+        self._spread_constants(range(chunk, chunk + 1))
 
     def chunk(self, version: int, chunk: int) -> Slab:
         """A chunk at the current or the next version, not copied."""
         return self._buffers[version % 2][self.where(chunk)]
 
     def keep(self, step: int, node: Node, chunk: int, values: Slab) -> None:
-        """Keeps a chunk of a node's gradient: the array itself, which must not change until the step is applied."""
+        """Keeps a chunk of a node's gradient: the array itself, which must not change until the step is applied.
+
+        What it has for constants is not used, and may be missing.
+        """
         first = node.leaves(self.plan.microbatches).start
-        self._gradients.setdefault(step, {})[first, chunk] = (values,)
+        self._gradients.setdefault(step, {})[first, chunk] = (values[: self.plan.changing_elements(chunk)],)
 
     def merge(self, step: int, parent: Node, chunk: int) -> None:
         """Adds the right child's chunk to the left child's."""
@@ -112,7 +128,7 @@ class Parameters:
         sums = self._sums.setdefault(step, {})
         if left not in sums:
             sums[left] = self._new_sum()
-        parts[left, chunk] = (_total(terms, sums[left].slab[self.where(chunk)]),)
+        parts[left, chunk] = (_total(terms, sums[left].slab[self._changing(chunk)]),)
         if right in sums:
             sums[right].chunks -= 1
             if sums[right].chunks == 0:
@@ -138,7 +154,7 @@ class Parameters:
             parts = self._gradients[step]
 
             def add(chunk: int) -> bool:
-                parts[0, chunk] = (_total(parts[0, chunk], self._whole[self.where(chunk)]),)
+                parts[0, chunk] = (_total(parts[0, chunk], self._whole[self._changing(chunk)]),)
                 return True
 
             share(add, self.chunks)
@@ -172,7 +188,7 @@ class Parameters:
         rate = self._optimizer.learning_rate * schedule_factor
 
         def apply(chunk: int) -> bool:
-            where, terms = self.where(chunk), parts.pop((0, chunk))
+            where, terms = self._changing(chunk), parts.pop((0, chunk))
             return optimizers.apply(
                 self._optimizer,
                 self._buffers[version % 2][where],
@@ -181,7 +197,7 @@ class Parameters:
                 self._buffers[(version + 1) % 2][where],
                 rate,
                 version,
-                spans=self._spans.within(self.plan.chunk_range(chunk)),
+                spans=self._spans.within(slice(where.start + self._start, where.stop + self._start)),
             )
 
         return self._share(chunks)(apply, chunks)
@@ -211,8 +227,16 @@ class Parameters:
             raise ValueError("the checkpoint is of another model or optimizer")
         self.version = version
         self.current[:] = parameters
+        self._spread_constants(self.chunks)
         for name, slab in self._state.items():
             slab[:] = 0 if state is None else state[name]
+
+    def load(self, version: int, name: str, chunk: int, data: bytes) -> None:
+        """Puts a chunk of one of a version's `slabs` where it belongs. Raises ValueError for another number of bytes."""
+        self.version = version
+        self.identity.decode(data, self.slabs[name][self.where(chunk)])
+        if name == PARAMETERS:
+            self._spread_constants(range(chunk, chunk + 1))
 
 
 class _Sum:

@@ -50,10 +50,18 @@ class Plan:
             chunks = min(NUMERICAL_CHUNKS * training.workers, _MAX_NUMERICAL_CHUNKS)
             self.chunk_elements = min(self.chunk_elements, -(-self.elements // chunks))
         self.chunks = -(-self.elements // self.chunk_elements)
+        # The chunks that updates change, in part at least, and those after them, which hold constants alone.
+        self.changing = range(-(-self.constants // self.chunk_elements))
+        self.constant = range(self.changing.stop, self.chunks)
 
     def chunk_range(self, chunk: int) -> slice:
         """The elements of the slab that a chunk holds."""
         return slice(chunk * self.chunk_elements, min((chunk + 1) * self.chunk_elements, self.elements))
+
+    def changing_elements(self, chunk: int) -> int:
+        """How many elements of a chunk updates change; after them are constants."""
+        start = chunk * self.chunk_elements
+        return max(0, min(start + self.chunk_elements, self.constants) - start)
 
     def minibatch(self, version: int) -> int:
         """The first minibatch of the step after `version`; each step takes one, except with local steps."""

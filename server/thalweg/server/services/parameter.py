@@ -38,8 +38,9 @@ class WorkerStream:
 
     What a worker has not taken when it is no longer of use is not sent: parameters two versions old, for tasks are given out at
     the current version only, which is the newest or the one before; and a task to evaluate any but the newest, for no version is
-    made before the evaluation of the one before has ended. What has gradients to be computed behind it stays, and a worker that
-    owes those gets no further parameters. So a worker that takes nothing costs the memory of a few versions, however long.
+    made before the evaluation of the one before has ended. Constants, which are sent once and before all else, stay. What has
+    gradients to be computed behind it stays, too, and a worker that owes those gets no further parameters. So a worker that takes
+    nothing costs the memory of a few versions, however long.
     """
 
     def __init__(self, worker: int, name: str, place: Place = NOWHERE) -> None:
@@ -54,14 +55,22 @@ class WorkerStream:
 
     def send(self, message: pb.WorkResponse) -> None:
         """Queues a message."""
-        self._put(_Waiting(message, message.evaluate.version + 1) if message.HasField("evaluate") else _Waiting(message))
+        if message.HasField("evaluate"):
+            # Where there are constants alone, tasks are all that tells of a version.
+            self._reach(message.evaluate.version)
+            self._put(_Waiting(message, message.evaluate.version + 1))
+        else:
+            self._put(_Waiting(message))
 
-    def send_parameters(self, version: int, serialized: bytes) -> None:
-        """Queues a message with parameters at a version."""
+    def send_parameters(self, version: int, serialized: bytes, *, constant: bool) -> None:
+        """Queues a message with parameters at a version, or with constants, which are of use as long as the stream."""
+        self._reach(version)
+        self._put(_Waiting(serialized) if constant else _Waiting(serialized, version + 2))
+
+    def _reach(self, version: int) -> None:
         if version > self._newest:
             self._newest = version
             self._drop_useless()
-        self._put(_Waiting(serialized, version + 2))
 
     def _put(self, waiting: _Waiting) -> None:
         self._queue.append(waiting)

@@ -136,9 +136,7 @@ class _Share:
                     self._say(piece)
 
     def _load(self, load: pb.LoadShare) -> None:
-        self.parameters.version = load.version
-        slab = self.parameters.slabs[load.piece.slab]
-        self.parameters.identity.decode(load.piece.data, slab[self.parameters.where(load.piece.chunk)])
+        self.parameters.load(load.version, load.piece.slab, load.piece.chunk, load.piece.data)
 
     def _send(self, send: pb.SendShare) -> None:
         streams = [self.guests[worker].stream for worker in send.workers if worker in self.guests]

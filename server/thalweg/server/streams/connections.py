@@ -41,8 +41,10 @@ class Connection(Protocol):
         """Queues a message."""
         ...
 
-    def send_parameters(self, version: int, serialized: bytes) -> None:
-        """Queues a message with parameters at a version. It may take the place of those of earlier versions."""
+    def send_parameters(self, version: int, serialized: bytes, *, constant: bool) -> None:
+        """Queues a message with parameters at a version. It may take the place of those of earlier versions, unless these are
+        `constant`: what holds constants alone is sent once.
+        """
         ...
 
     def evict(self, error: ThalwegError | None = None) -> None:
@@ -57,7 +59,7 @@ def broadcast(parameters: Parameters, connections: Sequence[Connection], version
         message, size = wire.parameters_chunk(parameters, version, chunk)
         sent += size * len(connections)
         for connection in connections:
-            connection.send_parameters(version, message)
+            connection.send_parameters(version, message, constant=chunk in parameters.plan.constant)
     return sent
 
 

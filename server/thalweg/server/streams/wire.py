@@ -132,15 +132,17 @@ def _sums(sums: parameter_service_pb2.Sums) -> Sums:
 
 
 def _values(parameters: Parameters | None, chunk: int, data: memoryview, encoded: bool) -> Slab:
-    """The numbers of a chunk, not copied if they come as they are. Raises ThalwegError if the bytes make no sense."""
+    """The numbers of a chunk, not copied if they come as they are; without those for constants, if it is `encoded`: a gradient's.
+
+    Raises ThalwegError if the bytes make no sense.
+    """
     if parameters is None or chunk not in parameters.chunks:
         raise protocol_violation(f"there is no chunk {chunk}")
     where = parameters.plan.chunk_range(chunk)
-    elements = where.stop - where.start
     try:
         if encoded:
-            return parameters.incoming.decoded(where.start, data, elements)
-        return parameters.identity.decoded(data, elements)
+            return parameters.incoming.decoded(where.start, data, parameters.plan.changing_elements(chunk))
+        return parameters.identity.decoded(data, where.stop - where.start)
     except ValueError as error:
         raise protocol_violation(f"chunk {chunk} {error}") from error
 

@@ -126,7 +126,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
-        """Writes a chunk of the parameters to the buffer of its version, so that version v stays complete while v + 1 arrives."""
+        """Takes a chunk of the parameters: version v stays complete while v + 1 arrives."""
 
     def initial(self, values: Slab) -> list[bytes]:
         """The messages with the initial parameters."""
@@ -166,6 +166,28 @@ def sums_message(sums: Sums) -> pb.Sums:
     return pb.Sums(loss=sums.loss, samples=sums.samples, metrics=sums.metrics)
 
 
+class Arriving:
+    """Puts the parameters that arrive on streams into two buffers, for even and for odd versions: v stays while v + 1 arrives."""
+
+    def __init__(
+        self, spec: job_pb2.JobSpec, segments: Sequence[Segment], chunk_elements: int, buffers: tuple[Slab, Slab]
+    ) -> None:
+        self._chunk_elements = chunk_elements
+        self._buffers = buffers
+        self._codec = SlabCodec(codecs.of_parameters(spec, chunk_elements), end_of(Kind.PARAMETER, segments))
+        self._constants = end_of(Kind.STATISTIC, segments)
+
+    def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
+        """Keeps a chunk. Raises ValueError if the bytes are none of its encoding."""
+        start = part.chunk * self._chunk_elements
+        where = slice(start, start + self._chunk_elements)
+        its, other = self._buffers[part.version % 2], self._buffers[(part.version + 1) % 2]
+        self._codec.decode(start, data, its[where])
+        if start >= self._constants:
+            # It does not come again.
+            other[where] = its[where]
+
+
 class Streamed(Exchange):
     """Parameters and gradients travel over the stream, as the job's codec encodes them."""
 
@@ -177,19 +199,18 @@ class Streamed(Exchange):
         chunk_elements: int,
         streams: Streams,
     ) -> None:
-        elements, parameters = (end_of(kind, segments) for kind in (Kind.CONSTANT, Kind.PARAMETER))
+        elements = end_of(Kind.CONSTANT, segments)
         super().__init__((np.empty(elements, dtype), np.empty(elements, dtype)), chunk_elements, streams.send)
         self._streams = streams
         self._slab: Slab = np.empty(elements, dtype)
         # Written at once, so that it counts when another worker on this machine asks how much memory is available.
         for slab in self.parameters:
             slab.fill(0)
-        self._incoming = SlabCodec(codecs.of_parameters(spec, chunk_elements), parameters)
+        self._arriving = Arriving(spec, segments, chunk_elements, self.parameters)
         self._outgoing = GradientEncoder(spec, segments, chunk_elements)
 
     def keep(self, part: pb.ParametersChunk, data: memoryview) -> None:
-        where = self.chunk(part.chunk)
-        self._incoming.decode(where.start, data, self.parameters[part.version % 2][where])
+        self._arriving.keep(part, data)
 
     def slab(self, version: int) -> Slab:  # noqa: ARG002 - earlier chunks were copied
         return self._slab

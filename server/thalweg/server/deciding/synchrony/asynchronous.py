@@ -87,7 +87,7 @@ class Asynchronous(Policy):
         if self._has[worker] == self.version:
             return []
         self._has[worker] = self.version
-        return self._send_all(worker)
+        return self._send_version(worker)
 
     def refresh(self) -> list[Decision]:
         return [decision for worker in self._tasks.all_idle() for decision in self._bring(worker)]
@@ -95,7 +95,7 @@ class Asynchronous(Policy):
     def joined(self, worker: WorkerId) -> list[Decision]:
         self._tasks.add(worker)
         self._has[worker] = self.version
-        return self._send_all(worker) + self.assign()
+        return self._send_constants(worker) + self._send_version(worker) + self.assign()
 
     def lost(self, worker: WorkerId) -> list[Decision]:
         self._has.pop(worker, None)

@@ -69,8 +69,13 @@ class Policy(ABC):
         """What has to be known of a step, whose gradient is whole, before it is applied to the current version."""
         return [Reduce(self.version, step, number) for number in range(len(self.plan.reductions))]
 
-    def _send_all(self, worker: WorkerId) -> list[Decision]:
-        return [SendRange((worker,), self.version, range(self.plan.chunks))]
+    def _send_constants(self, worker: WorkerId) -> list[Decision]:
+        """Sends a worker that came what all versions have in common: once, before anything else."""
+        return [SendRange((worker,), self.version, self.plan.constant)] if self.plan.constant else []
+
+    def _send_version(self, worker: WorkerId) -> list[Decision]:
+        """Sends a worker, which has the constants, the rest of the current version."""
+        return [SendRange((worker,), self.version, self.plan.changing)] if self.plan.changing else []
 
     def _give(self, worker: WorkerId, task: Task, again: bool = False) -> AssignDifferentiate:
         self._tasks.give(worker, task, size(self.plan, task))

@@ -91,11 +91,12 @@ class Rounds(Policy):
 
     def joined(self, worker: WorkerId) -> list[Decision]:
         self._tasks.add(worker)
-        return self._catch_up(worker) + self.assign()
+        return self._send_constants(worker) + self._catch_up(worker) + self.assign()
 
     def _catch_up(self, worker: WorkerId) -> list[Decision]:
         self._workers[worker] = True
-        return self._send_all(worker) + [SendRange((worker,), self.version + 1, chunks) for chunks in runs(self._applied)]
+        changed = runs(self._applied & bits(self.plan.changing))
+        return self._send_version(worker) + [SendRange((worker,), self.version + 1, chunks) for chunks in changed]
 
     def lost(self, worker: WorkerId) -> list[Decision]:
         self._workers.pop(worker, None)
@@ -143,7 +144,9 @@ class Rounds(Policy):
         self._applied |= ready
         for chunks in runs(ready):
             decisions.append(ApplyRange(self.version, contributions.step, chunks, factor))
-            decisions.append(SendRange(workers, self.version + 1, chunks))
+            changed = range(chunks.start, min(chunks.stop, self.plan.changing.stop))
+            if changed:
+                decisions.append(SendRange(workers, self.version + 1, changed))
         if self._applied == all_chunks:
             decisions += self._promote(contributions, factor)
         return decisions
