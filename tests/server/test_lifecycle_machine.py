@@ -554,3 +554,21 @@ def test_a_story_is_bounded_and_in_order() -> None:
     assert [entry.text[:8] for entry in entries] == ["accepted", "event 7", "event 8", "event 9", "ended xx"]
     assert max(len(entry.text) for entry in entries) == 240
     assert str(story).splitlines()[0] == "   -19.000 s  lifecycle    accepted"
+
+
+def test_a_job_is_resumed_after_the_cancellation_that_came_before() -> None:
+    assert after(State.GOING_BACK, CancelRequested(5), ResumeRequested(6)) == (State.GOING_BACK, [])
+    cancelled: list[Event] = [RunEnded(CANCELLED), ResultKept(CANCELLED), EndDurable()]
+    for state in (State.STARTING, State.GOING_BACK):
+        asked: list[Event] = [CancelRequested(5), ResumeRequested(6), RunStarted()]
+        began = [Answer(0)] if state is State.STARTING else []
+        assert after(state, *asked) == (State.ACTIVE, [*began, CancelRun()])
+        again = StartRun(Start.RESUME, "resumed; the job")
+        assert after(state, *asked, *cancelled) == (State.STARTING, [ForgetRun(), Answer(5), again])
+        assert after(state, *asked, *cancelled, RunStarted()) == (State.ACTIVE, [Answer(6)])
+
+
+def test_a_job_is_cancelled_after_it_was_resumed() -> None:
+    asked: list[Event] = [ResumeRequested(5), CancelRequested(6), RunStarted()]
+    assert after(State.STARTING, *asked) == (State.ACTIVE, [Answer(0), Answer(5), CancelRun()])
+    assert after(State.GOING_BACK, *asked) == (State.ACTIVE, [CancelRun()])

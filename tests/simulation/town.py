@@ -286,7 +286,8 @@ class Town:
                 if self.jobs.places.has(run.job.id) and not run.job.paused and not self._workers_of(run):
                     self._join(run)
             for number, (worker, run) in list(self._workers.items()):
-                if run.over.is_set() or not worker.alive:
+                # One that was let go and cannot hear it ends by itself, and its fleet starts another one.
+                if run.over.is_set() or not worker.alive or (not worker.heard and number not in run._connections):
                     worker.alive = False
                     del self._workers[number]
                     run.leave(number)

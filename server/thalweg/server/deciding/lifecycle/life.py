@@ -5,6 +5,7 @@ when it is given up and replaced by one from the last checkpoint, what of its en
 calls about the job are answered. `TRANSITIONS` lists what is possible.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -168,7 +169,10 @@ class Life:
     def _run_started(self, event: RunStarted) -> Iterable[Decision]:
         self.state = State.PAUSED if event.paused else State.ACTIVE
         self._failing = False
-        yield from _answers(self._starts, self._resumes, self._rests)
+        # Who resumes a job that is to be cancelled is answered when it runs again after that.
+        last = min(self._cancels, default=math.inf)
+        resumes, self._resumes = self._resumes, [ask for ask in self._resumes if ask > last]
+        yield from _answers(self._starts, [ask for ask in resumes if ask < last], self._rests)
         if event.refusal:
             yield FailRun(event.refusal)
             return
@@ -230,6 +234,12 @@ class Life:
     def _resume_later(self, event: ResumeRequested) -> Iterable[Decision]:
         self._resumes.append(event.ask)
         yield from ()
+
+    def _resume_going_back(self, event: ResumeRequested) -> Iterable[Decision]:
+        if self._cancels:
+            self._resumes.append(event.ask)
+        else:
+            yield Answer(event.ask)
 
     def _resume_ended(self, event: ResumeRequested) -> Iterable[Decision]:
         self._resumes.append(event.ask)
@@ -399,7 +409,8 @@ _on(CancelRequested, Life._cancel, *_WITHOUT_RUN, *_RUNS, *_ENDING)
 _on(CancelRequested, Life._cancel_ended, State.ENDED, State.DELETING)
 _on(ScaleRequested, Life._scale, *_WITHOUT_RUN, *_RUNS, *_ENDING)
 _on(ScaleRequested, Life._scale_ended, State.ENDED, State.DELETING)
-_on(ResumeRequested, Life._answer, *_RUNS, State.GOING_BACK)
+_on(ResumeRequested, Life._answer, *_RUNS)
+_on(ResumeRequested, Life._resume_going_back, State.GOING_BACK)
 _on(ResumeRequested, Life._resume_later, State.STARTING, *_ENDING, State.DELETING)
 _on(ResumeRequested, Life._resume_ended, State.ENDED)
 _on(DeleteRequested, Life._delete_refused, *_WITHOUT_RUN, *_RUNS)
