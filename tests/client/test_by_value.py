@@ -40,6 +40,11 @@ class Beside(nn.Module):
         return self.linear(x)
 
 
+class WithoutSuper(nn.Module):
+    def __init__(self) -> None:
+        """Makes what is no module yet."""
+
+
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
     """A client of a server whose workers, threads of this process, run code."""
@@ -204,7 +209,7 @@ def test_what_cannot_be_pickled_is_named(tmp_path: Path) -> None:
 
 def test_a_tensor_must_be_in_memory(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1, device="meta"))
-    assert told(net).startswith("model: its tensor 1.weight is on the device meta; workers compute on CPUs")
+    assert told(net).startswith("model: its tensor 1.weight is on the device meta, which holds no values")
     assert told(nn.Linear(3, 1).eval()).startswith("model: the module is in evaluation mode")
 
 
@@ -227,6 +232,8 @@ def test_contradictions_are_told(job: Any, field: str) -> None:
 
 def test_what_is_neither_a_module_nor_a_function_is_told(tmp_path: Path) -> None:
     assert told(3) == "model: must be a torch.nn.Module, or a function that makes one, not int"
+    assert told(WithoutSuper()) == "model: WithoutSuper.__init__ does not call super().__init__()"
+    assert told(nn.Linear(3, 1), nn.MSELoss).startswith("loss: is the class MSELoss; give MSELoss(), or a function")
     assert told(nn.Linear(3, 1), 3, folder=tmp_path) == "loss: must be a name, or a function of (outputs, targets), not int"
 
 

@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.client.helpers import NOWHERE, Cluster, start_worker
+from tests.client.test_transfer import Tensor
 from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.cluster import ThreadFleet, running_server
 from tests.end_to_end.command import wait_for
@@ -228,6 +229,7 @@ def test_the_outputs_of_what_is_no_classifier_have_no_classes(cluster: Cluster) 
         ),
         ("gate", [[[1, 2]]], "x: has the shape (1, 1, 2); the job was trained on samples of shape (2,)"),
         ("gate", [[1, 2], [3]], "x: is not an array: setting an array element with a sequence"),
+        ("gate", Tensor(), "x: is not an array: call detach() first"),
         ("gate", 5, "x: is a single number; its first axis must be the samples"),
         ("gate", [["a", "b"]], "x: holds elements of type <U1; it must hold real numbers"),
         ("gate", [[1j, 2]], "x: holds elements of type complex128; it must hold real numbers"),

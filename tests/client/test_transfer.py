@@ -201,12 +201,20 @@ def test_arrays_are_learnt_from_like_a_file_of_them(cluster: Cluster, tmp_path: 
         job.delete()
 
 
+class Tensor:
+    """What a tensor of another library may be."""
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("call detach() first")
+
+
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
         ((X,), "must be a pair of arrays: the samples x and their targets y"),
         ((X, ["a", "b", "c", "d"]), "y holds elements of type <U1; it must hold real numbers"),
         (([[1.0], [1.0, 2.0]], [0, 1]), "x is not an array: "),
+        ((Tensor(), [0, 1]), "x is not an array: call detach() first"),
     ],
 )
 def test_what_is_no_pair_of_arrays_is_told(data: Any, problem: str, cluster: Cluster) -> None:

@@ -297,6 +297,11 @@ def raising() -> nn.Module:
     raise ValueError("no width given")
 
 
+class WithoutSuper(nn.Module):
+    def __init__(self) -> None:
+        """Makes what is no module yet."""
+
+
 @pytest.mark.parametrize(
     ("make", "loss", "words"),
     [
@@ -304,6 +309,8 @@ def raising() -> nn.Module:
         (nn.Linear(2, 1), "mean_squared_error", "make is a module; name a class, or a function that makes it"),
         (raising, "mean_squared_error", "ValueError: no width given"),
         (lambda: nn.LazyLinear(1), "mean_squared_error", "has no shape yet"),
+        (lambda: nn.Linear(2, 1, device="meta"), "mean_squared_error", "weight has no values"),
+        (WithoutSuper, "mean_squared_error", "AttributeError: 'WithoutSuper' object has no attribute"),
         (bad_parameters, "mean_squared_error", "changes its parameter weight"),
         (bad_counter, "mean_squared_error", "changes its buffer count"),
         (lambda: nn.Linear(3, 1), "mean_squared_error", "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),

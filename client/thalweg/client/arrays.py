@@ -33,7 +33,8 @@ def write_arrays(data: Arrays, folder: Path) -> Path:
 def _numbers(name: str, values: ArrayLike) -> NDArray[Any]:
     try:
         array = np.asarray(values)
-    except ValueError as error:
+    except Exception as error:
+        # Tensors of other libraries raise errors of theirs.
         raise invalid(Violation("data", f"{name} is not an array: {error}")) from error
     if array.dtype.kind not in "biuf":
         raise invalid(Violation("data", f"{name} holds elements of type {array.dtype}; it must hold real numbers"))

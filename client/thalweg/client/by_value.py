@@ -92,6 +92,10 @@ def with_model(job: JobFile, model: object, loss: object, folder: Path) -> JobFi
     _check_no_other(spec, job, is_module=is_module)
     if loss is None and spec.model.loss.startswith(_MODULE):
         raise invalid(Violation("loss", "the job's own was a function by value, which comes with its model; give it again"))
+    if inspect.isclass(loss):
+        raise invalid(
+            Violation("loss", f"is the class {loss.__name__}; give {loss.__name__}(), or a function of (outputs, targets)")
+        )
     digest = hashlib.sha256()
     with _by_value():
         _write(model, folder / _MODEL, "model", digest)
@@ -130,9 +134,12 @@ def _check_no_other(spec: job_pb2.JobSpec, job: JobFile, *, is_module: bool) -> 
 
 def _check_module(model: Any) -> None:
     """Raises ThalwegError if a module cannot be trained as it is."""
+    if "_parameters" not in vars(model):
+        raise invalid(Violation("model", f"{type(model).__name__}.__init__ does not call super().__init__()"))
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.device.type != "cpu":
-            problem = f"its tensor {name} is on the device {tensor.device}; workers compute on CPUs: give model.cpu()"
+            why = "which holds no values" if tensor.is_meta else "but workers compute on CPUs: give model.cpu()"
+            problem = f"its tensor {name} is on the device {tensor.device}, {why}"
             raise invalid(Violation("model", problem))
     if not model.training:
         problem = (

@@ -69,8 +69,8 @@ def _in_front(folder: str) -> Iterator[None]:
         with _lock:
             sys.path.remove(folder)
             if folder not in sys.path:
-                # Another job may have modules of the same names.
-                for name in [name for name, module in sys.modules.items() if _lies_in(module, Path(folder))]:
+                # Another job may have modules of the same names. Another thread may import some meanwhile.
+                for name in [name for name, module in list(sys.modules.items()) if _lies_in(module, Path(folder))]:
                     del sys.modules[name]
 
 

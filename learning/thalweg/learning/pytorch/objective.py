@@ -226,12 +226,16 @@ class TorchObjective:
             if isinstance(make, nn.Module):
                 raise MistakeError(f"{field}: {entry.entrypoint} is a module; name a class, or a function that makes it")
             made = make(**entry_points.arguments(entry))
-        if not isinstance(made, nn.Module):
-            raise MistakeError(f"{field}: {entry.entrypoint} returned {type(made).__name__}, not a torch.nn.Module")
-        for name, tensor in (*made.named_parameters(), *made.named_buffers()):
-            if tensor.is_complex():
-                raise MistakeError(f"{_FIELD}: {name} has complex numbers; keep them as pairs of real ones (torch.view_as_real)")
-        return made.to(self._place, self._type)
+            if not isinstance(made, nn.Module):
+                raise MistakeError(f"{field}: {entry.entrypoint} returned {type(made).__name__}, not a torch.nn.Module")
+            for name, tensor in (*made.named_parameters(), *made.named_buffers()):
+                if tensor.is_complex():
+                    raise MistakeError(
+                        f"{_FIELD}: {name} has complex numbers; keep them as pairs of real ones (torch.view_as_real)"
+                    )
+                if tensor.is_meta:
+                    raise MistakeError(f"{_FIELD}: {name} has no values, as it was made on the device meta")
+            return made.to(self._place, self._type)
 
     def _loss_of(self, loss: str) -> losses.Loss | None:
         """The function of outputs and targets that gives the loss; None if the module itself does."""

@@ -50,7 +50,8 @@ def prepare(x: ArrayLike, preprocessing: job_pb2.Preprocessing, dtype: np.dtype[
     """
     try:
         samples = np.asarray(x)
-    except ValueError as error:
+    except Exception as error:
+        # Tensors of other libraries raise errors of theirs.
         raise DataError(f"x: is not an array: {error}") from error
     check_numbers("x:", samples)
     shape, mean = tuple(preprocessing.shape), len(preprocessing.mean)
