@@ -17,7 +17,7 @@ from thalweg.contract.layout import Slab
 _log = logging.getLogger(__name__)
 
 # Of one element: the gradient, the state's slots, constants. Gives by how much the parameter falls, and the new slots. It may use
-# arithmetic, comparisons and `math.sqrt`, but no literal numbers, which numba would compute with in double precision.
+# arithmetic, comparisons and `math.sqrt`, and nothing else: with a literal number numba would compute in double precision.
 Rule: TypeAlias = Callable[[float, tuple[float, ...], tuple[float, ...]], tuple[float, tuple[float, ...]]]
 
 MAX_SLOTS = 3

@@ -1,12 +1,12 @@
 """Compiles kernels with numba. As numba has no types, no other module imports it, and this one only late."""
 
 import hashlib
-import inspect
 import logging
 import pickle
 import sys
 from collections.abc import Callable
 from functools import partial
+from types import CodeType
 from typing import Any
 
 import llvmlite
@@ -19,8 +19,7 @@ from thalweg.learning.kernels import MAX_SLOTS, Loop, Rule, cache
 
 _log = logging.getLogger(__name__)
 
-# An update is some small loops over a block, one after the other: each is simple enough for LLVM to vectorise. What one leaves to
-# the next stays in the nearest cache.
+# Elements of a gradient with weight decay, which is computed before the loop: a block stays in the nearest cache.
 _BLOCK = 2048
 
 # Without `fastmath` LLVM neither contracts products and sums nor changes their order. With `numpy`, 1 / 0 is no error.
@@ -41,11 +40,18 @@ def loop(rule: Rule, slots: int, constants: int, dtype: np.dtype[np.floating]) -
 
 def _key(rule: Rule, slots: int, constants: int, dtype: np.dtype[np.floating]) -> str:
     """A name for what is compiled: it changes with everything that machine code depends on."""
-    sources = [inspect.getsource(module) for module in (sys.modules[__name__], sys.modules[rule.__module__])]
+    # What is in this process's memory: files may have been replaced since by those of another release.
+    sources = [_instructions(function.__code__) for function in (rule, _advance, _update, _compiled)]
     versions = sys.version, np.__version__, numba.__version__, llvmlite.__version__
     target = registry.cpu_target.target_context.codegen().magic_tuple()
-    what = rule.__qualname__, slots, constants, dtype.str
+    what = rule.__qualname__, slots, constants, dtype.str, _BLOCK
     return hashlib.sha256(repr((sources, versions, target, what)).encode()).hexdigest()
+
+
+def _instructions(code: CodeType) -> object:
+    """What a function and those within it do, the same in every process of the same Python."""
+    constants = [_instructions(each) if isinstance(each, CodeType) else each for each in code.co_consts]
+    return code.co_code.hex(), code.co_names, code.co_varnames, constants
 
 
 def _loaded(key: str) -> Any:
@@ -78,70 +84,76 @@ def _compiled(rule: Rule, slots: int, constants: int, dtype: np.dtype[np.floatin
     state, given = types.UniTuple(write, slots), types.UniTuple(number, constants)
     flag = types.boolean
     signature = (read, read, read, flag, state, write, number, number, flag, number, given)
-    dispatcher = _jit(nogil=True)(_update(_jit(_advance(_jit(rule), slots)), dtype))
+    dispatcher = _jit(nogil=True)(_update(_jit(_advance(_jit(rule), slots, dtype)), dtype))
     dispatcher.compile(signature)
     return dispatcher.overloads[signature]
 
 
-def _advance(element: Any, slots: int) -> Callable[..., None]:
-    """A loop over a block, from `start` on in the slots, for a jitted rule with that number of slots."""
+def _advance(element: Any, slots: int, dtype: np.dtype[np.floating]) -> Callable[..., bool]:
+    """The loop of a jitted rule with that number of slots, over a range that begins at `start` of the slots.
 
-    def without(gradient: Any, kept: Any, state: Any, start: int, out: Any, constants: Any) -> None:  # noqa: ARG001
-        for i in range(out.size):
-            delta, _ = element(gradient[i], (), constants)
-            out[i] = kept[i] - delta
-
-    def with_one(gradient: Any, kept: Any, state: Any, start: int, out: Any, constants: Any) -> None:
-        first = state[0][start : start + out.size]
-        for i in range(out.size):
-            delta, (new,) = element(gradient[i], (first[i],), constants)
-            first[i] = new
-            out[i] = kept[i] - delta
-
-    def with_two(gradient: Any, kept: Any, state: Any, start: int, out: Any, constants: Any) -> None:
-        first, second = state[0][start : start + out.size], state[1][start : start + out.size]
-        for i in range(out.size):
-            delta, (one, two) = element(gradient[i], (first[i], second[i]), constants)
-            first[i], second[i] = one, two
-            out[i] = kept[i] - delta
-
-    def with_three(gradient: Any, kept: Any, state: Any, start: int, out: Any, constants: Any) -> None:
-        first, second = state[0][start : start + out.size], state[1][start : start + out.size]
-        third = state[2][start : start + out.size]
-        for i in range(out.size):
-            delta, (one, two, three) = element(gradient[i], (first[i], second[i], third[i]), constants)
-            first[i], second[i], third[i] = one, two, three
-            out[i] = kept[i] - delta
-
-    loops = without, with_one, with_two, with_three
-    if slots > MAX_SLOTS:
-        raise ValueError(f"a kernel has at most {MAX_SLOTS} slots, not {slots}")
-    return loops[slots]
-
-
-def _update(advance: Any, dtype: np.dtype[np.floating]) -> Callable[..., bool]:
+    The gradient is (left + right) · factor. It is one loop, so that memory is read and written once. LLVM vectorises it where
+    arrays do not overlap: if `out` lies where the parameters do, which is found at run time, it goes element by element.
+    """
     largest = dtype.type(np.finfo(dtype).max)
 
-    def add(left: Any, right: Any, factor: Any, gradient: Any) -> None:
-        for i in range(gradient.size):
-            gradient[i] = (left[i] + right[i]) * factor
-
-    def multiply(array: Any, factor: Any, out: Any) -> None:
-        # A factor of 1 changes no bit.
-        for i in range(out.size):
-            out[i] = array[i] * factor
-
-    def add_decay(parameters: Any, decay: Any, gradient: Any) -> None:
-        for i in range(gradient.size):
-            gradient[i] = gradient[i] + parameters[i] * decay
-
-    def all_finite(array: Any) -> bool:
+    def without(left: Any, right: Any, factor: Any, at: Any, keep: Any, state: Any, start: int, out: Any, given: Any) -> bool:  # noqa: ARG001
         finite = True
-        for i in range(array.size):
-            finite &= abs(array[i]) <= largest
+        for i in range(out.size):
+            delta, _ = element((left[i] + right[i]) * factor, (), given)
+            new = at[i] * keep - delta
+            out[i] = new
+            finite &= abs(new) <= largest
         return finite
 
-    add, multiply, add_decay, all_finite = (_jit(each) for each in (add, multiply, add_decay, all_finite))
+    def with_one(left: Any, right: Any, factor: Any, at: Any, keep: Any, state: Any, start: int, out: Any, given: Any) -> bool:
+        first = state[0][start : start + out.size]
+        finite = True
+        for i in range(out.size):
+            delta, (one,) = element((left[i] + right[i]) * factor, (first[i],), given)
+            first[i] = one
+            new = at[i] * keep - delta
+            out[i] = new
+            finite &= abs(new) <= largest
+        return finite
+
+    def with_two(left: Any, right: Any, factor: Any, at: Any, keep: Any, state: Any, start: int, out: Any, given: Any) -> bool:
+        first, second = state[0][start : start + out.size], state[1][start : start + out.size]
+        finite = True
+        for i in range(out.size):
+            delta, (one, two) = element((left[i] + right[i]) * factor, (first[i], second[i]), given)
+            first[i], second[i] = one, two
+            new = at[i] * keep - delta
+            out[i] = new
+            finite &= abs(new) <= largest
+        return finite
+
+    def with_three(left: Any, right: Any, factor: Any, at: Any, keep: Any, state: Any, start: int, out: Any, given: Any) -> bool:
+        first, second = state[0][start : start + out.size], state[1][start : start + out.size]
+        third = state[2][start : start + out.size]
+        finite = True
+        for i in range(out.size):
+            delta, (one, two, three) = element((left[i] + right[i]) * factor, (first[i], second[i], third[i]), given)
+            first[i], second[i], third[i] = one, two, three
+            new = at[i] * keep - delta
+            out[i] = new
+            finite &= abs(new) <= largest
+        return finite
+
+    if slots > MAX_SLOTS:
+        raise ValueError(f"a kernel has at most {MAX_SLOTS} slots, not {slots}")
+    return (without, with_one, with_two, with_three)[slots]
+
+
+def _update(advance: Callable[..., bool], dtype: np.dtype[np.floating]) -> Callable[..., bool]:
+    # Added to a number, it changes no bit; nor does a factor of 1.
+    nothing, once = dtype.type(-0.0), dtype.type(1)
+
+    def with_decay(left: Any, right: Any, factor: Any, parameters: Any, decay: Any, gradient: Any) -> None:
+        for i in range(gradient.size):
+            gradient[i] = (left[i] + right[i]) * factor + parameters[i] * decay
+
+    add_decay = _jit(with_decay)
 
     def update(
         parameters: Any,
@@ -156,21 +168,23 @@ def _update(advance: Any, dtype: np.dtype[np.floating]) -> Callable[..., bool]:
         keep: Any,
         constants: Any,
     ) -> bool:
-        scratch = np.empty((2, _BLOCK), parameters.dtype)
+        if two and not decays:
+            return advance(left, right, factor, parameters, keep, state, 0, out, constants)
+        scratch, neutral = np.empty(_BLOCK, parameters.dtype), np.full(_BLOCK, nothing, parameters.dtype)
         finite = True
         for start in range(0, out.size, _BLOCK):
             stop = min(start + _BLOCK, out.size)
-            gradient, kept = scratch[0, : stop - start], scratch[1, : stop - start]
-            if two:
-                add(left[start:stop], right[start:stop], factor, gradient)
-            else:
-                multiply(left[start:stop], factor, gradient)
+            at, into, absent = parameters[start:stop], out[start:stop], neutral[: stop - start]
+            one, other = left[start:stop], right[start:stop]
             if decays:
-                add_decay(parameters[start:stop], decay, gradient)
-            # A copy, as the output may lie where the parameters do.
-            multiply(parameters[start:stop], keep, kept)
-            advance(gradient, kept, state, start, out[start:stop], constants)
-            finite &= all_finite(out[start:stop])
+                gradient = scratch[: stop - start]
+                if two:
+                    add_decay(one, other, factor, at, decay, gradient)
+                else:
+                    add_decay(one, absent, factor, at, decay, gradient)
+                finite &= advance(gradient, absent, once, at, keep, state, start, into, constants)
+            else:
+                finite &= advance(one, absent, factor, at, keep, state, start, into, constants)
         return finite
 
     return update
