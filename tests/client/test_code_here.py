@@ -117,6 +117,31 @@ def test_a_model_that_is_code_predicts_if_it_may(job: Job) -> None:
         job.predict(X[:1, :2], allow_code=True)
 
 
+def test_integers_are_converted_for_a_model_of_real_numbers(job: Job) -> None:
+    whole = np.rint(X * 10)
+    wanted = job.predict(whole, allow_code=True)
+    assert np.array_equal(job.predict(whole.astype(np.int64), allow_code=True), wanted)
+
+
+def test_real_numbers_for_a_model_of_integers_are_refused(job: Job, tmp_path: Path) -> None:
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    net = "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Embedding(4, 2), nn.Flatten(), nn.Linear(6, 2))\n"
+    (folder / "nets.py").write_text(net)
+    (folder / "job.toml").write_text(TOML.replace("nets:Net", "nets:make"))
+    tokens = np.arange(96).reshape(32, 3) % 4
+    np.savez(folder / "data.npz", x=tokens, y=tokens[:, 0] % 2)
+    with Client(job._connection.address) as client:
+        other = client.submit(folder / "job.toml")
+        other.wait()
+        assert other.predict(tokens, allow_code=True).shape == (32, 2)
+        with pytest.raises(ThalwegError) as caught:
+            other.predict(tokens.astype(np.float32), allow_code=True)
+    problem = 'x: holds real numbers, but the job was trained on int64; convert it, x.astype("int64") ('
+    assert str(caught.value).startswith(problem)
+    assert caught.value.__suppress_context__
+
+
 def test_the_command_has_an_option(job: Job, command: Command, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     server = job._connection.address

@@ -36,6 +36,7 @@ def save(path: Path) -> None:
     header.preprocessing.shape.append(2)
     header.preprocessing.columns.extend(["a", "ü"])
     header.preprocessing.target = "label"
+    header.preprocessing.dtype = "float64"
     model = job_pb2.Model(dtype="float64")
     spec = job_pb2.JobSpec(name="small", model=model, data=job_pb2.Data(validation_fraction=0.2))
     save_weights(path, job_pb2.Job(id="small-1", spec=spec), header, SLAB)
@@ -82,6 +83,7 @@ def test_a_file_says_what_it_is(tmp_path: Path) -> None:
         "scale": [2, 1],
         "columns": ["a", "ü"],
         "target": "label",
+        "dtype": "float64",
     }
     assert json.loads(metadata["spec"]) == {"name": "small", "model": {"dtype": "float64"}, "data": {"validation_fraction": 0.2}}
 

@@ -58,6 +58,33 @@ def test_no_module(entrypoint: str) -> None:
     assert _mistake(entrypoint) == f"{FIELD}: {problem}"
 
 
+def test_a_name_that_differs_by_case_is_meant(folder: Path) -> None:
+    (folder / "nets.py").write_text("class CNN: ...\nnn = Cn = None\n")
+    assert _mistake("nets:Cnn").endswith("has no Cnn; did you mean CNN?")
+
+
+def test_wrong_arguments_are_those_of_the_job(folder: Path) -> None:
+    (folder / "nets.py").write_text(
+        "class Net:\n    def __init__(self, depth, wide=1): ...\ndef inner(depth): Net(depth, width=2)\n"
+    )
+
+    def mistake(name: str, arguments: str) -> str:
+        entry = job_pb2.EntryPoint(entrypoint=f"nets:{name}", arguments=arguments)
+        with pytest.raises(MistakeError) as caught, entry_points.running("model.torch"):
+            entry_points.call(entry_points.load(entry.entrypoint, FIELD), entry, "model.torch")
+        return str(caught.value)
+
+    wrong = "Net.__init__() got an unexpected keyword argument 'width'"
+    assert mistake("Net", '{"width": 3}') == f"model.torch.arguments: {wrong}; it takes (depth, wide=1)"
+    assert mistake("Net", "") == (
+        "model.torch.arguments: Net.__init__() missing 1 required positional argument: 'depth'; it takes (depth, wide=1)"
+    )
+    # What the code itself does wrong is not the job's.
+    deeper = mistake("inner", '{"depth": 3}')
+    assert deeper.startswith(f"model.torch: TypeError: {wrong} (at ")
+    assert "nets.py:3 in inner" in deeper
+
+
 def test_no_such_name(folder: Path) -> None:
     (folder / "nets.py").write_text("def resnet18(): ...\n")
     assert _mistake("nets:resnet") == f"{FIELD}: the module nets (nets.py) has no resnet; did you mean resnet18?"

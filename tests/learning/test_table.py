@@ -183,7 +183,10 @@ def test_columns_are_found_by_their_names(text: str, tmp_path: Path) -> None:
     [
         ("a\n5\n", "lacks the column 'b'; name the columns as in the training data: 'a', 'b'"),
         ("x,y\n5,6\n", "lacks the columns 'a', 'b' and has the columns 'x', 'y', which the job was not trained on; name the"),
-        ("a,B\n5,6\n", "lacks the column 'b' and has the column 'B', which the job was not trained on; name the columns"),
+        (
+            "a,B\n5,6\n",
+            "lacks the column 'b' (did you mean 'B'?) and has the column 'B', which the job was not trained on; name the columns",
+        ),
         (
             "id,a,b\n1,5,6\n",
             "has the column 'id', which the job was not trained on; remove the columns that are not features: 'a', 'b'",

@@ -333,6 +333,29 @@ def test_mistakes(nets: ModuleType, make: Any, loss: Any, words: str) -> None:
         attempt()
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int64])
+def test_integers_that_meet_real_numbers_are_named(nets: ModuleType, kind: Any) -> None:
+    samples = batch(np.ones((4, 2), kind), np.ones((4, 1), np.float32))
+    objective = objective_of(nets, lambda: nn.Linear(2, 1), samples)
+    problem = rf"in the data x is {kind.__name__}, y is float32: convert it there, as x\.astype"
+    with pytest.raises(MistakeError, match=problem):
+        objective.gradient(initial(objective), samples, 4, (0, 0), np.empty(objective.size, np.float32))
+
+
+def test_real_numbers_that_meet_an_embedding_are_named(nets: ModuleType) -> None:
+    samples = batch(np.ones((4, 2), np.float32), np.ones((4, 2, 3), np.float32))
+    objective = objective_of(nets, lambda: nn.Embedding(2, 3), samples)
+    with pytest.raises(MistakeError, match="in the data x is float32"):
+        objective.measure(initial(objective), samples)
+
+
+def test_batch_norm_of_one_sample_names_the_settings(nets: ModuleType) -> None:
+    samples = batch(np.ones((1, 2), np.float32), np.ones((1, 2), np.float32))
+    objective = objective_of(nets, lambda: nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), samples)
+    with pytest.raises(MistakeError, match=r"raise training\.batch_size, or lower training\.microbatches$"):
+        objective.gradient(initial(objective), samples, 1, (0, 0), np.empty(objective.size, np.float32))
+
+
 def test_settings_are_those_of_before_afterwards() -> None:
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     with settled(2):

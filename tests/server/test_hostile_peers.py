@@ -87,6 +87,7 @@ UNPREPARED: dict[str, pb.WorkRequest | bytes] = {
     "too few means": prepared(preprocessing=job_pb2.Preprocessing(shape=[3], mean=[1, 2], scale=[1, 2])),
     "too many names": prepared(preprocessing=job_pb2.Preprocessing(shape=[1], columns=["a", "b"])),
     "samples of many axes": prepared(preprocessing=job_pb2.Preprocessing(shape=[1] * 100)),
+    "samples of an unknown type": prepared(preprocessing=job_pb2.Preprocessing(dtype="complex64")),
     "too many metrics": prepared(metrics=[f"m{number}" for number in range(1000)]),
     "a metric without a name": prepared(metrics=[""]),
     "a metric's name that acts on a terminal": prepared(metrics=["\x1b[2J"]),

@@ -9,7 +9,6 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from thalweg.client.weights import check_weights
 from thalweg.contract.encoding import UTF8, why_not_utf8
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.rules import alternatives, files
+from thalweg.contract.text import closest
 from thalweg.v1 import job_pb2
 
 Settings = Mapping[str, Any] | Iterable[str]
@@ -168,8 +168,8 @@ def _read_toml(path: Path, name: str) -> dict[str, Any]:
 
 def _not_found(name: str) -> str:
     names = packaged_jobs()
-    close = get_close_matches(name, names, 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    close = closest(name, names)
+    hint = f"; did you mean {close}?" if close else ""
     return f"there is no such file, and no packaged job of this name{hint} (packaged jobs: {', '.join(names)})"
 
 

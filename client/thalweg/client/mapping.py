@@ -8,7 +8,6 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,6 +17,7 @@ from google.protobuf.message import Message
 from thalweg.contract.code import is_entry_point
 from thalweg.contract.errors import Violation
 from thalweg.contract.rules import real_oneofs, rules_of
+from thalweg.contract.text import closest
 from thalweg.v1 import job_pb2
 
 _BOUNDS = {
@@ -73,10 +73,10 @@ def rivals(field: FieldDescriptor) -> list[str]:
 def unknown(descriptor: Descriptor, name: str, path: str) -> Violation:
     """The error of a name that a message does not have, with a suggestion, if there is one."""
     names = [field.name for field in descriptor.fields]
-    close = get_close_matches(name, names, 1)
+    close = closest(name, names)
     elsewhere = [f"{path}.{found}".lstrip(".") for found in _deeper(descriptor) if found.rpartition(".")[2] == name]
-    meant = close or elsewhere[:1]
-    hint = f"; did you mean {meant[0]}?" if meant else ""
+    meant = close or next(iter(elsewhere), "")
+    hint = f"; did you mean {meant}?" if meant else ""
     choice = f" (one of {', '.join(names)})" if names else " (it has no settings)"
     return Violation(join(path, name), f"unknown{hint}{choice}")
 
@@ -256,5 +256,5 @@ def _as_table(descriptor: Descriptor, value: Any) -> str:
     chosen = [field.name for oneof in real_oneofs(descriptor) for field in oneof.fields]
     if not isinstance(value, str) or not chosen:
         return ""
-    close = get_close_matches(value, chosen, 1)
-    return f"; write {{ {close[0]} = {{}} }}" if close else f" (one of {', '.join(chosen)})"
+    close = closest(value, chosen)
+    return f"; write {{ {close} = {{}} }}" if close else f" (one of {', '.join(chosen)})"

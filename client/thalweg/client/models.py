@@ -14,7 +14,7 @@ from thalweg.client.files import check_input, copied, is_stream, reading
 from thalweg.client.jobfile import JobFile
 from thalweg.client.prediction import Prediction
 from thalweg.contract.code import entry_points
-from thalweg.contract.errors import Violation, invalid
+from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.layout import Slab, ranges, views
 from thalweg.contract.resources import memory, size_text
 from thalweg.learning import data, optimizers, registry
@@ -66,13 +66,16 @@ def _predicted(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x
     try:
         objective = registry.objective(spec, {INPUT: Field(samples.dtype, samples.shape[1:])}, substitutes=True)
     except MistakeError as error:
-        raise invalid(Violation("x", f"{_shape(samples)}; with samples of that shape, {error}")) from error
+        raise _unfit(header, samples, error) from None
     except NodeError as error:
-        raise _told(error) from error
+        raise _told(error) from None
     slab = _arranged(objective, header.layout, slab, samples)
     at_once = max(_MIN_PREDICTED, _PREDICTED_BYTES // (max(1, objective.activations) * objective.dtype.itemsize))
     blocks = [*ranges(len(samples), at_once)] or [slice(0, 0)]
-    parts = [_outputs(objective, slab, samples, block) for block in blocks]
+    try:
+        parts = [_outputs(objective, slab, samples, block) for block in blocks]
+    except MistakeError as error:
+        raise _unfit(header, samples, error) from None
     return Prediction(*(_joined(arrays) for arrays in zip(*parts, strict=True)))
 
 
@@ -100,16 +103,23 @@ def _joined(arrays: Sequence[NDArray[Any] | None]) -> Any:
 
 
 def _outputs(objective: Objective, slab: Slab, samples: Rows, where: slice) -> Outputs:
+    """The outputs for some samples. Raises MistakeError, and ThalwegError if they are not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        try:
-            outputs = objective.predict(slab, {INPUT: samples[where]})
-        except MistakeError as error:
-            raise invalid(Violation("x", f"{_shape(samples)}; with these samples, {error}")) from error
+        outputs = objective.predict(slab, {INPUT: samples[where]})
     wrong = np.argwhere(~np.isfinite(outputs.values))
     if len(wrong):
         problem = f"the outputs for sample {where.start + wrong[0, 0]}, counted from 0, are not finite: its numbers are too large"
         raise invalid(Violation("x", problem))
     return outputs
+
+
+def _unfit(header: pb.ParametersHeader, samples: Rows, error: MistakeError) -> ThalwegError:
+    """The error of samples with which a model cannot be computed."""
+    trained = header.preprocessing.dtype
+    if samples.dtype.kind == "f" and trained and not trained.startswith("float"):
+        problem = f'holds real numbers, but the job was trained on {trained}; convert it, x.astype("{trained}")'
+        return invalid(Violation("x", f"{problem} ({error})"))
+    return invalid(Violation("x", f"{_shape(samples)} and the type {samples.dtype}; with these samples, {error}"))
 
 
 def prepare_samples(header: pb.ParametersHeader, x: ArrayLike) -> Slab:
@@ -125,7 +135,7 @@ def _prepared(header: pb.ParametersHeader, x: ArrayLike) -> Rows:
     try:
         return data.prepare(x, header.preprocessing, np.dtype(header.layout.dtype))
     except data.DataError as error:
-        raise _told(error) from error
+        raise _told(error) from None
 
 
 def read_samples(
@@ -146,7 +156,7 @@ def read_samples(
         with reading(path, "INPUT"):
             found = data.read_samples(path, spec.data, header.preprocessing, _features(header), names)
     except data.DataError as error:
-        raise _told(error) from error
+        raise _told(error) from None
     return found.x, found.notice
 
 
@@ -159,7 +169,7 @@ def read_own_samples(spec: job_pb2.JobSpec, fetch: Fetch, *, allow_code: bool = 
         with _running(spec, fetch if allow_code else None, _ALLOW):
             found = data.held_out(spec, fetch)
     except (MistakeError, NodeError) as error:
-        raise _told(error) from error
+        raise _told(error) from None
     return found.x, found.y
 
 
@@ -195,7 +205,7 @@ def check(job: JobFile) -> None:
         for samples in (dataset.train, dataset.validation):
             objective.check(samples)
     except (MistakeError, NodeError) as error:
-        raise _told(error) from error
+        raise _told(error) from None
     need, most = worker_bytes(spec, objective, dataset), memory().total
     if need > most:
         needed = f"a worker for {objective.size:,} parameters needs {size_text(need)} of memory"
@@ -215,7 +225,7 @@ def gradcheck(spec: job_pb2.JobSpec, file: Path | None, code: Fetch | None = Non
         with _running(spec, code, ""):
             return checking.gradcheck(spec, _load(spec, file))
     except (MistakeError, NodeError) as error:
-        raise _told(error) from error
+        raise _told(error) from None
 
 
 def _load(spec: job_pb2.JobSpec, file: Path | None) -> data.Dataset:
@@ -241,7 +251,7 @@ def _running(spec: job_pb2.JobSpec, code: Fetch | None, hint: str) -> Iterator[N
         try:
             stack.enter_context(importable(spec, code))
         except (MistakeError, NodeError) as error:
-            raise _told(error) from error
+            raise _told(error) from None
         yield
 
 
@@ -272,7 +282,7 @@ class Landscape:
                 dataset = data.load(spec, fetch)
                 self._objective = registry.objective(spec, dataset.schema, "float64", substitutes=True)
         except (MistakeError, NodeError) as error:
-            raise _told(error) from error
+            raise _told(error) from None
         room = max(64, min(_MAX_SAMPLES, _MAX_WORK // max(1, self._objective.size)))
         chosen = np.linspace(0, len(dataset.train) - 1, min(room, len(dataset.train))).astype(np.intp)
         self._batch = in_double(dataset.train.take(chosen))
@@ -292,7 +302,7 @@ class Landscape:
         return losses
 
 
-def _told(error: Exception) -> Exception:
+def _told(error: Exception) -> ThalwegError:
     """The error of a model or of data, whose message begins with the path of a field."""
     path, _, problem = str(error).partition(": ")
     return invalid(Violation(path, problem))

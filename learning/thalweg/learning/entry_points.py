@@ -4,6 +4,7 @@ Only workers run such code, and only where the operator allowed it; nothing here
 """
 
 import importlib
+import inspect
 import json
 import sys
 import sysconfig
@@ -11,7 +12,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from importlib.machinery import PathFinder
 from itertools import takewhile
 from pathlib import Path
@@ -20,6 +20,7 @@ from traceback import FrameSummary
 from types import FrameType, ModuleType, TracebackType
 from typing import NamedTuple
 
+from thalweg.contract.text import closest
 from thalweg.learning import forks
 from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.learning.printing import output
@@ -66,13 +67,37 @@ def arguments(entry: job_pb2.EntryPoint) -> dict[str, object]:
     return given
 
 
+def call(made: Callable[..., object], entry: job_pb2.EntryPoint, field: str) -> object:
+    """What an entry point's callable gives for its arguments. Raises MistakeError if it takes others, and what it raises itself.
+
+    `field` is the path of the job's field that the entry point is in.
+    """
+    try:
+        return made(**arguments(entry))
+    except TypeError as error:
+        # Without a call below this one, it is the call itself that is wrong.
+        if error.__traceback__ and error.__traceback__.tb_next:
+            raise
+        raise MistakeError(f"{field}.arguments: {_text(error)}{_taken(made)}") from error
+
+
+def _taken(made: Callable[..., object]) -> str:
+    """Says which arguments a callable takes. Empty if that is unknown."""
+    try:
+        taken = str(inspect.signature(made))
+    except (TypeError, ValueError):
+        return ""
+    return f"; it takes {cut(taken, _MAX_LINE)}"
+
+
 @contextmanager
-def running(field: str) -> Iterator[None]:
+def running(field: str, advice: Callable[[BaseException], str] | None = None) -> Iterator[None]:
     """Around every call of an author's code.
 
     What it raises, an exit of the process included, becomes MistakeError, with the path of the job's field first, and where in
-    the author's code it was raised. So does a fork whose new process comes back from the code; that process ends here. What the
-    code prints goes where it would go, at most so much a minute. Contexts may be nested, and threads may have theirs at once.
+    the author's code it was raised. `advice` gives what is added to the text of an exception, empty for nothing. A fork whose
+    new process comes back from the code becomes MistakeError, too; that process ends here. What the code prints goes where it
+    would go, at most so much a minute. Contexts may be nested, and threads may have theirs at once.
     """
     try:
         with output, _within(field), forks.caught(_here):
@@ -81,7 +106,7 @@ def running(field: str) -> Iterator[None]:
         # Those of this package are right as they are; memory is the node's problem.
         raise
     except BaseException as error:
-        raise MistakeError(f"{field}: {_told(error)}") from error
+        raise MistakeError(f"{field}: {_told(error)}{advice(error) if advice else ''}") from error
 
 
 class Whereabouts(NamedTuple):
@@ -267,8 +292,8 @@ def _named(found: object) -> str:
 
 
 def _meant(found: object, name: str) -> str:
-    close = get_close_matches(name, [known for known in dir(found) if not known.startswith("_")], 1)
-    return f"; did you mean {close[0]}?" if close else ""
+    close = closest(name, [known for known in dir(found) if not known.startswith("_")])
+    return f"; did you mean {close}?" if close else ""
 
 
 def cut(text: str, limit: int = _MAX_TEXT) -> str:

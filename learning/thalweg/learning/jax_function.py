@@ -107,7 +107,7 @@ class JaxObjective:
         _threads.make(spec.training.threads_per_worker)
         entry = spec.model.jax
         with self._creating():
-            made = entry_points.load(entry.entrypoint, f"{_FIELD}.entrypoint")(**entry_points.arguments(entry))
+            made = entry_points.call(entry_points.load(entry.entrypoint, f"{_FIELD}.entrypoint"), entry, _FIELD)
         self._functions = _functions(made)
         self._tree, leaves = self._initial()
         self._segments = tuple(Segment(name, leaf.shape) for name, leaf in leaves.items())

@@ -200,7 +200,7 @@ class PythonObjective:
 
     def _made(self, entry: job_pb2.EntryPoint) -> object:
         with self._creating():
-            return entry_points.load(entry.entrypoint, f"{_FIELD}.entrypoint")(**entry_points.arguments(entry))
+            return entry_points.call(entry_points.load(entry.entrypoint, f"{_FIELD}.entrypoint"), entry, _FIELD)
 
     def _initial_values(self) -> dict[str, NDArray[Any]]:
         """What `initial` gives. Raises MistakeError if it is not parameters."""

@@ -10,7 +10,7 @@ PREPROCESSING = "preprocessing"
 
 def to_json(preprocessing: job_pb2.Preprocessing) -> str:
     """`shape` of one sample, `mean` and `scale` of each feature, empty if samples are not standardized, and, for a table
-    with names, `columns` in the order of the features and the `target`.
+    with names, `columns` in the order of the features and the `target`; and the `dtype` of samples as the model gets them.
     """
     values = {
         "shape": list(preprocessing.shape),
@@ -18,5 +18,6 @@ def to_json(preprocessing: job_pb2.Preprocessing) -> str:
         "scale": list(preprocessing.scale),
         "columns": list(preprocessing.columns),
         "target": preprocessing.target,
+        "dtype": preprocessing.dtype,
     }
     return json.dumps(values)

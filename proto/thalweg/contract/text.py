@@ -2,6 +2,8 @@
 
 import logging
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 # The most characters of a text from a peer, by kind.
 MAX_FLEET_NAME = 100
@@ -43,6 +45,14 @@ def visible_lines(text: str) -> str:
 def is_visible(character: str) -> bool:
     """Whether a character is kept."""
     return character.isprintable() or character in _JOINERS or unicodedata.category(character) not in _INVISIBLE
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """The known name that is most probably meant by an unknown one; empty if none is near. Case matters least."""
+    names = list(known)
+    folded = name.casefold()
+    same = [each for each in names if each.casefold() == folded]
+    return next(iter(same or get_close_matches(name, names, 1)), "")
 
 
 def _visible(character: str) -> str:

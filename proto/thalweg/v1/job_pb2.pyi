@@ -2468,8 +2468,13 @@ class Preprocessing(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The name of the column that the target was read from, if `columns` are given."""
+    dtype: _builtins.str
+    """The type of the samples' numbers as the model gets them, by NumPy's name, such as "float32". Empty if there are several inputs,
+    and in reports of earlier releases.
+    """
     @_builtins.property
     def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The mean of each feature over the training samples."""
@@ -2494,10 +2499,11 @@ class Preprocessing(_message.Message):
         shape: _abc.Iterable[_builtins.int] | None = ...,
         columns: _abc.Iterable[_builtins.str] | None = ...,
         target: _builtins.str = ...,
+        dtype: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "mean", b"mean", "scale", b"scale", "shape", b"shape", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "dtype", b"dtype", "mean", b"mean", "scale", b"scale", "shape", b"shape", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

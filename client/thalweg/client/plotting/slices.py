@@ -4,7 +4,6 @@ import math
 import re
 import tempfile
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +17,7 @@ from thalweg.client.records import Trajectory
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.segments import Kind, end_of
+from thalweg.contract.text import closest
 from thalweg.v1 import job_pb2
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ def locate(layout: job_pb2.Layout, element: Element) -> int:
         return layouts.locate(layout, element.tensor, element.index)
     except KeyError:
         shapes = {tensor.name: tuple(tensor.shape) for tensor in layout.tensors}
-        close = get_close_matches(element.tensor, shapes, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        close = closest(element.tensor, shapes)
+        hint = f"; did you mean {close}?" if close else ""
         known = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items())) or "none"
         raise invalid(Violation("--slice", f"there is no tensor {element.tensor!r}{hint} (tensors: {known})")) from None
     except IndexError as error:

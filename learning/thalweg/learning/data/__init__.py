@@ -79,9 +79,10 @@ def load(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Dataset:
         if not np.isfinite(statistics.scale).all():
             raise DataError(f"{field}: x holds numbers that are too large to be standardized; scale them, or remove them")
         preprocessing.MergeFrom(statistics)
+    fields = {name: prepared_rows(preprocessing, x, dtype) for name, x in inputs.items()} | {TARGET: targets}
     if not source.inputs:
         preprocessing.shape.extend(source.x.shape[1:])
-    fields = {name: prepared_rows(preprocessing, x, dtype) for name, x in inputs.items()} | {TARGET: targets}
+        preprocessing.dtype = fields[INPUT].dtype.name
     for name in inputs:
         check_prepared(f"{field}: {name}", fields[name])
     first, second = (Arrays({name: Selected(rows, chosen) for name, rows in fields.items()}) for chosen in (train, validation))

@@ -1,6 +1,5 @@
 """Data sets that come with the package: each is one line of the registry. Sources and licences: README.md."""
 
-import difflib
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thalweg.contract.text import closest
 from thalweg.learning.data import npz
 from thalweg.learning.data.columns import Source
 from thalweg.learning.data.errors import DataError
@@ -41,8 +41,8 @@ BUILTINS: dict[str, Callable[[], Arrays]] = {
 def load(name: str) -> Arrays:
     """A data set by its name. Raises DataError if there is none."""
     if name not in BUILTINS:
-        close = difflib.get_close_matches(name, BUILTINS, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        close = closest(name, BUILTINS)
+        hint = f"; did you mean {close!r}?" if close else ""
         raise DataError(f"data.builtin: unknown data set {name!r}; expected one of {', '.join(BUILTINS)}{hint}")
     return BUILTINS[name]()
 

@@ -1,6 +1,5 @@
 """Which columns of a table are features and which is the target: by name where there are names."""
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from thalweg.contract.text import closest
 from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.data.rows import Mapped, Rows
@@ -131,5 +131,5 @@ def _columns(names: Sequence[str]) -> str:
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1) if len(known) <= 1000 else []
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    close = closest(name, known) if len(known) <= 1000 else ""
+    return f" (did you mean {close!r}?)" if close else ""

@@ -35,7 +35,7 @@ def source(data: job_pb2.Data, _: object) -> Source:
     entry = data.python
     made = entry_points.load(entry.entrypoint, f"{_FIELD}.entrypoint")
     with entry_points.running(_FIELD):
-        dataset = made(**entry_points.arguments(entry))
+        dataset = entry_points.call(made, entry, _FIELD)
     reader = _Reader(dataset, data.target or TARGET)
     fields: dict[str, Rows] = {name: _Column(reader, name) for name in reader.schema}
     if is_held(reader.sample_bytes * len(reader)):

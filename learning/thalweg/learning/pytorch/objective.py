@@ -19,6 +19,7 @@ from thalweg.learning.errors import MistakeError
 from thalweg.learning.metrics import METRICS
 from thalweg.learning.objective import Outputs, Progress, Record, ignore
 from thalweg.learning.pytorch import losses
+from thalweg.learning.pytorch.advice import advice
 from thalweg.learning.pytorch.compilation import CompiledModule, compiling
 from thalweg.learning.pytorch.devices import Accelerator, Device, Link, Processor, Remembered
 from thalweg.learning.pytorch.gradients import Gradients
@@ -172,7 +173,7 @@ class TorchObjective:
                 raise MistakeError(f"{_FIELD}: the loss does not depend on any parameter that is trained")
             # A part of what is compiled may be so only when it is needed.
             whole = compiling() if self._compiled else nullcontext()
-            with entry_points.running(_FIELD), whole, self._gradients.written(found, carried):
+            with self._running(_FIELD, batch), whole, self._gradients.written(found, carried):
                 (loss / denominator).backward()
         self._write_changes(at, values, samples / denominator, found)
         carried(self._size)
@@ -190,7 +191,7 @@ class TorchObjective:
     def predict(self, at: Slab, batch: Batch) -> Outputs:
         """The module's outputs for samples, and what they mean where the loss says so."""
         self._bind(at, None)
-        with torch.no_grad(), self._mode(training=False), entry_points.running(_FIELD):
+        with torch.no_grad(), self._mode(training=False), self._running(_FIELD, batch):
             with self._rounded():
                 outputs = self._called(self._module, batch)
             outputs = self._tensor(outputs)
@@ -225,7 +226,7 @@ class TorchObjective:
             make = entry_points.load(entry.entrypoint, field)
             if isinstance(make, nn.Module):
                 raise MistakeError(f"{field}: {entry.entrypoint} is a module; name a class, or a function that makes it")
-            made = make(**entry_points.arguments(entry))
+            made = entry_points.call(make, entry, _FIELD)
             if not isinstance(made, nn.Module):
                 raise MistakeError(f"{field}: {entry.entrypoint} returned {type(made).__name__}, not a torch.nn.Module")
             for name, tensor in (*made.named_parameters(), *made.named_buffers()):
@@ -325,16 +326,20 @@ class TorchObjective:
         module = compiled or self._module
         target = self._here(batch[TARGET]) if TARGET in batch else None
         if self._loss is None:
-            with entry_points.running(_FIELD), self._rounded():
+            with self._running(_FIELD, batch), self._rounded():
                 outputs, found = None, self._called(module, batch, target)
             return outputs, losses.total(self._exact(found), size(batch), _FIELD)
-        with entry_points.running(_FIELD), self._rounded():
+        with self._running(_FIELD, batch), self._rounded():
             outputs = self._called(module, batch)
         field = "model.loss"
         # Losses with a name are computed exactly; the user's own, as the module is.
-        with entry_points.running(field), nullcontext() if self._named else self._rounded():
+        with self._running(field, batch), nullcontext() if self._named else self._rounded():
             found = self._loss(self._tensor(outputs) if self._named else outputs, target)
         return outputs, losses.total(self._exact(found), size(batch), field)
+
+    def _running(self, field: str, batch: Batch) -> AbstractContextManager[None]:
+        """Around calls of the user's code with samples."""
+        return entry_points.running(field, lambda error: advice(error, batch))
 
     def _rounded(self) -> AbstractContextManager[None]:
         """A context in which operations for which that does little harm round to bfloat16, if the job says so."""

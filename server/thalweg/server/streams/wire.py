@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from thalweg.contract import codecs, frames
 from thalweg.contract.errors import protocol_violation
 from thalweg.contract.frames import Parcel, serialize
-from thalweg.contract.layout import Slab, fixed_of, names_beside, segments_of
+from thalweg.contract.layout import FIXED_DTYPES, Slab, fixed_of, names_beside, segments_of
 from thalweg.contract.segments import Kind, elements, end_of
 from thalweg.contract.shared_memory import SharingError
 from thalweg.contract.sums import Sums
@@ -41,6 +41,8 @@ _MAX_METRICS = 32
 _METRIC = re.compile(r"[a-z0-9_]{1,40}")
 # NumPy's own limit.
 _MAX_SAMPLE_AXES = 64
+# Releases up to 0.1.0, and jobs whose samples have several inputs, have none.
+_SAMPLE_DTYPES = {"", "float32", "float64", *FIXED_DTYPES}
 # As the contract says.
 _MAX_PREMISES, _MAX_PREMISE_NAME, _MAX_PREMISE_VALUE = 16, 40, 200
 
@@ -181,6 +183,8 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, spec: job_pb2.JobSp
 def _check_preprocessing(preprocessing: job_pb2.Preprocessing) -> None:
     if len(preprocessing.shape) > _MAX_SAMPLE_AXES:
         raise protocol_violation("samples of too many axes")
+    if preprocessing.dtype not in _SAMPLE_DTYPES:
+        raise protocol_violation("samples of an unknown type")
     # A worker of release 0.1.0 says no shape, and no names.
     features = math.prod(preprocessing.shape) if preprocessing.shape else len(preprocessing.mean)
     counts = {len(preprocessing.mean), len(preprocessing.scale), len(preprocessing.columns)} - {0}

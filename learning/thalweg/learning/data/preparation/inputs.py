@@ -19,11 +19,12 @@ _BLOCK = 1024
 def preprocess(preprocessing: job_pb2.Preprocessing, x: NDArray[Any], dtype: np.dtype[np.floating]) -> NDArray[Any]:
     """Samples as the model gets them, of shape (samples, ...): standardized ones and real numbers of the given dtype.
 
-    What that cannot hold becomes infinite. Integers that are not standardized stay integers.
+    What that cannot hold becomes infinite. Integers that are not standardized stay integers, unless the model was trained on real
+    numbers.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         if not preprocessing.mean:
-            return np.ascontiguousarray(x, _dtype_without_statistics(x.dtype, dtype))
+            return np.ascontiguousarray(x, _prepared_dtype(preprocessing, x.dtype, dtype))
         mean = np.array(preprocessing.mean).reshape(x.shape[1:])
         scale = np.array(preprocessing.scale).reshape(x.shape[1:])
         prepared = np.empty(x.shape, dtype)
@@ -34,13 +35,14 @@ def preprocess(preprocessing: job_pb2.Preprocessing, x: NDArray[Any], dtype: np.
 
 def prepared_rows(preprocessing: job_pb2.Preprocessing, x: Rows, dtype: np.dtype[np.floating]) -> Rows:
     """As `preprocess`, of rows that are prepared when they are taken."""
-    made = dtype if preprocessing.mean else _dtype_without_statistics(x.dtype, dtype)
+    made = _prepared_dtype(preprocessing, x.dtype, dtype)
     return Mapped(x, lambda rows: preprocess(preprocessing, rows, dtype), x.shape[1:], made)
 
 
-def _dtype_without_statistics(given: np.dtype[Any], dtype: np.dtype[np.floating]) -> np.dtype[Any]:
-    """The dtype of samples that are not standardized."""
-    return dtype if given.kind == "f" else given.newbyteorder("=")
+def _prepared_dtype(preprocessing: job_pb2.Preprocessing, given: np.dtype[Any], dtype: np.dtype[np.floating]) -> np.dtype[Any]:
+    """The dtype of prepared samples."""
+    real = preprocessing.mean or given.kind == "f" or preprocessing.dtype.startswith("float")
+    return dtype if real else given.newbyteorder("=")
 
 
 def prepare(x: ArrayLike, preprocessing: job_pb2.Preprocessing, dtype: np.dtype[np.floating]) -> Rows:
