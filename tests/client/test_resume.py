@@ -172,7 +172,7 @@ def test_a_job_whose_process_was_killed_goes_on_where_it_is_kept(
     embedded.abandon("mine")
     embedded.close()
 
-    def start_threads(embedded: Embedded, slots: int, _: object) -> None:
+    def start_threads(embedded: Embedded, slots: int, *_: object) -> None:
         fleet = fleet_of_threads(embedded.client, embedded._token, slots)
         fleet.__enter__()
         embedded._stack.push(fleet)
