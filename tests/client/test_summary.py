@@ -86,7 +86,7 @@ def test_a_failure_has_its_error(capsys: pytest.CaptureFixture[str]) -> None:
     diverged = replace(RESULT, state="FAILED")
     code, out, err = reported(Outcome(diverged, "the loss is nan", Path("/w")), capsys)
     assert (code, out) == (1, [])
-    assert err[1:] == ["thalweg: the last finite parameters are in /w"]
+    assert err[1:] == ["thalweg: the last parameters are in /w"]
 
 
 def test_people_read_a_summary(capsys: pytest.CaptureFixture[str]) -> None:

@@ -229,6 +229,10 @@ class Counted(Arrays):
 
     taken = 0
 
+    @property
+    def in_memory(self) -> bool:
+        return False
+
     def take(self, indices: Indices, out: Out | None = None) -> Batch:
         batch = super().take(indices, out)
         self.taken += len(batch["x"])

@@ -47,6 +47,21 @@ def test_a_table(tmp_path: Path) -> None:
     assert (list(second.preprocessing.columns), second.preprocessing.target) == (["age", "height"], "label")
 
 
+def test_labels_of_a_table_are_labels_for_a_module(tmp_path: Path) -> None:
+    def loaded(content: str) -> Dataset:
+        path = tmp_path / ("f" * 64)
+        path.write_text(content)
+        model = {"torch": {"entrypoint": "a:b"}, "loss": "softmax_cross_entropy", "dtype": "float32"}
+        spec = json_format.ParseDict({"model": model, "data": {"csv": "a.csv"}}, job_pb2.JobSpec())
+        return data.load(spec, lambda _: path)
+
+    found = targets(loaded("a,label\n1,0\n3,1\n").train)
+    assert found.tolist() == [0, 1]
+    assert found.dtype == np.int64
+    with pytest.raises(DataError, match=r"^data\.csv: y has 0\.5 at sample 1 .* needs labels: whole numbers"):
+        loaded("a,label\n1,0\n3,0.5\n")
+
+
 def test_a_table_without_names(tmp_path: Path) -> None:
     found = load("1,2,3\n4,5,6\n", tmp_path, header=False)
     assert (inputs(found.train).tolist(), targets(found.train).tolist()) == ([[1, 2], [4, 5]], [3, 6])

@@ -18,6 +18,7 @@ from thalweg.contract.layout import Slab, layout_of, views
 from thalweg.contract.segments import Kind
 from thalweg.learning import registry
 from thalweg.learning.batch import Batch
+from thalweg.learning.data import Arrays
 from thalweg.learning.errors import MistakeError
 from thalweg.learning.objective import Objective
 from thalweg.learning.objective import layout as layout_of_objective
@@ -319,6 +320,11 @@ class WithoutSuper(nn.Module):
         (lambda: nn.Linear(2, 1), lambda *_: 1.0, "returned float, not a tensor"),
         (lambda: nn.Linear(2, 1), lambda *_: sys.exit(3), "SystemExit: 3"),
         (lambda: nn.Linear(2, 1), lambda *_: torch.zeros(4), "the loss does not depend on any parameter"),
+        (
+            lambda: nn.Sequential(nn.Linear(2, 1), nn.Flatten(0, 0), nn.Unflatten(0, (2, 2))),
+            "mean_squared_error",
+            "shape (2, 2, 1) for 4",
+        ),
         (lambda: nn.LSTM(2, 1), "mean_squared_error", "the module returned tuple, not a tensor"),
     ],
 )
@@ -347,6 +353,64 @@ def test_real_numbers_that_meet_an_embedding_are_named(nets: ModuleType) -> None
     objective = objective_of(nets, lambda: nn.Embedding(2, 3), samples)
     with pytest.raises(MistakeError, match="in the data x is float32"):
         objective.measure(initial(objective), samples)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "words"),
+    [
+        (5, np.array([0, 1, 4, 9]), "model.torch: the model has 5 outputs, so labels must be 0 to 4, but the data's y has 9"),
+        (5, np.array([0, 1, 4, -1]), "model.torch: the model has 5 outputs, so labels must be 0 to 4, but the data's y has -1"),
+        (5, np.zeros(4, np.float32), "model.loss: softmax_cross_entropy needs labels, whole numbers of shape (samples,), or"),
+        (5, np.zeros((4, 2), np.int64), "model.loss: softmax_cross_entropy needs labels, whole numbers of shape (samples,), or"),
+    ],
+)
+def test_labels_that_do_not_fit_are_told(nets: ModuleType, outputs: int, targets: Any, words: str) -> None:
+    samples = batch(np.ones((4, 2), np.float32), targets)
+    objective = objective_of(nets, lambda: nn.Linear(2, outputs), samples, "softmax_cross_entropy")
+    with pytest.raises(MistakeError, match=rf"^{re.escape(words)}"):
+        objective.check(Arrays(samples))
+    # Samples that are not in memory are looked at when they are computed with.
+    with pytest.raises(MistakeError, match=rf"^{re.escape(words)}"):
+        objective.measure(initial(objective), samples)
+
+
+def test_labels_of_validation_samples_are_looked_at(nets: ModuleType) -> None:
+    x = np.ones((4, 2), np.float32)
+    right, wrong = batch(x, np.array([0, 1, 2, -100])), batch(x, np.array([0, 1, 2, 3]))
+    objective = objective_of(nets, lambda: nn.Linear(2, 3), right, "softmax_cross_entropy")
+    objective.check(Arrays(right))
+    with pytest.raises(MistakeError, match="labels must be 0 to 2"):
+        objective.check(Arrays(wrong))
+
+
+def test_labels_in_a_column_are_labels(nets: ModuleType) -> None:
+    x, y = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32), np.array([0, 1, 2, 0])
+    objective = objective_of(nets, lambda: nn.Linear(2, 3), batch(x, y), "softmax_cross_entropy")
+    at = initial(objective)
+    assert objective.measure(at, batch(x, y[:, None])) == objective.measure(at, batch(x, y))
+
+
+@pytest.mark.parametrize(
+    ("bias", "target", "words"),
+    [
+        (
+            1.5,
+            1,
+            "model.loss: binary_cross_entropy needs outputs from 0 to 1, but the module gives 1.5; end the module with a sigmoid",
+        ),
+        (0.5, 2, "model.loss: binary_cross_entropy needs targets from 0 to 1, but the data's y has 2"),
+    ],
+)
+def test_what_is_no_probability_is_told(nets: ModuleType, bias: float, target: float, words: str) -> None:
+    def make() -> nn.Module:
+        linear = nn.Linear(2, 1)
+        nn.init.zeros_(linear.weight)
+        nn.init.constant_(linear.bias, bias)
+        return linear
+
+    samples = batch(np.ones((4, 2), np.float32), np.full(4, target, np.float32))
+    with pytest.raises(MistakeError, match=rf"^{re.escape(words)}"):
+        objective_of(nets, make, samples, "binary_cross_entropy").check(Arrays(samples))
 
 
 def test_batch_norm_of_one_sample_names_the_settings(nets: ModuleType) -> None:

@@ -42,7 +42,7 @@ def _complaints(outcome: Outcome, place: str) -> list[str]:
     if outcome.problems and result.weights_sha256:
         lines.append(f"the server keeps the weights: thalweg weights {result.job}{place} -o FILE")
     if result.state == "FAILED" and outcome.weights:
-        lines.append(f"the last finite parameters are in {outcome.weights}")
+        lines.append(f"the last parameters are in {outcome.weights}")
     elif result.state == "CANCELLED" and outcome.weights:
         lines.append(f"the parameters so far are in {outcome.weights}")
     elif result.state == "CANCELLED" and not result.weights_sha256:

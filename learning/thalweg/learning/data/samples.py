@@ -40,6 +40,11 @@ class Arrays:
         """The fields, each with its dtype and the shape of one sample."""
         return {name: Field(values.dtype, values.shape[1:]) for name, values in self._fields.items()}
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether all are in memory: none is read or made when it is taken."""
+        return all(isinstance(values, np.ndarray) for values in self._fields.values())
+
     def __len__(self) -> int:
         """The number of samples."""
         return len(next(iter(self._fields.values())))

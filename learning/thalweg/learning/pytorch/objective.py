@@ -14,7 +14,7 @@ from thalweg.contract.segments import Segment
 from thalweg.contract.sums import ACCURACY, Sums
 from thalweg.learning import entry_points, randomness
 from thalweg.learning.batch import TARGET, Batch, Schema, size
-from thalweg.learning.data.samples import Samples
+from thalweg.learning.data.samples import Arrays, Samples, blocks
 from thalweg.learning.errors import MistakeError
 from thalweg.learning.metrics import METRICS
 from thalweg.learning.objective import Outputs, Progress, Record, ignore
@@ -79,7 +79,8 @@ class TorchObjective:
         self._device: Device = Accelerator(link, self._size, self._type) if link else Processor()
         self._bound: Slab | None = None
         self._constants_of: Remembered[Slab, list[Tensor]] = Remembered(self._copied_constants, _MAX_SLABS)
-        self._checked = False
+        # The shape of a sample's outputs, as the first samples show it.
+        self._outputs: tuple[int, ...] | None = None
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -137,18 +138,26 @@ class TorchObjective:
         return False
 
     def check(self, samples: Samples) -> None:
-        """Raises MistakeError if samples and module do not fit together. The first samples are evaluated."""
-        if self._checked or not len(samples):
+        """Raises MistakeError if samples and module do not fit together.
+
+        The first samples are evaluated. Targets of a loss with a name are all looked at where samples are in memory, the others
+        when they are computed with.
+        """
+        if not len(samples):
             return
-        self._checked = True
         few = samples.take(slice(_TRIED))
-        with torch.no_grad(), self._mode(training=False):
-            outputs, _ = self._forward(few)
-        if self._compiled:
-            self._check_draws(few)
-        for name, metric in self._further.items():
-            if problem := metric.problem(tuple(self._tensor(outputs).shape[1:]), few[TARGET]):
-                raise MistakeError(f"model.metrics: {name} {problem}")
+        if self._outputs is None:
+            with torch.no_grad(), self._mode(training=False):
+                outputs, _ = self._forward(few)
+            if self._compiled:
+                self._check_draws(few)
+            self._outputs = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else ()
+            for name, metric in self._further.items():
+                if problem := metric.problem(tuple(self._tensor(outputs).shape[1:]), few[TARGET]):
+                    raise MistakeError(f"model.metrics: {name} {problem}")
+        if self._named and isinstance(samples, Arrays) and samples.in_memory:
+            for where in blocks(samples):
+                self._named.check(self._outputs, samples.take(where)[TARGET])
 
     def initialize(self, out: Slab) -> None:
         """Writes the parameters and buffers with which the user's callable makes the module, given the job's seed."""
@@ -334,7 +343,14 @@ class TorchObjective:
         field = "model.loss"
         # Losses with a name are computed exactly; the user's own, as the module is.
         with self._running(field, batch), nullcontext() if self._named else self._rounded():
-            found = self._loss(self._tensor(outputs) if self._named else outputs, target)
+            if self._named:
+                outputs = self._tensor(outputs)
+                if outputs.shape[:1] != (size(batch),):
+                    problem = f"the module gave the shape {tuple(outputs.shape)} for {size(batch)} samples"
+                    raise MistakeError(f"{_FIELD}: {problem}; the first axis must be theirs")
+                # What is wrong would be found on a GPU only later, and not be named.
+                self._named.check(tuple(outputs.shape[1:]), batch[TARGET])
+            found = self._loss(outputs, target)
         return outputs, losses.total(self._exact(found), size(batch), field)
 
     def _running(self, field: str, batch: Batch) -> AbstractContextManager[None]:

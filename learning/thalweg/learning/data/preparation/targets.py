@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from thalweg.learning.data.checks import check_prepared
 from thalweg.learning.data.errors import DataError
-from thalweg.learning.data.rows import Mapped, Rows, row_blocks
+from thalweg.learning.data.rows import Mapped, Rows, is_late, row_blocks
 
 # Labels for more classes are a mistake: a column of amounts was taken for labels.
 _MAX_CLASSES = 100_000
@@ -17,17 +17,19 @@ def as_targets(field: str, y: Rows, loss: str, one_hot: bool, dtype: np.dtype[np
     """Targets in the form that a loss takes: labels, int64 of shape (samples), or numbers of the given dtype.
 
     Softmax cross-entropy takes labels, or, of more than one column, probabilities. One-hot vectors have as many elements as the
-    largest label plus one. Targets that are `kept`, for models that are code, have any shape, and integers become int64. All
-    targets are checked here, and each is converted when it is taken. Raises DataError if the targets have no such form.
+    largest label plus one. Targets that are `kept`, for models that are code, have any shape, and integers become int64; so do
+    real numbers that softmax cross-entropy takes for labels, as those of a table. All targets are checked here, and each is
+    converted when it is taken. Raises DataError if the targets have no such form.
     """
     if one_hot:
         labels, largest = _labels(field, y, "data.one_hot = true")
         return Mapped(labels, lambda rows: _one_hot(rows, largest + 1, dtype), (largest + 1,), dtype)
     if kept and y.dtype.kind in "biu":
         return Mapped(y, lambda rows: rows.astype(np.int64), y.shape[1:], np.dtype(np.int64))
-    if kept or loss != "softmax_cross_entropy":
+    # Targets that are read late are checked then.
+    if loss != "softmax_cross_entropy" or (kept and (is_late(y) or y.shape[1:] not in ((), (1,)))):
         return _cast(field, y, dtype)
-    if len(y.shape) == 1 or y.shape[1:] == (1,):
+    if y.shape[1:] in ((), (1,)):
         return _labels(field, y, "model.loss = softmax_cross_entropy")[0]
     for block in row_blocks(y):
         rows = y[block]
