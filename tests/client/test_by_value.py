@@ -13,7 +13,7 @@ import pytest
 
 from tests.client.helpers import fleet_of_threads
 from tests.end_to_end.cluster import running_server
-from thalweg.client import Client, ThalwegError, by_value, load_job
+from thalweg.client import Client, JobFailedError, ThalwegError, by_value, load_job
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("cloudpickle")
@@ -222,7 +222,7 @@ def test_what_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     ("job", "field"),
     [
         (JOB | {"model": {"torch": "nets:net", "loss": "mean_squared_error"}}, "model.torch: the job has the model nets:net"),
-        (JOB | {"code": {"path": "."}}, "code.path: the job has code"),
+        (JOB | {"code": {"path": "."}}, "code.path: not allowed with model=; put the code in an installed package"),
         (JOB | {"model": {"loss": "model", "initial": {"job": "a"}}}, "model.initial: training starts from the module's own"),
     ],
 )
@@ -235,6 +235,55 @@ def test_what_is_neither_a_module_nor_a_function_is_told(tmp_path: Path) -> None
     assert told(WithoutSuper()) == "model: WithoutSuper.__init__ does not call super().__init__()"
     assert told(nn.Linear(3, 1), nn.MSELoss).startswith("loss: is the class MSELoss; give MSELoss(), or a function")
     assert told(nn.Linear(3, 1), 3, folder=tmp_path) == "loss: must be a name, or a function of (outputs, targets), not int"
+
+
+def test_an_error_names_the_authors_file_and_line(client: Client) -> None:
+    class Net(nn.Linear):
+        def forward(self, x: Any) -> Any:
+            raise ValueError("wrong")
+
+    def loss(outputs: Any, targets: Any) -> Any:
+        raise ValueError("wrong")
+
+    for job, function, first in (
+        (client.submit(JOB, model=Net(3, 1), data=(X, Y)), "forward", Net.forward.__code__.co_firstlineno),
+        (client.submit(JOB, model=nn.Linear(3, 1), loss=loss, data=(X, Y)), "loss", loss.__code__.co_firstlineno),
+    ):
+        with pytest.raises(JobFailedError, match=rf"wrong \(at (tests/client/)?test_by_value\.py:{first + 1} in {function}\)$"):
+            job.wait()
+
+
+def test_a_model_by_value_is_named_as_it_was_given(tmp_path: Path) -> None:
+    with (
+        running_server(tmp_path / "server") as server,
+        Client(server.address) as client,
+        pytest.raises(ThalwegError) as caught,
+    ):
+        client.submit(JOB, model=nn.Linear(3, 1), data=(X, Y))
+    assert str(caught.value).startswith("model.torch.entrypoint: the module given as model= is code, and this server accepts no")
+
+
+def test_a_module_of_another_type(lonely: Client, tmp_path: Path) -> None:
+    double = nn.Linear(3, 1).double()
+    assert lonely.submit(JOB, model=double, data=(X, Y)).spec.model.dtype == "float64"
+    assert lonely.submit(JOB, {"model.dtype": "float32"}, model=double, data=(X, Y)).spec.model.dtype == "float32"
+    assert lonely.submit(JOB, model=nn.Linear(3, 1), data=(X, Y)).spec.model.dtype == "float32"
+    assert told(nn.Linear(3, 1).half()).startswith(
+        "model: its parameter weight is float16, but parameters are float32 or float64;"
+    )
+    assert told(nn.Linear(3, 1).bfloat16()).endswith('set model.precision = "bfloat16" to compute in bfloat16')
+
+
+def test_data_sets_and_loaders_are_told_what_to_give(lonely: Client) -> None:
+    dataset = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    for data, hint in (
+        (dataset, "of a TensorDataset give data=dataset.tensors, if it has two"),
+        (torch.utils.data.DataLoader(dataset), "name a function that makes its data set as data.python"),
+        (torch.utils.data.Subset(dataset, [0, 1]), "name a function that makes its data set as data.python"),
+    ):
+        with pytest.raises(ThalwegError, match=f"^data: must be a pair of arrays: .*{hint}$"):
+            lonely.submit(JOB, model=nn.Linear(3, 1), data=data)
+    assert lonely.submit(JOB, model=nn.Linear(3, 1), data=dataset.tensors).spec.data.npz == "arrays.npz"
 
 
 def test_a_loss_comes_with_a_model(lonely: Client) -> None:

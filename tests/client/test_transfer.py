@@ -211,6 +211,7 @@ class Tensor:
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
+        ((X, Y[:-1]), "x has 4 samples but y has 3; the counts must match"),
         ((X,), "must be a pair of arrays: the samples x and their targets y"),
         ((X, ["a", "b", "c", "d"]), "y holds elements of type <U1; it must hold real numbers"),
         (([[1.0], [1.0, 2.0]], [0, 1]), "x is not an array: "),

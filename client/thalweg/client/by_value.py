@@ -6,26 +6,28 @@ them that workers could not import: those of `__main__`, of notebooks, and of fi
 
 import hashlib
 import inspect
+import pickle
+import re
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeGuard
+from types import CodeType, ModuleType
+from typing import IO, Any, TypeGuard
 
 from thalweg.client.errors import LocalError
 from thalweg.client.extras import needs
 from thalweg.client.jobfile import JobFile
-from thalweg.contract.code import MAX_ARCHIVE_BYTES
+from thalweg.contract.code import BY_VALUE, BY_VALUE_FILE, MAX_ARCHIVE_BYTES
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.resources import size_text
 from thalweg.v1 import job_pb2
 
-# The module that workers import has this name, and part of the SHA-256 of its pickles: a process may have models of several jobs.
-_MODULE = "thalweg_by_value_"
+# Of the SHA-256 of its pickles, in the name of the module that workers import: a process may have models of several jobs.
 _DIGITS = 12
 _MODEL, _LOSS = "model.pickle", "loss.pickle"
 _TEXT = '''"""A model by value: written by thalweg.client, read by workers."""
@@ -65,6 +67,11 @@ def loss(outputs, targets):
 '''
 # Where installed packages are, which workers have or get by code.requirements.
 _SITES = {"site-packages", "dist-packages"}
+# How cloudpickle names the file of all code, and IPython that of a cell.
+_UNKNOWN_FILE = "<dynamic-code>"
+_CELL = re.compile(r"^<ipython-input-|[/\\]ipykernel_\d+[/\\]")
+# Bytes of the smallest numbers that parameters may be.
+_MIN_REAL_BYTES = 4
 # How deep what cannot be pickled is looked for.
 _MAX_DEPTH = 4
 # Guards what cloudpickle knows of modules.
@@ -90,7 +97,11 @@ def with_model(job: JobFile, model: object, loss: object, folder: Path) -> JobFi
     spec = job_pb2.JobSpec()
     spec.CopyFrom(job.spec)
     _check_no_other(spec, job, is_module=is_module)
-    if loss is None and spec.model.loss.startswith(_MODULE):
+    if isinstance(model, torch.nn.Module) and not spec.model.HasField("dtype"):
+        kinds = {parameter.dtype for parameter in model.parameters()}
+        if kinds == {torch.float64}:
+            spec.model.dtype = "float64"
+    if loss is None and spec.model.loss.startswith(BY_VALUE):
         raise invalid(Violation("loss", "the job's own was a function by value, which comes with its model; give it again"))
     if inspect.isclass(loss):
         raise invalid(
@@ -104,7 +115,7 @@ def with_model(job: JobFile, model: object, loss: object, folder: Path) -> JobFi
         elif loss is not None and not isinstance(loss, str):
             problem = f"must be a name, or a function of (outputs, targets), not {type(loss).__name__}"
             raise invalid(Violation("loss", problem))
-    module = f"{_MODULE}{digest.hexdigest()[:_DIGITS]}"
+    module = f"{BY_VALUE}{digest.hexdigest()[:_DIGITS]}"
     (folder / f"{module}.py").write_text(_TEXT.format(version=sys.version_info[:2]), encoding="utf-8")
     del spec.model.layers[:]
     spec.model.torch.CopyFrom(job_pb2.EntryPoint(entrypoint=f"{module}:{'model' if is_module else 'made'}"))
@@ -119,13 +130,13 @@ def _check_no_other(spec: job_pb2.JobSpec, job: JobFile, *, is_module: bool) -> 
     """Raises ThalwegError if a job has something that a model by value would contradict."""
     kind = spec.model.WhichOneof("kind")
     entry = getattr(spec.model, kind).entrypoint if kind else ""
-    by_value = entry.startswith(_MODULE)
+    by_value = entry.startswith(BY_VALUE)
     if kind and not by_value:
         raise invalid(
             Violation(f"model.{kind}", f"the job has the model {entry}, and `model` is another one; leave one of them out")
         )
     if spec.code.WhichOneof("source") and not by_value:
-        problem = "the job has code, but code that comes with a model by value is all there is; leave one of them out"
+        problem = "not allowed with model=; put the code in an installed package, or give the model as model.torch with code.path"
         raise invalid(Violation("code.path", problem))
     if is_module and (job.initial or spec.model.initial.WhichOneof("source")):
         problem = "training starts from the module's own parameters; load others into it, or give a function that makes it"
@@ -141,6 +152,13 @@ def _check_module(model: Any) -> None:
             why = "which holds no values" if tensor.is_meta else "but workers compute on CPUs: give model.cpu()"
             problem = f"its tensor {name} is on the device {tensor.device}, {why}"
             raise invalid(Violation("model", problem))
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.element_size() < _MIN_REAL_BYTES:
+            problem = (
+                f"its parameter {name} is {str(parameter.dtype).removeprefix('torch.')}, but parameters are float32 or float64"
+            )
+            hint = 'give model.float(), and set model.precision = "bfloat16" to compute in bfloat16'
+            raise invalid(Violation("model", f"{problem}; {hint}"))
     if not model.training:
         problem = (
             "the module is in evaluation mode, in which dropout and batch norm do not train; call model.train() first, "
@@ -182,11 +200,9 @@ def _is_own(name: str, module: object) -> TypeGuard[ModuleType]:
 
 def _write(value: object, path: Path, field: str, digest: "hashlib._Hash") -> None:
     """Pickles something into a file, whose bytes go into a digest. Raises ThalwegError, which names what cannot be pickled."""
-    import cloudpickle  # noqa: PLC0415 - an extra
-
     try:
         with path.open("wb") as file:
-            cloudpickle.dump(value, file)
+            _pickler(file).dump(value)
     except OSError as error:
         raise LocalError(f"cannot write {path}: {error.strerror}") from error
     except Exception as error:
@@ -202,6 +218,32 @@ def _write(value: object, path: Path, field: str, digest: "hashlib._Hash") -> No
         raise invalid(Violation(field, f"{problem}: give a function that makes it, and its parameters by model.initial.file"))
     with path.open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
+
+
+def _pickler(file: IO[bytes]) -> pickle.Pickler:
+    """A pickler of cloudpickle's that keeps the names of the files that code is from, which errors on workers show."""
+    import cloudpickle  # noqa: PLC0415 - an extra
+
+    reduce = cloudpickle.Pickler.dispatch_table[CodeType]
+
+    def reduced(code: CodeType) -> tuple[Any, ...]:
+        make, arguments, *more = reduce(code)
+        named = BY_VALUE_FILE + _file_of(code)
+        return make, tuple(named if each in (_UNKNOWN_FILE, code.co_filename) else each for each in arguments), *more
+
+    table = ChainMap({CodeType: reduced}, cloudpickle.Pickler.dispatch_table)
+    # Picklers look for their table when they are made.
+    kind: Callable[[IO[bytes]], pickle.Pickler] = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
+    return kind(file)
+
+
+def _file_of(code: CodeType) -> str:
+    """The file that code is from, as its author knows it."""
+    file = code.co_filename.removeprefix(BY_VALUE_FILE)
+    if _CELL.search(file):
+        return "a notebook's cell"
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
 
 
 def _culprit(value: object, name: str, error: Exception, depth: int) -> tuple[str, Exception]:

@@ -246,7 +246,7 @@ def _running(spec: job_pb2.JobSpec, code: Fetch | None, hint: str) -> Iterator[N
         yield
         return
     if code is None:
-        raise LocalError(f"{uses[0].field}: {uses[0].entrypoint} is code, which workers run and this process does not{hint}")
+        raise LocalError(f"{uses[0].field}: {uses[0].title} is code, which workers run and this process does not{hint}")
     with ExitStack() as stack:
         try:
             stack.enter_context(importable(spec, code))

@@ -20,6 +20,7 @@ from traceback import FrameSummary
 from types import FrameType, ModuleType, TracebackType
 from typing import NamedTuple
 
+from thalweg.contract.code import BY_VALUE, BY_VALUE_FILE
 from thalweg.contract.text import closest
 from thalweg.learning import forks
 from thalweg.learning.errors import MistakeError, NodeError
@@ -33,7 +34,9 @@ _MAX_LINE = 100
 # A text of this length is not even looked at as a whole.
 _MAX_LOOKED_AT = 1 << 16
 
-_OURS = ("thalweg.", "importlib.", "_frozen_importlib", "contextlib", "threadpoolctl", "ray.")
+# Frames of this package, and of the modules in which it puts models by value.
+_OWN = ("thalweg.", BY_VALUE)
+_OURS = (*_OWN, "importlib.", "_frozen_importlib", "contextlib", "threadpoolctl", "ray.")
 _INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 
 
@@ -167,7 +170,7 @@ def _whereabouts(thread: int, frame: FrameType | None) -> Whereabouts | None:
     if not fields or frame is None:
         return None
     field, stack = fields[-1], list(traceback.walk_stack(frame))
-    ours = next((index for index, (each, _) in enumerate(stack) if _is(each, "thalweg.")), len(stack))
+    ours = next((index for index, (each, _) in enumerate(stack) if _is(each, _OWN)), len(stack))
     trace = traceback.StackSummary.extract(reversed(stack[:ours]))
     return Whereabouts(field, _where(_called(trace)))
 
@@ -181,7 +184,7 @@ def _here() -> str:
 def _theirs() -> FrameType | None:
     """The innermost call of this thread's that is not this package's."""
     frame: FrameType | None = sys._getframe()
-    while frame and _is(frame, "thalweg."):
+    while frame and _is(frame, _OWN):
         frame = frame.f_back
     return frame
 
@@ -250,7 +253,8 @@ def _where(calls: list[str]) -> str:
 
 
 def _is_ours(file: str) -> bool:
-    return any(Path(file).is_relative_to(folder) for folder in sys.modules["thalweg"].__path__)
+    path = Path(file)
+    return path.name.startswith(BY_VALUE) or any(path.is_relative_to(folder) for folder in sys.modules["thalweg"].__path__)
 
 
 def _is(frame: FrameType, ours: str | tuple[str, ...]) -> bool:
@@ -265,7 +269,7 @@ def _beyond_ours(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _call(file: str, line: int | None, function: str, source: str | None) -> str:
-    where = f"{file}:{line}" + ("" if function == "<module>" else f" in {function}")
+    where = f"{file.removeprefix(BY_VALUE_FILE)}:{line}" + ("" if function == "<module>" else f" in {function}")
     return f"{where}: {cut(source.strip(), _MAX_LINE)}" if source and source.strip() else where
 
 

@@ -20,6 +20,16 @@ _MAX_NAME_BYTES = 1000
 _PART = compile_pattern(r"[^/\\\x00-\x1f\x7f]+")
 _MAX_PART_BYTES = 255
 
+# Models by value: the module that workers import has a name that begins so, and code objects in its pickles have file names that
+# do, before the name of the author's file.
+BY_VALUE = "thalweg_by_value_"
+BY_VALUE_FILE = "by value: "
+_BY_VALUE_TITLES = {
+    "model": "the module given as model=",
+    "made": "the function given as model=",
+    "loss": "the function given as loss=",
+}
+
 _ENTRY_POINT = job_pb2.EntryPoint.DESCRIPTOR
 
 
@@ -28,6 +38,16 @@ class Use(NamedTuple):
 
     field: str
     entrypoint: str
+
+    @property
+    def title(self) -> str:
+        """What its author knows it by."""
+        return title(self.entrypoint)
+
+
+def title(entrypoint: str) -> str:
+    """What an entry point's author knows it by: its name, or, of a model by value, how that was given."""
+    return _BY_VALUE_TITLES.get(entrypoint.rpartition(":")[2], entrypoint) if entrypoint.startswith(BY_VALUE) else entrypoint
 
 
 def entry_points(spec: job_pb2.JobSpec) -> list[Use]:

@@ -53,7 +53,7 @@ def importable(spec: job_pb2.JobSpec, fetch: Callable[[str], Path], *, allowed: 
 def _check_allowed(spec: job_pb2.JobSpec, *, allowed: bool) -> None:
     if (uses := entry_points(spec)) and not allowed:
         problem = "which workers of this fleet do not run; its operator can allow it: thalweg fleet --allow-code"
-        raise NodeError(f"{uses[0].field}: {uses[0].entrypoint} is code, {problem}")
+        raise NodeError(f"{uses[0].field}: {uses[0].title} is code, {problem}")
 
 
 @contextmanager

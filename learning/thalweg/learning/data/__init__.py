@@ -29,6 +29,7 @@ __all__ = [
     "MemoryLackError",
     "Samples",
     "Source",
+    "check",
     "held_out",
     "load",
     "prepare",
@@ -65,7 +66,7 @@ def load(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Dataset:
     field = f"data.{data.WhichOneof('source')}"
     source = _source(data, fetch)
     inputs, y = source.inputs or {INPUT: source.x}, source.y
-    _check(field, inputs, y)
+    check(field, inputs, y)
     kept = spec.model.WhichOneof("kind") is not None
     targets = as_targets(field, y, spec.model.loss, data.one_hot, dtype, kept=kept)
     train, validation = split(spec.seed, len(y), data.validation_fraction, data.order)
@@ -136,7 +137,8 @@ def read_samples(
     return columns.to_predict(found, name, preprocessing, data.target, features)
 
 
-def _check(field: str, inputs: Mapping[str, Rows], y: Rows) -> None:
+def check(field: str, inputs: Mapping[str, Rows], y: Rows) -> None:
+    """Raises DataError, which begins with the field, if inputs, by name, and their targets are not samples to learn from."""
     for name, values in (*inputs.items(), (TARGET, y)):
         check_numbers(f"{field}: {name}", values)
     for name, x in inputs.items():

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from thalweg.contract.code import title
 from thalweg.contract.layout import Slab
 from thalweg.contract.segments import Segment
 from thalweg.contract.sums import ACCURACY, Sums
@@ -237,7 +238,7 @@ class TorchObjective:
                 raise MistakeError(f"{field}: {entry.entrypoint} is a module; name a class, or a function that makes it")
             made = entry_points.call(make, entry, _FIELD)
             if not isinstance(made, nn.Module):
-                raise MistakeError(f"{field}: {entry.entrypoint} returned {type(made).__name__}, not a torch.nn.Module")
+                raise MistakeError(f"{field}: {title(entry.entrypoint)} returned {type(made).__name__}, not a torch.nn.Module")
             for name, tensor in (*made.named_parameters(), *made.named_buffers()):
                 if tensor.is_complex():
                     raise MistakeError(

@@ -102,7 +102,7 @@ class Coordinator:
         self._position = position or (Position(0, 0.0, 0) if given else None)
         self._now = 0.0
         uses = entry_points(spec)
-        code = f"{uses[0].field}: {uses[0].entrypoint}" if uses else ""
+        code = f"{uses[0].field}: {uses[0].title}" if uses else ""
         self._workers = Workforce(contributed=position is not None and position.version > 0, code=code)
         self._facts: Facts | None = None
 

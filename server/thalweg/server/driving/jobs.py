@@ -107,7 +107,7 @@ class Jobs:
         """Accepts a job. Raises ThalwegError if it is not right."""
         spec = validation.complete(request.spec)
         if not self.settings.allow_code and (uses := entry_points(spec)):
-            raise ThalwegError("CODE_NOT_ALLOWED", {"field": uses[0].field, "entrypoint": uses[0].entrypoint})
+            raise ThalwegError("CODE_NOT_ALLOWED", {"field": uses[0].field, "entrypoint": uses[0].title})
         if request.job_id:
             validation.check_job_id(request.job_id)
         if request.request_id:
