@@ -232,6 +232,8 @@ def test_contradictions_are_told(job: Any, field: str) -> None:
 
 def test_what_is_neither_a_module_nor_a_function_is_told(tmp_path: Path) -> None:
     assert told(3) == "model: must be a torch.nn.Module, or a function that makes one, not int"
+    problem = "called without arguments: missing a required argument: 'in_features'; give lambda: Linear(...)"
+    assert problem in told(nn.Linear)
     assert told(WithoutSuper()) == "model: WithoutSuper.__init__ does not call super().__init__()"
     assert told(nn.Linear(3, 1), nn.MSELoss).startswith("loss: is the class MSELoss; give MSELoss(), or a function")
     assert told(nn.Linear(3, 1), 3, folder=tmp_path) == "loss: must be a name, or a function of (outputs, targets), not int"

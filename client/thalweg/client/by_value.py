@@ -94,6 +94,8 @@ def with_model(job: JobFile, model: object, loss: object, folder: Path) -> JobFi
     elif not callable(model):
         problem = f"must be a torch.nn.Module, or a function that makes one, not {type(model).__name__}"
         raise invalid(Violation("model", problem))
+    else:
+        _check_maker(model)
     spec = job_pb2.JobSpec()
     spec.CopyFrom(job.spec)
     _check_no_other(spec, job, is_module=is_module)
@@ -141,6 +143,21 @@ def _check_no_other(spec: job_pb2.JobSpec, job: JobFile, *, is_module: bool) -> 
     if is_module and (job.initial or spec.model.initial.WhichOneof("source")):
         problem = "training starts from the module's own parameters; load others into it, or give a function that makes it"
         raise invalid(Violation("model.initial", problem))
+
+
+def _check_maker(make: Callable[..., object]) -> None:
+    """Raises ThalwegError if a callable that makes a module needs arguments."""
+    try:
+        # A decorator may give what the function within it needs.
+        signature = inspect.signature(make, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        name = getattr(make, "__name__", type(make).__name__)
+        problem = f"{name}{signature} is called without arguments: {error}; give lambda: {name}(...)"
+        raise invalid(Violation("model", problem)) from None
 
 
 def _check_module(model: Any) -> None:
