@@ -112,13 +112,16 @@ class Town:
         self._no_memory = False
         # Whether there is a server, whether it is going to stop and not to die, and what happens before the next one starts.
         self._serving = self._clean = False
+        # Whether the machine went down since the server started: such a server cannot stop.
+        self._crashed = False
         self._meanwhile: list[Callable[[], object]] = []
-        loop.crashed = self._down.set
+        loop.crashed = self._crash
 
     async def start(self) -> None:
         """A server starts: again, if the machine goes down meanwhile, and if the disk refuses, when it does no more."""
         while True:
             self.counts["servers"] += 1
+            self._crashed = False
             self._down.clear()
             try:
                 if await self._unless_down(self._start()):
@@ -404,6 +407,10 @@ class Town:
         self._clean = True
         self._die()
 
+    def _crash(self) -> None:
+        self._crashed = True
+        self._down.set()
+
     def _die(self) -> None:
         self._loop.call_later(self.random.choice([0.0, 0.001, 0.01, 0.1]), self._down.set)
 
@@ -426,12 +433,12 @@ class Town:
             self._meanwhile.append(self.ground.age)
 
     async def _replace_server(self, calls: Sequence[asyncio.Task[None]]) -> None:
-        self.counts["stops" if self._clean else "deaths"] += 1
+        self.counts["stops" if self._clean and not self._crashed else "deaths"] += 1
         for call in calls:
             call.cancel()
         self._down.clear()
         await asyncio.gather(*calls, return_exceptions=True)
-        if self._clean:
+        if self._clean and not self._crashed:
             await self._unless_down(self._stop_server())
         await self._kill_server()
         self._clean = False
