@@ -300,7 +300,7 @@ PROCESS_WIDE = {
         "proto/thalweg/contract/locks.py",
         # A process that the code of a job's author forks must not go on as a worker.
         "learning/thalweg/learning/forks.py",
-        # What a forked process leaves in the log is none of the worker's last words.
+        # What a forked process writes to the log must not be taken for the worker's last words.
         "workers/thalweg/workers/crashes.py",
     },
     r"numpy\.(seterr|seterrcall|setbufsize|set_printoptions)|numpy\.random\.seed|random\.seed": {

@@ -16,6 +16,7 @@ from google.protobuf import json_format
 
 from tests.learning.batches import batch, schema_of
 from tests.learning.kinds import cases
+from tests.learning.modules import importable
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import layout_of, views
 from thalweg.contract.segments import Kind
@@ -41,11 +42,8 @@ NETS = "nets_of_test_compilation"
 @pytest.fixture(autouse=True)
 def nets() -> Iterator[ModuleType]:
     """A module for entry points; and the settings that workers have."""
-    module = ModuleType(NETS)
-    sys.modules[NETS] = module
-    with settled(1):
+    with importable(NETS) as module, settled(1):
         yield module
-    del sys.modules[NETS]
 
 
 def test_bits_are_the_same_in_another_order_in_another_process_and_from_other_memory(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from google.protobuf import json_format
 
 from tests.learning.kinds.cases import samples
+from tests.learning.modules import importable
 from thalweg.learning import registry
 from thalweg.learning.data import Arrays
 from thalweg.learning.errors import MistakeError, NodeError
@@ -31,11 +32,8 @@ SAMPLES = samples(6)
 @pytest.fixture(autouse=True)
 def functions() -> Iterator[ModuleType]:
     """A module for entry points; and the settings that workers have."""
-    module = ModuleType(HERE)
-    sys.modules[HERE] = module
-    with settled(1):
+    with importable(HERE) as module, settled(1):
         yield module
-    del sys.modules[HERE]
 
 
 def objective_of(made: Any, dtype: str = "float32") -> Objective:

@@ -14,6 +14,7 @@ from google.protobuf import json_format
 from tests.learning.batches import dataset
 from tests.learning.kinds.cases import samples, spec_of
 from tests.learning.kinds.python_model import Differentiated, Labels, Mean, Numbers, Numerical
+from tests.learning.modules import importable
 from thalweg.learning import registry
 from thalweg.learning.batch import Batch
 from thalweg.learning.data import Arrays, Dataset
@@ -31,10 +32,8 @@ SAMPLES = samples(8)
 @pytest.fixture(autouse=True)
 def objects() -> Iterator[ModuleType]:
     """A module for entry points."""
-    module = ModuleType(HERE)
-    sys.modules[HERE] = module
-    yield module
-    del sys.modules[HERE]
+    with importable(HERE) as module:
+        yield module
 
 
 def spec_for(made: Any, **training: Any) -> job_pb2.JobSpec:

@@ -1,9 +1,7 @@
 """Data sets that are code: map-style, as PyTorch's and Hugging Face's."""
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 from google.protobuf import json_format
 
 from tests.learning.batches import inputs, targets
+from tests.learning.modules import importable
 from thalweg.learning import data
 from thalweg.learning.data import memory
 from thalweg.learning.errors import MistakeError
@@ -52,18 +51,16 @@ class NestedPairs(Named):
 @pytest.fixture
 def load() -> Iterator[Callable[..., data.Dataset]]:
     """What loads a job's data from a data set that `make` makes."""
-    module = ModuleType(NAME)
-    sys.modules[NAME] = module
+    with importable(NAME) as module:
 
-    def load(make: Callable[..., Any], **more: Any) -> data.Dataset:
-        vars(module)["make"] = make
-        source = {"python": {"entrypoint": f"{NAME}:make", "arguments": more.pop("arguments", "{}")}}
-        model = {"torch": {"entrypoint": "a:b"}, "loss": "softmax_cross_entropy", "dtype": "float32"}
-        spec = json_format.ParseDict({"model": model, "data": source | more, "seed": 1}, job_pb2.JobSpec())
-        return data.load(spec, Path)
+        def load(make: Callable[..., Any], **more: Any) -> data.Dataset:
+            vars(module)["make"] = make
+            source = {"python": {"entrypoint": f"{NAME}:make", "arguments": more.pop("arguments", "{}")}}
+            model = {"torch": {"entrypoint": "a:b"}, "loss": "softmax_cross_entropy", "dtype": "float32"}
+            spec = json_format.ParseDict({"model": model, "data": source | more, "seed": 1}, job_pb2.JobSpec())
+            return data.load(spec, Path)
 
-    yield load
-    del sys.modules[NAME]
+        yield load
 
 
 @pytest.mark.parametrize("kind", [Pairs, Batched])

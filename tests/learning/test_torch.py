@@ -13,6 +13,7 @@ import pytest
 from google.protobuf import json_format
 
 from tests.learning.batches import batch, schema_of
+from tests.learning.modules import importable
 from thalweg.contract import tensors
 from thalweg.contract.layout import Slab, layout_of, views
 from thalweg.contract.segments import Kind
@@ -39,11 +40,8 @@ NETS = "nets_of_test_torch"
 @pytest.fixture(autouse=True)
 def nets() -> Iterator[ModuleType]:
     """A module for entry points; and the settings that workers have."""
-    module = ModuleType(NETS)
-    sys.modules[NETS] = module
-    with settled(1):
+    with importable(NETS) as module, settled(1):
         yield module
-    del sys.modules[NETS]
 
 
 def objective_of(module: ModuleType, make: Any, samples: Batch, loss: Any = "mean_squared_error") -> Objective:

@@ -24,7 +24,7 @@ TASKS = 4
 _ORDER = [*range(TASKS), *reversed(range(TASKS))]
 _OTHER_ORDER = [2, 0, 3, 1, 1, 3, 0, 2]
 _PROGRAM = "thalweg.workers.doctor"
-# Where a compiled module is kept: each process compiles it for itself.
+# The folder of compiled modules: each process has its own, so that each compiles the module.
 _COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 _BUSY = "while True: pass"
 

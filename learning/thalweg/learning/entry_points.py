@@ -216,7 +216,7 @@ def _hint(error: BaseException) -> str:
 
 
 def _shadowed(found: object) -> str:
-    """Says that the author has a module of the name of another one, which is imported in its place. Empty if he has none."""
+    """A hint for where another module of the same name was imported in place of the author's; empty if that is not so."""
     if not isinstance(found, ModuleType):
         return ""
     theirs = PathFinder.find_spec(found.__name__.partition(".")[0])

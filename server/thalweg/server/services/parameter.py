@@ -38,9 +38,9 @@ class WorkerStream:
 
     What a worker has not taken when it is no longer of use is not sent: parameters two versions old, for tasks are given out at
     the current version only, which is the newest or the one before; and a task to evaluate any but the newest, for no version is
-    made before the evaluation of the one before has ended. Constants, which are sent once and before all else, stay. What has
-    gradients to be computed behind it stays, too, and a worker that owes those gets no further parameters. So a worker that takes
-    nothing costs the memory of a few versions, however long.
+    made before the evaluation of the one before has ended. Constants stay: they are sent once, before
+    everything else. So does everything that is queued before a task to compute a gradient, and a worker with such tasks gets no
+    further parameters. So a worker that takes nothing costs the memory of a few versions, however long.
     """
 
     def __init__(self, worker: int, name: str, place: Place = NOWHERE) -> None:

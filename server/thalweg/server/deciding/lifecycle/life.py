@@ -169,10 +169,10 @@ class Life:
     def _run_started(self, event: RunStarted) -> Iterable[Decision]:
         self.state = State.PAUSED if event.paused else State.ACTIVE
         self._failing = False
-        # Who resumes a job that is to be cancelled is answered when it runs again after that.
-        last = min(self._cancels, default=math.inf)
-        resumes, self._resumes = self._resumes, [ask for ask in self._resumes if ask > last]
-        yield from _answers(self._starts, [ask for ask in resumes if ask < last], self._rests)
+        # A call that resumes the job after a cancellation is answered when the job runs again after it.
+        first = min(self._cancels, default=math.inf)
+        resumes, self._resumes = self._resumes, [ask for ask in self._resumes if ask > first]
+        yield from _answers(self._starts, [ask for ask in resumes if ask < first], self._rests)
         if event.refusal:
             yield FailRun(event.refusal)
             return
