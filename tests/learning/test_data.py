@@ -19,10 +19,10 @@ from thalweg.contract import rules
 from thalweg.contract.resources import Memory
 from thalweg.learning import data
 from thalweg.learning.data import DataError, Dataset, MemoryLackError
-from thalweg.learning.data.builtins import BUILTINS
 from thalweg.learning.data.order import MAX_PERMUTED, Bijection, Order, Permutation, arrangement
 from thalweg.learning.data.preparation import split
 from thalweg.learning.data.sources import SOURCES
+from thalweg.learning.data.sources.builtins import BUILTINS
 from thalweg.v1 import job_pb2
 
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from tests.learning.batches import inputs, targets
 from thalweg.learning import data
 from thalweg.learning.data import DataError, Dataset
-from thalweg.learning.data.npz import load_rows
 from thalweg.learning.data.order import MAX_PERMUTED
 from thalweg.learning.data.preparation import split, standardization
 from thalweg.learning.data.preparation.splitting import Drawn, Others
 from thalweg.learning.data.rows import FileRows, Rows, Selected
 from thalweg.learning.data.samples import blocks
+from thalweg.learning.data.sources.npz import load_rows
 from thalweg.v1 import job_pb2
 
 

@@ -174,7 +174,7 @@ def test_a_table_to_train_on_needs_more(tmp_path: Path) -> None:
 
 def test_a_table_that_has_no_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = Memory(8000, 8000)
-    monkeypatch.setattr("thalweg.learning.data.table.memory", lambda: room)
+    monkeypatch.setattr("thalweg.learning.data.sources.table.memory", lambda: room)
     monkeypatch.setattr("thalweg.learning.data.memory.memory", lambda: room)
     with pytest.raises(
         MemoryLackError, match=r"^data\.csv: 'a\.csv' needs 0\.01 MiB of memory; this machine has 0\.01 MiB available"

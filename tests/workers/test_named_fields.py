@@ -18,11 +18,11 @@ from thalweg.contract.sums import Sums
 from thalweg.learning import data, registry
 from thalweg.learning.batch import Batch, Field, Schema, size
 from thalweg.learning.data import Arrays, Dataset
-from thalweg.learning.data.npz import load_rows
 from thalweg.learning.data.order import Order
 from thalweg.learning.data.preparation import split
 from thalweg.learning.data.rows import Selected
 from thalweg.learning.data.samples import ALL, Samples, held
+from thalweg.learning.data.sources.npz import load_rows
 from thalweg.learning.errors import MistakeError
 from thalweg.learning.objective import Objective, Outputs, Progress, ignore
 from thalweg.learning.randomness import Draw

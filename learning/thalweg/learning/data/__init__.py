@@ -1,7 +1,7 @@
 """What a model learns from: loaded, checked, prepared and split, as a pure function of the job and its file."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,19 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.learning.batch import INPUT, TARGET, Schema
-from thalweg.learning.data import columns, npz, table
+from thalweg.learning.data.access import Access, Fetch, Temporary
 from thalweg.learning.data.checks import check_numbers, check_prepared
-from thalweg.learning.data.columns import Found, Source
 from thalweg.learning.data.errors import DataError, MemoryLackError
 from thalweg.learning.data.memory import is_held
 from thalweg.learning.data.order import keeps_permutations
 from thalweg.learning.data.preparation import as_targets, prepare, prepared_rows, preprocess, split, standardization
 from thalweg.learning.data.rows import Rows, Selected
 from thalweg.learning.data.samples import ALL, Arrays, Samples, held, sample_bytes
-from thalweg.learning.data.sources import SOURCES
+from thalweg.learning.data.sources import SOURCES, columns, npz, table
+from thalweg.learning.data.sources.columns import Found, Source
 from thalweg.v1 import job_pb2
 
 __all__ = [
+    "Access",
     "Arrays",
     "DataError",
     "Dataset",
@@ -29,6 +30,7 @@ __all__ = [
     "MemoryLackError",
     "Samples",
     "Source",
+    "Temporary",
     "check",
     "held_out",
     "load",
@@ -56,15 +58,15 @@ class Dataset(NamedTuple):
         return self.train.schema
 
 
-def load(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Dataset:
+def load(spec: job_pb2.JobSpec, access: Access | Fetch) -> Dataset:
     """The data of a job whose specification has its defaults filled in.
 
-    `fetch` gives the file that was uploaded under a SHA-256. It may be removed afterwards: it is kept open as long as it is read
-    from. All samples are read several times, block by block. Raises DataError if the data is not right.
+    Uploads may be removed afterwards: they are kept open as long as they are read from. All samples are read several times, block
+    by block. Raises DataError if the data is not right.
     """
     data, dtype = spec.data, np.dtype(spec.model.dtype)
     field = f"data.{data.WhichOneof('source')}"
-    source = _source(data, fetch)
+    source = _source(data, access)
     inputs, y = source.inputs or {INPUT: source.x}, source.y
     check(field, inputs, y)
     kept = spec.model.WhichOneof("kind") is not None
@@ -99,25 +101,27 @@ class Pair(NamedTuple):
     y: NDArray[Any]
 
 
-def held_out(spec: job_pb2.JobSpec, fetch: Callable[[str], Path]) -> Pair:
+def held_out(spec: job_pb2.JobSpec, access: Access | Fetch) -> Pair:
     """A job's validation samples; of a job without any, its training samples.
 
     `spec` has its defaults filled in. Raises DataError if the data cannot be read.
     """
-    source = _source(spec.data, fetch)
+    source = _source(spec.data, access)
     train, validation = split(spec.seed, len(source.x), spec.data.validation_fraction, spec.data.order)
     chosen = (validation if len(validation) else train)[ALL]
     return Pair(source.x[chosen], source.y[chosen])
 
 
-def read(data: job_pb2.Data, fetch: Callable[[str], Path]) -> Pair:
+def read(data: job_pb2.Data, access: Access | Fetch) -> Pair:
     """All samples and targets of a source. Raises DataError if it cannot be read."""
-    source = _source(data, fetch)
+    source = _source(data, access)
     return Pair(source.x[ALL], source.y[ALL])
 
 
-def _source(data: job_pb2.Data, fetch: Callable[[str], Path]) -> Source:
-    return SOURCES[str(data.WhichOneof("source"))](data, fetch)
+def _source(data: job_pb2.Data, access: Access | Fetch) -> Source:
+    # A function that gives uploads is enough where nothing need be kept for others.
+    given = Temporary(access) if callable(access) else access
+    return SOURCES[str(data.WhichOneof("source"))](data, given)
 
 
 def read_samples(

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.contract.text import closest
-from thalweg.learning.data import npz
-from thalweg.learning.data.columns import Source
 from thalweg.learning.data.errors import DataError
+from thalweg.learning.data.sources import npz
+from thalweg.learning.data.sources.columns import Source
 from thalweg.v1 import job_pb2
 
 Arrays = tuple[NDArray[Any], NDArray[Any]]

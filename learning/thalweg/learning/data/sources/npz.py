@@ -7,7 +7,7 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -16,10 +16,11 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from thalweg.learning.data.columns import Source, listed
+from thalweg.learning.data.access import Access
 from thalweg.learning.data.errors import DataError, MemoryLackError
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.data.rows import FileRows, Rows
+from thalweg.learning.data.sources.columns import Source, listed
 from thalweg.v1 import job_pb2
 
 # What readers raise for a damaged, encrypted or foreign file.
@@ -34,9 +35,9 @@ _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _one_reader = threading.Lock()
 
 
-def source(data: job_pb2.Data, fetch: Callable[[str], Path]) -> Source:
+def source(data: job_pb2.Data, access: Access) -> Source:
     """The arrays `x` and `y` of a job's archive. Raises DataError if it cannot be read."""
-    x, y = load_rows(fetch(data.sha256), "data.npz", data.npz, ("x", "y"))
+    x, y = load_rows(access.upload(data.sha256), "data.npz", data.npz, ("x", "y"))
     return Source(x, y)
 
 

@@ -1,7 +1,6 @@
 """Which columns of a table are features and which is the target: by name where there are names."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -9,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.contract.text import closest
+from thalweg.learning.data.access import Access
 from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.data.rows import Mapped, Rows
-from thalweg.learning.data.table import TO_PREDICT, TO_TRAIN, Table, read
+from thalweg.learning.data.sources.table import TO_PREDICT, TO_TRAIN, Table, read
 from thalweg.v1 import job_pb2
 
 # Names that a message lists.
@@ -39,9 +39,9 @@ class Found(NamedTuple):
     notice: str = ""
 
 
-def source(data: job_pb2.Data, fetch: Callable[[str], Path]) -> Source:
+def source(data: job_pb2.Data, access: Access) -> Source:
     """The features and the target of a job's table. Raises DataError if it cannot be read."""
-    return to_train(read(fetch(data.sha256), TO_TRAIN, data.csv, header_of(data)), data.csv, data.target)
+    return to_train(read(access.upload(data.sha256), TO_TRAIN, data.csv, header_of(data)), data.csv, data.target)
 
 
 def header_of(data: job_pb2.Data) -> bool | None:

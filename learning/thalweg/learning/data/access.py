@@ -1,0 +1,44 @@
+"""What sources may use of the machine on which they are read: uploads, and room for files that are made once."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+# Gives the file that was uploaded under a SHA-256.
+Fetch = Callable[[str], Path]
+# Fills a path, which does not exist yet, with a file or a folder.
+Fill = Callable[[Path], None]
+
+
+class Access(Protocol):
+    """The uploads of a job, and a place for what is made from them."""
+
+    def upload(self, sha256: str) -> Path:
+        """The file that was uploaded under a SHA-256. It may be removed when the data is loaded."""
+
+    def made(self, key: str, fill: Fill) -> Path:
+        """The file or folder that `fill` makes, which depends on `key` alone: made once, and kept as long as this object."""
+
+
+class Temporary:
+    """Keeps nothing for others: what is made lies in a temporary folder, and is removed with this object."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._made: dict[str, Path] = {}
+
+    def upload(self, sha256: str) -> Path:
+        """The file that was uploaded under a SHA-256."""
+        return self._fetch(sha256)
+
+    def made(self, key: str, fill: Fill) -> Path:
+        """The file or folder that `fill` makes."""
+        if key not in self._made:
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="thalweg-data-")
+            path = Path(self._folder.name) / str(len(self._made))
+            fill(path)
+            self._made[key] = path
+        return self._made[key]
