@@ -345,25 +345,50 @@ def test_workers_that_die_fail_a_job_with_code_of_its_own() -> None:
     desk = Desk(code_of_its_own())
     desk.join(1, place=A)
     for _ in range(MAX_DEATHS - 1):
-        assert desk.handle(WorkerDied(A, "its process died")) == []
+        assert desk.handle(WorkerDied(A, "its process died", "")) == []
     # One contributes, so the code is not what kills.
     desk.answer(1, 0, ROOT)
     for _ in range(MAX_DEATHS - 1):
-        assert desk.handle(WorkerDied(A, "its process died")) == []
+        assert desk.handle(WorkerDied(A, "its process died", "")) == []
     # On another node it may live.
     desk.handle(WorkerLost(1))
     desk.join(2, place=B)
-    assert desk.handle(WorkerDied(A, "its process died")) == []
-    (finish,) = of(Finish, desk.handle(WorkerDied(B, "it crashed")))
+    assert desk.handle(WorkerDied(A, "its process died", "")) == []
+    (finish,) = of(Finish, desk.handle(WorkerDied(B, "it crashed", "")))
     assert finish.state == job_pb2.JOB_STATE_FAILED
     started = f"model.loss: nets:loss: the processes of {MAX_DEATHS + 1} workers in a row died, and none contributed; "
     assert finish.error.startswith(f"{started}the last one: it crashed; code ends its process by a crash")
 
 
+@pytest.mark.parametrize("crowd", [1, 2, 3])
+def test_workers_that_die_at_one_line_fail_a_job_when_one_was_started_after_another_had_died(crowd: int) -> None:
+    desk = Desk(code_of_its_own())
+    died = WorkerDied(A, "it crashed", "nets.py:9 in loss")
+    for worker in range(9):
+        desk.join(worker, place=A)
+    desk.answer(0, 0, ROOT)
+    for worker in range(crowd, 9):
+        desk.handle(WorkerLost(worker))
+    # What was there before one contributed does not count.
+    desk.answer(0, 1, ROOT)
+    for worker in range(crowd):
+        desk.handle(WorkerLost(worker))
+        assert desk.handle(died) == []
+        # Other lines are no evidence.
+        if crowd < 3:
+            assert desk.handle(WorkerDied(A, "it crashed", f"nets.py:{worker} in loss")) == []
+    desk.join(9, place=B)
+    # On another node it may live.
+    assert desk.handle(died) == []
+    desk.handle(WorkerLost(9))
+    (finish,) = of(Finish, desk.handle(died))
+    assert "workers in a row died, and none contributed; the last one: it crashed" in finish.error
+
+
 def test_workers_that_die_never_fail_a_job_without_code() -> None:
     desk = Desk()
     for _ in range(50):
-        assert desk.handle(WorkerDied(A, "its process died")) == []
+        assert desk.handle(WorkerDied(A, "its process died", "nets.py:9 in loss")) == []
 
 
 def test_checkpoints_are_due_after_some_time_and_one_at_a_time() -> None:

@@ -50,9 +50,10 @@ class Fleet:
         node: str = "one",
         *,
         died: bool = False,
+        line: str = "",
     ) -> None:
         """Says that a worker ended."""
-        exited = fleets.WorkerExited(job_id=job_id, problem=problem, cause=cause, place=self.place(node), died=died)
+        exited = fleets.WorkerExited(job_id=job_id, problem=problem, cause=cause, place=self.place(node), died=died, line=line)
         self._outbox.put(fleets.AttendRequest(worker_exited=exited))
 
     def place(self, node: str) -> workers.Place:

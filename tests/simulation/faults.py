@@ -130,7 +130,7 @@ def kill_at_start(cluster: "Cluster") -> None:
             node = f"node-{cluster.random.randrange(NODES)}"
             place, killed = Place("imaginary", node, node), cluster.random.random() < 0.8
             if killed:
-                cluster.run_.worker_died(place, "its process died")
+                cluster.run_.worker_died(place, "its process died", "nets.py:9 in loss")
             cluster.run_.worker_exited(place, "its process died", killed)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import thalweg.workers.worker
-from thalweg.workers.crashes import last_words
+from thalweg.workers.crashes import LastWords, last_words
 
 FOLDER = f"/home/anna/.cache/thalweg/code/{'0f' * 32}"
 OURS = f'  File "{thalweg.workers.worker.__file__}", line 9 in run\n'
@@ -35,16 +35,16 @@ THEIRS = f'Current thread 0x00007f2855 (most recent call first):\n  File "{FOLDE
 def test_last_words(tmp_path: Path, text: str, words: str) -> None:
     log = tmp_path / "log"
     log.write_text(f"before: \x1b[31m\n{text}\nExtension modules: numpy (total: 1)\n*** SIGSEGV received at time=1\n")
-    assert last_words(str(log)) == words
+    assert str(last_words(str(log))) == words
 
 
 def test_no_more_is_read_than_the_end_of_a_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(FATAL + WORKER + "x" * (1 << 20))
-    assert last_words(str(log)) == ""
+    assert last_words(str(log)) == LastWords()
     log.write_text("x" * (1 << 22) + "\n" + FATAL + WORKER)
-    assert last_words(str(log)) == "Aborted (at nets.py:7 in loss)"
+    assert last_words(str(log)) == LastWords("Aborted", "nets.py:7 in loss")
 
 
 def test_a_log_that_is_gone(tmp_path: Path) -> None:
-    assert last_words(str(tmp_path / "log")) == ""
+    assert last_words(str(tmp_path / "log")) == LastWords()

@@ -27,7 +27,7 @@ from thalweg.server.process import Server
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.workers import watch
-from thalweg.workers.crashes import last_words
+from thalweg.workers.crashes import LastWords, last_words
 from thalweg.workers.worker import work
 
 # A model whose methods a test replaces.
@@ -339,7 +339,7 @@ def test_code_that_crashes_its_process(server: Server, tmp_path: Path, body: str
         job_id = stub.CreateJob(pb.CreateJobRequest(spec=spec_of(server, code))).job.id
         assert process(server, job_id, tmp_path / "log").returncode == -number
         stub.CancelJob(pb.CancelJobRequest(job_id=job_id))
-    words = last_words(str(tmp_path / "log"))
+    words = str(last_words(str(tmp_path / "log")))
     assert words.startswith(f"{problem} (at nets_of_a_job.py:{line_of(code, body)} in ")
     assert words.endswith(f": {body})")
     assert len(words) < 500
@@ -352,21 +352,31 @@ def test_a_crash_of_a_process_that_code_forks_is_not_the_workers(server: Server,
         assert process(server, job_id, tmp_path / "log").returncode == -signal.SIGKILL
         stub.CancelJob(pb.CancelJobRequest(job_id=job_id))
     assert "Fatal Python error: Aborted" in (tmp_path / "log").read_text()
-    assert last_words(str(tmp_path / "log")) == ""
+    assert last_words(str(tmp_path / "log")) == LastWords()
 
 
 @pytest.mark.parametrize("silence", [3.0, 600.0])
 def test_code_that_holds_pythons_lock(tmp_path: Path, silence: float) -> None:
-    """No thread of the process can say anything: it ends by itself, and its log has the line."""
+    """No thread of the process can say anything: it ends by itself, and its log has the line. The second one fails the job."""
     code = replaced("build", "import re; re.match('(a+)+$', 'a' * 99 + 'b')")
     training = {"epochs": 1, "batch_size": 4, "microbatches": 1} | ({"task_seconds": 1} if silence > 60 else {})
-    with running_server(tmp_path, allow_code=True, silence_seconds=silence) as server, stub_of(server) as stub:
-        job_id = stub.CreateJob(pb.CreateJobRequest(spec=spec_of(server, code, training=training))).job.id
-        assert process(server, job_id, tmp_path / "log").returncode == 1
-        assert get(stub, job_id).state not in ENDED
-    words = last_words(str(tmp_path / "log"))
     where = f"nets_of_a_job.py:{line_of(code, 'import re')} in build: import re; re.match"
-    assert words.startswith(f"it held Python's lock for too long (at {where}")
+    with (
+        running_server(tmp_path, allow_code=True, silence_seconds=silence) as server,
+        stub_of(server) as stub,
+        attending(server, "mill", allow_code=True) as fleet,
+    ):
+        job_id = stub.CreateJob(pb.CreateJobRequest(spec=spec_of(server, code, training=training))).job.id
+        fleet.told(is_given(job_id))
+        for _ in range(2):
+            assert get(stub, job_id).state not in ENDED
+            assert process(server, job_id, tmp_path / "log").returncode == 1
+            words = last_words(str(tmp_path / "log"))
+            assert str(words).startswith(f"it held Python's lock for too long (at {where}")
+            fleet.exited(job_id, f"its process died: {words}", died=True, line=words.line)
+        wait_for(lambda: get(stub, job_id).state in ENDED)
+        error = get(stub, job_id).error
+    assert f"2 workers in a row died, and none contributed; the last one: its process died: {words}; code ends" in error
 
 
 def test_a_process_whose_code_never_ends_ends(server: Server) -> None:

@@ -21,6 +21,7 @@ from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Place
+from thalweg.workers.crashes import LastWords
 from thalweg.workers.ray import cluster
 from thalweg.workers.ray.actor import WorkerActor
 from thalweg.workers.ray.cluster import RayLostError, connect
@@ -129,7 +130,7 @@ class Ray:
         self.killed: list[Actor] = []
         self.util = self.scheduling_strategies = self
         self.log = "/log"
-        self.words = ""
+        self.words = LastWords()
         self.read: list[tuple[Any, ...]] = []
         self.reading_seconds = 1.0
         self._node = ""
@@ -387,24 +388,24 @@ def test_how_a_worker_ended_is_said(ray: Ray, error: Exception, problem: str, nu
     assert exited.died == (isinstance(error, RayError) and not isinstance(error, RayTaskError) and not number)
 
 
-CRASHED = "Segmentation fault (at nets.py:3)"
+CRASHED = LastWords("Segmentation fault", "nets.py:3")
 
 
 @pytest.mark.parametrize(
     ("words", "seconds", "problem"),
     [
-        (CRASHED, 1.0, CRASHED),
-        ("", 1.0, "it was killed, perhaps for lack of memory, or crashed without a message"),
+        (CRASHED, 1.0, "Segmentation fault (at nets.py:3)"),
+        (LastWords(), 1.0, "it was killed, perhaps for lack of memory, or crashed without a message"),
         # No process can be started there that reads the log.
         (CRASHED, 1e9, "it was killed, perhaps for lack of memory, or crashed without a message"),
     ],
 )
-def test_last_words_are_read_where_the_process_died(ray: Ray, words: str, seconds: float, problem: str) -> None:
+def test_last_words_are_read_where_the_process_died(ray: Ray, words: LastWords, seconds: float, problem: str) -> None:
     ray.fates = chain([(1.0, RayError(LOST), False)], repeat(LONG_LIFE))
     ray.words, ray.reading_seconds = words, seconds
-    assert [exited.problem for exited in exits(run(ray, 60, avoid=("here",), allow_code=True))] == [
-        f"its process died: {problem}"
-    ]
+    (exited,) = exits(run(ray, 60, avoid=("here",), allow_code=True))
+    assert exited.problem == f"its process died: {problem}"
+    assert exited.line == (words.line if words.line in problem else "")
     assert ray.read == [("far", "/log")]
 
 

@@ -149,7 +149,7 @@ def caller(worker: int) -> Whereabouts | None:
     return _whereabouts(this if this in _fields else worker, frame) if frame and not _is(frame, _OURS) else None
 
 
-def where_in(threads: Sequence[Sequence[FrameSummary]], relative: Callable[[str], str]) -> str:
+def line_in(threads: Sequence[Sequence[FrameSummary]], relative: Callable[[str], str]) -> str:
     """Where a process was in an author's code, by what `faulthandler` says of its threads, each with the innermost call first.
 
     Earlier threads are preferred to later ones, and the author's calls to those of packages, below which this package's are.
@@ -161,7 +161,7 @@ def where_in(threads: Sequence[Sequence[FrameSummary]], relative: Callable[[str]
         trace = traceback.StackSummary.from_list(reversed(theirs))
         own = any(not _installed(call.filename) and not call.filename.startswith("<") for call in theirs)
         if own or len(theirs) < len(calls):
-            told.append((not own, _where(_called(trace, relative))))
+            told.append((not own, _then(_called(trace, relative))))
     return min(told, key=lambda each: each[0], default=(True, ""))[1]
 
 
@@ -249,7 +249,11 @@ def _called(trace: traceback.StackSummary, relative: Callable[[str], str] | None
 
 
 def _where(calls: list[str]) -> str:
-    return f" (at {', then '.join(calls)})" if calls else ""
+    return f" (at {_then(calls)})" if calls else ""
+
+
+def _then(calls: list[str]) -> str:
+    return ", then ".join(calls)
 
 
 def _is_ours(file: str) -> bool:

@@ -181,6 +181,7 @@ class WorkerExited(_message.Message):
     PLACE_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
     DIED_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job it worked for."""
     problem: _builtins.str
@@ -192,6 +193,10 @@ class WorkerExited(_message.Message):
     died: _builtins.bool
     """Whether its process died on a node that lives, and nobody is known to have ended it; also if it had completed tasks before. If
     the job has code of its own, and several workers in a row die so while none contributes, the job fails.
+    """
+    line: _builtins.str
+    """Where the process was in the job's own code when it crashed, or was ended because it held Python's lock, such as
+    `nets.py:9 in loss`; empty if that is unknown. If workers die at one line again and again, fewer deaths fail the job.
     """
     @_builtins.property
     def place(self) -> _parameter_service_pb2.Place:
@@ -206,10 +211,11 @@ class WorkerExited(_message.Message):
         place: _parameter_service_pb2.Place | None = ...,
         signal: _builtins.int = ...,
         died: _builtins.bool = ...,
+        line: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "died", b"died", "job_id", b"job_id", "place", b"place", "problem", b"problem", "signal", b"signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "died", b"died", "job_id", b"job_id", "line", b"line", "place", b"place", "problem", b"problem", "signal", b"signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

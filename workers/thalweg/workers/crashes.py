@@ -10,6 +10,7 @@ import re
 import stat
 from pathlib import Path
 from traceback import FrameSummary
+from typing import NamedTuple
 
 from thalweg.learning import entry_points
 from thalweg.workers.code_cache import below_folder
@@ -68,20 +69,30 @@ def log_of_errors() -> str:
         return ""
 
 
-def last_words(log: str) -> str:
-    """Why a process ended, and where it was in its author's code, by the end of its log; empty if that says nothing."""
+class LastWords(NamedTuple):
+    """Why a process ended, and at which line of its author's code; each is empty if it is unknown."""
+
+    problem: str = ""
+    line: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.problem} (at {self.line})" if self.line else self.problem
+
+
+def last_words(log: str) -> LastWords:
+    """What the end of a process's log says of its end."""
     try:
         with Path(log).open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _MAX_READ))
             text = file.read(_MAX_READ).decode(errors="replace")
     except OSError:
-        return ""
+        return LastWords()
     found = list(_BEGINNING.finditer(text))
     threads = _threads(text[found[-1].end() :]) if found else []
     if not threads:
-        return ""
+        return LastWords()
     problem = found[-1][1] or "it held Python's lock for too long"
-    return entry_points.cut(problem) + entry_points.where_in(threads, below_folder)
+    return LastWords(entry_points.cut(problem), entry_points.line_in(threads, below_folder))
 
 
 def _threads(text: str) -> list[list[FrameSummary]]:

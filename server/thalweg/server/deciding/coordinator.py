@@ -171,8 +171,8 @@ class Coordinator:
                 return self._worker_lost(worker)
             case WorkerExited(place, problem, killed):
                 return self._workers.failed(Kind.KILLED if killed else Kind.NODE, place, problem)
-            case WorkerDied(place, problem):
-                return self._workers.died(place, problem)
+            case WorkerDied(place, problem, line):
+                return self._workers.died(place, problem, line)
             case WorkerRefused(place, problem):
                 return self._workers.failed(Kind.NODE, place, problem)
             case WorkerFailed(worker, problem, scope):

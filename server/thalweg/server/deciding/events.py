@@ -51,10 +51,14 @@ class WorkerExited:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDied:
-    """A fleet says that a worker's process died, whether it had contributed or not, and that nobody is known to have ended it."""
+    """A fleet says that a worker's process died, whether it had contributed or not, and that nobody is known to have ended it.
+
+    `line` is where it was in the job's own code, empty if that is unknown.
+    """
 
     place: Place
     problem: str
+    line: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
         problem = visible(exited.problem, MAX_PROBLEM)
         place = wire.place_of(exited.place, fleet.name)._replace(fleet=fleet.id)
         if exited.died:
-            run.worker_died(place, problem)
+            run.worker_died(place, problem, visible(exited.line, MAX_PROBLEM))
         if exited.cause == pb.WorkerExited.CAUSE_UNSPECIFIED:
             run.telemetry.notice(f"a worker of fleet {fleet.name} ended and will be replaced: {problem}")
             return

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 
 from thalweg.v1 import fleet_service_pb2 as pb
-from thalweg.workers.crashes import last_words
+from thalweg.workers.crashes import LastWords, last_words
 
 # Ray's messages about the end of an actor's process. It names no other signal.
 _WITHOUT_A_WORD = "Worker unexpectedly exits with a connection error"
@@ -65,10 +65,10 @@ class Deaths:
     def tell(self) -> None:
         """Reports the deaths whose last words are known, or cannot be read."""
         for each in list(self._deaths):
-            words: str | None = self._now(each.last_words)
+            words: LastWords | None = self._now(each.last_words)
             if words is None and monotonic() < each.until:
                 continue
-            if words:
-                each.exited.problem = f"{_DIED}{words}"
+            if words and words.problem:
+                each.exited.problem, each.exited.line = f"{_DIED}{words}", words.line
             self._deaths.remove(each)
             self._send(each.exited)

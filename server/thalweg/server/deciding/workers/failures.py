@@ -3,6 +3,7 @@
 Pure, as the coordinator that asks it: time comes in, nothing is carried out here.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -11,7 +12,8 @@ from thalweg.server.deciding.values import Place
 
 # After this many workers in a row failed by a cause that may be the job's, and none contributed, the job fails.
 MAX_REPORTS = 5
-# After the processes of this many workers in a row died, and none contributed, a job with code of its own fails.
+# After the processes of this many workers in a row died, and none contributed, a job with code of its own fails. It fails sooner
+# if they died at one line of the code, and one of them had been started after the death of another.
 MAX_DEATHS = 5
 _HOW_CODE_KILLS = (
     "code ends its process by a crash in a library, by taking more memory than there is, or by not returning from a call that "
@@ -63,6 +65,7 @@ class Failures:
         self.now = 0.0
         self._code = code
         self._deaths = 0
+        self._lines: Counter[str] = Counter()
         self._dying: set[tuple[str, str]] = set()
         self._troubles: dict[tuple[str, str], _Trouble] = {}
         self._reports = 0
@@ -77,6 +80,7 @@ class Failures:
         """A worker at a place contributed something."""
         self._reports = self._deaths = 0
         self._reporting.clear()
+        self._lines.clear()
         self._dying.clear()
         self._troubles.pop(place.key, None)
 
@@ -105,13 +109,19 @@ class Failures:
             return ""
         return f"{self._reports} workers in a row failed before contributing; last error: {self._reported}"
 
-    def died(self, place: Place, problem: str, present: Iterable[Place]) -> str:
-        """Records that a worker's process died. Why the job fails; empty if it does not. `present` is as for `failed`."""
+    def died(self, place: Place, problem: str, line: str, present: Iterable[Place], crowd: int) -> str:
+        """Records that a worker's process died. Why the job fails; empty if it does not. `present` is as for `failed`.
+
+        `line` is where it was in the job's code, empty if that is unknown. `crowd` is the maximum of workers that were there at
+        once: these may all have been stopped at one line, by whoever stopped their machine, so that deaths of more count.
+        """
         if not self._code:
             return ""
         self._deaths += 1
         self._dying.add(place.key)
-        if self._deaths < MAX_DEATHS or any(place.key not in self._dying for place in present):
+        self._lines[line] += bool(line)
+        suffices = self._deaths >= MAX_DEATHS or self._lines[line] > max(crowd, 1)
+        if not suffices or any(place.key not in self._dying for place in present):
             return ""
         last = f"the processes of {self._deaths} workers in a row died, and none contributed; the last one: {problem}"
         return f"{self._code}: {last}; {_HOW_CODE_KILLS}"

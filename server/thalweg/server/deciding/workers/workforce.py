@@ -28,6 +28,8 @@ class Workforce:
         self._places: dict[WorkerId, Place] = {}
         self._failures = Failures(code)
         self._avoided: tuple[Place, ...] = ()
+        # The maximum of workers that were there at once since one contributed.
+        self._crowd = 0
         # The first two workers that contributed anything: enough to tell whether another one than some worker has.
         self._contributors: set[WorkerId] = {_EARLIER_RUN} if contributed else set()
 
@@ -47,6 +49,7 @@ class Workforce:
         """A worker came."""
         self._heard[worker] = self._now
         self._places[worker] = place
+        self._crowd = max(self._crowd, len(self._places))
 
     def hear(self, worker: WorkerId | None) -> None:
         """A worker said something, if it is there."""
@@ -76,6 +79,7 @@ class Workforce:
         """A worker contributed: what follows for those that failed."""
         if len(self._contributors) < 2:
             self._contributors.add(worker)
+        self._crowd = len(self._places)
         if not self._failures or worker not in self._places:
             return []
         self._failures.contributed(self._places[worker])
@@ -90,9 +94,9 @@ class Workforce:
         notices: list[Decision] = [Tell(text)] if text else []
         return notices + self._avoid()
 
-    def died(self, place: Place, problem: str) -> list[Decision]:
-        """The process of a worker at a place died: perhaps the job fails."""
-        error = self._failures.died(place, problem, self._places.values())
+    def died(self, place: Place, problem: str, line: str) -> list[Decision]:
+        """The process of a worker at a place died, perhaps at a known line of the job's code: perhaps the job fails."""
+        error = self._failures.died(place, problem, line, self._places.values(), self._crowd)
         return [Finish(job_pb2.JOB_STATE_FAILED, error)] if error else []
 
     def avoid_less(self) -> list[Decision]:

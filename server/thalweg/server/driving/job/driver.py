@@ -171,9 +171,12 @@ class JobDriver:
         """A fleet says that a worker of this job ended before it contributed anything: `killed`, or unable to begin."""
         self.handle(WorkerExited(place, visible(problem, MAX_PROBLEM), killed))
 
-    def worker_died(self, place: Place, problem: str) -> None:
-        """A fleet says that a worker's process died, whether it had contributed or not: nobody is known to have ended it."""
-        self.handle(WorkerDied(place, visible(problem, MAX_PROBLEM)))
+    def worker_died(self, place: Place, problem: str, line: str) -> None:
+        """A fleet says that a worker's process died, whether it had contributed or not: nobody is known to have ended it.
+
+        `line` is where it was in the job's own code, empty if that is unknown.
+        """
+        self.handle(WorkerDied(place, visible(problem, MAX_PROBLEM), line))
 
     def worker_refused(self, place: Place, problem: str) -> None:
         """A worker that wanted to work for this job was refused."""
