@@ -613,6 +613,24 @@ def test_a_worker_that_fails_while_others_are_prepared_does_not_fail_the_job() -
     assert not of(Finish, desk.handle(failed(2, Failure.SCOPE_JOB)))
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("version", [0, 3])
+def test_a_mistake_in_the_job_does_not_fail_a_run_that_began_from_a_trained_version(version: int, prepared: bool) -> None:
+    desk = Desk()
+    desk.coordinator = Coordinator(desk.spec, SETTINGS, Position(version, 10.0, 10))
+    desk.handle(WorkerJoined(1, A))
+    if prepared:
+        desk.handle(WorkerPrepared(1, desk.facts))
+    decisions = desk.handle(failed(1, Failure.SCOPE_JOB))
+    if not version:
+        assert decisions == [Finish(job_pb2.JOB_STATE_FAILED, "model.layers[0]: is wrong")]
+        return
+    assert decisions[0] == Dismiss(1, "model.layers[0]: is wrong"), "others got further in an earlier run"
+    assert of(Avoid, decisions) == [Avoid((A,))]
+    desk.handle(WorkerJoined(2, B))
+    assert desk.tasks(desk.handle(WorkerPrepared(2, desk.facts))), "training goes on"
+
+
 def test_a_job_whose_workers_lack_something_on_all_nodes_waits() -> None:
     desk = Desk()
     for worker, place in enumerate([A, B] * 20):

@@ -28,6 +28,7 @@ from thalweg.server.arrays.budget import Budget
 from thalweg.server.arrays.local import LocalArrays
 from thalweg.server.arrays.sharded.registry import ShardLink
 from thalweg.server.deciding import plan
+from thalweg.server.deciding.workers.failures import MAX_REPORTS
 from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.driving.job.inbox import Inbox
 from thalweg.server.driving.job.outcome import JobOutcome
@@ -117,6 +118,8 @@ class Cluster:
         self.incarnations = 0
         self.checkpoints = 0
         self.repeated = 0
+        # The version with which the current run began.
+        self.began_at = 0
         self.let_go_of = 0
         self.failing = 0
         self.refused = self.odd_refused = 0
@@ -222,8 +225,9 @@ class Cluster:
         self.received = self._copying = 0
         checkpoint, problems = Checkpoints(_FOLDER, self.disk).latest()
         self.problems += problems
+        self.began_at = checkpoint.position.version if checkpoint else 0
         steps, epochs = told(reversed(self.journal.durable))
-        self.repeated += steps - (checkpoint.position.version if checkpoint else 0)
+        self.repeated += steps - self.began_at
         recorded = Recorded(steps, epochs, checkpoint.samples if checkpoint else 0)
         job = job_pb2.Job(id="imaginary", spec=self.spec, state=job_pb2.JOB_STATE_QUEUED)
         assert self.server
@@ -440,7 +444,7 @@ class Cluster:
                 return
             if self.run_ is None or self.finished:
                 self.at(0.05, open_stream)
-            elif not _may_come(worker, self.run_):
+            elif not self._may_come(worker, self.run_):
                 # If it waited for others, nobody would take its place: it may be the only worker.
                 self.rejoin_later(worker)
             else:
@@ -449,6 +453,23 @@ class Cluster:
 
         self.at(self.random.uniform(0, 0.03), open_stream)
         return worker
+
+    def _may_come(self, worker: ImaginaryWorker, run: JobDriver) -> bool:
+        """Whether a run is as far as it has to be for a worker: one that is unlike the others may not be the first.
+
+        The run may have begun again since the worker started, from a checkpoint or from nothing. Workers that report a failure
+        before the run is further than its checkpoint are counted.
+        """
+        if worker.disagrees and run.coordinator.plan is None:
+            return False
+        if worker.odd and not run.telemetry.contributions.applied:
+            return False
+        if worker.fails and not run.coordinator.version:
+            # Others got further in an earlier run, if there is a checkpoint. Where many fail at first, the job rightly fails.
+            if not self.began_at or self.failing >= MAX_REPORTS - 1:
+                return False
+            self.failing += 1
+        return True
 
     def lose(self, worker: ImaginaryWorker) -> None:
         """A worker's process dies: what it has sent still arrives, or not; its stream breaks."""
@@ -581,13 +602,6 @@ class Cluster:
             self.lose(self.random.choice(list(self.workers.values())))
         for _ in range(self.wanted - len(self.workers)):
             self.join()
-
-
-def _may_come(worker: ImaginaryWorker, run: JobDriver) -> bool:
-    """Whether a run is as far as it has to be for a worker: one that is unlike the others may not be the first."""
-    if worker.disagrees and run.coordinator.plan is None:
-        return False
-    return not worker.odd or run.telemetry.contributions.applied > 0
 
 
 def losses(events: list[training_service_pb2.Event]) -> list[float]:

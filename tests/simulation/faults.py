@@ -84,7 +84,7 @@ def slow(cluster: "Cluster") -> None:
 
 
 def fail(cluster: "Cluster") -> None:
-    """A worker that came late reports that it cannot do its job, and whose fault it takes that for."""
+    """A worker comes that reports, after others got further, that it cannot do its job, and whose fault it takes that for."""
     if cluster.run_ and cluster.run_.coordinator.version:
         worker = cluster.join()
         scope = cluster.random.choice([pb.Failure.SCOPE_UNSPECIFIED, pb.Failure.SCOPE_JOB, pb.Failure.SCOPE_NODE])

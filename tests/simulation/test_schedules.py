@@ -34,7 +34,7 @@ from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.storage import checkpoints
 from thalweg.server.storage.checkpoints import Checkpoints
 from thalweg.server.storage.disk import Disk
-from thalweg.v1 import job_pb2
+from thalweg.v1 import job_pb2, parameter_service_pb2
 from thalweg.workers.transport.error_feedback import GradientEncoder
 from thalweg.workers.transport.exchange import Arriving
 
@@ -49,25 +49,45 @@ def test_no_schedule_of_faults_breaks_a_guarantee(first: int) -> None:
 
 
 # What failed on them: the only worker waited for another one to be the first, after the server had lost a shard; a worker that
-# was evicted while it prepared was said to lie about the memory that it had shared.
-@pytest.mark.parametrize("seed", [3951, 19358])
+# was evicted while it prepared was said to lie about the memory that it had shared; a shard was lost before the first
+# checkpoint, the run began again from nothing, and its first worker was one that may fail only after others got further.
+@pytest.mark.parametrize("seed", [3951, 19358, 52471, 54083, 65424])
 def test_a_schedule_that_once_failed_breaks_no_guarantee(seed: int) -> None:
     schedules.check(seed)
 
 
-@pytest.mark.parametrize("unlike", ["disagrees", "odd"])
-def test_a_worker_that_may_not_be_the_first_makes_room_for_one_that_may(unlike: str) -> None:
+_MISTAKE = parameter_service_pb2.Failure(problem="imaginary", scope=parameter_service_pb2.Failure.SCOPE_JOB)
+
+
+@pytest.mark.parametrize(("unlike", "how"), [("disagrees", True), ("odd", True), ("fails", _MISTAKE)])
+def test_a_worker_that_may_not_be_the_first_makes_room_for_one_that_may(unlike: str, how: object) -> None:
     cluster = Cluster(schedules.spec_of("bulk"), 0, noise, validation_samples=30)
 
     def come() -> None:
         for worker in list(cluster.workers.values()):
             cluster.lose(worker)
-        setattr(cluster.join(), unlike, True)
+        setattr(cluster.join(), unlike, how)
 
     cluster.at(0.0, come)
     assert cluster.run().tobytes() == schedules.undisturbed("bulk", 30)[0]
     assert len(cluster.workers) == cluster.wanted
     assert not any(getattr(worker, unlike) for worker in cluster.workers.values())
+
+
+def test_a_worker_that_fails_before_all_others_in_a_run_that_began_from_a_checkpoint_does_not_fail_the_job() -> None:
+    cluster = Cluster(schedules.spec_of("bulk"), 0, noise, validation_samples=30, checkpoint_seconds=0.0)
+
+    def crash() -> None:
+        if not cluster.checkpoints:
+            cluster.at(0.01, crash)
+            return
+        cluster.crash()
+        cluster.join().fails = _MISTAKE
+
+    cluster.at(0.0, crash)
+    assert cluster.run().tobytes() == schedules.undisturbed("bulk", 30)[0]
+    assert cluster.began_at > 0
+    assert cluster.let_go_of == 1
 
 
 def test_the_schedules_meet_every_kind_of_fault() -> None:
