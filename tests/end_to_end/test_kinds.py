@@ -54,6 +54,20 @@ def test_the_server_knows_that_workers_take_differences(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_notice_says_once_that_tensors_are_converted(dtype: str, tmp_path: Path) -> None:
+    require("torch")
+    spec = spec_of("torch", 2, 2, training=_TRAINING, data=_DATA)
+    spec.model.torch.entrypoint, spec.model.dtype = "tests.learning.kinds.torch_model:double", dtype
+    with settled(spec), running_server(tmp_path, allow_code=True) as server, stub_of(server) as stub:
+        job = train(server, spec, 2)
+        assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error
+        events = [response.event for response in stub.WatchJob(training_service_pb2.WatchJobRequest(job_id=job.id))]
+    notices = [event.notice.text for event in events if event.HasField("notice")]
+    told = "model.dtype: the code makes 0.weight and 5 more tensors of type float64, which the job converts to float32"
+    assert notices == ([f'{told}; to train with float64, set model.dtype = "float64"'] if dtype == "float32" else [])
+
+
 def test_a_mistake_in_the_code_is_the_jobs_error(tmp_path: Path) -> None:
     spec = spec_of("python", 65, 10)
     with running_server(tmp_path, allow_code=True) as server:

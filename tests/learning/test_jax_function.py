@@ -16,7 +16,7 @@ from tests.learning.modules import importable
 from thalweg.learning import registry
 from thalweg.learning.data import Arrays
 from thalweg.learning.errors import MistakeError, NodeError
-from thalweg.learning.objective import Objective
+from thalweg.learning.objective import Objective, conversions
 from thalweg.v1 import job_pb2
 from thalweg.workers.premises import premises
 
@@ -102,6 +102,26 @@ def test_double_precision_is_for_the_job_that_asks_for_it() -> None:
         objective.measure(start(objective), SAMPLES)
         assert dtypes.pop() == (dtype, dtype, dtype)
     assert not jax.config.jax_enable_x64
+
+
+@pytest.mark.parametrize(
+    ("made", "dtype", "words"),
+    [
+        # JAX itself takes it for float32.
+        (np.ones(3, np.float64), "float32", ""),
+        (np.ones(3, np.float64), "float64", ""),
+        (
+            np.ones(3, np.float32),
+            "float64",
+            "w of type float32, which the job converts to float64; to train with float32",
+        ),
+        (jnp.ones(3, jnp.bfloat16), "float32", "w of type bfloat16, which the job converts to float32"),
+    ],
+)
+def test_parameters_that_are_converted_are_named(made: Any, dtype: str, words: str) -> None:
+    found = conversions(objective_of((lambda _: {"w": made}, loss), dtype))
+    assert found.startswith(f"model.dtype: the code makes {words}" if words else "")
+    assert bool(found) == bool(words)
 
 
 def test_what_is_drawn_without_a_key_is_a_constant() -> None:

@@ -21,7 +21,7 @@ from thalweg.learning import registry
 from thalweg.learning.batch import Batch
 from thalweg.learning.data import Arrays
 from thalweg.learning.errors import MistakeError
-from thalweg.learning.objective import Objective
+from thalweg.learning.objective import Objective, conversions
 from thalweg.learning.objective import layout as layout_of_objective
 from thalweg.learning.randomness import Purpose
 from thalweg.v1 import job_pb2
@@ -106,6 +106,29 @@ def test_a_running_mean_that_stays_is_a_statistic(nets: ModuleType) -> None:
     objective = objective_of(nets, lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(2), nn.Linear(2, 2)), samples)
     kinds = {segment.name: segment.kind for segment in objective.segments}
     assert kinds["1.running_mean"] == kinds["1.running_var"] == Kind.STATISTIC
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "words"),
+    [
+        ([torch.float32] * 3, ""),
+        (
+            [torch.float64] * 3,
+            "model.dtype: the code makes 0.weight and 5 more tensors of type float64, which the job converts to float32; "
+            'to train with float64, set model.dtype = "float64"',
+        ),
+        (
+            [torch.bfloat16, torch.float32, torch.float16],
+            "model.dtype: the code makes 0.weight and 0.bias of type bfloat16, which the job converts to float32; "
+            "the code makes 2.weight and 2.bias of type float16, which the job converts to float32",
+        ),
+    ],
+)
+def test_tensors_that_are_converted_are_named(nets: ModuleType, dtypes: list[Any], words: str) -> None:
+    samples = batch(np.zeros((4, 2), np.float32), np.zeros((4, 2), np.float32))
+    objective = objective_of(nets, lambda: nn.Sequential(*(nn.Linear(2, 2, dtype=each) for each in dtypes)), samples)
+    assert conversions(objective) == words
+    assert objective.gradient(initial(objective), samples, 4, (0, 0), np.empty(objective.size, np.float32)).samples == 4
 
 
 def test_parameters_lie_in_memory_that_cannot_be_written(nets: ModuleType, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_time_spans_are_words(seconds: float, words: str) -> None:
 def test_numerical_differentiation_tells_its_cost() -> None:
     for gradient, evaluations in (("numerical", 2), ("numerical_forward", 1)):
         telemetry, recorder, plan = make(gradient=gradient, workers=4)
-        telemetry.planned(plan, loss_seconds=0.01)
+        telemetry.planned(plan, loss_seconds=0.01, notice="")
         (event,) = recorder.events
         assert event.notice.text == (
             f"numerical differentiation: 1,000 parameters × {evaluations} evaluations of the loss = {evaluations},000 a step, "
@@ -80,7 +80,7 @@ def test_numerical_differentiation_tells_its_cost() -> None:
 @pytest.mark.parametrize("training", [{}, {"gradient": "numerical", "epochs": 0}])
 def test_what_costs_nothing_tells_no_cost(training: dict[str, Any]) -> None:
     telemetry, recorder, plan = make(**training)
-    telemetry.planned(plan, loss_seconds=0.01)
+    telemetry.planned(plan, loss_seconds=0.01, notice="")
     assert recorder.events == []
     assert telemetry.job.progress.total_epochs == plan.epochs
 

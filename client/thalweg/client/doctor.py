@@ -62,18 +62,23 @@ class Difference(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """How many tasks were computed, how often each, and the first difference, None if there is none."""
+    """How many tasks were computed, how often each, and the first difference, None if there is none.
+
+    `notice` is what the author of the job's code should know besides; empty if nothing.
+    """
 
     tasks: int
     times: int
     difference: Difference | None
+    notice: str
 
 
 class _Run(NamedTuple):
-    """What one process found: the tasks in its order, and, of each, what it computed, in order."""
+    """What one process found: the tasks in its order, and, of each, what it computed, in order; and a notice."""
 
     tasks: list[tuple[int, int]]
     found: list[list[tuple[str, str, str]]]
+    notice: str
 
 
 def examine(job: JobFile, tell: Callable[[str], object] = lambda _: None) -> Diagnosis:
@@ -90,11 +95,12 @@ def examine(job: JobFile, tell: Callable[[str], object] = lambda _: None) -> Dia
         one = _run(spec, files, _ORDER, {"PYTHONHASHSEED": "1"}, [])
         tasks = list(dict.fromkeys(one.tasks))
         if difference := _first_difference(tasks, one, one):
-            return Diagnosis(len(tasks), len(one.tasks) // len(tasks), difference)
+            return Diagnosis(len(tasks), len(one.tasks) // len(tasks), difference, one.notice)
         tell("computing them again, beside a load")
         with _load():
             other = _run(spec, files, _OTHER_ORDER, {"PYTHONHASHSEED": "2"}, sorted(os.sched_getaffinity(0))[:1])
-    return Diagnosis(len(tasks), len(one.tasks + other.tasks) // len(tasks), _first_difference(tasks, one, other))
+    times = len(one.tasks + other.tasks) // len(tasks)
+    return Diagnosis(len(tasks), times, _first_difference(tasks, one, other), one.notice)
 
 
 def _first_difference(tasks: list[tuple[int, int]], one: _Run, other: _Run) -> Difference | None:
@@ -150,7 +156,7 @@ def _run(
         field, _, problem = answer["mistake"].partition(": ")
         raise invalid(Violation(field, problem))
     found = [[(what, name, digest) for what, name, digest in each] for each in answer["found"]]
-    return _Run([(step, microbatch) for step, microbatch in answer["tasks"]], found)
+    return _Run([(step, microbatch) for step, microbatch in answer["tasks"]], found, answer["notice"])
 
 
 @contextmanager

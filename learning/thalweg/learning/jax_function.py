@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -43,6 +43,14 @@ class _Functions(NamedTuple):
     init: Function
     loss: Function
     predict: Function | None
+
+
+class _Initial(NamedTuple):
+    """The structure of the tree of initial parameters, its leaves by name, and the dtypes of those that were converted."""
+
+    structure: Any
+    leaves: dict[str, NDArray[Any]]
+    converted: dict[str, str]
 
 
 class _Threads:
@@ -109,7 +117,7 @@ class JaxObjective:
         with self._creating():
             made = entry_points.call(entry_points.load(entry.entrypoint, f"{_FIELD}.entrypoint"), entry, _FIELD)
         self._functions = _functions(made)
-        self._tree, leaves = self._initial()
+        self._tree, leaves, self._converted = self._initial()
         self._segments = tuple(Segment(name, leaf.shape) for name, leaf in leaves.items())
         self._size = elements(self._segments)
         self._differentiated: Function = jax.jit(jax.value_and_grad(self._total, has_aux=True))
@@ -126,6 +134,11 @@ class JaxObjective:
     def counters(self) -> tuple[Segment, ...]:
         """None."""
         return ()
+
+    @property
+    def converted(self) -> Mapping[str, str]:
+        """The dtypes of parameters that were converted, other than as JAX itself does."""
+        return self._converted
 
     @property
     def dtype(self) -> np.dtype[np.floating]:
@@ -172,7 +185,7 @@ class JaxObjective:
 
     def initialize(self, out: Slab) -> None:
         """Writes the initial parameters, a function of `init` and the seed."""
-        _, leaves = self._initial()
+        leaves = self._initial().leaves
         if tuple(Segment(name, leaf.shape) for name, leaf in leaves.items()) != self._segments:
             raise MistakeError(f"{_FIELD}: {_INIT} gave other names or shapes when it was called again")
         for name, view in views_of(self._segments, out).items():
@@ -213,23 +226,27 @@ class JaxObjective:
         with self._computing():
             return Outputs(np.array(self._predicted(self._leaves(at), inputs(self._given(batch))), self._dtype))
 
-    def _initial(self) -> tuple[Any, dict[str, NDArray[Any]]]:
-        """The structure of the tree that `init` gives, and its leaves by name. Raises MistakeError if they are not parameters."""
+    def _initial(self) -> _Initial:
+        """What `init` gives. Raises MistakeError if that is not parameters."""
         with self._creating():
             tree = self._functions.init(self._key(self._words(Purpose.INITIALIZATION)))
             leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
             found: dict[str, NDArray[Any]] = {}
+            converted: dict[str, str] = {}
             for path, leaf in leaves:
                 name = jax.tree_util.keystr(path, simple=True, separator=".") or _SINGLE
                 if name in found or visible(name) != name:
                     raise MistakeError(f"{_FIELD}: {_INIT} gave two parameters, or one that is not visible, by the name {name!r}")
                 _check_array(leaf, f"{_INIT}, for {name},")
                 found[name] = np.asarray(leaf, self._dtype)
+                # To JAX, NumPy's float64 is float32 unless double precision is switched on.
+                if (made := jnp.asarray(leaf).dtype.name) != self._dtype.name:
+                    converted[name] = made
                 if not np.isfinite(found[name]).all():
                     raise MistakeError(f"{_FIELD}: {_INIT} gave values for {name} that are not finite")
         if not found:
             raise MistakeError(f"{_FIELD}: {_INIT} gave no parameters; give at least one array")
-        return structure, found
+        return _Initial(structure, found, converted)
 
     def _total(self, leaves: list[Any], x: Any, y: Any, words: Any) -> tuple[Any, Any]:
         """The sum of the samples' losses; and these, or their mean. Is traced, and so called once for each shape."""

@@ -18,6 +18,9 @@ from thalweg.learning.data.samples import Samples
 from thalweg.learning.randomness import Draw
 from thalweg.v1 import job_pb2
 
+# What `model.dtype` may be.
+_TRAINED = ("float64", "float32")
+
 # Called with the number of final elements at the beginning of the slab, which grows until it is the slab's size.
 Progress = Callable[[int], object]
 
@@ -111,6 +114,30 @@ class Named(Protocol):
     @property
     def fixed(self) -> Mapping[str, NDArray[Any]]:
         """Tensors of integers or truth values that follow from the model and never change, by name."""
+
+
+@runtime_checkable
+class Converting(Protocol):
+    """An objective that converts tensors which its author's code makes of another dtype than the slab's."""
+
+    @property
+    def converted(self) -> Mapping[str, str]:
+        """The dtypes of these tensors as the code makes them, by their names."""
+
+
+def conversions(objective: Objective) -> str:
+    """What an objective's author should know of tensors that it converts; empty if it converts none."""
+    made = objective.converted if isinstance(objective, Converting) else {}
+    to, told = objective.dtype.name, []
+    for dtype in sorted(set(made.values())):
+        names = [name for name, each in made.items() if each == dtype]
+        more = f" and {len(names) - 1} more tensors" if len(names) > 2 else f" and {names[1]}" if names[1:] else ""
+        told.append(f"the code makes {names[0]}{more} of type {dtype}, which the job converts to {to}")
+    if not told:
+        return ""
+    wanted = [dtype for dtype in _TRAINED if dtype in made.values()]
+    advice = f'; to train with {wanted[0]}, set model.dtype = "{wanted[0]}"' if wanted else ""
+    return f"model.dtype: {'; '.join(told)}{advice}"
 
 
 def layout(objective: Objective) -> job_pb2.Layout:

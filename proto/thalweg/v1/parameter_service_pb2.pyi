@@ -377,6 +377,7 @@ class Prepared(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     PREMISES_FIELD_NUMBER: _builtins.int
     NUMERICAL_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     train_samples: _builtins.int
     """The number of training samples, at least 1."""
     validation_samples: _builtins.int
@@ -388,6 +389,10 @@ class Prepared(_message.Message):
     numerical: _builtins.bool
     """Whether gradients are differences of the loss: because the job wants that, or because the model has no gradient of its own. Then
     workers share out the coordinates, and neither local steps nor codecs that round are possible.
+    """
+    notice: _builtins.str
+    """What the author of the job's code should know of the model, such as that tensors were converted; empty if nothing. Of the first
+    worker, it becomes a notice of the job.
     """
     @_builtins.property
     def layout(self) -> _job_pb2.Layout:
@@ -417,10 +422,11 @@ class Prepared(_message.Message):
         metrics: _abc.Iterable[_builtins.str] | None = ...,
         premises: _abc.Iterable[Global___Premise] | None = ...,
         numerical: _builtins.bool = ...,
+        notice: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "preprocessing", b"preprocessing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "loss_seconds", b"loss_seconds", "metrics", b"metrics", "numerical", b"numerical", "premises", b"premises", "preprocessing", b"preprocessing", "shared_memory", b"shared_memory", "train_samples", b"train_samples", "validation_samples", b"validation_samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "loss_seconds", b"loss_seconds", "metrics", b"metrics", "notice", b"notice", "numerical", b"numerical", "premises", b"premises", "preprocessing", b"preprocessing", "shared_memory", b"shared_memory", "train_samples", b"train_samples", "validation_samples", b"validation_samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

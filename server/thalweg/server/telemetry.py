@@ -139,10 +139,12 @@ class Telemetry:
             self._unlisted = 0
         self._journal.record(self.job.id, training_service_pb2.Event(workers_changed=change))
 
-    def planned(self, plan: Plan, loss_seconds: float) -> None:
-        """Records the length of the job, and reports what numerical differentiation will cost."""
+    def planned(self, plan: Plan, loss_seconds: float, notice: str) -> None:
+        """Records the length of the job, and reports what numerical differentiation will cost, and what a worker notices."""
         self.job.progress.total_steps = plan.total_steps
         self.job.progress.total_epochs = plan.epochs
+        if notice and not self._recorded.steps:
+            self.notice(notice)
         if plan.numerical and plan.total_steps and not self._recorded.steps:
             self.notice(_cost(plan, loss_seconds))
 

@@ -14,6 +14,11 @@ def smooth(inputs: int = 4, classes: int = 3) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 7), nn.Tanh(), nn.Linear(7, classes))
 
 
+def double(inputs: int = 4, classes: int = 3) -> nn.Module:
+    """The same as `make`, in double precision."""
+    return make(inputs, classes).double()
+
+
 class Mixed(nn.Module):
     """All kinds of tensors, tied and frozen ones, and a parameter that the outputs do not depend on."""
 

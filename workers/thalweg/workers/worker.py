@@ -20,7 +20,7 @@ from thalweg.contract.tree import Node
 from thalweg.learning import data
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.errors import NodeError
-from thalweg.learning.objective import layout
+from thalweg.learning.objective import conversions, layout
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers import code, needs, premises
@@ -157,6 +157,7 @@ class _Worker:
             shared_memory=self._peer is not None,
             premises=premises.of_objective(objective),
             numerical=self._differentiator.numerical,
+            notice=conversions(objective),
         )
         if self._differentiator.numerical and spec.training.epochs:
             initial = self._initial()

@@ -28,9 +28,12 @@ def doctor(job: JobSource, settings: Settings = None, json: Json = False) -> Non
     if json:
         told = {"step": difference.step, "microbatch": difference.microbatch} if difference else {}
         shown = difference and told | {"what": difference.what, "name": difference.name, "when": difference.when}
-        print_json({"same_bits": difference is None, "tasks": found.tasks, "times": found.times, "difference": shown})
+        counts = {"tasks": found.tasks, "times": found.times}
+        print_json({"same_bits": difference is None, **counts, "difference": shown, "notice": found.notice})
     elif difference is None:
         console().print(f"the same bits: {found.tasks} tasks, each computed {found.times} times in 2 processes")
+    if found.notice:
+        complain(found.notice)
     if difference:
         complain(difference)
         raise typer.Exit(1)

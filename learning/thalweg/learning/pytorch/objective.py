@@ -62,6 +62,7 @@ class TorchObjective:
         self._rounding = spec.model.precision == "bfloat16" and dtype in (None, spec.model.dtype)
         self._seed = spec.seed
         self._place = link.place if link else CPU
+        self._converted: dict[str, str] = {}
         self._module = self._made(spec.model.torch)
         self._compiled = CompiledModule(self._module, spec.training.threads_per_worker) if compiled else None
         self._named = losses.NAMED.get(spec.model.loss)
@@ -102,6 +103,11 @@ class TorchObjective:
     def fixed(self) -> Mapping[str, NDArray[Any]]:
         """The module's buffers of integers and truth values that it does not change."""
         return self._parts.fixed
+
+    @property
+    def converted(self) -> Mapping[str, str]:
+        """The dtypes of parameters and buffers that were converted."""
+        return self._converted
 
     @property
     def dtype(self) -> np.dtype[np.floating]:
@@ -246,6 +252,8 @@ class TorchObjective:
                     )
                 if tensor.is_meta:
                     raise MistakeError(f"{_FIELD}: {name} has no values, as it was made on the device meta")
+                if tensor.is_floating_point() and tensor.dtype != self._type:
+                    self._converted[name] = str(tensor.dtype).removeprefix("torch.")
             return made.to(self._place, self._type)
 
     def _loss_of(self, loss: str) -> losses.Loss | None:

@@ -10,15 +10,16 @@ from google.protobuf import json_format
 from threadpoolctl import threadpool_limits
 
 from thalweg.contract.process import prepare
-from thalweg.learning import data
+from thalweg.learning import data, registry
 from thalweg.learning.errors import MistakeError, NodeError
+from thalweg.learning.objective import conversions
 from thalweg.v1 import job_pb2
 from thalweg.workers.code import ready
 from thalweg.workers.doctor.examination import examine, tasks_of
 
 
 def answer(asked: dict[str, Any]) -> dict[str, Any]:
-    """What a request asks for: the tasks in their order, and what each of them computes; or the mistake in the job."""
+    """What a request asks for: the tasks in their order, what each of them computes, and a notice; or the mistake in the job."""
     spec = json_format.ParseDict(asked["spec"], job_pb2.JobSpec())
     files = {sha256: Path(path) for sha256, path in asked["files"].items()}
     fetch = files.__getitem__
@@ -27,7 +28,9 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
             dataset = data.load(spec, fetch)
             tasks = tasks_of(spec, len(dataset.train), asked["tasks"])
             order = [tasks[index % len(tasks)] for index in asked["order"]]
-            return {"tasks": order, "found": examine(spec, dataset, order)}
+            objective = registry.objective(spec, dataset.schema)
+            found = examine(objective, spec, dataset, order)
+            return {"tasks": order, "found": found, "notice": conversions(objective)}
     except (MistakeError, NodeError) as error:
         return {"mistake": str(error)}
 

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from thalweg.contract.layout import Slab
 from thalweg.contract.segments import Kind, Segment
-from thalweg.learning import registry
 from thalweg.learning.data import Dataset
 from thalweg.learning.data.microbatches import Microbatches
 from thalweg.learning.data.order import Order
-from thalweg.learning.objective import Traced
+from thalweg.learning.objective import Objective, Traced
 from thalweg.learning.randomness import Draw
 from thalweg.v1 import job_pb2
 
@@ -41,9 +40,8 @@ def tasks_of(spec: job_pb2.JobSpec, train_samples: int, count: int) -> list[Draw
     return list(dict.fromkeys(candidates))
 
 
-def examine(spec: job_pb2.JobSpec, dataset: Dataset, tasks: Iterable[Draw]) -> list[list[Found]]:
-    """What each of some tasks computes, one after the other, at the initial parameters."""
-    objective = registry.objective(spec, dataset.schema)
+def examine(objective: Objective, spec: job_pb2.JobSpec, dataset: Dataset, tasks: Iterable[Draw]) -> list[list[Found]]:
+    """What each of some tasks of a job computes, one after the other, at the initial parameters."""
     at: Slab = np.empty(objective.size, objective.dtype)
     objective.initialize(at)
     gathered = Microbatches(dataset.train, Order(spec, len(dataset.train)))

@@ -315,7 +315,8 @@ class JobDriver:
         self._holdings.arrays = arrays
         if self._kernels:
             self._kernels.prepare(plan)
-        self.telemetry.planned(plan, self._holdings.prepared.loss_seconds)
+        prepared = self._holdings.prepared
+        self.telemetry.planned(plan, prepared.loss_seconds, visible(prepared.notice, MAX_PROBLEM))
 
     def _load_given(self) -> None:
         try:
