@@ -14,7 +14,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet
 from grpc_tools import protoc
 
-from thalweg.contract.rules import choice_of, default_of, real_oneofs, rules_of
+from thalweg.contract.rules import choice_of, default_of, real_oneofs, rules_of, value_of
 from thalweg.v1 import job_pb2
 
 ROOT = Path(__file__).parents[1]
@@ -74,8 +74,9 @@ def _messages(descriptor: Descriptor, seen: dict[str, Descriptor]) -> dict[str, 
     if descriptor.name not in seen:
         seen[descriptor.name] = descriptor
         for field in descriptor.fields:
-            if field.message_type:
-                _messages(field.message_type, seen)
+            of = value_of(field) or field
+            if of.message_type:
+                _messages(of.message_type, seen)
     return seen
 
 
@@ -110,7 +111,10 @@ def _link(field: FieldDescriptor) -> str:
 def _row(field: FieldDescriptor, told: dict[str, str]) -> str:
     kind = _link(field).strip(" ()").removesuffix(")") + ")" if field.message_type else _TYPES[field.cpp_type]
     kind = "table" if rules_of(field).table else kind
-    kind = f"list of {kind}" if field.is_repeated else kind
+    if inside := value_of(field):
+        kind = f"table of {_link(inside).strip(' ()')}) by name"
+    elif field.is_repeated:
+        kind = f"list of {kind}"
     rules = rules_of(field)
     default = default_of(field)
     shown = "*required*" if rules.required or (rules.min_length and default is None) else ""

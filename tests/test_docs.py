@@ -89,6 +89,17 @@ def test_the_jobs_of_the_page_on_codecs_are_jobs() -> None:
     assert kinds == [kind for kind in rules.alternatives(job_pb2.Codec, "kind") if kind != "float16"]
 
 
+def test_the_jobs_of_the_page_on_data_are_jobs() -> None:
+    pages = blocks(ROOT / "docs" / "data.md", "toml")
+    assert pages
+    for block in pages:
+        settings = {"data": tomllib.loads(block)["data"] | {"sha256": "0" * 64}}
+        spec = load_job({"model": {"layers": [{"dense": {"units": 1}}], "loss": "mean_squared_error"}} | settings).spec
+        spec.optimizer.SetInParent()
+        spec.optimizer.adam.SetInParent()
+        assert validation.complete(spec).data.columns["zip"].buckets == 64
+
+
 @pytest.mark.parametrize("standardize", [False, True])
 def test_the_readmes_model_in_pytorch_is_the_jobs(standardize: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")

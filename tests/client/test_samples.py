@@ -27,8 +27,10 @@ OUTPUTS = Prediction(
 
 
 def read(path: str, target: str = "") -> list[list[float]]:
-    samples: list[list[float]] = read_samples(Path(path), job_pb2.JobSpec(data=job_pb2.Data(target=target)), HEADER)[0].tolist()
-    return samples
+    samples, _ = read_samples(Path(path), job_pb2.JobSpec(data=job_pb2.Data(target=target)), HEADER)
+    assert isinstance(samples, np.ndarray)
+    found: list[list[float]] = samples.tolist()
+    return found
 
 
 def told(path: str) -> str:

@@ -1,5 +1,6 @@
 """Settings: single values laid over a job, and never anything but a ThalwegError where they are wrong."""
 
+import tomllib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thalweg.client import ThalwegError, load_job
+from thalweg.client.jobfile import toml_of
 from thalweg.v1 import job_pb2
 
 
@@ -192,3 +194,23 @@ def test_no_value_raises_anything_but_a_thalweg_error(values: dict[str, Any]) ->
 def test_no_dictionary_raises_anything_but_a_thalweg_error(document: dict[str, Any]) -> None:
     with suppress(ThalwegError):
         load_job(document)
+
+
+def test_settings_of_columns_have_the_columns_names() -> None:
+    spec = laid("data.columns.zip.type=text", "data.columns.price.prepare=log", "data.columns.price.buckets=8")
+    assert {name: (column.type, column.prepare, column.buckets) for name, column in spec.data.columns.items()} == {
+        "zip": ("text", "", 0),
+        "price": ("", "log", 8),
+    }
+    assert load_job(tomllib.loads(toml_of(spec))).spec == spec
+    again = load_job({"data": {"columns": {"a b": {"missing": "0"}}}}, {"data.columns.c": {"type": "time"}}).spec.data.columns
+    assert (again["a b"].missing, again["c"].type) == ("0", "time")
+    for text, told in (
+        ("data.columns.zip.typ=text", "data.columns.zip.typ: unknown; did you mean type?"),
+        ("data.columns.zip=text", "data.columns.zip: 'text' is not a table"),
+        ("data.columns=3", "data.columns: 3 is not a table"),
+        ("data.columns[0].type=text", "data.columns[0]: no such item"),
+    ):
+        with pytest.raises(ThalwegError) as caught:
+            laid(text)
+        assert told in str(caught.value)

@@ -119,6 +119,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data": {"npz": "a.npz"}}, "data.npz: upload the file first (UploadData) and give its SHA-256 in data.sha256"),
     ({"data": {"builtin": "xor", "target": "y"}}, "data.target: names a column of a CSV file, and the data is not one"),
     ({"data": {"builtin": "xor", "header": False}}, "data.header: says how a CSV file begins, and the data is not one; leave it out"),
+    ({"data": {"builtin": "xor", "missing": "mean"}}, "data.missing: is for tables, and data.builtin is not one; leave it out"),
+    ({"data": {"csv": "a.csv", "sha256": "0" * 64, "target": "a", "targets": ["b"]}}, "data.targets: is given beside data.target; give one of them"),
+    ({"data": {"csv": "a.csv", "sha256": "0" * 64, "columns": {"a b": {"type": "date"}}}}, "data.columns.a b.type: unknown value 'date'; expected one of number, text, boolean, time"),
+    ({"data": {"csv": "a.csv", "sha256": "0" * 64, "columns": {"a": {"buckets": 0}}}}, "data.columns.a.buckets: 0 is not allowed; it must be at least 1 and at most 65536"),
     ({"name": "My job"}, "name: invalid value 'My job'; use 1 to 50 lower-case letters, digits and hyphens, with a letter first and no hyphen last"),
     ({"seed": -1}, "seed: -1 is not allowed; it must be at least 0"),
     ({"optimizer": {"momentum": {"nesterov": True, "dampening": 0.5}}}, "optimizer.momentum.dampening: 0.5 is not allowed with Nesterov's momentum; it must be 0"),
@@ -191,7 +195,16 @@ def test_every_default_keeps_its_own_rules() -> None:
 
 def test_every_scalar_of_a_job_has_a_rule() -> None:
     """No number may be given without a bound that somebody thought about, and no text without a pattern or a list."""
-    free = {"Data.builtin", "Data.npz", "Data.csv", "Data.target", "Data.header", "Initial.job", "Initial.file"}
+    free = {
+        "Data.builtin",
+        "Data.npz",
+        "Data.csv",
+        "Data.target",
+        "Data.header",
+        "ColumnsEntry.key",
+        "Initial.job",
+        "Initial.file",
+    }
     for descriptor in messages(job_pb2.JobSpec.DESCRIPTOR, {}).values():
         for field in descriptor.fields:
             if field.message_type is None and f"{descriptor.name}.{field.name}" not in free:

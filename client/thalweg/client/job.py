@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -10,14 +11,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import grpc
-from numpy.typing import ArrayLike
 
 from thalweg.client import records
 from thalweg.client.connection import Connection, code_of
 from thalweg.client.errors import JobFailedError
 from thalweg.client.extras import needs
 from thalweg.client.folders import AnyPath, expanded
-from thalweg.client.prediction import Prediction
+from thalweg.client.prediction import Given, Prediction
 from thalweg.client.records import ENDED, Event, Progress, Result, StoryEntry, Trajectory
 from thalweg.client.transfer import download_data, download_parameters, download_trajectory
 from thalweg.client.weights import save_weights
@@ -244,26 +244,31 @@ class Job:
         """The data that was uploaded under a SHA-256, as a file in a folder."""
         return download_data(self._connection, sha256, expanded(folder))
 
-    def prepare(self, x: ArrayLike) -> Slab:
-        """Samples `x`, samples first, as the model sees them: of its dtype, and standardized if the job's data was.
+    def prepare(self, x: Given) -> Slab:
+        """Samples `x`, samples first, as the model sees them: of its dtype, and prepared as the job's data was.
 
         They are the input for another implementation of the model with the job's parameters. Raises ThalwegError if they are not
         of the kind that the job was trained on.
         """
         from thalweg.client import models  # noqa: PLC0415 - programs that only submit jobs need no model
 
-        return models.prepare_samples(self.slab()[0], x)
+        return models.prepare_samples(self.slab()[0], x, self.spec.data)
 
-    def predict(self, x: ArrayLike, *, allow_code: bool = False) -> Slab:
-        """The model's outputs for samples `x`, samples first, which are prepared as the job's data was.
+    def predict(self, x: Given, *, allow_code: bool = False) -> Slab:
+        """The model's outputs for samples `x`, samples first, or rows of a table, which are prepared as the job's data was.
 
-        They are the last layer's: logits, if the loss is softmax_cross_entropy. A model that is code runs in this process if
-        `allow_code` is true, or if the job is one of this user's own server on this machine, as of `local()`.
+        Rows are a data frame, or a dictionary of columns by their names, which may be in any order; a category that the training
+        data does not have is a warning. Outputs are the last layer's: logits, if the loss is softmax_cross_entropy; for targets
+        that were prepared, in the targets' units. A model that is code runs in this process if `allow_code` is true, or if the
+        job is one of this user's own server on this machine, as of `local()`.
         """
-        return self.prediction(x, allow_code=allow_code).outputs
+        prediction = self.prediction(x, allow_code=allow_code)
+        for notice in prediction.notices:
+            warnings.warn(notice, stacklevel=2)
+        return prediction.outputs
 
-    def prediction(self, x: ArrayLike, *, allow_code: bool = False) -> Prediction:
-        """The model's outputs for samples, as of `predict`, and, if it is a classifier, classes and probabilities."""
+    def prediction(self, x: Given, *, allow_code: bool = False) -> Prediction:
+        """The outputs for samples, as of `predict`, and, of a classifier, classes, their names and probabilities."""
         from thalweg.client import models  # noqa: PLC0415 - programs that only submit jobs need no model
 
         header, slab = self.slab()

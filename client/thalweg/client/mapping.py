@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from thalweg.contract.code import is_entry_point
 from thalweg.contract.errors import Violation
-from thalweg.contract.rules import real_oneofs, rules_of
+from thalweg.contract.rules import real_oneofs, rules_of, value_of
 from thalweg.contract.text import closest
 from thalweg.v1 import job_pb2
 
@@ -49,10 +49,12 @@ def values_of(message: Message) -> dict[str, Any]:
             return table_of(value)
         return {_NAME: value} if rules.entrypoint and is_entry_point(value) else value
 
-    return {
-        field.name: [plain(field, item) for item in value] if field.is_repeated else plain(field, value)
-        for field, value in message.ListFields()
-    }
+    def whole(field: FieldDescriptor, value: Any) -> Any:
+        if inside := value_of(field):
+            return {key: plain(inside, value[key]) for key in sorted(value)}
+        return [plain(field, item) for item in value] if field.is_repeated else plain(field, value)
+
+    return {field.name: whole(field, value) for field, value in message.ListFields()}
 
 
 def table_of(text: str) -> Any:
@@ -141,10 +143,21 @@ class SpecReader:
     def _field(self, field: FieldDescriptor, value: Any, path: str) -> Any:
         if not field.is_repeated:
             return self._single(field, value, path)
+        if inside := value_of(field):
+            return self._map(inside, value, path)
         if isinstance(value, str) or not isinstance(value, Iterable) or isinstance(value, Mapping):
             self._fault(path, f"{shown(value)} is not a list")
             return []
         return [self._single(field, item, f"{path}[{index}]") for index, item in enumerate(value)]
+
+    def _map(self, inside: FieldDescriptor, value: Any, path: str) -> dict[str, Any]:
+        """A table whose names are the user's, each with a value."""
+        if not isinstance(value, Mapping):
+            self._fault(path, f"{shown(value)} is not a table")
+            return {}
+        for name in (name for name in value if not is_text(name)):
+            self._fault(path, f"{shown(name)} is not a name; names are strings")
+        return {name: self._single(inside, item, join(path, name)) for name, item in value.items() if is_text(name)}
 
     def _single(self, field: FieldDescriptor, value: Any, path: str) -> Any:
         if field.message_type:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,7 +12,7 @@ from thalweg.client.composition import check_initial, completed, importable, wor
 from thalweg.client.errors import LocalError
 from thalweg.client.files import check_input, copied, is_stream, reading
 from thalweg.client.jobfile import JobFile
-from thalweg.client.prediction import Prediction
+from thalweg.client.prediction import Given, Prediction
 from thalweg.contract.code import entry_points
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.layout import Slab, ranges, views
@@ -20,8 +20,10 @@ from thalweg.contract.resources import memory, size_text
 from thalweg.learning import data, optimizers, registry
 from thalweg.learning import gradcheck as checking
 from thalweg.learning.batch import INPUT, Field, in_double
+from thalweg.learning.data.preparation import Prepared, in_own_units
 from thalweg.learning.data.rows import Rows
 from thalweg.learning.data.samples import ALL
+from thalweg.learning.data.tables import Table
 from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.learning.gradcheck import Row
 from thalweg.learning.objective import Objective, Outputs, layout
@@ -47,22 +49,20 @@ _ALLOW = (
 Fetch = Callable[[str], Path]
 
 
-def predict(
-    spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: ArrayLike, code: Fetch | None = None
-) -> Prediction:
-    """What a job's model makes of samples `x`, samples first, which are prepared as the job's data was.
+def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: Given, code: Fetch | None = None) -> Prediction:
+    """What a job's model makes of samples `x`, samples first, or rows of a table, which are prepared as the job's data was.
 
-    Outputs are those of the last layer: logits, if the loss takes them. `code` is given if the job's code may run in this
-    process, and gives its archive. Raises ThalwegError if the samples are not of the kind that the job was trained on, hold
-    numbers that the model's dtype cannot, or lead to outputs that are not finite; or if the model is code, which may come from
-    anywhere, and is not allowed.
+    Outputs are those of the last layer: logits, if the loss takes them; for targets that were prepared, in the targets' units.
+    `code` is given if the job's code may run in this process, and gives its archive. Raises ThalwegError if the samples are not
+    of the kind that the job was trained on, hold numbers that the model's dtype cannot, or lead to outputs that are not finite;
+    or if the model is code, which may come from anywhere, and is not allowed.
     """
     with _running(spec, code, _ALLOW):
         return _predicted(spec, header, slab, x)
 
 
-def _predicted(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: ArrayLike) -> Prediction:
-    samples = _prepared(header, x)
+def _predicted(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: Given) -> Prediction:
+    samples, notices = _prepared(header, x, spec.data)
     try:
         objective = registry.objective(spec, {INPUT: Field(samples.dtype, samples.shape[1:])}, substitutes=True)
     except MistakeError as error:
@@ -76,7 +76,10 @@ def _predicted(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x
         parts = [_outputs(objective, slab, samples, block) for block in blocks]
     except MistakeError as error:
         raise _unfit(header, samples, error) from None
-    return Prediction(*(_joined(arrays) for arrays in zip(*parts, strict=True)))
+    outputs, classes, probabilities = (_joined(arrays) for arrays in zip(*parts, strict=True))
+    targets = header.preprocessing.targets
+    names = tuple(targets[0].classes) if len(targets) == 1 else ()
+    return Prediction(in_own_units(targets, outputs), classes, probabilities, names, notices)
 
 
 def _arranged(objective: Objective, layout: job_pb2.Layout, slab: Slab, samples: Rows) -> Slab:
@@ -122,31 +125,34 @@ def _unfit(header: pb.ParametersHeader, samples: Rows, error: MistakeError) -> T
     return invalid(Violation("x", f"{_shape(samples)} and the type {samples.dtype}; with these samples, {error}"))
 
 
-def prepare_samples(header: pb.ParametersHeader, x: ArrayLike) -> Slab:
-    """Samples `x`, samples first, as a job's model sees them: of its dtype, and standardized if its data was.
+def prepare_samples(header: pb.ParametersHeader, x: Given, data: job_pb2.Data | None = None) -> Slab:
+    """Samples `x`, samples first, as a job's model sees them: of its dtype, and prepared as its data was.
 
     Raises ThalwegError if they are not of the kind that the job was trained on, or hold numbers that the dtype cannot.
     """
-    return np.asarray(_prepared(header, x)[ALL], np.dtype(header.layout.dtype))
+    return np.asarray(_prepared(header, x, data or job_pb2.Data()).x[ALL], np.dtype(header.layout.dtype))
 
 
-def _prepared(header: pb.ParametersHeader, x: ArrayLike) -> Rows:
+def _prepared(header: pb.ParametersHeader, x: Given, source: job_pb2.Data) -> Prepared:
     """Samples that are prepared when they are taken. Raises ThalwegError as `prepare_samples` does."""
+    dtype = np.dtype(header.layout.dtype)
     try:
-        return data.prepare(x, header.preprocessing, np.dtype(header.layout.dtype))
+        found = data.prepare_table(x, header.preprocessing, source, dtype)
+        return found or Prepared(data.prepare(cast("ArrayLike", x), header.preprocessing, dtype))
     except data.DataError as error:
         raise _told(error) from None
 
 
 def read_samples(
     path: Path, spec: job_pb2.JobSpec, header: pb.ParametersHeader, names: bool | None = None
-) -> tuple[NDArray[Any], str]:
-    """The samples in a .csv, .npy or .npz file as they stand there, in the order of a job's features; and a notice for users.
+) -> tuple[NDArray[Any] | Table, str]:
+    """The samples in a .csv, .npy or .npz file as they stand there, and a notice for users.
 
-    `names` says whether a table has a line of column names, if that differs from the job's `data.header`. Columns are found by
-    the names that they had when the job was trained; where these are not known, columns are taken in their order, which the
-    notice says. The format of a stream (`files.is_stream`) follows from its content. Raises ThalwegError if the file cannot be
-    read, or its columns are others.
+    They are an array in the order of the job's features, or a table if the job prepares columns in different ways. `names` says
+    whether a table has a line of column names, if that differs from the job's `data.header`. Columns are found by the names that
+    they had when the job was trained; where these are not known, columns are taken in their order, which the notice says. The
+    format of a stream (`files.is_stream`) follows from its content. Raises ThalwegError if the file cannot be read, or its
+    columns are others.
     """
     if is_stream(path):
         with copied(path, "INPUT") as copy:
@@ -154,13 +160,17 @@ def read_samples(
     check_input(path, "INPUT")
     try:
         with reading(path, "INPUT"):
+            if (rows := data.read_rows(path, spec.data, header.preprocessing, names)) is not None:
+                return rows, ""
             found = data.read_samples(path, spec.data, header.preprocessing, _features(header), names)
     except data.DataError as error:
         raise _told(error) from None
     return found.x, found.notice
 
 
-def read_own_samples(spec: job_pb2.JobSpec, fetch: Fetch, *, allow_code: bool = False) -> tuple[NDArray[Any], NDArray[Any]]:
+def read_own_samples(
+    spec: job_pb2.JobSpec, fetch: Fetch, *, allow_code: bool = False
+) -> tuple[NDArray[Any] | Table, NDArray[Any]]:
     """A job's own validation samples and their targets, as they stand in its data; without any, those that it was trained on.
 
     Raises ThalwegError if the data cannot be read, or if the job has code that is not allowed.

@@ -1,8 +1,8 @@
 """Predictions: a model's outputs for samples, and samples as a model gets them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,6 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.weights import read_header
 from thalweg.contract.layout import Slab
+
+if TYPE_CHECKING:
+    from thalweg.learning.data.tables import Table
+
+# Samples, samples first, or rows of a table: a dictionary of columns by their names, rows that are dictionaries, a data frame of
+# pandas, Polars or Arrow.
+Given: TypeAlias = Union[ArrayLike, Mapping[str, object], Sequence[Mapping[str, object]], "Table"]
 
 
 @dataclass(frozen=True)
@@ -19,21 +26,31 @@ class Prediction:
     `outputs` are the last layer's, samples first: logits, if the loss takes them. If the model is a classifier, `classes` has the
     class of each sample, int64 of shape (samples); for several yes-or-no outputs, 0 or 1 for each. If the outputs give
     probabilities, `probabilities` has the shape (samples, classes): one for each class; for yes-or-no outputs, that of each 1.
+
+    Outputs for targets that were prepared are in the targets' own units. `names` are those of the classes, by label, if the job's
+    data has names for them. `notices` are for the user, such as about categories that the training data does not have.
     """
 
     outputs: Slab
     classes: NDArray[np.int64] | None
     probabilities: Slab | None = None
+    names: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> NDArray[Any] | None:
+        """The name of the class of each sample, in the shape of `classes`; without names or classes None."""
+        return np.array(self.names)[self.classes] if self.names and self.classes is not None else None
 
     def __iter__(self) -> Iterator[NDArray[Any] | None]:
         """The outputs and the classes: release 0.1.0 returned this pair."""
         return iter((self.outputs, self.classes))
 
 
-def prepare(weights: AnyPath, x: ArrayLike) -> Slab:
+def prepare(weights: AnyPath, x: Given) -> Slab:
     """Samples `x`, samples first, as a model gets them whose parameters are in a safetensors file that Thalweg wrote.
 
-    They get the model's dtype, and are standardized if the job's data was. Their shape does not change.
+    They get the model's dtype, and are prepared as the job's data was: rows of a table, such as a data frame's, become features.
     Raises ThalwegError if the file cannot be read or was not written by Thalweg, if samples are not of the kind that the job was
     trained on, or if the dtype cannot hold them.
     """

@@ -9,7 +9,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from thalweg.client.mapping import find, join, rivals, table_of, unknown
 from thalweg.contract.errors import Violation, invalid
-from thalweg.contract.rules import rules_of
+from thalweg.contract.rules import rules_of, value_of
 
 _PART = re.compile(r"([A-Za-z0-9_-]+)((?:\[\d{1,9}\])*)")
 
@@ -51,29 +51,33 @@ def apply_setting(document: dict[str, Any], descriptor: Descriptor, setting: Set
     """
     parts = _parts(setting.path)
     path = ""
+    values: FieldDescriptor | None = None
     for number, (name, indices) in enumerate(parts):
-        field = find(descriptor, name)
+        field = values or find(descriptor, name)
         if field is None:
             raise invalid(unknown(descriptor, name, path))
-        path = join(path, field.name)
+        # In a map, names are the user's.
+        key = name if values else field.name
+        path = join(path, key)
         for rival in rivals(field):
             document.pop(rival, None)
         if number == len(parts) - 1:
-            _assign(document, field, indices, setting, path)
+            _assign(document, key, field, indices, setting, path)
             return
         rules = rules_of(field)
         if (rules.table or rules.entrypoint) and not indices:
             document[field.name] = _within_table(document.get(field.name, ""), parts[number + 1 :], setting)
             return
+        values = None if values else value_of(field)
         if field.message_type is None:
             raise invalid(Violation(path, f"is a single value, and has no {parts[number + 1][0]}"))
         if indices:
             path += f"[{indices[0]}]"
             document = _item(document, field, indices, path)
-        elif field.is_repeated:
+        elif field.is_repeated and not values:
             raise invalid(Violation(path, f"is a list; write {path}[0] for its first item"))
         else:
-            document = document.setdefault(field.name, {})
+            document = document.setdefault(key, {})
         descriptor = field.message_type
 
 
@@ -109,14 +113,14 @@ def _item(document: dict[str, Any], field: FieldDescriptor, indices: list[int], 
     return document[field.name][indices[0]]
 
 
-def _assign(document: dict[str, Any], field: FieldDescriptor, indices: list[int], setting: Setting, path: str) -> None:
+def _assign(document: dict[str, Any], key: str, field: FieldDescriptor, indices: list[int], setting: Setting, path: str) -> None:
     rules = rules_of(field)
     table = (rules.table or rules.entrypoint) and isinstance(setting.value, Mapping)
     text = field.cpp_type == FieldDescriptor.CPPTYPE_STRING and not isinstance(setting.value, str) and not table
     # The value of a string field is a string, even if it looks like a number.
     value = setting.text if text and setting.text is not None else setting.value
     if not indices:
-        document[field.name] = value
+        document[key] = value
         return
     _check_index(document, field, indices, f"{path}[{indices[0]}]")
     document[field.name][indices[0]] = value

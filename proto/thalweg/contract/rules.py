@@ -29,6 +29,12 @@ def real_oneofs(message: Descriptor) -> list[OneofDescriptor]:
     return [oneof for oneof in message.oneofs if len(oneof.fields) > 1 or not oneof.name.startswith("_")]
 
 
+def value_of(field: FieldDescriptor) -> FieldDescriptor | None:
+    """The field of a map's values; None if a field is no map."""
+    entry = field.message_type
+    return entry.fields_by_name["value"] if entry and entry.GetOptions().map_entry else None
+
+
 def files(message: type[Any] | Descriptor, oneof: str) -> list[str]:
     """The names of those alternatives of a `oneof` that are paths of files."""
     descriptor: Descriptor = message if isinstance(message, Descriptor) else message.DESCRIPTOR

@@ -667,6 +667,27 @@ class Data(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ColumnsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___ColumnSettings: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___ColumnSettings | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BUILTIN_FIELD_NUMBER: _builtins.int
     NPZ_FIELD_NUMBER: _builtins.int
     CSV_FIELD_NUMBER: _builtins.int
@@ -678,6 +699,11 @@ class Data(_message.Message):
     ONE_HOT_FIELD_NUMBER: _builtins.int
     HEADER_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    IGNORE_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     builtin: _builtins.str
     """The name of a built-in data set: "digits", "and", "or", "nand" or "xor"."""
     npz: _builtins.str
@@ -711,12 +737,35 @@ class Data(_message.Message):
     `computed` computes the sample at each position on demand, and takes no memory. `auto` is `permuted` for up to 1,048,576 samples,
     and `computed` for more. Affects the result.
     """
+    missing: _builtins.str
+    """For tables: what is done with missing values. `mean`, `median` and `most_frequent` are those of a column's values in the training
+    samples; for text and truth values all three mean the most frequent one. `drop` leaves out rows in which a value is missing. Anything
+    else is the value to use. By default, a missing value is an error.
+    """
     @_builtins.property
     def python(self) -> Global___EntryPoint:
         """Samples as code of your own, which workers run; see `code`: a callable that returns a data set with `__len__` and `__getitem__`,
         or `__getitems__`, as those of PyTorch and Hugging Face. A sample is a pair (x, y), x a dictionary where the model has several
         inputs; or a dictionary with all inputs and the target. It must depend on its index only.
         """
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For tables: the names of several target columns, which must hold numbers or truth values, in place of `target`."""
+
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For tables: the names of the feature columns, in the order in which the model gets them. Defaults to all columns that are neither
+        targets nor ignored.
+        """
+
+    @_builtins.property
+    def ignore(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For tables: the names of columns that are not used."""
+
+    @_builtins.property
+    def columns(self) -> _containers.MessageMap[_builtins.str, Global___ColumnSettings]:
+        """For tables: settings of single columns, features or targets, by their names."""
 
     def __init__(
         self,
@@ -732,13 +781,20 @@ class Data(_message.Message):
         one_hot: _builtins.bool | None = ...,
         header: _builtins.bool | None = ...,
         order: _builtins.str | None = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
+        ignore: _abc.Iterable[_builtins.str] | None = ...,
+        missing: _builtins.str | None = ...,
+        columns: _abc.Mapping[_builtins.str, Global___ColumnSettings] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "missing", b"missing", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "features", b"features", "header", b"header", "ignore", b"ignore", "missing", b"missing", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__header: _TypeAlias = _typing.Literal["header"]  # noqa: Y015
     _WhichOneofArgType__header: _TypeAlias = _typing.Literal["_header", b"_header"]  # noqa: Y015
+    _WhichOneofReturnType__missing: _TypeAlias = _typing.Literal["missing"]  # noqa: Y015
+    _WhichOneofArgType__missing: _TypeAlias = _typing.Literal["_missing", b"_missing"]  # noqa: Y015
     _WhichOneofReturnType__one_hot: _TypeAlias = _typing.Literal["one_hot"]  # noqa: Y015
     _WhichOneofArgType__one_hot: _TypeAlias = _typing.Literal["_one_hot", b"_one_hot"]  # noqa: Y015
     _WhichOneofReturnType__order: _TypeAlias = _typing.Literal["order"]  # noqa: Y015
@@ -754,6 +810,8 @@ class Data(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__header) -> _WhichOneofReturnType__header | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__missing) -> _WhichOneofReturnType__missing | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__one_hot) -> _WhichOneofReturnType__one_hot | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__order) -> _WhichOneofReturnType__order | None: ...
@@ -767,6 +825,60 @@ class Data(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___Data: _TypeAlias = Data  # noqa: Y015
+
+@_typing.final
+class ColumnSettings(_message.Message):
+    """What a column of a table holds, and how it becomes features, or a target."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    PREPARE_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """What its cells are read as, if that differs from what the file says: numbers, text, truth values, or dates and times."""
+    prepare: _builtins.str
+    """How its values are prepared. `none`: as they are. `standardize`: shifted and scaled to mean 0 and standard deviation 1. `min_max`:
+    shifted and scaled to the range from 0 to 1. `log`: log(1 + x). `one_hot`: a feature for each category, 1 for the row's own and 0 for
+    the others. `ordinal`: the position of the category among all, sorted. `hash`: as `one_hot`, of `buckets` groups into which a hash puts
+    the categories. `calendar`: of times, seven features; see the page on data. Defaults to `one_hot` for text, to `calendar` for times, to
+    `none` for others; with `data.standardize` to `standardize` for numbers. A target can be prepared by the first four.
+    """
+    missing: _builtins.str
+    """What is done with its missing values, as of `data.missing`."""
+    buckets: _builtins.int
+    """The number of groups for `hash`."""
+    def __init__(
+        self,
+        *,
+        type: _builtins.str | None = ...,
+        prepare: _builtins.str | None = ...,
+        missing: _builtins.str | None = ...,
+        buckets: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_buckets", b"_buckets", "_missing", b"_missing", "_prepare", b"_prepare", "_type", b"_type", "buckets", b"buckets", "missing", b"missing", "prepare", b"prepare", "type", b"type"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_buckets", b"_buckets", "_missing", b"_missing", "_prepare", b"_prepare", "_type", b"_type", "buckets", b"buckets", "missing", b"missing", "prepare", b"prepare", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__buckets: _TypeAlias = _typing.Literal["buckets"]  # noqa: Y015
+    _WhichOneofArgType__buckets: _TypeAlias = _typing.Literal["_buckets", b"_buckets"]  # noqa: Y015
+    _WhichOneofReturnType__missing: _TypeAlias = _typing.Literal["missing"]  # noqa: Y015
+    _WhichOneofArgType__missing: _TypeAlias = _typing.Literal["_missing", b"_missing"]  # noqa: Y015
+    _WhichOneofReturnType__prepare: _TypeAlias = _typing.Literal["prepare"]  # noqa: Y015
+    _WhichOneofArgType__prepare: _TypeAlias = _typing.Literal["_prepare", b"_prepare"]  # noqa: Y015
+    _WhichOneofReturnType__type: _TypeAlias = _typing.Literal["type"]  # noqa: Y015
+    _WhichOneofArgType__type: _TypeAlias = _typing.Literal["_type", b"_type"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__buckets) -> _WhichOneofReturnType__buckets | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__missing) -> _WhichOneofReturnType__missing | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prepare) -> _WhichOneofReturnType__prepare | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__type) -> _WhichOneofReturnType__type | None: ...
+
+Global___ColumnSettings: _TypeAlias = ColumnSettings  # noqa: Y015
 
 @_typing.final
 class Training(_message.Message):
@@ -2469,6 +2581,8 @@ class Preprocessing(_message.Message):
     COLUMNS_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The name of the column that the target was read from, if `columns` are given."""
     dtype: _builtins.str
@@ -2491,6 +2605,16 @@ class Preprocessing(_message.Message):
     def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of the columns that the features were read from, in the order of the features. Empty where the source has no names."""
 
+    @_builtins.property
+    def table(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreparedColumn]:
+        """How each column of a table becomes features, in the order of the features. Empty unless columns differ in how they are prepared, or
+        values may be missing; then `mean`, `scale` and `columns` are empty.
+        """
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreparedTarget]:
+        """How targets were read from a table: empty if they are the numbers in its columns."""
+
     def __init__(
         self,
         *,
@@ -2500,11 +2624,116 @@ class Preprocessing(_message.Message):
         columns: _abc.Iterable[_builtins.str] | None = ...,
         target: _builtins.str = ...,
         dtype: _builtins.str = ...,
+        table: _abc.Iterable[Global___PreparedColumn] | None = ...,
+        targets: _abc.Iterable[Global___PreparedTarget] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "dtype", b"dtype", "mean", b"mean", "scale", b"scale", "shape", b"shape", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "dtype", b"dtype", "mean", b"mean", "scale", b"scale", "shape", b"shape", "table", b"table", "target", b"target", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Preprocessing: _TypeAlias = Preprocessing  # noqa: Y015
+
+@_typing.final
+class PreparedColumn(_message.Message):
+    """How one column of a table becomes features."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    PREPARE_FIELD_NUMBER: _builtins.int
+    SHIFT_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    CATEGORIES_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    FILL_FIELD_NUMBER: _builtins.int
+    FILL_TEXT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name of the column."""
+    type: _builtins.str
+    """What its cells are read as: "number", "text", "boolean" or "time"."""
+    prepare: _builtins.str
+    """How they are prepared, as in `ColumnSettings`."""
+    shift: _builtins.float
+    """What is subtracted from a number. Times are numbers: seconds since 1970 in UTC."""
+    scale: _builtins.float
+    """What the difference is divided by."""
+    buckets: _builtins.int
+    """The number of groups for `hash`."""
+    fill: _builtins.float
+    """What replaces a missing value, where it is a number. If neither this nor `fill_text` is given, a missing value is an error."""
+    fill_text: _builtins.str
+    """What replaces a missing value, where it is a category."""
+    @_builtins.property
+    def categories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The categories, in their order."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        type: _builtins.str = ...,
+        prepare: _builtins.str = ...,
+        shift: _builtins.float = ...,
+        scale: _builtins.float = ...,
+        categories: _abc.Iterable[_builtins.str] | None = ...,
+        buckets: _builtins.int = ...,
+        fill: _builtins.float | None = ...,
+        fill_text: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fill", b"_fill", "_fill_text", b"_fill_text", "fill", b"fill", "fill_text", b"fill_text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fill", b"_fill", "_fill_text", b"_fill_text", "buckets", b"buckets", "categories", b"categories", "fill", b"fill", "fill_text", b"fill_text", "name", b"name", "prepare", b"prepare", "scale", b"scale", "shift", b"shift", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fill: _TypeAlias = _typing.Literal["fill"]  # noqa: Y015
+    _WhichOneofArgType__fill: _TypeAlias = _typing.Literal["_fill", b"_fill"]  # noqa: Y015
+    _WhichOneofReturnType__fill_text: _TypeAlias = _typing.Literal["fill_text"]  # noqa: Y015
+    _WhichOneofArgType__fill_text: _TypeAlias = _typing.Literal["_fill_text", b"_fill_text"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fill) -> _WhichOneofReturnType__fill | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fill_text) -> _WhichOneofReturnType__fill_text | None: ...
+
+Global___PreparedColumn: _TypeAlias = PreparedColumn  # noqa: Y015
+
+@_typing.final
+class PreparedTarget(_message.Message):
+    """How a target was read from a column of a table."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    PREPARE_FIELD_NUMBER: _builtins.int
+    SHIFT_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name of the column."""
+    prepare: _builtins.str
+    """How the numbers that the model learns to predict were prepared, as in `ColumnSettings`. Empty for classes."""
+    shift: _builtins.float
+    """What was subtracted from them."""
+    scale: _builtins.float
+    """What the difference was divided by."""
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the classes, by label."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        classes: _abc.Iterable[_builtins.str] | None = ...,
+        prepare: _builtins.str = ...,
+        shift: _builtins.float = ...,
+        scale: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "name", b"name", "prepare", b"prepare", "scale", b"scale", "shift", b"shift"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreparedTarget: _TypeAlias = PreparedTarget  # noqa: Y015

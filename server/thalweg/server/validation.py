@@ -17,7 +17,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from thalweg.contract.code import entry_points, is_entry_point
 from thalweg.contract.errors import Violation, invalid
-from thalweg.contract.rules import choice_of, default_of, files, real_oneofs, rules_of
+from thalweg.contract.rules import choice_of, default_of, files, real_oneofs, rules_of, value_of
 from thalweg.contract.text import MAX_STATUS_BYTES
 from thalweg.v1 import job_pb2, options_pb2
 
@@ -31,6 +31,9 @@ _ENTRY_POINT = job_pb2.EntryPoint.DESCRIPTOR.fields_by_name["entrypoint"]
 _OR_ENTRY_POINT = ", or an entry point, as in nets:loss"
 # The kind of a model without one.
 _SEQUENTIAL = "sequential"
+# Fields of data for tables, and the sources that are none.
+_OF_TABLES = ("targets", "features", "ignore", "missing", "columns")
+_ARRAYS = ("builtin", "npz", "python")
 # A status travels in gRPC's trailers, three times over, and those may be refused beyond 8 KiB.
 _MAX_SHOWN = 60
 # A thousand layers take a quarter of it. A job travels as a part of other messages, and those have gRPC's limit.
@@ -125,6 +128,11 @@ def _complete(message: Message, path: str, depth: int) -> Iterator[Violation]:
 
 def _complete_field(message: Message, field: FieldDescriptor, path: str, depth: int) -> Iterator[Violation]:
     value, rules = getattr(message, field.name), rules_of(field)
+    if values := value_of(field):
+        yield from _check_length(len(value), rules, path)
+        for key in sorted(value):
+            yield from _complete_value(value[key], values, f"{path}.{shown_key(key)}", depth)
+        return
     if not field.is_repeated:
         yield from _complete_value(value, field, path, depth)
         return
@@ -222,6 +230,11 @@ def _check_length(length: int, rules: options_pb2.FieldRules, path: str) -> Iter
         wanted = f"at least {rules.min_length}" if length < rules.min_length else f"at most {rules.max_length}"
         exactly = f"exactly {rules.min_length}" if rules.min_length == rules.max_length else wanted
         yield Violation(path, f"has {length} item{'' if length == 1 else 's'}; it must have {exactly}")
+
+
+def shown_key(key: str) -> str:
+    """The key of a map in a path: cut if it is long."""
+    return key if len(key) <= _MAX_SHOWN else key[: _MAX_SHOWN - 3] + "..."
 
 
 def none_of(value: str, known: list[str], *, entrypoint: bool = False) -> str:
@@ -368,6 +381,11 @@ def _across_data(data: job_pb2.Data) -> Iterator[Violation]:
         yield Violation("data.sha256", "is that of an uploaded file, and the data is built in; leave it out")
     if data.target and source not in ("csv", "python"):
         yield Violation("data.target", "names a column of a CSV file, and the data is not one")
+    for field, _ in data.ListFields():
+        if field.name in _OF_TABLES and source in _ARRAYS:
+            yield Violation(f"data.{field.name}", f"is for tables, and data.{source} is not one; leave it out")
+    if data.target and data.targets:
+        yield Violation("data.targets", "is given beside data.target; give one of them")
     if data.HasField("header") and source != "csv":
         yield Violation("data.header", "says how a CSV file begins, and the data is not one; leave it out")
 

@@ -24,6 +24,7 @@ def check_name(path: Path) -> None:
 def arrays(prediction: Prediction) -> dict[str, NDArray[Any]]:
     """The arrays of a prediction, by their names in archives and JSON."""
     named = {"outputs": prediction.outputs, "classes": prediction.classes, "probabilities": prediction.probabilities}
+    named["labels"] = prediction.labels
     return {name: values for name, values in named.items() if values is not None}
 
 
@@ -45,17 +46,18 @@ def write_outputs(path: Path, prediction: Prediction) -> None:
 
 
 def _write_csv(path: Path, prediction: Prediction) -> None:
-    """Writes a table: class, or class_K if each output is one, probability_K, and outputK."""
+    """Writes a table: class, or class_K if each output is one, probability_K, and outputK. K is a class's name if it has one."""
     names: list[str] = []
     columns: list[NDArray[Any]] = []
     for values, name, single in (
-        (prediction.classes, "class_", "class"),
+        (prediction.classes if prediction.labels is None else prediction.labels, "class_", "class"),
         (prediction.probabilities, "probability_", ""),
         (prediction.outputs, "output", ""),
     ):
         if values is not None:
             width = math.prod(values.shape[1:])
-            names += [single] if single and values.ndim == 1 else [f"{name}{index}" for index in range(width)]
+            called = prediction.names if name == "probability_" and len(prediction.names) == width else range(width)
+            names += [single] if single and values.ndim == 1 else [f"{name}{each}" for each in called]
             columns.append(values.reshape(len(values), width).astype(object))
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([names, *np.concatenate(columns, axis=1).tolist()])

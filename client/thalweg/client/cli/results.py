@@ -101,8 +101,8 @@ def predict(
     Prints one line per sample: the class for a classifier, otherwise the
     outputs of the last layer. With -o, a .csv file has the columns class
     and probability_K (for a classifier) and outputK; an .npz file has the
-    arrays classes, probabilities and outputs; a .npy file has the outputs
-    only.
+    arrays classes, probabilities and outputs, and labels where classes have
+    names; a .npy file has the outputs only.
 
     Samples are preprocessed as the training data was. Columns of a table
     are matched by the names that they had in the training data; a target
@@ -134,11 +134,14 @@ def predict(
             if notice:
                 complain(notice)
             prediction = predict_with(found.spec, parameters, slab, x, fetch if allowed else None)
+            for notice in prediction.notices:
+                complain(notice)
     outputs = prediction.outputs
     if output:
         write_outputs(output, prediction)
     if json:
-        own = {} if targets is None else {"targets": targets.tolist()}
+        own: dict[str, Any] = {} if targets is None else {"targets": targets.tolist()}
+        own |= {"class_names": list(prediction.names)} if prediction.names else {}
         print_json({"job": job} | {name: values.tolist() for name, values in arrays(prediction).items()} | own)
     elif output:
         console().print(f"{output}: outputs for {len(outputs):,} samples", markup=False, soft_wrap=True)
@@ -148,7 +151,8 @@ def predict(
 
 def _print_prediction(prediction: Prediction, targets: NDArray[Any] | None) -> None:
     """Prints a line for each sample, with its target if there is one and it differs."""
-    values = prediction.outputs if prediction.classes is None else prediction.classes
+    classes = prediction.classes if prediction.labels is None else prediction.labels
+    values = prediction.outputs if classes is None else classes
     predicted = values.reshape(len(values), -1)
     labels = predicted if targets is None else _labels(targets, predicted)
     for row, label in zip(predicted, labels, strict=True):
@@ -157,7 +161,7 @@ def _print_prediction(prediction: Prediction, targets: NDArray[Any] | None) -> N
 
 
 def _words(row: NDArray[Any]) -> str:
-    return " ".join(f"{value:.6g}" for value in row)
+    return " ".join(value if isinstance(value, str) else f"{value:.6g}" for value in row)
 
 
 def _labels(targets: NDArray[Any], predicted: NDArray[Any]) -> NDArray[Any]:

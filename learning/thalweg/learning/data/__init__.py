@@ -11,14 +11,26 @@ from numpy.typing import NDArray
 from thalweg.learning.batch import INPUT, TARGET, Schema
 from thalweg.learning.data.access import Access, Fetch, Temporary
 from thalweg.learning.data.checks import check_numbers, check_prepared
-from thalweg.learning.data.errors import DataError, MemoryLackError
+from thalweg.learning.data.errors import DataError, MemoryLackError, listed
+from thalweg.learning.data.frames import table_of
 from thalweg.learning.data.memory import is_held
 from thalweg.learning.data.order import keeps_permutations
-from thalweg.learning.data.preparation import as_targets, prepare, prepared_rows, preprocess, split, standardization
-from thalweg.learning.data.rows import Rows, Selected
+from thalweg.learning.data.preparation import (
+    as_targets,
+    own_rows,
+    prepare,
+    prepare_table,
+    prepared_rows,
+    preprocess,
+    split,
+    standardization,
+    tabular,
+)
+from thalweg.learning.data.rows import Positions, Rows, Selected
 from thalweg.learning.data.samples import ALL, Arrays, Samples, held, sample_bytes
 from thalweg.learning.data.sources import SOURCES, columns, npz, table
 from thalweg.learning.data.sources.columns import Found, Source
+from thalweg.learning.data.tables import Table
 from thalweg.v1 import job_pb2
 
 __all__ = [
@@ -35,10 +47,16 @@ __all__ = [
     "held_out",
     "load",
     "prepare",
+    "prepare_table",
     "preprocess",
     "read",
+    "read_rows",
     "read_samples",
 ]
+
+
+# Fields of a job's data that only tables have.
+_OF_TABLES = ("targets", "features", "ignore", "missing", "columns")
 
 
 class Dataset(NamedTuple):
@@ -66,7 +84,10 @@ def load(spec: job_pb2.JobSpec, access: Access | Fetch) -> Dataset:
     """
     data, dtype = spec.data, np.dtype(spec.model.dtype)
     field = f"data.{data.WhichOneof('source')}"
-    source = _source(data, access)
+    given = _access(access)
+    source = _source(data, given)
+    if not isinstance(source, Source):
+        return _load_table(spec, source, given)
     inputs, y = source.inputs or {INPUT: source.x}, source.y
     check(field, inputs, y)
     kept = spec.model.WhichOneof("kind") is not None
@@ -75,7 +96,7 @@ def load(spec: job_pb2.JobSpec, access: Access | Fetch) -> Dataset:
     preprocessing = job_pb2.Preprocessing(columns=source.columns, target=source.target)
     if data.standardize:
         if source.inputs:
-            several = columns.listed(list(inputs))
+            several = listed(list(inputs))
             raise DataError(f"data.standardize: the samples have several inputs, {several}; standardize them in the data set")
         with np.errstate(over="ignore", invalid="ignore"):
             statistics = standardization(Selected(source.x, train), whole=keeps_permutations(data.order, len(y)))
@@ -88,8 +109,22 @@ def load(spec: job_pb2.JobSpec, access: Access | Fetch) -> Dataset:
         preprocessing.dtype = fields[INPUT].dtype.name
     for name in inputs:
         check_prepared(f"{field}: {name}", fields[name])
+    return _parts(fields, train, validation, preprocessing)
+
+
+def _load_table(spec: job_pb2.JobSpec, given: Table, access: Access) -> Dataset:
+    """The data of a job that learns from a table."""
+    data, dtype = spec.data, np.dtype(spec.model.dtype)
+    found = tabular(spec, given, access)
+    kept = spec.model.WhichOneof("kind") is not None
+    y = as_targets(f"data.{data.WhichOneof('source')}", found.y, spec.model.loss, data.one_hot, dtype, kept=kept)
+    return _parts({INPUT: found.x, TARGET: y}, found.train, found.validation, found.preprocessing)
+
+
+def _parts(fields: Mapping[str, Rows], train: Positions, validation: Positions, preprocessing: job_pb2.Preprocessing) -> Dataset:
+    """The samples of both parts, in memory if there is room."""
     first, second = (Arrays({name: Selected(rows, chosen) for name, rows in fields.items()}) for chosen in (train, validation))
-    if is_held(sample_bytes(first.schema) * len(y)):
+    if is_held(sample_bytes(first.schema) * (len(first) + len(second))):
         first, second = held(first), held(second)
     return Dataset(first, second, preprocessing)
 
@@ -101,27 +136,56 @@ class Pair(NamedTuple):
     y: NDArray[Any]
 
 
-def held_out(spec: job_pb2.JobSpec, access: Access | Fetch) -> Pair:
+class Own(NamedTuple):
+    """Samples of a job's own, as they are in its source: an array, or rows of a table; and their targets, classes by name."""
+
+    x: NDArray[Any] | Table
+    y: NDArray[Any]
+
+
+def held_out(spec: job_pb2.JobSpec, access: Access | Fetch) -> Own:
     """A job's validation samples; of a job without any, its training samples.
 
     `spec` has its defaults filled in. Raises DataError if the data cannot be read.
     """
-    source = _source(spec.data, access)
+    given = _access(access)
+    source = _source(spec.data, given)
+    if not isinstance(source, Source):
+        return Own(*own_rows(spec, source, given))
     train, validation = split(spec.seed, len(source.x), spec.data.validation_fraction, spec.data.order)
     chosen = (validation if len(validation) else train)[ALL]
-    return Pair(source.x[chosen], source.y[chosen])
+    return Own(source.x[chosen], source.y[chosen])
 
 
 def read(data: job_pb2.Data, access: Access | Fetch) -> Pair:
-    """All samples and targets of a source. Raises DataError if it cannot be read."""
-    source = _source(data, access)
+    """All samples and targets of a source of arrays. Raises DataError if it cannot be read, or is a table."""
+    source = _source(data, _access(access))
+    if not isinstance(source, Source):
+        raise DataError(f"data.{data.WhichOneof('source')}: is a table, and becomes arrays only with a job; load the job's data")
     return Pair(source.x[ALL], source.y[ALL])
 
 
-def _source(data: job_pb2.Data, access: Access | Fetch) -> Source:
+def _access(access: Access | Fetch) -> Access:
     # A function that gives uploads is enough where nothing need be kept for others.
-    given = Temporary(access) if callable(access) else access
-    return SOURCES[str(data.WhichOneof("source"))](data, given)
+    return Temporary(access) if callable(access) else access
+
+
+def _asked(data: job_pb2.Data) -> list[str]:
+    """The fields that only tables have, of those that are given."""
+    return [field.name for field, _ in data.ListFields() if field.name in _OF_TABLES]
+
+
+def _source(data: job_pb2.Data, access: Access) -> Source | Table:
+    kind = str(data.WhichOneof("source"))
+    found = SOURCES[kind](data, access)
+    asked = _asked(data)
+    if not asked or not isinstance(found, Source):
+        return found
+    if not found.columns:
+        raise DataError(f"data.{asked[0]}: is for tables with column names, and data.{kind} has none; leave it out")
+    names = (*found.columns, found.target)
+    cells = np.column_stack([found.x[ALL], found.y[ALL]])
+    return table_of({name: cells[:, index] for index, name in enumerate(names)}, str(getattr(data, kind)))
 
 
 def read_samples(
@@ -139,6 +203,20 @@ def read_samples(
         raise DataError(f"{words.field}: {name!r} is not a NumPy file; write one with numpy.save")
     found = table.read(path, words, name, columns.header_of(data) if header is None else header)
     return columns.to_predict(found, name, preprocessing, data.target, features)
+
+
+def read_rows(path: Path, data: job_pb2.Data, preprocessing: job_pb2.Preprocessing, header: bool | None = None) -> Table | None:
+    """The rows of a .csv file to predict from, as they are, for `prepare_table`.
+
+    None if the job makes no table of what it reads, or if the file is none with column names. Raises as `read_samples` does.
+    """
+    if not (preprocessing.table or _asked(data)) or (path.suffix.lower() != ".csv" and npz.is_numpys(path)):
+        return None
+    words, name = table.TO_PREDICT, path.name
+    found = table.read(path, words, name, columns.header_of(data) if header is None else header)
+    if not found.names:
+        return None
+    return table_of({each: found.values[:, index] for index, each in enumerate(found.names)}, name, words.field)
 
 
 def check(field: str, inputs: Mapping[str, Rows], y: Rows) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,7 @@ class Cells(NamedTuple):
     words: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class Table(Protocol):
     """A table. Taking cells raises DataError if the file has changed or is damaged, and OSError if it cannot be read."""
 

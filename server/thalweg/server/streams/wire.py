@@ -185,6 +185,12 @@ def _check_preprocessing(preprocessing: job_pb2.Preprocessing) -> None:
         raise protocol_violation("samples of too many axes")
     if preprocessing.dtype not in _SAMPLE_DTYPES:
         raise protocol_violation("samples of an unknown type")
+    if preprocessing.table and (preprocessing.mean or preprocessing.columns):
+        raise protocol_violation("columns of a table that are prepared in two ways")
+    numbers = [(each.shift, each.scale) for each in preprocessing.table]
+    numbers += [(each.shift, each.scale) for each in preprocessing.targets]
+    if not all(math.isfinite(number) for pair in numbers for number in pair):
+        raise protocol_violation("shifts or scales of a table that are not finite")
     # A worker of release 0.1.0 says no shape, and no names.
     features = math.prod(preprocessing.shape) if preprocessing.shape else len(preprocessing.mean)
     counts = {len(preprocessing.mean), len(preprocessing.scale), len(preprocessing.columns)} - {0}

@@ -1,8 +1,25 @@
 """How samples and targets are prepared, and split into those to learn from and those to validate with."""
 
+from thalweg.learning.data.preparation.features import in_own_units
+from thalweg.learning.data.preparation.given import Prepared, prepare_table
 from thalweg.learning.data.preparation.inputs import prepare, prepared_rows, preprocess
 from thalweg.learning.data.preparation.splitting import split
 from thalweg.learning.data.preparation.statistics import MAX_FEATURES, standardization
+from thalweg.learning.data.preparation.tabular import Tabular, own_rows, tabular
 from thalweg.learning.data.preparation.targets import as_targets
 
-__all__ = ["MAX_FEATURES", "as_targets", "prepare", "prepared_rows", "preprocess", "split", "standardization"]
+__all__ = [
+    "MAX_FEATURES",
+    "Prepared",
+    "Tabular",
+    "as_targets",
+    "in_own_units",
+    "own_rows",
+    "prepare",
+    "prepare_table",
+    "prepared_rows",
+    "preprocess",
+    "split",
+    "standardization",
+    "tabular",
+]

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from thalweg.learning.data.access import Access
 from thalweg.learning.data.sources import builtins, columns, npz, python_source
 from thalweg.learning.data.sources.columns import Source
+from thalweg.learning.data.tables import Table
 from thalweg.v1 import job_pb2
 
 # Reads what a job learns from. Raises DataError if it cannot be read.
-Reader = Callable[[job_pb2.Data, Access], Source]
+Reader = Callable[[job_pb2.Data, Access], Source | Table]
 
 SOURCES: dict[str, Reader] = {
     "builtin": builtins.source,

@@ -1,22 +1,19 @@
 """Which columns of a table are features and which is the target: by name where there are names."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thalweg.contract.text import closest
 from thalweg.learning.data.access import Access
-from thalweg.learning.data.errors import DataError
+from thalweg.learning.data.errors import DataError, listed
+from thalweg.learning.data.matching import by_name, suggestion
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.data.rows import Mapped, Rows
 from thalweg.learning.data.sources.table import TO_PREDICT, TO_TRAIN, Table, read
 from thalweg.v1 import job_pb2
-
-# Names that a message lists.
-_MAX_LISTED = 12
 
 
 class Source(NamedTuple):
@@ -66,7 +63,7 @@ def to_train(table: Table, name: str, target: str) -> Source:
                 f"data.target: {name!r} has no column names (data.header = false); leave data.target out to use the last column"
             )
         if target not in table.names:
-            hint = _suggestion(target, table.names)
+            hint = suggestion(target, table.names)
             raise DataError(f"data.target: {name!r} has no column {target!r}{hint}; it has {listed(table.names)}")
         position = table.names.index(target)
     target = table.names[position] if table.names else ""
@@ -85,7 +82,7 @@ def to_predict(table: Table, name: str, preprocessing: job_pb2.Preprocessing, ta
     wanted, width = tuple(preprocessing.columns), table.values.shape[1]
     check_memory(subject, table.values.nbytes)
     if wanted and table.names:
-        return Found(table.values[:, _by_name(table.names, subject, wanted, preprocessing.target)])
+        return Found(table.values[:, by_name(table.names, subject, wanted, {preprocessing.target})])
     if wanted and width != len(wanted):
         problem = f"has {width} columns without names; the job was trained on {len(wanted)}: {listed(wanted)}"
         raise DataError(f"{subject} {problem}")
@@ -103,33 +100,3 @@ def to_predict(table: Table, name: str, preprocessing: job_pb2.Preprocessing, ta
         notices.append("the last column was left out as the target")
     values = table.values if left_out < 0 else np.delete(table.values, left_out, axis=1)
     return Found(values, f"{name}: {', and '.join(notices)}" if notices else "")
-
-
-def _by_name(names: Sequence[str], subject: str, wanted: Sequence[str], target: str) -> list[int]:
-    """The positions of the wanted columns among those of a table."""
-    positions = {name: position for position, name in enumerate(names)}
-    missing = [name for name in wanted if name not in positions]
-    known = {*wanted, target}
-    others = [name for name in names if name not in known]
-    if missing or others:
-        problems = [f"lacks {_columns(missing)}{_suggestion(missing[0], others)}"] if missing else []
-        problems += [f"has {_columns(others)}, which the job was not trained on"] if others else []
-        remedy = "name the columns as in the training data" if missing else "remove the columns that are not features"
-        raise DataError(f"{subject} {' and '.join(problems)}; {remedy}: {listed(wanted)}")
-    return [positions[name] for name in wanted]
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names for a message: the first ones, and how many more there are."""
-    names = list(names)
-    more = len(names) - _MAX_LISTED
-    return ", ".join(map(repr, names[:_MAX_LISTED])) + (f" and {more:,} more" if more > 0 else "")
-
-
-def _columns(names: Sequence[str]) -> str:
-    return f"the column{'' if len(names) == 1 else 's'} {listed(names)}"
-
-
-def _suggestion(name: str, known: Sequence[str]) -> str:
-    close = closest(name, known) if len(known) <= 1000 else ""
-    return f" (did you mean {close!r}?)" if close else ""

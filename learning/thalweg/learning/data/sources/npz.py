@@ -17,10 +17,10 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from thalweg.learning.data.access import Access
-from thalweg.learning.data.errors import DataError, MemoryLackError
+from thalweg.learning.data.errors import DataError, MemoryLackError, listed
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.data.rows import FileRows, Rows
-from thalweg.learning.data.sources.columns import Source, listed
+from thalweg.learning.data.sources.columns import Source
 from thalweg.v1 import job_pb2
 
 # What readers raise for a damaged, encrypted or foreign file.

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from thalweg.learning import entry_points
 from thalweg.learning.batch import INPUT, TARGET, Field
-from thalweg.learning.data.errors import DataError
+from thalweg.learning.data.errors import DataError, listed
 from thalweg.learning.data.memory import is_held
 from thalweg.learning.data.rows import Indices, Late, Rows
-from thalweg.learning.data.sources.columns import Source, listed
+from thalweg.learning.data.sources.columns import Source
 from thalweg.v1 import job_pb2
 
 _FIELD = "data.python"

@@ -1,0 +1,155 @@
+"""A table as samples: planned, its rows chosen and split, its columns fitted to the training samples."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thalweg.learning.data.access import Access
+from thalweg.learning.data.errors import DataError
+from thalweg.learning.data.preparation.cells import ROWS_AT_ONCE, read, texts
+from thalweg.learning.data.preparation.features import EachRow, FeatureRows, TargetRows
+from thalweg.learning.data.preparation.fitting import Chosen, fit, is_named, recipe_of
+from thalweg.learning.data.preparation.kept import Kept, bitmap
+from thalweg.learning.data.preparation.plans import DROP, Plan, plan
+from thalweg.learning.data.preparation.splitting import split
+from thalweg.learning.data.preparation.summaries import row_blocks
+from thalweg.learning.data.rows import Indices, Positions, Rows
+from thalweg.learning.data.tables import Cells, Table
+from thalweg.v1 import job_pb2
+
+# Of what is fitted and kept: another one, and it is fitted again.
+_FORMAT = 1
+
+
+class Tabular(NamedTuple):
+    """The samples of a table: features `x` and targets `y` of the rows that are kept, and which of those are in which part."""
+
+    x: Rows
+    y: TargetRows
+    train: Positions
+    validation: Positions
+    preprocessing: job_pb2.Preprocessing
+    # For each group of the table that has training samples, the number of those up to its end.
+    groups: tuple[int, ...]
+
+
+def choose(spec: job_pb2.JobSpec, table: Table, access: Access) -> Chosen:
+    """The columns and rows that a job uses. Raises DataError if the table has none."""
+    data = spec.data
+    if not len(table) or not table.columns:
+        raise DataError(f"data.{data.WhichOneof('source')}: {table.name!r} has no {'rows' if table.columns else 'columns'}")
+    planned = plan(data, table.columns, table.name)
+    kept = _kept(spec, table, planned, access)
+    train, validation = split(spec.seed, len(kept), data.validation_fraction, data.order)
+    return Chosen(planned, kept, train, validation)
+
+
+def tabular(spec: job_pb2.JobSpec, table: Table, access: Access) -> Tabular:
+    """The samples of a job's table, prepared as the job says. Raises DataError if that is not possible."""
+    chosen = choose(spec, table, access)
+    dtype = np.dtype(spec.model.dtype)
+    preprocessing = _fitted(spec, table, chosen, access)
+    columns, targets = recipe_of(preprocessing, chosen.plan)
+    return Tabular(
+        FeatureRows(table, chosen.kept, chosen.plan.features, columns, dtype),
+        TargetRows(table, chosen.kept, chosen.plan.targets, targets),
+        chosen.train,
+        chosen.validation,
+        preprocessing,
+        tuple(sorted({_before(chosen.rows(chosen.train), end) for end in table.groups} - {0})),
+    )
+
+
+def _kept(spec: job_pb2.JobSpec, table: Table, planned: Plan, access: Access) -> Positions:
+    dropping = [column for column in planned.columns if column.missing == DROP]
+    if not dropping:
+        return EachRow(len(table))
+
+    def keeps(rows: slice) -> NDArray[np.bool_]:
+        whole = np.ones(rows.stop - rows.start, bool)
+        for cells in read(table, np.arange(rows.start, rows.stop, dtype=np.intp), dropping):
+            if cells.missing is not None:
+                whole &= ~cells.missing
+        return whole
+
+    bits = _made(spec, table, access, "rows", lambda: bitmap(len(table), keeps, ROWS_AT_ONCE).tobytes())
+    kept = Kept(np.frombuffer(bits, np.uint8).reshape(-1, 8))
+    if not len(kept):
+        fields = sorted({column.field for column in dropping})
+        raise DataError(f"{fields[0]}: in each row of {table.name!r} a value is missing, so that all would be dropped")
+    return kept
+
+
+def _fitted(spec: job_pb2.JobSpec, table: Table, chosen: Chosen, access: Access) -> job_pb2.Preprocessing:
+    made = _made(spec, table, access, "recipe", lambda: fit(spec, table, chosen).SerializeToString(deterministic=True))
+    return job_pb2.Preprocessing.FromString(made)
+
+
+def _made(spec: job_pb2.JobSpec, table: Table, access: Access, what: str, make: Callable[[], bytes]) -> bytes:
+    """What `make` makes, which depends on the job's data alone: made once on each node, if the data's content is known."""
+    if not spec.data.sha256:
+        return make()
+    depends = job_pb2.JobSpec(data=spec.data, seed=spec.seed)
+    depends.model.dtype, depends.model.loss = spec.model.dtype, spec.model.loss
+    digest = hashlib.sha256(depends.SerializeToString(deterministic=True))
+    digest.update(f"{_FORMAT} {np.__version__} {len(table)} {list(table.groups)} {table.columns}".encode())
+
+    def fill(path: Path) -> None:
+        path.write_bytes(make())
+
+    return access.made(f"{what}-{digest.hexdigest()}", fill).read_bytes()
+
+
+def _before(rows: Positions, end: int) -> int:
+    """How many of some rows, which are in rising order, are before a row."""
+    low, high = 0, len(rows)
+    while low < high:
+        middle = (low + high) // 2
+        if int(rows[np.array([middle], np.intp)][0]) < end:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+class Part:
+    """Some rows of a table, as a table."""
+
+    def __init__(self, table: Table, rows: Positions) -> None:
+        self._table = table
+        self._rows = rows
+        self.name = table.name
+        self.columns = table.columns
+
+    @property
+    def groups(self) -> Sequence[int]:
+        """Empty: the rows lie anywhere in the table."""
+        return ()
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self._rows)
+
+    def take(self, indices: Indices, names: Sequence[str]) -> Mapping[str, Cells]:
+        """The cells of some rows in some columns."""
+        return self._table.take(self._rows[indices], names)
+
+    def where(self, row: int) -> str:
+        """Where a row is in the file, for messages."""
+        return self._table.where(int(self._rows[np.array([row], np.intp)][0]))
+
+
+def own_rows(spec: job_pb2.JobSpec, table: Table, access: Access) -> tuple[Part, NDArray[Any]]:
+    """The rows that a job validates with, without any those that it learns from, and their targets, classes by name."""
+    chosen = choose(spec, table, access)
+    rows = chosen.rows(chosen.validation if len(chosen.validation) else chosen.train)
+    part, found = Part(table, rows), []
+    for target in chosen.plan.targets:
+        blocks = [next(read(table, some, [target])) for some in row_blocks(rows)]
+        named = is_named(spec, target, len(chosen.plan.targets))
+        found.append(np.concatenate([np.array(texts(cells)) if named else cells.values for cells in blocks]))
+    return part, found[0] if len(found) == 1 else np.column_stack(found)

@@ -1,0 +1,81 @@
+"""Jobs that learn from tables whose columns are prepared in different ways: predictions for raw rows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from tests.client.conftest import Command
+from tests.client.helpers import Cluster
+from thalweg.client import Job, ThalwegError, prepare
+
+ROWS = ((n, n % 5 + 1, n % 2) for n in range(40))
+HOUSES = "id,rooms,garden,price\n" + "".join(
+    f"{n},{rooms},{green},{100_000 * rooms + 50_000 * green}\n" for n, rooms, green in ROWS
+)
+SETTINGS: dict[str, Any] = {
+    "data.csv": "houses.csv",
+    "data.ignore": ["id"],
+    "data.columns": {"rooms": {"prepare": "min_max"}, "garden": {"prepare": "one_hot"}, "price": {"prepare": "standardize"}},
+    "model.layers": [{"dense": {"units": 1}}],
+    "model.loss": "mean_squared_error",
+    "training.epochs": 150,
+    "optimizer.adam.learning_rate": 0.05,
+}
+
+
+@pytest.fixture
+def houses(cluster: Cluster) -> Job:
+    """A job that has learned what houses cost."""
+    Path("houses.csv").write_text(HOUSES)
+    job = cluster.client.submit("xor", SETTINGS)
+    job.wait()
+    return job
+
+
+def test_a_regression_in_dollars_predicts_dollars(houses: Job, cluster: Cluster, command: Command) -> None:
+    rows = {"garden": [0, 1], "rooms": [1, 5]}
+    predicted = houses.predict(rows)
+    assert predicted.shape == (2, 1)
+    assert predicted.ravel().tolist() == pytest.approx([100_000, 550_000], rel=0.02)
+    # Columns are found by name, in files, too; the target and what the job ignores may be there or not.
+    Path("new.csv").write_text("price,garden,id,rooms\n0,0,7,1\n0,1,8,5\n")
+    printed = command("predict", houses.id, "new.csv", "--json", "--server", cluster.address)
+    assert printed.json["outputs"] == predicted.tolist()
+    own = command("predict", houses.id, "--json", "--server", cluster.address).json
+    assert len(own["outputs"]) == len(own["targets"]) == 40
+    assert own["targets"][:2] == [100_000, 250_000]
+    assert np.ravel(own["outputs"]).tolist() == pytest.approx(own["targets"], rel=0.05)
+
+
+def test_a_category_that_is_new_is_told(houses: Job, cluster: Cluster, command: Command) -> None:
+    Path("new.csv").write_text("garden,rooms\n2,1\n3,2\n1,1\n")
+    printed = command("predict", houses.id, "new.csv", "--server", cluster.address)
+    assert len(printed.out.splitlines()) == 3
+    notice = "column 'garden': 2 cells with categories that were not in the training data, '2', '3'; the model knows none of them"
+    assert f"new.csv: {notice}" in printed.err
+    with pytest.warns(UserWarning, match="2 cells with categories"):
+        houses.predict({"garden": [2, 3, 1], "rooms": [1, 2, 1]})
+
+
+def test_columns_that_are_missing_or_unknown_are_told(houses: Job, cluster: Cluster, command: Command) -> None:
+    with pytest.raises(ThalwegError, match=r"^x: 'x' lacks the column 'rooms' \(did you mean 'Rooms'\?\) and has"):
+        houses.predict({"garden": [1], "Rooms": [1]})
+    Path("new.csv").write_text("garden,room\n2,1\n")
+    printed = command("predict", houses.id, "new.csv", "--server", cluster.address)
+    assert printed.code != 0
+    assert "'new.csv' lacks the column 'rooms' (did you mean 'room'?)" in printed.err
+
+
+def test_the_recipe_is_in_files_of_parameters(houses: Job) -> None:
+    houses.save("houses.safetensors")
+    rows = {"garden": [0, 1], "rooms": [1, 5]}
+    assert prepare("houses.safetensors", rows).tolist() == houses.prepare(rows).tolist() == [[0, 1, 0], [1, 0, 1]]
+    with safe_open("houses.safetensors", framework="numpy") as file:
+        told = json.loads(file.metadata()["preprocessing"])
+    assert [column["name"] for column in told["table"]] == ["rooms", "garden"]
+    assert told["table"][1] == {"name": "garden", "type": "number", "prepare": "one_hot", "scale": 1.0, "categories": ["0", "1"]}
+    assert (told["targets"][0]["name"], told["targets"][0]["prepare"]) == ("price", "standardize")
