@@ -418,8 +418,8 @@ def test_data_frames_are_tables() -> None:
 def test_columns_that_are_missing_or_unknown_are_told() -> None:
     loaded = load(TRAINED, "softmax_cross_entropy", **PREPARED)
     for given, told in (
-        ({"age": [1], "city": ["Ulm"]}, "x: 'x' lacks the column 'member'"),
-        ({**PEOPLE, "Age": [1] * 6}, "x: 'x' has the column 'Age', which the job was not trained on"),
+        ({"age": [1], "city": ["Ulm"]}, "x: lacks the column 'member'"),
+        ({**PEOPLE, "Age": [1] * 6}, "x: has the column 'Age', which the job was not trained on"),
         (np.ones((2, 3)), "x: is an array, but the job was trained on a table of columns of several types; give a data frame"),
         ({"age": ["old"], "city": ["Ulm"], "member": [True]}, "x: 'x': row 0 (counted from 0), column 'age': 'old' cannot be"),
     ):

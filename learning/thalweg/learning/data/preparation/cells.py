@@ -86,9 +86,10 @@ def _parsed(
     dtype: np.dtype[Any],
 ) -> Cells:
     """Text as values of another type: each word is parsed once. Empty text is a missing value."""
-    made = np.zeros(len(cells.words), dtype)
-    blank, wrong = np.zeros(len(cells.words), bool), np.zeros(len(cells.words), bool)
-    for index, word in enumerate(cells.words):
+    positions, missing, words = categories(cells)
+    made = np.zeros(len(words), dtype)
+    blank, wrong = np.zeros(len(words), bool), np.zeros(len(words), bool)
+    for index, word in enumerate(words):
         text = word.strip()
         if not text:
             blank[index] = True
@@ -97,12 +98,12 @@ def _parsed(
             made[index] = parse(text)
         except (ValueError, OverflowError, KeyError):
             wrong[index] = True
-    gone = blank[cells.values] if cells.missing is None else blank[cells.values] | cells.missing
-    bad = wrong[cells.values] & ~gone
+    gone = blank[positions] if missing is None else blank[positions] | missing
+    bad = wrong[positions] & ~gone
     if bad.any():
         first = int(np.argmax(bad))
-        raise _unreadable(table, rows, column, first, cells.words[cells.values[first]])
-    return Cells(made[cells.values], gone if gone.any() else None)
+        raise _unreadable(table, rows, column, first, words[positions[first]])
+    return Cells(made[positions], gone if gone.any() else None)
 
 
 def _unreadable(table: Table, rows: NDArray[np.intp], column: Planned, position: int, cell: str) -> DataError:
@@ -142,15 +143,14 @@ def numbers(cells: Cells) -> NDArray[np.float64]:
 
 
 def categories(cells: Cells) -> tuple[NDArray[np.intp], NDArray[np.bool_] | None, tuple[str, ...]]:
-    """The positions of cells in a list of categories, shape (rows), where cells are missing, and the list.
+    """The positions of cells in a list of categories, shape (rows), where cells are missing, and the list, of those in use.
 
     A number's text is the shortest that gives it back, without a fraction if it is whole.
     """
     values, missing, words = cells
-    if words:
-        return values.astype(np.intp), missing, words
     distinct, positions = np.unique(values, return_inverse=True)
-    return positions.reshape(-1), missing, tuple(map(_text_of, distinct.tolist())) or ("",)
+    texts = [words[position] for position in distinct.tolist()] if words else map(_text_of, distinct.tolist())
+    return positions.reshape(-1), missing, tuple(texts) or ("",)
 
 
 def _text_of(value: object) -> str:

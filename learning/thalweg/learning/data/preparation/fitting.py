@@ -17,8 +17,9 @@ from thalweg.learning.data.rows import Positions, Selected
 from thalweg.learning.data.tables import ColumnType, Table
 from thalweg.v1 import job_pb2
 
-# The most bytes of a preparation: it travels in messages of 4 MiB with the layout of the parameters.
-_MAX_BYTES = 2 << 20
+# The most bytes of a preparation: it travels in messages of 4 MiB with the layout of the parameters. Mean and deviation of
+# MAX_FEATURES features take 2 MiB, and their names 1 MiB more.
+_MAX_BYTES = 13 << 18
 _CLASSIFYING = ("softmax_cross_entropy", "binary_cross_entropy")
 
 
@@ -39,8 +40,8 @@ def fit(spec: job_pb2.JobSpec, table: Table, chosen: Chosen) -> job_pb2.Preproce
     """How the columns of a table become features and targets. Raises DataError if they cannot, as the job says."""
     data, planned = spec.data, chosen.plan
     train, validation = chosen.rows(chosen.train), chosen.rows(chosen.validation)
-    found = summaries(table, train, planned.columns)
-    held_out = summaries(table, validation, planned.columns)
+    found = summaries(table, train, planned.columns, medians=True)
+    held_out = summaries(table, validation, planned.columns, medians=False)
     _check_missing(table, planned, found, held_out)
     made = job_pb2.Preprocessing(target=planned.targets[0].name if len(planned.targets) == 1 else "")
     _fit_targets(made, spec, planned, found, held_out)

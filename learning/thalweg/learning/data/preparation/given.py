@@ -31,15 +31,16 @@ def prepare_table(
 
     Columns are matched by name; targets and columns that the job ignores are left out. Where all features are numbers, an array
     with a column for each will do. Raises DataError, whose message begins with "x", if columns are missing or unknown, cells
-    cannot be read, or values are missing that the job does not replace.
+    cannot be read, or values are missing that the job does not replace; with "INPUT" of rows of a file.
     """
     recipe = columns_of(preprocessing)
     if not recipe:
         return None
+    subject = "x:"
     if is_frame(x):
         table: Table = table_of(x, "x", "x")
     elif isinstance(x, Table):
-        table = x
+        table, subject = x, f"INPUT: {x.name!r}"
     elif not preprocessing.table:
         return None
     else:
@@ -49,7 +50,7 @@ def prepare_table(
     names = [column.name for column in table.columns]
     # Columns that the job was not to use may be there or not.
     others = names if data.features else []
-    chosen = by_name(names, f"x: {table.name!r}", wanted, {*targets, *data.ignore, *others})
+    chosen = by_name(names, subject, wanted, {*targets, *data.ignore, *others})
     planned = [
         Planned(column.name, table.columns[position].type, ColumnType(column.type), column.prepare, "", "", column.buckets)
         for column, position in zip(recipe, chosen, strict=True)
@@ -57,10 +58,10 @@ def prepare_table(
     strangers = Strangers()
     rows = FeatureRows(table, EachRow(len(table)), planned, recipe, dtype, strangers)
     try:
-        check_prepared("x:", rows)
+        check_prepared(subject, rows)
     except DataError as error:
         # A message about a cell is about training elsewhere.
-        raise DataError(f"x: {str(error).partition(': ')[2]}") from error
+        raise DataError(f"{subject.partition(':')[0]}: {str(error).partition(': ')[2]}") from error
     rows.unknown = lambda *_: None
     return Prepared(rows, tuple(f"{table.name}: {notice}" for notice in strangers.notices))
 

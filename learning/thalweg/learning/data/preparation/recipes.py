@@ -95,6 +95,9 @@ def _fill_categories(made: job_pb2.PreparedColumn, column: Planned, summary: Sum
 
 def _fill_missing(made: job_pb2.PreparedColumn, column: Planned, summary: Summary) -> None:
     """What replaces a missing value."""
+    if summary.overflow and not summary.missing and column.field == "data.missing":
+        # The job does not care for this column, and nothing is missing there.
+        return
     if column.categorical:
         made.fill_text = summary.most_frequent if column.missing == MOST_FREQUENT else column.missing
         if column.missing != MOST_FREQUENT and column.prepare != HASH and column.missing not in made.categories:

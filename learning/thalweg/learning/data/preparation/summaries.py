@@ -103,13 +103,16 @@ class Summary:
             self.counts.clear()
 
 
-def summaries(table: Table, rows: Positions, columns: Sequence[Planned]) -> dict[str, Summary]:
-    """A summary of each column over some rows, in their order. Raises DataError if cells cannot be read as planned."""
+def summaries(table: Table, rows: Positions, columns: Sequence[Planned], *, medians: bool) -> dict[str, Summary]:
+    """A summary of each column over some rows, in their order, with medians where the plan needs them and if they are asked for.
+
+    Raises DataError if cells cannot be read as planned.
+    """
     found = {column.name: Summary(column) for column in columns}
     for chosen in row_blocks(rows):
         for column, cells in zip(columns, read(table, chosen, columns), strict=True):
             found[column.name].add(chosen, cells)
-    for summary in found.values():
+    for summary in found.values() if medians else ():
         if summary.column.missing == MEDIAN and summary.present:
             summary.median = _median(table, rows, summary)
     return found
