@@ -208,15 +208,17 @@ def read_samples(
 def read_rows(path: Path, data: job_pb2.Data, preprocessing: job_pb2.Preprocessing, header: bool | None = None) -> Table | None:
     """The rows of a .csv file to predict from, as they are, for `prepare_table`.
 
-    None if the job makes no table of what it reads, or if the file is none with column names. Raises as `read_samples` does.
+    None if the job makes no table of what it reads, or if the file is an array. Raises as `read_samples` does.
     """
     if not (preprocessing.table or _asked(data)) or (path.suffix.lower() != ".csv" and npz.is_numpys(path)):
         return None
     words, name = table.TO_PREDICT, path.name
-    found = table.read(path, words, name, columns.header_of(data) if header is None else header)
-    if not found.names:
-        return None
-    return table_of({each: found.values[:, index] for index, each in enumerate(found.names)}, name, words.field)
+    names, rows, lines = table.read_texts(path, words, name, columns.header_of(data) if header is None else header)
+    if not names:
+        raise DataError(f"{words.field}: {name!r} has no line of column names, by which the job finds its columns; add one")
+    # Each cell is read as the job's recipe says: what a column holds here does not matter.
+    cells = {each: [row[index] if row[index].strip() else None for row in rows] for index, each in enumerate(names)}
+    return table_of(cells, name, words.field, lambda row: f"line {lines[row]}")
 
 
 def check(field: str, inputs: Mapping[str, Rows], y: Rows) -> None:

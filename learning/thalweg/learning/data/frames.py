@@ -1,7 +1,7 @@
 """Tables in memory: from mappings of names to cells, rows that are mappings, and data frames of pandas, Polars or Arrow."""
 
 import datetime
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -11,6 +11,8 @@ from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.rows import Indices
 from thalweg.learning.data.tables import Cells, Column, ColumnType
 
+# Says where a row is.
+Where = Callable[[int], str]
 # The dtype of text's and times' cells.
 WORDS = np.dtype(np.int32)
 TIMES = np.dtype("datetime64[us]")
@@ -22,11 +24,17 @@ class _Frame(Protocol):
     def __getitem__(self, name: object, /) -> object: ...
 
 
+def row_of(row: int) -> str:
+    """Where a row is, for messages."""
+    return f"row {row} (counted from 0)"
+
+
 class MemoryTable:
     """A table whose cells are in memory, any row of which can be read by itself."""
 
-    def __init__(self, name: str, cells: Mapping[str, Cells], types: Mapping[str, ColumnType]) -> None:
+    def __init__(self, name: str, cells: Mapping[str, Cells], types: Mapping[str, ColumnType], where: Where) -> None:
         self.name = name
+        self.where = where
         self._cells = dict(cells)
         self._length = len(next(iter(self._cells.values())).values) if cells else 0
         self.columns = tuple(Column(each, types[each], found.values.dtype) for each, found in self._cells.items())
@@ -48,10 +56,6 @@ class MemoryTable:
             taken[name] = Cells(values[indices], None if missing is None else missing[indices], words)
         return taken
 
-    def where(self, row: int) -> str:
-        """Where a row is, for messages."""
-        return f"row {row} (counted from 0)"
-
 
 def is_frame(data: object) -> bool:
     """Whether an object is what `table_of` makes a table of: a mapping, rows that are mappings, or a data frame."""
@@ -59,7 +63,7 @@ def is_frame(data: object) -> bool:
     return rows or isinstance(data, Mapping) or _frame_columns(data) is not None
 
 
-def table_of(data: object, name: str = "the table", field: str = "data") -> MemoryTable:
+def table_of(data: object, name: str = "the table", field: str = "data", where: Where = row_of) -> MemoryTable:
     """A table of a mapping of column names to cells, of a sequence of rows that are mappings, or of a data frame.
 
     Cells are numbers, truth values, text, dates or times; None, NaN, NaT and pandas.NA are missing ones. Raises DataError,
@@ -85,7 +89,7 @@ def table_of(data: object, name: str = "the table", field: str = "data") -> Memo
         counts = ", ".join(f"{each!r} has {len(cells.values):,}" for each, (_, cells) in list(found.items())[:6])
         raise DataError(f"{field}: the columns of {name} differ in their numbers of rows: {counts}")
     return MemoryTable(
-        name, {each: cells for each, (_, cells) in found.items()}, {each: kind for each, (kind, _) in found.items()}
+        name, {each: cells for each, (_, cells) in found.items()}, {each: kind for each, (kind, _) in found.items()}, where
     )
 
 

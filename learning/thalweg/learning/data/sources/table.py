@@ -2,8 +2,10 @@
 
 import csv
 import math
+import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -27,6 +29,8 @@ _HOLES = frozenset({"", "?", "-", ".", "na", "n/a", "nan", "null", "none", "miss
 _INFINITE = frozenset({"inf", "infinity"})
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _MAX_SHOWN = 40
+# Rows of text after which it is looked whether they fit in memory.
+_CHECKED_EVERY = 10_000
 # Other formats that are often called .csv, by their first bytes.
 _FOREIGN = {
     b"\x1f\x8b": "is compressed; compressed tables are not supported; decompress it first, with gunzip",
@@ -59,12 +63,32 @@ class Table(NamedTuple):
     values: NDArray[np.float64]
 
 
+class Texts(NamedTuple):
+    """The names of columns, empty if they have none, the cells of each row, and the line that it begins on."""
+
+    names: tuple[str, ...]
+    rows: list[list[str]]
+    lines: Sequence[int]
+
+
 def read(path: Path, words: Words, name: str, header: bool | None = None) -> Table:
     """The table in a CSV file in UTF-8: one line of column names, then rows of decimal numbers. Empty lines are skipped.
 
     `header` says whether there is a line of names; None, that there must be one, and that a first line which looks like data is
     a mistake. Raises DataError, which speaks in `words` and calls the file `name`, if the file is anything else.
     """
+    with _opened(path, words, name) as text:
+        return _Reading(words, name).table(_Rows(text, words.field), header)
+
+
+def read_texts(path: Path, words: Words, name: str, header: bool | None = None) -> Texts:
+    """The names of the columns of a CSV file, as of `read`, and its rows, whose cells may be any text."""
+    with _opened(path, words, name) as text:
+        return _Reading(words, name).texts(_Rows(text, words.field), header)
+
+
+@contextmanager
+def _opened(path: Path, words: Words, name: str) -> Iterator[TextIO]:
     field = words.field
     with path.open("rb") as file:
         start = file.read(16)
@@ -73,7 +97,7 @@ def read(path: Path, words: Words, name: str, header: bool | None = None) -> Tab
             raise DataError(f"{field}: {name!r} {problem}")
     try:
         with path.open(newline="", encoding=UTF8) as text:
-            return _Reading(words, name).table(_Rows(text, field), header)
+            yield text
     except UnicodeDecodeError:
         raise DataError(f"{field}: {name!r} {why_not_utf8(path)}") from None
 
@@ -134,10 +158,7 @@ class _Reading:
 
     def table(self, rows: _Rows, header: bool | None) -> Table:
         numbered = iter(rows)
-        line, first = next(numbered, (0, []))
-        if not first:
-            raise self._wrong(f"{self._name!r} is empty")
-        self._check_columns(first)
+        line, first = self._first(numbered)
         # Not a list, where a float takes four times the memory.
         values, limit = array("d"), memory().available // 8
         if header is False:
@@ -145,12 +166,42 @@ class _Reading:
         else:
             self._names = self._names_in(line, first, header)
         for line, cells in numbered:
-            if len(cells) != len(first):
-                raise self._bad_row(f"line {line} has {_count(len(cells), 'cell')} but there are {_count(len(first), 'column')}")
+            self._check_width(line, cells, len(first))
             values.extend(self._numbers(line, cells))
             if len(values) > limit:
                 check_memory(f"{self._field}: {self._name!r}", 8 * len(values))
         return Table(self._names, np.frombuffer(values, np.float64).reshape(-1, len(first)))
+
+    def texts(self, rows: _Rows, header: bool | None) -> Texts:
+        numbered = iter(rows)
+        line, first = self._first(numbered)
+        found: list[list[str]] = []
+        lines = array("q")
+        if header is False:
+            found.append(first)
+            lines.append(line)
+        else:
+            self._names = self._names_in(line, first, header)
+        size = 0
+        for line, cells in numbered:
+            self._check_width(line, cells, len(first))
+            found.append(cells)
+            lines.append(line)
+            size += sum(map(sys.getsizeof, cells))
+            if not len(found) % _CHECKED_EVERY:
+                check_memory(f"{self._field}: {self._name!r}", size)
+        return Texts(self._names, found, lines)
+
+    def _first(self, rows: Iterator[tuple[int, list[str]]]) -> tuple[int, list[str]]:
+        line, first = next(rows, (0, []))
+        if not first:
+            raise self._wrong(f"{self._name!r} is empty")
+        self._check_columns(first)
+        return line, first
+
+    def _check_width(self, line: int, cells: list[str], columns: int) -> None:
+        if len(cells) != columns:
+            raise self._bad_row(f"line {line} has {_count(len(cells), 'cell')} but there are {_count(columns, 'column')}")
 
     def _wrong(self, problem: str) -> DataError:
         return DataError(f"{self._field}: {problem}")
