@@ -253,7 +253,7 @@ def test_the_client_runs_no_code(tmp_path: Path) -> None:
             with pytest.raises(ThalwegError, match="is code, which workers run and this process does not"):
                 predict(spec, header, np.empty(0, np.float32), [[1.0]])
             with pytest.raises(ThalwegError, match="is code, which workers run and this process does not"):
-                gradcheck(spec, None)
+                gradcheck(spec, lambda _: Path())
             with pytest.raises(ThalwegError, match="is code, which workers run and this process does not"):
                 Landscape(spec, lambda _: Path())
             check(load_job(spec))

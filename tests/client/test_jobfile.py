@@ -110,6 +110,27 @@ def test_a_file_is_a_job_and_its_data_lies_beside_it(tmp_path: Path) -> None:
     assert load_job(tmp_path / "jobs" / "mine.toml").data == tmp_path / "jobs" / "points.npz"
 
 
+def test_a_folder_is_its_files_of_the_source_sorted(tmp_path: Path) -> None:
+    names = ["b.parquet", "a/z.PARQ", "a/x=1/y.parquet", "notes.txt", ".hidden.parquet", "_tmp/c.parquet", "a/_delta.parquet"]
+    for name in names:
+        path = tmp_path / "jobs" / "trips" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    loaded = load_job(GOOD | {"data": {"parquet": str(tmp_path / "jobs" / "trips")}})
+    assert list(loaded.parts) == ["a/x=1/y.parquet", "a/z.PARQ", "b.parquet"]
+    assert loaded.parts["b.parquet"] == tmp_path / "jobs" / "trips" / "b.parquet"
+    assert (loaded.data, list(loaded.uploads())) == (None, [(loaded.spec.data, loaded.parts)])
+    assert load_job(loaded.spec, {"data.parquet": str(tmp_path / "jobs" / "trips" / "b.parquet")}).parts == {}
+
+
+def test_a_folder_without_files_of_the_source_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").touch()
+    with pytest.raises(ThalwegError) as caught:
+        load_job(GOOD | {"data": {"parquet": str(tmp_path)}})
+    problem = f"there is no file below {tmp_path} whose name ends in .parquet or .parq"
+    assert str(caught.value) == f"data.parquet: {problem}"
+
+
 @pytest.mark.parametrize("setting", ["data.npz=mine.npz", 'data={ npz = "mine.npz" }'])
 def test_data_in_a_setting_lies_in_the_current_folder(setting: str, tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
@@ -236,7 +257,7 @@ def test_parameters_to_start_from_lie_beside_the_job_file(tmp_path: Path) -> Non
     (folder / "mine.toml").write_text(TOML.replace("[model]", '[model]\ninitial = { file = "x.safetensors" }'))
     loaded = load_job(folder / "mine.toml")
     assert loaded.initial == folder / "x.safetensors"
-    assert [path.name for _, path in loaded.uploads()] == ["points.npz", "x.safetensors"]
+    assert [path.name for _, path in loaded.uploads() if isinstance(path, Path)] == ["points.npz", "x.safetensors"]
     weights(tmp_path / "x.safetensors")
     for setting in ("model.initial.file=x.safetensors", 'model.initial={ file = "x.safetensors" }'):
         loaded = load_job(folder / "mine.toml", [setting])

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 from thalweg.contract import layout as layouts
+from thalweg.contract import manifests
+from thalweg.contract.errors import ThalwegError
+from thalweg.server.driving.acceptance import record_job
 from thalweg.server.storage import database as database_module
 from thalweg.server.storage import job_files, schema
 from thalweg.server.storage import uploads as uploads_module
@@ -108,6 +111,32 @@ def test_a_deleted_job_takes_the_uploads_with_it_that_no_other_job_uses(storage:
     storage.delete_job("c")
     storage.delete_job("c")
     assert uploads(storage) == {unused}
+
+
+def test_files_of_a_manifest_are_uploads_that_its_job_uses(storage: DataFolder) -> None:
+    one, two, other = (put_upload(storage, content) for content in (b"one", b"two", b"other"))
+    entries = [manifests.Entry("a/1.parquet", 3, one), manifests.Entry("a/2.parquet", 3, two)]
+    manifest = put_upload(storage, manifests.written(entries))
+    spec = job_pb2.JobSpec(data=job_pb2.Data(parquet="a", sha256=manifest))
+    assert record_job(storage, job_pb2.Job(id="a", spec=spec), "")
+    alone = job_pb2.JobSpec(data=job_pb2.Data(npz="2", sha256=two))
+    assert record_job(storage, job_pb2.Job(id="b", spec=alone), "")
+    storage.delete_job("a")
+    assert uploads(storage) == {two, other}
+
+
+def test_a_manifest_without_its_files_or_damaged_makes_no_job(storage: DataFolder) -> None:
+    missing = put_upload(storage, manifests.written([manifests.Entry("1.parquet", 3, "a" * 64)]))
+    damaged = put_upload(storage, manifests.written([manifests.Entry("1.parquet", 3, "a" * 64)])[:-2])
+    for sha256, reason, problem in (
+        (missing, "DATA_NOT_FOUND", "a" * 64),
+        (damaged, "INVALID_ARGUMENT", "data.sha256: "),
+    ):
+        spec = job_pb2.JobSpec(data=job_pb2.Data(parquet="a", sha256=sha256))
+        with pytest.raises(ThalwegError, match=problem) as caught:
+            record_job(storage, job_pb2.Job(id="a", spec=spec), "")
+        assert caught.value.reason == reason
+    assert storage.job("a") is None
 
 
 def test_what_cannot_be_removed_is_removed_at_a_later_start(

@@ -30,6 +30,7 @@ class _Row:
     number: int
     request_id: str
     job: bytes
+    uploads: set[str]
     events: dict[int, bytes] = field(default_factory=dict)
     tally: Tally = NOTHING
     merged: Merged = _UNMERGED
@@ -129,7 +130,7 @@ class MemoryStorage(JobFiles):
             raise sqlite3.IntegrityError("FOREIGN KEY constraint failed")
         return self._rows[job_id]
 
-    def insert_job(self, job: job_pb2.Job, request_id: str, name: str) -> job_pb2.Job | None:
+    def insert_job(self, job: job_pb2.Job, request_id: str, name: str, parts: Sequence[str] = ()) -> job_pb2.Job | None:
         with self._writing():
             known = self.job_of_request(request_id)
             if known:
@@ -142,7 +143,7 @@ class MemoryStorage(JobFiles):
             elif job.id in self._rows:
                 return None
             self._memory.last_number = number
-            self._rows[job.id] = _Row(number, request_id, job.SerializeToString())
+            self._rows[job.id] = _Row(number, request_id, job.SerializeToString(), {*uploads_of(job.spec), *parts})
         return job
 
     def job_of_request(self, request_id: str) -> job_pb2.Job | None:
@@ -162,13 +163,13 @@ class MemoryStorage(JobFiles):
             return
         # With the room in reserve, if there is no other.
         self._memory.disk.step()
-        used = uploads_of(job_pb2.Job.FromString(self._rows.pop(job_id).job).spec)
+        used = self._rows.pop(job_id).uploads
         self._memory.disk.forget(self.job_folder(job_id))
-        for sha256 in set(used) - self._uploads_used():
+        for sha256 in used - self._uploads_used():
             self._memory.uploads.pop(sha256, None)
 
     def _uploads_used(self) -> set[str]:
-        return {sha256 for row in self._rows.values() for sha256 in uploads_of(job_pb2.Job.FromString(row.job).spec)}
+        return {sha256 for row in self._rows.values() for sha256 in row.uploads}
 
     def remove_unused_uploads(self) -> None:
         for sha256 in self._memory.old - self._uploads_used():

@@ -13,6 +13,7 @@ from thalweg.client.job import Job
 from thalweg.client.jobfile import JobFile, JobSource, Settings, load_job, with_data
 from thalweg.client.mapping import is_text
 from thalweg.client.packing import pack
+from thalweg.client.parts import Parts, write_manifest
 from thalweg.client.transfer import upload
 from thalweg.contract.endpoint import Address, Endpoint, parse_address
 from thalweg.contract.errors import Violation, invalid
@@ -89,7 +90,7 @@ class Client:
                 spec.name = name
             self._prepare(loaded)
             for message, path in loaded.uploads():
-                message.sha256 = self._upload(path, path == arrays)
+                message.sha256 = self._upload_all(path, path == arrays)
             if loaded.code:
                 folder = stack.enter_context(TemporaryDirectory(prefix="thalweg-code-"))
                 # Not what `_upload` may do: the job keeps its code, whatever becomes of the file.
@@ -101,6 +102,14 @@ class Client:
 
     def _prepare(self, job: JobFile) -> None:
         """Called before a job's files are uploaded."""
+
+    def _upload_all(self, files: Path | Parts, temporary: bool) -> str:
+        """Uploads a file, or several and their manifest, whose SHA-256 it returns."""
+        if isinstance(files, Path):
+            return self._upload(files, temporary)
+        sha256s = {name: self._upload(path, temporary=False) for name, path in files.items()}
+        with TemporaryDirectory(prefix="thalweg-manifest-") as folder:
+            return self._upload(write_manifest(files, sha256s, Path(folder) / "manifest.json"), temporary=True)
 
     def _upload(self, path: Path, temporary: bool) -> str:  # noqa: ARG002 - used by subclasses that do not copy
         """Puts a file, which may be `temporary`, where the server finds it. Returns its SHA-256."""

@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from thalweg.client.files import check_input, check_not_pipe, reading
 from thalweg.client.folders import AnyPath, expanded
 from thalweg.client.mapping import SpecReader, values_of
 from thalweg.client.packing import check_code
+from thalweg.client.parts import Parts, parts_of
 from thalweg.client.settings import Setting, apply_setting, read_settings
 from thalweg.client.weights import check_weights
 from thalweg.contract.encoding import UTF8, why_not_utf8
 from thalweg.contract.errors import Violation, invalid
-from thalweg.contract.rules import alternatives, files
+from thalweg.contract.rules import alternatives, files, rules_of
 from thalweg.contract.text import closest
 from thalweg.v1 import job_pb2
 
@@ -43,17 +44,21 @@ _SOURCES = {path: [f"{path}.{name}" for name in alternatives(message, "source")]
 class JobFile:
     """A specification, and the files on this machine that it needs.
 
-    `data` is the file of its data, None for built-in data; `initial` the file of its initial parameters, if any; `code` the
-    file or folder of its code, if any, which is uploaded as an archive (`packing.py`).
+    `data` is the file of its data, or `parts` are its files, if there are several, by their paths in a manifest (`parts.py`);
+    built-in data has neither. `initial` is the file of its initial parameters, if any; `code` the file or folder of its code, if
+    any, which is uploaded as an archive (`packing.py`).
     """
 
     spec: job_pb2.JobSpec
     data: Path | None
     initial: Path | None
     code: Path | None = None
+    parts: Parts = field(default_factory=dict)
 
-    def uploads(self) -> Iterator[tuple[job_pb2.Data | job_pb2.Initial, Path]]:
-        """The files that the server needs as they are, each with the message for its SHA-256."""
+    def uploads(self) -> Iterator[tuple[job_pb2.Data | job_pb2.Initial, Path | Parts]]:
+        """The files that the server needs as they are, each with the message for its SHA-256, or for that of their manifest."""
+        if self.parts:
+            yield self.spec.data, self.parts
         if self.data:
             yield self.spec.data, self.data
         if self.initial:
@@ -82,7 +87,7 @@ def with_data(job: JobFile, data: Path) -> JobFile:
     spec.CopyFrom(job.spec)
     spec.data.npz = data.name
     spec.data.ClearField("sha256")
-    return replace(job, spec=spec, data=data)
+    return replace(job, spec=spec, data=data, parts={})
 
 
 def load_job(job: JobSource, settings: Settings = (), data: Path | None = None) -> JobFile:
@@ -115,7 +120,9 @@ def load_job(job: JobSource, settings: Settings = (), data: Path | None = None) 
     initial = _file(spec.model.initial, "model.initial", folders)
     if initial:
         check_weights(initial, "model.initial.file")
-    loaded = JobFile(spec, _file(spec.data, "data", folders), initial, code)
+    given = _file(spec.data, "data", folders)
+    parts = parts_of(given, _endings(spec.data), f"data.{spec.data.WhichOneof('source')}") if given and given.is_dir() else {}
+    loaded = JobFile(spec, None if parts else given, initial, code, parts)
     return with_data(loaded, data) if data else loaded
 
 
@@ -174,7 +181,7 @@ def _not_found(name: str) -> str:
 
 
 def _file(message: _Uploaded, path: str, folders: Mapping[str, Path]) -> Path | None:
-    """The file, or the folder of code, that a message names, if any. Raises ThalwegError if it cannot be read."""
+    """The file, or the folder of code or data, that a message names, if any. Raises ThalwegError if it cannot be read."""
     kind = message.WhichOneof("source")
     # Uploaded data needs no file here.
     if kind not in _FILES[path] or message.sha256:
@@ -185,6 +192,11 @@ def _file(message: _Uploaded, path: str, folders: Mapping[str, Path]) -> Path | 
     file = folders[path] / expanded(given)
     if isinstance(message, job_pb2.Code):
         check_code(file, field)
-    else:
+    elif not (isinstance(message, job_pb2.Data) and _endings(message) and file.is_dir()):
         check_input(file, field)
     return file
+
+
+def _endings(data: job_pb2.Data) -> list[str]:
+    """How the names of files end that are read from a folder. Empty if the source is not a folder."""
+    return list(rules_of(data.DESCRIPTOR.fields_by_name[str(data.WhichOneof("source"))]).folder)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,7 @@ from thalweg.client.composition import check_initial, completed, importable, wor
 from thalweg.client.errors import LocalError
 from thalweg.client.files import check_input, copied, is_stream, reading
 from thalweg.client.jobfile import JobFile
+from thalweg.client.parts import UNHASHED, numbered, total_bytes
 from thalweg.client.prediction import Given, Prediction
 from thalweg.contract.code import entry_points
 from thalweg.contract.errors import ThalwegError, Violation, invalid
@@ -204,10 +206,14 @@ def check(job: JobFile) -> None:
     spec = _completed(job.spec)
     if entry_points(spec):
         return
-    if any(path.stat().st_size > _MAX_CHECKED_BYTES for _, path in job.uploads()) or (spec.data.sha256 and not job.data):
+    sizes = [total_bytes(found) for _, found in job.uploads()]
+    if any(size > _MAX_CHECKED_BYTES for size in sizes) or (spec.data.sha256 and not job.data and not job.parts):
         return
+    spec.data.sha256 = UNHASHED
     try:
-        dataset = _load(spec, job.data)
+        with TemporaryDirectory(prefix="thalweg-check-") as folder:
+            files = numbered(job.parts, Path(folder)) if job.parts else {UNHASHED: job.data or Path()}
+            dataset = _load(spec, files.__getitem__)
         objective = registry.objective(spec, dataset.schema)
         wrong = optimizers.mistake(spec, objective.segments)
         if wrong:
@@ -224,26 +230,25 @@ def check(job: JobFile) -> None:
         check_initial(layout(objective), job.initial)
 
 
-def gradcheck(spec: job_pb2.JobSpec, file: Path | None, code: Fetch | None = None) -> list[Row]:
+def gradcheck(spec: job_pb2.JobSpec, fetch: Fetch, code: Fetch | None = None) -> list[Row]:
     """A row for each tensor of a job's model: how far backpropagation is from numerical differentiation.
 
-    `file` is the one that the job learns from, None for built-in data. `code` is given if the job's code may run in this
-    process, and gives its archive. Raises ThalwegError if the job is not right.
+    `fetch` gives the files that the job learns from. `code` is given if the job's code may run in this process, and gives its
+    archive. Raises ThalwegError if the job is not right.
     """
     spec = _completed(spec)
     try:
         with _running(spec, code, ""):
-            return checking.gradcheck(spec, _load(spec, file))
+            return checking.gradcheck(spec, _load(spec, fetch))
     except (MistakeError, NodeError) as error:
         raise _told(error) from None
 
 
-def _load(spec: job_pb2.JobSpec, file: Path | None) -> data.Dataset:
-    """The data of a job, which lies in a file, or is built in. Raises ThalwegError if the file cannot be read, and DataError."""
-    if file is None:
-        return data.load(spec, lambda _: Path())
-    with reading(file, f"data.{spec.data.WhichOneof('source')}"):
-        return data.load(spec, lambda _: file)
+def _load(spec: job_pb2.JobSpec, fetch: Fetch) -> data.Dataset:
+    """The data of a job, whose files `fetch` gives. Raises ThalwegError if a file cannot be read, and DataError."""
+    source = str(spec.data.WhichOneof("source"))
+    with reading(Path(str(getattr(spec.data, source))), f"data.{source}"):
+        return data.load(spec, fetch)
 
 
 @contextmanager
@@ -271,9 +276,9 @@ def _completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     local.CopyFrom(spec)
     if local.data.WhichOneof("source") != "builtin" and not local.data.sha256:
         # The file is at hand; what it would be called on a server does not matter.
-        local.data.sha256 = "0" * 64
+        local.data.sha256 = UNHASHED
     if local.code.path and not local.code.sha256:
-        local.code.sha256 = "0" * 64
+        local.code.sha256 = UNHASHED
     # What is checked holds anywhere, and training may start from parameters that only a server has.
     local.model.ClearField("initial")
     return completed(local)

@@ -692,6 +692,7 @@ class Data(_message.Message):
     NPZ_FIELD_NUMBER: _builtins.int
     CSV_FIELD_NUMBER: _builtins.int
     PYTHON_FIELD_NUMBER: _builtins.int
+    PARQUET_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     VALIDATION_FRACTION_FIELD_NUMBER: _builtins.int
@@ -714,10 +715,16 @@ class Data(_message.Message):
     """The path of a CSV file in UTF-8: a line of column names, then decimal numbers, separated by commas. For predictions, columns
     are matched by these names.
     """
+    parquet: _builtins.str
+    """The path of a Parquet file, or of a folder: then all files below it that end in `.parquet` or `.parq` are one table, in the order of
+    their paths. Names of folders such as `year=2026` are columns, which come first. Files and folders whose names begin with `.` or `_`
+    are left out, and so is the index that pandas writes. Only the columns and row groups that are needed are read. Needs the extra
+    `data` on the nodes of workers: `pip install 'thalweg[data]'`.
+    """
     sha256: _builtins.str
-    """The SHA-256, in hexadecimal, of the uploaded file (UploadData). The client fills it in."""
+    """The SHA-256, in hexadecimal, of the uploaded file (UploadData), or of the manifest of several. The client fills it in."""
     target: _builtins.str
-    """For CSV: the name of the target column. Defaults to the last column. For samples that are dictionaries: the target's key. Defaults
+    """For tables: the name of the target column. Defaults to the last column. For samples that are dictionaries: the target's key. Defaults
     to `y`.
     """
     validation_fraction: _builtins.float
@@ -774,6 +781,7 @@ class Data(_message.Message):
         npz: _builtins.str = ...,
         csv: _builtins.str = ...,
         python: Global___EntryPoint | None = ...,
+        parquet: _builtins.str = ...,
         sha256: _builtins.str = ...,
         target: _builtins.str | None = ...,
         validation_fraction: _builtins.float | None = ...,
@@ -787,9 +795,9 @@ class Data(_message.Message):
         missing: _builtins.str | None = ...,
         columns: _abc.Mapping[_builtins.str, Global___ColumnSettings] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "missing", b"missing", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "missing", b"missing", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "features", b"features", "header", b"header", "ignore", b"ignore", "missing", b"missing", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "features", b"features", "header", b"header", "ignore", b"ignore", "missing", b"missing", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__header: _TypeAlias = _typing.Literal["header"]  # noqa: Y015
     _WhichOneofArgType__header: _TypeAlias = _typing.Literal["_header", b"_header"]  # noqa: Y015
@@ -805,7 +813,7 @@ class Data(_message.Message):
     _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["builtin", "npz", "csv", "python"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["builtin", "npz", "csv", "python", "parquet"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__header) -> _WhichOneofReturnType__header | None: ...

@@ -43,6 +43,7 @@ class FieldRules(_message.Message):
     FILE_FIELD_NUMBER: _builtins.int
     ENTRYPOINT_FIELD_NUMBER: _builtins.int
     TABLE_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
     default: _builtins.str
     """The value of an absent field, in protobuf's JSON form. A field that has neither a default nor `required` may stay absent."""
     required: _builtins.bool
@@ -64,7 +65,9 @@ class FieldRules(_message.Message):
     pattern_words: _builtins.str
     """For strings with a pattern: what the pattern allows, in words that follow "use"."""
     file: _builtins.bool
-    """For strings in a `oneof`: the path of a file, which clients upload; its SHA-256 is in the message's field `sha256`."""
+    """For strings in a `oneof`: the path of a file, which clients upload; its SHA-256 is in the message's field `sha256`. For messages: each
+    string is the path of a file, and the SHA-256 is that of a manifest.
+    """
     entrypoint: _builtins.bool
     """For strings with `one_of`: an entry point, `module:name`, is allowed too. Job files write it as `{ entrypoint = "module:name" }`."""
     table: _builtins.bool
@@ -72,6 +75,10 @@ class FieldRules(_message.Message):
     @_builtins.property
     def one_of(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """For strings: the only values allowed."""
+
+    @_builtins.property
+    def folder(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For strings with `file`: the path of a folder is allowed, too; the files below it whose names end in one of these are uploaded."""
 
     def __init__(
         self,
@@ -90,10 +97,11 @@ class FieldRules(_message.Message):
         file: _builtins.bool = ...,
         entrypoint: _builtins.bool = ...,
         table: _builtins.bool = ...,
+        folder: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_at_least", b"_at_least", "_at_most", b"_at_most", "_below", b"_below", "above", b"above", "at_least", b"at_least", "at_most", b"at_most", "below", b"below"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_at_least", b"_at_least", "_at_most", b"_at_most", "_below", b"_below", "above", b"above", "at_least", b"at_least", "at_most", b"at_most", "below", b"below", "default", b"default", "entrypoint", b"entrypoint", "file", b"file", "max_length", b"max_length", "min_length", b"min_length", "one_of", b"one_of", "pattern", b"pattern", "pattern_words", b"pattern_words", "required", b"required", "table", b"table"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_at_least", b"_at_least", "_at_most", b"_at_most", "_below", b"_below", "above", b"above", "at_least", b"at_least", "at_most", b"at_most", "below", b"below", "default", b"default", "entrypoint", b"entrypoint", "file", b"file", "folder", b"folder", "max_length", b"max_length", "min_length", b"min_length", "one_of", b"one_of", "pattern", b"pattern", "pattern_words", b"pattern_words", "required", b"required", "table", b"table"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__above: _TypeAlias = _typing.Literal["above"]  # noqa: Y015
     _WhichOneofArgType__above: _TypeAlias = _typing.Literal["_above", b"_above"]  # noqa: Y015

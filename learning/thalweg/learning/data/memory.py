@@ -5,13 +5,16 @@ from thalweg.learning.data.errors import MemoryLackError
 
 # Bytes of prepared samples up to which they are held in memory, where taking them is fastest.
 MAX_HELD = 256 << 20
+# Bytes of groups of rows of a table that are held, decoded, those that were used last; always one group, however large it is.
+MAX_DECODED = 256 << 20
 
 
-def check_memory(subject: str, needed: int) -> None:
-    """Raises MemoryLackError, whose message begins with `subject`, if fewer bytes are available than are needed."""
+def check_memory(subject: str, needed: int, remedy: str = "") -> None:
+    """Raises MemoryLackError, whose message begins with `subject` and ends with `remedy`, if fewer bytes are available."""
     available = memory().available
     if needed > available:
-        raise MemoryLackError(f"{subject} needs {size_text(needed)} of memory; this machine has {size_text(available)} available")
+        problem = f"{subject} needs {size_text(needed)} of memory; this machine has {size_text(available)} available"
+        raise MemoryLackError(f"{problem}; {remedy}" if remedy else problem)
 
 
 def is_held(needed: int) -> bool:

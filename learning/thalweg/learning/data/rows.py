@@ -1,8 +1,6 @@
 """Rows: arrays that need not lie in memory, because only some of their rows are needed at a time."""
 
 import math
-import os
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeAlias
 
@@ -10,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.contract.layout import ranges
-from thalweg.learning.data.errors import DataError
+from thalweg.learning.data.files import OpenFile
 
 # Which rows: their positions, or a range of positions.
 Indices: TypeAlias = NDArray[np.intp] | slice
@@ -105,12 +103,9 @@ class FileRows:
     def __init__(self, descriptor: int, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], subject: str) -> None:
         self.shape = shape
         self.dtype = dtype
-        self._descriptor = os.dup(descriptor)
-        weakref.finalize(self, os.close, self._descriptor)
+        self._file = OpenFile(descriptor, subject)
         self._offset = offset
         self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
-        self._subject = subject
-        self._state = self._now()
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -128,26 +123,11 @@ class FileRows:
         ends = [*(np.flatnonzero(np.diff(indices) != 1) + 1).tolist(), len(indices)]
         start = 0
         for end in ends:
-            self._read(int(indices[start]), room[start * self._row_bytes : end * self._row_bytes])
+            at = self._offset + int(indices[start]) * self._row_bytes
+            self._file.read(at, room[start * self._row_bytes : end * self._row_bytes])
             start = end
-        if self._now() != self._state:
-            raise self._changed()
+        self._file.check()
         return rows
-
-    def _read(self, row: int, room: memoryview) -> None:
-        at = self._offset + row * self._row_bytes
-        while len(room):
-            done = os.preadv(self._descriptor, [room], at)
-            if not done:
-                raise self._changed()
-            room, at = room[done:], at + done
-
-    def _now(self) -> tuple[int, int]:
-        found = os.fstat(self._descriptor)
-        return found.st_size, found.st_mtime_ns
-
-    def _changed(self) -> DataError:
-        return DataError(f"{self._subject} has changed while it was used; restore the file, or submit the job again")
 
 
 def row_blocks(rows: Rows, within: slice | None = None) -> Iterator[slice]:

@@ -5,7 +5,7 @@ from safetensors import SafetensorError
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.states import ENDED, state_name
 from thalweg.server.storage.interface import Storage
-from thalweg.server.storage.uses import uploads_of
+from thalweg.server.storage.uses import parts_of, uploads_of
 from thalweg.server.validation import shown
 from thalweg.v1 import job_pb2
 
@@ -21,7 +21,11 @@ def record_job(storage: Storage, job: job_pb2.Job, request_id: str) -> job_pb2.J
         return known
     model = job.spec.model
     # Here and not before: nothing is deleted between the look and the record.
-    for sha256 in uploads_of(job.spec):
+    try:
+        parts = parts_of(job.spec, storage.uploads)
+    except ValueError as error:
+        raise invalid(Violation("data.sha256", str(error))) from error
+    for sha256 in (*uploads_of(job.spec), *parts):
         if not storage.uploads.exists(sha256):
             raise ThalwegError("DATA_NOT_FOUND", {"sha256": sha256})
     if model.initial.sha256:
@@ -29,7 +33,7 @@ def record_job(storage: Storage, job: job_pb2.Job, request_id: str) -> job_pb2.J
             storage.check_initial(model.initial.sha256, model.dtype)
         except ValueError as error:
             raise invalid(Violation(f"model.initial.{model.initial.WhichOneof('source')}", str(error))) from error
-    return storage.insert_job(job, request_id, job.spec.name)
+    return storage.insert_job(job, request_id, job.spec.name, parts)
 
 
 def check_source(storage: Storage, job_id: str) -> job_pb2.Job:

@@ -74,10 +74,10 @@ class Storage(Protocol):
 
     # Jobs on record.
 
-    def insert_job(self, job: job_pb2.Job, request_id: str, name: str) -> job_pb2.Job | None:
+    def insert_job(self, job: job_pb2.Job, request_id: str, name: str, parts: Sequence[str] = ()) -> job_pb2.Job | None:
         """Adds a job, with an id made from `name` if it has none. Gives the job of an equal request id, if there is one.
 
-        None if the id is taken.
+        `parts` are SHA-256s of uploads that it uses besides those that its specification names. None if the id is taken.
         """
         ...
 

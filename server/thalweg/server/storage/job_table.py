@@ -1,6 +1,6 @@
 """The jobs on record, the uploads that each uses, and how often the server died while it ran."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from thalweg.server.storage.database import Database
 from thalweg.server.storage.uses import uploads_of
@@ -10,10 +10,10 @@ from thalweg.v1 import job_pb2
 class JobTable(Database):
     """The jobs in a database."""
 
-    def insert_job(self, job: job_pb2.Job, request_id: str, name: str) -> job_pb2.Job | None:
+    def insert_job(self, job: job_pb2.Job, request_id: str, name: str, parts: Sequence[str] = ()) -> job_pb2.Job | None:
         """Adds a job, with an id made from `name` if it has none. Gives the job of an equal request id, if there is one.
 
-        None if the id is taken.
+        `parts` are SHA-256s of uploads that it uses besides those that its specification names. None if the id is taken.
         """
         with self._transaction() as database:
             known = self.job_of_request(request_id)
@@ -28,11 +28,11 @@ class JobTable(Database):
             values = (number, job.id, request_id or None, job.SerializeToString())
             database.execute("INSERT INTO jobs (number, id, request_id, job) VALUES (?, ?, ?, ?)", values)
             database.execute("INSERT INTO tallies (job_id, steps, epochs) VALUES (?, 0, 0)", (job.id,))
-            self._use_uploads(job)
+            self._use_uploads(job, parts)
         return job
 
-    def _use_uploads(self, job: job_pb2.Job) -> None:
-        rows = [(job.id, sha256) for sha256 in uploads_of(job.spec)]
+    def _use_uploads(self, job: job_pb2.Job, parts: Sequence[str]) -> None:
+        rows = [(job.id, sha256) for sha256 in sorted({*uploads_of(job.spec), *parts})]
         self._database.executemany("INSERT INTO uploads_used VALUES (?, ?)", rows)
 
     def job_of_request(self, request_id: str) -> job_pb2.Job | None:

@@ -1,8 +1,23 @@
 """Which uploads a job uses."""
 
+from thalweg.contract import manifests
+from thalweg.server.storage.interface import Uploads
 from thalweg.v1 import job_pb2
+
+# Bytes of a file that say whether it is a manifest.
+_START_BYTES = 32
 
 
 def uploads_of(spec: job_pb2.JobSpec) -> list[str]:
-    """The SHA-256s of the uploads that a job uses."""
+    """The SHA-256s of the uploads that a job's specification names."""
     return sorted({sha256 for sha256 in (spec.data.sha256, spec.model.initial.sha256, spec.code.sha256) if sha256})
+
+
+def parts_of(spec: job_pb2.JobSpec, uploads: Uploads) -> list[str]:
+    """The SHA-256s of the files of a job's data, if it is a manifest. Raises ValueError if that is damaged, and OSError."""
+    sha256 = spec.data.sha256
+    start = uploads.read(sha256, 0, _START_BYTES) if sha256 else None
+    if start is None or not manifests.is_manifest(start):
+        return []
+    content = uploads.read(sha256, 0, manifests.MAX_BYTES + 1)
+    return sorted({entry.sha256 for entry in manifests.read(content or b"")})
