@@ -1,10 +1,7 @@
 """Parquet: types, folders, groups of rows, and what is wrong with files."""
 
-import datetime
-import decimal
 import os
 import threading
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from google.protobuf import json_format
 
-from tests.learning.parquets import numbers, write_folder
+from tests.learning.parquets import MIXED, ROWS, expected, numbers, plain, write_folder
 from thalweg.contract.resources import Memory
 from thalweg.learning import data
 from thalweg.learning.data import DataError, MemoryLackError
@@ -25,7 +22,7 @@ from thalweg.learning.data.sources import parquet
 from thalweg.learning.data.sources.files import SourceFile
 from thalweg.learning.data.sources.grouped import GroupedTable
 from thalweg.learning.data.sources.partitions import Partitions
-from thalweg.learning.data.tables import Cells, ColumnType
+from thalweg.learning.data.tables import ColumnType
 from thalweg.v1 import job_pb2
 
 FIELD = "data.parquet"
@@ -37,69 +34,6 @@ def opened(folder: Path) -> GroupedTable:
         return parquet.table([SourceFile(folder.name, folder)], folder.name, FIELD)
     files = sorted(folder.rglob("*.parquet"))
     return parquet.table([SourceFile(path.relative_to(folder).as_posix(), path) for path in files], folder.name, FIELD)
-
-
-def plain(cells: Cells) -> list[Any]:
-    """Cells as Python's values, None for missing ones."""
-    values = cells.values.tolist()
-    if cells.words:
-        values = [cells.words[code] for code in values]
-    return [None if cells.missing is not None and cells.missing[row] else value for row, value in enumerate(values)]
-
-
-def mixed(rows: int) -> pa.Table:
-    """A table with a column of each type, and missing cells."""
-    generator = np.random.default_rng(1)
-
-    def drawn(*values: Any) -> list[Any]:
-        return [values[index] for index in generator.integers(0, len(values), rows)]
-
-    day = datetime.date(1969, 12, 30)
-    moment = datetime.datetime(2024, 6, 1, 12, 30, 0, 250)
-    return pa.table(
-        {
-            "small": pa.array(drawn(1, -2, None), pa.int8()),
-            "large": pa.array(drawn(2**64 - 1, 0), pa.uint64()),
-            "real": pa.array(drawn(0.1, -1e300, None)),
-            "half": pa.array(np.array(drawn(0.5, -2.0), np.float16)),
-            "price": pa.array(drawn(decimal.Decimal("12.25"), None), pa.decimal128(9, 2)),
-            "truth": pa.array(drawn(True, False, None)),
-            "text": pa.array(drawn("a", "b\u00e9", "", None)),
-            "long": pa.array(drawn("x", "y"), pa.large_string()),
-            "codes": pa.array(drawn("red", "blue", None)).dictionary_encode(),
-            "day": pa.array(drawn(day, None)),
-            "naive": pa.array(drawn(moment, None), pa.timestamp("us")),
-            "zoned": pa.array(drawn(moment), pa.timestamp("ms", "Asia/Tokyo")).cast(pa.timestamp("ns", "Asia/Tokyo")),
-            "nothing": pa.nulls(rows),
-        }
-        if rows
-        else {}
-    )
-
-
-def expected(column: str, table: pa.Table) -> list[Any]:
-    """The cells of a column as Python's values: times in UTC, without a zone."""
-    column_ = table[column]
-    if column == "zoned":
-        column_ = column_.cast(pa.timestamp("us", "UTC"))
-    values = column_.to_pylist()
-    if column == "zoned":
-        return [value.replace(tzinfo=None) for value in values]
-    if column == "price":
-        return [None if value is None else float(value) for value in values]
-    if column == "day":
-        return [None if value is None else datetime.datetime.combine(value, datetime.time()) for value in values]
-    return list(values)
-
-
-ROWS: Mapping[str, slice | list[int]] = {
-    "within a group": slice(5, 60),
-    "over groups": slice(90, 310),
-    "all": slice(None),
-    "none": slice(3, 3),
-    "any": [399, 0, 100, 99, 100, 250],
-}
-MIXED = mixed(400).slice(0, 400)
 
 
 @pytest.mark.parametrize("rows", ROWS)

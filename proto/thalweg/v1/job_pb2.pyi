@@ -693,6 +693,7 @@ class Data(_message.Message):
     CSV_FIELD_NUMBER: _builtins.int
     PYTHON_FIELD_NUMBER: _builtins.int
     PARQUET_FIELD_NUMBER: _builtins.int
+    ARROW_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     VALIDATION_FRACTION_FIELD_NUMBER: _builtins.int
@@ -720,6 +721,10 @@ class Data(_message.Message):
     their paths. Names of folders such as `year=2026` are columns, which come first. Files and folders whose names begin with `.` or `_`
     are left out, and so is the index that pandas writes. Only the columns and row groups that are needed are read. Needs the extra
     `data` on the nodes of workers: `pip install 'thalweg[data]'`.
+    """
+    arrow: _builtins.str
+    """The path of an Arrow file, which is also the format of Feather, version 2; or of a folder: then all files below it that end in
+    `.arrow`, `.feather` or `.ipc` are one table, as of `parquet`. Numbers that are not compressed are used where they lie in the file.
     """
     sha256: _builtins.str
     """The SHA-256, in hexadecimal, of the uploaded file (UploadData), or of the manifest of several. The client fills it in."""
@@ -782,6 +787,7 @@ class Data(_message.Message):
         csv: _builtins.str = ...,
         python: Global___EntryPoint | None = ...,
         parquet: _builtins.str = ...,
+        arrow: _builtins.str = ...,
         sha256: _builtins.str = ...,
         target: _builtins.str | None = ...,
         validation_fraction: _builtins.float | None = ...,
@@ -795,9 +801,9 @@ class Data(_message.Message):
         missing: _builtins.str | None = ...,
         columns: _abc.Mapping[_builtins.str, Global___ColumnSettings] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "csv", b"csv", "header", b"header", "missing", b"missing", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "csv", b"csv", "header", b"header", "missing", b"missing", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "features", b"features", "header", b"header", "ignore", b"ignore", "missing", b"missing", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "features", b"features", "header", b"header", "ignore", b"ignore", "missing", b"missing", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__header: _TypeAlias = _typing.Literal["header"]  # noqa: Y015
     _WhichOneofArgType__header: _TypeAlias = _typing.Literal["_header", b"_header"]  # noqa: Y015
@@ -813,7 +819,7 @@ class Data(_message.Message):
     _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["builtin", "npz", "csv", "python", "parquet"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["builtin", "npz", "csv", "python", "parquet", "arrow"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__header) -> _WhichOneofReturnType__header | None: ...

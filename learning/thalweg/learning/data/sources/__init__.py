@@ -20,10 +20,18 @@ def _parquet(data: job_pb2.Data, access: Access) -> Table:
     return parquet.source(data, access)
 
 
+def _arrow(data: job_pb2.Data, access: Access) -> Table:
+    require_pyarrow("data.arrow")
+    from thalweg.learning.data.sources import arrow  # noqa: PLC0415 - imports pyarrow
+
+    return arrow.source(data, access)
+
+
 SOURCES: dict[str, Reader] = {
     "builtin": builtins.source,
     "npz": npz.source,
     "csv": columns.source,
     "python": python_source.source,
     "parquet": _parquet,
+    "arrow": _arrow,
 }

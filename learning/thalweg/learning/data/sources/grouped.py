@@ -40,6 +40,9 @@ class Part(Protocol):
     def read(self, group: int, names: Sequence[str]) -> pa.Table:
         """Some columns of a group. Raises DataError, and OSError."""
 
+    def check(self) -> None:
+        """Raises DataError if what was read, and is part of the file, has changed with it."""
+
 
 class GroupedTable:
     """A table of which some groups of rows are held, decoded: MAX_DECODED bytes of those that were used last, or one group.
@@ -104,11 +107,14 @@ class GroupedTable:
             rows = indices[chosen] - start
             held = self._cells(group, tuple(name for name in names if name in self._in_files))
             part, _ = self._places[group]
+            self._parts[part].check()
             for name in names:
                 if name in held:
                     merged[name].add(chosen, held[name], rows)
                 else:
                     merged[name].add(chosen, self._partitions[name][1][part], np.zeros(len(rows), np.intp))
+            # What was copied is what was in the file when it was opened.
+            self._parts[part].check()
         return {name: each.cells() for name, each in merged.items()}
 
     def _column(self, name: str) -> Column:

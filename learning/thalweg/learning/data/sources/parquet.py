@@ -1,23 +1,21 @@
 """Parquet: a file, or the files of a folder, of which only what is needed is read. Imports pyarrow."""
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from thalweg.contract.resources import descriptors_left
 from thalweg.learning.data.access import Access
-from thalweg.learning.data.errors import DataError, MemoryLackError
+from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.files import OpenFile
 from thalweg.learning.data.recent import Recent
 from thalweg.learning.data.sources.arrow_cells import column_of, is_text
+from thalweg.learning.data.sources.arrow_files import ends_of, grouped, reading
 from thalweg.learning.data.sources.files import SourceFile, source_files
 from thalweg.learning.data.sources.grouped import GroupedTable
-from thalweg.learning.data.sources.partitions import Partitions, partitions
 from thalweg.learning.data.tables import ColumnType
-from thalweg.learning.errors import NodeError
 from thalweg.v1 import job_pb2
 
 _FIELD = "data.parquet"
@@ -36,21 +34,8 @@ def source(data: job_pb2.Data, access: Access) -> GroupedTable:
 
 def table(files: Sequence[SourceFile], name: str, field: str) -> GroupedTable:
     """The table in Parquet files, one after another. `field` and `name` are for messages. Raises DataError as `source` does."""
-    if not files:
-        raise DataError(f"{field}: {name!r} has no Parquet files")
-    check_descriptors(field, len(files))
     footers: Recent[str, pq.FileMetaData] = Recent(_FOOTERS, lambda footer: int(footer.serialized_size))
-    parts = [_File(file, field, footers) for file in files]
-    several = len(files) > 1 or "/" in files[0].name
-    columns = partitions([file.name for file in files], field) if several else Partitions((), ((),))
-    return GroupedTable(field, name, parts, columns)
-
-
-def check_descriptors(field: str, files: int) -> None:
-    """Raises NodeError if this process cannot open a number of files."""
-    if files > (left := descriptors_left()):
-        problem = f"there are {files:,} files, and this process can open {left:,} more"
-        raise NodeError(f"{field}: {problem}; raise the limit of open files (ulimit -n), or write fewer, larger files")
+    return grouped(field, name, files, lambda file: _File(file, field, footers))
 
 
 class _File:
@@ -100,19 +85,16 @@ class _File:
             )
         return found
 
+    def check(self) -> None:
+        """What has been read does not change with the file."""
+
     def _check_format(self) -> None:
-        size = self._file.size
-        if not size:
-            raise DataError(f"{self._subject} is empty")
-        start, end = bytearray(4), bytearray(4)
-        if size >= len(_MAGIC):
-            self._file.read(0, memoryview(start))
-            self._file.read(size - len(end), memoryview(end))
+        start, end = ends_of(self._file, len(_MAGIC))
         if _ENCRYPTED in (start, end):
             raise DataError(f"{self._subject} is encrypted, which is not supported; write it without encryption")
         if start != _MAGIC:
             raise DataError(f"{self._subject} is not a Parquet file; write one with pyarrow.parquet.write_table")
-        if end != _MAGIC or size < 3 * len(_MAGIC):
+        if end != _MAGIC or self._file.size < 3 * len(_MAGIC):
             raise DataError(f"{self._subject} is truncated: it does not end as a Parquet file; write or copy it again")
 
     def _footer(self) -> pq.FileMetaData:
@@ -125,23 +107,8 @@ class _File:
     def _bytes(self) -> pa.PythonFile:
         return pa.PythonFile(_Bytes(self._file), mode="r")
 
-    @contextmanager
-    def _reading(self, what: str) -> Iterator[None]:
-        """Turns errors of pyarrow within the context into DataError. An error of a file that has changed says so."""
-        try:
-            yield
-            self._file.check()
-        except DataError:
-            raise
-        except MemoryError:
-            smaller = self.smaller(max(self.rows, default=0))
-            raise MemoryLackError(f"{self._subject} does not fit in this machine's memory; {smaller}") from None
-        except (pa.ArrowException, OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # the system's, and so the node's
-            self._file.check()
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(f"{self._subject} cannot be read {what}: {reason}; it is damaged, write or copy it again") from error
+    def _reading(self, what: str) -> AbstractContextManager[None]:
+        return reading(self._file, what, self.smaller(max(self.rows, default=0)))
 
 
 class _Bytes(io.RawIOBase):
