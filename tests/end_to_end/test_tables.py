@@ -66,6 +66,8 @@ def test_classes_are_predicted_by_name_for_raw_rows_after_two_commands(tmp_path:
     predicted = thalweg(tmp_path, "predict", job, "new.csv")
     assert predicted.code == 0, predicted.stderr
     assert predicted.stdout.split() == ["daisy", "lily", "rose"]
+    write(tmp_path / "new.parquet", {"place": ["pond"], "height": [12.5], "wild": [False], "seen": flowers()["seen"][:1]})
+    assert thalweg(tmp_path, "predict", job, "new.parquet").stdout.split() == ["lily"]
     answer = thalweg(tmp_path, "predict", job, "new.csv", "--json", "-o", "out.csv").answer
     assert answer["labels"] == predicted.stdout.split()
     assert answer["class_names"] == ["daisy", "lily", "rose"]
@@ -100,10 +102,8 @@ def test_a_regression_in_dollars_predicts_dollars_from_a_data_frame(tmp_path: Pa
     price = 100_000.0 * rooms + np.where(city == "Bonn", 50_000, 0)
     frame = pandas.DataFrame({"rooms": rooms, "city": city, "price": price})
     frame.loc[::20, "city"] = None
-    frame.to_parquet(tmp_path / "houses.parquet")
     job = {
         "data": {
-            "parquet": str(tmp_path / "houses.parquet"),
             "columns": {"price": {"prepare": "standardize"}, "rooms": {"prepare": "standardize"}, "city": {"missing": "Ulm"}},
         },
         "model": {"layers": [{"dense": {"units": 1}}], "loss": "mean_squared_error"},
@@ -111,7 +111,10 @@ def test_a_regression_in_dollars_predicts_dollars_from_a_data_frame(tmp_path: Pa
         "optimizer": {"adam": {"learning_rate": 0.02}},
     }
     with local(workers=2, data=tmp_path / "data") as client:
-        trained = client.submit(job)
+        trained = client.submit(job, data=frame)
         trained.wait()
+        # The same cells give the same file, whatever brings them.
+        again = client.submit(job, data={name: frame[name] for name in frame})
+        assert again.wait().weights_sha256 == trained.result().weights_sha256
         found = trained.predict(pandas.DataFrame({"city": ["Bonn", "Ulm"], "rooms": [2, 5]}))
     assert found.ravel().tolist() == pytest.approx([250_000, 500_000], rel=0.05)

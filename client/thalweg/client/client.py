@@ -61,7 +61,7 @@ class Client:
 
         `job` is the name of a packaged job, the path of a TOML file, a dictionary of the same shape, or a JobSpec. `settings` are
         laid over it: `{"training.epochs": 5}`, or texts `training.epochs=5`. `data` is a pair of arrays, samples and targets, to
-        learn from in place of what the job says.
+        learn from in place of what the job says; or a table: a data frame, or a dictionary of columns by their names.
 
         `model` is a torch.nn.Module, trained from its current parameters and buffers, or a function that makes one, in place of
         the job's model. `loss` is then the name of a loss, `model` for the module's own, or a function of (outputs, targets).

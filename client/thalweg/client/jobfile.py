@@ -82,10 +82,10 @@ def toml_of(spec: job_pb2.JobSpec) -> str:
 
 
 def with_data(job: JobFile, data: Path) -> JobFile:
-    """The job, with an .npz file as its data. Its specification has the file's name only."""
+    """The job, with an .npz or .parquet file as its data. Its specification has the file's name only."""
     spec = job_pb2.JobSpec()
     spec.CopyFrom(job.spec)
-    spec.data.npz = data.name
+    setattr(spec.data, _kind(data), data.name)
     spec.data.ClearField("sha256")
     return replace(job, spec=spec, data=data, parts={})
 
@@ -95,13 +95,13 @@ def load_job(job: JobSource, settings: Settings = (), data: Path | None = None) 
 
     `job` is the name of a packaged job, the path of a TOML file, a mapping of the same shape, or a specification.
     `settings` are texts `PATH=VALUE` or a mapping of paths to values. Relative paths of files are relative to the job file's
-    folder, in settings and mappings to the current one. `data` is an .npz file that replaces the job's data.
+    folder, in settings and mappings to the current one. `data` is an .npz or .parquet file that replaces the job's data.
     Raises ThalwegError with every error that can be found without a server.
     """
     source, document, folder = _document(job)
     folders = dict.fromkeys(_FILES, folder)
     values = _walked(document, source)
-    for setting in [*read_settings(settings), *([Setting("data.npz", str(data), None)] if data else [])]:
+    for setting in [*read_settings(settings), *([Setting(f"data.{_kind(data)}", str(data), None)] if data else [])]:
         apply_setting(values, job_pb2.JobSpec.DESCRIPTOR, setting)
         # So that the next setting finds tables.
         values = _walked(values, "")
@@ -124,6 +124,11 @@ def load_job(job: JobSource, settings: Settings = (), data: Path | None = None) 
     parts = parts_of(given, _endings(spec.data), f"data.{spec.data.WhichOneof('source')}") if given and given.is_dir() else {}
     loaded = JobFile(spec, None if parts else given, initial, code, parts)
     return with_data(loaded, data) if data else loaded
+
+
+def _kind(data: Path) -> str:
+    """The source that a file of data is for."""
+    return data.suffix.removeprefix(".")
 
 
 def _below(values: dict[str, Any], path: str) -> dict[str, Any]:

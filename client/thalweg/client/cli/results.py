@@ -66,7 +66,7 @@ def predict(
         typer.Argument(
             parser=user_path,
             metavar="[INPUT]",
-            help="The samples: .npy, .npz (array x), or .csv with the training data's columns. - is standard input.",
+            help="The samples: .npy, .npz (array x), or .csv or .parquet with the training data's columns. - is standard input.",
             show_default="the job's own validation samples",
         ),
     ] = None,
@@ -104,7 +104,7 @@ def predict(
     arrays classes, probabilities and outputs, and labels where classes have
     names; a .npy file has the outputs only.
 
-    Samples are preprocessed as the training data was. Columns of a table
+    Samples are prepared as the training data was. Columns of a table
     are matched by the names that they had in the training data; a target
     column is ignored. For the job's own samples, the target is printed
     where it differs from the prediction.

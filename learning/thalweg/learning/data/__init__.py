@@ -28,7 +28,7 @@ from thalweg.learning.data.preparation import (
 )
 from thalweg.learning.data.rows import Positions, Rows, Selected
 from thalweg.learning.data.samples import ALL, Arrays, Samples, held, sample_bytes
-from thalweg.learning.data.sources import SOURCES, columns, npz, table
+from thalweg.learning.data.sources import SOURCES, columns, is_parquet, npz, parquet_rows, table
 from thalweg.learning.data.sources.columns import Found, Source
 from thalweg.learning.data.tables import Table
 from thalweg.v1 import job_pb2
@@ -206,13 +206,15 @@ def read_samples(
 
 
 def read_rows(path: Path, data: job_pb2.Data, preprocessing: job_pb2.Preprocessing, header: bool | None = None) -> Table | None:
-    """The rows of a .csv file to predict from, as they are, for `prepare_table`.
+    """The rows of a .csv or .parquet file to predict from, as they are, for `prepare_table`.
 
     None if the job makes no table of what it reads, or if the file is an array. Raises as `read_samples` does.
     """
+    words, name = table.TO_PREDICT, path.name
+    if is_parquet(path) and (preprocessing.table or preprocessing.columns):
+        return parquet_rows(path, words.field)
     if not (preprocessing.table or _asked(data)) or (path.suffix.lower() != ".csv" and npz.is_numpys(path)):
         return None
-    words, name = table.TO_PREDICT, path.name
     names, rows, lines = table.read_texts(path, words, name, columns.header_of(data) if header is None else header)
     if not names:
         raise DataError(f"{words.field}: {name!r} has no line of column names, by which the job finds its columns; add one")

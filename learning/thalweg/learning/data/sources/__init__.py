@@ -1,11 +1,13 @@
 """Where samples come from: each source is one function of its module, and one line here."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from thalweg.learning.data.access import Access
 from thalweg.learning.data.sources import builtins, columns, npz, python_source
 from thalweg.learning.data.sources.columns import Source
 from thalweg.learning.data.sources.extras import require_pyarrow
+from thalweg.learning.data.sources.files import SourceFile
 from thalweg.learning.data.tables import Table
 from thalweg.v1 import job_pb2
 
@@ -25,6 +27,20 @@ def _arrow(data: job_pb2.Data, access: Access) -> Table:
     from thalweg.learning.data.sources import arrow  # noqa: PLC0415 - imports pyarrow
 
     return arrow.source(data, access)
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is a Parquet file, by its beginning."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+def parquet_rows(path: Path, field: str) -> Table:
+    """The table in one Parquet file; messages begin with `field`."""
+    require_pyarrow(field)
+    from thalweg.learning.data.sources import parquet  # noqa: PLC0415 - imports pyarrow
+
+    return parquet.table([SourceFile(path.name, path)], path.name, field)
 
 
 SOURCES: dict[str, Reader] = {
