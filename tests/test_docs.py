@@ -100,6 +100,15 @@ def test_the_jobs_of_the_page_on_data_are_jobs() -> None:
         assert validation.complete(spec).data.columns["zip"].buckets == 64
 
 
+def test_the_programs_of_the_page_on_data_run(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    with running_server(tmp_path / "server") as server, fleet_of_threads(server), Client(server.address) as client:
+        for program in blocks(ROOT / "docs" / "data.md", "python"):
+            names: dict[str, Any] = {"client": client}
+            exec(compile(program, "data.md", "exec"), names)
+    assert names["prediction"].labels.tolist() == ["lily", "rose"]
+
+
 @pytest.mark.parametrize("standardize", [False, True])
 def test_the_readmes_model_in_pytorch_is_the_jobs(standardize: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")

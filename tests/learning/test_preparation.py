@@ -372,6 +372,20 @@ def test_numbers_that_no_dtype_holds_are_told() -> None:
     assert told.startswith("data.columns.a.prepare: the numbers are too large for standardize")
 
 
+def test_a_recipe_that_is_too_large_to_travel_is_told() -> None:
+    columns = {"t": {"prepare": "one_hot"}}
+    told = problem({"t": [f"{number:0400}" for number in range(9000)], "y": range(9000)}, columns=columns)
+    assert told.startswith("data.columns.t.prepare: what is known of all columns takes ")
+    assert 'prepare it as "hash"' in told
+    wide = {name: {"prepare": "hash", "buckets": 60_000} for name in ("a", "b", "c")}
+    told = problem({"a": ["x"], "b": ["x"], "c": ["x"], "y": [1]}, columns=wide)
+    assert told.startswith(
+        "data.columns.a.prepare: the columns become 180,000 features, 60,000 of them from this one; at most 131,072"
+    )
+    told = problem({"t": [f"{number}" for number in range(10_001)], "y": range(10_001)}, columns=columns)
+    assert told.startswith("data.columns.t.prepare: the column 't' has more than 10,000 categories")
+
+
 def predicted(dataset: Dataset, x: object, settings: Mapping[str, Any] | None = None) -> tuple[NDArray[Any], tuple[str, ...]]:
     source = json_format.ParseDict(dict(settings or {}), job_pb2.Data())
     found = prepare_table(x, dataset.preprocessing, source, np.dtype(np.float64))

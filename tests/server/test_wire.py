@@ -69,6 +69,21 @@ def test_workers_that_get_rounded_parameters_read_none_in_shared_memory() -> Non
     assert not any(suits(make_spec(codec={kind: {}})) for kind in codecs.CODECS if kind != "float32")
 
 
+def test_columns_are_prepared_in_one_way_and_with_finite_numbers() -> None:
+    tensor = job_pb2.Tensor(name="a", shape=[3])
+    prepared = pb.Prepared(layout=job_pb2.Layout(tensors=[tensor], dtype="float32"), train_samples=4)
+    prepared.preprocessing.table.add(name="a", prepare="none", scale=1)
+    prepared.preprocessing.targets.add(name="y", classes=["no", "yes"])
+    wire.check_prepared(prepared, make_spec())
+    prepared.preprocessing.table[0].shift = float("nan")
+    with pytest.raises(ThalwegError, match="shifts or scales of a table that are not finite"):
+        wire.check_prepared(prepared, make_spec())
+    prepared.preprocessing.table[0].shift = 0
+    prepared.preprocessing.mean.append(1)
+    with pytest.raises(ThalwegError, match="columns of a table that are prepared in two ways"):
+        wire.check_prepared(prepared, make_spec())
+
+
 @pytest.mark.parametrize("training", [{"synchrony": {"local": {}}}, {"codec": {"bfloat16": {}}}])
 def test_differences_of_the_loss_are_not_for_every_job(training: dict[str, Any]) -> None:
     tensor = job_pb2.Tensor(name="a", shape=[3])
