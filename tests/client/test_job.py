@@ -278,6 +278,23 @@ def test_samples_may_have_many_axes(cluster: Cluster) -> None:
     assert job.predict(x).shape == (4, 1)
 
 
+def test_arrays_in_two_files_train_to_the_bits_of_an_archive(cluster: Cluster) -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(100, 2)), generator.integers(0, 2, 100)
+    np.savez("both.npz", x=x, y=y)
+    np.savez_compressed("small.npz", x=x, y=y)
+    np.save("x.npy", x)
+    np.save("y.npy", y)
+    settings = {"training.epochs": 2, "training.batch_size": 30}
+    sources: list[dict[str, object]] = [
+        {"data.npz": "both.npz"},
+        {"data.npz": "small.npz"},
+        {"data.npy": {"x": "x.npy", "y": "y.npy"}},
+    ]
+    jobs = [cluster.client.submit("xor", settings | source) for source in sources]
+    assert len({job.wait().weights_sha256 for job in jobs}) == 1
+
+
 def test_outputs_that_are_not_finite_are_told(cluster: Cluster) -> None:
     """Each sample can be held, and what the layers make of one cannot."""
     job = cluster.client.submit("xor", {"model.loss": "mean_squared_error", "model.layers": [{"dense": {"units": 1}}]})

@@ -123,6 +123,21 @@ def test_a_folder_is_its_files_of_the_source_sorted(tmp_path: Path) -> None:
     assert load_job(loaded.spec, {"data.parquet": str(tmp_path / "jobs" / "trips" / "b.parquet")}).parts == {}
 
 
+def test_arrays_in_files_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs").mkdir()
+    for name in ("jobs/x.npy", "jobs/y.npy", "z.npy"):
+        (tmp_path / name).touch()
+    text = TOML.replace('npz = "points.npz"', 'npy = { x = "x.npy", y = "y.npy" }')
+    (tmp_path / "jobs" / "mine.toml").write_text(text)
+    loaded = load_job("jobs/mine.toml")
+    assert (loaded.data, loaded.parts) == (None, {"x": Path("jobs/x.npy"), "y": Path("jobs/y.npy")})
+    # A path in a setting is relative to the current folder.
+    assert load_job("jobs/mine.toml", {"data.npy.x": "z.npy"}).parts == {"x": Path("z.npy"), "y": Path("jobs/y.npy")}
+    (tmp_path / "jobs" / "mine.toml").write_text(text.replace("y.npy", "n.npy"))
+    assert told("jobs/mine.toml") == "data.npy.y: there is no file jobs/n.npy"
+
+
 def test_a_folder_without_files_of_the_source_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
     with pytest.raises(ThalwegError) as caught:

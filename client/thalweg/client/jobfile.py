@@ -109,6 +109,10 @@ def load_job(job: JobSource, settings: Settings = (), data: Path | None = None) 
             if setting.path in sources:
                 # Another file: it is not the one that was uploaded before,
                 _below(values, path).pop("sha256", None)
+            if any(setting.path.startswith(f"{source}.") for source in sources):
+                # One of several files.
+                _below(values, path).pop("sha256", None)
+                folders[setting.path] = Path()
             if setting.path in sources or f"{path}.".startswith(f"{setting.path}."):
                 # and its path is not relative to the job file's folder.
                 folders[path] = Path()
@@ -120,9 +124,8 @@ def load_job(job: JobSource, settings: Settings = (), data: Path | None = None) 
     initial = _file(spec.model.initial, "model.initial", folders)
     if initial:
         check_weights(initial, "model.initial.file")
-    given = _file(spec.data, "data", folders)
-    parts = parts_of(given, _endings(spec.data), f"data.{spec.data.WhichOneof('source')}") if given and given.is_dir() else {}
-    loaded = JobFile(spec, None if parts else given, initial, code, parts)
+    data_file, parts = _data(spec.data, folders)
+    loaded = JobFile(spec, data_file, initial, code, parts)
     return with_data(loaded, data) if data else loaded
 
 
@@ -200,6 +203,24 @@ def _file(message: _Uploaded, path: str, folders: Mapping[str, Path]) -> Path | 
     elif not (isinstance(message, job_pb2.Data) and _endings(message) and file.is_dir()):
         check_input(file, field)
     return file
+
+
+def _data(message: job_pb2.Data, folders: Mapping[str, Path]) -> tuple[Path | None, Parts]:
+    """The file of a job's data, or its files, if there are several. Raises ThalwegError if they cannot be read."""
+    kind = message.WhichOneof("source")
+    if kind == "npy" and not message.sha256:
+        parts = {}
+        for name in ("x", "y"):
+            path = f"data.npy.{name}"
+            if not (given := getattr(message.npy, name)):
+                raise invalid(Violation(path, "is empty; give the path of a file"))
+            parts[name] = folders.get(path, folders["data"]) / expanded(given)
+            check_input(parts[name], path)
+        return None, parts
+    given = _file(message, "data", folders)
+    if given and given.is_dir():
+        return None, parts_of(given, _endings(message), f"data.{kind}")
+    return given, {}
 
 
 def _endings(data: job_pb2.Data) -> list[str]:

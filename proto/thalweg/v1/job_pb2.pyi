@@ -694,6 +694,7 @@ class Data(_message.Message):
     PYTHON_FIELD_NUMBER: _builtins.int
     PARQUET_FIELD_NUMBER: _builtins.int
     ARROW_FIELD_NUMBER: _builtins.int
+    NPY_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     VALIDATION_FRACTION_FIELD_NUMBER: _builtins.int
@@ -710,7 +711,7 @@ class Data(_message.Message):
     """The name of a built-in data set: "digits", "and", "or", "nand" or "xor"."""
     npz: _builtins.str
     """The path of a NumPy archive with the arrays `x` (samples first) and `y`. An archive of `numpy.savez`, which is not compressed, may
-    be larger than memory.
+    be larger than memory; a compressed one is unpacked to the disks of nodes if its arrays are large.
     """
     csv: _builtins.str
     """The path of a CSV file in UTF-8: a line of column names, then decimal numbers, separated by commas. For predictions, columns
@@ -762,6 +763,10 @@ class Data(_message.Message):
         """
 
     @_builtins.property
+    def npy(self) -> Global___Npy:
+        """Two files of NumPy's with one array each, written with `numpy.save`. They may be larger than memory."""
+
+    @_builtins.property
     def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """For tables: the names of several target columns, which must hold numbers or truth values, in place of `target`."""
 
@@ -788,6 +793,7 @@ class Data(_message.Message):
         python: Global___EntryPoint | None = ...,
         parquet: _builtins.str = ...,
         arrow: _builtins.str = ...,
+        npy: Global___Npy | None = ...,
         sha256: _builtins.str = ...,
         target: _builtins.str | None = ...,
         validation_fraction: _builtins.float | None = ...,
@@ -801,9 +807,9 @@ class Data(_message.Message):
         missing: _builtins.str | None = ...,
         columns: _abc.Mapping[_builtins.str, Global___ColumnSettings] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "csv", b"csv", "header", b"header", "missing", b"missing", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "csv", b"csv", "header", b"header", "missing", b"missing", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "features", b"features", "header", b"header", "ignore", b"ignore", "missing", b"missing", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "features", b"features", "header", b"header", "ignore", b"ignore", "missing", b"missing", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__header: _TypeAlias = _typing.Literal["header"]  # noqa: Y015
     _WhichOneofArgType__header: _TypeAlias = _typing.Literal["_header", b"_header"]  # noqa: Y015
@@ -819,7 +825,7 @@ class Data(_message.Message):
     _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["builtin", "npz", "csv", "python", "parquet", "arrow"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["builtin", "npz", "csv", "python", "parquet", "arrow", "npy"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__header) -> _WhichOneofReturnType__header | None: ...
@@ -839,6 +845,32 @@ class Data(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___Data: _TypeAlias = Data  # noqa: Y015
+
+@_typing.final
+class Npy(_message.Message):
+    """Samples and targets in NumPy's files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    X_FIELD_NUMBER: _builtins.int
+    Y_FIELD_NUMBER: _builtins.int
+    x: _builtins.str
+    """The path of the file of the samples, which are on the first axis."""
+    y: _builtins.str
+    """The path of the file of the targets, as many as samples."""
+    def __init__(
+        self,
+        *,
+        x: _builtins.str = ...,
+        y: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["x", b"x", "y", b"y"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Npy: _TypeAlias = Npy  # noqa: Y015
 
 @_typing.final
 class ColumnSettings(_message.Message):

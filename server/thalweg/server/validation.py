@@ -33,7 +33,7 @@ _OR_ENTRY_POINT = ", or an entry point, as in nets:loss"
 _SEQUENTIAL = "sequential"
 # Fields of data for tables, and the sources that are none.
 _OF_TABLES = ("targets", "features", "ignore", "missing", "columns")
-_ARRAYS = ("builtin", "npz", "python")
+_ARRAYS = ("builtin", "npz", "npy", "python")
 # A status travels in gRPC's trailers, three times over, and those may be refused beyond 8 KiB.
 _MAX_SHOWN = 60
 # A thousand layers take a quarter of it. A job travels as a part of other messages, and those have gRPC's limit.

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from thalweg.learning.data.access import Access
-from thalweg.learning.data.sources import builtins, columns, npz, python_source
+from thalweg.learning.data.sources import builtins, columns, npy, npz, python_source
 from thalweg.learning.data.sources.columns import Source
 from thalweg.learning.data.sources.extras import require_pyarrow
 from thalweg.learning.data.sources.files import SourceFile
@@ -46,6 +46,7 @@ def parquet_rows(path: Path, field: str) -> Table:
 SOURCES: dict[str, Reader] = {
     "builtin": builtins.source,
     "npz": npz.source,
+    "npy": npy.source,
     "csv": columns.source,
     "python": python_source.source,
     "parquet": _parquet,

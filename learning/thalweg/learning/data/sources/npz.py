@@ -7,7 +7,7 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -16,15 +16,19 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from thalweg.learning.data.access import Access
+from thalweg.learning.data.access import Access, Fill
 from thalweg.learning.data.errors import DataError, MemoryLackError, listed
-from thalweg.learning.data.memory import check_memory
+from thalweg.learning.data.memory import check_memory, is_held
 from thalweg.learning.data.rows import FileRows, Rows
 from thalweg.learning.data.sources.columns import Source
 from thalweg.v1 import job_pb2
 
 # What readers raise for a damaged, encrypted or foreign file.
 _UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+# Gives the file that was made for an array's name, or makes it.
+Made = Callable[[str, Fill], Path]
+# Of unpacked arrays: another one, and they are unpacked again.
+_FORMAT = 1
 # How much is read at once: an archive is unpacked piece by piece.
 _BLOCK = 1 << 20
 # The local header of a member of a zip archive. Its last two numbers are the lengths of the name and of the extra field after it.
@@ -37,7 +41,11 @@ _one_reader = threading.Lock()
 
 def source(data: job_pb2.Data, access: Access) -> Source:
     """The arrays `x` and `y` of a job's archive. Raises DataError if it cannot be read."""
-    x, y = load_rows(access.upload(data.sha256), "data.npz", data.npz, ("x", "y"))
+
+    def made(key: str, fill: Fill) -> Path:
+        return access.made(f"npz-{_FORMAT}-{data.sha256}-{key}", fill)
+
+    x, y = load_rows(access.upload(data.sha256), "data.npz", data.npz, ("x", "y"), made)
     return Source(x, y)
 
 
@@ -48,14 +56,29 @@ def load(path: Path, field: str, name: str) -> tuple[NDArray[Any], NDArray[Any]]
         return archive.array("x"), archive.array("y")
 
 
-def load_rows(path: Path, field: str, name: str, keys: Sequence[str]) -> list[Rows]:
+def load_rows(path: Path, field: str, name: str, keys: Sequence[str], made: Made | None = None) -> list[Rows]:
     """Arrays of an archive by their names. An array that is stored as it is in memory stays in the file.
 
-    That is so for C-ordered arrays in an archive of `numpy.savez`. Others are read. Raises DataError as `load` does.
+    That is so for C-ordered arrays in an archive of `numpy.savez`. Others are read; but C-ordered ones that are larger than what
+    is held in memory are unpacked into files, and stay there, if `made` is given. Raises DataError as `load` does.
     """
     with _opened(path, field, name) as archive:
         archive.require(keys)
-        return [archive.rows(key) for key in keys]
+        return [archive.rows(key, made) for key in keys]
+
+
+def load_array(path: Path, field: str, name: str) -> Rows:
+    """The array of a .npy file, which stays in the file if it is C-ordered. Raises DataError as `load` does."""
+    subject = f"{field}: {name!r}"
+    with path.open("rb") as file:
+        if file.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
+            raise DataError(f"{subject} is not an array of NumPy's; write one with numpy.save")
+        file.seek(0)
+        with _data_errors(field, name, "a NumPy array"):
+            header = _header(file, subject, "an array", path.stat().st_size)
+            if header.by_columns:
+                return _read(file, subject, "an array", header)
+            return FileRows(file.fileno(), file.tell(), header.shape, header.dtype, subject)
 
 
 def load_samples(path: Path, field: str, name: str) -> NDArray[Any]:
@@ -135,17 +158,32 @@ class _Archive:
         with self._member(key) as (file, header):
             return _read(file, self._subject, key, header)
 
-    def rows(self, key: str) -> Rows:
-        """An array by its name, which stays in the file if it is stored there row by row."""
+    def rows(self, key: str, made: Made | None) -> Rows:
+        """An array by its name, which stays in the file, or in one that is `made`, if it is stored row by row."""
         member = self._members[key]
         with self._member(key) as (file, header):
-            if header.by_columns or member.compress_type != zipfile.ZIP_STORED:
+            if header.by_columns:
                 return _read(file, self._subject, key, header)
+            if member.compress_type != zipfile.ZIP_STORED:
+                if made is None or is_held(header.needed):
+                    return _read(file, self._subject, key, header)
+                unpacked = made(key, lambda path: self._unpack(key, header, path))
+                with unpacked.open("rb") as found:
+                    return FileRows(found.fileno(), 0, header.shape, header.dtype, self._subject)
             offset = self._data_offset(member) + file.tell()
             # To the end, where its checksum is compared.
             while file.read(_BLOCK):
                 pass
             return FileRows(self._descriptor, offset, header.shape, header.dtype, self._subject)
+
+    def _unpack(self, key: str, header: "_Header", path: Path) -> None:
+        """Writes the elements of an array to a file."""
+        with self._member(key) as (file, _), path.open("wb") as out:
+            # To the end, where its checksum is compared; a member is as long as it says.
+            while block := file.read(_BLOCK):
+                out.write(block)
+            if (size := out.tell()) < header.needed:
+                raise DataError(f"{self._subject} is truncated: {key} needs {header.needed:,} bytes but has {size:,}")
 
     @contextmanager
     def _member(self, key: str) -> "Iterator[tuple[IO[bytes], _Header]]":
