@@ -86,7 +86,9 @@ def test_a_bad_file_is_told() -> None:
         "words.npy": "'words.npy' holds elements of type <U1 in an array; it must hold real numbers",
         "cut.npy": "'cut.npy' cannot be read as a NumPy array: EOF: reading array header, expected 118 bytes got 10",
         "short.npy": "'short.npy' is truncated: an array needs 32 bytes but has 31",
-        "new.csv.gz": "'new.csv.gz' is compressed; compressed tables are not supported; decompress it first, with gunzip",
+        "new.csv.gz": "'new.csv.gz' cannot be decompressed: Compressed file ended before the end-of-stream marker was "
+        "reached; it is damaged, "
+        "write or copy it again",
         "two.npz": "'two.npz' has no array x; it has 'a', 'b'",
         "none.npz": "'none.npz' has no array x; it has nothing",
         "nowhere.npy": "there is no file nowhere.npy",

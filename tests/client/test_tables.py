@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
 def test_a_cell_that_cannot_be_read_is_told_with_its_line(houses: Job, cluster: Cluster, command: Command) -> None:
     Path("new.csv").write_text("garden,rooms\n1,1\n\n1,many\n")
     told = command("predict", houses.id, "new.csv", "--server", cluster.address).err
-    assert "INPUT: 'new.csv': line 4, column 'rooms': 'many' cannot be read as number" in told
+    assert "INPUT: line 4, column 'rooms': 'many' is not a number; " in told
     Path("new.csv").write_text("garden,rooms\n1,1\n1,\n")
     told = command("predict", houses.id, "new.csv", "--server", cluster.address).err
     assert "INPUT: 'new.csv': line 3, column 'rooms' has no value, and the job does not say what replaces one" in told

@@ -489,7 +489,7 @@ def test_a_source_of_numbers_with_names_is_a_table_where_the_job_asks_for_one(tm
     spec = spec_of(ignore=["id"], columns={"a": {"prepare": "min_max"}})
     loaded = data.load(spec, lambda _: tmp_path / "a.csv")
     assert (inputs(loaded.train).tolist(), targets(loaded.train).tolist()) == ([[0], [1]], [0, 1])
-    spec = spec_of(ignore=["id"], header=False)
+    # Columns without names are called by their positions.
     (tmp_path / "a.csv").write_text("1,10,0\n2,30,1\n")
-    with pytest.raises(DataError, match=r"^data\.ignore: is for tables with column names"):
-        data.load(spec, lambda _: tmp_path / "a.csv")
+    unnamed = data.load(spec_of(ignore=["1"], columns={"2": {"prepare": "min_max"}}, header=False), lambda _: tmp_path / "a.csv")
+    assert (inputs(unnamed.train).tolist(), targets(unnamed.train).tolist()) == ([[0], [1]], [0, 1])

@@ -118,7 +118,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data": {}}, "data: one of these must be given: builtin, npz, csv, python, parquet, arrow, npy"),
     ({"data": {"npz": "a.npz"}}, "data.npz: upload the file first (UploadData) and give its SHA-256 in data.sha256"),
     ({"data": {"builtin": "xor", "target": "y"}}, "data.target: names a column of a table, and the data is not one"),
-    ({"data": {"builtin": "xor", "header": False}}, "data.header: says how a CSV file begins, and the data is not one; leave it out"),
+    ({"data": {"builtin": "xor", "header": False}}, "data.header: says how a CSV file is written, and the data is not one; leave it out"),
     ({"data": {"builtin": "xor", "missing": "mean"}}, "data.missing: is for tables, and data.builtin is not one; leave it out"),
     ({"data": {"csv": "a.csv", "sha256": "0" * 64, "target": "a", "targets": ["b"]}}, "data.targets: is given beside data.target; give one of them"),
     ({"data": {"csv": "a.csv", "sha256": "0" * 64, "columns": {"a b": {"type": "date"}}}}, "data.columns.a b.type: unknown value 'date'; expected one of number, text, boolean, time"),

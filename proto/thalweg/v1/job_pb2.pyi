@@ -707,6 +707,10 @@ class Data(_message.Message):
     IGNORE_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
+    DELIMITER_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
+    DECIMAL_FIELD_NUMBER: _builtins.int
+    MISSING_VALUES_FIELD_NUMBER: _builtins.int
     builtin: _builtins.str
     """The name of a built-in data set: "digits", "and", "or", "nand" or "xor"."""
     npz: _builtins.str
@@ -714,8 +718,9 @@ class Data(_message.Message):
     be larger than memory; a compressed one is unpacked to the disks of nodes if its arrays are large.
     """
     csv: _builtins.str
-    """The path of a CSV file in UTF-8: a line of column names, then decimal numbers, separated by commas. For predictions, columns
-    are matched by these names.
+    """The path of a CSV file: a line of column names, then rows of numbers, text, truth values, dates and times. How it is written is found
+    out, or told by `delimiter`, `encoding`, `decimal` and `missing_values`. It may be compressed, as `.csv.gz` or `.csv.zst`. For
+    predictions, columns are matched by these names.
     """
     parquet: _builtins.str
     """The path of a Parquet file, or of a folder: then all files below it that end in `.parquet` or `.parq` are one table, in the order of
@@ -755,6 +760,14 @@ class Data(_message.Message):
     samples; for text and truth values all three mean the most frequent one. `drop` leaves out rows in which a value is missing. Anything
     else is the value to use. By default, a missing value is an error.
     """
+    delimiter: _builtins.str
+    """For CSV: what separates cells. By default found in the first 64 KiB."""
+    encoding: _builtins.str
+    """For CSV: the encoding of the text. Defaults to UTF-8, or UTF-16 if the file begins with its mark."""
+    decimal: _builtins.str
+    """For CSV: whether decimal numbers are written with a point or a comma. Defaults to a point where commas separate cells; otherwise it is
+    found in the first 64 KiB.
+    """
     @_builtins.property
     def python(self) -> Global___EntryPoint:
         """Samples as code of your own, which workers run; see `code`: a callable that returns a data set with `__len__` and `__getitem__`,
@@ -784,6 +797,12 @@ class Data(_message.Message):
     def columns(self) -> _containers.MessageMap[_builtins.str, Global___ColumnSettings]:
         """For tables: settings of single columns, features or targets, by their names."""
 
+    @_builtins.property
+    def missing_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For CSV: the texts of cells whose values are missing, besides empty ones, exactly as they are written. They replace the usual ones,
+        such as `NA`.
+        """
+
     def __init__(
         self,
         *,
@@ -806,11 +825,21 @@ class Data(_message.Message):
         ignore: _abc.Iterable[_builtins.str] | None = ...,
         missing: _builtins.str | None = ...,
         columns: _abc.Mapping[_builtins.str, Global___ColumnSettings] | None = ...,
+        delimiter: _builtins.str | None = ...,
+        encoding: _builtins.str | None = ...,
+        decimal: _builtins.str | None = ...,
+        missing_values: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "csv", b"csv", "header", b"header", "missing", b"missing", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "header", b"header", "missing", b"missing", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "features", b"features", "header", b"header", "ignore", b"ignore", "missing", b"missing", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "features", b"features", "header", b"header", "ignore", b"ignore", "missing", b"missing", "missing_values", b"missing_values", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__decimal: _TypeAlias = _typing.Literal["decimal"]  # noqa: Y015
+    _WhichOneofArgType__decimal: _TypeAlias = _typing.Literal["_decimal", b"_decimal"]  # noqa: Y015
+    _WhichOneofReturnType__delimiter: _TypeAlias = _typing.Literal["delimiter"]  # noqa: Y015
+    _WhichOneofArgType__delimiter: _TypeAlias = _typing.Literal["_delimiter", b"_delimiter"]  # noqa: Y015
+    _WhichOneofReturnType__encoding: _TypeAlias = _typing.Literal["encoding"]  # noqa: Y015
+    _WhichOneofArgType__encoding: _TypeAlias = _typing.Literal["_encoding", b"_encoding"]  # noqa: Y015
     _WhichOneofReturnType__header: _TypeAlias = _typing.Literal["header"]  # noqa: Y015
     _WhichOneofArgType__header: _TypeAlias = _typing.Literal["_header", b"_header"]  # noqa: Y015
     _WhichOneofReturnType__missing: _TypeAlias = _typing.Literal["missing"]  # noqa: Y015
@@ -827,6 +856,12 @@ class Data(_message.Message):
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["builtin", "npz", "csv", "python", "parquet", "arrow", "npy"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decimal) -> _WhichOneofReturnType__decimal | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__delimiter) -> _WhichOneofReturnType__delimiter | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__encoding) -> _WhichOneofReturnType__encoding | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__header) -> _WhichOneofReturnType__header | None: ...
     @_typing.overload

@@ -33,6 +33,7 @@ _OR_ENTRY_POINT = ", or an entry point, as in nets:loss"
 _SEQUENTIAL = "sequential"
 # Fields of data for tables, and the sources that are none.
 _OF_TABLES = ("targets", "features", "ignore", "missing", "columns")
+_OF_CSV = ("header", "delimiter", "encoding", "decimal", "missing_values")
 _ARRAYS = ("builtin", "npz", "npy", "python")
 # A status travels in gRPC's trailers, three times over, and those may be refused beyond 8 KiB.
 _MAX_SHOWN = 60
@@ -386,8 +387,9 @@ def _across_data(data: job_pb2.Data) -> Iterator[Violation]:
             yield Violation(f"data.{field.name}", f"is for tables, and data.{source} is not one; leave it out")
     if data.target and data.targets:
         yield Violation("data.targets", "is given beside data.target; give one of them")
-    if data.HasField("header") and source != "csv":
-        yield Violation("data.header", "says how a CSV file begins, and the data is not one; leave it out")
+    for field, _ in data.ListFields():
+        if field.name in _OF_CSV and source != "csv":
+            yield Violation(f"data.{field.name}", "says how a CSV file is written, and the data is not one; leave it out")
 
 
 def _across_initial(initial: job_pb2.Initial) -> Iterator[Violation]:

@@ -28,9 +28,11 @@ from thalweg.learning.data.preparation import (
 )
 from thalweg.learning.data.rows import Positions, Rows, Selected
 from thalweg.learning.data.samples import ALL, Arrays, Samples, held, sample_bytes
-from thalweg.learning.data.sources import SOURCES, columns, is_parquet, npz, parquet_rows, table
+from thalweg.learning.data.sources import SOURCES, columns, is_parquet, npz, parquet_rows
 from thalweg.learning.data.sources.columns import Found, Source
-from thalweg.learning.data.tables import Table
+from thalweg.learning.data.sources.text_tables import reading as text_tables
+from thalweg.learning.data.sources.text_tables.words import TO_PREDICT, told_by
+from thalweg.learning.data.tables import ColumnType, Table
 from thalweg.v1 import job_pb2
 
 __all__ = [
@@ -53,10 +55,6 @@ __all__ = [
     "read_rows",
     "read_samples",
 ]
-
-
-# Fields of a job's data that only tables have.
-_OF_TABLES = ("targets", "features", "ignore", "missing", "columns")
 
 
 class Dataset(NamedTuple):
@@ -170,15 +168,10 @@ def _access(access: Access | Fetch) -> Access:
     return Temporary(access) if callable(access) else access
 
 
-def _asked(data: job_pb2.Data) -> list[str]:
-    """The fields that only tables have, of those that are given."""
-    return [field.name for field, _ in data.ListFields() if field.name in _OF_TABLES]
-
-
 def _source(data: job_pb2.Data, access: Access) -> Source | Table:
     kind = str(data.WhichOneof("source"))
     found = SOURCES[kind](data, access)
-    asked = _asked(data)
+    asked = columns.asked(data)
     if not asked or not isinstance(found, Source):
         return found
     if not found.columns:
@@ -196,12 +189,13 @@ def read_samples(
     `features` is the number of features of a sample, -1 if that is unknown; `header` says whether a table has a line of column
     names, if that differs from `data.header`. Raises DataError, whose message begins with "INPUT", or OSError.
     """
-    words, name = table.TO_PREDICT, path.name
+    words, name = TO_PREDICT, path.name
     if path.suffix.lower() != ".csv" and npz.is_numpys(path):
         return Found(npz.load_samples(path, words.field, name))
     if path.suffix.lower() in (".npy", ".npz"):
         raise DataError(f"{words.field}: {name!r} is not a NumPy file; write one with numpy.save")
-    found = table.read(path, words, name, columns.header_of(data) if header is None else header)
+    told = told_by(data, header)._replace(others=ColumnType.NUMBER, complete=True, types={})
+    found = text_tables.read(path, words, name, told)
     return columns.to_predict(found, name, preprocessing, data.target, features)
 
 
@@ -210,17 +204,19 @@ def read_rows(path: Path, data: job_pb2.Data, preprocessing: job_pb2.Preprocessi
 
     None if the job makes no table of what it reads, or if the file is an array. Raises as `read_samples` does.
     """
-    words, name = table.TO_PREDICT, path.name
+    words, name = TO_PREDICT, path.name
     if is_parquet(path) and (preprocessing.table or preprocessing.columns):
         return parquet_rows(path, words.field)
-    if not (preprocessing.table or _asked(data)) or (path.suffix.lower() != ".csv" and npz.is_numpys(path)):
+    if not (preprocessing.table or columns.asked(data)) or (path.suffix.lower() != ".csv" and npz.is_numpys(path)):
         return None
-    names, rows, lines = table.read_texts(path, words, name, columns.header_of(data) if header is None else header)
-    if not names:
+    types = {column.name: ColumnType(column.type) for column in preprocessing.table}
+    types |= dict.fromkeys(preprocessing.columns, ColumnType.NUMBER)
+    # What columns hold that are not used does not matter.
+    told = told_by(data, header)._replace(others=ColumnType.TEXT, types=types)
+    table, named = text_tables.read(path, words, name, told)
+    if not named and not {*types} <= {column.name for column in table.columns}:
         raise DataError(f"{words.field}: {name!r} has no line of column names, by which the job finds its columns; add one")
-    # Each cell is read as the job's recipe says: what a column holds here does not matter.
-    cells = {each: [row[index] if row[index].strip() else None for row in rows] for index, each in enumerate(names)}
-    return table_of(cells, name, words.field, lambda row: f"line {lines[row]}")
+    return table
 
 
 def check(field: str, inputs: Mapping[str, Rows], y: Rows) -> None:

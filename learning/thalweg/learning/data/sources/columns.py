@@ -1,6 +1,6 @@
 """Which columns of a table are features and which is the target: by name where there are names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -11,9 +11,14 @@ from thalweg.learning.data.access import Access
 from thalweg.learning.data.errors import DataError, listed
 from thalweg.learning.data.matching import by_name, suggestion
 from thalweg.learning.data.memory import check_memory
-from thalweg.learning.data.rows import Mapped, Rows
-from thalweg.learning.data.sources.table import TO_PREDICT, TO_TRAIN, Table, read
+from thalweg.learning.data.rows import Indices, Mapped, Rows
+from thalweg.learning.data.sources.text_tables.reading import Read, TextTable, read
+from thalweg.learning.data.sources.text_tables.words import TO_PREDICT, TO_TRAIN, told_by
+from thalweg.learning.data.tables import ColumnType, Table
 from thalweg.v1 import job_pb2
+
+# Fields of a job's data that say how a table's columns are used.
+_OF_TABLES = ("targets", "features", "ignore", "missing", "columns")
 
 
 class Source(NamedTuple):
@@ -36,42 +41,78 @@ class Found(NamedTuple):
     notice: str = ""
 
 
-def source(data: job_pb2.Data, access: Access) -> Source:
-    """The features and the target of a job's table. Raises DataError if it cannot be read."""
-    return to_train(read(access.upload(data.sha256), TO_TRAIN, data.csv, header_of(data)), data.csv, data.target)
+def source(data: job_pb2.Data, access: Access) -> Source | Table:
+    """The features and the target of a job's CSV file if all are numbers, or else the table.
+
+    It is the table, too, if the job says how columns are used. Raises DataError if it cannot be read.
+    """
+    found = read(access.upload(data.sha256), TO_TRAIN, data.csv, told_by(data), access, data.sha256)
+    if asked(data) or not _is_plain(found.table):
+        return found.table
+    return to_train(found, data.csv, data.target)
 
 
-def header_of(data: job_pb2.Data) -> bool | None:
-    """Whether a job's table has a line of column names; None if the job does not say."""
-    return data.header if data.HasField("header") else None
+def asked(data: job_pb2.Data) -> list[str]:
+    """The fields that say how a table's columns are used, of those that are given."""
+    return [field.name for field, _ in data.ListFields() if field.name in _OF_TABLES]
 
 
-def to_train(table: Table, name: str, target: str) -> Source:
+def _is_plain(table: TextTable) -> bool:
+    return not any(table.missing.values()) and all(column.type is ColumnType.NUMBER for column in table.columns)
+
+
+class Numbers:
+    """Columns of numbers of a table in which none is missing, in double precision, shape (rows, columns)."""
+
+    def __init__(self, table: Table, names: Sequence[str]) -> None:
+        self._table = table
+        self._names = names
+        self.dtype = np.dtype(np.float64)
+        self.shape: tuple[int, ...] = (len(table), len(names))
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self.shape[0]
+
+    def __getitem__(self, indices: Indices) -> NDArray[Any]:
+        """The rows at indices."""
+        taken = self._table.take(indices, self._names)
+        rows = np.empty((len(taken[self._names[0]].values), len(self._names)))
+        for position, name in enumerate(self._names):
+            rows[:, position] = taken[name].values
+        return rows
+
+
+def to_train(found: Read, name: str, target: str) -> Source:
     """The column called `target`, the last one if that is empty, as targets, and the others as features.
 
     Raises DataError, which calls the file `name`, if there are none.
     """
-    rows, width = table.values.shape
-    if width < 2:
-        raise DataError(f"data.csv: {name!r} has one column; there must be at least two, separated by commas")
-    if not rows:
+    names = [column.name for column in found.table.columns]
+    if len(names) < 2:
+        delimiters = "commas, semicolons, tabs or vertical bars"
+        raise DataError(f"data.csv: {name!r} has one column; there must be at least two, separated by {delimiters}")
+    if not len(found.table):
         raise DataError(f"data.csv: {name!r} has no rows after its column names")
-    position = width - 1
-    if target:
-        if not table.names:
-            raise DataError(
-                f"data.target: {name!r} has no column names (data.header = false); leave data.target out to use the last column"
-            )
-        if target not in table.names:
-            hint = suggestion(target, table.names)
-            raise DataError(f"data.target: {name!r} has no column {target!r}{hint}; it has {listed(table.names)}")
-        position = table.names.index(target)
-    target = table.names[position] if table.names else ""
-    x = Mapped(table.values, lambda cells: np.delete(cells, position, axis=1), (width - 1,), table.values.dtype)
-    return Source(x, table.values[:, position], table.names[:position] + table.names[position + 1 :], target)
+    if target and not found.named:
+        raise DataError(
+            f"data.target: {name!r} has no column names (data.header = false); leave data.target out to use the last column"
+        )
+    if target and target not in names:
+        hint = suggestion(target, names)
+        raise DataError(f"data.target: {name!r} has no column {target!r}{hint}; it has {listed(names)}")
+    target = target or names[-1]
+    features = [each for each in names if each != target]
+    y = Numbers(found.table, [target])
+    return Source(
+        Numbers(found.table, features),
+        Mapped(y, lambda rows: rows.reshape(-1), (), y.dtype),
+        tuple(features) if found.named else (),
+        target if found.named else "",
+    )
 
 
-def to_predict(table: Table, name: str, preprocessing: job_pb2.Preprocessing, target: str, features: int) -> Found:
+def to_predict(found: Read, name: str, preprocessing: job_pb2.Preprocessing, target: str, features: int) -> Found:
     """The features of a table, in the model's order. A column of targets is left out.
 
     Where the names of the features are not known, columns are taken in their order; `target` is then the target's name in
@@ -79,24 +120,28 @@ def to_predict(table: Table, name: str, preprocessing: job_pb2.Preprocessing, ta
     columns are missing or unknown.
     """
     subject = f"{TO_PREDICT.field}: {name!r}"
-    wanted, width = tuple(preprocessing.columns), table.values.shape[1]
-    check_memory(subject, table.values.nbytes)
-    if wanted and table.names:
-        return Found(table.values[:, by_name(table.names, subject, wanted, {preprocessing.target})])
+    columns = [column.name for column in found.table.columns]
+    names = columns if found.named else []
+    wanted, width = tuple(preprocessing.columns), len(columns)
+    check_memory(subject, 8 * width * len(found.table))
+    values = Numbers(found.table, columns)[:]
+    if wanted and names:
+        return Found(values[:, by_name(names, subject, wanted, {preprocessing.target})])
     if wanted and width != len(wanted):
         problem = f"has {width} columns without names; the job was trained on {len(wanted)}: {listed(wanted)}"
         raise DataError(f"{subject} {problem}")
     left_out = -1
-    if target in table.names:
-        left_out = table.names.index(target)
+    if target in names:
+        left_out = names.index(target)
     elif width == features + 1:
         left_out = width - 1
     notices = []
-    if table.names:
+    if names:
         notices.append("the job has no column names, so the columns were used in their order")
     elif wanted:
         notices.append(f"the columns were assumed to be in the order of the training data: {listed(wanted)}")
     if left_out == width - 1 and features >= 0:
         notices.append("the last column was left out as the target")
-    values = table.values if left_out < 0 else np.delete(table.values, left_out, axis=1)
+    if left_out >= 0:
+        values = np.delete(values, left_out, axis=1)
     return Found(values, f"{name}: {', and '.join(notices)}" if notices else "")

@@ -1,0 +1,74 @@
+"""A CSV file as a table: in memory if it is small, and otherwise converted once on each node."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from thalweg.learning.data.access import Access
+from thalweg.learning.data.sources.text_tables.conversion import Block, blocks
+from thalweg.learning.data.sources.text_tables.encodings import TextFile
+from thalweg.learning.data.sources.text_tables.held import HeldTable, column_of
+from thalweg.learning.data.sources.text_tables.kinds import kinds_of
+from thalweg.learning.data.sources.text_tables.records import Records
+from thalweg.learning.data.sources.text_tables.words import Told, Words
+from thalweg.learning.data.tables import Column, Table
+
+# Bytes of a file that is read to memory: to convert it would take longer than to read it again.
+MAX_HELD_FILE = 16 << 20
+# The format of what is made of a file, and the rules by which its cells are read: another one, and it is made again.
+_FORMAT = 1
+
+
+class TextTable(Table, Protocol):
+    """A table of a text file, which knows how many values of each column are missing."""
+
+    @property
+    def missing(self) -> Mapping[str, int]:
+        """The number of missing values by the names of columns."""
+
+
+class Read(NamedTuple):
+    """A table, and whether its columns have names. Those of others are called 1, 2 and so on."""
+
+    table: TextTable
+    named: bool
+
+
+def read(path: Path, words: Words, name: str, told: Told, access: Access | None = None, sha256: str = "") -> Read:
+    """The table in a CSV file, which messages call `name`.
+
+    `sha256` is that of the file. With it and `access`, a large file is converted to Arrow, if pyarrow is installed; otherwise
+    the table is in memory. Raises DataError, which speaks in `words`, if the file is not right, and OSError.
+    """
+    file = TextFile(path, words, name, told.encoding)
+    large = file.compressed or path.stat().st_size > MAX_HELD_FILE
+    if access and sha256 and large and importlib.util.find_spec("pyarrow"):
+        from thalweg.learning.data.sources.text_tables import converted  # noqa: PLC0415 - imports pyarrow
+
+        def fill(folder: Path) -> None:
+            columns, made, named = _made(file, words, told)
+            converted.write(folder, columns, made, named=named)
+
+        table = converted.ConvertedTable(access.made(_key(sha256, told), fill), name)
+        return Read(table, table.named)
+    columns, made, named = _made(file, words, told)
+    return Read(HeldTable(name, columns, made, f"{words.field}: {name!r}"), named)
+
+
+def _made(file: TextFile, words: Words, told: Told) -> tuple[list[Column], Iterator[Block], bool]:
+    records = Records(file, words, told)
+    names = records.names or tuple(str(position) for position in range(1, records.width + 1))
+    kinds = kinds_of(records, names, told)
+    columns = [column_of(each, kind) for each, kind in zip(names, kinds, strict=True)]
+    return columns, blocks(records, kinds, told), bool(records.names)
+
+
+def _key(sha256: str, told: Told) -> str:
+    types = sorted((name, kind.value) for name, kind in told.types.items())
+    missing = None if told.missing is None else sorted(told.missing)
+    others = told.others and told.others.value
+    settings = [told.header, told.delimiter, told.encoding, told.decimal, missing, types, others, told.complete]
+    return f"table-{hashlib.sha256(json.dumps([_FORMAT, sha256, settings]).encode()).hexdigest()}"

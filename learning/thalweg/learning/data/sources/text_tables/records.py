@@ -1,0 +1,200 @@
+"""The rows of a CSV file, with their lines, and the names of its columns."""
+
+import csv
+from collections.abc import Iterator
+from typing import NamedTuple, TextIO
+
+from thalweg.learning.data.errors import DataError
+from thalweg.learning.data.preparation import MAX_FEATURES
+from thalweg.learning.data.sources.text_tables.cells import MISSING_BESIDE_NUMBERS, Decimal
+from thalweg.learning.data.sources.text_tables.dialects import SAMPLE, Dialect, find
+from thalweg.learning.data.sources.text_tables.encodings import TextFile
+from thalweg.learning.data.sources.text_tables.words import Told, Words, count, shown
+
+# The most characters of a row, over all lines that it spans: enough for all columns.
+_MAX_ROW = 1 << 22
+# The most bytes of all names together: a message of 4 MiB holds them with the mean and the deviation of each column.
+_MAX_NAMES = 1 << 20
+
+
+class Record(NamedTuple):
+    """A row that is not empty, and the number of the line that it begins on."""
+
+    line: int
+    cells: list[str]
+
+
+class Records:
+    """A CSV file: its dialect, the names of its columns, which are empty if it has none, and its rows, which can be read twice.
+
+    Raises DataError, which speaks in `words`, if the beginning of the file is not right, and OSError.
+    """
+
+    def __init__(self, file: TextFile, words: Words, told: Told) -> None:
+        self._file = file
+        self.field = words.field
+        self.words = words
+        with file.opened() as text:
+            sample = text.read(SAMPLE)
+            whole = not text.read(1)
+        self.dialect: Dialect = find(sample, told, words, file.name, whole=whole)
+        self.decimal = Decimal(self.dialect.decimal)
+        first = next(self._rows(), None)
+        if first is None:
+            raise self._wrong(f"{file.name!r} is empty")
+        self.names: tuple[str, ...] = ()
+        # Without the cell that a delimiter at the end of a row seems to begin.
+        cells = first.cells
+        if self.dialect.trailing and not cells[-1].strip():
+            cells = cells[:-1]
+        self.width = len(cells)
+        if self.width > MAX_FEATURES:
+            remedy = "save them as a NumPy archive, with numpy.savez"
+            raise self._wrong(f"{file.name!r} has {self.width:,} columns; at most {MAX_FEATURES:,} are read; {remedy}")
+        if told.header is not False:
+            self.names = _Names(words, file.name, self.decimal).of(first.line, cells, told.header)
+
+    def column(self, position: int) -> str:
+        """What messages call a column."""
+        return shown(self.names[position]) if self.names else str(position + 1)
+
+    def __iter__(self) -> Iterator[Record]:
+        """The rows after the names. Raises DataError if one has another number of cells."""
+        rows = self._rows()
+        if self.names:
+            next(rows)
+        width = self.width
+        for row in rows:
+            if len(row.cells) != width:
+                yield self._repaired(row)
+            else:
+                yield row
+
+    def _repaired(self, row: Record) -> Record:
+        width, found = self.width, len(row.cells)
+        if self.dialect.trailing and found == width + 1 and not row.cells[-1].strip():
+            return Record(row.line, row.cells[:-1])
+        columns = f"there {'is' if width == 1 else 'are'} {count(width, 'column')}"
+        problem = f"line {row.line} has {count(found, 'cell')} but {columns}"
+        if self.names and found == width + 1:
+            problem += "; if the first cell is the name of a row, as R writes it, write the table with row.names = FALSE"
+        elif row.cells[0].lstrip().startswith("#"):
+            problem += "; comments may stand before the table only"
+        raise self._wrong(problem)
+
+    def _rows(self) -> Iterator[Record]:
+        with self._file.opened() as text:
+            for _ in range(self.dialect.skipped):
+                text.readline()
+            yield from _numbered(text, self.field, self.dialect)
+
+    def _wrong(self, problem: str) -> DataError:
+        return DataError(f"{self.field}: {problem}")
+
+
+class _Lines:
+    """The lines of a file, of which a row has a limited number of characters."""
+
+    def __init__(self, text: TextIO, field: str, skipped: int) -> None:
+        self._text = text
+        self._field = field
+        self._room = _MAX_ROW
+        self.line = skipped + 1
+
+    def begin(self, line: int) -> None:
+        """A row begins on a line."""
+        self._room, self.line = _MAX_ROW, line
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._text.readline(self._room + 1):
+            self._room -= len(line)
+            if self._room < 0:
+                problem = (
+                    f"is longer than {_MAX_ROW:,} characters; a row has at most {MAX_FEATURES:,} columns; is a quote left open?"
+                )
+                raise DataError(f"{self._field}: line {self.line} {problem}")
+            yield line
+
+
+def _numbered(text: TextIO, field: str, dialect: Dialect) -> Iterator[Record]:
+    lines = _Lines(text, field, dialect.skipped)
+    rows = csv.reader(lines, delimiter=dialect.delimiter, strict=True)
+    while True:
+        start = dialect.skipped + rows.line_num + 1
+        lines.begin(start)
+        try:
+            cells = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{field}: line {start} is not proper CSV: {_reason(error)}") from error
+        if cells:
+            yield Record(start, cells)
+
+
+def _reason(error: csv.Error) -> str:
+    text = str(error)
+    if text == "unexpected end of data":
+        return "it opens a quote that is not closed"
+    if text.endswith("expected after '\"'"):
+        return "text follows a closing quote; write a quote within quotes twice"
+    return text
+
+
+class _Names:
+    """The check of a line of column names."""
+
+    def __init__(self, words: Words, name: str, decimal: Decimal) -> None:
+        self._words = words
+        self._name = name
+        self._decimal = decimal
+
+    def of(self, line: int, cells: list[str], header: bool | None) -> tuple[str, ...]:
+        """The names on the first line of a table. If `header` is None, they must not look like data."""
+        names = tuple(cell.strip() for cell in cells)
+        if header is None:
+            self._check_that_names(line, names)
+        known = set()
+        for position, name in enumerate(names, 1):
+            if not name:
+                hint = ""
+                if position == 1:
+                    hint = "; pandas writes no index with to_csv(..., index=False), and R no names of rows with row.names = FALSE"
+                raise self._wrong(f"line {line}, column {position} has no name{hint}")
+            if "\0" in name:
+                raise self._wrong(
+                    f"line {line}, column {position} has a NUL in its name; if the file is UTF-16, save it as UTF-8"
+                )
+            if name in known:
+                raise self._wrong(f"line {line}, two columns are called {shown(name)}")
+            known.add(name)
+        if sum(len(name.encode()) for name in names) > _MAX_NAMES:
+            raise self._wrong(f"the names of all columns together are longer than {_MAX_NAMES:,} bytes; shorten them")
+        return names
+
+    def _check_that_names(self, line: int, names: tuple[str, ...]) -> None:
+        """Refuses a first line that may be the first row of a table without names, and so would be lost."""
+        numbers = [name for name in names if self._is_number(name)]
+        words = [name for name in names if not self._is_number(name)]
+        if not numbers:
+            return
+        if not words:
+            raise self._wrong(
+                f"{self._name!r} begins with numbers, but must begin with a line of column names; add one, or give "
+                f"{self._words.unnamed} if there is none, {self._words.named} if these are the names"
+            )
+        # Columns may be called by years or by their positions, beside others that have names.
+        counted = all(number.isdecimal() for number in numbers) and [*map(int, numbers)] == sorted({*map(int, numbers)})
+        if not counted or all(word.lower() in MISSING_BESIDE_NUMBERS for word in words):
+            word = next((word for word in words if word.lower() in MISSING_BESIDE_NUMBERS), words[0])
+            raise self._wrong(
+                f"line {line} of {self._name!r} holds numbers, such as {shown(numbers[0])}, beside {shown(word)}, so it may be "
+                f"a row with a missing value; if so, fill it in, and add a line of column names or give {self._words.unnamed}; "
+                f"if these are the names, give {self._words.named}"
+            )
+
+    def _is_number(self, name: str) -> bool:
+        return self._decimal.number(name) is not None
+
+    def _wrong(self, problem: str) -> DataError:
+        return DataError(f"{self._words.field}: {problem}")

@@ -1,0 +1,369 @@
+"""CSV files as spreadsheets, R, pandas, databases and instruments write them: their values, or why they are refused."""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from google.protobuf import json_format
+
+from tests.learning.batches import inputs, targets
+from thalweg.learning import data
+from thalweg.learning.data import DataError, Dataset
+from thalweg.learning.data.access import Temporary
+from thalweg.learning.data.samples import ALL
+from thalweg.learning.data.sources.text_tables import batches, reading
+from thalweg.learning.data.sources.text_tables.words import TO_TRAIN, told_by
+from thalweg.learning.data.tables import Table
+from thalweg.v1 import job_pb2
+
+FILES = Path(__file__).parents[1] / "data" / "tables"
+SHA256 = "f" * 64
+
+
+class Holds(NamedTuple):
+    """What a column holds: its type, the name of its dtype, and its cells, None where one is missing."""
+
+    type: str
+    dtype: str
+    cells: list[Any]
+
+
+def whole(*cells: int | None) -> Holds:
+    return Holds("number", "int64", [*cells])
+
+
+def real(*cells: float | None) -> Holds:
+    return Holds("number", "float64", [*cells])
+
+
+def text(*cells: str | None) -> Holds:
+    return Holds("text", "int32", [*cells])
+
+
+def truth(*cells: bool | None) -> Holds:
+    return Holds("boolean", "bool", [*cells])
+
+
+def time(*cells: str | None) -> Holds:
+    return Holds("time", "datetime64[us]", [cell if cell is None else np.datetime64(cell, "us").item() for cell in cells])
+
+
+# The settings of a job, the columns, and the line of the last row.
+GOOD: dict[str, tuple[dict[str, Any], dict[str, Holds], int]] = {
+    "pandas.csv": (
+        {},
+        {
+            "id": whole(1, 2, 3),
+            "price": real(1.5, 2, None),
+            "sold": truth(True, False, True),
+            "when": time("2026-01-31T08:15", "2026-02-01", "2026-02-02T12:00"),
+            "city": text("Bern", "Basel", None),
+        },
+        4,
+    ),
+    "r_no_row_names.csv": (
+        {},
+        {"a": real(1.5, None, 2.5), "b": text("x", "y", None), "ok": truth(True, False, None)},
+        4,
+    ),
+    "r_write_csv2.csv": ({}, {"weight": real(1.25, -2.5), "name": text("Anna; B.", 'C "D"')}, 3),
+    "excel_german.csv": ({}, {"Menge": whole(3, 12), "Preis": real(1.5, 0.75), "Datum": time("2026-12-31", "2027-01-01")}, 3),
+    "excel_us.csv": ({}, {"date": time("2026-12-31", "2027-01-02"), "amount": real(10.5, 11), "flag": truth(True, False)}, 3),
+    "excel_french.csv": ({}, {"jour": time("2026-12-31", "2027-01-01"), "valeur": real(1.5, 2.5)}, 3),
+    "ambiguous_dates.csv": ({}, {"date": text("1/2/2027", "3/4/2027"), "n": whole(1, 2)}, 3),
+    "excel_unicode.txt": ({}, {"näme": text("ä", "ö"), "zahl": real(1.5, 2.5)}, 3),
+    "excel_na.csv": ({}, {"a": whole(1, None, 4), "b": whole(2, 3, 5)}, 4),
+    "excel_errors.csv": (
+        {"missing_values": ["#N/A", "#DIV/0!"]},
+        {"a": whole(1, None, None, 5), "b": whole(2, 3, 4, 6)},
+        5,
+    ),
+    "latin1.csv": ({"encoding": "windows-1252"}, {"größe": text("groß", "klein"), "zahl": whole(1, 2)}, 3),
+    "thousands.csv": ({"columns": {"a": {"type": "text"}}}, {"a": text("1,234", "12,345"), "b": whole(1, 2)}, 3),
+    "unclear_decimal.csv": ({"decimal": "comma"}, {"a": real(1.234, 5.678), "b": whole(1, 2)}, 3),
+    "percent.csv": ({"columns": {"a": {"type": "text"}}}, {"a": text("5%", "7%"), "b": whole(1, 2)}, 3),
+    "postgres_copy.tsv": ({}, {"id": whole(1, 2, 3), "name": text("Anna", None, "Bob"), "score": real(1.5, None, 2.5)}, 4),
+    "mysql.tsv": ({}, {"id": whole(1, 2), "name": text("Anna", None), "score": real(1.5, None)}, 3),
+    "psql_bars.txt": ({}, {"id": whole(1, 2), "name": text("Anna", "Bob"), "ok": truth(True, False)}, 3),
+    "sqlite_quotes.csv": ({}, {"id": whole(1, 2, 3, 4), "text": text("two\nlines", 'a "word"', "a, b", "plain")}, 7),
+    "instrument_comments.csv": ({}, {"wavelength": real(400.5, 401), "counts": whole(12, 15)}, 6),
+    "instrument_trailing.csv": ({}, {"t": real(0.1, 0.2), "u": whole(1, 2)}, 3),
+    "trailing_rows.csv": ({}, {"t": whole(1, 3), "u": whole(2, 4)}, 3),
+    "numpy_savetxt.csv": ({}, {"# x": real(1, 3), "y": real(2, -4)}, 3),
+    "numpy_no_names.csv": ({"header": False}, {"1": real(1, 3), "2": real(2, 4)}, 2),
+    "iso_times.csv": (
+        {},
+        {
+            "t": time("2026-01-31T08:00", "2026-01-31T08:00", "2026-01-31T08:00:00.25"),
+            "u": time("2026-01-31", "2026-02-01", "2026-02-02"),
+            "v": whole(1, 2, 3),
+        },
+        4,
+    ),
+    "time_odd.csv": (
+        {"columns": {"t": {"type": "text"}}},
+        {"t": text("2026-01-31", "2026-02-30", "2026-02-01"), "v": whole(1, 2, 3)},
+        4,
+    ),
+    "old_mac.csv": ({}, {"a": whole(1, 3), "b": whole(2, 4)}, 3),
+    "all_missing.csv": ({}, {"a": real(None, None), "b": whole(1, 2)}, 3),
+    "words_only.csv": ({}, {"a": text(None, "x", "y"), "b": real(None, None, None)}, 4),
+    "codes.csv": ({"columns": {"zip": {"type": "text"}}}, {"zip": text("01234", "98765"), "n": whole(1, 2)}, 3),
+    "big_integers.csv": ({}, {"id": whole(9007199254740993, -5), "n": whole(1, 2)}, 3),
+    "gzipped.csv.gz": ({}, {"a": whole(1, 2), "b": text("x", "y")}, 3),
+    "zstandard.csv.zst": ({}, {"a": whole(1, 2), "b": text("x", "y")}, 3),
+}
+# The settings of a job, and what is wrong.
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "pandas_index.csv": ({}, "line 1, column 1 has no name; pandas writes no index with to_csv(..., index=False)"),
+    "r_write_csv.csv": ({}, "line 1, column 1 has no name; pandas writes no index with to_csv(..., index=False), and R no names"),
+    "r_write_table.csv": (
+        {},
+        "line 2 has 3 cells but there are 2 columns; if the first cell is the name of a row, as R writes it, write the table "
+        "with row.names = FALSE",
+    ),
+    "excel_errors.csv": ({}, "line 4, column 'a': '#DIV/0!' is not a number; write numbers as in"),
+    "latin1.csv": (
+        {},
+        "'latin1.csv' is not UTF-8 text: line 1 has the byte 0xf6; save it as UTF-8, or give data.encoding, such as",
+    ),
+    "thousands.csv": ({}, "line 2, column 'a': '1,234' is not a number; write numbers as in"),
+    "thousands_german.csv": (
+        {},
+        "line 2, column 'a': '1.234,5' is not a number; write numbers as in -1234.5 or 1.5e-3, without separators of thousands",
+    ),
+    "unclear_decimal.csv": (
+        {},
+        "line 2 of 'unclear_decimal.csv': '1,234' may be 1.234 or 1234; remove separators of thousands, or",
+    ),
+    "mixed_decimals.csv": ({}, "'mixed_decimals.csv' has '1,5' on line 2 and '2.5' on line 3, so it is not clear how decimal"),
+    "one_comma.csv": ({"decimal": "point"}, "line 6, column 'a': '1,5' is not a number; write numbers as in -1234.5"),
+    "percent.csv": (
+        {},
+        "line 2, column 'a': '5%' is not a number; write numbers as in -1234.5 or 1.5e-3, without the percent sign",
+    ),
+    "currency.csv": (
+        {},
+        "line 2, column 'a': '$5.00' is not a number; write numbers as in -1234.5 or 1.5e-3, without the currency",
+    ),
+    "one_odd_cell.csv": ({}, "line 7, column 'a': 'abc' is not a number"),
+    "instrument_preamble.csv": (
+        {},
+        "lines 1 to 3 of 'instrument_preamble.csv', such as 'Spectrometer 7', come before the table, which begins on line 4; "
+        "remove them, or begin them with #",
+    ),
+    "late_comment.csv": ({}, "line 3 has 1 cell but there are 2 columns; comments may stand before the table only"),
+    "numpy_no_names.csv": (
+        {},
+        "'numpy_no_names.csv' begins with numbers, but must begin with a line of column names; add one, or",
+    ),
+    "ambiguous_dates.csv": (
+        {"columns": {"date": {"type": "time"}}},
+        "column 'date' holds dates that may be day, month, year or month, day, year; write them as 2026-12-31",
+    ),
+    "time_odd.csv": ({}, "line 3, column 't': '2026-02-30' is not a date in the order year, month, day, with or without a time"),
+    "truth_odd.csv": ({}, "line 5, column 't': 'maybe' is not true or false, as other cells of the column are; correct it"),
+    "short_row.csv": ({}, "line 3 has 2 cells but there are 3 columns"),
+    "open_quote.csv": ({}, "line 3 is not proper CSV: it opens a quote that is not closed"),
+    "damaged.csv.gz": ({}, "'damaged.csv.gz' cannot be decompressed: Compressed file ended before"),
+    "psql_bars.txt": ({"columns": {"name": {"type": "number"}}}, "line 2, column 'name': 'Anna' is not a number"),
+}
+
+
+@pytest.fixture(params=["in memory", "converted"])
+def converts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether a file is converted to Arrow, however small it is."""
+    converted: bool = request.param == "converted"
+    monkeypatch.setattr(reading, "MAX_HELD_FILE", -1 if converted else 1 << 20)
+    if not converted:
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    return converted
+
+
+def read(path: Path, settings: dict[str, Any]) -> Table:
+    told = told_by(json_format.ParseDict(settings, job_pb2.Data()))
+    return reading.read(path, TO_TRAIN, path.name, told, Temporary(lambda _: path), SHA256).table
+
+
+def held_in(table: Table) -> dict[str, Holds]:
+    names = [column.name for column in table.columns]
+    taken = table.take(ALL, names)
+    found = {}
+    for column in table.columns:
+        values, missing, words = taken[column.name]
+        assert values.dtype == column.dtype
+        cells = [words[value] for value in values.tolist()] if words else values.tolist()
+        gone = np.zeros(len(table), bool) if missing is None else missing
+        found[column.name] = Holds(
+            column.type.value, column.dtype.name, [None if lost else cell for cell, lost in zip(cells, gone, strict=True)]
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_file_is_read(name: str, converts: bool) -> None:
+    settings, wanted, line = GOOD[name]
+    table = read(FILES / name, settings)
+    assert type(table).__name__ == ("ConvertedTable" if converts else "HeldTable")
+    assert held_in(table) == wanted
+    assert list(held_in(table)) == list(wanted)
+    assert table.where(len(table) - 1) == f"line {line}"
+    some = table.take(np.array([len(table) - 1, 0]), list(wanted))
+    for column, cells in some.items():
+        values, missing, words = cells
+        found = [words[value] if words else value for value in values.tolist()]
+        ends = [wanted[column].cells[-1], wanted[column].cells[0]]
+        gone = [False, False] if missing is None else missing.tolist()
+        assert [None if lost else cell for cell, lost in zip(found, gone, strict=True)] == ends
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_file_is_refused(name: str, converts: bool) -> None:
+    settings, problem = BAD[name]
+    with pytest.raises(DataError) as caught:
+        read(FILES / name, settings)
+    assert str(caught.value).startswith(f"data.csv: {problem}")
+
+
+def test_each_file_is_a_case() -> None:
+    names = {path.name for path in FILES.iterdir()}
+    assert names == {*GOOD, *BAD}
+    assert len(names) >= 30
+
+
+@pytest.mark.parametrize(
+    ("odd", "problem"), [("12,5", "'12,5' is not a number; write numbers as"), ("abc", "'abc' is not a number")]
+)
+def test_one_odd_cell_of_many_is_told(odd: str, problem: str, converts: bool, tmp_path: Path) -> None:
+    rows = [f"{n}.25\t{n}" for n in range(10_000)]
+    rows[5] = f"{odd}\t1"
+    (tmp_path / "a.csv").write_text("\n".join(["a\tb", *rows]))
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.csv", {"decimal": "point"})
+    assert str(caught.value).startswith(f"data.csv: line 7, column 'a': {problem}")
+    assert str(caught.value).endswith('or give data.columns.a.type = "text"')
+
+
+def test_a_cell_after_the_first_batch_is_told_with_its_line(
+    converts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where cells of several lines and empty lines come before it."""
+    monkeypatch.setattr(batches, "MAX_CELLS", 6)
+    lines = ["a,b", "# no comment,1", *(f'"x\ny",{n}' for n in range(20)), "", "z,?", "z,7", "z,seven"]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"^data\.csv: line 46, column 'b': 'seven' is not a number"):
+        read(tmp_path / "a.csv", {})
+    (tmp_path / "a.csv").write_text("\n".join(lines[:-1]))
+    table = read(tmp_path / "a.csv", {})
+    assert [table.where(row) for row in (0, 1, 2, 20, 21, 22)] == [f"line {n}" for n in (2, 3, 5, 41, 44, 45)]
+    assert held_in(table)["b"] == whole(1, *range(20), None, 7)
+    assert held_in(table)["a"].cells == ["# no comment", *["x\ny"] * 20, "z", "z"]
+
+
+def test_a_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_HELD_FILE", -1)
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n1,x\n")
+    access = Temporary(lambda _: path)
+    first = reading.read(path, TO_TRAIN, "a.csv", told_by(job_pb2.Data()), access, SHA256).table
+    # What the file holds no longer matters: its content is known by its SHA-256.
+    path.write_text("a,b\nc,y\n")
+    second = reading.read(path, TO_TRAIN, "a.csv", told_by(job_pb2.Data()), access, SHA256).table
+    assert held_in(first) == held_in(second) == {"a": whole(1), "b": text("x")}
+    other = reading.read(path, TO_TRAIN, "a.csv", told_by(job_pb2.Data(header=False)), access, SHA256).table
+    assert held_in(other) == {"1": text("a", "c"), "2": text("b", "y")}
+
+
+def load(path: Path, loss: str = "mean_squared_error", dtype: str = "float64", **settings: Any) -> Dataset:
+    model = {"layers": [{"dense": {"units": 1}}], "loss": loss, "dtype": dtype}
+    settings = {"csv": "a.csv", "sha256": SHA256, **settings}
+    return data.load(json_format.ParseDict({"model": model, "seed": 3, "data": settings}, job_pb2.JobSpec()), lambda _: path)
+
+
+# Of the reader of earlier releases: preprocessing, names and order of columns, samples and targets.
+DIGESTS: list[tuple[dict[str, Any], str]] = [
+    ({}, "7be9d0b350e96d6a681c22f9b9f55bf771891d03524b65f523f318c538d05578"),
+    ({"standardize": True, "validation_fraction": 0.2}, "a6dae5b31acccc536aa56d388da34839f906c9fc58521f2170b025964cf8cab3"),
+    ({"target": "n"}, "b38d8386b4026d0bd3165ad7ecca9549b53ad356c11e2d1bd138f2a87eae8160"),
+    ({"one_hot": True}, "6aa1c03968f0f2d82efd3714c9b51592242259e3d4c17a86027322c1a204ae34"),
+]
+
+
+@pytest.mark.parametrize(("settings", "digest"), DIGESTS, ids=str)
+def test_a_table_of_numbers_has_the_bits_of_earlier_releases(
+    settings: dict[str, Any], digest: str, converts: bool, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(500, 5)) * 10.0 ** rng.integers(-8, 9, (500, 5))
+    x[:, 3] = rng.integers(-5, 6, 500)
+    rows = [[repr(float(value)) for value in row] for row in x]
+    for row in rows:
+        row[3] = row[3].removesuffix(".0")
+    rows[3][3] = "-0"
+    lines = ["a b,ä,2019,n,#5,y", *(",".join([*row, str(index % 3)]) for index, row in enumerate(rows))]
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = load(tmp_path / "a.csv", dtype="float32", **settings)
+    made = hashlib.sha256(found.preprocessing.SerializeToString(deterministic=True))
+    for part in (found.train, found.validation):
+        for name, values in sorted(part.take(ALL).items()):
+            made.update(f"{name} {values.dtype} {values.shape}".encode())
+            made.update(np.ascontiguousarray(values).tobytes())
+    assert made.hexdigest() == digest
+
+
+def test_columns_of_all_kinds_are_learned_from(converts: bool) -> None:
+    found = load(FILES / "pandas.csv", target="price", missing="drop", features=["city", "sold"])
+    assert inputs(found.train).tolist() == [[0, 1, 1], [1, 0, 0]]
+    assert targets(found.train).tolist() == [1.5, 2]
+    with pytest.raises(DataError, match=r"'a\.csv' values are missing, by column: 'city' 1.*the first is line 4"):
+        load(FILES / "pandas.csv", target="id", features=["city", "sold"])
+
+
+def test_a_table_without_names_may_hold_text(converts: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,1.5,3\ny,2.5,4\n")
+    found = load(tmp_path / "a.csv", header=False)
+    assert inputs(found.train).tolist() == [[1, 0, 1.5], [0, 1, 2.5]]
+    assert targets(found.train).tolist() == [3, 4]
+    (tmp_path / "new.csv").write_text("y,3.5\n")
+    spec = job_pb2.Data(csv="a.csv", header=False)
+    rows = data.read_rows(tmp_path / "new.csv", spec, found.preprocessing)
+    prepared = data.prepare_table(rows, found.preprocessing, spec, np.dtype(np.float64))
+    assert prepared
+    assert prepared.x[ALL].tolist() == [[0, 1, 3.5]]
+
+
+def test_rows_to_predict_from_are_read_as_the_training_data_was(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("zip;size;when;y\n01234;1,5;31.12.2026;1\n1234;2,5;01.01.2027;2\n", encoding="utf-8")
+    settings: dict[str, Any] = {"columns": {"zip": {"type": "text"}, "when": {"prepare": "standardize"}}, "decimal": "comma"}
+    found = load(tmp_path / "a.csv", **settings)
+    spec = json_format.ParseDict({"csv": "a.csv", **settings}, job_pb2.Data())
+    # In another order, with a column that does not matter in place of the target, and numbers alone where there is text.
+    (tmp_path / "new.csv").write_text("y;when;size;zip\nwho;31.12.2026;1,5;01234\n?;1.1.2027;2,5;1234\n")
+    rows = data.read_rows(tmp_path / "new.csv", spec, found.preprocessing)
+    prepared = data.prepare_table(rows, found.preprocessing, spec, np.dtype(np.float64))
+    assert prepared
+    assert prepared.x[ALL].tolist() == inputs(found.train).tolist()
+    (tmp_path / "new.csv").write_text("when;size;zip\n31.12.2026;1.5;01234\n")
+    with pytest.raises(DataError) as caught:
+        data.read_rows(tmp_path / "new.csv", spec, found.preprocessing)
+    assert str(caught.value) == "INPUT: line 2, column 'size': '1.5' is not a number; write numbers as in -1234,5 or 1,5e-3"
+
+
+@pytest.mark.parametrize(
+    "cell", ["0", "-0.0", "1e-320", "1.7976931348623157e308", "4.9e-324", ".5", "5.", "+3", " 7 ", "1E5", "007"]
+)
+def test_a_number_is_pythons(cell: str, converts: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"a,b\n{cell},1\n")
+    (value,) = read(tmp_path / "a.csv", {}).take(ALL, ["a"])["a"].values.tolist()
+    assert (float(value), math.copysign(1, value)) == (float(cell), math.copysign(1, float(cell)))
+
+
+def test_a_compressed_table_is_predicted_from(tmp_path: Path) -> None:
+    found = load(FILES / "gzipped.csv.gz", target="a")
+    rows = data.read_rows(FILES / "gzipped.csv.gz", job_pb2.Data(csv="a.csv", target="a"), found.preprocessing)
+    prepared = data.prepare_table(rows, found.preprocessing, job_pb2.Data(), np.dtype(np.float64))
+    assert prepared
+    assert prepared.x[ALL].tolist() == inputs(found.train).tolist() == [[1, 0], [0, 1]]
