@@ -128,3 +128,11 @@ def test_positions_of_words_that_lead_elsewhere_are_an_error(tmp_path: Path) -> 
     path.write_bytes(content.replace(positions, np.full(100, 1 << 20, np.int32).tobytes()))
     with pytest.raises(DataError, match=r"cannot be read in record batch 0 \(counted from 0\)"):
         opened(path).take(slice(None), ["c"])
+
+
+def test_names_that_are_no_text_are_an_error(tmp_path: Path) -> None:
+    feather.write_feather(pa.table({"name": [1.0]}), tmp_path / "a.feather", compression="uncompressed")
+    content = (tmp_path / "a.feather").read_bytes()
+    (tmp_path / "a.feather").write_bytes(content.replace(b"name", b"n\xffme"))
+    with pytest.raises(DataError, match=r"^data.arrow: 'a.feather' cannot be read as an Arrow file: 'utf-8' codec"):
+        opened(tmp_path / "a.feather")

@@ -12,7 +12,7 @@ from thalweg.learning.data.access import Access
 from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.files import OpenFile
 from thalweg.learning.data.sources.arrow_cells import column_of
-from thalweg.learning.data.sources.arrow_files import ends_of, grouped, reading
+from thalweg.learning.data.sources.arrow_files import checked, ends_of, grouped, reading
 from thalweg.learning.data.sources.files import SourceFile, source_files
 from thalweg.learning.data.sources.grouped import GroupedTable
 from thalweg.learning.data.tables import ColumnType
@@ -49,7 +49,7 @@ class _File:
         self._check_format()
         self._mapped = pa.py_buffer(mmap.mmap(self._file.descriptor, 0, access=mmap.ACCESS_READ))
         with self._reading("as an Arrow file"):
-            self.schema = pa.ipc.open_file(self._mapped).schema
+            self.schema = checked(pa.ipc.open_file(self._mapped).schema)
             batches = list(_batches(self._mapped))
         self.rows = tuple(batch.rows for batch in batches)
         self._compressed = any(batch.compressed for batch in batches)

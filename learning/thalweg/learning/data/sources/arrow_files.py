@@ -8,6 +8,7 @@ import pyarrow as pa
 from thalweg.contract.resources import descriptors_left
 from thalweg.learning.data.errors import DataError, MemoryLackError
 from thalweg.learning.data.files import OpenFile
+from thalweg.learning.data.sources.arrow_cells import column_of
 from thalweg.learning.data.sources.files import SourceFile
 from thalweg.learning.data.sources.grouped import GroupedTable, Part
 from thalweg.learning.data.sources.partitions import Partitions, partitions
@@ -41,6 +42,13 @@ def ends_of(file: OpenFile, size: int) -> tuple[bytes, bytes]:
     file.read(0, memoryview(start))
     file.read(file.size - len(end), memoryview(end))
     return bytes(start), bytes(end)
+
+
+def checked(schema: pa.Schema) -> pa.Schema:
+    """A schema, all of whose names and types can be read. Raises UnicodeDecodeError, which is ValueError."""
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        column_of(name, kind)
+    return schema
 
 
 @contextmanager

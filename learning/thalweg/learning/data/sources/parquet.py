@@ -12,7 +12,7 @@ from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.files import OpenFile
 from thalweg.learning.data.recent import Recent
 from thalweg.learning.data.sources.arrow_cells import column_of, is_text
-from thalweg.learning.data.sources.arrow_files import ends_of, grouped, reading
+from thalweg.learning.data.sources.arrow_files import checked, ends_of, grouped, reading
 from thalweg.learning.data.sources.files import SourceFile, source_files
 from thalweg.learning.data.sources.grouped import GroupedTable
 from thalweg.learning.data.tables import ColumnType
@@ -50,7 +50,7 @@ class _File:
         self._check_format()
         footer = self._footer()
         with self._reading("as Parquet"):
-            schema = pq.ParquetFile(self._bytes(), metadata=footer).schema_arrow
+            schema = checked(pq.ParquetFile(self._bytes(), metadata=footer).schema_arrow)
         self.schema = pa.schema([each for each in schema if not each.name.startswith(_INDEX)])
         self.rows = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
         # Text is read as codes and words, as it is stored.
@@ -79,6 +79,9 @@ class _File:
             texts = [name for name in names if name in self._texts]
             file = pq.ParquetFile(self._bytes(), metadata=self._footer(), read_dictionary=texts, page_checksum_verification=True)
             found = file.read_row_group(group, columns=list(names), use_threads=False)
+            for name in texts:
+                # Positions of words that lead elsewhere would be read as they are.
+                found.column(name).validate(full=True)
         if found.num_rows != self.rows[group]:
             raise DataError(
                 f"{self._subject} is damaged: row group {group} has {found.num_rows:,} rows, not {self.rows[group]:,}"
