@@ -293,3 +293,14 @@ def test_a_job_learns_from_columns_of_all_types_by_groups(tmp_path: Path) -> Non
     labels = dataset.train.take(slice(0, 400))["y"]
     assert labels.tolist() == table["y"].to_pylist()
     assert "truth" in [column.name for column in dataset.preprocessing.table]
+
+
+def test_a_nested_column_is_left_out_or_is_named(tmp_path: Path) -> None:
+    table = numbers(30).add_column(0, "tags", pa.array([["x"]] * 30))
+    pq.write_table(table, tmp_path / "a.parquet")
+    model = {"layers": [{"dense": {"units": 1}}], "loss": "mean_squared_error", "dtype": "float32"}
+    spec = json_format.ParseDict({"model": model, "data": {"parquet": "a.parquet"}}, job_pb2.JobSpec())
+    with pytest.raises(DataError, match=r"column 'tags' of 'a.parquet' holds list<element: string>, which cannot be"):
+        data.load(spec, lambda _: tmp_path / "a.parquet")
+    spec.data.ignore.append("tags")
+    assert data.load(spec, lambda _: tmp_path / "a.parquet").train.schema["x"].shape == (2,)

@@ -68,15 +68,12 @@ class GroupedTable:
         found = [(part, group, rows) for part, each in enumerate(parts) for group, rows in enumerate(each.rows) if rows]
         self._places = [(part, group) for part, group, _ in found]
         self._ends = np.cumsum([rows for *_, rows in found], dtype=np.int64)
+        # The number of rows up to the end of each group.
+        self.groups: Sequence[int] = tuple(self._ends.tolist())
         self._firsts = np.concatenate([[0], np.cumsum([sum(part.rows) for part in parts], dtype=np.int64)])
         self._recent: Recent[tuple[int, tuple[str, ...]], Mapping[str, Cells]] = Recent(
             held, lambda cells: sum(map(cells_bytes, cells.values()))
         )
-
-    @property
-    def groups(self) -> Sequence[int]:
-        """The number of rows up to the end of each group."""
-        return [int(end) for end in self._ends]
 
     @property
     def held(self) -> int:
