@@ -1,6 +1,7 @@
 """Parquet: types, folders, groups of rows, and what is wrong with files."""
 
 import os
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ from thalweg.learning.data.sources.files import SourceFile
 from thalweg.learning.data.sources.grouped import GroupedTable
 from thalweg.learning.data.sources.partitions import Partitions
 from thalweg.learning.data.tables import ColumnType
+from thalweg.learning.errors import NodeError
 from thalweg.v1 import job_pb2
 
 FIELD = "data.parquet"
@@ -304,3 +306,13 @@ def test_a_nested_column_is_left_out_or_is_named(tmp_path: Path) -> None:
         data.load(spec, lambda _: tmp_path / "a.parquet")
     spec.data.ignore.append("tags")
     assert data.load(spec, lambda _: tmp_path / "a.parquet").train.schema["x"].shape == (2,)
+
+
+@pytest.mark.parametrize("source", ["parquet", "arrow"])
+def test_a_node_without_pyarrow_says_what_to_install(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    spec = json_format.ParseDict({"model": {"dtype": "float32"}, "data": {source: "a"}}, job_pb2.JobSpec())
+    with pytest.raises(
+        NodeError, match=rf"^data.{source}: pyarrow is not installed on this machine; pip install 'thalweg\[data\]'$"
+    ):
+        data.load(spec, lambda _: tmp_path / "a")
