@@ -445,6 +445,15 @@ def test_columns_that_are_missing_or_unknown_are_told() -> None:
         predicted(loaded, {"a": [1, None], "t": ["x", "y"]})
 
 
+def test_where_a_job_names_its_features_other_columns_may_be_there() -> None:
+    settings: dict[str, Any] = {"features": ["a"], "target": "y"}
+    loaded = load({"a": [1, 2], "b": [3, 4], "y": [1, 2]}, **settings)
+    found, _ = predicted(loaded, {"c": ["x"], "b": [None], "a": [7]}, settings)
+    assert found.tolist() == [[7]]
+    with pytest.raises(DataError, match=r"^x: lacks the column 'a'; name the columns as in the training data: 'a'"):
+        predicted(loaded, {"b": [1]}, settings)
+
+
 def test_unknown_categories_are_counted_and_belong_to_none() -> None:
     given = {"t": ["a", "b"], "o": ["a", "b"], "y": [1, 2]}
     loaded = load(given, columns={"o": {"prepare": "ordinal"}})
