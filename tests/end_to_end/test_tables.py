@@ -14,7 +14,7 @@ from thalweg.client import local
 pytestmark = pytest.mark.ray
 
 JOB = """
-data.parquet = "flowers.parquet"
+data.csv = "flowers.csv"
 data.target = "species"
 data.ignore = ["id"]
 data.missing = "median"
@@ -50,13 +50,17 @@ def flowers(rows: int = 400) -> dict[str, list[Any]]:
 
 
 def write(path: Path, table: dict[str, list[Any]]) -> None:
+    if path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([[*table], *zip(*table.values(), strict=True)])
+        return
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(arrow.table(table), path, row_group_size=100)
 
 
 def test_classes_are_predicted_by_name_for_raw_rows_after_two_commands(tmp_path: Path) -> None:
-    write(tmp_path / "flowers.parquet", flowers())
+    write(tmp_path / "flowers.csv", flowers())
     (tmp_path / "job.toml").write_text(JOB)
     (tmp_path / "new.csv").write_text(RAW)
     trained = thalweg(tmp_path, "train", "job.toml", "--json")
@@ -84,6 +88,7 @@ def test_classes_are_predicted_by_name_for_raw_rows_after_two_commands(tmp_path:
 
 def digests(folder: Path, settings: dict[str, Any], workers: Sequence[int]) -> set[str]:
     (folder / "job.toml").write_text(JOB)
+    write(folder / "flowers.csv", flowers())
     with local(workers=max(workers), data=folder / "data") as client:
         jobs = [client.submit(folder / "job.toml", settings | {"training.workers": count}) for count in workers]
         return {job.wait().weights_sha256 for job in jobs}
@@ -93,6 +98,7 @@ def test_the_bits_are_those_of_any_number_of_workers(tmp_path: Path) -> None:
     write(tmp_path / "flowers.parquet", flowers())
     settings = {"training.epochs": 3, "training.microbatches": 7}
     assert len(digests(tmp_path, settings, (1, 2, 3, 7))) == 1
+    assert len(digests(tmp_path, settings | {"data.parquet": str(tmp_path / "flowers.parquet")}, (1, 3))) == 1
 
 
 def test_a_regression_in_dollars_predicts_dollars_from_a_data_frame(tmp_path: Path) -> None:

@@ -493,7 +493,7 @@ def test_what_is_no_table_is_told(given: object, told: str) -> None:
     assert str(caught.value).startswith(told)
 
 
-def test_a_source_of_numbers_with_names_is_a_table_where_the_job_asks_for_one(tmp_path: Path) -> None:
+def test_a_file_of_numbers_is_a_table_where_the_job_asks_for_one(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,a,y\n1,10,0\n2,30,1\n")
     spec = spec_of(ignore=["id"], columns={"a": {"prepare": "min_max"}})
     loaded = data.load(spec, lambda _: tmp_path / "a.csv")
@@ -502,3 +502,16 @@ def test_a_source_of_numbers_with_names_is_a_table_where_the_job_asks_for_one(tm
     (tmp_path / "a.csv").write_text("1,10,0\n2,30,1\n")
     unnamed = data.load(spec_of(ignore=["1"], columns={"2": {"prepare": "min_max"}}, header=False), lambda _: tmp_path / "a.csv")
     assert (inputs(unnamed.train).tolist(), targets(unnamed.train).tolist()) == ([[0], [1]], [0, 1])
+    np.savez(tmp_path / "a.npz", x=np.ones((2, 1)), y=np.ones(2))
+    with pytest.raises(DataError, match=r"^data\.ignore: is for tables, and data\.npz is not one; leave it out"):
+        data.load(spec_of(csv=None, npz="a.npz", ignore=["id"]), lambda _: tmp_path / "a.npz")
+
+
+def test_rows_of_numbers_may_have_a_target_of_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b,kind\n1,2,x\n3,4,y\n")
+    loaded = data.load(spec_of("softmax_cross_entropy"), lambda _: tmp_path / "a.csv")
+    assert (list(loaded.preprocessing.columns), len(loaded.preprocessing.table)) == (["a", "b"], 0)
+    assert list(loaded.preprocessing.targets[0].classes) == ["x", "y"]
+    (tmp_path / "new.csv").write_text("kind,b,a\nz,2,1\n,4,3\n")
+    rows = data.read_rows(tmp_path / "new.csv", job_pb2.Data(csv="a.csv"), loaded.preprocessing)
+    assert predicted(loaded, rows)[0].tolist() == inputs(loaded.train).tolist()

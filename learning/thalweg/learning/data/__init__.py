@@ -12,7 +12,6 @@ from thalweg.learning.batch import INPUT, TARGET, Schema
 from thalweg.learning.data.access import Access, Fetch, Temporary
 from thalweg.learning.data.checks import check_numbers, check_prepared
 from thalweg.learning.data.errors import DataError, MemoryLackError, listed
-from thalweg.learning.data.frames import table_of
 from thalweg.learning.data.memory import is_held
 from thalweg.learning.data.order import keeps_permutations
 from thalweg.learning.data.preparation import (
@@ -171,14 +170,9 @@ def _access(access: Access | Fetch) -> Access:
 def _source(data: job_pb2.Data, access: Access) -> Source | Table:
     kind = str(data.WhichOneof("source"))
     found = SOURCES[kind](data, access)
-    asked = columns.asked(data)
-    if not asked or not isinstance(found, Source):
-        return found
-    if not found.columns:
-        raise DataError(f"data.{asked[0]}: is for tables with column names, and data.{kind} has none; leave it out")
-    names = (*found.columns, found.target)
-    cells = np.column_stack([found.x[ALL], found.y[ALL]])
-    return table_of({name: cells[:, index] for index, name in enumerate(names)}, str(getattr(data, kind)))
+    if isinstance(found, Source) and (asked := columns.asked(data)):
+        raise DataError(f"data.{asked[0]}: is for tables, and data.{kind} is not one; leave it out")
+    return found
 
 
 def read_samples(
@@ -207,7 +201,8 @@ def read_rows(path: Path, data: job_pb2.Data, preprocessing: job_pb2.Preprocessi
     words, name = TO_PREDICT, path.name
     if is_parquet(path) and (preprocessing.table or preprocessing.columns):
         return parquet_rows(path, words.field)
-    if not (preprocessing.table or columns.asked(data)) or (path.suffix.lower() != ".csv" and npz.is_numpys(path)):
+    as_table = preprocessing.table or preprocessing.targets or columns.asked(data)
+    if not as_table or (path.suffix.lower() != ".csv" and npz.is_numpys(path)):
         return None
     types = {column.name: ColumnType(column.type) for column in preprocessing.table}
     types |= dict.fromkeys(preprocessing.columns, ColumnType.NUMBER)
