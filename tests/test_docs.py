@@ -90,14 +90,16 @@ def test_the_jobs_of_the_page_on_codecs_are_jobs() -> None:
 
 
 def test_the_jobs_of_the_page_on_data_are_jobs() -> None:
-    pages = blocks(ROOT / "docs" / "data.md", "toml")
-    assert pages
-    for block in pages:
+    found = []
+    for block in blocks(ROOT / "docs" / "data.md", "toml"):
         settings = {"data": tomllib.loads(block)["data"] | {"sha256": "0" * 64}}
         spec = load_job({"model": {"layers": [{"dense": {"units": 1}}], "loss": "mean_squared_error"}} | settings).spec
         spec.optimizer.SetInParent()
         spec.optimizer.adam.SetInParent()
-        assert validation.complete(spec).data.columns["zip"].buckets == 64
+        found.append(validation.complete(spec).data)
+    written, prepared = found
+    assert (written.delimiter, written.decimal, written.columns["PLZ"].type) == ("semicolon", "comma", "text")
+    assert prepared.columns["zip"].buckets == 64
 
 
 def test_the_programs_of_the_page_on_data_run(tmp_path: Path) -> None:

@@ -691,6 +691,7 @@ class Data(_message.Message):
     BUILTIN_FIELD_NUMBER: _builtins.int
     NPZ_FIELD_NUMBER: _builtins.int
     CSV_FIELD_NUMBER: _builtins.int
+    JSON_LINES_FIELD_NUMBER: _builtins.int
     PYTHON_FIELD_NUMBER: _builtins.int
     PARQUET_FIELD_NUMBER: _builtins.int
     ARROW_FIELD_NUMBER: _builtins.int
@@ -721,6 +722,10 @@ class Data(_message.Message):
     """The path of a CSV file: a line of column names, then rows of numbers, text, truth values, dates and times. How it is written is found
     out, or told by `delimiter`, `encoding`, `decimal` and `missing_values`. It may be compressed, as `.csv.gz` or `.csv.zst`. For
     predictions, columns are matched by these names.
+    """
+    json_lines: _builtins.str
+    """The path of a file of JSON lines: each line is an object with a number, a text, a truth value or null for each column. A text may be a
+    date or a time. It may be compressed, as `.jsonl.gz`. For predictions, columns are matched by their names.
     """
     parquet: _builtins.str
     """The path of a Parquet file, or of a folder: then all files below it that end in `.parquet` or `.parq` are one table, in the order of
@@ -809,6 +814,7 @@ class Data(_message.Message):
         builtin: _builtins.str = ...,
         npz: _builtins.str = ...,
         csv: _builtins.str = ...,
+        json_lines: _builtins.str = ...,
         python: Global___EntryPoint | None = ...,
         parquet: _builtins.str = ...,
         arrow: _builtins.str = ...,
@@ -830,9 +836,9 @@ class Data(_message.Message):
         decimal: _builtins.str | None = ...,
         missing_values: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "header", b"header", "missing", b"missing", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "header", b"header", "json_lines", b"json_lines", "missing", b"missing", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "features", b"features", "header", b"header", "ignore", b"ignore", "missing", b"missing", "missing_values", b"missing_values", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "features", b"features", "header", b"header", "ignore", b"ignore", "json_lines", b"json_lines", "missing", b"missing", "missing_values", b"missing_values", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decimal: _TypeAlias = _typing.Literal["decimal"]  # noqa: Y015
     _WhichOneofArgType__decimal: _TypeAlias = _typing.Literal["_decimal", b"_decimal"]  # noqa: Y015
@@ -854,7 +860,7 @@ class Data(_message.Message):
     _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["builtin", "npz", "csv", "python", "parquet", "arrow", "npy"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["builtin", "npz", "csv", "json_lines", "python", "parquet", "arrow", "npy"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__decimal) -> _WhichOneofReturnType__decimal | None: ...

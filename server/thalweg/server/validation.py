@@ -380,7 +380,7 @@ def _across_data(data: job_pb2.Data) -> Iterator[Violation]:
         yield Violation(f"data.{source}", "upload the file first (UploadData) and give its SHA-256 in data.sha256")
     elif source == "builtin" and data.sha256:
         yield Violation("data.sha256", "is that of an uploaded file, and the data is built in; leave it out")
-    if data.target and source not in ("csv", "python", "parquet", "arrow"):
+    if data.target and source not in ("csv", "json_lines", "python", "parquet", "arrow"):
         yield Violation("data.target", "names a column of a table, and the data is not one")
     for field, _ in data.ListFields():
         if field.name in _OF_TABLES and source in _ARRAYS:

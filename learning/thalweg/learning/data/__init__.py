@@ -30,7 +30,7 @@ from thalweg.learning.data.samples import ALL, Arrays, Samples, held, sample_byt
 from thalweg.learning.data.sources import SOURCES, columns, is_parquet, npz, parquet_rows
 from thalweg.learning.data.sources.columns import Found, Source
 from thalweg.learning.data.sources.text_tables import reading as text_tables
-from thalweg.learning.data.sources.text_tables.words import TO_PREDICT, told_by
+from thalweg.learning.data.sources.text_tables.words import JSON_LINES, TO_PREDICT, told_by
 from thalweg.learning.data.tables import ColumnType, Table
 from thalweg.v1 import job_pb2
 
@@ -54,6 +54,10 @@ __all__ = [
     "read_rows",
     "read_samples",
 ]
+
+
+# How names of files of JSON lines end.
+_JSON_LINES = (".jsonl", ".ndjson")
 
 
 class Dataset(NamedTuple):
@@ -194,20 +198,21 @@ def read_samples(
 
 
 def read_rows(path: Path, data: job_pb2.Data, preprocessing: job_pb2.Preprocessing, header: bool | None = None) -> Table | None:
-    """The rows of a .csv or .parquet file to predict from, as they are, for `prepare_table`.
+    """The rows of a .csv, .jsonl or .parquet file to predict from, as they are, for `prepare_table`.
 
     None if the job makes no table of what it reads, or if the file is an array. Raises as `read_samples` does.
     """
     words, name = TO_PREDICT, path.name
     if is_parquet(path) and (preprocessing.table or preprocessing.columns):
         return parquet_rows(path, words.field)
-    as_table = preprocessing.table or preprocessing.targets or columns.asked(data)
+    is_json = path.suffix.lower() in _JSON_LINES and bool(preprocessing.table or preprocessing.columns)
+    as_table = preprocessing.table or preprocessing.targets or columns.asked(data) or is_json
     if not as_table or (path.suffix.lower() != ".csv" and npz.is_numpys(path)):
         return None
     types = {column.name: ColumnType(column.type) for column in preprocessing.table}
     types |= dict.fromkeys(preprocessing.columns, ColumnType.NUMBER)
     # What columns hold that are not used does not matter.
-    told = told_by(data, header)._replace(others=ColumnType.TEXT, types=types)
+    told = (JSON_LINES if is_json else told_by(data, header))._replace(others=ColumnType.TEXT, types=types)
     table, named = text_tables.read(path, words, name, told)
     if not named and not {*types} <= {column.name for column in table.columns}:
         raise DataError(f"{words.field}: {name!r} has no line of column names, by which the job finds its columns; add one")

@@ -48,6 +48,7 @@ SOURCES: dict[str, Reader] = {
     "npz": npz.source,
     "npy": npy.source,
     "csv": columns.source,
+    "json_lines": columns.json_lines,
     "python": python_source.source,
     "parquet": _parquet,
     "arrow": _arrow,

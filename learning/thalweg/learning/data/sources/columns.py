@@ -13,7 +13,7 @@ from thalweg.learning.data.matching import by_name, suggestion
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.data.rows import Indices, Mapped, Rows
 from thalweg.learning.data.sources.text_tables.reading import Read, TextTable, read
-from thalweg.learning.data.sources.text_tables.words import TO_PREDICT, TO_TRAIN, told_by
+from thalweg.learning.data.sources.text_tables.words import JSON_LINES, TO_PREDICT, TO_TRAIN, told_by, types_by
 from thalweg.learning.data.tables import ColumnType, Table
 from thalweg.v1 import job_pb2
 
@@ -50,6 +50,12 @@ def source(data: job_pb2.Data, access: Access) -> Source | Table:
     if asked(data) or not _is_plain(found.table):
         return found.table
     return to_train(found, data.csv, data.target)
+
+
+def json_lines(data: job_pb2.Data, access: Access) -> Table:
+    """The table in a job's file of JSON lines. Raises DataError if it cannot be read."""
+    words, told = TO_TRAIN._replace(field="data.json_lines"), JSON_LINES._replace(types=types_by(data))
+    return read(access.upload(data.sha256), words, data.json_lines, told, access, data.sha256).table
 
 
 def asked(data: job_pb2.Data) -> list[str]:

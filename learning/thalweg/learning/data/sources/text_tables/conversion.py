@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.preparation import cells
-from thalweg.learning.data.sources.text_tables.batches import batches
+from thalweg.learning.data.sources.text_tables.batches import Rows, batches
 from thalweg.learning.data.sources.text_tables.cells import (
     MISSING,
     MISSING_BESIDE_NUMBERS,
@@ -19,7 +19,6 @@ from thalweg.learning.data.sources.text_tables.cells import (
     why_no_number,
 )
 from thalweg.learning.data.sources.text_tables.kinds import Kind
-from thalweg.learning.data.sources.text_tables.records import Records
 from thalweg.learning.data.sources.text_tables.words import Told, shown
 from thalweg.learning.data.tables import ColumnType
 
@@ -40,24 +39,22 @@ class Block(NamedTuple):
     lines: Sequence[int]
 
 
-def blocks(records: Records, kinds: Sequence[Kind], told: Told) -> Iterator[Block]:
+def blocks(rows: Rows, kinds: Sequence[Kind], told: Told) -> Iterator[Block]:
     """All rows, in blocks of bounded size. Raises DataError at the first cell that is not of its column's kind, and OSError.
 
     If the table is `complete`, so is a missing number.
     """
-    makers = [_Maker(records, kind, told) for kind in kinds]
-    for batch in batches(records):
+    makers = [_Maker(rows, kind, told) for kind in kinds]
+    for batch in batches(rows):
         made = [maker.values(column) for maker, column in zip(makers, batch.columns, strict=True)]
         wrong = [(maker.wrong, position) for position, maker in enumerate(makers) if maker.wrong >= 0]
         if wrong:
             row, position = min(wrong)
             cell = batch.columns[position][row]
             problem = makers[position].problem(cell)
-            if not kinds[position].told and records.names:
-                problem += records.words.setting(f'data.columns.{records.names[position]}.type = "text"')
-            raise DataError(
-                f"{records.field}: line {batch.lines[row]}, column {records.column(position)}: {shown(cell)} {problem}"
-            )
+            if not kinds[position].told and rows.names:
+                problem += rows.words.setting(f'data.columns.{rows.names[position]}.type = "text"')
+            raise DataError(f"{rows.field}: line {batch.lines[row]}, column {rows.column(position)}: {shown(cell)} {problem}")
         yield Block(made, batch.lines)
 
 
@@ -71,9 +68,9 @@ def _told_truth(cell: str) -> bool | None:
 class _Maker:
     """Makes values of the cells of one column. `wrong` is the position of the first cell of which it made none, or -1."""
 
-    def __init__(self, records: Records, kind: Kind, told: Told) -> None:
-        self._decimal = records.decimal
-        self._words = records.words
+    def __init__(self, rows: Rows, kind: Kind, told: Told) -> None:
+        self._decimal = rows.decimal
+        self._words = rows.words
         # Where the job says so, there are more words for truth values than are recognized as such.
         self._truth_of = _told_truth if kind.told else truth_of
         self._kind = kind

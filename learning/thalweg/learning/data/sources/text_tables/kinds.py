@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from thalweg.learning.data.errors import DataError
-from thalweg.learning.data.sources.text_tables.batches import batches
+from thalweg.learning.data.sources.text_tables.batches import Rows, batches
 from thalweg.learning.data.sources.text_tables.cells import (
     MISSING_BESIDE_NUMBERS,
     WHOLE,
@@ -21,7 +21,6 @@ from thalweg.learning.data.sources.text_tables.cells import (
     orders_of,
     truth_of,
 )
-from thalweg.learning.data.sources.text_tables.records import Records
 from thalweg.learning.data.sources.text_tables.words import Told
 from thalweg.learning.data.tables import ColumnType
 
@@ -41,18 +40,19 @@ class Kind(NamedTuple):
     told: bool = False
 
 
-def kinds_of(records: Records, names: Sequence[str], told: Told) -> list[Kind]:
+def kinds_of(rows: Rows, names: Sequence[str], told: Told) -> list[Kind]:
     """The kind of each column, which messages call by `names`. Raises DataError if rows are not right, and OSError."""
     types = [told.types.get(name, told.others) for name in names]
     known = [kind for kind in types if kind and kind is not ColumnType.TIME]
     if len(known) == len(types):
         return [Kind(kind, told=True) for kind in known]
-    tallies = [_Tally(records.decimal, told) for _ in names]
-    for batch in batches(records):
+    tallies = [_Tally(rows.decimal, told) for _ in names]
+    for batch in batches(rows):
         for tally, column in zip(tallies, batch.columns, strict=True):
             tally.add(column)
     return [
-        tally.kind(f"{records.field}: column {name!r}", given) for name, tally, given in zip(names, tallies, types, strict=True)
+        tally.kind(f"{rows.field}: column {name!r}", given, text=name in rows.texts)
+        for name, tally, given in zip(names, tallies, types, strict=True)
     ]
 
 
@@ -90,9 +90,11 @@ class _Tally:
                 for order in orders_of(cell):
                     self._dates[order] += times
 
-    def kind(self, subject: str, given: ColumnType | None) -> Kind:
-        """What the column holds, or what the job says that it does. Raises DataError if that cannot be read."""
+    def kind(self, subject: str, given: ColumnType | None, *, text: bool) -> Kind:
+        """What the column holds, or what the job says that it does; of `text`, dates or text. Raises DataError if it cannot."""
         kind = given or self._type()
+        if text and not given and kind is not ColumnType.TIME:
+            kind = ColumnType.TEXT
         if kind is not ColumnType.TIME:
             whole = kind is ColumnType.NUMBER and self._whole and self._numbers > 0
             return Kind(kind, whole, told=given is not None)

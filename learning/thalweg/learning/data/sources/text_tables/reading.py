@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from thalweg.learning.data.access import Access
+from thalweg.learning.data.sources.text_tables.batches import Rows
 from thalweg.learning.data.sources.text_tables.conversion import Block, blocks
 from thalweg.learning.data.sources.text_tables.encodings import TextFile
 from thalweg.learning.data.sources.text_tables.held import HeldTable, column_of
+from thalweg.learning.data.sources.text_tables.json_rows import JsonRows
 from thalweg.learning.data.sources.text_tables.kinds import kinds_of
 from thalweg.learning.data.sources.text_tables.records import Records
 from thalweg.learning.data.sources.text_tables.words import Told, Words
@@ -38,7 +40,7 @@ class Read(NamedTuple):
 
 
 def read(path: Path, words: Words, name: str, told: Told, access: Access | None = None, sha256: str = "") -> Read:
-    """The table in a CSV file, which messages call `name`.
+    """The table in a CSV file, or in one of JSON lines if `told` says so, which messages call `name`.
 
     `sha256` is that of the file. With it and `access`, a large file is converted to Arrow, if pyarrow is installed; otherwise
     the table is in memory. Raises DataError, which speaks in `words`, if the file is not right, and OSError.
@@ -59,16 +61,21 @@ def read(path: Path, words: Words, name: str, told: Told, access: Access | None 
 
 
 def _made(file: TextFile, words: Words, told: Told) -> tuple[list[Column], Iterator[Block], bool]:
-    records = Records(file, words, told)
-    names = records.names or tuple(str(position) for position in range(1, records.width + 1))
-    kinds = kinds_of(records, names, told)
+    rows: Rows
+    if told.json_lines:
+        rows = JsonRows(file, words, told)
+        names = rows.names
+    else:
+        rows = records = Records(file, words, told)
+        names = rows.names or tuple(str(position) for position in range(1, records.width + 1))
+    kinds = kinds_of(rows, names, told)
     columns = [column_of(each, kind) for each, kind in zip(names, kinds, strict=True)]
-    return columns, blocks(records, kinds, told), bool(records.names)
+    return columns, blocks(rows, kinds, told), bool(rows.names)
 
 
 def _key(sha256: str, told: Told) -> str:
     types = sorted((name, kind.value) for name, kind in told.types.items())
     missing = None if told.missing is None else sorted(told.missing)
     others = told.others and told.others.value
-    settings = [told.header, told.delimiter, told.encoding, told.decimal, missing, types, others, told.complete]
+    settings = [told.header, told.delimiter, told.encoding, told.decimal, missing, types, others, told.complete, told.json_lines]
     return f"table-{hashlib.sha256(json.dumps([_FORMAT, sha256, settings]).encode()).hexdigest()}"

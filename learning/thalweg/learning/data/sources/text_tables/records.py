@@ -2,26 +2,18 @@
 
 import csv
 from collections.abc import Iterator
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
 from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.preparation import MAX_FEATURES
+from thalweg.learning.data.sources.text_tables.batches import MAX_ROW, Row
 from thalweg.learning.data.sources.text_tables.cells import MISSING_BESIDE_NUMBERS, Decimal
 from thalweg.learning.data.sources.text_tables.dialects import SAMPLE, Dialect, find
 from thalweg.learning.data.sources.text_tables.encodings import TextFile
 from thalweg.learning.data.sources.text_tables.words import Told, Words, count, shown
 
-# The most characters of a row, over all lines that it spans: enough for all columns.
-_MAX_ROW = 1 << 22
 # The most bytes of all names together: a message of 4 MiB holds them with the mean and the deviation of each column.
 _MAX_NAMES = 1 << 20
-
-
-class Record(NamedTuple):
-    """A row that is not empty, and the number of the line that it begins on."""
-
-    line: int
-    cells: list[str]
 
 
 class Records:
@@ -43,8 +35,9 @@ class Records:
         if first is None:
             raise self._wrong(f"{file.name!r} is empty")
         self.names: tuple[str, ...] = ()
+        self.texts: frozenset[str] = frozenset()
         # Without the cell that a delimiter at the end of a row seems to begin.
-        cells = first.cells
+        line, cells = first
         if self.dialect.trailing and not cells[-1].strip():
             cells = cells[:-1]
         self.width = len(cells)
@@ -52,37 +45,34 @@ class Records:
             remedy = "save them as a NumPy archive, with numpy.savez"
             raise self._wrong(f"{file.name!r} has {self.width:,} columns; at most {MAX_FEATURES:,} are read; {remedy}")
         if told.header is not False:
-            self.names = _Names(words, file.name, self.decimal).of(first.line, cells, told.header)
+            self.names = _Names(words, file.name, self.decimal).of(line, cells, told.header)
 
     def column(self, position: int) -> str:
         """What messages call a column."""
         return shown(self.names[position]) if self.names else str(position + 1)
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[Row]:
         """The rows after the names. Raises DataError if one has another number of cells."""
         rows = self._rows()
         if self.names:
             next(rows)
         width = self.width
         for row in rows:
-            if len(row.cells) != width:
-                yield self._repaired(row)
-            else:
-                yield row
+            yield row if len(row[1]) == width else self._repaired(*row)
 
-    def _repaired(self, row: Record) -> Record:
-        width, found = self.width, len(row.cells)
-        if self.dialect.trailing and found == width + 1 and not row.cells[-1].strip():
-            return Record(row.line, row.cells[:-1])
+    def _repaired(self, line: int, cells: list[str]) -> Row:
+        width, found = self.width, len(cells)
+        if self.dialect.trailing and found == width + 1 and not cells[-1].strip():
+            return line, cells[:-1]
         columns = f"there {'is' if width == 1 else 'are'} {count(width, 'column')}"
-        problem = f"line {row.line} has {count(found, 'cell')} but {columns}"
+        problem = f"line {line} has {count(found, 'cell')} but {columns}"
         if self.names and found == width + 1:
             problem += "; if the first cell is the name of a row, as R writes it, write the table with row.names = FALSE"
-        elif row.cells[0].lstrip().startswith("#"):
+        elif cells[0].lstrip().startswith("#"):
             problem += "; comments may stand before the table only"
         raise self._wrong(problem)
 
-    def _rows(self) -> Iterator[Record]:
+    def _rows(self) -> Iterator[Row]:
         with self._file.opened() as text:
             for _ in range(self.dialect.skipped):
                 text.readline()
@@ -98,25 +88,25 @@ class _Lines:
     def __init__(self, text: TextIO, field: str, skipped: int) -> None:
         self._text = text
         self._field = field
-        self._room = _MAX_ROW
+        self._room = MAX_ROW
         self.line = skipped + 1
 
     def begin(self, line: int) -> None:
         """A row begins on a line."""
-        self._room, self.line = _MAX_ROW, line
+        self._room, self.line = MAX_ROW, line
 
     def __iter__(self) -> Iterator[str]:
         while line := self._text.readline(self._room + 1):
             self._room -= len(line)
             if self._room < 0:
                 problem = (
-                    f"is longer than {_MAX_ROW:,} characters; a row has at most {MAX_FEATURES:,} columns; is a quote left open?"
+                    f"is longer than {MAX_ROW:,} characters; a row has at most {MAX_FEATURES:,} columns; is a quote left open?"
                 )
                 raise DataError(f"{self._field}: line {self.line} {problem}")
             yield line
 
 
-def _numbered(text: TextIO, field: str, dialect: Dialect) -> Iterator[Record]:
+def _numbered(text: TextIO, field: str, dialect: Dialect) -> Iterator[Row]:
     lines = _Lines(text, field, dialect.skipped)
     rows = csv.reader(lines, delimiter=dialect.delimiter, strict=True)
     while True:
@@ -129,7 +119,7 @@ def _numbered(text: TextIO, field: str, dialect: Dialect) -> Iterator[Record]:
         except csv.Error as error:
             raise DataError(f"{field}: line {start} is not proper CSV: {_reason(error)}") from error
         if cells:
-            yield Record(start, cells)
+            yield start, cells
 
 
 def _reason(error: csv.Error) -> str:

@@ -32,6 +32,7 @@ class Told(NamedTuple):
 
     `missing` are the ways to write that a value is missing, in place of the usual ones. `types` are those of columns by their
     names, and `others` is that of all others. If the table is `complete`, a missing number is an error.
+    With `json_lines`, it is a file of those.
     """
 
     header: bool | None = None
@@ -42,10 +43,14 @@ class Told(NamedTuple):
     types: Mapping[str, ColumnType] = MappingProxyType({})
     others: ColumnType | None = None
     complete: bool = False
+    json_lines: bool = False
 
 
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 DECIMALS = {"point": ".", "comma": ","}
+
+
+JSON_LINES = Told(missing=frozenset(), json_lines=True)
 
 
 def told_by(data: job_pb2.Data, header: bool | None = None) -> Told:
@@ -56,8 +61,13 @@ def told_by(data: job_pb2.Data, header: bool | None = None) -> Told:
         encoding=data.encoding or None,
         decimal=DECIMALS[data.decimal] if data.decimal else None,
         missing=frozenset(data.missing_values) if data.missing_values else None,
-        types={name: ColumnType(settings.type) for name, settings in data.columns.items() if settings.type},
+        types=types_by(data),
     )
+
+
+def types_by(data: job_pb2.Data) -> dict[str, ColumnType]:
+    """The types of columns that a job's data gives."""
+    return {name: ColumnType(settings.type) for name, settings in data.columns.items() if settings.type}
 
 
 def shown(text: str) -> str:
