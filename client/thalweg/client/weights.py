@@ -34,7 +34,8 @@ def save_weights(path: Path, job: job_pb2.Job, header: pb.ParametersHeader, slab
         "version": str(header.version),
         "weights_sha256": header.sha256,
         preparation.PREPROCESSING: preparation.to_json(header.preprocessing),
-        "spec": json.dumps(json_format.MessageToDict(job.spec, preserving_proto_field_name=True)),
+        # Maps have no order of their own.
+        "spec": json.dumps(json_format.MessageToDict(job.spec, preserving_proto_field_name=True), sort_keys=True),
     }
 
     def write(aside: Path) -> None:
