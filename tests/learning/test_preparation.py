@@ -515,3 +515,51 @@ def test_rows_of_numbers_may_have_a_target_of_text(tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("kind,b,a\nz,2,1\n,4,3\n")
     rows = data.read_rows(tmp_path / "new.csv", job_pb2.Data(csv="a.csv"), loaded.preprocessing)
     assert predicted(loaded, rows)[0].tolist() == inputs(loaded.train).tolist()
+
+
+CELLS = {
+    "number": st.one_of(st.none(), st.floats(-1e6, 1e6), st.just(math.nan)),
+    "text": st.one_of(st.none(), st.text(max_size=3)),
+    "boolean": st.one_of(st.none(), st.booleans()),
+    "time": st.one_of(st.none(), st.datetimes(datetime.datetime(1900, 1, 1), datetime.datetime(2100, 1, 1))),
+}
+
+
+WAYS = {
+    "number": ["none", "standardize", "min_max", "log", "one_hot", "ordinal", "hash"],
+    "text": ["one_hot", "ordinal", "hash"],
+    "boolean": ["none", "one_hot", "ordinal", "hash"],
+    "time": ["calendar", "none", "standardize", "min_max"],
+}
+
+
+@hypothesis.given(st.data())
+def test_predicting_prepares_rows_as_training_did(drawn: st.DataObject) -> None:
+    """Any table and any settings: rows become the same features, or it is told what is wrong with one of the fields of data."""
+    kinds = drawn.draw(st.lists(st.sampled_from(sorted(CELLS)), min_size=1, max_size=4))
+    rows = drawn.draw(st.integers(1, 12))
+    table = {
+        f"{kind}{index}": drawn.draw(st.lists(CELLS[kind], min_size=rows, max_size=rows)) for index, kind in enumerate(kinds)
+    }
+    missing = st.sampled_from(["mean", "median", "most_frequent", "0", "1970-01-01", "drop"])
+    columns = {
+        name: {"buckets": 3}
+        | ({"prepare": drawn.draw(st.sampled_from(WAYS[name[:-1]]))} if drawn.draw(st.booleans()) else {})
+        | ({"missing": drawn.draw(missing)} if drawn.draw(st.booleans()) else {})
+        for name in table
+    }
+    settings: dict[str, Any] = {"columns": columns, "missing": drawn.draw(missing), "standardize": drawn.draw(st.booleans())}
+    loaded, reason = None, ""
+    try:
+        loaded = load({**table, "y": range(rows)}, **settings)
+    except DataError as error:
+        reason = str(error)
+    if loaded is None:
+        assert reason.startswith("data")
+        return
+    kept = targets(loaded.train).astype(int)
+    again = {name: [cells[row] for row in kept] for name, cells in table.items()}
+    found, notices = predicted(loaded, again, {"columns": columns})
+    assert found.tobytes() == inputs(loaded.train).tobytes()
+    assert not notices
+    assert np.isfinite(found).all()

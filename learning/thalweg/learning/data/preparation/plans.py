@@ -144,7 +144,8 @@ def _target(data: job_pb2.Data, column: Column, count: int) -> Planned:
     missing = settings.missing or (data.missing if data.missing == DROP else "")
     if missing not in ("", DROP):
         raise DataError(f"{path}.missing: {missing!r} is not possible for a target, which is not made up; use {DROP}")
-    return Planned(column.name, column.type, kind, settings.prepare or NONE, missing, f"{path}.missing", 0)
+    field = f"{path}.missing" if settings.missing else "data.missing"
+    return Planned(column.name, column.type, kind, settings.prepare or NONE, missing, field, 0)
 
 
 _PLURAL = {
