@@ -52,9 +52,9 @@ def mixed(rows: int) -> pa.Table:
     return pa.table(
         {
             "small": pa.array(drawn(1, -2, None), pa.int8()),
-            "large": pa.array(drawn(2**64 - 1, 0), pa.uint64()),
+            "large": pa.array(drawn(2**64 - 1, 0, None), pa.uint64()),
             "real": pa.array(drawn(0.1, -1e300, None)),
-            "half": pa.array(np.array(drawn(0.5, -2.0), np.float16)),
+            "half": pa.array([None if value is None else np.float16(value) for value in drawn(0.5, -2.0, None)], pa.float16()),
             "price": pa.array(drawn(decimal.Decimal("12.25"), None), pa.decimal128(9, 2)),
             "truth": pa.array(drawn(True, False, None)),
             "text": pa.array(drawn("a", "b\u00e9", "", None)),

@@ -10,11 +10,13 @@ from pyarrow import feather
 
 from tests.learning.parquets import MIXED, ROWS, expected, numbers, plain
 from thalweg.contract.resources import Memory
+from thalweg.learning import data
 from thalweg.learning.data import DataError, MemoryLackError
 from thalweg.learning.data import memory as data_memory
 from thalweg.learning.data.sources import arrow
 from thalweg.learning.data.sources.files import SourceFile
 from thalweg.learning.data.sources.grouped import GroupedTable
+from thalweg.v1 import job_pb2
 
 FIELD = "data.arrow"
 
@@ -136,3 +138,10 @@ def test_names_that_are_no_text_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.feather").write_bytes(content.replace(b"name", b"n\xffme"))
     with pytest.raises(DataError, match=r"^data.arrow: 'a.feather' cannot be read as an Arrow file: 'utf-8' codec"):
         opened(tmp_path / "a.feather")
+
+
+def test_rows_to_predict_from_may_be_in_a_file_of_arrow(tmp_path: Path) -> None:
+    feather.write_feather(MIXED, tmp_path / "rows")
+    rows = data.read_rows(tmp_path / "rows", job_pb2.Data(csv="a.csv"), job_pb2.Preprocessing(columns=["real"]))
+    assert rows is not None
+    assert plain(rows.take(slice(None), ["real"])["real"]) == MIXED["real"].to_pylist()

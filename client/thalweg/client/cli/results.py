@@ -66,7 +66,7 @@ def predict(
         typer.Argument(
             parser=user_path,
             metavar="[INPUT]",
-            help="The samples: .npy, .npz (array x), or .csv, .jsonl or .parquet with the data's columns. - is standard input.",
+            help="The samples: .npy, .npz (x), or .csv, .jsonl, .parquet, .feather with the data's columns. - is standard input.",
             show_default="the job's own validation samples",
         ),
     ] = None,

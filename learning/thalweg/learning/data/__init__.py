@@ -27,7 +27,7 @@ from thalweg.learning.data.preparation import (
 )
 from thalweg.learning.data.rows import Positions, Rows, Selected
 from thalweg.learning.data.samples import ALL, Arrays, Samples, held, sample_bytes
-from thalweg.learning.data.sources import SOURCES, columns, is_parquet, npz, parquet_rows
+from thalweg.learning.data.sources import SOURCES, columnar_rows, columns, is_columnar, npz
 from thalweg.learning.data.sources.columns import Found, Source
 from thalweg.learning.data.sources.text_tables import reading as text_tables
 from thalweg.learning.data.sources.text_tables.words import JSON_LINES, TO_PREDICT, told_by
@@ -198,13 +198,13 @@ def read_samples(
 
 
 def read_rows(path: Path, data: job_pb2.Data, preprocessing: job_pb2.Preprocessing, header: bool | None = None) -> Table | None:
-    """The rows of a .csv, .jsonl or .parquet file to predict from, as they are, for `prepare_table`.
+    """The rows of a .csv, .jsonl or .parquet file, or one of Arrow's, to predict from, as they are, for `prepare_table`.
 
     None if the job makes no table of what it reads, or if the file is an array. Raises as `read_samples` does.
     """
     words, name = TO_PREDICT, path.name
-    if is_parquet(path) and (preprocessing.table or preprocessing.columns):
-        return parquet_rows(path, words.field)
+    if is_columnar(path) and (preprocessing.table or preprocessing.columns):
+        return columnar_rows(path, words.field)
     is_json = path.suffix.lower() in _JSON_LINES and bool(preprocessing.table or preprocessing.columns)
     as_table = preprocessing.table or preprocessing.targets or columns.asked(data) or is_json
     if not as_table or (path.suffix.lower() != ".csv" and npz.is_numpys(path)):

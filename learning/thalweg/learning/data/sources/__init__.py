@@ -29,18 +29,21 @@ def _arrow(data: job_pb2.Data, access: Access) -> Table:
     return arrow.source(data, access)
 
 
-def is_parquet(path: Path) -> bool:
-    """Whether a file is a Parquet file, by its beginning."""
+def is_columnar(path: Path) -> bool:
+    """Whether a file is a Parquet file or one of Arrow's, by its beginning."""
     with path.open("rb") as file:
-        return file.read(4) == b"PAR1"
+        return file.read(6).startswith((b"PAR1", b"ARROW1"))
 
 
-def parquet_rows(path: Path, field: str) -> Table:
-    """The table in one Parquet file; messages begin with `field`."""
+def columnar_rows(path: Path, field: str) -> Table:
+    """The table in one Parquet file, or in one of Arrow's; messages begin with `field`."""
     require_pyarrow(field)
-    from thalweg.learning.data.sources import parquet  # noqa: PLC0415 - imports pyarrow
+    from thalweg.learning.data.sources import arrow, parquet  # noqa: PLC0415 - import pyarrow
 
-    return parquet.table([SourceFile(path.name, path)], path.name, field)
+    files = [SourceFile(path.name, path)]
+    with path.open("rb") as file:
+        is_arrow = file.read(6) == b"ARROW1"
+    return arrow.table(files, path.name, field) if is_arrow else parquet.table(files, path.name, field)
 
 
 SOURCES: dict[str, Reader] = {

@@ -59,8 +59,7 @@ class GroupedTable:
             column.name: (column, [cells[position] for cells in partitions.cells])
             for position, column in enumerate(partitions.columns)
         }
-        self._in_files = {column.name: column for column in _columns(field, parts)}
-        self._types = {each.name: str(each.type) for each in parts[0].schema}
+        self._in_files, self._types = _columns(field, parts)
         # A column that is also in the files is that of the files.
         outside = [column for column in partitions.columns if column.name not in self._in_files]
         self.columns: tuple[Column, ...] = (*outside, *self._in_files.values())
@@ -177,8 +176,10 @@ class _Merged:
         return Cells(self._values, self._missing, tuple(self._words) if self._whole is None else self._whole)
 
 
-def _columns(field: str, parts: Sequence[Part]) -> list[Column]:
-    """The columns of all files, in the order of the first one. Raises DataError if files have others, or a name twice."""
+def _columns(field: str, parts: Sequence[Part]) -> tuple[dict[str, Column], dict[str, str]]:
+    """The columns of all files by name, in the order of the first one, and Arrow's names of their types.
+
+    Raises DataError if files have others, or a name twice."""
     first = parts[0]
     columns: dict[str, Column] = {}
     # Of columns that have been seen without any cells only, whose type says nothing.
@@ -211,4 +212,4 @@ def _columns(field: str, parts: Sequence[Part]) -> list[Column]:
                     f"{field}: column {each.name!r} is {each.type} in {part.name!r} and {other} in {where!r}; "
                     "write all files with the same types"
                 )
-    return list(columns.values())
+    return columns, {name: kind for name, (kind, _) in types.items()}
