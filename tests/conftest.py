@@ -24,6 +24,14 @@ settings.register_profile("thalweg", deadline=None)
 settings.load_profile("thalweg")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What workers make from data is of these tests alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THALWEG_DATA_CACHE", str(tmp_path_factory.mktemp("data-cache")))
+        yield
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """pytest-xdist would begin with the files that have the most tests. The longest have few."""
     if hasattr(config.option, "loadscopereorder"):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from thalweg.learning.objective import Objective
     from thalweg.server.process import Server
     from thalweg.server.sharding.process import ShardProcess
+    from thalweg.workers.data_access import DataPolicy
     from thalweg.workers.ray.fleet import Fleet
 
 
@@ -87,6 +88,13 @@ def start_shard(address: Address, server: Endpoint, *, trust_network: bool = Fal
     return shard
 
 
+def data_policy(cache_bytes: int | None) -> "DataPolicy":
+    """What an operator says about the data of jobs: the bytes that a node keeps of what nobody uses."""
+    with needs("workers", "the workers are"):
+        from thalweg.workers.data_access import DEFAULT_CACHE_BYTES, DataPolicy  # noqa: PLC0415 - an extra
+    return DataPolicy(DEFAULT_CACHE_BYTES if cache_bytes is None else cache_bytes)
+
+
 def start_fleet(
     server: Endpoint,
     *,
@@ -96,12 +104,14 @@ def start_fleet(
     slots: int | None = None,
     allow_code: bool = False,
     allow_requirements: bool = False,
+    data: "DataPolicy | None" = None,
     name: str | None = None,
     check: Callable[[], object] = lambda: None,
 ) -> "Fleet":
     """A running fleet of a server. Raises ThalwegError if Ray cannot be used, and what `check` raises meanwhile.
 
     `allow_code` is whether its workers run code of jobs' authors, `allow_requirements` whether it installs packages for that.
+    `data` is what jobs' data may use of nodes.
     """
     require_ray()
     with needs("workers", "the workers are"):
@@ -116,6 +126,8 @@ def start_fleet(
         allow_code=allow_code,
         allow_requirements=allow_requirements,
     )
+    if data:
+        config = replace(config, data=data)
     fleet = Fleet(replace(config, name=name) if name else config)
     try:
         fleet.start(check)

@@ -87,15 +87,20 @@ class Watch:
 
     @contextmanager
     def doing(self, what: str, more: float = 0.0) -> Iterator[None]:
-        """Around something that must not take longer than the limit and `more` seconds. `what` says what is done, for people."""
-        self._doing = _Doing(what, more, monotonic() + self._limit + more)
+        """Around something that must not take longer than the limit and `more` seconds. `what` says what is done, for people.
+
+        `more` may be infinite, for what waits for something else than this process.
+        """
+        outer, since = self._doing, monotonic()
+        self._doing = _Doing(what, more, since + self._limit + more)
         if self._own_process and self._limit > 0 and self._doing.end + self._margin < self._armed:
             # It may hold Python's lock from now on.
             self._arm()
         try:
             yield
         finally:
-            self._doing = None
+            # What was done inside had a time of its own.
+            self._doing = outer and outer._replace(end=outer.end + monotonic() - since)
 
     def _run(self) -> None:
         while not self._stop.wait(self._pause):
@@ -116,7 +121,7 @@ class Watch:
         if self._limit > 0 and doing:
             ends.append(max(now, doing.end) + self._margin)
         self._armed = min(ends, default=inf)
-        if ends:
+        if self._armed < inf:
             crashes.end_after(self._armed - now)
         else:
             crashes.go_on()

@@ -24,6 +24,7 @@ from thalweg.learning.objective import conversions, layout
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers import code, needs, premises
+from thalweg.workers.data_access import DEFAULT_POLICY, DataPolicy, NodeAccess
 from thalweg.workers.differentiator import EVALUATION_BATCH, Differentiator
 from thalweg.workers.failures import failure_of
 from thalweg.workers.transport import exchange
@@ -46,18 +47,20 @@ def work(
     place: pb.Place | None = None,
     allow_code: bool = False,
     own_process: bool = False,
+    policy: DataPolicy = DEFAULT_POLICY,
 ) -> str:
     """Works for a job until the server says goodbye, and returns the reason. Calls `answered` after each task.
 
     `place` is where it runs, if a fleet started it. `allow_code` is whether it may run code of the job's author. `own_process` is
-    whether this process is the worker's alone: it ends where that code does not. Raises ThalwegError if the server is lost or
-    refuses the worker. Any other error is reported to the server, which decides what follows for the job.
+    whether this process is the worker's alone: it ends where that code does not. `policy` is what the job's data may use. Raises
+    ThalwegError if the server is lost or refuses the worker. Any other error is reported to the server, which decides what
+    follows for the job.
     """
     with server.open() as channel, ExitStack() as until_the_end:
         outbox: Outbox = queue.SimpleQueue()
         outbox.put(pb.WorkRequest(hello=hello(job_id=job_id, worker=name, place=place)))
         inbox = open_stream(channel, outbox, server.metadata)
-        worker = _Worker(channel, server, outbox, inbox, until_the_end, answered, allow_code, own_process)
+        worker = _Worker(channel, server, outbox, inbox, until_the_end, answered, allow_code, own_process, policy)
         try:
             try:
                 return worker.run()
@@ -87,6 +90,7 @@ class _Worker:
         answered: Callable[[], object],
         allow_code: bool,
         own_process: bool,
+        policy: DataPolicy,
     ) -> None:
         self.lost_shard: ThalwegError | None = None
         self._channel = channel
@@ -98,6 +102,7 @@ class _Worker:
         self._answered = answered
         self._allow_code = allow_code
         self._own_process = own_process
+        self._policy = policy
         self._streams = Streams(outbox, [])
         self._exchange: Exchange
         self._watch: Watch
@@ -138,7 +143,8 @@ class _Worker:
     def _prepare(self, spec: job_pb2.JobSpec) -> None:
         self._spec = spec
         with fetcher(self._channel, self._endpoint.metadata) as fetch, self._watch.doing("loading the data"):
-            dataset = data.load(spec, fetch)
+            access = self._until_the_end.enter_context(NodeAccess(fetch, self._policy, self._watch.doing))
+            dataset = data.load(spec, access)
         with self._watch.doing("making the model"):
             self._differentiator = Differentiator(spec, dataset)
         objective = self._differentiator.objective

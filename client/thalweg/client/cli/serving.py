@@ -13,7 +13,7 @@ import typer
 from thalweg.client.cli.options import Json, TokenFile, check_token_file, read_token, server_of, user_path
 from thalweg.client.cli.output import console, print_json
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
-from thalweg.client.composition import check_address, start_fleet, start_server, start_shard
+from thalweg.client.composition import check_address, data_policy, start_fleet, start_server, start_shard
 from thalweg.client.folders import SERVER_TOKEN, expanded, folder_token, served_folder
 from thalweg.contract.endpoint import DEFAULT_PORT, Address, Endpoint, parse_address
 from thalweg.contract.errors import Violation, invalid
@@ -260,6 +260,16 @@ def fleet(
             help="Let Ray install the packages that such jobs require, with pip. Needs --allow-code.",
         ),
     ] = False,
+    data_cache_bytes: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="BYTES",
+            envvar="THALWEG_DATA_CACHE_BYTES",
+            help="How much each node keeps of prepared data that no worker uses.",
+            show_default="32 GiB",
+        ),
+    ] = None,
     token_file: TokenFile = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="A readable name.", show_default="the machine's name")] = None,
     json: Json = False,
@@ -292,6 +302,7 @@ def fleet(
             slots=slots,
             allow_code=allow_code,
             allow_requirements=allow_requirements,
+            data=data_policy(data_cache_bytes),
             name=name,
         )
         inbox.listen()

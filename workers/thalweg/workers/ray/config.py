@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from thalweg.contract.endpoint import Endpoint
+from thalweg.workers.data_access import DEFAULT_POLICY, DataPolicy
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class FleetConfig:
     `trust_network`.
 
     `allow_code` is whether workers run code of jobs' authors; `allow_requirements` whether Ray installs packages for such jobs.
+    `data` is what jobs' data may use of nodes.
     """
 
     server: Endpoint
@@ -24,4 +26,5 @@ class FleetConfig:
     slots: int | None = None
     allow_code: bool = False
     allow_requirements: bool = False
+    data: DataPolicy = DEFAULT_POLICY
     name: str = field(default_factory=platform.node)

@@ -217,7 +217,8 @@ class RayDriver:
             options |= {"runtime_env": {"pip": packages}}
         handle = self._class.options(**options).remote()
         orders = self._orders
-        reference = handle.work.remote(orders.server, job_id, orders.fleet, orders.fleet_id, orders.allow_code)
+        allowed = orders.allow_code, orders.data
+        reference = handle.work.remote(orders.server, job_id, orders.fleet, orders.fleet_id, *allowed)
         actors[reference] = _Actor(handle, handle.answered.remote(), handle.place.remote(), size, node)
         return True
 

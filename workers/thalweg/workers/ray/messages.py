@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from thalweg.contract.endpoint import Endpoint
+from thalweg.workers.data_access import DEFAULT_POLICY, DataPolicy
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Orders:
     # Whether workers may run code of jobs' authors, and Ray install packages for them.
     allow_code: bool = False
     allow_requirements: bool = False
+    data: DataPolicy = DEFAULT_POLICY
 
 
 @dataclass(frozen=True)

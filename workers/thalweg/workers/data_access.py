@@ -1,0 +1,78 @@
+"""What the data of a job may use of a node: its uploads, and the node's cache of data, which all workers of a user share."""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Self
+
+from thalweg.contract import folders
+from thalweg.learning.data.access import Fetch, Fill
+from thalweg.learning.errors import NodeError
+from thalweg.workers.node_cache import NodeCache
+
+_VARIABLE = "THALWEG_DATA_CACHE"
+_TEMPORARY = "thalweg-data-"
+_CONTENT = "content"
+# The bytes that are kept of what nobody uses, if the operator does not say.
+DEFAULT_CACHE_BYTES = 32 << 30
+# A context in which something is done: what, for people, and how many seconds it may take beside the limit of the job.
+Doing = Callable[[str, float], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class DataPolicy:
+    """What the operator of a fleet says about the data of jobs. `cache_bytes` are kept on each node of what nobody uses."""
+
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+
+
+# Where no operator says anything.
+DEFAULT_POLICY = DataPolicy()
+
+
+class NodeAccess:
+    """The uploads of a job, and what is made from them: in the node's cache, and held there until this context ends.
+
+    `doing` is a context within which a worker waits for others.
+    """
+
+    def __init__(self, fetch: Fetch, policy: DataPolicy = DEFAULT_POLICY, doing: Doing = lambda _, __: nullcontext()) -> None:
+        self._fetch = fetch
+        self._doing = doing
+        self._cache = NodeCache(folders.cache_folder("data", _VARIABLE), _TEMPORARY, policy.cache_bytes)
+        self._held = ExitStack()
+        self._made: dict[str, Path] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def upload(self, sha256: str) -> Path:
+        """The file that was uploaded under a SHA-256."""
+        return self._fetch(sha256)
+
+    def made(self, key: str, fill: Fill) -> Path:
+        """The file or folder that `fill` makes, by one worker of this node. Raises what `fill` raises, NodeError without room."""
+        if key not in self._made:
+            name = hashlib.sha256(key.encode()).hexdigest()
+            try:
+                folder = self._held.enter_context(
+                    self._cache.kept(name, lambda entry: fill(entry / _CONTENT), _is_whole, self._waiting)
+                )
+            except OSError as error:
+                remedy = f"free some space, or name another folder in {_VARIABLE}"
+                raise NodeError(f"what is made from the data cannot be kept on this node: {error}; {remedy}") from error
+            self._made[key] = folder / _CONTENT
+        return self._made[key]
+
+    def _waiting(self) -> AbstractContextManager[object]:
+        return self._doing("waiting for another worker of this node, which prepares the same data", inf)
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / _CONTENT).exists()
