@@ -1,5 +1,6 @@
 """Jobs that learn from tables whose columns are prepared in different ways: predictions for raw rows."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,37 @@ def test_the_recipe_is_in_files_of_parameters(houses: Job) -> None:
     assert [column["name"] for column in told["table"]] == ["rooms", "garden"]
     assert told["table"][1] == {"name": "garden", "type": "number", "prepare": "one_hot", "scale": 1.0, "categories": ["0", "1"]}
     assert (told["targets"][0]["name"], told["targets"][0]["prepare"]) == ("price", "standardize")
+
+
+FLOWERS = "length;width;kind\r\n" + "".join(
+    f"{length / 2:.1f};{width / 4:.2f};{'lily' if length > width else 'rose'}\r\n".replace(".", ",")
+    for length in range(6)
+    for width in range(6)
+)
+
+
+def test_a_table_of_a_spreadsheet_becomes_names_of_classes(cluster: Cluster, command: Command) -> None:
+    """Semicolons, decimal commas, another encoding and a compressed file, up to rows for predictions in other formats."""
+    Path("flowers.csv.gz").write_bytes(gzip.compress(FLOWERS.replace("rose", "ros\u00e9").encode("windows-1252")))
+    settings = {
+        "data.csv": "flowers.csv.gz",
+        "data.encoding": "windows-1252",
+        "data.standardize": True,
+        "model.layers": [{"dense": {"units": 2}}],
+        "model.loss": "softmax_cross_entropy",
+        "training.epochs": 60,
+        "optimizer.adam.learning_rate": 0.05,
+    }
+    job = cluster.client.submit("xor", settings)
+    job.wait()
+    rows = {"length": [2.5, 0.0], "width": [0.0, 1.25]}
+    prediction = job.prediction(rows)
+    assert prediction.labels is not None
+    assert prediction.labels.tolist() == ["lily", "ros\u00e9"]
+    Path("new.csv").write_bytes("width;length\n0,0;2,5\n1,25;0,0\n".encode("windows-1252"))
+    Path("new.jsonl").write_text('{"width": 0, "length": 2.5}\n{"length": 0, "width": 1.25}\n')
+    for name in ("new.csv", "new.jsonl"):
+        assert command("predict", job.id, name, "--server", cluster.address).out.split() == ["lily", "ros\u00e9"]
+    Path("new.jsonl").write_text('{"width": 0, "length": {"cm": 2.5}}\n')
+    printed = command("predict", job.id, "new.jsonl", "--server", cluster.address)
+    assert "INPUT: line 1, column 'length' holds an object" in printed.err

@@ -1,21 +1,28 @@
 """CSV files as spreadsheets, R, pandas, databases and instruments write them: their values, or why they are refused."""
 
+import csv
 import hashlib
+import io
+import itertools
 import math
+import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
 from google.protobuf import json_format
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.learning.batches import inputs, targets
 from thalweg.learning import data
 from thalweg.learning.data import DataError, Dataset
 from thalweg.learning.data.access import Temporary
 from thalweg.learning.data.samples import ALL
-from thalweg.learning.data.sources.text_tables import batches, reading
-from thalweg.learning.data.sources.text_tables.words import TO_TRAIN, told_by
+from thalweg.learning.data.sources.text_tables import batches, reading, records
+from thalweg.learning.data.sources.text_tables.words import DELIMITERS, TO_TRAIN, told_by
 from thalweg.learning.data.tables import Table
 from thalweg.v1 import job_pb2
 
@@ -367,3 +374,39 @@ def test_a_compressed_table_is_predicted_from(tmp_path: Path) -> None:
     prepared = data.prepare_table(rows, found.preprocessing, job_pb2.Data(), np.dtype(np.float64))
     assert prepared
     assert prepared.x[ALL].tolist() == inputs(found.train).tolist() == [[1, 0], [0, 1]]
+
+
+words = st.text(st.sampled_from('ab "\n\r,;|\t#'), max_size=6).map(lambda text: f"w{text}w")
+cells = st.one_of(st.integers(-(10**17), 10**17).map(str), st.floats(allow_nan=False, allow_infinity=False).map(repr), words)
+
+
+@given(st.data())
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, draw: st.DataObject) -> None:
+    """Whatever cells hold, and however they are separated, in memory and converted, with the line of each row."""
+    folder = tmp_path_factory.getbasetemp()
+    delimiter = draw.draw(st.sampled_from(["comma", "semicolon", "tab", "bar"]))
+    width = draw.draw(st.integers(2, 4))
+    rows = draw.draw(st.lists(st.lists(cells, min_size=width, max_size=width), min_size=1, max_size=12))
+    end = draw.draw(st.sampled_from(["\n", "\r\n", "\r"]))
+    file = io.StringIO(newline="")
+    # Python quotes only the line ends that it writes.
+    quoting: Literal[0, 1] = csv.QUOTE_MINIMAL if end == "\r\n" and draw.draw(st.booleans()) else csv.QUOTE_ALL
+    writer = csv.writer(file, delimiter=DELIMITERS[delimiter], lineterminator=end, quoting=quoting)
+    writer.writerow([f"c{index}" for index in range(width)])
+    starts = []
+    for row in rows:
+        starts.append(len(re.findall(r"\r\n|\r|\n", file.getvalue())) + 1)
+        writer.writerow(row)
+    (folder / "a.csv").write_text(file.getvalue(), newline="")
+    settings: dict[str, Any] = {"delimiter": delimiter, "decimal": "point"}
+    settings["columns"] = {f"c{index}": {"type": "text"} for index in range(width)}
+    order = np.array(draw.draw(st.permutations(range(len(rows)))))
+    for run, limit in itertools.product((8, 1 << 20), (-1, 1 << 20)):
+        with mock.patch.object(records, "RUN", run), mock.patch.object(reading, "MAX_HELD_FILE", limit):
+            table = read(folder / "a.csv", settings)
+        found = [held.cells for held in held_in(table).values()]
+        assert [[*row] for row in zip(*found, strict=True)] == [[cell.strip() for cell in row] for row in rows]
+        assert [table.where(row) for row in range(len(rows))] == [f"line {start}" for start in starts]
+        for index, (codes, missing, known) in enumerate(table.take(order, list(settings["columns"])).values()):
+            assert missing is None
+            assert [known[code] for code in codes.tolist()] == [rows[row][index].strip() for row in order]

@@ -49,10 +49,10 @@ def columnar_rows(path: Path, field: str) -> Table:
 SOURCES: dict[str, Reader] = {
     "builtin": builtins.source,
     "npz": npz.source,
-    "npy": npy.source,
     "csv": columns.source,
     "json_lines": columns.json_lines,
     "python": python_source.source,
     "parquet": _parquet,
     "arrow": _arrow,
+    "npy": npy.source,
 }

@@ -9,14 +9,20 @@ from thalweg.learning.data.sources.text_tables.words import Words
 
 # The most characters of a row, over all lines that it spans: enough for all columns.
 MAX_ROW = 1 << 22
-# Cells of a batch, and characters of them.
+# The characters of rows that are read at once, and the most cells of them that are converted at once.
+RUN = 1 << 20
 MAX_CELLS = 1 << 19
-_MAX_ROWS = 1 << 16
-_MAX_CHARACTERS = 1 << 25
 
 
 # The line that a row begins on, and its cells.
 Row: TypeAlias = tuple[int, list[str]]
+
+
+class Run(NamedTuple):
+    """Rows that follow one another, at least one, each with the line that it begins on."""
+
+    lines: Sequence[int]
+    rows: list[list[str]]
 
 
 class Rows(Protocol):
@@ -45,8 +51,11 @@ class Rows(Protocol):
     def column(self, position: int) -> str:
         """What messages call a column."""
 
-    def __iter__(self) -> Iterator[Row]:
-        """The rows that are not empty. Raises DataError if one is not right, and OSError."""
+    def runs(self) -> Iterator[Run]:
+        """The rows that are not empty, those of about RUN characters at a time, each with a cell for each column.
+
+        Raises DataError after the rows before one that is not right, and OSError.
+        """
 
 
 class Batch(NamedTuple):
@@ -56,23 +65,31 @@ class Batch(NamedTuple):
     lines: Sequence[int]
 
 
-def batches(given: Rows) -> Iterator[Batch]:
-    """All rows, in batches of bounded size. Rows before a damaged one come before its error."""
-    rows: list[list[str]] = []
+def runs_of(rows: Iterator[Row], characters: int = RUN) -> Iterator[Run]:
+    """Rows in runs. Those before a damaged one come before its error."""
     lines: list[int] = []
-    characters = 0
+    cells: list[list[str]] = []
+    size = 0
     damaged: DataError | None = None
     try:
-        for line, cells in given:
-            rows.append(cells)
+        for line, row in rows:
             lines.append(line)
-            characters += sum(map(len, cells))
-            if len(rows) >= _MAX_ROWS or len(rows) * len(cells) >= MAX_CELLS or characters >= _MAX_CHARACTERS:
-                yield Batch([*zip(*rows, strict=True)], lines)
-                rows, lines, characters = [], [], 0
+            cells.append(row)
+            size += sum(map(len, row))
+            if size >= characters:
+                yield Run(lines, cells)
+                lines, cells, size = [], [], 0
     except DataError as error:
         damaged = error
-    if rows:
-        yield Batch([*zip(*rows, strict=True)], lines)
+    if cells:
+        yield Run(lines, cells)
     if damaged:
         raise damaged
+
+
+def batches(given: Rows) -> Iterator[Batch]:
+    """All rows, in batches of bounded size."""
+    for lines, rows in given.runs():
+        step = max(1, MAX_CELLS // len(rows[0]))
+        for start in range(0, len(rows), step):
+            yield Batch([*zip(*rows[start : start + step], strict=True)], lines[start : start + step])

@@ -48,7 +48,9 @@ class ConvertedTable:
         self.columns = tuple(column_of(field.name, field.type) for field in self._table.schema)
         self.named = self._table.schema.metadata[_NAMED] == b"1"
         self.missing = {name: self._table.column(name).null_count for name in self._table.column_names}
-        self._positions = {column.name: position for position, column in enumerate(self.columns)}
+        self._by_name = {column.name: column for column in self.columns}
+        self._batches = self._table.to_batches()
+        self._ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
         self._lines = Lines(np.load(folder / _LINES))
 
     @property
@@ -62,13 +64,29 @@ class ConvertedTable:
 
     def take(self, indices: Indices, names: Sequence[str]) -> Mapping[str, Cells]:
         """The cells of some rows in some columns."""
-        chosen = self._table.select([self._positions[name] for name in names])
         if isinstance(indices, slice):
             start, stop, step = indices.indices(len(self))
-            taken = chosen.slice(start, max(0, stop - start)) if step == 1 else chosen.take(np.arange(start, stop, step))
-        else:
-            taken = chosen.take(pa.array(np.asarray(indices, np.int64)))
-        return {name: cells_of(taken.column(name), self.columns[self._positions[name]]) for name in names}
+            if step == 1:
+                found = self._table.select(names).slice(start, max(0, stop - start))
+                return {name: cells_of(found.column(name), self._by_name[name]) for name in names}
+            indices = np.arange(start, stop, step, dtype=np.intp)
+        # Arrow would first join all batches of a column of text.
+        batch = np.searchsorted(self._ends, indices, side="right")
+        order = np.argsort(batch, kind="stable")
+        found = self._table.schema.empty_table().select(names)
+        if len(indices):
+            parts = []
+            for number in np.unique(batch).tolist():
+                rows = indices[order[batch[order] == number]] - (self._ends[number - 1] if number else 0)
+                parts.append(self._batches[number].select(names).take(pa.array(rows)))
+            found = pa.Table.from_batches(parts)
+        back = np.empty(len(order), np.intp)
+        back[order] = np.arange(len(order))
+        taken = {}
+        for name in names:
+            values, missing, words = cells_of(found.column(name), self._by_name[name])
+            taken[name] = Cells(values[back], None if missing is None else missing[back], words)
+        return taken
 
     def where(self, row: int) -> str:
         """Where a row is in the file, for messages."""

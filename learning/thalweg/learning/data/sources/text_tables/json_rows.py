@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.preparation import MAX_FEATURES
-from thalweg.learning.data.sources.text_tables.batches import MAX_ROW, Row
+from thalweg.learning.data.sources.text_tables.batches import MAX_ROW, Row, Run, runs_of
 from thalweg.learning.data.sources.text_tables.cells import Decimal
 from thalweg.learning.data.sources.text_tables.encodings import TextFile
 from thalweg.learning.data.sources.text_tables.words import Told, Words, shown
@@ -68,8 +68,11 @@ class JsonRows:
         """What messages call a column."""
         return shown(self.names[position])
 
-    def __iter__(self) -> Iterator[Row]:
+    def runs(self) -> Iterator[Run]:
         """The rows. Raises DataError if a value is not of the type of most values of its column, unless the job gives one."""
+        return runs_of(self._checked())
+
+    def _checked(self) -> Iterator[Row]:
         for line, row in self._objects():
             for name, value in row.items():
                 if value is not None and name not in self._told.types and self._told.others is None:

@@ -1,12 +1,14 @@
 """The rows of a CSV file, with their lines, and the names of its columns."""
 
 import csv
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TextIO
 
 from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.preparation import MAX_FEATURES
-from thalweg.learning.data.sources.text_tables.batches import MAX_ROW, Row
+from thalweg.learning.data.sources.text_tables.batches import MAX_ROW, RUN, Row, Run, runs_of
 from thalweg.learning.data.sources.text_tables.cells import MISSING_BESIDE_NUMBERS, Decimal
 from thalweg.learning.data.sources.text_tables.dialects import SAMPLE, Dialect, find
 from thalweg.learning.data.sources.text_tables.encodings import TextFile
@@ -31,14 +33,15 @@ class Records:
             whole = not text.read(1)
         self.dialect: Dialect = find(sample, told, words, file.name, whole=whole)
         self.decimal = Decimal(self.dialect.decimal)
-        first = next(self._rows(), None)
+        with file.opened() as text:
+            first = next(_Tokens(text, self.field, self.dialect).rows([]), None)
         if first is None:
             raise self._wrong(f"{file.name!r} is empty")
         self.names: tuple[str, ...] = ()
         self.texts: frozenset[str] = frozenset()
         # Without the cell that a delimiter at the end of a row seems to begin.
         line, cells = first
-        if self.dialect.trailing and not cells[-1].strip():
+        if self.dialect.trailing and len(cells) > 1 and not cells[-1].strip():
             cells = cells[:-1]
         self.width = len(cells)
         if self.width > MAX_FEATURES:
@@ -51,14 +54,21 @@ class Records:
         """What messages call a column."""
         return shown(self.names[position]) if self.names else str(position + 1)
 
-    def __iter__(self) -> Iterator[Row]:
+    def runs(self) -> Iterator[Run]:
         """The rows after the names. Raises DataError if one has another number of cells."""
-        rows = self._rows()
-        if self.names:
-            next(rows)
-        width = self.width
+        with self._file.opened() as text:
+            tokens = _Tokens(text, self.field, self.dialect)
+            if self.names:
+                next(tokens.rows([]))
+            while lines := tokens.ahead():
+                if run := tokens.plain(lines, self.width):
+                    yield run
+                else:
+                    yield from runs_of(self._checked(tokens.rows(lines)))
+
+    def _checked(self, rows: Iterator[Row]) -> Iterator[Row]:
         for row in rows:
-            yield row if len(row[1]) == width else self._repaired(*row)
+            yield row if len(row[1]) == self.width else self._repaired(*row)
 
     def _repaired(self, line: int, cells: list[str]) -> Row:
         width, found = self.width, len(cells)
@@ -72,54 +82,70 @@ class Records:
             problem += "; comments may stand before the table only"
         raise self._wrong(problem)
 
-    def _rows(self) -> Iterator[Row]:
-        with self._file.opened() as text:
-            for _ in range(self.dialect.skipped):
-                text.readline()
-            yield from _numbered(text, self.field, self.dialect)
-
     def _wrong(self, problem: str) -> DataError:
         return DataError(f"{self.field}: {problem}")
 
 
-class _Lines:
-    """The lines of a file, of which a row has a limited number of characters."""
+class _Tokens:
+    """The rows of an open file: many at once, where each is on a line of its own, or one by one."""
 
-    def __init__(self, text: TextIO, field: str, skipped: int) -> None:
+    def __init__(self, text: TextIO, field: str, dialect: Dialect) -> None:
         self._text = text
         self._field = field
+        self._delimiter = dialect.delimiter
+        # The next line that is not part of a row yet, and what a row may still have.
+        self._line = dialect.skipped + 1
         self._room = MAX_ROW
-        self.line = skipped + 1
+        for _ in range(dialect.skipped):
+            text.readline()
 
-    def begin(self, line: int) -> None:
-        """A row begins on a line."""
-        self._room, self.line = MAX_ROW, line
+    def ahead(self) -> list[str]:
+        """The next lines; none at the end."""
+        start = self._text.read(RUN)
+        return io.StringIO(start + self._text.readline(MAX_ROW + 1), newline="").readlines() if start else []
 
-    def __iter__(self) -> Iterator[str]:
-        while line := self._text.readline(self._room + 1):
+    def plain(self, lines: list[str], width: int) -> Run | None:
+        """The rows on lines, if each is on one of its own and has a number of cells, or is empty; otherwise none is read."""
+        if len(lines[-1]) > MAX_ROW:
+            return None
+        try:
+            rows = list(csv.reader(lines, delimiter=self._delimiter, strict=True))
+        except csv.Error:
+            return None
+        if len(rows) != len(lines) or not {*map(len, rows)} <= {0, width} or not any(rows):
+            return None
+        numbers: Sequence[int] = range(self._line, self._line + len(lines))
+        self._line += len(lines)
+        if not all(rows):
+            numbers = [number for number, row in zip(numbers, rows, strict=True) if row]
+            rows = [row for row in rows if row]
+        return Run(numbers, rows)
+
+    def rows(self, lines: list[str]) -> Iterator[Row]:
+        """The rows on some lines, and on further ones if the last row spans those; without lines, all. Raises DataError."""
+        reader = csv.reader(self._limited(lines), delimiter=self._delimiter, strict=True)
+        while not lines or reader.line_num < len(lines):
+            start, read = self._line, reader.line_num
+            self._room = MAX_ROW
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise DataError(f"{self._field}: line {start} is not proper CSV: {_reason(error)}") from error
+            self._line += reader.line_num - read
+            if cells:
+                yield start, cells
+
+    def _limited(self, lines: list[str]) -> Iterator[str]:
+        for line in chain(lines, iter(lambda: self._text.readline(self._room + 1), "")):
             self._room -= len(line)
             if self._room < 0:
                 problem = (
                     f"is longer than {MAX_ROW:,} characters; a row has at most {MAX_FEATURES:,} columns; is a quote left open?"
                 )
-                raise DataError(f"{self._field}: line {self.line} {problem}")
+                raise DataError(f"{self._field}: line {self._line} {problem}")
             yield line
-
-
-def _numbered(text: TextIO, field: str, dialect: Dialect) -> Iterator[Row]:
-    lines = _Lines(text, field, dialect.skipped)
-    rows = csv.reader(lines, delimiter=dialect.delimiter, strict=True)
-    while True:
-        start = dialect.skipped + rows.line_num + 1
-        lines.begin(start)
-        try:
-            cells = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(f"{field}: line {start} is not proper CSV: {_reason(error)}") from error
-        if cells:
-            yield start, cells
 
 
 def _reason(error: csv.Error) -> str:
