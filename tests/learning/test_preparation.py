@@ -323,6 +323,19 @@ def test_what_is_fitted_depends_on_neither_groups_nor_how_often_nor_where_it_is_
     assert inputs(first.train).tobytes() == inputs(second.train).tobytes()
 
 
+@pytest.mark.parametrize("order", ["permuted", "computed"])
+def test_groups_end_at_positions_among_the_training_samples(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thalweg.learning.data.order.MAX_PERMUTED", 0)
+    values = np.arange(1000.0)
+    values[:120] = np.nan
+    ends = [100, 101, 300, 999, 1000]
+    table = Grouped(table_of({"a": values, "y": values}), ends)
+    spec = spec_of(missing="drop", validation_fraction=0.3, order=order)
+    found = data.preparation.tabular(spec, table, Temporary(lambda _: Path()))
+    rows = found.x[found.train[:]][:, 0]
+    assert list(found.groups) == sorted({int(np.count_nonzero(rows < end)) for end in ends} - {0})
+
+
 def test_statistics_are_those_of_the_training_samples_alone() -> None:
     given = mixed(9000)
     loaded = load(given, missing="median", columns={"m": {"missing": "mean"}}, standardize=True, validation_fraction=0.5)
