@@ -1,11 +1,16 @@
 """CSV files as spreadsheets, R, pandas, databases and instruments write them: their values, or why they are refused."""
 
+import bz2
 import csv
+import gzip
 import hashlib
 import io
 import itertools
+import lzma
 import math
 import re
+import tracemalloc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from unittest import mock
@@ -17,12 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.learning.batches import inputs, targets
+from thalweg.contract.resources import Memory
 from thalweg.learning import data
-from thalweg.learning.data import DataError, Dataset
+from thalweg.learning.data import DataError, Dataset, MemoryLackError
 from thalweg.learning.data.access import Temporary
 from thalweg.learning.data.samples import ALL
-from thalweg.learning.data.sources.text_tables import batches, reading, records
-from thalweg.learning.data.sources.text_tables.words import DELIMITERS, TO_TRAIN, told_by
+from thalweg.learning.data.sources.text_tables import batches, kinds, reading, records
+from thalweg.learning.data.sources.text_tables.words import DELIMITERS, TO_TRAIN, Told, told_by
 from thalweg.learning.data.tables import Table
 from thalweg.v1 import job_pb2
 
@@ -282,6 +288,75 @@ def test_a_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert held_in(first) == held_in(second) == {"a": whole(1), "b": text("x")}
     other = reading.read(path, TO_TRAIN, "a.csv", told_by(job_pb2.Data(header=False)), access, SHA256).table
     assert held_in(other) == {"1": text("a", "c"), "2": text("b", "y")}
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_file_may_be_compressed(compress: Callable[[bytes], bytes], converts: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(compress(b"BZh9,b\n1,x\n"))
+    assert held_in(read(tmp_path / "a.csv", {})) == {"BZh9": whole(1), "b": text("x")}
+    (tmp_path / "a.csv").write_bytes(b"BZh9,b\n1,x\n")
+    assert held_in(read(tmp_path / "a.csv", {})) == {"BZh9": whole(1), "b": text("x")}
+
+
+WIDTHS = {
+    "a,b\nr1,x,y\nr2,z,w\n": "line 2 has 3 cells but there are 2 columns; if the first cell is the name of a row",
+    "a,b,c\nx,y\nz,w\n": "line 2 has 2 cells but there are 3 columns",
+    "Results\na,b\nx,y\nz,w\n": "line 1 of 'a.csv', such as 'Results', comes before the table, which begins on line 2",
+    "Results\n1,2\n3,4\n": "line 2 has 2 cells but there is 1 column",
+}
+
+
+@pytest.mark.parametrize("content", WIDTHS, ids=repr)
+def test_rows_of_other_widths_are_told(content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.csv", {})
+    assert str(caught.value).startswith(f"data.csv: {WIDTHS[content]}")
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(converts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n1,2\n")
+    found = kinds.kinds_of
+
+    def changing(rows: batches.Rows, names: Sequence[str], told: Told) -> list[kinds.Kind]:
+        path.write_text("a,b\n1,2\n3,4\n")
+        return found(rows, names, told)
+
+    monkeypatch.setattr(reading, "kinds_of", changing)
+    with pytest.raises(DataError, match=r"^data\.csv: 'a\.csv' has changed while it was read; restore the file, or submit"):
+        read(path, {})
+
+
+def test_the_memory_of_a_conversion_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_HELD_FILE", -1)
+    monkeypatch.setattr(records, "RUN", 1 << 15)
+
+    def peak(rows: int) -> int:
+        path = tmp_path / f"{rows}.csv"
+        path.write_text("a,b,c\n" + "".join(f"{row},{row / 7},word {row}\n" for row in range(rows)))
+        tracemalloc.start()
+        try:
+            assert len(read(path, {})) == rows
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1000)
+    assert peak(48_000) < 1.25 * peak(12_000)
+
+
+def test_a_table_in_memory_needs_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For words, too, each of them once."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    room = Memory(1 << 20, 1 << 20)
+    monkeypatch.setattr("thalweg.learning.data.sources.text_tables.held.memory", lambda: room)
+    monkeypatch.setattr("thalweg.learning.data.memory.memory", lambda: room)
+    (tmp_path / "a.csv").write_text("a,b\n" + "".join(f"word {row % 100},x\n" for row in range(30_000)))
+    assert len(read(tmp_path / "a.csv", {})) == 30_000
+    (tmp_path / "a.csv").write_text("a,b\n" + "".join(f"word {row},x\n" for row in range(30_000)))
+    with pytest.raises(MemoryLackError, match=r"^data\.csv: 'a\.csv' needs .* of memory; this machine has 1\.00 MiB available"):
+        read(tmp_path / "a.csv", {})
 
 
 def load(path: Path, loss: str = "mean_squared_error", dtype: str = "float64", **settings: Any) -> Dataset:

@@ -1,5 +1,6 @@
 """JSON lines as tables: values, types and what is missing, or why they are refused."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,10 @@ def test_lines_are_learned_and_predicted_from(tmp_path: Path) -> None:
         prepared = data.prepare_table(rows, found.preprocessing, spec, np.dtype(np.float64))
         assert prepared
         assert prepared.x[ALL].tolist() == [[1, 0, 2.5], [0, 1, 1.5]]
+    (tmp_path / "new.jsonl.gz").write_bytes(gzip.compress(b'{"size": 2.5, "city": "Basel"}'))
+    zipped = data.read_rows(tmp_path / "new.jsonl.gz", spec, found.preprocessing)
+    assert zipped
+    assert held_in(zipped) == {"size": real(2.5), "city": text("Basel")}
     (tmp_path / "new.jsonl").write_text('{"size": "large", "city": "Basel"}\n')
     with pytest.raises(DataError, match=r"^INPUT: line 1, column 'size': 'large' is not a number"):
         data.read_rows(tmp_path / "new.jsonl", spec, found.preprocessing)

@@ -56,8 +56,8 @@ __all__ = [
 ]
 
 
-# How names of files of JSON lines end.
-_JSON_LINES = (".jsonl", ".ndjson")
+# Endings of names of files of JSON lines.
+_JSON_LINES = frozenset({".jsonl", ".ndjson"})
 
 
 class Dataset(NamedTuple):
@@ -205,7 +205,7 @@ def read_rows(path: Path, data: job_pb2.Data, preprocessing: job_pb2.Preprocessi
     words, name = TO_PREDICT, path.name
     if is_columnar(path) and (preprocessing.table or preprocessing.columns):
         return columnar_rows(path, words.field)
-    is_json = path.suffix.lower() in _JSON_LINES and bool(preprocessing.table or preprocessing.columns)
+    is_json = not _JSON_LINES.isdisjoint(map(str.lower, path.suffixes)) and bool(preprocessing.table or preprocessing.columns)
     as_table = preprocessing.table or preprocessing.targets or columns.asked(data) or is_json
     if not as_table or (path.suffix.lower() != ".csv" and npz.is_numpys(path)):
         return None

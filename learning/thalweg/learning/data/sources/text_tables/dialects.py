@@ -142,16 +142,20 @@ def _check_beginning(reading: _Reading, told: Told, field: str, name: str) -> No
     """Refuses lines before the table: they have other numbers of cells than all others, of which the first has no numbers."""
     counts = [len(row) for row in reading.rows]
     before = next((index for index, number in enumerate(counts) if number == reading.usual), 0)
-    if not before or before > _MAX_BEFORE or reading.usual < 2:
+    if not before or before > _MAX_BEFORE or reading.usual < 2 or max(counts[:before]) > reading.usual:
+        return
+    if counts[0] == reading.usual - 1 > 1:
+        # Names that lack one, for the names of rows: an error of the first of those.
         return
     rest = reading.rows[before:]
     is_header = told.header is False or not any(Decimal(mark).number(cell) is not None for cell in rest[0] for mark in ".,")
     if len(rest) >= 2 and is_header and all(len(row) == reading.usual for row in rest[1:]):
         first = reading.rows[0]
         lines = f"line {reading.lines[0]}" if before == 1 else f"lines {reading.lines[0]} to {reading.lines[before] - 1}"
+        verb = "comes" if before == 1 else "come"
         example = shown(reading.delimiter.join(first))
         raise DataError(
-            f"{field}: {lines} of {name!r}, such as {example}, come before the table, which begins on line "
+            f"{field}: {lines} of {name!r}, such as {example}, {verb} before the table, which begins on line "
             f"{reading.lines[before]}; remove them, or begin them with #"
         )
 

@@ -16,7 +16,9 @@ from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.sources.text_tables.words import Words
 from thalweg.learning.errors import NodeError
 
-_GZIP, _XZ, _BZIP2, _ZSTANDARD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"BZh", b"\x28\xb5\x2f\xfd"
+_GZIP, _XZ, _ZSTANDARD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
+# The first letters alone may be the name of a column.
+_BZIP2 = [b"BZh%d1AY&SY" % level for level in range(1, 10)]
 _MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Other formats that are often called .csv, by their first bytes.
 _FOREIGN = {
@@ -42,8 +44,8 @@ def _zstandard(path: Path) -> IO[bytes]:
 _UNPACKED: dict[bytes, Callable[[Path], IO[bytes]]] = {
     _GZIP: lambda path: cast("IO[bytes]", gzip.GzipFile(path)),
     _XZ: lzma.LZMAFile,
-    _BZIP2: bz2.BZ2File,
     _ZSTANDARD: _zstandard,
+    **dict.fromkeys(_BZIP2, bz2.BZ2File),
 }
 
 
@@ -66,6 +68,7 @@ class TextFile:
         self._unpacked = next((unpacked for magic, unpacked in _UNPACKED.items() if start.startswith(magic)), None)
         self.compressed = self._unpacked is not None
         self._told = encoding is not None
+        self.state = self._now()
         if encoding is None:
             with self._errors(), self._bytes() as file:
                 encoding = "utf-16" if file.read(2) in _MARKS else "utf-8"
@@ -79,6 +82,17 @@ class TextFile:
         """
         with self._errors(), self._bytes() as file, io.TextIOWrapper(file, self._encoding, newline="") as text:
             yield text
+
+    def check(self) -> None:
+        """Raises DataError if the file has changed since it was opened first, so that two passes saw different rows."""
+        if self._now() != self.state:
+            raise DataError(
+                f"{self._words.field}: {self.name!r} has changed while it was read; restore the file, or submit the job again"
+            )
+
+    def _now(self) -> tuple[int, ...]:
+        found = self._path.stat()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
     def _bytes(self) -> IO[bytes]:
         return self._unpacked(self._path) if self._unpacked else self._path.open("rb")

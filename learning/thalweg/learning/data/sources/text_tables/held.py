@@ -1,6 +1,8 @@
 """A table of a text file in memory."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -42,7 +44,9 @@ class HeldTable:
             for (made_of, missing), known, part in zip(block.columns, words, parts, strict=True):
                 values = made_of
                 if isinstance(values, list):
+                    before = len(known)
                     values = np.array([known.setdefault(word, len(known)) for word in values], np.int32)
+                    size += sum(map(sys.getsizeof, islice(reversed(known), len(known) - before)))
                 part.append(Cells(values, missing))
                 size += values.nbytes
             # At the end there is a second copy of one column at a time.

@@ -42,22 +42,25 @@ class Read(NamedTuple):
 def read(path: Path, words: Words, name: str, told: Told, access: Access | None = None, sha256: str = "") -> Read:
     """The table in a CSV file, or in one of JSON lines if `told` says so, which messages call `name`.
 
-    `sha256` is that of the file. With it and `access`, a large file is converted to Arrow, if pyarrow is installed; otherwise
-    the table is in memory. Raises DataError, which speaks in `words`, if the file is not right, and OSError.
+    With `access`, a large file is converted to Arrow, if pyarrow is installed; otherwise the table is in memory. `sha256` is that
+    of the file, if it is known. Raises DataError, which speaks in `words`, if the file is not right, and OSError.
     """
     file = TextFile(path, words, name, told.encoding)
     large = file.compressed or path.stat().st_size > MAX_HELD_FILE
-    if access and sha256 and large and importlib.util.find_spec("pyarrow"):
+    if access and large and importlib.util.find_spec("pyarrow"):
         from thalweg.learning.data.sources.text_tables import converted  # noqa: PLC0415 - imports pyarrow
 
         def fill(folder: Path) -> None:
             columns, made, named = _made(file, words, told)
             converted.write(folder, columns, made, named=named)
+            file.check()
 
-        table = converted.ConvertedTable(access.made(_key(sha256, told), fill), name)
+        table = converted.ConvertedTable(access.made(_key(sha256 or str(file.state), told), fill), name)
         return Read(table, table.named)
     columns, made, named = _made(file, words, told)
-    return Read(HeldTable(name, columns, made, f"{words.field}: {name!r}"), named)
+    held = HeldTable(name, columns, made, f"{words.field}: {name!r}")
+    file.check()
+    return Read(held, named)
 
 
 def _made(file: TextFile, words: Words, told: Told) -> tuple[list[Column], Iterator[Block], bool]:
@@ -73,9 +76,9 @@ def _made(file: TextFile, words: Words, told: Told) -> tuple[list[Column], Itera
     return columns, blocks(rows, kinds, told), bool(rows.names)
 
 
-def _key(sha256: str, told: Told) -> str:
+def _key(identity: str, told: Told) -> str:
     types = sorted((name, kind.value) for name, kind in told.types.items())
     missing = None if told.missing is None else sorted(told.missing)
     others = told.others and told.others.value
     settings = [told.header, told.delimiter, told.encoding, told.decimal, missing, types, others, told.complete, told.json_lines]
-    return f"table-{hashlib.sha256(json.dumps([_FORMAT, sha256, settings]).encode()).hexdigest()}"
+    return f"table-{hashlib.sha256(json.dumps([_FORMAT, identity, settings]).encode()).hexdigest()}"
