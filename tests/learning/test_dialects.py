@@ -1,6 +1,7 @@
 """CSV files as spreadsheets, R, pandas, databases and instruments write them: their values, or why they are refused."""
 
 import bz2
+import codecs
 import csv
 import gzip
 import hashlib
@@ -28,7 +29,7 @@ from thalweg.learning.data import DataError, Dataset, MemoryLackError
 from thalweg.learning.data.access import Temporary
 from thalweg.learning.data.samples import ALL
 from thalweg.learning.data.sources.text_tables import batches, kinds, reading, records
-from thalweg.learning.data.sources.text_tables.words import DELIMITERS, TO_TRAIN, Told, told_by
+from thalweg.learning.data.sources.text_tables.words import DELIMITERS, JSON_LINES, TO_TRAIN, Told, told_by
 from thalweg.learning.data.tables import Table
 from thalweg.v1 import job_pb2
 
@@ -485,3 +486,32 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, draw:
         for index, (codes, missing, known) in enumerate(table.take(order, list(settings["columns"])).values()):
             assert missing is None
             assert [known[code] for code in codes.tolist()] == [rows[row][index].strip() for row in order]
+
+
+pieces = st.sampled_from(
+    [
+        *(bytes([character]) for character in b',;|\t"\n\r# 1-.%{}[:\0\xff'),
+        *(b"1,5", b"-2.5", b"e9", b"true", b"2026-01-01", b"31.12.2026", b"NA", b'{"a": ', b"null", b"word"),
+        *("ä".encode(), codecs.BOM_UTF8, codecs.BOM_UTF16_LE, b"\x1f\x8b"),
+    ]
+)
+
+
+@given(st.lists(pieces, max_size=30).map(b"".join), st.booleans())
+def test_whatever_a_file_holds_it_is_a_table_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, is_json: bool
+) -> None:
+    """The same one, whether it is converted or not."""
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_bytes(content)
+    told = JSON_LINES if is_json else Told()
+    found: list[object] = []
+    for limit in (-1, 1 << 20):
+        with mock.patch.object(reading, "MAX_HELD_FILE", limit):
+            try:
+                table = reading.read(path, TO_TRAIN, "any.csv", told, Temporary(lambda _: path), SHA256).table
+            except DataError as error:
+                found.append(str(error))
+            else:
+                found.append((table.columns, held_in(table), table.missing, [table.where(row) for row in range(len(table))]))
+    assert found[0] == found[1]
