@@ -1,5 +1,6 @@
 """Files of samples to predict from, and of outputs."""
 
+import sys
 import zipfile
 from pathlib import Path
 
@@ -95,6 +96,13 @@ def test_a_bad_file_is_told() -> None:
         ".": ". is a folder; give the path of a file",
     }.items():
         assert told(name) == f"INPUT: {message}"
+
+
+def test_a_package_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    Path("new.csv.zst").write_bytes(b"\x28\xb5\x2f\xfd")
+    problem = "'new.csv.zst' is compressed with Zstandard: pyarrow is not installed on this machine; pip install 'thalweg[data]'"
+    assert told("new.csv.zst") == f"INPUT: {problem}"
 
 
 def test_a_damaged_archive_is_told() -> None:

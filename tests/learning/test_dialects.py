@@ -10,6 +10,7 @@ import itertools
 import lzma
 import math
 import re
+import sys
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from thalweg.learning.data.samples import ALL
 from thalweg.learning.data.sources.text_tables import batches, kinds, reading, records
 from thalweg.learning.data.sources.text_tables.words import DELIMITERS, JSON_LINES, TO_TRAIN, Told, told_by
 from thalweg.learning.data.tables import Table
+from thalweg.learning.errors import NodeError
 from thalweg.v1 import job_pb2
 
 FILES = Path(__file__).parents[1] / "data" / "tables"
@@ -297,6 +299,15 @@ def test_a_file_may_be_compressed(compress: Callable[[bytes], bytes], converts: 
     assert held_in(read(tmp_path / "a.csv", {})) == {"BZh9": whole(1), "b": text("x")}
     (tmp_path / "a.csv").write_bytes(b"BZh9,b\n1,x\n")
     assert held_in(read(tmp_path / "a.csv", {})) == {"BZh9": whole(1), "b": text("x")}
+
+
+def test_without_pyarrow_tables_are_in_memory_and_only_zstandard_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert held_in(read(FILES / "gzipped.csv.gz", {})) == GOOD["gzipped.csv.gz"][1]
+    with pytest.raises(
+        NodeError, match=r"^data\.csv: 'zstandard\.csv\.zst' is compressed with Zstandard: pyarrow is not installed"
+    ):
+        read(FILES / "zstandard.csv.zst", {})
 
 
 WIDTHS = {

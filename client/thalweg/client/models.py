@@ -154,7 +154,7 @@ def read_samples(
     whether a table has a line of column names, if that differs from the job's `data.header`. Columns are found by the names that
     they had when the job was trained; where these are not known, columns are taken in their order, which the notice says. The
     format of a stream (`files.is_stream`) follows from its content. Raises ThalwegError if the file cannot be read, or its
-    columns are others.
+    columns are others, or a package is missing.
     """
     if is_stream(path):
         with copied(path, "INPUT") as copy:
@@ -165,7 +165,7 @@ def read_samples(
             if (rows := data.read_rows(path, spec.data, header.preprocessing, names)) is not None:
                 return rows, ""
             found = data.read_samples(path, spec.data, header.preprocessing, _features(header), names)
-    except data.DataError as error:
+    except (data.DataError, NodeError) as error:
         raise _told(error) from None
     return found.x, found.notice
 

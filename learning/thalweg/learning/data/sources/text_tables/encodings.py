@@ -13,8 +13,8 @@ from typing import IO, TextIO, cast
 
 from thalweg.contract.encoding import UTF8, why_not_utf8
 from thalweg.learning.data.errors import DataError
+from thalweg.learning.data.sources.extras import require_pyarrow
 from thalweg.learning.data.sources.text_tables.words import Words
-from thalweg.learning.errors import NodeError
 
 _GZIP, _XZ, _ZSTANDARD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 # The first letters alone may be the name of a column.
@@ -30,14 +30,8 @@ _FOREIGN = {
 
 
 def _zstandard(path: Path) -> IO[bytes]:
-    try:
-        import pyarrow as pa  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        if error.name != "pyarrow":
-            raise
-        raise NodeError(
-            f"{path.name}: is compressed with Zstandard, which needs pyarrow on this machine; pip install 'thalweg[data]'"
-        ) from error
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+
     return cast("IO[bytes]", pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
 
 
@@ -53,7 +47,7 @@ class TextFile:
     """A text file, which can be opened several times. Messages speak in `words`, and call it `name`.
 
     `encoding` is None if it is to be found: that of a mark at the beginning, or else UTF-8. Raises DataError if the file is of
-    another format, and OSError.
+    another format, NodeError if pyarrow is needed and missing, and OSError.
     """
 
     def __init__(self, path: Path, words: Words, name: str, encoding: str | None = None) -> None:
@@ -67,6 +61,8 @@ class TextFile:
                 raise DataError(f"{words.field}: {name!r} {problem}")
         self._unpacked = next((unpacked for magic, unpacked in _UNPACKED.items() if start.startswith(magic)), None)
         self.compressed = self._unpacked is not None
+        if self._unpacked is _zstandard:
+            require_pyarrow(f"{words.field}: {name!r} is compressed with Zstandard")
         self._told = encoding is not None
         self.state = self._now()
         if encoding is None:
