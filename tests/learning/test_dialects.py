@@ -310,6 +310,22 @@ def test_without_pyarrow_tables_are_in_memory_and_only_zstandard_is_refused(monk
         read(FILES / "zstandard.csv.zst", {})
 
 
+ENCODINGS = {
+    b"a,b\n\x81,1\n": ("windows-1252", "is not text in windows-1252: "),
+    b"a,b\n\xc3\xa4,1\n\xe4,2\n": ("utf-8", "is not text in utf-8: "),
+    codecs.BOM_UTF16_LE + b"a\0,": (None, "is not text in utf-16: "),
+}
+
+
+@pytest.mark.parametrize("content", ENCODINGS, ids=repr)
+def test_bytes_that_are_no_text_are_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    encoding, problem = ENCODINGS[content]
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.csv", {"encoding": encoding} if encoding else {})
+    assert str(caught.value).startswith(f"data.csv: 'a.csv' {problem}")
+
+
 WIDTHS = {
     "a,b\nr1,x,y\nr2,z,w\n": "line 2 has 3 cells but there are 2 columns; if the first cell is the name of a row",
     "a,b,c\nx,y\nz,w\n": "line 2 has 2 cells but there are 3 columns",

@@ -720,7 +720,7 @@ class Data(_message.Message):
     """
     csv: _builtins.str
     """The path of a CSV file: a line of column names, then rows of numbers, text, truth values, dates and times. How it is written is found
-    out, or told by `delimiter`, `encoding`, `decimal` and `missing_values`. It may be compressed, as `.csv.gz` or `.csv.zst`. For
+    out, or given by `delimiter`, `encoding`, `decimal` and `missing_values`. It may be compressed, as `.csv.gz` or `.csv.zst`. For
     predictions, columns are matched by these names.
     """
     json_lines: _builtins.str

@@ -100,7 +100,9 @@ class TextFile:
             yield
         except UnicodeError as error:
             if self._told or self._encoding != UTF8:
-                remedy = "correct data.encoding" if self._told else "save it as UTF-8"
+                remedy = ("save it in that encoding" if self._told else "save it as UTF-8") + self._words.setting(
+                    "its own data.encoding"
+                )
                 raise DataError(f"{subject} is not text in {self._encoding.removesuffix('-sig')}: {error}; {remedy}") from None
             advice = "save it as UTF-8" + self._words.setting('data.encoding, such as "windows-1252"')
             if self.compressed:
