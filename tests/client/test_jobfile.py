@@ -110,6 +110,14 @@ def test_a_file_is_a_job_and_its_data_lies_beside_it(tmp_path: Path) -> None:
     assert load_job(tmp_path / "jobs" / "mine.toml").data == tmp_path / "jobs" / "points.npz"
 
 
+@pytest.mark.parametrize(
+    "source", [{"csv": "https://host/a.csv"}, {"parquet": "file:///a/"}, {"npy": {"x": "s3://b/x.npy", "y": "s3://b/y.npy"}}]
+)
+def test_data_at_a_url_is_not_the_clients(source: dict[str, Any]) -> None:
+    loaded = load_job({"data": source})
+    assert (list(loaded.uploads()), loaded.spec.data.sha256) == ([], "")
+
+
 def test_a_folder_is_its_files_of_the_source_sorted(tmp_path: Path) -> None:
     names = ["b.parquet", "a/z.PARQ", "a/x=1/y.parquet", "notes.txt", ".hidden.parquet", "_tmp/c.parquet", "a/_delta.parquet"]
     for name in names:

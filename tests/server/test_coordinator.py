@@ -654,6 +654,15 @@ def test_a_few_odd_nodes_do_not_fail_a_job_that_has_workers_elsewhere() -> None:
     assert not any(fail(worker, place) for worker, place in enumerate([A, B, C] * MAX_REPORTS))
 
 
+def test_a_worker_that_finds_other_files_at_urls_is_refused() -> None:
+    desk = Desk()
+    desk.join(1)
+    desk.handle(WorkerJoined(2, B))
+    refuse, *_ = desk.handle(WorkerPrepared(2, desk.facts._replace(fingerprint="b")))
+    assert isinstance(refuse, Refuse)
+    assert refuse.problem.startswith("the files at the data's URLs are not those that the others found")
+
+
 def test_a_worker_that_disagrees_is_refused_and_the_job_goes_on() -> None:
     desk = Desk()
     desk.join(1)

@@ -144,6 +144,35 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+def test_data_at_urls_is_not_uploaded() -> None:
+    for source in ({"csv": "https://host/a.csv?token=1"}, {"npy": {"x": "s3://bucket/x.npy", "y": "gs://bucket/y.npy"}}):
+        assert not complete(data=source).data.sha256
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"csv": "ftp://host/a"}, "data.csv: ftp:// is not read; use one of file://, https://, http://, s3://, gs://"),
+        (
+            {"parquet": "s3://user:key@bucket/a"},
+            "data.parquet: holds a user or a password; leave them out: credentials come from the environment of workers",
+        ),
+        (
+            {"npy": {"x": "s3://bucket/x.npy", "y": "y.npy"}},
+            "data.npy: names a URL beside the path of a file; give URLs, or paths, alone",
+        ),
+        (
+            {"npz": "file:///a.npz", "sha256": "0" * 64},
+            "data.sha256: is that of an uploaded file, and the data is at a URL; leave it out",
+        ),
+    ],
+)
+def test_urls_that_are_wrong(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(ThalwegError) as caught:
+        complete(data=data)
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize(("changes", "message"), WRONG)
 def test_what_is_wrong_is_told(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ThalwegError) as caught:

@@ -9,6 +9,7 @@ from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.command import wait_for
 from thalweg.contract.endpoint import Endpoint
 from thalweg.learning.data.errors import DataError, MemoryLackError
+from thalweg.learning.data.remote.limits import Limits
 from thalweg.learning.errors import NodeError
 from thalweg.learning.sequential.layers import gelu
 from thalweg.learning.sequential.model import ModelError
@@ -17,6 +18,7 @@ from thalweg.server.deciding.workers.failures import MAX_REPORTS
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.parameter_service_pb2 import Failure
+from thalweg.workers.data_access import DataPolicy
 from thalweg.workers.differentiator import Differentiator
 from thalweg.workers.failures import failure_of
 from thalweg.workers.worker import work
@@ -61,6 +63,22 @@ def test_a_package_that_one_node_lacks_fails_no_job(tmp_path: Path, monkeypatch:
         job = stub.GetJob(pb.GetJobRequest(job_id="a")).job
         assert job.state == job_pb2.JOB_STATE_RUNNING
         assert work(Endpoint(server.address), "a", "rich") == "the job ended: SUCCEEDED"
+
+
+def test_a_file_of_a_node_is_read_where_the_operator_allows_it_alone(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.csv").write_text("a,b,y\n0,0,0\n0,1,1\n1,0,1\n1,1,0\n")
+    job = spec()
+    job.data.csv = f"file://{tmp_path}/files/a.csv"
+    with running_server(tmp_path / "server") as server, stub_of(server) as stub:
+        stub.CreateJob(pb.CreateJobRequest(spec=job, job_id="a"))
+        assert "is not in a folder that this fleet reads" in work(Endpoint(server.address), "a", "strict")
+        assert stub.GetJob(pb.GetJobRequest(job_id="a")).job.state == job_pb2.JOB_STATE_RUNNING
+        allowed = DataPolicy(Limits(roots=(str(tmp_path / "files"),)))
+        assert work(Endpoint(server.address), "a", "open", policy=allowed) == "the job ended: SUCCEEDED"
+    with running_server(tmp_path / "server") as server, stub_of(server) as stub:
+        header = next(iter(stub.DownloadParameters(pb.DownloadParametersRequest(job_id="a")))).header
+        assert len(header.preprocessing.fingerprint) == 64
 
 
 def test_an_exception_that_nobody_can_place_fails_the_job_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 The only module of the client that imports the server or the workers, and only inside its functions.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from thalweg.client.errors import LocalError
 from thalweg.client.extras import needs, require_ray
+from thalweg.contract import addresses
 from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import Violation, invalid
 from thalweg.v1 import job_pb2
@@ -88,11 +89,22 @@ def start_shard(address: Address, server: Endpoint, *, trust_network: bool = Fal
     return shard
 
 
-def data_policy(cache_bytes: int | None) -> "DataPolicy":
-    """What an operator says about the data of jobs: the bytes that a node keeps of what nobody uses."""
+def data_policy(roots: Sequence[str] | None, urls: Sequence[str], cache_bytes: int | None) -> "DataPolicy":
+    """What an operator says about the data of jobs.
+
+    `roots` are the folders below which jobs may name files of nodes, None for all; `urls` the beginnings of URLs, all if there
+    are none; `cache_bytes` what a node keeps of what nobody uses.
+    """
     with needs("workers", "the workers are"):
+        from thalweg.learning.data.remote.limits import Limits  # noqa: PLC0415 - for workers
         from thalweg.workers.data_access import DEFAULT_CACHE_BYTES, DataPolicy  # noqa: PLC0415 - an extra
-    return DataPolicy(DEFAULT_CACHE_BYTES if cache_bytes is None else cache_bytes)
+    for option, wrong in [("--data-root", root) for root in roots or () if not Path(root).is_absolute()]:
+        raise invalid(Violation(option, f"{wrong} is not an absolute path; it is looked for on each node"))
+    for prefix in urls:
+        if not addresses.is_url(prefix) or addresses.mistake(prefix) or prefix.startswith("file:"):
+            raise invalid(Violation("--data-url", f"{prefix} is not the beginning of a URL, such as https://host/folder"))
+    limits = Limits(None if roots is None else tuple(roots), tuple(urls) or None)
+    return DataPolicy(limits, DEFAULT_CACHE_BYTES if cache_bytes is None else cache_bytes)
 
 
 def start_fleet(

@@ -14,7 +14,7 @@ from typing import Any
 
 from thalweg.client import runs
 from thalweg.client.client import Client
-from thalweg.client.composition import FolderInUseError, RunningServer, load_server, start_fleet
+from thalweg.client.composition import FolderInUseError, RunningServer, data_policy, load_server, start_fleet
 from thalweg.client.errors import LocalError
 from thalweg.client.extras import require_ray
 from thalweg.client.folder_server import start_embedded_server, used_elsewhere
@@ -91,7 +91,15 @@ class Embedded:
         machine has fewer, for there will be no other machine.
         """
         server = Endpoint(self.client.address, self._token)
-        fleet = start_fleet(server, slots=slots, allow_code=True, allow_requirements=True, name="embedded", check=check)
+        fleet = start_fleet(
+            server,
+            slots=slots,
+            allow_code=True,
+            allow_requirements=True,
+            data=data_policy(None, (), None),
+            name="embedded",
+            check=check,
+        )
         self._stack.callback(fleet.stop)
         if fleet.gpus < gpus:
             has = f"{fleet.gpus} GPU{'' if fleet.gpus == 1 else 's'}"

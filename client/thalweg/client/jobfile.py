@@ -24,6 +24,7 @@ from thalweg.client.packing import check_code
 from thalweg.client.parts import Parts, parts_of
 from thalweg.client.settings import Setting, apply_setting, read_settings
 from thalweg.client.weights import check_weights
+from thalweg.contract.addresses import urls_of
 from thalweg.contract.encoding import UTF8, why_not_utf8
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.rules import alternatives, files, rules_of
@@ -191,8 +192,8 @@ def _not_found(name: str) -> str:
 def _file(message: _Uploaded, path: str, folders: Mapping[str, Path]) -> Path | None:
     """The file, or the folder of code or data, that a message names, if any. Raises ThalwegError if it cannot be read."""
     kind = message.WhichOneof("source")
-    # Uploaded data needs no file here.
-    if kind not in _FILES[path] or message.sha256:
+    # Uploaded data needs no file here, nor does what workers read at a URL.
+    if kind not in _FILES[path] or message.sha256 or (isinstance(message, job_pb2.Data) and urls_of(message)):
         return None
     field, given = f"{path}.{kind}", getattr(message, kind)
     if not given:
@@ -208,7 +209,7 @@ def _file(message: _Uploaded, path: str, folders: Mapping[str, Path]) -> Path | 
 def _data(message: job_pb2.Data, folders: Mapping[str, Path]) -> tuple[Path | None, Parts]:
     """The file of a job's data, or its files, if there are several. Raises ThalwegError if they cannot be read."""
     kind = message.WhichOneof("source")
-    if kind == "npy" and not message.sha256:
+    if kind == "npy" and not message.sha256 and not urls_of(message):
         parts = {}
         for name in ("x", "y"):
             path = f"data.npy.{name}"

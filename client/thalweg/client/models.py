@@ -15,6 +15,7 @@ from thalweg.client.files import check_input, copied, is_stream, reading
 from thalweg.client.jobfile import JobFile
 from thalweg.client.parts import UNHASHED, numbered, total_bytes
 from thalweg.client.prediction import Given, Prediction
+from thalweg.contract.addresses import urls_of
 from thalweg.contract.code import entry_points
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.layout import Slab, ranges, views
@@ -207,7 +208,11 @@ def check(job: JobFile) -> None:
     if entry_points(spec):
         return
     sizes = [total_bytes(found) for _, found in job.uploads()]
-    if any(size > _MAX_CHECKED_BYTES for size in sizes) or (spec.data.sha256 and not job.data and not job.parts):
+    if (
+        urls_of(spec.data)
+        or any(size > _MAX_CHECKED_BYTES for size in sizes)
+        or (spec.data.sha256 and not job.data and not job.parts)
+    ):
         return
     spec.data.sha256 = UNHASHED
     try:
@@ -274,7 +279,7 @@ def _completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     """A copy of a specification with every default, as far as data and model need it. Raises ThalwegError if it is not right."""
     local = job_pb2.JobSpec()
     local.CopyFrom(spec)
-    if local.data.WhichOneof("source") != "builtin" and not local.data.sha256:
+    if local.data.WhichOneof("source") != "builtin" and not local.data.sha256 and not urls_of(local.data):
         # The file is at hand; what it would be called on a server does not matter.
         local.data.sha256 = UNHASHED
     if local.code.path and not local.code.sha256:

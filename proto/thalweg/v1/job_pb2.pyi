@@ -2670,12 +2670,15 @@ class Preprocessing(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     TABLE_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The name of the column that the target was read from, if `columns` are given."""
     dtype: _builtins.str
     """The type of the samples' numbers as the model gets them, by NumPy's name, such as "float32". Empty if there are several inputs,
     and in reports of earlier releases.
     """
+    fingerprint: _builtins.str
+    """Identifies the state of files at URLs: their names, sizes, and ETags or times of modification. Empty if the data was uploaded."""
     @_builtins.property
     def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The mean of each feature over the training samples."""
@@ -2713,10 +2716,11 @@ class Preprocessing(_message.Message):
         dtype: _builtins.str = ...,
         table: _abc.Iterable[Global___PreparedColumn] | None = ...,
         targets: _abc.Iterable[Global___PreparedTarget] | None = ...,
+        fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "dtype", b"dtype", "mean", b"mean", "scale", b"scale", "shape", b"shape", "table", b"table", "target", b"target", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "dtype", b"dtype", "fingerprint", b"fingerprint", "mean", b"mean", "scale", b"scale", "shape", b"shape", "table", b"table", "target", b"target", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

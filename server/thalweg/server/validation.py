@@ -15,6 +15,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from thalweg.contract import addresses
 from thalweg.contract.code import entry_points, is_entry_point
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.rules import choice_of, default_of, files, real_oneofs, rules_of, value_of
@@ -376,6 +377,12 @@ def _across_data(data: job_pb2.Data) -> Iterator[Violation]:
     source = data.WhichOneof("source")
     if source and not getattr(data, source):
         yield Violation(f"data.{source}", "must not be empty")
+    elif urls := addresses.urls_of(data):
+        yield from (Violation(field, wrong) for field, url in urls.items() if (wrong := addresses.mistake(url)))
+        if len(urls) < len(addresses.named(data)):
+            yield Violation(f"data.{source}", "names a URL beside the path of a file; give URLs, or paths, alone")
+        if data.sha256:
+            yield Violation("data.sha256", "is that of an uploaded file, and the data is at a URL; leave it out")
     elif source in files(job_pb2.Data, "source") and not data.sha256:
         yield Violation(f"data.{source}", "upload the file first (UploadData) and give its SHA-256 in data.sha256")
     elif source == "builtin" and data.sha256:

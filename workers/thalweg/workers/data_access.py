@@ -1,6 +1,7 @@
 """What the data of a job may use of a node: its uploads, and the node's cache of data, which all workers of a user share."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from typing import Self
 
 from thalweg.contract import folders
 from thalweg.learning.data.access import Fetch, Fill
+from thalweg.learning.data.remote.limits import ALL_ALLOWED, Limits
 from thalweg.learning.errors import NodeError
 from thalweg.workers.node_cache import NodeCache
+
+_log = logging.getLogger(__name__)
 
 _VARIABLE = "THALWEG_DATA_CACHE"
 _TEMPORARY = "thalweg-data-"
@@ -24,13 +28,16 @@ Doing = Callable[[str, float], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class DataPolicy:
-    """What the operator of a fleet says about the data of jobs. `cache_bytes` are kept on each node of what nobody uses."""
+    """What the operator of a fleet says about the data of jobs: what it may name, and the bytes that a node keeps unused."""
 
+    limits: Limits = ALL_ALLOWED
     cache_bytes: int = DEFAULT_CACHE_BYTES
 
 
-# Where no operator says anything.
-DEFAULT_POLICY = DataPolicy()
+# Where no operator says anything: a job names nothing of a node.
+DEFAULT_POLICY = DataPolicy(Limits(roots=()))
+# Of this user's own jobs.
+OWN_POLICY = DataPolicy()
 
 
 class NodeAccess:
@@ -40,6 +47,7 @@ class NodeAccess:
     """
 
     def __init__(self, fetch: Fetch, policy: DataPolicy = DEFAULT_POLICY, doing: Doing = lambda _, __: nullcontext()) -> None:
+        self.limits = policy.limits
         self._fetch = fetch
         self._doing = doing
         self._cache = NodeCache(folders.cache_folder("data", _VARIABLE), _TEMPORARY, policy.cache_bytes)
@@ -51,6 +59,11 @@ class NodeAccess:
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
+
+    def doing(self, what: str) -> AbstractContextManager[object]:
+        """Around something that waits for other machines: it is said in the log, and may take longer than a task."""
+        _log.info("%s", what)
+        return self._doing(what, inf)
 
     def upload(self, sha256: str) -> Path:
         """The file that was uploaded under a SHA-256."""
@@ -71,7 +84,7 @@ class NodeAccess:
         return self._made[key]
 
     def _waiting(self) -> AbstractContextManager[object]:
-        return self._doing("waiting for another worker of this node, which prepares the same data", inf)
+        return self.doing("waiting for another worker of this node, which downloads or prepares the same data")
 
 
 def _is_whole(folder: Path) -> bool:

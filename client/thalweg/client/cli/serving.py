@@ -260,6 +260,22 @@ def fleet(
             help="Let Ray install the packages that such jobs require, with pip. Needs --allow-code.",
         ),
     ] = False,
+    data_root: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A folder of nodes below which jobs may name files, as in file:///FOLDER/a.parquet. Repeatable.",
+            show_default="none",
+        ),
+    ] = None,
+    data_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PREFIX",
+            help="The beginning of URLs that jobs may name, such as s3://bucket or https://host/folder. Repeatable.",
+            show_default="all but link-local addresses",
+        ),
+    ] = None,
     data_cache_bytes: Annotated[
         int | None,
         typer.Option(
@@ -302,7 +318,7 @@ def fleet(
             slots=slots,
             allow_code=allow_code,
             allow_requirements=allow_requirements,
-            data=data_policy(data_cache_bytes),
+            data=data_policy(data_root or (), data_url or (), data_cache_bytes),
             name=name,
         )
         inbox.listen()

@@ -25,6 +25,7 @@ from thalweg.learning.data.preparation import (
     standardization,
     tabular,
 )
+from thalweg.learning.data.remote.located import located
 from thalweg.learning.data.rows import Positions, Rows, Selected
 from thalweg.learning.data.samples import ALL, Arrays, Samples, held, sample_bytes
 from thalweg.learning.data.sources import SOURCES, columnar_rows, columns, is_columnar, npz
@@ -83,12 +84,19 @@ def load(spec: job_pb2.JobSpec, access: Access | Fetch) -> Dataset:
     Uploads may be removed afterwards: they are kept open as long as they are read from. All samples are read several times, block
     by block. Raises DataError if the data is not right.
     """
+    spec, given, fingerprint = _located(spec, access)
+    dataset = _load(spec, given)
+    dataset.preprocessing.fingerprint = fingerprint
+    return dataset
+
+
+def _load(spec: job_pb2.JobSpec, access: Access) -> Dataset:
+    """The same, of data that is not at URLs."""
     data, dtype = spec.data, np.dtype(spec.model.dtype)
     field = f"data.{data.WhichOneof('source')}"
-    given = _access(access)
-    source = _source(data, given)
+    source = _source(data, access)
     if not isinstance(source, Source):
-        return _load_table(spec, source, given)
+        return _load_table(spec, source, access)
     inputs, y = source.inputs or {INPUT: source.x}, source.y
     check(field, inputs, y)
     kept = spec.model.WhichOneof("kind") is not None
@@ -149,7 +157,7 @@ def held_out(spec: job_pb2.JobSpec, access: Access | Fetch) -> Own:
 
     `spec` has its defaults filled in. Raises DataError if the data cannot be read.
     """
-    given = _access(access)
+    spec, given, _ = _located(spec, access)
     source = _source(spec.data, given)
     if not isinstance(source, Source):
         return Own(*own_rows(spec, source, given))
@@ -160,10 +168,22 @@ def held_out(spec: job_pb2.JobSpec, access: Access | Fetch) -> Own:
 
 def read(data: job_pb2.Data, access: Access | Fetch) -> Pair:
     """All samples and targets of a source of arrays. Raises DataError if it cannot be read, or is a table."""
-    source = _source(data, _access(access))
+    place = located(data, _access(access))
+    source = _source(place.data, place.access)
     if not isinstance(source, Source):
         raise DataError(f"data.{data.WhichOneof('source')}: is a table, and becomes arrays only with a job; load the job's data")
     return Pair(source.x[ALL], source.y[ALL])
+
+
+def _located(spec: job_pb2.JobSpec, access: Access | Fetch) -> tuple[job_pb2.JobSpec, Access, str]:
+    """A job whose data is not at URLs, an access to it, and the fingerprint of what was at URLs; empty if nothing was."""
+    place = located(spec.data, _access(access))
+    if place.data is spec.data:
+        return spec, place.access, ""
+    changed = job_pb2.JobSpec()
+    changed.CopyFrom(spec)
+    changed.data.CopyFrom(place.data)
+    return changed, place.access, place.fingerprint
 
 
 def _access(access: Access | Fetch) -> Access:

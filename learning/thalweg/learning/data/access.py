@@ -2,8 +2,11 @@
 
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
+
+from thalweg.learning.data.remote.limits import ALL_ALLOWED, Limits
 
 # Gives the file that was uploaded under a SHA-256.
 Fetch = Callable[[str], Path]
@@ -13,6 +16,13 @@ Fill = Callable[[Path], None]
 
 class Access(Protocol):
     """The uploads of a job, and a place for what is made from them."""
+
+    @property
+    def limits(self) -> Limits:
+        """What a job may name of this machine, and of others."""
+
+    def doing(self, what: str) -> AbstractContextManager[object]:
+        """Around something that may take long, which `what` says for people."""
 
     def upload(self, sha256: str) -> Path:
         """The file that was uploaded under a SHA-256. It may be removed when the data is loaded."""
@@ -24,10 +34,17 @@ class Access(Protocol):
 class Temporary:
     """Keeps nothing for others: what is made lies in a temporary folder, and is removed with this object."""
 
+    # It is in a process of the user's own.
+    limits = ALL_ALLOWED
+
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._made: dict[str, Path] = {}
+
+    def doing(self, _: str) -> AbstractContextManager[object]:
+        """Nobody watches."""
+        return nullcontext()
 
     def upload(self, sha256: str) -> Path:
         """The file that was uploaded under a SHA-256."""

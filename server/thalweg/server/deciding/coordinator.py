@@ -217,6 +217,11 @@ class Coordinator:
             return []
         if self._facts is None:
             return self._first_prepared(worker, facts, premises)
+        if facts.fingerprint != self._facts.fingerprint:
+            problem = (
+                "the files at the data's URLs are not those that the others found: other sizes, ETags or times of modification"
+            )
+            return self._refuse(worker, Refuse(worker, problem), f"a worker disagrees with the others: {problem}")
         if facts != self._facts:
             problem = f"it found {_words(facts)}, but the others found {_words(self._facts)}"
             return self._refuse(worker, Refuse(worker, problem), f"a worker disagrees with the others: {problem}")

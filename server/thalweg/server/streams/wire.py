@@ -40,6 +40,7 @@ _MAX_COUNTED = 1 << 16
 _MAX_METRICS = 32
 _METRIC = re.compile(r"[a-z0-9_]{1,40}")
 # NumPy's own limit.
+_MAX_FINGERPRINT = 64
 _MAX_SAMPLE_AXES = 64
 # Releases up to 0.1.0, and jobs whose samples have several inputs, have none.
 _SAMPLE_DTYPES = {"", "float32", "float64", *FIXED_DTYPES}
@@ -181,6 +182,8 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, spec: job_pb2.JobSp
 
 
 def _check_preprocessing(preprocessing: job_pb2.Preprocessing) -> None:
+    if len(preprocessing.fingerprint) > _MAX_FINGERPRINT:
+        raise protocol_violation(f"a fingerprint of more than {_MAX_FINGERPRINT} characters")
     if len(preprocessing.shape) > _MAX_SAMPLE_AXES:
         raise protocol_violation("samples of too many axes")
     if preprocessing.dtype not in _SAMPLE_DTYPES:

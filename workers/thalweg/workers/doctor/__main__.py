@@ -15,7 +15,7 @@ from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.learning.objective import conversions
 from thalweg.v1 import job_pb2
 from thalweg.workers.code import ready
-from thalweg.workers.data_access import NodeAccess
+from thalweg.workers.data_access import OWN_POLICY, NodeAccess
 from thalweg.workers.doctor.examination import examine, tasks_of
 
 
@@ -26,7 +26,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     fetch = files.__getitem__
     try:
         limits = threadpool_limits(spec.training.threads_per_worker, "blas")
-        with limits, ready(spec, fetch, allowed=True), NodeAccess(fetch) as access:
+        with limits, ready(spec, fetch, allowed=True), NodeAccess(fetch, OWN_POLICY) as access:
             dataset = data.load(spec, access)
             tasks = tasks_of(spec, len(dataset.train), asked["tasks"])
             order = [tasks[index % len(tasks)] for index in asked["order"]]

@@ -48,6 +48,11 @@ class Holdings:
             raise ImpossibleError("no worker has been prepared")
         return self._prepared
 
+    def has_changed(self, fingerprint: str) -> bool:
+        """Whether files at URLs are others than at the checkpoint from which the run began."""
+        start = self._start.checkpoint
+        return start is not None and start.prepared.preprocessing.fingerprint != fingerprint
+
     def learn(self, prepared: parameter_service_pb2.Prepared) -> bool:
         """Takes note of what a worker found out. False if it found another layout than the first one."""
         # A checkpoint of release 0.1.0 does not say what samples are.

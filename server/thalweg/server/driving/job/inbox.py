@@ -74,7 +74,10 @@ class Inbox:
         elements = layouts.elements(prepared.layout)
         segments = layouts.segments_of(prepared.layout.tensors)
         samples = prepared.train_samples, prepared.validation_samples
-        facts = Facts(elements, *samples, tuple(prepared.metrics), segments, prepared.numerical)
+        found = prepared.preprocessing.fingerprint
+        facts = Facts(elements, *samples, tuple(prepared.metrics), segments, prepared.numerical, found)
+        if self._holdings.has_changed(found):
+            raise protocol_violation("files at the data's URLs that have changed; restore them, or submit the job again")
         if not self._holdings.learn(prepared):
             raise protocol_violation("a layout that differs from the first worker's")
         self._admission.add(WorkerPrepared(worker, facts, premises))

@@ -1,0 +1,119 @@
+"""Data at URLs: found and, if it is not on this machine, downloaded. What is at a URL then is an upload to sources.
+
+`file://` is read where it is, http and https are read with the standard library, and stores of objects with fsspec.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from google.protobuf.message import Message
+
+from thalweg.contract import addresses, manifests
+from thalweg.contract.rules import rules_of
+from thalweg.learning.data.access import Access, Fill
+from thalweg.learning.data.errors import DataError
+from thalweg.learning.data.remote import http, local, stores
+from thalweg.learning.data.remote.found import Found
+from thalweg.v1 import job_pb2
+
+# Of what is kept for others.
+_FORMAT = 1
+_FINDERS = {"file": local.find, "http": http.find, "https": http.find, "s3": stores.find, "gs": stores.find}
+
+
+class Located(NamedTuple):
+    """Data whose `sha256` stands for what is at its URLs, and an access that knows it; what identifies the files' state.
+
+    Data without URLs is as it was, and the fingerprint empty.
+    """
+
+    data: job_pb2.Data
+    access: Access
+    fingerprint: str
+
+
+def located(data: job_pb2.Data, access: Access) -> Located:
+    """Finds what is at the URLs of data, and downloads it to the node's cache, if it is not there.
+
+    Raises DataError if that cannot be read by any worker, and NodeError if this one cannot read it.
+    """
+    urls = addresses.urls_of(data)
+    if not urls:
+        return Located(data, access, "")
+    source = str(data.WhichOneof("source"))
+    endings = tuple(rules_of(data.DESCRIPTOR.fields_by_name[source]).folder)
+    found: list[Found] = []
+    for field, url in urls.items():
+        if wrong := addresses.mistake(url):
+            raise DataError(f"{field}: {wrong}")
+        files = _FINDERS[url.partition("://")[0]](field, url, endings, access.limits)
+        if len(urls) > 1 and (len(files) > 1 or files[0].name_in_folder):
+            raise DataError(f"{field}: {addresses.public(url)} names several files; it must be one")
+        found += [file._replace(name=field.rpartition(".")[2]) for file in files] if len(urls) > 1 else files
+    if len(found) > manifests.MAX_FILES:
+        raise DataError(
+            f"data.{source}: there are {len(found):,} files; write fewer, larger ones (at most {manifests.MAX_FILES:,})"
+        )
+    found.sort()
+    paths: dict[str, Path] = {}
+    entries = []
+    for number, file in enumerate(found, 1):
+        key = _digest("file", *file.identity)
+        what = f"downloading {addresses.public(file.url)}, {file.size:,} bytes ({number} of {len(found)})"
+        paths[key] = file.path or access.made(f"url-{_FORMAT}-{key}", _while_doing(access, what, file.fill))
+        entries.append(manifests.Entry(file.name, file.size, key))
+    fingerprint = _digest("files", *(entry.sha256 for entry in entries))
+    if len(found) > 1 or found[0].name_in_folder or len(urls) > 1:
+        manifest = manifests.written(entries)
+        paths[fingerprint] = access.made(f"manifest-{_FORMAT}-{fingerprint}", lambda path: _write(path, manifest))
+    else:
+        paths[fingerprint] = paths[entries[0].sha256]
+    return Located(_renamed(data, source, fingerprint), _Located(access, paths), fingerprint)
+
+
+class _Located:
+    """An access that gives what is at URLs, too."""
+
+    def __init__(self, access: Access, paths: Mapping[str, Path]) -> None:
+        self._access = access
+        self._paths = paths
+        self.limits = access.limits
+        self.made = access.made
+        self.doing = access.doing
+
+    def upload(self, sha256: str) -> Path:
+        """The file with a SHA-256, or at a URL."""
+        return self._paths[sha256] if sha256 in self._paths else self._access.upload(sha256)
+
+
+def _renamed(data: job_pb2.Data, source: str, fingerprint: str) -> job_pb2.Data:
+    """The data, whose names are for messages alone from now on."""
+    copy = job_pb2.Data()
+    copy.CopyFrom(data)
+    copy.sha256 = fingerprint
+    value = getattr(copy, source)
+    if isinstance(value, Message):
+        for field, url in addresses.urls_of(data).items():
+            setattr(value, field.rpartition(".")[2], addresses.public(url))
+    else:
+        setattr(copy, source, addresses.public(value))
+    return copy
+
+
+def _while_doing(access: Access, what: str, fill: Fill) -> Fill:
+    def filled(path: Path) -> None:
+        with access.doing(what):
+            fill(path)
+
+    return filled
+
+
+def _digest(*parts: str | int) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
