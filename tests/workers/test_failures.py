@@ -1,5 +1,7 @@
 """Whose fault a worker says that something is, and what the server makes of that."""
 
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from google.protobuf import json_format
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.command import wait_for
 from thalweg.contract.endpoint import Endpoint
+from thalweg.contract.errors import ThalwegError
 from thalweg.learning.data.errors import DataError, MemoryLackError
 from thalweg.learning.data.remote.limits import Limits
 from thalweg.learning.errors import NodeError
@@ -79,6 +82,39 @@ def test_a_file_of_a_node_is_read_where_the_operator_allows_it_alone(tmp_path: P
     with running_server(tmp_path / "server") as server, stub_of(server) as stub:
         header = next(iter(stub.DownloadParameters(pb.DownloadParametersRequest(job_id="a")))).header
         assert len(header.preprocessing.fingerprint) == 64
+
+
+def test_a_job_is_not_resumed_on_files_that_have_changed(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("a,b,y\n0,0,0\n0,1,1\n1,0,1\n1,1,0\n")
+    before = file.stat()
+    job = spec()
+    job.data.csv, job.training.epochs = f"file://{file}", 1_000_000
+    with running_server(tmp_path / "server") as server, stub_of(server) as stub:
+        stub.CreateJob(pb.CreateJobRequest(spec=job, job_id="a"))
+
+        def steps() -> int:
+            return stub.GetJob(pb.GetJobRequest(job_id="a")).job.progress.step
+
+        def start() -> "Future[str]":
+            return workers.submit(work, Endpoint(server.address), "a", "w", policy=DataPolicy())
+
+        with ThreadPoolExecutor() as workers:
+            first = start()
+            wait_for(lambda: steps() > 0)
+            stub.CancelJob(pb.CancelJobRequest(job_id="a"))
+            assert first.result() == "the job ended: CANCELLED"
+            done = steps()
+            os.utime(file, ns=(1, 1))
+            stub.ResumeJob(pb.ResumeJobRequest(job_id="a"))
+            with pytest.raises(ThalwegError, match="files at the data's URLs that have changed"):
+                start().result()
+            assert steps() == done
+            os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+            third = start()
+            wait_for(lambda: steps() > done)
+            stub.CancelJob(pb.CancelJobRequest(job_id="a"))
+            assert third.result() == "the job ended: CANCELLED"
 
 
 def test_an_exception_that_nobody_can_place_fails_the_job_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
