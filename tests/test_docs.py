@@ -89,17 +89,22 @@ def test_the_jobs_of_the_page_on_codecs_are_jobs() -> None:
     assert kinds == [kind for kind in rules.alternatives(job_pb2.Codec, "kind") if kind != "float16"]
 
 
-def test_the_jobs_of_the_page_on_data_are_jobs() -> None:
+def test_the_jobs_of_the_page_on_data_are_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other-hospital.csv").touch()
     found = []
     for block in blocks(ROOT / "docs" / "data.md", "toml"):
         settings = {"data": tomllib.loads(block)["data"] | {"sha256": "0" * 64}}
         spec = load_job({"model": {"layers": [{"dense": {"units": 1}}], "loss": "mean_squared_error"}} | settings).spec
         spec.optimizer.SetInParent()
         spec.optimizer.adam.SetInParent()
+        if spec.data.test.file:
+            spec.data.test.sha256 = "1" * 64
         found.append(validation.complete(spec).data)
-    written, prepared = found
+    written, prepared, held_out = found
     assert (written.delimiter, written.decimal, written.columns["PLZ"].type) == ("semicolon", "comma", "text")
     assert prepared.columns["zip"].buckets == 64
+    assert (held_out.validation.group, held_out.test.file) == ("patient", "other-hospital.csv")
 
 
 def test_the_programs_of_the_page_on_data_run(tmp_path: Path) -> None:

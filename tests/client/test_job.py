@@ -59,6 +59,31 @@ def test_a_job_runs_by_itself_where_a_fleet_attends(cluster: Cluster) -> None:
     assert job.progress.total_steps == 3
 
 
+def test_a_job_is_tested_with_samples_that_it_never_saw(cluster: Cluster, tmp_path: Path) -> None:
+    rows = [f"{row},{row % 7},{3 * row - row % 7}" for row in range(60)]
+    for name, lines in (("train", rows[:40]), ("test", rows[40:])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["a,b,y", *lines]) + "\n")
+    job = {
+        "model": {"layers": [{"dense": {"units": 1}}], "loss": "mean_squared_error", "dtype": "float64"},
+        "data": {
+            "csv": str(tmp_path / "train.csv"),
+            "standardize": True,
+            "validation": {"fraction": 0.25, "time": "a"},
+            "test": {"file": str(tmp_path / "test.csv")},
+        },
+        "optimizer": {"adam": {"learning_rate": 0.1}},
+        "training": {"epochs": 3},
+    }
+    trained = cluster.client.submit(job)
+    result = trained.wait()
+    assert result.test
+    assert result.validation
+    x = np.array([[float(cell) for cell in row.split(",")] for row in rows])
+    for metrics, part in ((result.test, x[40:]), (result.validation, x[30:40])):
+        outputs = trained.predict(part[:, :2])[:, 0]
+        assert metrics.loss == pytest.approx(np.mean((outputs - part[:, 2]) ** 2), rel=1e-12)
+
+
 def test_a_layer_of_another_job_stays_as_it_was_learnt(cluster: Cluster) -> None:
     """A job that begins with another one's parameters, and freezes some of them."""
     settings = {"training.epochs": 3, "model.initial.job": cluster.gate.id}

@@ -127,7 +127,7 @@ def test_a_folder_is_its_files_of_the_source_sorted(tmp_path: Path) -> None:
     loaded = load_job(GOOD | {"data": {"parquet": str(tmp_path / "jobs" / "trips")}})
     assert list(loaded.parts) == ["a/x=1/y.parquet", "a/z.PARQ", "b.parquet"]
     assert loaded.parts["b.parquet"] == tmp_path / "jobs" / "trips" / "b.parquet"
-    assert (loaded.data, list(loaded.uploads())) == (None, [(loaded.spec.data, loaded.parts)])
+    assert (loaded.data, list(loaded.uploads())) == (None, [("data.parquet", loaded.spec.data, loaded.parts)])
     assert load_job(loaded.spec, {"data.parquet": str(tmp_path / "jobs" / "trips" / "b.parquet")}).parts == {}
 
 
@@ -280,7 +280,7 @@ def test_parameters_to_start_from_lie_beside_the_job_file(tmp_path: Path) -> Non
     (folder / "mine.toml").write_text(TOML.replace("[model]", '[model]\ninitial = { file = "x.safetensors" }'))
     loaded = load_job(folder / "mine.toml")
     assert loaded.initial == folder / "x.safetensors"
-    assert [path.name for _, path in loaded.uploads() if isinstance(path, Path)] == ["points.npz", "x.safetensors"]
+    assert [upload.given.name for upload in loaded.uploads() if isinstance(upload.given, Path)] == ["points.npz", "x.safetensors"]
     weights(tmp_path / "x.safetensors")
     for setting in ("model.initial.file=x.safetensors", 'model.initial={ file = "x.safetensors" }'):
         loaded = load_job(folder / "mine.toml", [setting])

@@ -27,7 +27,7 @@ def batch(x: NDArray[Any], y: NDArray[Any]) -> dict[str, NDArray[Any]]:
 
 def dataset(x: NDArray[Any], y: NDArray[Any]) -> Dataset:
     """All samples to train on, and none to validate with."""
-    return Dataset(Arrays(batch(x, y)), Arrays(batch(x[:0], y[:0])), job_pb2.Preprocessing())
+    return Dataset(Arrays(batch(x, y)), Arrays(batch(x[:0], y[:0])), Arrays(batch(x[:0], y[:0])), job_pb2.Preprocessing())
 
 
 def inputs(samples: Samples) -> NDArray[Any]:

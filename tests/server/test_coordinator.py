@@ -830,6 +830,29 @@ def test_evaluation_is_shared_out_in_blocks_and_stragglers_are_not_waited_for() 
     assert desk.handle(EvaluationReceived(2, 1, again.task.split, 1024, Sums(1.0, 976, (1,)))) == []
 
 
+def test_test_samples_are_evaluated_once_after_the_last_step() -> None:
+    desk = Desk(epochs=1, batch_size=20, validation_samples=30)
+    desk.facts = desk.facts._replace(test_samples=5)
+    desk.join(1)
+    decisions, order = desk.answer(1, 0, ROOT), []
+    while tasks := of(AssignEvaluate, decisions):
+        (task,) = (each.task for each in tasks)
+        order.append((task.split, task.end))
+        decisions = desk.handle(EvaluationReceived(1, 1, task.split, 0, Sums(float(task.split), task.end, (1,))))
+    assert order == [
+        (parameter_service_pb2.SPLIT_VALIDATION, 30),
+        (parameter_service_pb2.SPLIT_TRAIN, 20),
+        (parameter_service_pb2.SPLIT_TEST, 5),
+    ]
+    (finish,) = decisions
+    assert isinstance(finish, Finish)
+    assert {split: metrics.loss for split, metrics in finish.metrics.items()} == {
+        parameter_service_pb2.SPLIT_VALIDATION: parameter_service_pb2.SPLIT_VALIDATION / 30,
+        parameter_service_pb2.SPLIT_TRAIN: parameter_service_pb2.SPLIT_TRAIN / 20,
+        parameter_service_pb2.SPLIT_TEST: parameter_service_pb2.SPLIT_TEST / 5,
+    }
+
+
 @pytest.mark.parametrize("said_by", ["the job", "the workers"])
 def test_a_task_says_which_chunks_it_is_about(said_by: str) -> None:
     desk = Desk(gradient="numerical" if said_by == "the job" else "backpropagation", workers=2)

@@ -79,7 +79,7 @@ def test_models_of_ones_own() -> None:
 
 
 # A model may have layers instead; code may be in packages alone.
-OPTIONAL = {"thalweg.v1.Model.kind", "thalweg.v1.Code.source"}
+OPTIONAL = {"thalweg.v1.Model.kind", "thalweg.v1.Code.source", "thalweg.v1.HeldOut.source", "thalweg.v1.HeldOut.by"}
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": {"adam": {"learning_rate": -1}}}, "optimizer.adam.learning_rate: -1 is not allowed; it must be above 0"),
     ({"optimizer": {"adam": {"learning_rate": "NaN"}}}, "optimizer.adam.learning_rate: nan is not a finite number; it must be above 0"),
@@ -94,6 +94,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"model": {"layers": [{"dense": {"units": 1}}]}}, "model.loss: must be given: one of mean_squared_error, softmax_cross_entropy, binary_cross_entropy"),
     ({"model": {"layers": [{}], "loss": "mean_squared_error"}}, "model.layers[0]: one of these must be given: dense, relu, sigmoid, tanh, softmax, gelu, dropout, flatten, sequence"),
     ({"data": {"builtin": "digits", "validation_fraction": 1}}, "data.validation_fraction: 1 is not allowed; it must be at least 0 and below 1"),
+    ({"data": {"builtin": "digits", "validation_fraction": 0.1, "validation": {"fraction": 0.2}}}, "data.validation_fraction: is the same as data.validation.fraction; leave one of them out"),
+    ({"data": {"builtin": "digits", "test": {"stratify": "y"}}}, "data.test: one of these must be given: fraction, file"),
+    ({"data": {"builtin": "digits", "test": {"fraction": 1}}}, "data.test.fraction: 1 is not allowed; it must be above 0 and below 1"),
+    ({"data": {"builtin": "digits", "test": {"file": "a.npz"}}}, "data.test.file: is possible only where the job's data is a file too"),
+    ({"data": {"npz": "a.npz", "sha256": "0" * 64, "test": {"file": "b.npz"}}}, "data.test.file: upload the file first (UploadData) and give its SHA-256 in data.test.sha256"),
+    ({"data": {"npz": "a.npz", "sha256": "0" * 64, "test": {"file": "b.npz", "sha256": "1" * 64, "fraction": 0.1}}}, "data.test.fraction: is not possible with a file of its own; leave one of them out"),
     ({"model": {**TORCH, "layers": [{"relu": {}}]}}, "model: layers and torch are alternatives; give one of them"),
     ({"model": {"torch": {}, "loss": "model"}}, "model.torch.entrypoint: must be given"),
     ({"model": {**TORCH, "torch": {"entrypoint": "nets.resnet"}}}, "model.torch.entrypoint: invalid value 'nets.resnet'; use a module and a name in it, as in nets:resnet"),

@@ -105,7 +105,7 @@ def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Dataset:
     train, validation = split(1, SAMPLES, 0.25)
     parts = [Arrays({name: Selected(values, chosen) for name, values in rows.items()}) for chosen in (train, validation)]
     first, second = [held(part) for part in parts] if request.param else parts
-    return Dataset(first, second, job_pb2.Preprocessing())
+    return Dataset(first, second, Arrays({name: values[:0] for name, values in fields().items()}), job_pb2.Preprocessing())
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_what_an_objective_finds_wrong_with_the_data_is_a_mistake() -> None:
     wrong["tokens"][100, 3] = TOKENS
     none = {name: values[:0] for name, values in wrong.items()}
     with pytest.raises(MistakeError, match="has the token 11"):
-        Differentiator(make(), Dataset(Arrays(wrong), Arrays(none), job_pb2.Preprocessing()))
+        Differentiator(make(), Dataset(Arrays(wrong), Arrays(none), Arrays(none), job_pb2.Preprocessing()))
 
 
 @pytest.mark.usefixtures("bag")

@@ -89,8 +89,8 @@ class Client:
             if name is not None:
                 spec.name = name
             self._prepare(loaded)
-            for message, path in loaded.uploads():
-                message.sha256 = self._upload_all(path, path == arrays)
+            for file in loaded.uploads():
+                file.message.sha256 = self._upload_all(file.given, file.given == arrays)
             if loaded.code:
                 folder = stack.enter_context(TemporaryDirectory(prefix="thalweg-code-"))
                 # Not what `_upload` may do: the job keeps its code, whatever becomes of the file.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli_w
 from google.protobuf import json_format
@@ -27,7 +27,7 @@ from thalweg.client.weights import check_weights
 from thalweg.contract.addresses import urls_of
 from thalweg.contract.encoding import UTF8, why_not_utf8
 from thalweg.contract.errors import Violation, invalid
-from thalweg.contract.rules import alternatives, files, rules_of
+from thalweg.contract.rules import HELD_OUT, alternatives, files, rules_of
 from thalweg.contract.text import closest
 from thalweg.v1 import job_pb2
 
@@ -35,10 +35,24 @@ Settings = Mapping[str, Any] | Iterable[str]
 JobSource = AnyPath | Mapping[str, Any] | job_pb2.JobSpec
 
 # Messages of a specification whose `source` may be a file, by their paths; the alternatives that are files; all their paths.
-_Uploaded = job_pb2.Data | job_pb2.Initial | job_pb2.Code
-_MESSAGES: dict[str, type[_Uploaded]] = {"data": job_pb2.Data, "model.initial": job_pb2.Initial, "code": job_pb2.Code}
+_Uploaded = job_pb2.Data | job_pb2.HeldOut | job_pb2.Initial | job_pb2.Code
+_MESSAGES: dict[str, type[_Uploaded]] = {
+    "data": job_pb2.Data,
+    "data.validation": job_pb2.HeldOut,
+    "data.test": job_pb2.HeldOut,
+    "model.initial": job_pb2.Initial,
+    "code": job_pb2.Code,
+}
 _FILES = {path: files(message, "source") for path, message in _MESSAGES.items()}
 _SOURCES = {path: [f"{path}.{name}" for name in alternatives(message, "source")] for path, message in _MESSAGES.items()}
+
+
+class Upload(NamedTuple):
+    """Files that the server needs: the field that names them, and the message for the SHA-256 of the file, or of a manifest."""
+
+    field: str
+    message: job_pb2.Data | job_pb2.HeldOut | job_pb2.Initial
+    given: Path | Parts
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,8 @@ class JobFile:
 
     `data` is the file of its data, or `parts` are its files, if there are several, by their paths in a manifest (`parts.py`);
     built-in data has neither. `initial` is the file of its initial parameters, if any; `code` the file or folder of its code, if
-    any, which is uploaded as an archive (`packing.py`).
+    any, which is uploaded as an archive (`packing.py`). `held_out` are files of samples to validate and to test with, by the
+    names of their fields in the data.
     """
 
     spec: job_pb2.JobSpec
@@ -55,15 +70,16 @@ class JobFile:
     initial: Path | None
     code: Path | None = None
     parts: Parts = field(default_factory=dict)
+    held_out: Mapping[str, Path] = field(default_factory=dict)
 
-    def uploads(self) -> Iterator[tuple[job_pb2.Data | job_pb2.Initial, Path | Parts]]:
-        """The files that the server needs as they are, each with the message for its SHA-256, or for that of their manifest."""
-        if self.parts:
-            yield self.spec.data, self.parts
-        if self.data:
-            yield self.spec.data, self.data
+    def uploads(self) -> Iterator[Upload]:
+        """The files that the server needs as they are."""
+        if self.parts or self.data:
+            yield Upload(f"data.{self.spec.data.WhichOneof('source')}", self.spec.data, self.parts or self.data or Path())
+        for name, path in self.held_out.items():
+            yield Upload(f"data.{name}.file", getattr(self.spec.data, name), path)
         if self.initial:
-            yield self.spec.model.initial, self.initial
+            yield Upload("model.initial.file", self.spec.model.initial, self.initial)
 
 
 def packaged_jobs() -> list[str]:
@@ -126,7 +142,9 @@ def load_job(job: JobSource, settings: Settings = (), data: Path | None = None) 
     if initial:
         check_weights(initial, "model.initial.file")
     data_file, parts = _data(spec.data, folders)
-    loaded = JobFile(spec, data_file, initial, code, parts)
+    held_out = {name: _file(getattr(spec.data, name), f"data.{name}", folders) for name in HELD_OUT}
+    given: dict[str, Path] = {name: path for name, path in held_out.items() if path}
+    loaded = JobFile(spec, data_file, initial, code, parts, given)
     return with_data(loaded, data) if data else loaded
 
 

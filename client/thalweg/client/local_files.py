@@ -15,9 +15,7 @@ def local_files(job: JobFile, folder: Path) -> dict[str, Path]:
     Raises ThalwegError if a file cannot be read, or the code cannot be packed.
     """
     files: dict[str, Path] = {}
-    for message, given in job.uploads():
-        where = "data" if message is job.spec.data else "model.initial"
-        field = f"{where}.{message.WhichOneof('source')}"
+    for field, message, given in job.uploads():
         if isinstance(given, Path):
             path = given
         else:

@@ -20,6 +20,7 @@ from thalweg.contract.code import entry_points
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.layout import Slab, ranges, views
 from thalweg.contract.resources import memory, size_text
+from thalweg.contract.rules import HELD_OUT
 from thalweg.learning import data, optimizers, registry
 from thalweg.learning import gradcheck as checking
 from thalweg.learning.batch import INPUT, Field, in_double
@@ -207,7 +208,7 @@ def check(job: JobFile) -> None:
     spec = _completed(job.spec)
     if entry_points(spec):
         return
-    sizes = [total_bytes(found) for _, found in job.uploads()]
+    sizes = [total_bytes(upload.given) for upload in job.uploads()]
     if (
         urls_of(spec.data)
         or any(size > _MAX_CHECKED_BYTES for size in sizes)
@@ -223,7 +224,7 @@ def check(job: JobFile) -> None:
         wrong = optimizers.mistake(spec, objective.segments)
         if wrong:
             raise MistakeError(wrong)
-        for samples in (dataset.train, dataset.validation):
+        for samples in (dataset.train, dataset.validation, dataset.test):
             objective.check(samples)
     except (MistakeError, NodeError) as error:
         raise _told(error) from None
@@ -284,6 +285,9 @@ def _completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
         local.data.sha256 = UNHASHED
     if local.code.path and not local.code.sha256:
         local.code.sha256 = UNHASHED
+    for name in HELD_OUT:
+        if getattr(local.data, name).file:
+            local.data.ClearField(name)
     # What is checked holds anywhere, and training may start from parameters that only a server has.
     local.model.ClearField("initial")
     return completed(local)

@@ -114,6 +114,7 @@ class Result:
     samples_per_second: float
     seconds: float
     machine_kinds: int = 0
+    test: Metrics | None = None
 
 
 @dataclass(frozen=True)
@@ -286,6 +287,7 @@ def result(job: job_pb2.Job) -> Result:
         epochs=job.result.epochs or job.progress.epoch,
         train=metrics(job.result, "train"),
         validation=metrics(job.result, "validation"),
+        test=metrics(job.result, "test"),
         weights_sha256=job.result.weights_sha256,
         samples_per_second=job.result.samples_per_second,
         seconds=job.result.seconds,

@@ -1,11 +1,14 @@
 """Reads the contract's annotations: the allowed values of fields and alternatives of a job specification (`options.proto`)."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
 
 from thalweg.v1 import options_pb2
+
+# The fields of a job's data for samples that are held out of training.
+HELD_OUT: tuple[Literal["validation"], Literal["test"]] = ("validation", "test")
 
 
 def rules_of(field: FieldDescriptor) -> options_pb2.FieldRules:

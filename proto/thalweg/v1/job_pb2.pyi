@@ -712,6 +712,8 @@ class Data(_message.Message):
     ENCODING_FIELD_NUMBER: _builtins.int
     DECIMAL_FIELD_NUMBER: _builtins.int
     MISSING_VALUES_FIELD_NUMBER: _builtins.int
+    VALIDATION_FIELD_NUMBER: _builtins.int
+    TEST_FIELD_NUMBER: _builtins.int
     builtin: _builtins.str
     """The name of a built-in data set: "digits", "and", "or", "nand" or "xor"."""
     npz: _builtins.str
@@ -808,6 +810,16 @@ class Data(_message.Message):
         such as `NA`.
         """
 
+    @_builtins.property
+    def validation(self) -> Global___HeldOut:
+        """Samples to validate with at the end of each epoch. `validation = { fraction = 0.2 }` is the same as `validation_fraction = 0.2`."""
+
+    @_builtins.property
+    def test(self) -> Global___HeldOut:
+        """Samples to test the result with, once, after the last step. They are held out first, and are neither learned from nor validated
+        with.
+        """
+
     def __init__(
         self,
         *,
@@ -835,10 +847,12 @@ class Data(_message.Message):
         encoding: _builtins.str | None = ...,
         decimal: _builtins.str | None = ...,
         missing_values: _abc.Iterable[_builtins.str] | None = ...,
+        validation: Global___HeldOut | None = ...,
+        test: Global___HeldOut | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "header", b"header", "json_lines", b"json_lines", "missing", b"missing", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "header", b"header", "json_lines", b"json_lines", "missing", b"missing", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "test", b"test", "validation", b"validation", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "features", b"features", "header", b"header", "ignore", b"ignore", "json_lines", b"json_lines", "missing", b"missing", "missing_values", b"missing_values", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "features", b"features", "header", b"header", "ignore", b"ignore", "json_lines", b"json_lines", "missing", b"missing", "missing_values", b"missing_values", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "test", b"test", "validation", b"validation", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decimal: _TypeAlias = _typing.Literal["decimal"]  # noqa: Y015
     _WhichOneofArgType__decimal: _TypeAlias = _typing.Literal["_decimal", b"_decimal"]  # noqa: Y015
@@ -886,6 +900,59 @@ class Data(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___Data: _TypeAlias = Data  # noqa: Y015
+
+@_typing.final
+class HeldOut(_message.Message):
+    """Samples that are held out of training: a fraction of the job's samples, or those of a file of their own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    FRACTION_FIELD_NUMBER: _builtins.int
+    STRATIFY_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    file: _builtins.str
+    """A file of the same kind as the job's data."""
+    sha256: _builtins.str
+    """The SHA-256, in hexadecimal, of the uploaded file (UploadData). The client fills it in."""
+    fraction: _builtins.float
+    """The fraction of the samples. The seed determines which ones, except for `time`."""
+    stratify: _builtins.str
+    """A column, or `y`, the targets of arrays. The same fraction of the samples of each of its values is held out."""
+    group: _builtins.str
+    """A column, or `y`. Samples that have the same value in it are held out together, or none of them."""
+    time: _builtins.str
+    """A column of numbers or times, or `y`. The samples with the largest values are held out."""
+    def __init__(
+        self,
+        *,
+        file: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        fraction: _builtins.float | None = ...,
+        stratify: _builtins.str = ...,
+        group: _builtins.str = ...,
+        time: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "by", b"by", "file", b"file", "fraction", b"fraction", "group", b"group", "source", b"source", "stratify", b"stratify", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "by", b"by", "file", b"file", "fraction", b"fraction", "group", b"group", "sha256", b"sha256", "source", b"source", "stratify", b"stratify", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fraction: _TypeAlias = _typing.Literal["fraction"]  # noqa: Y015
+    _WhichOneofArgType__fraction: _TypeAlias = _typing.Literal["_fraction", b"_fraction"]  # noqa: Y015
+    _WhichOneofReturnType_by: _TypeAlias = _typing.Literal["stratify", "group", "time"]  # noqa: Y015
+    _WhichOneofArgType_by: _TypeAlias = _typing.Literal["by", b"by"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["file"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fraction) -> _WhichOneofReturnType__fraction | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_by) -> _WhichOneofReturnType_by | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___HeldOut: _TypeAlias = HeldOut  # noqa: Y015
 
 @_typing.final
 class Npy(_message.Message):
@@ -2450,6 +2517,7 @@ class Result(_message.Message):
     WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
     SAMPLES_PER_SECOND_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    TEST_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """Updates applied: the version of the final parameters."""
     epochs: _builtins.int
@@ -2468,6 +2536,10 @@ class Result(_message.Message):
     def validation(self) -> Global___Metrics:
         """Metrics on the validation set at the last parameters; absent without a validation set or if the job did not succeed."""
 
+    @_builtins.property
+    def test(self) -> Global___Metrics:
+        """Metrics on the test set at the last parameters; absent without a test set or if the job did not succeed."""
+
     def __init__(
         self,
         *,
@@ -2478,10 +2550,11 @@ class Result(_message.Message):
         weights_sha256: _builtins.str = ...,
         samples_per_second: _builtins.float = ...,
         seconds: _builtins.float = ...,
+        test: Global___Metrics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["train", b"train", "validation", b"validation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["test", b"test", "train", b"train", "validation", b"validation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "samples_per_second", b"samples_per_second", "seconds", b"seconds", "steps", b"steps", "train", b"train", "validation", b"validation", "weights_sha256", b"weights_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "samples_per_second", b"samples_per_second", "seconds", b"seconds", "steps", b"steps", "test", b"test", "train", b"train", "validation", b"validation", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

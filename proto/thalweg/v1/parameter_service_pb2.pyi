@@ -51,6 +51,8 @@ class _SplitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Split.ValueType
     """The training samples."""
     SPLIT_VALIDATION: _Split.ValueType  # 2
     """The validation samples."""
+    SPLIT_TEST: _Split.ValueType  # 3
+    """The test samples."""
 
 class Split(_Split, metaclass=_SplitEnumTypeWrapper):
     """A set of samples to evaluate."""
@@ -61,6 +63,8 @@ SPLIT_TRAIN: Split.ValueType  # 1
 """The training samples."""
 SPLIT_VALIDATION: Split.ValueType  # 2
 """The validation samples."""
+SPLIT_TEST: Split.ValueType  # 3
+"""The test samples."""
 Global___Split: _TypeAlias = Split  # noqa: Y015
 
 @_typing.final
@@ -371,6 +375,7 @@ class Prepared(_message.Message):
     LAYOUT_FIELD_NUMBER: _builtins.int
     TRAIN_SAMPLES_FIELD_NUMBER: _builtins.int
     VALIDATION_SAMPLES_FIELD_NUMBER: _builtins.int
+    TEST_SAMPLES_FIELD_NUMBER: _builtins.int
     PREPROCESSING_FIELD_NUMBER: _builtins.int
     LOSS_SECONDS_FIELD_NUMBER: _builtins.int
     SHARED_MEMORY_FIELD_NUMBER: _builtins.int
@@ -382,6 +387,8 @@ class Prepared(_message.Message):
     """The number of training samples, at least 1."""
     validation_samples: _builtins.int
     """The number of validation samples."""
+    test_samples: _builtins.int
+    """The number of test samples."""
     loss_seconds: _builtins.float
     """For numerical differentiation: how long one evaluation of the loss on one minibatch takes, in seconds."""
     shared_memory: _builtins.bool
@@ -416,6 +423,7 @@ class Prepared(_message.Message):
         layout: _job_pb2.Layout | None = ...,
         train_samples: _builtins.int = ...,
         validation_samples: _builtins.int = ...,
+        test_samples: _builtins.int = ...,
         preprocessing: _job_pb2.Preprocessing | None = ...,
         loss_seconds: _builtins.float = ...,
         shared_memory: _builtins.bool = ...,
@@ -426,7 +434,7 @@ class Prepared(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "preprocessing", b"preprocessing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "loss_seconds", b"loss_seconds", "metrics", b"metrics", "notice", b"notice", "numerical", b"numerical", "premises", b"premises", "preprocessing", b"preprocessing", "shared_memory", b"shared_memory", "train_samples", b"train_samples", "validation_samples", b"validation_samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "loss_seconds", b"loss_seconds", "metrics", b"metrics", "notice", b"notice", "numerical", b"numerical", "premises", b"premises", "preprocessing", b"preprocessing", "shared_memory", b"shared_memory", "test_samples", b"test_samples", "train_samples", b"train_samples", "validation_samples", b"validation_samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

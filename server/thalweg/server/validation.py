@@ -18,7 +18,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from thalweg.contract import addresses
 from thalweg.contract.code import entry_points, is_entry_point
 from thalweg.contract.errors import Violation, invalid
-from thalweg.contract.rules import choice_of, default_of, files, real_oneofs, rules_of, value_of
+from thalweg.contract.rules import HELD_OUT, choice_of, default_of, files, real_oneofs, rules_of, value_of
 from thalweg.contract.text import MAX_STATUS_BYTES
 from thalweg.v1 import job_pb2, options_pb2
 
@@ -397,6 +397,26 @@ def _across_data(data: job_pb2.Data) -> Iterator[Violation]:
     for field, _ in data.ListFields():
         if field.name in _OF_CSV and source != "csv":
             yield Violation(f"data.{field.name}", "says how a CSV file is written, and the data is not one; leave it out")
+    if data.validation_fraction and data.HasField("validation"):
+        yield Violation("data.validation_fraction", "is the same as data.validation.fraction; leave one of them out")
+    for name in HELD_OUT:
+        if data.HasField(name):
+            yield from _across_held_out(getattr(data, name), f"data.{name}", source in files(job_pb2.Data, "source"))
+
+
+def _across_held_out(held_out: job_pb2.HeldOut, path: str, from_files: bool) -> Iterator[Violation]:
+    by = held_out.WhichOneof("by")
+    if held_out.HasField("file"):
+        if held_out.HasField("fraction") or by:
+            yield Violation(f"{path}.{by or 'fraction'}", "is not possible with a file of its own; leave one of them out")
+        if not from_files:
+            yield Violation(f"{path}.file", "is possible only where the job's data is a file too")
+        elif not held_out.file:
+            yield Violation(f"{path}.file", "must not be empty")
+        elif not held_out.sha256:
+            yield Violation(f"{path}.file", f"upload the file first (UploadData) and give its SHA-256 in {path}.sha256")
+    elif not held_out.HasField("fraction"):
+        yield Violation(path, "one of these must be given: fraction, file")
 
 
 def _across_initial(initial: job_pb2.Initial) -> Iterator[Violation]:

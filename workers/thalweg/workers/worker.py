@@ -19,6 +19,7 @@ from thalweg.contract.shared_memory import SharingError
 from thalweg.contract.tree import Node
 from thalweg.learning import data
 from thalweg.learning.data.memory import check_memory
+from thalweg.learning.data.samples import Samples
 from thalweg.learning.errors import NodeError
 from thalweg.learning.objective import conversions, layout
 from thalweg.v1 import job_pb2
@@ -158,6 +159,7 @@ class _Worker:
             layout=layout(objective),
             train_samples=len(dataset.train),
             validation_samples=len(dataset.validation),
+            test_samples=len(dataset.test),
             preprocessing=dataset.preprocessing,
             metrics=objective.metrics,
             shared_memory=self._peer is not None,
@@ -270,9 +272,18 @@ class _Worker:
         self._exchange.gradient(task, slab, range(sent, end), sums if end > last else None)
 
     def _evaluate(self, task: pb.EvaluateTask) -> None:
-        dataset = self._differentiator.dataset
-        samples = dataset.train if task.split == pb.SPLIT_TRAIN else dataset.validation
+        samples = self._samples_of(task.split)
         parameters = self._exchange.parameters[task.version % 2]
         sums = self._differentiator.evaluate(parameters, samples, range(task.first, task.end))
         answer = pb.Evaluation(version=task.version, split=task.split, first=task.first, sums=exchange.sums_message(sums))
         self._exchange.send(pb.WorkRequest(evaluation=answer))
+
+    def _samples_of(self, split: pb.Split.ValueType) -> Samples:
+        dataset = self._differentiator.dataset
+        match split:
+            case pb.SPLIT_TRAIN:
+                return dataset.train
+            case pb.SPLIT_VALIDATION:
+                return dataset.validation
+            case _:
+                return dataset.test

@@ -144,6 +144,8 @@ def result_json(result: Result) -> dict[str, Any]:
             answer["train_accuracy"] = result.train.accuracy
     if result.validation:
         answer["validation"] = metrics_json(result.validation)
+    if result.test:
+        answer["test"] = metrics_json(result.test)
     if result.weights_sha256:
         answer["weights_sha256"] = result.weights_sha256
     if result.machine_kinds > 1:

@@ -66,7 +66,7 @@ def _print_summary(outcome: Outcome, place: str) -> None:
     time = seconds_of(result.seconds)
     out.print(f"[bold green]{result.job}[/] succeeded: {epochs}, {_steps(outcome)} in {time}{pace}")
     _print_curves(outcome)
-    for name, metrics in (("training", result.train), ("validation", result.validation)):
+    for name, metrics in (("training", result.train), ("validation", result.validation), ("test", result.test)):
         if metrics:
             out.print(f"  [dim]{name:<11}[/] {_metrics(metrics)}")
     if result.machine_kinds > 1:

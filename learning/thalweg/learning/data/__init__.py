@@ -1,13 +1,14 @@
 """What a model learns from: loaded, checked, prepared and split, as a pure function of the job and its file."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from thalweg.contract.rules import HELD_OUT
 from thalweg.learning.batch import INPUT, TARGET, Schema
 from thalweg.learning.data.access import Access, Fetch, Temporary
 from thalweg.learning.data.checks import check_numbers, check_prepared
@@ -15,15 +16,17 @@ from thalweg.learning.data.errors import DataError, MemoryLackError, listed
 from thalweg.learning.data.memory import is_held
 from thalweg.learning.data.order import keeps_permutations
 from thalweg.learning.data.preparation import (
+    Parts,
     as_targets,
     own_rows,
+    parts,
     prepare,
     prepare_table,
     prepared_rows,
     preprocess,
-    split,
     standardization,
     tabular,
+    tabular_of_own_file,
 )
 from thalweg.learning.data.remote.located import located
 from thalweg.learning.data.rows import Positions, Rows, Selected
@@ -62,7 +65,7 @@ _JSON_LINES = frozenset({".jsonl", ".ndjson"})
 
 
 class Dataset(NamedTuple):
-    """Samples to learn from and to validate with, prepared as the model gets them.
+    """Samples to learn from, to validate and to test with, prepared as the model gets them.
 
     A job's have an input `x`, numbers of the job's dtype, or integers if those of the source are not standardized, and a target
     `y`: a label, int64, or numbers of the job's dtype. Other data sets may have several inputs and targets by name.
@@ -70,6 +73,7 @@ class Dataset(NamedTuple):
 
     train: Samples
     validation: Samples
+    test: Samples
     preprocessing: job_pb2.Preprocessing
 
     @property
@@ -92,50 +96,144 @@ def load(spec: job_pb2.JobSpec, access: Access | Fetch) -> Dataset:
 
 def _load(spec: job_pb2.JobSpec, access: Access) -> Dataset:
     """The same, of data that is not at URLs."""
-    data, dtype = spec.data, np.dtype(spec.model.dtype)
-    field = f"data.{data.WhichOneof('source')}"
-    source = _source(data, access)
+    field = f"data.{spec.data.WhichOneof('source')}"
+    source = _source(spec.data, access)
     if not isinstance(source, Source):
         return _load_table(spec, source, access)
-    inputs, y = source.inputs or {INPUT: source.x}, source.y
-    check(field, inputs, y)
-    kept = spec.model.WhichOneof("kind") is not None
-    targets = as_targets(field, y, spec.model.loss, data.one_hot, dtype, kept=kept)
-    train, validation = split(spec.seed, len(y), data.validation_fraction, data.order)
-    preprocessing = job_pb2.Preprocessing(columns=source.columns, target=source.target)
-    if data.standardize:
-        if source.inputs:
-            several = listed(list(inputs))
-            raise DataError(f"data.standardize: the samples have several inputs, {several}; standardize them in the data set")
-        with np.errstate(over="ignore", invalid="ignore"):
-            statistics = standardization(Selected(source.x, train), whole=keeps_permutations(data.order, len(y)))
-        if not np.isfinite(statistics.scale).all():
-            raise DataError(f"{field}: x holds numbers that are too large to be standardized; scale them, or remove them")
-        preprocessing.MergeFrom(statistics)
-    fields = {name: prepared_rows(preprocessing, x, dtype) for name, x in inputs.items()} | {TARGET: targets}
+    check(field, source.inputs or {INPUT: source.x}, source.y)
+    chosen = _parts_of(spec, source)
+    preprocessing = _preprocessing(spec, field, source, chosen.train)
+    fields = _prepared(spec, field, source, preprocessing)
     if not source.inputs:
         preprocessing.shape.extend(source.x.shape[1:])
         preprocessing.dtype = fields[INPUT].dtype.name
-    for name in inputs:
-        check_prepared(f"{field}: {name}", fields[name])
-    return _parts(fields, train, validation, preprocessing)
+
+    def of_own_file(field: str, other: job_pb2.JobSpec) -> Mapping[str, Rows]:
+        found = _source(other.data, access)
+        if not isinstance(found, Source):
+            raise DataError(f"{field}: is a table, but the job's data is not one")
+        check(field, found.inputs or {INPUT: found.x}, found.y)
+        if found.columns != source.columns:
+            problem = f"has the features {listed(found.columns)}, but the job's data has {listed(source.columns)}"
+            raise DataError(f"{field}: {problem}")
+        if not found.inputs and found.x.shape[1:] != source.x.shape[1:]:
+            shape, wanted = found.x.shape[1:], source.x.shape[1:]
+            raise DataError(f"{field}: its samples have the shape {shape}, but those of the job's data have {wanted}")
+        return _prepared(other, field, found, preprocessing)
+
+    return _dataset(spec, fields, chosen, preprocessing, of_own_file)
+
+
+def _parts_of(spec: job_pb2.JobSpec, source: Source) -> Parts:
+    return parts(spec.data, spec.seed, len(source.y), lambda name: _column(spec.data, source, name))
+
+
+def _column(data: job_pb2.Data, source: Source, name: str) -> NDArray[Any]:
+    """The targets, or a column of numbers, by which samples are held out. Raises DataError if there are none of this name."""
+    target = source.target or TARGET
+    if name in (target, TARGET) and source.y.shape[1:] in ((), (1,)):
+        return source.y[ALL].reshape(-1)
+    if name in source.columns:
+        return source.x[ALL][:, source.columns.index(name)]
+    known = listed([*source.columns, target])
+    raise DataError(
+        f"data: samples are held out by {name!r}, which is no column of data.{data.WhichOneof('source')}; it has {known}"
+    )
+
+
+def _preprocessing(spec: job_pb2.JobSpec, field: str, source: Source, train: Positions) -> job_pb2.Preprocessing:
+    """How samples are prepared: fitted to those to learn from."""
+    preprocessing = job_pb2.Preprocessing(columns=source.columns, target=source.target)
+    if not spec.data.standardize:
+        return preprocessing
+    if source.inputs:
+        several = listed(list(source.inputs))
+        raise DataError(f"data.standardize: the samples have several inputs, {several}; standardize them in the data set")
+    with np.errstate(over="ignore", invalid="ignore"):
+        statistics = standardization(Selected(source.x, train), whole=keeps_permutations(spec.data.order, len(source.y)))
+    if not np.isfinite(statistics.scale).all():
+        raise DataError(f"{field}: x holds numbers that are too large to be standardized; scale them, or remove them")
+    preprocessing.MergeFrom(statistics)
+    return preprocessing
+
+
+def _prepared(spec: job_pb2.JobSpec, field: str, source: Source, preprocessing: job_pb2.Preprocessing) -> dict[str, Rows]:
+    """The fields of all samples of a source of arrays, prepared when they are taken."""
+    dtype = np.dtype(spec.model.dtype)
+    inputs = source.inputs or {INPUT: source.x}
+    targets = _as_targets(spec, field, source.y)
+    fields = {name: prepared_rows(preprocessing, x, dtype) for name, x in inputs.items()}
+    for name, rows in fields.items():
+        check_prepared(f"{field}: {name}", rows)
+    return fields | {TARGET: targets}
+
+
+def _as_targets(spec: job_pb2.JobSpec, field: str, y: Rows) -> Rows:
+    kept = spec.model.WhichOneof("kind") is not None
+    return as_targets(field, y, spec.model.loss, spec.data.one_hot, np.dtype(spec.model.dtype), kept=kept)
 
 
 def _load_table(spec: job_pb2.JobSpec, given: Table, access: Access) -> Dataset:
     """The data of a job that learns from a table."""
-    data, dtype = spec.data, np.dtype(spec.model.dtype)
     found = tabular(spec, given, access)
-    kept = spec.model.WhichOneof("kind") is not None
-    y = as_targets(f"data.{data.WhichOneof('source')}", found.y, spec.model.loss, data.one_hot, dtype, kept=kept)
-    return _parts({INPUT: found.x, TARGET: y}, found.train, found.validation, found.preprocessing)
+    y = _as_targets(spec, f"data.{spec.data.WhichOneof('source')}", found.y)
+
+    def of_own_file(field: str, other: job_pb2.JobSpec) -> Mapping[str, Rows]:
+        table = _source(other.data, access)
+        if isinstance(table, Source):
+            raise DataError(f"{field}: is no table, but the job's data is one")
+        rows = tabular_of_own_file(other, table, access, found, field)
+        return {INPUT: rows.x, TARGET: _as_targets(other, field, rows.y)}
+
+    chosen = Parts(found.train, found.validation, found.test)
+    return _dataset(spec, {INPUT: found.x, TARGET: y}, chosen, found.preprocessing, of_own_file)
 
 
-def _parts(fields: Mapping[str, Rows], train: Positions, validation: Positions, preprocessing: job_pb2.Preprocessing) -> Dataset:
-    """The samples of both parts, in memory if there is room."""
-    first, second = (Arrays({name: Selected(rows, chosen) for name, rows in fields.items()}) for chosen in (train, validation))
-    if is_held(sample_bytes(first.schema) * (len(first) + len(second))):
-        first, second = held(first), held(second)
-    return Dataset(first, second, preprocessing)
+def _dataset(
+    spec: job_pb2.JobSpec,
+    fields: Mapping[str, Rows],
+    chosen: Parts,
+    preprocessing: job_pb2.Preprocessing,
+    of_own_file: Callable[[str, job_pb2.JobSpec], Mapping[str, Rows]],
+) -> Dataset:
+    """The samples of all parts, in memory if there is room. `of_own_file` gives those of another file, with a field's name."""
+    found = [Arrays({name: Selected(rows, indices) for name, rows in fields.items()}) for indices in chosen]
+    for position, (name, held_out) in enumerate(_held_out(spec.data), 1):
+        if held_out.WhichOneof("source"):
+            field = f"data.{name}.file"
+            found[position] = Arrays(of_own_file(field, _other_spec(spec, held_out)))
+            _check_alike(field, found[position].schema, found[0].schema)
+    if is_held(sum(sample_bytes(samples.schema) * len(samples) for samples in found)):
+        found = [held(samples) for samples in found]
+    train, validation, test = found
+    return Dataset(train, validation, test, preprocessing)
+
+
+def _held_out(data: job_pb2.Data) -> list[tuple[str, job_pb2.HeldOut]]:
+    return [(name, getattr(data, name)) for name in HELD_OUT]
+
+
+def _other_spec(spec: job_pb2.JobSpec, held_out: job_pb2.HeldOut) -> job_pb2.JobSpec:
+    """The job, with samples of a file of their own as its data, none of which are held out."""
+    other = job_pb2.JobSpec()
+    other.CopyFrom(spec)
+    for name in (*HELD_OUT, "validation_fraction"):
+        other.data.ClearField(name)
+    setattr(other.data, str(spec.data.WhichOneof("source")), held_out.file)
+    other.data.sha256 = held_out.sha256
+    return other
+
+
+def _check_alike(field: str, found: Schema, wanted: Schema) -> None:
+    """Raises DataError if the samples of a file of its own are not like those of the job's data."""
+    for name in wanted.keys() | found.keys():
+        if found.get(name) != wanted.get(name):
+            theirs, ours = (_of_field(schema, name) for schema in (found, wanted))
+            raise DataError(f"{field}: {name} is {theirs}, but in the job's data it is {ours}")
+
+
+def _of_field(schema: Schema, name: str) -> str:
+    return f"{schema[name].dtype} of shape {schema[name].shape}" if name in schema else "missing"
 
 
 class Pair(NamedTuple):
@@ -153,17 +251,26 @@ class Own(NamedTuple):
 
 
 def held_out(spec: job_pb2.JobSpec, access: Access | Fetch) -> Own:
-    """A job's validation samples; of a job without any, its training samples.
+    """A job's validation samples; of a job without any, its test samples, or else its training samples.
 
     `spec` has its defaults filled in. Raises DataError if the data cannot be read.
     """
     spec, given, _ = _located(spec, access)
+    for _, wanted in _held_out(spec.data):
+        if wanted.WhichOneof("source"):
+            return _all_of(_other_spec(spec, wanted), given)
+        if wanted.fraction or spec.data.validation_fraction:
+            break
     source = _source(spec.data, given)
     if not isinstance(source, Source):
         return Own(*own_rows(spec, source, given))
-    train, validation = split(spec.seed, len(source.x), spec.data.validation_fraction, spec.data.order)
-    chosen = (validation if len(validation) else train)[ALL]
+    chosen = _parts_of(spec, source).shown[ALL]
     return Own(source.x[chosen], source.y[chosen])
+
+
+def _all_of(spec: job_pb2.JobSpec, access: Access) -> Own:
+    source = _source(spec.data, access)
+    return Own(source.x[ALL], source.y[ALL]) if isinstance(source, Source) else Own(*own_rows(spec, source, access))
 
 
 def read(data: job_pb2.Data, access: Access | Fetch) -> Pair:

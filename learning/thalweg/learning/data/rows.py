@@ -113,8 +113,7 @@ class FileRows:
 
     def __getitem__(self, indices: Indices) -> NDArray[Any]:
         """The rows at indices, in an array of their own."""
-        if isinstance(indices, slice):
-            indices = np.arange(*indices.indices(len(self)), dtype=np.intp)
+        indices = positions(indices, len(self))
         rows = np.empty((len(indices), *self.shape[1:]), self.dtype)
         if not rows.nbytes:
             return rows
@@ -128,6 +127,11 @@ class FileRows:
             start = end
         self._file.check()
         return rows
+
+
+def positions(indices: Indices, length: int) -> NDArray[np.intp]:
+    """Indices, or those of a range, among a number of rows."""
+    return np.arange(*indices.indices(length), dtype=np.intp) if isinstance(indices, slice) else indices
 
 
 def row_blocks(rows: Rows, within: slice | None = None) -> Iterator[slice]:

@@ -361,5 +361,6 @@ class Coordinator:
 def _words(facts: Facts) -> str:
     kind = f"the metrics {', '.join(facts.metrics)}" if facts.metrics else "no metrics besides the loss"
     samples = f"{facts.train_samples:,} and {facts.validation_samples:,} samples"
+    test = f", {facts.test_samples:,} to test with" if facts.test_samples else ""
     differences = ", gradients by differences of the loss" if facts.numerical else ""
-    return f"{facts.elements:,} parameters, {samples} for training and validation, {kind}{differences}"
+    return f"{facts.elements:,} parameters, {samples} for training and validation{test}, {kind}{differences}"

@@ -4,12 +4,13 @@ What is decided for the arrays (`arrays/`) is computed; what is decided for work
 what is decided for the job concerns its record and its course (`driving/job/driver.py`).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from thalweg.contract.tree import Node
 from thalweg.server.deciding.payload import Payload
 from thalweg.server.deciding.plan import Plan
-from thalweg.server.deciding.values import Drop, EvaluationTask, Place, Position, Task, WorkerId
+from thalweg.server.deciding.values import Drop, EvaluationTask, Place, Position, Split, Task, WorkerId
 from thalweg.v1 import job_pb2
 
 
@@ -211,8 +212,7 @@ class Finish:
 
     state: job_pb2.JobState.ValueType
     error: str = ""
-    train: job_pb2.Metrics | None = None
-    validation: job_pb2.Metrics | None = None
+    metrics: Mapping[Split, job_pb2.Metrics] = field(default_factory=dict)
     position: Position | None = None
 
 

@@ -22,6 +22,7 @@ class Plan:
         self.elements = facts.elements
         self.samples = facts.train_samples
         self.validation_samples = facts.validation_samples
+        self.test_samples = facts.test_samples
         self.metrics = facts.metrics
         self.microbatches = training.microbatches
         self.batch_size = min(training.batch_size, self.samples)

@@ -45,6 +45,7 @@ class Facts(NamedTuple):
     segments: tuple[Segment, ...] = ()
     numerical: bool = False
     fingerprint: str = ""
+    test_samples: int = 0
 
 
 class Task(NamedTuple):

@@ -10,7 +10,9 @@ _START_BYTES = 32
 
 def uploads_of(spec: job_pb2.JobSpec) -> list[str]:
     """The SHA-256s of the uploads that a job's specification names."""
-    return sorted({sha256 for sha256 in (spec.data.sha256, spec.model.initial.sha256, spec.code.sha256) if sha256})
+    data = spec.data
+    uses = data.sha256, data.validation.sha256, data.test.sha256, spec.model.initial.sha256, spec.code.sha256
+    return sorted({sha256 for sha256 in uses if sha256})
 
 
 def parts_of(spec: job_pb2.JobSpec, uploads: Uploads) -> list[str]:

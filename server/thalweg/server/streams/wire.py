@@ -152,7 +152,8 @@ def _values(parameters: Parameters | None, chunk: int, data: memoryview, encoded
 
 def check_prepared(prepared: parameter_service_pb2.Prepared, spec: job_pb2.JobSpec) -> None:
     """Raises ThalwegError if what a worker says of a job's model and data makes no sense."""
-    if not 0 < prepared.train_samples <= _MAX_SAMPLES or prepared.validation_samples > _MAX_SAMPLES:
+    others = max(prepared.validation_samples, prepared.test_samples)
+    if not 0 < prepared.train_samples <= _MAX_SAMPLES or others > _MAX_SAMPLES:
         raise protocol_violation("no training samples, or too many samples")
     layout = prepared.layout
     counters, slab = layout.counters, layout.tensors

@@ -3,18 +3,20 @@
 from thalweg.learning.data.preparation.features import in_own_units
 from thalweg.learning.data.preparation.given import Prepared, prepare_table
 from thalweg.learning.data.preparation.inputs import prepare, prepared_rows, preprocess
-from thalweg.learning.data.preparation.splitting import split
+from thalweg.learning.data.preparation.splitting import Parts, parts, split
 from thalweg.learning.data.preparation.statistics import MAX_FEATURES, standardization
-from thalweg.learning.data.preparation.tabular import Tabular, own_rows, tabular
+from thalweg.learning.data.preparation.tabular import Tabular, own_rows, tabular, tabular_of_own_file
 from thalweg.learning.data.preparation.targets import as_targets
 
 __all__ = [
     "MAX_FEATURES",
+    "Parts",
     "Prepared",
     "Tabular",
     "as_targets",
     "in_own_units",
     "own_rows",
+    "parts",
     "prepare",
     "prepare_table",
     "prepared_rows",
@@ -22,4 +24,5 @@ __all__ = [
     "split",
     "standardization",
     "tabular",
+    "tabular_of_own_file",
 ]

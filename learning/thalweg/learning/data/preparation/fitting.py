@@ -24,12 +24,13 @@ _CLASSIFYING = ("softmax_cross_entropy", "binary_cross_entropy")
 
 
 class Chosen(NamedTuple):
-    """The rows of a table that a job learns from and validates with, in rising order, and its plan."""
+    """The rows of a table that a job learns from, validates and tests with, in rising order, and its plan."""
 
     plan: Plan
     kept: Positions
     train: Positions
     validation: Positions
+    test: Positions
 
     def rows(self, positions: Positions) -> Positions:
         """The rows of the table at some positions among those that are kept."""

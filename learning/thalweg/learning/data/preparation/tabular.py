@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.learning.data.access import Access
-from thalweg.learning.data.errors import DataError
+from thalweg.learning.data.errors import DataError, listed
 from thalweg.learning.data.preparation.cells import ROWS_AT_ONCE, read, texts
 from thalweg.learning.data.preparation.features import EachRow, FeatureRows, TargetRows
 from thalweg.learning.data.preparation.fitting import Chosen, fit, is_named, recipe_of
 from thalweg.learning.data.preparation.kept import Kept, bitmap
 from thalweg.learning.data.preparation.plans import DROP, Plan, plan
-from thalweg.learning.data.preparation.splitting import split
+from thalweg.learning.data.preparation.splitting import Parts, parts
 from thalweg.learning.data.preparation.summaries import row_blocks
 from thalweg.learning.data.rows import Indices, Positions, Rows
 from thalweg.learning.data.tables import Cells, Table
@@ -32,9 +32,11 @@ class Tabular(NamedTuple):
     y: TargetRows
     train: Positions
     validation: Positions
+    test: Positions
     preprocessing: job_pb2.Preprocessing
     # For each group of the table that has training samples, the number of those up to its end.
     groups: tuple[int, ...]
+    plan: Plan
 
 
 def choose(spec: job_pb2.JobSpec, table: Table, access: Access) -> Chosen:
@@ -44,8 +46,8 @@ def choose(spec: job_pb2.JobSpec, table: Table, access: Access) -> Chosen:
         raise DataError(f"data.{data.WhichOneof('source')}: {table.name!r} has no {'rows' if table.columns else 'columns'}")
     planned = plan(data, table.columns, table.name)
     kept = _kept(spec, table, planned, access)
-    train, validation = split(spec.seed, len(kept), data.validation_fraction, data.order)
-    return Chosen(planned, kept, train, validation)
+    found = parts(data, spec.seed, len(kept), lambda name: _values(table, kept, name))
+    return Chosen(planned, kept, *found)
 
 
 def tabular(spec: job_pb2.JobSpec, table: Table, access: Access) -> Tabular:
@@ -59,9 +61,47 @@ def tabular(spec: job_pb2.JobSpec, table: Table, access: Access) -> Tabular:
         TargetRows(table, chosen.kept, chosen.plan.targets, targets),
         chosen.train,
         chosen.validation,
+        chosen.test,
         preprocessing,
         tuple(sorted({*_before(chosen.rows(chosen.train), np.array(table.groups, np.intp)).tolist()} - {0})),
+        chosen.plan,
     )
+
+
+def tabular_of_own_file(spec: job_pb2.JobSpec, table: Table, access: Access, trained: Tabular, field: str) -> Tabular:
+    """The samples of a table of their own, prepared as those of the job's data are. Raises DataError if its columns differ."""
+    planned = plan(spec.data, table.columns, table.name)
+    theirs, ours = ([(column.name, column.type) for column in each.columns] for each in (planned, trained.plan))
+    if theirs != ours:
+        differing = sorted({name for name, _ in {*theirs} ^ {*ours}}) or [name for name, _ in ours]
+        problem = f"{table.name!r} has other columns than the job's data, or other types in them"
+        raise DataError(f"{field}: {problem}: {listed(differing)}; name the columns alike, or give their types in data.columns")
+    kept = _kept(spec, table, planned, access)
+    columns, targets = recipe_of(trained.preprocessing, planned)
+    none, every = np.empty(0, np.intp), EachRow(len(kept))
+    x = FeatureRows(table, kept, planned.features, columns, np.dtype(spec.model.dtype))
+    return Tabular(x, TargetRows(table, kept, planned.targets, targets), every, none, none, trained.preprocessing, (), planned)
+
+
+def _values(table: Table, kept: Positions, name: str) -> NDArray[Any]:
+    """The values of a column in all rows that are kept. Raises DataError if there is no such column, or a value is missing."""
+    if name not in {column.name for column in table.columns}:
+        known = listed([column.name for column in table.columns])
+        raise DataError(f"data: samples are held out by {name!r}, which is no column of {table.name!r}; it has {known}")
+    found: list[NDArray[Any]] = []
+    codes: dict[str, int] = {}
+    for rows in row_blocks(kept):
+        cells = table.take(rows, [name])[name]
+        if cells.missing is not None and cells.missing.any():
+            where = table.where(int(rows[np.argmax(cells.missing)]))
+            raise DataError(f"data: {table.name!r}: {where}: samples are held out by {name!r}, which has no value there")
+        if cells.words:
+            # Numbers of words, in the order of the rows, take less memory than words.
+            new = np.array([codes.setdefault(word, len(codes)) for word in cells.words], np.intp)
+            found.append(new[cells.values])
+        else:
+            found.append(cells.values)
+    return np.concatenate(found)
 
 
 def _kept(spec: job_pb2.JobSpec, table: Table, planned: Plan, access: Access) -> Positions:
@@ -145,7 +185,7 @@ class Part:
 def own_rows(spec: job_pb2.JobSpec, table: Table, access: Access) -> tuple[Part, NDArray[Any]]:
     """The rows that a job validates with, without any those that it learns from, and their targets, classes by name."""
     chosen = choose(spec, table, access)
-    rows = chosen.rows(chosen.validation if len(chosen.validation) else chosen.train)
+    rows = chosen.rows(Parts(chosen.train, chosen.validation, chosen.test).shown)
     part, found = Part(table, rows), []
     for target in chosen.plan.targets:
         blocks = [next(read(table, some, [target])) for some in row_blocks(rows)]

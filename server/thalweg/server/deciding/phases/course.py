@@ -1,7 +1,7 @@
 """The phases in which a job has parameters: steps, evaluations, and the checkpoints in between."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from thalweg.contract.sums import ACCURACY
 from thalweg.server.deciding import synchrony
@@ -17,6 +17,11 @@ from thalweg.v1 import job_pb2, parameter_service_pb2
 
 # Writing checkpoints takes at most this share of the time.
 _CHECKPOINT_SHARE = 0.1
+_NAMES = {
+    parameter_service_pb2.SPLIT_TRAIN: "training",
+    parameter_service_pb2.SPLIT_VALIDATION: "validation",
+    parameter_service_pb2.SPLIT_TEST: "test",
+}
 
 
 class Course:
@@ -101,7 +106,7 @@ class Course:
         self._evaluation = None
         sums = evaluation.total()
         if not math.isfinite(sums.loss):
-            what = "training" if evaluation.split == parameter_service_pb2.SPLIT_TRAIN else "validation"
+            what = _NAMES[evaluation.split]
             return diverged(f"the {what} loss became {sums.loss}", self.version)
         wrong = [name for name, total in zip(self.plan.metrics, sums.metrics, strict=True) if not math.isfinite(total)]
         if wrong:
@@ -112,9 +117,12 @@ class Course:
                 metrics.accuracy = total / evaluation.samples
             else:
                 metrics.values[name] = total / evaluation.samples
+        known = {**evaluation.before, evaluation.split: metrics}
         if evaluation.split == parameter_service_pb2.SPLIT_VALIDATION:
-            return self._after_validation(metrics)
-        return [Finish(job_pb2.JOB_STATE_SUCCEEDED, "", metrics, evaluation.validation)]
+            return self._after_validation(known)
+        if evaluation.split == parameter_service_pb2.SPLIT_TRAIN and self.plan.test_samples:
+            return self._evaluate(parameter_service_pb2.SPLIT_TEST, self.plan.test_samples, known)
+        return [Finish(job_pb2.JOB_STATE_SUCCEEDED, "", known)]
 
     def pause(self) -> list[Decision]:
         """All workers are about to go. Where everything is at one version, that is kept on disk."""
@@ -159,21 +167,22 @@ class Course:
         version, plan = self.version, self.plan
         last = version == plan.total_steps
         if plan.validation_samples and (last or plan.ends_epoch(version)):
-            return self._evaluate(parameter_service_pb2.SPLIT_VALIDATION, plan.validation_samples)
-        return self._after_validation(None)
+            return self._evaluate(parameter_service_pb2.SPLIT_VALIDATION, plan.validation_samples, {})
+        return self._after_validation({})
 
-    def _after_validation(self, validation: job_pb2.Metrics | None) -> list[Decision]:
+    def _after_validation(self, known: Mapping[Split, job_pb2.Metrics]) -> list[Decision]:
         version, plan = self.version, self.plan
         decisions: list[Decision] = []
         if plan.ends_epoch(version):
             total, samples = self._epoch_loss
+            validation = known.get(parameter_service_pb2.SPLIT_VALIDATION)
             decisions.append(ReportEpoch(plan.epoch_of(version), version, total / samples, validation))
         if version == plan.total_steps:
-            return decisions + self._evaluate(parameter_service_pb2.SPLIT_TRAIN, plan.samples, validation)
+            return decisions + self._evaluate(parameter_service_pb2.SPLIT_TRAIN, plan.samples, known)
         return decisions + self.policy.begin()
 
-    def _evaluate(self, split: Split, samples: int, validation: job_pb2.Metrics | None = None) -> list[Decision]:
-        self._evaluation = Evaluation(self.version, split, samples, self._evaluation_paces, validation)
+    def _evaluate(self, split: Split, samples: int, before: Mapping[Split, job_pb2.Metrics]) -> list[Decision]:
+        self._evaluation = Evaluation(self.version, split, samples, self._evaluation_paces, before)
         return self._assign_evaluation()
 
     def _assign_evaluation(self) -> list[Decision]:

@@ -1,6 +1,7 @@
 """The metrics over one set of samples at one version, block by block."""
 
 from collections import deque
+from collections.abc import Mapping
 
 from thalweg.contract.sums import Sums
 from thalweg.server.deciding.decisions import AssignEvaluate, Decision
@@ -14,12 +15,15 @@ EVALUATION_BLOCK = 1024
 
 
 class Evaluation:
-    """One evaluation, while it lasts. `paces` is what is known of how long samples take; `validation` is kept for later."""
+    """One evaluation, while it lasts. `paces` is what is known of how long samples take; `before` are the metrics, of evaluations
+    at the same version, that are kept for later."""
 
-    def __init__(self, version: int, split: Split, samples: int, paces: deque[float], validation: job_pb2.Metrics | None) -> None:
+    def __init__(
+        self, version: int, split: Split, samples: int, paces: deque[float], before: Mapping[Split, job_pb2.Metrics]
+    ) -> None:
         self.split = split
         self.samples = samples
-        self.validation = validation
+        self.before = before
         self.open: dict[int, EvaluationTask] = {
             first: EvaluationTask(version, split, first, min(first + EVALUATION_BLOCK, samples))
             for first in range(0, samples, EVALUATION_BLOCK)

@@ -24,6 +24,13 @@ from thalweg.v1 import job_pb2, parameter_service_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
 
+# The field of a job's result for the metrics of each set of samples.
+_FIELD_OF = {
+    parameter_service_pb2.SPLIT_TRAIN: "train",
+    parameter_service_pb2.SPLIT_VALIDATION: "validation",
+    parameter_service_pb2.SPLIT_TEST: "test",
+}
+
 
 class Holdings:
     """The parameters of one run, wherever they are: in a checkpoint that is not loaded yet, in the arrays, or nowhere.
@@ -163,10 +170,8 @@ class Holdings:
         """The parameters at a version, and the optimizer's state if the job can be resumed there."""
         job, slab, problems = self._telemetry.job, slabs[PARAMETERS], list[str]()
         result = self._telemetry.result(version, plan.epoch_of(version) if plan else job.progress.epoch)
-        if finish.train:
-            result.train.CopyFrom(finish.train)
-        if finish.validation:
-            result.validation.CopyFrom(finish.validation)
+        for split, metrics in finish.metrics.items():
+            getattr(result, _FIELD_OF[split]).CopyFrom(metrics)
         # The parameters are kept though these cannot be.
         trajectory = checkpoint = None
         if self.begun:

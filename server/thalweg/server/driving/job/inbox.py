@@ -75,7 +75,7 @@ class Inbox:
         segments = layouts.segments_of(prepared.layout.tensors)
         samples = prepared.train_samples, prepared.validation_samples
         found = prepared.preprocessing.fingerprint
-        facts = Facts(elements, *samples, tuple(prepared.metrics), segments, prepared.numerical, found)
+        facts = Facts(elements, *samples, tuple(prepared.metrics), segments, prepared.numerical, found, prepared.test_samples)
         if self._holdings.has_changed(found):
             raise protocol_violation("files at the data's URLs that have changed; restore them, or submit the job again")
         if not self._holdings.learn(prepared):

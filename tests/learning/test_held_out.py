@@ -1,0 +1,188 @@
+"""Samples that are held out to validate and to test with: by fraction, by value, by group, by time, or in files of their own."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import json_format
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tests.learning.batches import inputs, targets
+from thalweg.learning import data
+from thalweg.learning.data import DataError, Dataset
+from thalweg.learning.data.order import MAX_PERMUTED
+from thalweg.learning.data.preparation import parts
+from thalweg.v1 import job_pb2
+
+CLASSES = np.repeat([0, 1, 2], [60, 30, 10])
+
+
+def division(samples: int, values: NDArray[Any] | None = None, **fields: Any) -> list[NDArray[np.intp]]:
+    """The indices of the training, validation and test samples."""
+
+    def column(name: str) -> NDArray[Any]:
+        assert name == "c"
+        assert values is not None
+        return values
+
+    return [part[:] for part in parts(json_format.ParseDict(fields, job_pb2.Data()), 5, samples, column)]
+
+
+@given(
+    st.integers(40, 400),
+    st.lists(st.sampled_from([0.05, 0.1, 0.29, 0.4]), min_size=2, max_size=2),
+    st.sampled_from([None, "stratify", "group", "time"]),
+    st.sampled_from([None, "stratify", "group", "time"]),
+)
+def test_each_sample_is_in_one_part(samples: int, fractions: list[float], first: str | None, second: str | None) -> None:
+    values = np.arange(samples) % 7
+    fields = {
+        name: {"fraction": fraction} | ({by: "c"} if by else {})
+        for name, fraction, by in zip(("validation", "test"), fractions, (first, second), strict=True)
+    }
+    found = division(samples, values, **fields)
+    assert sorted(np.concatenate(found)) == list(range(samples))
+    assert all(len(part) and np.all(np.diff(part) > 0) for part in found)
+    assert all(np.array_equal(a, b) for a, b in zip(found, division(samples, values, **fields), strict=True))
+
+
+def test_a_fraction_means_the_same_in_both_places() -> None:
+    old, new = division(50, validation_fraction=0.3), division(50, validation={"fraction": 0.3})
+    assert all(np.array_equal(a, b) for a, b in zip(old, new, strict=True))
+    assert [len(part) for part in new] == [35, 15, 0]
+
+
+def test_the_test_samples_do_not_depend_on_those_to_validate_with() -> None:
+    alone, beside = division(100, test={"fraction": 0.2}), division(100, test={"fraction": 0.2}, validation={"fraction": 0.5})
+    assert np.array_equal(alone[2], beside[2])
+    assert [len(part) for part in beside] == [40, 40, 20]
+
+
+def test_each_class_has_its_share_of_stratified_samples() -> None:
+    shuffled = np.random.default_rng(0).permutation(CLASSES)
+    for part, each in zip(
+        division(100, shuffled, test={"fraction": 0.2, "stratify": "c"}, validation={"fraction": 0.5, "stratify": "c"}),
+        ([24, 12, 4], [24, 12, 4], [12, 6, 2]),
+        strict=True,
+    ):
+        assert np.bincount(shuffled[part]).tolist() == each
+
+
+def test_the_largest_remainders_get_what_is_left_of_a_stratified_fraction() -> None:
+    # 0.25 of 6, 5 and 3 are 1.5, 1.25 and 0.75: 3 of 14 in all.
+    values = np.repeat(["a", "b", "c"], [6, 5, 3])
+    _, held_out, _ = division(14, values, validation={"fraction": 0.25, "stratify": "c"})
+    assert [int(np.sum(values[held_out] == name)) for name in "abc"] == [1, 1, 1]
+
+
+def test_groups_are_not_divided() -> None:
+    groups = np.random.default_rng(1).integers(0, 20, 400)
+    train, held_out, _ = division(400, groups, validation={"fraction": 0.25, "group": "c"})
+    assert not set(groups[train]) & set(groups[held_out])
+    # Each group has about 20 samples.
+    assert abs(len(held_out) - 100) <= 20
+
+
+def test_the_latest_are_held_out() -> None:
+    times = np.random.default_rng(2).permutation(np.arange("2020-01-01", "2020-04-10", dtype="datetime64[D]"))
+    train, held_out, _ = division(100, times, validation={"fraction": 0.1, "time": "c"})
+    assert len(held_out) == 10
+    assert times[train].max() < times[held_out].min()
+    # Samples of one time stay together.
+    train, held_out, _ = division(8, np.array([1, 2, 3, 3, 3, 3, 0, 0]), validation={"fraction": 0.2, "time": "c"})
+    assert held_out.tolist() == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("by", ["group", "time"])
+def test_something_is_left_to_learn_from(by: str) -> None:
+    with pytest.raises(DataError, match=r"data\.validation: holds out all samples"):
+        division(10, np.zeros(10), validation={"fraction": 0.5, by: "c"})
+
+
+def test_many_samples_are_held_out_by_bits() -> None:
+    samples = MAX_PERMUTED + 1000
+    values = np.arange(samples) % 3
+    train, held_out, _ = division(samples, values, validation={"fraction": 0.25, "stratify": "c"})
+    assert np.array_equal(np.sort(np.concatenate([train, held_out])), np.arange(samples))
+    assert np.ptp(np.bincount(values[held_out])) <= 1
+    assert len(held_out) == samples // 4
+
+
+def load(files: dict[str, Path], **fields: Any) -> Dataset:
+    model = {"layers": [{"dense": {"units": 3}}], "loss": "softmax_cross_entropy", "dtype": "float32"}
+    held_out = {name: {"file": path.name, "sha256": name} for name, path in files.items() if name != "data"}
+    source = {files["data"].suffix[1:]: files["data"].name, "sha256": "data"}
+    spec = json_format.ParseDict({"model": model, "data": source | held_out | fields, "seed": 7}, job_pb2.JobSpec())
+    return data.load(spec, lambda sha256: files[sha256])
+
+
+def table(path: Path, rows: int, columns: str = "a,b,kind", first: int = 0) -> Path:
+    lines = [f"{first + row},{row % 5},{row % 3}" for row in range(rows)]
+    path.write_text("\n".join([columns, *lines]) + "\n")
+    return path
+
+
+def test_a_file_of_its_own_is_prepared_like_the_training_samples(tmp_path: Path) -> None:
+    files = {
+        "data": table(tmp_path / "a.csv", 100),
+        "validation": table(tmp_path / "b.csv", 8, first=1000),
+        "test": table(tmp_path / "c.csv", 5, first=49),
+    }
+    found = load(files, standardize=True)
+    assert [len(part) for part in (found.train, found.validation, found.test)] == [100, 8, 5]
+    mean, scale = found.preprocessing.mean[0], found.preprocessing.scale[0]
+    assert mean == pytest.approx(49.5)
+    np.testing.assert_allclose(inputs(found.validation)[:, 0], (1000 + np.arange(8) - mean) / scale, rtol=1e-6)
+    assert targets(found.test).tolist() == [0, 1, 2, 0, 1]
+
+
+def test_a_file_of_its_own_may_stand_beside_a_fraction(tmp_path: Path) -> None:
+    files = {"data": table(tmp_path / "a.csv", 100), "test": table(tmp_path / "c.csv", 5)}
+    found = load(files, validation={"fraction": 0.3, "stratify": "kind"})
+    assert [len(part) for part in (found.train, found.validation, found.test)] == [70, 30, 5]
+
+
+def test_a_file_of_its_own_that_differs_is_refused(tmp_path: Path) -> None:
+    files = {"data": table(tmp_path / "a.csv", 100), "test": table(tmp_path / "c.csv", 5, columns="a,c,kind")}
+    with pytest.raises(DataError, match=r"data\.test\.file: has the features 'a', 'c', but the job's data has 'a', 'b'"):
+        load(files)
+
+
+def test_a_column_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"held out by 'colour', which is no column of data\.csv; it has 'a', 'b', 'kind'"):
+        load({"data": table(tmp_path / "a.csv", 10)}, test={"fraction": 0.3, "group": "colour"})
+
+
+def text_table(path: Path, rows: int, first: int = 0, kinds: str = "xyz") -> Path:
+    lines = [f"{first + row},{'red' if row % 4 else 'blue'},{kinds[row % 3]}" for row in range(rows)]
+    path.write_text("\n".join(["a,colour,kind", *lines]) + "\n")
+    return path
+
+
+def test_tables_with_text_are_divided_and_prepared_alike(tmp_path: Path) -> None:
+    files = {"data": text_table(tmp_path / "a.csv", 120), "test": text_table(tmp_path / "b.csv", 6, first=1000)}
+    columns = {"a": {"prepare": "min_max"}}
+    found = load(files, validation={"fraction": 0.25, "stratify": "colour"}, columns=columns)
+    assert [len(part) for part in (found.train, found.validation, found.test)] == [90, 30, 6]
+    assert found.preprocessing.targets[0].classes == ["x", "y", "z"]
+    # blue, red: sorted.
+    assert [np.mean(inputs(part)[:, 1]) for part in (found.train, found.validation)] == pytest.approx([0.25, 0.25], abs=0.02)
+    assert inputs(found.test)[:, 1:].tolist() == [[0, 1] if row % 4 else [1, 0] for row in range(6)]
+    assert inputs(found.test)[:, 0].min() > 8
+    assert targets(found.test).tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_groups_of_text_are_not_divided(tmp_path: Path) -> None:
+    found = load({"data": text_table(tmp_path / "a.csv", 120)}, test={"fraction": 0.2, "group": "colour"})
+    assert [len(part) for part in (found.train, found.test)] == [90, 30]
+    # Blue is no category of the training samples.
+    assert {tuple(row) for row in inputs(found.test)[:, 1:].tolist()} == {(0.0,)}
+
+
+def test_a_table_of_its_own_with_other_columns_is_refused(tmp_path: Path) -> None:
+    files = {"data": text_table(tmp_path / "a.csv", 120), "test": table(tmp_path / "b.csv", 6)}
+    with pytest.raises(DataError, match=r"data\.test\.file"):
+        load(files)
