@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 from threadpoolctl import threadpool_limits
 
+from tests.end_to_end import reference as loops
 from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.end_to_end.reference import reference
+from tests.end_to_end.test_shards import notices, sharded
 from tests.learning.kinds.cases import MODELS, require, settled, spec_of
 from thalweg.contract import layout as layouts
+from thalweg.server.deciding import plan
 from thalweg.v1 import job_pb2, training_service_pb2
 
 # Few samples, of few sizes: each worker compiles what JAX computes for each size.
@@ -40,6 +43,20 @@ def test_training_equals_a_plain_loop(kind: str, variant: str, tmp_path: Path) -
             assert job.result.validation.loss > 0
 
 
+def test_a_compiled_module_over_shards_with_a_codec_equals_a_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require("torch, compiled")
+    # Four chunks.
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 40)
+    monkeypatch.setattr(loops, "CHUNK_BYTES", 40)
+    spec = spec_of("torch, compiled", 2, 2, training={**_TRAINING, "codec": {"bfloat16": {}}}, data=_DATA)
+    with settled(spec), threadpool_limits(1, "blas"), sharded(tmp_path, 2, allow_code=True) as (server, _):
+        expected, _ = reference(spec)
+        job = train(server, spec, 2)
+        assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error
+        assert any("split over" in text for text in notices(server, job.id))
+    assert job.result.weights_sha256 == layouts.digest(expected)
+
+
 def test_the_server_knows_that_workers_take_differences(tmp_path: Path) -> None:
     """Then it shares out the coordinates, and says what that will cost."""
     with running_server(tmp_path, allow_code=True) as server, stub_of(server) as stub:
@@ -63,9 +80,9 @@ def test_a_notice_says_once_that_tensors_are_converted(dtype: str, tmp_path: Pat
         job = train(server, spec, 2)
         assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error
         events = [response.event for response in stub.WatchJob(training_service_pb2.WatchJobRequest(job_id=job.id))]
-    notices = [event.notice.text for event in events if event.HasField("notice")]
+    texts = [event.notice.text for event in events if event.HasField("notice")]
     told = "model.dtype: the code makes 0.weight and 5 more tensors of type float64, which the job converts to float32"
-    assert notices == ([f'{told}; to train with float64, set model.dtype = "float64"'] if dtype == "float32" else [])
+    assert texts == ([f'{told}; to train with float64, set model.dtype = "float64"'] if dtype == "float32" else [])
 
 
 def test_a_mistake_in_the_code_is_the_jobs_error(tmp_path: Path) -> None:
