@@ -37,7 +37,7 @@ class _Course:
         self.dataset = dataset
         self.model = registry.objective(spec, dataset.schema)
         self.microbatches = spec.training.microbatches
-        self.order = Order(spec, len(dataset.train))
+        self.order = Order(spec, len(dataset.train), dataset.train.groups)
         self.steps_per_epoch = self.order.steps_per_epoch
         self.total_steps = self.steps_per_epoch * spec.training.epochs
         self.parameters = np.empty(self.model.size, self.model.dtype)

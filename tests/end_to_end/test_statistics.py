@@ -191,7 +191,7 @@ def test_a_statistic_is_the_weighted_mean_and_what_does_not_change_keeps_its_bit
     with running_server(tmp_path) as server:
         found = parameters_of(tmp_path, train(server, spec, 3))
     dataset = data.load(spec, lambda _: Path())
-    model, order = RunningMean(spec, dataset.schema), Order(spec, len(dataset.train))
+    model, order = RunningMean(spec, dataset.schema), Order(spec, len(dataset.train), dataset.train.groups)
     initial: Slab = np.empty(model.size)
     model.initialize(initial)
     tensors, start = layouts.views_of(model.segments, found), layouts.views_of(model.segments, initial)

@@ -714,6 +714,7 @@ class Data(_message.Message):
     MISSING_VALUES_FIELD_NUMBER: _builtins.int
     VALIDATION_FIELD_NUMBER: _builtins.int
     TEST_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
     builtin: _builtins.str
     """The name of a built-in data set: "digits", "and", "or", "nand" or "xor"."""
     npz: _builtins.str
@@ -774,6 +775,11 @@ class Data(_message.Message):
     decimal: _builtins.str
     """For CSV: whether decimal numbers are written with a point or a comma. Defaults to a point where commas separate cells; otherwise it is
     found in the first 64 KiB.
+    """
+    window: _builtins.int
+    """For Parquet and Arrow files of more than 256 MiB of samples, with `order = "auto"`: how many groups of rows are mixed. In each epoch
+    groups are put in a random order, and samples are drawn at random from this number of groups at a time. A larger number mixes better,
+    and takes more memory: it should be such that four times as many groups, prepared, take at most 256 MiB. Affects the result.
     """
     @_builtins.property
     def python(self) -> Global___EntryPoint:
@@ -849,10 +855,11 @@ class Data(_message.Message):
         missing_values: _abc.Iterable[_builtins.str] | None = ...,
         validation: Global___HeldOut | None = ...,
         test: Global___HeldOut | None = ...,
+        window: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "header", b"header", "json_lines", b"json_lines", "missing", b"missing", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "test", b"test", "validation", b"validation", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "_window", b"_window", "arrow", b"arrow", "builtin", b"builtin", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "header", b"header", "json_lines", b"json_lines", "missing", b"missing", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "test", b"test", "validation", b"validation", "validation_fraction", b"validation_fraction", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "arrow", b"arrow", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "features", b"features", "header", b"header", "ignore", b"ignore", "json_lines", b"json_lines", "missing", b"missing", "missing_values", b"missing_values", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "test", b"test", "validation", b"validation", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "_window", b"_window", "arrow", b"arrow", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "features", b"features", "header", b"header", "ignore", b"ignore", "json_lines", b"json_lines", "missing", b"missing", "missing_values", b"missing_values", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "test", b"test", "validation", b"validation", "validation_fraction", b"validation_fraction", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decimal: _TypeAlias = _typing.Literal["decimal"]  # noqa: Y015
     _WhichOneofArgType__decimal: _TypeAlias = _typing.Literal["_decimal", b"_decimal"]  # noqa: Y015
@@ -874,6 +881,8 @@ class Data(_message.Message):
     _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
+    _WhichOneofReturnType__window: _TypeAlias = _typing.Literal["window"]  # noqa: Y015
+    _WhichOneofArgType__window: _TypeAlias = _typing.Literal["_window", b"_window"]  # noqa: Y015
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["builtin", "npz", "csv", "json_lines", "python", "parquet", "arrow", "npy"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
@@ -896,6 +905,8 @@ class Data(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target) -> _WhichOneofReturnType__target | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_fraction) -> _WhichOneofReturnType__validation_fraction | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__window) -> _WhichOneofReturnType__window | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 

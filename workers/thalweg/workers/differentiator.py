@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,7 @@ from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.learning import registry
 from thalweg.learning.data import Dataset
+from thalweg.learning.data.groups import Groups
 from thalweg.learning.data.microbatches import Microbatches
 from thalweg.learning.data.order import Order
 from thalweg.learning.data.samples import Samples
@@ -38,9 +40,13 @@ class Differentiator:
         if scheme := _scheme(spec, self.objective):
             self._numerical = NumericalDifferentiator(registry.objective(spec, dataset.schema, "float64"), scheme)
         self._microbatches = spec.training.microbatches
-        order = Order(spec, len(dataset.train))
+        order = Order(spec, len(dataset.train), dataset.train.groups)
         self._sizes = order.sizes
         self._gathered = Microbatches(dataset.train, order)
+        if isinstance(dataset.train, Groups):
+            # One thread reads groups ahead. It ends when the executor is collected, with this object, or with the process.
+            self._reader = ThreadPoolExecutor(1, "thalweg-groups")
+            dataset.train.read_with(self._reader.submit)
         self._slabs = Slabs(self.objective.dtype)
         self._points: dict[int, tuple[Point, int]] = {}
         self._at = (-1, -1)

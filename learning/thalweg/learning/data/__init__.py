@@ -1,7 +1,7 @@
 """What a model learns from: loaded, checked, prepared and split, as a pure function of the job and its file."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,8 @@ from thalweg.learning.batch import INPUT, TARGET, Schema
 from thalweg.learning.data.access import Access, Fetch, Temporary
 from thalweg.learning.data.checks import check_numbers, check_prepared
 from thalweg.learning.data.errors import DataError, MemoryLackError, listed
-from thalweg.learning.data.memory import is_held
+from thalweg.learning.data.groups import Groups
+from thalweg.learning.data.memory import is_held, is_small
 from thalweg.learning.data.order import keeps_permutations
 from thalweg.learning.data.preparation import (
     Parts,
@@ -186,7 +187,9 @@ def _load_table(spec: job_pb2.JobSpec, given: Table, access: Access) -> Dataset:
         return {INPUT: rows.x, TARGET: _as_targets(other, field, rows.y)}
 
     chosen = Parts(found.train, found.validation, found.test)
-    return _dataset(spec, {INPUT: found.x, TARGET: y}, chosen, found.preprocessing, of_own_file)
+    # Who says how samples are ordered means all of them.
+    groups = found.groups if spec.data.order == "auto" else ()
+    return _dataset(spec, {INPUT: found.x, TARGET: y}, chosen, found.preprocessing, of_own_file, groups)
 
 
 def _dataset(
@@ -195,18 +198,25 @@ def _dataset(
     chosen: Parts,
     preprocessing: job_pb2.Preprocessing,
     of_own_file: Callable[[str, job_pb2.JobSpec], Mapping[str, Rows]],
+    groups: Sequence[int] = (),
 ) -> Dataset:
-    """The samples of all parts, in memory if there is room. `of_own_file` gives those of another file, with a field's name."""
+    """The samples of all parts, in memory if there is room. `of_own_file` gives those of another file, with a field's name.
+
+    Many samples are learned from by groups, of which `groups` are the ends, if there are any.
+    """
     found = [Arrays({name: Selected(rows, indices) for name, rows in fields.items()}) for indices in chosen]
     for position, (name, held_out) in enumerate(_held_out(spec.data), 1):
         if held_out.WhichOneof("source"):
             field = f"data.{name}.file"
             found[position] = Arrays(of_own_file(field, _other_spec(spec, held_out)))
             _check_alike(field, found[position].schema, found[0].schema)
-    if is_held(sum(sample_bytes(samples.schema) * len(samples) for samples in found)):
+    needed = sum(sample_bytes(samples.schema) * len(samples) for samples in found)
+    if is_held(needed):
         found = [held(samples) for samples in found]
     train, validation, test = found
-    return Dataset(train, validation, test, preprocessing)
+    # Not by the memory of this machine: the order of samples depends on it.
+    by_groups = groups and not is_small(needed)
+    return Dataset(Groups(train.schema, groups, train.take) if by_groups else train, validation, test, preprocessing)
 
 
 def _held_out(data: job_pb2.Data) -> list[tuple[str, job_pb2.HeldOut]]:

@@ -3,10 +3,13 @@
 from thalweg.contract.resources import memory, size_text
 from thalweg.learning.data.errors import MemoryLackError
 
-# Bytes of prepared samples up to which they are held in memory, where taking them is fastest.
+# Bytes of prepared samples up to which they are held in memory, where taking them is fastest. Samples of a table that take more
+# are learned from group by group, in an order of their own: affects results.
 MAX_HELD = 256 << 20
+# Bytes of prepared groups of samples that are held, with those that are read ahead; always one group, however large it is.
+MAX_PREPARED = 256 << 20
 # Bytes of groups of rows of a table that are held, decoded, those that were used last; always one group, however large it is.
-MAX_DECODED = 256 << 20
+MAX_DECODED = 64 << 20
 
 
 def check_memory(subject: str, needed: int, remedy: str = "") -> None:
@@ -17,6 +20,11 @@ def check_memory(subject: str, needed: int, remedy: str = "") -> None:
         raise MemoryLackError(f"{problem}; {remedy}" if remedy else problem)
 
 
+def is_small(needed: int) -> bool:
+    """Whether samples of this number of bytes are held in memory wherever there is room."""
+    return needed <= MAX_HELD
+
+
 def is_held(needed: int) -> bool:
     """Whether samples of this number of bytes are held in memory: if it is at most MAX_HELD, and there is room."""
-    return needed <= min(MAX_HELD, memory().available)
+    return is_small(needed) and needed <= memory().available

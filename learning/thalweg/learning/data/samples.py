@@ -1,7 +1,7 @@
 """Samples: what batches are taken from, in memory or not."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -23,6 +23,10 @@ class Samples(Protocol):
     def schema(self) -> Schema:
         """The fields, each with its dtype and the shape of one sample."""
 
+    @property
+    def groups(self) -> Sequence[int]:
+        """Of samples that are read by groups, the number of samples up to the end of each; otherwise none."""
+
     def __len__(self) -> int: ...
 
     def take(self, indices: Indices, out: Out | None = None) -> Batch:
@@ -39,6 +43,11 @@ class Arrays:
     def schema(self) -> Schema:
         """The fields, each with its dtype and the shape of one sample."""
         return {name: Field(values.dtype, values.shape[1:]) for name, values in self._fields.items()}
+
+    @property
+    def groups(self) -> Sequence[int]:
+        """None: any sample can be taken by itself."""
+        return ()
 
     @property
     def in_memory(self) -> bool:

@@ -44,7 +44,7 @@ def examine(objective: Objective, spec: job_pb2.JobSpec, dataset: Dataset, tasks
     """What each of some tasks of a job computes, one after the other, at the initial parameters."""
     at: Slab = np.empty(objective.size, objective.dtype)
     objective.initialize(at)
-    gathered = Microbatches(dataset.train, Order(spec, len(dataset.train)))
+    gathered = Microbatches(dataset.train, Order(spec, len(dataset.train), dataset.train.groups))
     out: Slab = np.empty_like(at)
     results = []
     for step, microbatch in tasks:
