@@ -48,6 +48,7 @@ _ALL = (
     Part("microbatches", "a step against the number of microbatches, with two workers that compute nothing"),
     Part("coordinator", "processor time of the coordinator alone for a contribution, against the number of workers"),
     Part("constants", "what the model of a step's time in benchmarks/scaling is made of"),
+    Part("order", "taking a step's samples against their number, 10⁴ to 10⁹, which are computed: processor time"),
     Part("links", "a step of `wide` between hosts, over links of 1 Gbit/s each, with one server and with two"),
     Part("scaling", "a step over gRPC with 1 to 8 workers that sleep 20 ms, and over shards, for that model to be held against"),
 )
