@@ -13,7 +13,8 @@ WORKDIR /thalweg
 # Dependencies first: they change seldom, and their layer is kept.
 COPY pyproject.toml constraints.txt ./
 RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; e = p['optional-dependencies']; \
-print('\n'.join(p['dependencies'] + e['server'] + e['workers']))" > /tmp/requirements.txt \
+print('\n'.join(r for r in p['dependencies'] + e['server'] + e['workers'] + e['data'] if not r.startswith('thalweg')))" \
+ > /tmp/requirements.txt \
  && pip install -c constraints.txt -r /tmp/requirements.txt "hatchling>=1.27"
 COPY README.md LICENSE ./
 COPY proto proto

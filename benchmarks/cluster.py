@@ -121,13 +121,13 @@ def _shards(home: Path, server: str, count: int) -> Iterator[None]:
 
 
 @contextmanager
-def training(workload: Workload, workers: int) -> Iterator[Cluster]:
+def training(workload: Workload, workers: int, shared_memory: bool = True) -> Iterator[Cluster]:
     """A workload in training."""
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "samples.npz"
         x, y = samples(workload)
         np.savez(data, x=x, y=y)
-        with cluster(document(workload, data), workers) as running:
+        with cluster(document(workload, data), workers, shared_memory=shared_memory) as running:
             yield running
 
 

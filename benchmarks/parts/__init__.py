@@ -41,6 +41,10 @@ _ALL = (
     Part("exchange", "one gRPC stream, as a worker's, and nothing after it"),
     Part("optimizers", "updates of 20 million parameters, against the memory's bandwidth"),
     Part("cpu", "processor time of a step"),
+    Part(
+        "profile",
+        "processor time of a step of PyTorch modules: PyTorch's, the objective's, workers' and server's, of two workers",
+    ),
     Part("resident", "memory of each process (proportional set size), against the model's"),
     Part("startup", "from nothing to the first step"),
     Part("workers", "a step against the number of workers, each of which sleeps 20 ms instead of computing its microbatch"),

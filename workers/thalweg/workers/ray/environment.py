@@ -19,7 +19,7 @@ _AUTHENTICATION = {"RAY_AUTH_MODE": "token"}
 # For the GNU C library's malloc in workers: memory that is freed is kept, up to 1 GiB, and lies in huge pages where the system
 # has them. PyTorch allocates a module's gradients and activations anew in each step: to get the pages from the system again, each
 # zeroed, takes up to a fifth of a step's processor time. With several arenas, large memory would not be kept.
-_MALLOC = {
+MALLOC = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
@@ -38,7 +38,7 @@ def for_own_ray(folder: Path, environment: Mapping[str, str] = os.environ) -> di
     environment has settings of malloc's own.
     """
     own = {_TOKEN: secrets.token_hex(32), "RAY_TMPDIR": str(folder)}
-    malloc = {} if any(name in environment for name in _MALLOC) else _MALLOC
+    malloc = {} if any(name in environment for name in MALLOC) else MALLOC
     return _INSTALLATIONS | _without(environment, _TOKEN_PATH, "RAY_ADDRESS") | own | _LOOPBACK_ONLY | malloc
 
 
