@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from thalweg.client.cli import doctor, gradcheck, jobfiles, jobs, listing, results, serving, train
+from thalweg.client.cli import data_check, doctor, gradcheck, jobfiles, jobs, listing, results, serving, train
 from thalweg.client.cli.output import StreamError, complain, exit_code, forget_empty_size, make_streams_tolerant
 from thalweg.client.cli.signals import InterruptedBySignalError
 from thalweg.contract.errors import ThalwegError
@@ -76,6 +76,24 @@ for panel, commands in _PANELS.items():
     for command in commands:
         epilog = _CHOICES if command in (train.train, jobs.submit) else None
         app.command(cls=_Command, rich_help_panel=panel, help=_described(command), epilog=epilog)(command)
+
+
+_data = typer.Typer(cls=_Group, no_args_is_help=True, rich_markup_mode="rich")
+_data.command("check", cls=_Command, help=_described(data_check.data_check))(data_check.data_check)
+
+
+@_data.callback()
+def _of_data() -> None:
+    """Looks at data before a job learns from it.
+
+    [bold]Examples[/]
+
+    [cyan]thalweg data check trips.csv[/]
+    [cyan]thalweg data check trips/ --target price --json[/]
+    """
+
+
+app.add_typer(_data, name="data", rich_help_panel="Train")
 
 
 def _print_version(wanted: bool) -> None:

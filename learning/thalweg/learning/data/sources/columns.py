@@ -46,10 +46,13 @@ def source(data: job_pb2.Data, access: Access) -> Source | Table:
 
     It is the table, too, if the job says how columns are used. Raises DataError if it cannot be read.
     """
-    found = read(access.upload(data.sha256), TO_TRAIN, data.csv, told_by(data), access, data.sha256)
-    if asked(data) or not _is_plain(found.table):
-        return found.table
-    return to_train(found, data.csv, data.target)
+    found = text_table(data, access)
+    return to_train(found, data.csv, data.target) if is_plain(data, found.table) else found.table
+
+
+def text_table(data: job_pb2.Data, access: Access) -> Read:
+    """The table in a job's CSV file. Raises DataError if it cannot be read."""
+    return read(access.upload(data.sha256), TO_TRAIN, data.csv, told_by(data), access, data.sha256)
 
 
 def json_lines(data: job_pb2.Data, access: Access) -> Table:
@@ -63,8 +66,10 @@ def asked(data: job_pb2.Data) -> list[str]:
     return [field.name for field, _ in data.ListFields() if field.name in _OF_TABLES]
 
 
-def _is_plain(table: TextTable) -> bool:
-    return not any(table.missing.values()) and all(column.type is ColumnType.NUMBER for column in table.columns)
+def is_plain(data: job_pb2.Data, table: TextTable) -> bool:
+    """Whether a job takes a table of numbers as it is: it does not say how columns are used, and no value is missing."""
+    numbers = all(column.type is ColumnType.NUMBER for column in table.columns)
+    return numbers and not asked(data) and not any(table.missing.values())
 
 
 class Numbers:

@@ -70,6 +70,11 @@ class TextFile:
                 encoding = "utf-16" if file.read(2) in _MARKS else "utf-8"
         self._encoding = UTF8 if encoding == "utf-8" else encoding
 
+    @property
+    def encoding(self) -> str:
+        """The encoding, whether the file has a mark or not."""
+        return self._encoding.removesuffix("-sig")
+
     @contextmanager
     def opened(self) -> Iterator[TextIO]:
         """The text from its beginning, its line ends as they are.

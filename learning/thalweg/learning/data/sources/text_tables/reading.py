@@ -15,7 +15,7 @@ from thalweg.learning.data.sources.text_tables.held import HeldTable, column_of
 from thalweg.learning.data.sources.text_tables.json_rows import JsonRows
 from thalweg.learning.data.sources.text_tables.kinds import kinds_of
 from thalweg.learning.data.sources.text_tables.records import Records
-from thalweg.learning.data.sources.text_tables.words import Told, Words
+from thalweg.learning.data.sources.text_tables.words import DECIMALS, DELIMITERS, Told, Words
 from thalweg.learning.data.tables import Column, Table
 
 # Bytes of a file that is read to memory: to convert it would take longer than to read it again.
@@ -37,6 +37,25 @@ class Read(NamedTuple):
 
     table: TextTable
     named: bool
+
+
+class Written(NamedTuple):
+    """How a CSV file is written, in the words of job files, and the number of lines before its table."""
+
+    delimiter: str
+    encoding: str
+    decimal: str
+    header: bool
+    skipped: int
+
+
+def written(path: Path, words: Words, name: str, told: Told) -> Written:
+    """How a CSV file is written, of which some may be known. Raises DataError if its beginning is not right, and OSError."""
+    file = TextFile(path, words, name, told.encoding)
+    records = Records(file, words, told)
+    delimiter, decimal, skipped, _ = records.dialect
+    delimiters, decimals = ({mark: word for word, mark in each.items()} for each in (DELIMITERS, DECIMALS))
+    return Written(delimiters[delimiter], file.encoding, decimals[decimal], bool(records.names), skipped)
 
 
 def read(path: Path, words: Words, name: str, told: Told, access: Access | None = None, sha256: str = "") -> Read:
