@@ -209,6 +209,15 @@ def test_what_cannot_be_read_is_one_clear_error(
     assert len(printed.err.splitlines()) == 1
 
 
+def test_a_target_may_have_any_name(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('a,"x, y",z\n' + "".join(f"{row},{row % 3},\n" for row in range(30)))
+    printed = command("data", "check", "t.csv", "--target", "x, y")
+    assert printed.code == 0
+    said = {" ".join(line.split()) for line in printed.out.splitlines()}
+    assert {"a number 0 … 29 0 number", "x, y number 0 … 2 0 target"} <= said
+    assert "target x, y: 3 classes: 0 (10), 1 (10), 2 (10)" in said
+
+
 def test_an_unknown_target_is_told_with_the_columns(command: Command, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("city,size,price\nBern,1,2\nBasel,3,4\n")
     printed = command("data", "check", "t.csv", "--target", "prize")

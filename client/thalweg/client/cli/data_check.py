@@ -73,12 +73,11 @@ def _show_table(file: str, found: TableFound) -> None:
         after = f" after {how.skipped} lines" if how.skipped else ""
         text = f"written with delimiter {how.delimiter}, encoding {how.encoding}, decimal {how.decimal}, {names}{after}"
         output.print(text, markup=False, soft_wrap=True)
-    targets = found.target.name.split(", ")
     table = Table(box=None, header_style="dim", pad_edge=False)
     for name in ("column", "type", "values", "missing", "training"):
         table.add_column(name, justify="right" if name == "missing" else "left")
     for column in found.columns:
-        use = "target" if column.name in targets and not column.prepare else _use(column)
+        use = _use(column)
         missing = "" if column.missing is None else f"{column.missing:,}"
         table.add_row(*map(Text, (column.name, column.type, _values(column), missing, use)))
     output.print(table)
@@ -104,7 +103,8 @@ def _use(column: ColumnFound) -> str:
     several = f", {column.features:,} features"
     match column.prepare:
         case "":
-            return "not used"
+            # Of columns that are not used, nothing is read.
+            return "not used" if column.missing is None else "target"
         case "none":
             return "0 or 1" if column.type == "boolean" else "number"
         case "one_hot":
