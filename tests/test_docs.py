@@ -92,6 +92,8 @@ def test_the_jobs_of_the_page_on_codecs_are_jobs() -> None:
 def test_the_jobs_of_the_page_on_data_are_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other-hospital.csv").touch()
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    (tmp_path / "pets" / "cat" / "1.jpg").touch()
     found = []
     for block in blocks(ROOT / "docs" / "data.md", "toml"):
         settings = {"data": tomllib.loads(block)["data"] | {"sha256": "0" * 64}}
@@ -101,9 +103,10 @@ def test_the_jobs_of_the_page_on_data_are_jobs(tmp_path: Path, monkeypatch: pyte
         if spec.data.test.file:
             spec.data.test.sha256 = "1" * 64
         found.append(validation.complete(spec).data)
-    written, prepared, held_out = found
+    written, prepared, images, held_out = found
     assert (written.delimiter, written.decimal, written.columns["PLZ"].type) == ("semicolon", "comma", "text")
     assert prepared.columns["zip"].buckets == 64
+    assert (images.images, images.validation.stratify) == ("pets/", "y")
     assert (held_out.validation.group, held_out.test.file) == ("patient", "other-hospital.csv")
 
 

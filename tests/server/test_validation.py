@@ -121,7 +121,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"model": TORCH, "code": {"path": ""}}, "code.path: must not be empty"),
     ({"model": TORCH, "code": {"sha256": "0" * 64}}, "code.sha256: is that of an uploaded archive, and code.path is not given; leave it out"),
     ({"model": TORCH, "code": {"path": "a", "sha256": "0" * 64, "requirements": ["-r x"]}}, "code.requirements[0]: invalid value '-r x'; use the name of a package, with versions if need be, as in einops==0.8.1"),
-    ({"data": {}}, "data: one of these must be given: builtin, npz, csv, json_lines, python, parquet, arrow, npy"),
+    ({"data": {}}, "data: one of these must be given: builtin, npz, csv, json_lines, python, parquet, arrow, images, npy"),
     ({"data": {"npz": "a.npz"}}, "data.npz: upload the file first (UploadData) and give its SHA-256 in data.sha256"),
     ({"data": {"builtin": "xor", "target": "y"}}, "data.target: names a column of a table, and the data is not one"),
     ({"data": {"builtin": "xor", "header": False}}, "data.header: says how a CSV file is written, and the data is not one; leave it out"),

@@ -695,6 +695,7 @@ class Data(_message.Message):
     PYTHON_FIELD_NUMBER: _builtins.int
     PARQUET_FIELD_NUMBER: _builtins.int
     ARROW_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
     NPY_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
@@ -712,6 +713,7 @@ class Data(_message.Message):
     ENCODING_FIELD_NUMBER: _builtins.int
     DECIMAL_FIELD_NUMBER: _builtins.int
     MISSING_VALUES_FIELD_NUMBER: _builtins.int
+    PIXELS_FIELD_NUMBER: _builtins.int
     VALIDATION_FIELD_NUMBER: _builtins.int
     TEST_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
@@ -739,6 +741,12 @@ class Data(_message.Message):
     arrow: _builtins.str
     """The path of an Arrow file, which is also the format of Feather, version 2; or of a folder: then all files below it that end in
     `.arrow`, `.feather` or `.ipc` are one table, as of `parquet`. Numbers that are not compressed are used where they lie in the file.
+    """
+    images: _builtins.str
+    """The path of a folder that has one folder of images for each class. The names of these are the names of the classes, sorted; files
+    below them whose names have other endings are left out. A sample is a uint8 array of shape (channels, height, width): one channel if
+    all images are grey, else red, green and blue. All images must have one size. They are decoded once on each node, with Pillow, which
+    is in the extra `data`.
     """
     sha256: _builtins.str
     """The SHA-256, in hexadecimal, of the uploaded file (UploadData), or of the manifest of several. The client fills it in."""
@@ -775,6 +783,10 @@ class Data(_message.Message):
     decimal: _builtins.str
     """For CSV: whether decimal numbers are written with a point or a comma. Defaults to a point where commas separate cells; otherwise it is
     found in the first 64 KiB.
+    """
+    pixels: _builtins.str
+    """For images: how pixels are scaled. `unit`: to the range from 0 to 1, divided by 255. `none`: they stay integers. Defaults to `unit`,
+    or to `none` with `data.standardize`.
     """
     window: _builtins.int
     """For Parquet and Arrow files of more than 256 MiB of samples, with `order = "auto"`: how many groups of rows are mixed. In each epoch
@@ -836,6 +848,7 @@ class Data(_message.Message):
         python: Global___EntryPoint | None = ...,
         parquet: _builtins.str = ...,
         arrow: _builtins.str = ...,
+        images: _builtins.str = ...,
         npy: Global___Npy | None = ...,
         sha256: _builtins.str = ...,
         target: _builtins.str | None = ...,
@@ -853,13 +866,14 @@ class Data(_message.Message):
         encoding: _builtins.str | None = ...,
         decimal: _builtins.str | None = ...,
         missing_values: _abc.Iterable[_builtins.str] | None = ...,
+        pixels: _builtins.str | None = ...,
         validation: Global___HeldOut | None = ...,
         test: Global___HeldOut | None = ...,
         window: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "_window", b"_window", "arrow", b"arrow", "builtin", b"builtin", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "header", b"header", "json_lines", b"json_lines", "missing", b"missing", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "test", b"test", "validation", b"validation", "validation_fraction", b"validation_fraction", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_pixels", b"_pixels", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "_window", b"_window", "arrow", b"arrow", "builtin", b"builtin", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "header", b"header", "images", b"images", "json_lines", b"json_lines", "missing", b"missing", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "pixels", b"pixels", "python", b"python", "source", b"source", "standardize", b"standardize", "target", b"target", "test", b"test", "validation", b"validation", "validation_fraction", b"validation_fraction", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "_window", b"_window", "arrow", b"arrow", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "features", b"features", "header", b"header", "ignore", b"ignore", "json_lines", b"json_lines", "missing", b"missing", "missing_values", b"missing_values", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "test", b"test", "validation", b"validation", "validation_fraction", b"validation_fraction", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decimal", b"_decimal", "_delimiter", b"_delimiter", "_encoding", b"_encoding", "_header", b"_header", "_missing", b"_missing", "_one_hot", b"_one_hot", "_order", b"_order", "_pixels", b"_pixels", "_standardize", b"_standardize", "_target", b"_target", "_validation_fraction", b"_validation_fraction", "_window", b"_window", "arrow", b"arrow", "builtin", b"builtin", "columns", b"columns", "csv", b"csv", "decimal", b"decimal", "delimiter", b"delimiter", "encoding", b"encoding", "features", b"features", "header", b"header", "ignore", b"ignore", "images", b"images", "json_lines", b"json_lines", "missing", b"missing", "missing_values", b"missing_values", "npy", b"npy", "npz", b"npz", "one_hot", b"one_hot", "order", b"order", "parquet", b"parquet", "pixels", b"pixels", "python", b"python", "sha256", b"sha256", "source", b"source", "standardize", b"standardize", "target", b"target", "targets", b"targets", "test", b"test", "validation", b"validation", "validation_fraction", b"validation_fraction", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decimal: _TypeAlias = _typing.Literal["decimal"]  # noqa: Y015
     _WhichOneofArgType__decimal: _TypeAlias = _typing.Literal["_decimal", b"_decimal"]  # noqa: Y015
@@ -875,6 +889,8 @@ class Data(_message.Message):
     _WhichOneofArgType__one_hot: _TypeAlias = _typing.Literal["_one_hot", b"_one_hot"]  # noqa: Y015
     _WhichOneofReturnType__order: _TypeAlias = _typing.Literal["order"]  # noqa: Y015
     _WhichOneofArgType__order: _TypeAlias = _typing.Literal["_order", b"_order"]  # noqa: Y015
+    _WhichOneofReturnType__pixels: _TypeAlias = _typing.Literal["pixels"]  # noqa: Y015
+    _WhichOneofArgType__pixels: _TypeAlias = _typing.Literal["_pixels", b"_pixels"]  # noqa: Y015
     _WhichOneofReturnType__standardize: _TypeAlias = _typing.Literal["standardize"]  # noqa: Y015
     _WhichOneofArgType__standardize: _TypeAlias = _typing.Literal["_standardize", b"_standardize"]  # noqa: Y015
     _WhichOneofReturnType__target: _TypeAlias = _typing.Literal["target"]  # noqa: Y015
@@ -883,7 +899,7 @@ class Data(_message.Message):
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
     _WhichOneofReturnType__window: _TypeAlias = _typing.Literal["window"]  # noqa: Y015
     _WhichOneofArgType__window: _TypeAlias = _typing.Literal["_window", b"_window"]  # noqa: Y015
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["builtin", "npz", "csv", "json_lines", "python", "parquet", "arrow", "npy"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["builtin", "npz", "csv", "json_lines", "python", "parquet", "arrow", "images", "npy"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__decimal) -> _WhichOneofReturnType__decimal | None: ...
@@ -899,6 +915,8 @@ class Data(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__one_hot) -> _WhichOneofReturnType__one_hot | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__order) -> _WhichOneofReturnType__order | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pixels) -> _WhichOneofReturnType__pixels | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__standardize) -> _WhichOneofReturnType__standardize | None: ...
     @_typing.overload
@@ -2755,6 +2773,7 @@ class Preprocessing(_message.Message):
     TABLE_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    DIVISOR_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The name of the column that the target was read from, if `columns` are given."""
     dtype: _builtins.str
@@ -2763,6 +2782,8 @@ class Preprocessing(_message.Message):
     """
     fingerprint: _builtins.str
     """Identifies the state of files at URLs: their names, sizes, and ETags or times of modification. Empty if the data was uploaded."""
+    divisor: _builtins.float
+    """What the numbers of samples are divided by, which images are; 0 where they are not divided."""
     @_builtins.property
     def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The mean of each feature over the training samples."""
@@ -2801,10 +2822,11 @@ class Preprocessing(_message.Message):
         table: _abc.Iterable[Global___PreparedColumn] | None = ...,
         targets: _abc.Iterable[Global___PreparedTarget] | None = ...,
         fingerprint: _builtins.str = ...,
+        divisor: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "dtype", b"dtype", "fingerprint", b"fingerprint", "mean", b"mean", "scale", b"scale", "shape", b"shape", "table", b"table", "target", b"target", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "divisor", b"divisor", "dtype", b"dtype", "fingerprint", b"fingerprint", "mean", b"mean", "scale", b"scale", "shape", b"shape", "table", b"table", "target", b"target", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,7 +35,7 @@ _SEQUENTIAL = "sequential"
 # Fields of data for tables, and the sources that are none.
 _OF_TABLES = ("targets", "features", "ignore", "missing", "columns")
 _OF_CSV = ("header", "delimiter", "encoding", "decimal", "missing_values")
-_ARRAYS = ("builtin", "npz", "npy", "python")
+_ARRAYS = ("builtin", "npz", "npy", "python", "images")
 # A status travels in gRPC's trailers, three times over, and those may be refused beyond 8 KiB.
 _MAX_SHOWN = 60
 # A thousand layers take a quarter of it. A job travels as a part of other messages, and those have gRPC's limit.
@@ -397,6 +397,10 @@ def _across_data(data: job_pb2.Data) -> Iterator[Violation]:
     for field, _ in data.ListFields():
         if field.name in _OF_CSV and source != "csv":
             yield Violation(f"data.{field.name}", "says how a CSV file is written, and the data is not one; leave it out")
+    if data.pixels and source != "images":
+        yield Violation("data.pixels", "says how images are scaled, and the data is not images; leave it out")
+    elif data.pixels == "unit" and data.standardize:
+        yield Violation("data.pixels", "unit is not possible with data.standardize; leave one of them out")
     if data.validation_fraction and data.HasField("validation"):
         yield Violation("data.validation_fraction", "is the same as data.validation.fraction; leave one of them out")
     for name in HELD_OUT:

@@ -16,7 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from thalweg.learning.objective import Dependent, Objective
-from thalweg.v1 import parameter_service_pb2
+from thalweg.v1 import job_pb2, parameter_service_pb2
 
 # Packages that choose their kernels by the processor's model.
 _BY_MODEL = frozenset({"torch", "jaxlib"})
@@ -27,6 +27,13 @@ def of_objective(objective: Objective) -> list[parameter_service_pb2.Premise]:
     own = objective.premises if isinstance(objective, Dependent) else {}
     further = [parameter_service_pb2.Premise(name=name, value=value) for name, value in own.items()]
     return premises(objective.packages) + further
+
+
+def of_data(data: job_pb2.Data) -> list[parameter_service_pb2.Premise]:
+    """What the samples depend on in this process: for images, the package that decodes them."""
+    if not data.images:
+        return []
+    return [parameter_service_pb2.Premise(name="Pillow", value=metadata.version("pillow"))]
 
 
 def premises(packages: Iterable[str]) -> list[parameter_service_pb2.Premise]:

@@ -163,7 +163,7 @@ class _Worker:
             preprocessing=dataset.preprocessing,
             metrics=objective.metrics,
             shared_memory=self._peer is not None,
-            premises=premises.of_objective(objective),
+            premises=premises.of_objective(objective) + premises.of_data(spec.data),
             numerical=self._differentiator.numerical,
             notice=conversions(objective),
         )

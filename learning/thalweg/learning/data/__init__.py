@@ -114,6 +114,8 @@ def _load(spec: job_pb2.JobSpec, access: Access) -> Dataset:
         if not isinstance(found, Source):
             raise DataError(f"{field}: is a table, but the job's data is not one")
         check(field, found.inputs or {INPUT: found.x}, found.y)
+        if found.classes != source.classes:
+            raise DataError(f"{field}: has the classes {listed(found.classes)}, but the job's data has {listed(source.classes)}")
         if found.columns != source.columns:
             problem = f"has the features {listed(found.columns)}, but the job's data has {listed(source.columns)}"
             raise DataError(f"{field}: {problem}")
@@ -144,7 +146,9 @@ def _column(data: job_pb2.Data, source: Source, name: str) -> NDArray[Any]:
 
 def _preprocessing(spec: job_pb2.JobSpec, field: str, source: Source, train: Positions) -> job_pb2.Preprocessing:
     """How samples are prepared: fitted to those to learn from."""
-    preprocessing = job_pb2.Preprocessing(columns=source.columns, target=source.target)
+    preprocessing = job_pb2.Preprocessing(columns=source.columns, target=source.target, divisor=source.divisor)
+    if source.classes:
+        preprocessing.targets.add(name=source.target or TARGET, classes=source.classes)
     if not spec.data.standardize:
         return preprocessing
     if source.inputs:

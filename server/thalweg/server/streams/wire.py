@@ -193,6 +193,7 @@ def _check_preprocessing(preprocessing: job_pb2.Preprocessing) -> None:
         raise protocol_violation("columns of a table that are prepared in two ways")
     numbers = [(each.shift, each.scale) for each in preprocessing.table]
     numbers += [(each.shift, each.scale) for each in preprocessing.targets]
+    numbers += [(preprocessing.divisor, 0.0)]
     if not all(math.isfinite(number) for pair in numbers for number in pair):
         raise protocol_violation("shifts or scales of a table that are not finite")
     # A worker of release 0.1.0 says no shape, and no names.

@@ -23,6 +23,8 @@ def preprocess(preprocessing: job_pb2.Preprocessing, x: NDArray[Any], dtype: np.
     numbers.
     """
     with np.errstate(over="ignore", invalid="ignore"):
+        if preprocessing.divisor:
+            return np.asarray(np.divide(x, preprocessing.divisor, dtype=dtype))
         if not preprocessing.mean:
             return np.ascontiguousarray(x, _prepared_dtype(preprocessing, x.dtype, dtype))
         mean = np.array(preprocessing.mean).reshape(x.shape[1:])
@@ -41,7 +43,7 @@ def prepared_rows(preprocessing: job_pb2.Preprocessing, x: Rows, dtype: np.dtype
 
 def _prepared_dtype(preprocessing: job_pb2.Preprocessing, given: np.dtype[Any], dtype: np.dtype[np.floating]) -> np.dtype[Any]:
     """The dtype of prepared samples."""
-    real = preprocessing.mean or given.kind == "f" or preprocessing.dtype.startswith("float")
+    real = preprocessing.mean or preprocessing.divisor or given.kind == "f" or preprocessing.dtype.startswith("float")
     return dtype if real else given.newbyteorder("=")
 
 

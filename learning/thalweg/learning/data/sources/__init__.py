@@ -6,7 +6,7 @@ from pathlib import Path
 from thalweg.learning.data.access import Access
 from thalweg.learning.data.sources import builtins, columns, npy, npz, python_source
 from thalweg.learning.data.sources.columns import Source
-from thalweg.learning.data.sources.extras import require_pyarrow
+from thalweg.learning.data.sources.extras import require_pillow, require_pyarrow
 from thalweg.learning.data.sources.files import SourceFile
 from thalweg.learning.data.tables import Table
 from thalweg.v1 import job_pb2
@@ -27,6 +27,13 @@ def _arrow(data: job_pb2.Data, access: Access) -> Table:
     from thalweg.learning.data.sources import arrow  # noqa: PLC0415 - imports pyarrow
 
     return arrow.source(data, access)
+
+
+def _images(data: job_pb2.Data, access: Access) -> Source:
+    require_pillow("data.images")
+    from thalweg.learning.data.sources import images  # noqa: PLC0415 - imports Pillow
+
+    return images.source(data, access)
 
 
 def is_columnar(path: Path) -> bool:
@@ -55,4 +62,5 @@ SOURCES: dict[str, Reader] = {
     "parquet": _parquet,
     "arrow": _arrow,
     "npy": npy.source,
+    "images": _images,
 }

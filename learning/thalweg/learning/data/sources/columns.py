@@ -24,7 +24,8 @@ _OF_TABLES = ("targets", "features", "ignore", "missing", "columns")
 class Source(NamedTuple):
     """Samples `x` and targets `y` as they are in a source, and the names of the features and of the target, if it has names.
 
-    Where samples have several inputs, `inputs` are those by name, and `x` is one of them.
+    Where samples have several inputs, `inputs` are those by name, and `x` is one of them. Targets that are labels may have names:
+    `classes`. `divisor` is what the model gets the numbers of `x` divided by, if it is not 0.
     """
 
     x: Rows
@@ -32,6 +33,8 @@ class Source(NamedTuple):
     columns: tuple[str, ...] = ()
     target: str = ""
     inputs: Mapping[str, Rows] = MappingProxyType({})
+    classes: tuple[str, ...] = ()
+    divisor: float = 0.0
 
 
 class Found(NamedTuple):

@@ -1,0 +1,111 @@
+"""Folders of images, from the client to predictions with the names of their classes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.client.helpers import fleet_of_threads
+from tests.end_to_end.cluster import running_server
+from thalweg.client import Client, JobFailedError
+
+HEIGHT, WIDTH = 6, 8
+JOB: dict[str, Any] = {
+    "model": {"layers": [{"flatten": {}}, {"dense": {"units": 2}}], "loss": "softmax_cross_entropy"},
+    "training": {"epochs": 20, "batch_size": 8, "microbatches": 4, "workers": 2},
+    "optimizer": {"adam": {"learning_rate": 0.05}},
+}
+
+
+def picture(kind: str, number: int, mode: str) -> NDArray[np.uint8]:
+    """Light above for suns, below for seas."""
+    random = np.random.default_rng([number, len(kind)])
+    shape = (HEIGHT, WIDTH, 3) if mode == "RGB" else (HEIGHT, WIDTH)
+    pixels = random.integers(0, 60, shape).astype(np.uint8)
+    half = slice(0, HEIGHT // 2) if kind == "sun" else slice(HEIGHT // 2, None)
+    pixels[half] += 150
+    return pixels
+
+
+def write(folder: Path, mode: str = "RGB", count: int = 12) -> Path:
+    for kind in ("sun", "sea"):
+        (folder / kind).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(picture(kind, number, mode)).save(folder / kind / f"{number:02}.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def submit(client: Client, folder: Path, **data: Any) -> Any:
+    return client.submit(JOB | {"data": {"images": str(folder)} | data})
+
+
+@pytest.mark.parametrize(("mode", "pixels"), [("RGB", {}), ("L", {}), ("RGB", {"standardize": True})])
+def test_images_are_learned_and_predicted_by_the_names_of_their_folders(
+    mode: str, pixels: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "pictures", mode)
+    digests = set()
+    for workers in (1, 2):
+        with running_server(tmp_path / f"server-{workers}") as server, fleet_of_threads(server), Client(server.address) as client:
+            job = submit(client, folder, validation={"fraction": 0.25, "stratify": "y"}, **pixels)
+            digests.add(job.wait().weights_sha256)
+            x = np.stack([picture(kind, 50, mode).reshape(HEIGHT, WIDTH, -1) for kind in ("sea", "sun")]).transpose(0, 3, 1, 2)
+            assert x.shape[1] == (3 if mode == "RGB" else 1)
+            prediction = job.prediction(x)
+            assert list(prediction.names) == ["sea", "sun"]
+            assert prediction.labels.tolist() == ["sea", "sun"]
+    assert len(digests) == 1
+
+
+def test_pixels_can_stay_integers(tmp_path: Path) -> None:
+    folder = write(tmp_path / "pictures")
+    with running_server(tmp_path / "server") as server, fleet_of_threads(server), Client(server.address) as client:
+        by_255, as_they_are = (submit(client, folder, pixels=pixels) for pixels in ("unit", "none"))
+        assert by_255.wait().weights_sha256 != as_they_are.wait().weights_sha256
+        assert as_they_are.slab()[0].preprocessing.dtype == "uint8"
+
+
+def wrong_size(folder: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(folder / "sun" / "small.png")
+
+
+def no_image(folder: Path) -> None:
+    (folder / "sun" / "11.png").write_text("text")
+
+
+def cut(folder: Path) -> None:
+    whole = (folder / "sun" / "11.png").read_bytes()
+    (folder / "sun" / "11.png").write_bytes(whole[: len(whole) // 2])
+
+
+def no_class(folder: Path) -> None:
+    (folder / "sun" / "11.png").rename(folder / "11.png")
+
+
+def one_class(folder: Path) -> None:
+    for path in (folder / "sun").iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (wrong_size, "'sun/small.png' has 4 × 4 pixels, but 'sea/00.png' has 8 × 6; bring all images to one size"),
+        (no_image, "'sun/11.png' cannot be read as an image: it is in no format that Pillow knows; replace or remove it"),
+        (cut, "'sun/11.png' cannot be read as an image: "),
+        (no_class, "'11.png' is in no folder of a class; put the images of each class into a folder below "),
+        (one_class, "has images of the class 'sea' alone; add the folders of others"),
+    ],
+)
+def test_what_is_wrong_is_told_with_the_file(spoil: Any, message: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "pictures")
+    spoil(folder)
+    with running_server(tmp_path / "server") as server, fleet_of_threads(server), Client(server.address) as client:
+        job = submit(client, folder)
+        with pytest.raises(JobFailedError) as caught:
+            job.wait()
+        assert f"data.images: {message}" in str(caught.value) or message in str(caught.value)
