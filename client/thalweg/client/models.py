@@ -224,7 +224,7 @@ def check(job: JobFile) -> None:
         wrong = optimizers.mistake(spec, objective.segments)
         if wrong:
             raise MistakeError(wrong)
-        for samples in (dataset.train, dataset.validation, dataset.test):
+        for samples in filter(len, (dataset.train, dataset.validation, dataset.test)):
             objective.check(samples)
     except (MistakeError, NodeError) as error:
         raise _told(error) from None

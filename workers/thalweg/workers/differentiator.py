@@ -34,7 +34,7 @@ class Differentiator:
     def __init__(self, spec: job_pb2.JobSpec, dataset: Dataset) -> None:
         self.dataset = dataset
         self.objective = registry.objective(spec, dataset.schema)
-        for samples in (dataset.train, dataset.validation, dataset.test):
+        for samples in filter(len, (dataset.train, dataset.validation, dataset.test)):
             self.objective.check(samples)
         self._numerical: NumericalDifferentiator | None = None
         if scheme := _scheme(spec, self.objective):
