@@ -492,7 +492,7 @@ REQUIRES = pb.AttendResponse(
 def test_a_worker_is_told_whether_it_may_run_code(ray: Ray, allowed: bool) -> None:
     run(ray, 1, allow_code=allowed)
     (actor,) = ray.actors
-    assert actor.called["work"][-1] is allowed
+    assert actor.called["work"][-2] is allowed
 
 
 @pytest.mark.parametrize("allowed", [False, True])
