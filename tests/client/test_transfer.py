@@ -1,9 +1,12 @@
 """Transfers: uploads that jobs learn from, and downloads that are checked."""
 
 import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ import pytest
 
 from tests.client.helpers import Cluster, names_in
 from tests.end_to_end.cluster import running_server
-from thalweg.client import Client, Job, LocalError, ThalwegError, load_job
+from tests.end_to_end.command import wait_for
+from thalweg.client import Client, Job, LocalError, ThalwegError, load_job, transfer
+from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.v1 import job_pb2, training_service_pb2_grpc
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -155,6 +160,125 @@ def test_a_file_is_uploaded_once(cluster: Cluster, tmp_path: Path) -> None:
     assert jobs[0].spec.data.sha256 == jobs[1].spec.data.sha256
     again = cluster.client.submit(jobs[0].spec)
     assert again.spec == jobs[0].spec
+
+
+def large_file(folder: Path) -> Path:
+    """A file of several messages."""
+    path = folder / "large.npz"
+    np.savez(path, x=np.random.default_rng(2).normal(size=(500_000, 1)), y=np.zeros(500_000))
+    return path
+
+
+def upload_of(client: Client, path: Path) -> bytes:
+    """What the server has of a file after a job was submitted that learns from it."""
+    job = client.submit("xor", {"data.npz": str(path), "training.epochs": 0})
+    return job.download_data(job.spec.data.sha256, path.parent).read_bytes()
+
+
+_SERVE = """
+import signal, sys
+from pathlib import Path
+from thalweg.contract.endpoint import Address
+from thalweg.server.process import Server, ServerConfig
+
+print(Server(ServerConfig(Address("127.0.0.1", int(sys.argv[2])), Path(sys.argv[1]))).start().port, flush=True)
+signal.pause()
+"""
+
+
+@contextmanager
+def server_process(data: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server in a process of its own, and its port."""
+    command = [sys.executable, "-c", _SERVE, str(data), str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            yield process, int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def test_an_upload_to_a_server_that_is_killed_goes_on_with_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, data, pread = large_file(tmp_path), tmp_path / "server", os.pread
+    part = data / "uploads" / f"{hashlib.sha256(path.read_bytes()).hexdigest()}.part"
+    positions, resumed_at = [], []
+    with ExitStack() as stack:
+        process, port = stack.enter_context(server_process(data))
+
+        def read_and_kill(file: int, size: int, position: int) -> bytes:
+            positions.append(position)
+            if len(positions) == 3:
+                wait_for(lambda: part.exists() and part.stat().st_size > 0)
+                process.kill()
+                process.wait()
+                resumed_at.append(part.stat().st_size)
+                stack.enter_context(server_process(data, port))
+            return pread(file, size, position)
+
+        client = stack.enter_context(Client(f"127.0.0.1:{port}"))
+        monkeypatch.setattr(os, "pread", read_and_kill)
+        assert upload_of(client, path) == path.read_bytes()
+    assert positions[:3] == [0, CHUNK_BYTES, 2 * CHUNK_BYTES]
+    assert resumed_at[0] > 0
+    # The call that broke off may have read on.
+    assert resumed_at[0] in positions[3:]
+    assert 0 not in positions[3:]
+
+
+def test_an_upload_that_another_client_began_is_resumed(cluster: Cluster, tmp_path: Path) -> None:
+    path = large_file(tmp_path)
+    content = path.read_bytes()
+    sha256, half = hashlib.sha256(content).hexdigest(), 1 << 20
+    stub = cluster.client._connection.stub
+    header = pb.UploadHeader(sha256=sha256, size=len(content))
+    with pytest.raises(grpc.RpcError):
+        stub.UploadData(iter([pb.UploadDataRequest(header=header), pb.UploadDataRequest(data=content[:half])]))
+    assert stub.GetUpload(pb.GetUploadRequest(sha256=sha256)).received == half
+    sent: list[int] = []
+
+    class Counting:
+        """The server's methods, with the bytes that are sent counted."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(stub, name)
+
+        def UploadData(self, requests: Iterator[pb.UploadDataRequest], **options: Any) -> pb.UploadDataResponse:  # noqa: N802 - gRPC's name
+            def counted() -> Iterator[pb.UploadDataRequest]:
+                for request in requests:
+                    sent.append(len(request.data))
+                    yield request
+
+            return stub.UploadData(counted(), **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster.client._connection, "_stub", Counting())
+        assert upload_of(cluster.client, path) == content
+    assert sum(sent) == len(content) - half
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_server_of_an_earlier_release_gets_the_whole_file(whole: bool, tmp_path: Path) -> None:
+    path = large_file(tmp_path)
+    got: list[pb.UploadDataRequest] = []
+
+    def upload_data(requests: Iterator[pb.UploadDataRequest], _: object) -> pb.UploadDataResponse:
+        got.extend(requests if whole else [next(requests)])
+        return pb.UploadDataResponse(sha256=got[0].header.sha256)
+
+    with serving(UploadData=upload_data) as job:
+        assert transfer.upload(job._connection, path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert got[0].header.offset == 0
+    assert b"".join(request.data for request in got) == (path.read_bytes() if whole else b"")
+
+
+def test_what_a_server_has_of_a_file_and_is_damaged_is_sent_again(tmp_path: Path) -> None:
+    path = large_file(tmp_path)
+    content = path.read_bytes()
+    with running_server(tmp_path / "server") as server, Client(server.address) as client:
+        part = tmp_path / "server" / "uploads" / f"{hashlib.sha256(content).hexdigest()}.part"
+        part.write_bytes(b"damaged" + content[7 : 1 << 20])
+        assert upload_of(client, path) == content
+        assert not part.exists()
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:

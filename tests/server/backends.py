@@ -38,7 +38,7 @@ class Backend(Protocol):
         ...
 
     def grow_old(self, sha256: str) -> None:
-        """Lets an upload have come long ago."""
+        """Lets an upload, or what was received of it, have come long ago."""
         ...
 
 
@@ -81,7 +81,8 @@ class FolderBackend:
 
     def grow_old(self, sha256: str) -> None:
         long_ago = time.time() - 2 * 24 * 3600
-        os.utime(self._folder / "uploads" / sha256, (long_ago, long_ago))
+        for path in (self._folder / "uploads").glob(f"{sha256}*"):
+            os.utime(path, (long_ago, long_ago))
 
 
 class MemoryBackend:

@@ -271,6 +271,25 @@ def test_old_uploads_that_no_job_uses_are_removed(backend: Backend, storage: Sto
     assert not storage.uploads.exists(new)
 
 
+def test_what_was_received_of_an_upload_outlives_a_server_for_a_day(backend: Backend, storage: Storage) -> None:
+    content, other = b"content", hashlib.sha256(b"other").hexdigest()
+    sha256 = hashlib.sha256(content).hexdigest()
+    storage.uploads.receive(sha256, content[:-1])
+    storage.uploads.receive(other, b"oth")
+    storage.uploads.receive("without a file's name", content[:-1])
+    storage = again(backend)
+    names = sha256, other, "without a file's name", "0" * 64
+    assert [storage.uploads.received(name) for name in names] == [6, 3, 0, 0]
+    assert not storage.uploads.exists(sha256)
+    backend.grow_old(other)
+    storage.remove_unused_uploads()
+    assert [storage.uploads.received(name) for name in names] == [6, 0, 0, 0]
+    storage.uploads.receive(sha256, content[-1:])
+    assert storage.uploads.finish(sha256, sha256)
+    assert storage.uploads.received(sha256) == 0
+    assert storage.uploads.whole(sha256)
+
+
 def test_parameters_are_exported_and_started_from(backend: Backend, storage: Storage) -> None:
     for job_id in ("a", "b"):
         insert(storage, job_id)

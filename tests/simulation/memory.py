@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from safetensors.numpy import load
 
 from tests.simulation.disk import ImaginaryDisk
 from thalweg.contract.layout import Slab
+from thalweg.contract.manifests import SHA256
 from thalweg.server.storage.job_files import JobFiles
 from thalweg.server.storage.thinning import BOUNDS, NOTHING, Bounds, Merged, Tally, Thinning
 from thalweg.server.storage.uses import uploads_of
@@ -49,7 +51,9 @@ class Memory:
     last_number: int = 0
     clean_stop: bool = False
     uploads: dict[str, bytes] = field(default_factory=dict)
-    # Uploads that came long ago.
+    # What was received of other uploads.
+    parts: dict[str, bytes] = field(default_factory=dict)
+    # Uploads, and parts of them, that came long ago.
     old: set[str] = field(default_factory=set)
 
     def crash(self) -> None:
@@ -62,7 +66,9 @@ class MemoryUploads:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._parts: dict[str, bytes] = {}
+        self._parts = memory.parts
+        for name in [name for name in self._parts if not re.fullmatch(SHA256, name)]:
+            del self._parts[name]
 
     def whole(self, sha256: str) -> bool:
         self._memory.old.discard(sha256)
@@ -70,6 +76,9 @@ class MemoryUploads:
 
     def exists(self, sha256: str) -> bool:
         return sha256 in self._memory.uploads
+
+    def received(self, name: str) -> int:
+        return len(self._parts.get(name, b""))
 
     def receive(self, name: str, data: bytes | memoryview) -> None:
         self._memory.disk.write(_FOLDER / "uploads" / f"{name}.part", [data])
@@ -174,6 +183,8 @@ class MemoryStorage(JobFiles):
     def remove_unused_uploads(self) -> None:
         for sha256 in self._memory.old - self._uploads_used():
             self._memory.uploads.pop(sha256, None)
+        for sha256 in self._memory.old:
+            self._memory.parts.pop(sha256, None)
 
     def count_deaths(self, running: Iterable[str]) -> dict[str, int]:
         with self._writing():

@@ -88,9 +88,12 @@ class Connection:
         """Makes a call with one answer, once. Raises what gRPC raises."""
         return method(request, metadata=self.metadata, timeout=seconds)
 
-    def attempt(self, action: Callable[[], T], retry: bool = True) -> T:
-        """Runs an action that calls the server, again if the server is unavailable. Raises ThalwegError if it fails."""
-        for backoff in self.backoffs if retry else ():
+    def attempt(self, action: Callable[[], T], retry: bool = True, patience: Sequence[float] = ()) -> T:
+        """Runs an action that calls the server, again if the server is unavailable. Raises ThalwegError if it fails.
+
+        `patience` are seconds to wait before further attempts, after those of this connection.
+        """
+        for backoff in (*self.backoffs, *patience) if retry else ():
             try:
                 with self.open_throughout():
                     return action()

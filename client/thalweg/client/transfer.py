@@ -1,15 +1,17 @@
 """Uploads of data, and downloads of parameters, trajectories and data, in chunks."""
 
 import hashlib
+import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+import grpc
 import numpy as np
 
-from thalweg.client.connection import Connection
+from thalweg.client.connection import Connection, code_of
 from thalweg.client.errors import LocalError
 from thalweg.client.files import write_whole
 from thalweg.contract import layout as layouts
@@ -18,6 +20,9 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.layout import Slab
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
+
+# How long an upload that broke off waits besides for the server to come back: a larger server needs that to start.
+_PATIENCE = (1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
 
 
 class _Part(Protocol):
@@ -28,23 +33,54 @@ class _Part(Protocol):
 
 
 def upload(connection: Connection, path: Path) -> str:
-    """Uploads a file to the server, if it is not there yet. Returns its SHA-256. Raises ThalwegError if that fails."""
+    """Uploads a file to the server, if it is not there yet. Returns its SHA-256. Raises ThalwegError if that fails.
+
+    An upload that broke off, by this client or another one, is resumed.
+    """
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             header = pb.UploadHeader(sha256=sha256, size=path.stat().st_size)
-
-            def requests() -> Iterator[pb.UploadDataRequest]:
-                file.seek(0)
-                yield pb.UploadDataRequest(header=header)
-                while part := file.read(CHUNK_BYTES):
-                    yield pb.UploadDataRequest(data=part)
-
             # Uploads are named by their content, so that a second attempt changes nothing.
-            connection.attempt(lambda: connection.stub.UploadData(requests(), metadata=connection.metadata))
+            if not connection.attempt(lambda: _received_by_server(connection, sha256)).whole:
+                connection.attempt(lambda: _send(connection, file.fileno(), header), patience=_PATIENCE)
     except OSError as error:
         raise LocalError(f"cannot read {path}: {error.strerror}") from error
     return sha256
+
+
+def _received_by_server(connection: Connection, sha256: str) -> pb.GetUploadResponse:
+    """What the server has of a file. Raises what gRPC raises."""
+    try:
+        # Without a deadline: the server reads a file that it has.
+        return connection.stub.GetUpload(pb.GetUploadRequest(sha256=sha256), metadata=connection.metadata)
+    except grpc.RpcError as error:
+        # An earlier release, which needs all of the file.
+        if code_of(error) is not grpc.StatusCode.UNIMPLEMENTED:
+            raise
+        return pb.GetUploadResponse()
+
+
+def _send(connection: Connection, file: int, header: pb.UploadHeader) -> None:
+    """Sends what the server lacks of a file, given by its descriptor. Raises what gRPC raises."""
+
+    def requests() -> Iterator[pb.UploadDataRequest]:
+        yield pb.UploadDataRequest(header=header)
+        position = header.offset
+        # Not from the file's own position, which belongs to all attempts: gRPC may still be reading for one that broke off.
+        while part := os.pread(file, CHUNK_BYTES, position):
+            position += len(part)
+            yield pb.UploadDataRequest(data=part)
+
+    header.offset = _received_by_server(connection, header.sha256).received
+    try:
+        connection.stub.UploadData(requests(), metadata=connection.metadata)
+    except grpc.RpcError as error:
+        if header.offset == 0 or code_of(error) is not grpc.StatusCode.INVALID_ARGUMENT:
+            raise
+        # What the server had was damaged, and is discarded; or another client continues it.
+        header.offset = 0
+        connection.stub.UploadData(requests(), metadata=connection.metadata)
 
 
 def refer(path: Path, folder: Path, move: bool = False) -> str:

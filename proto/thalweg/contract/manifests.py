@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+# A pattern: the name of an upload, which is the SHA-256 of its content.
+SHA256 = "[0-9a-f]{64}"
 # The most files of a manifest: others are a sign that files are too small to be read well.
 MAX_FILES = 100_000
 # The most bytes of a manifest.
@@ -66,4 +68,4 @@ def _is_right(entry: Entry) -> bool:
     if not isinstance(path, str) or not isinstance(sha256, str) or type(size) is not int or size < 0:
         return False
     plain = path and not path.startswith("/") and "\0" not in path and ".." not in PurePosixPath(path).parts
-    return bool(plain) and re.fullmatch("[0-9a-f]{64}", sha256) is not None
+    return bool(plain) and re.fullmatch(SHA256, sha256) is not None

@@ -895,6 +895,56 @@ class TrajectoryHeader(_message.Message):
 Global___TrajectoryHeader: _TypeAlias = TrajectoryHeader  # noqa: Y015
 
 @_typing.final
+class GetUploadRequest(_message.Message):
+    """Asks what the server has of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.str
+    """The SHA-256 of the file, in hexadecimal."""
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUploadRequest: _TypeAlias = GetUploadRequest  # noqa: Y015
+
+@_typing.final
+class GetUploadResponse(_message.Message):
+    """What the server has of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHOLE_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    whole: _builtins.bool
+    """Whether it has the whole file, undamaged."""
+    received: _builtins.int
+    """The number of bytes, from the first on, that it has of a file that is not whole: the next upload may start there
+    (UploadHeader.offset). 0 while another call uploads the file.
+    """
+    def __init__(
+        self,
+        *,
+        whole: _builtins.bool = ...,
+        received: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["received", b"received", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUploadResponse: _TypeAlias = GetUploadResponse  # noqa: Y015
+
+@_typing.final
 class UploadDataRequest(_message.Message):
     """A piece of a file."""
 
@@ -932,19 +982,26 @@ class UploadHeader(_message.Message):
 
     SHA256_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
     sha256: _builtins.str
     """The SHA-256 of the file, in hexadecimal."""
     size: _builtins.int
     """The number of bytes."""
+    offset: _builtins.int
+    """The position of the first byte that is sent: 0, or the number of bytes that the server has (GetUploadResponse.received). The
+    SHA-256 of the whole file is checked. If it differs, or the server has another number of bytes, the call fails with
+    INVALID_ARGUMENT, and the file must be sent again.
+    """
     def __init__(
         self,
         *,
         sha256: _builtins.str = ...,
         size: _builtins.int = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

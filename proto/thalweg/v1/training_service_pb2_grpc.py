@@ -91,6 +91,11 @@ class TrainingServiceStub:
                 request_serializer=thalweg_dot_v1_dot_training__service__pb2.DownloadTrajectoryRequest.SerializeToString,
                 response_deserializer=thalweg_dot_v1_dot_training__service__pb2.DownloadTrajectoryResponse.FromString,
                 _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/thalweg.v1.TrainingService/GetUpload',
+                request_serializer=thalweg_dot_v1_dot_training__service__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=thalweg_dot_v1_dot_training__service__pb2.GetUploadResponse.FromString,
+                _registered_method=True)
         self.UploadData = channel.stream_unary(
                 '/thalweg.v1.TrainingService/UploadData',
                 request_serializer=thalweg_dot_v1_dot_training__service__pb2.UploadDataRequest.SerializeToString,
@@ -191,8 +196,16 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetUpload(self, request, context):
+        """What the server has of a file of data, so that an upload that broke off can be resumed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UploadData(self, request_iterator, context):
         """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file.
+        The bytes of a call that breaks off are kept for a day (GetUpload).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -269,6 +282,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.DownloadTrajectory,
                     request_deserializer=thalweg_dot_v1_dot_training__service__pb2.DownloadTrajectoryRequest.FromString,
                     response_serializer=thalweg_dot_v1_dot_training__service__pb2.DownloadTrajectoryResponse.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=thalweg_dot_v1_dot_training__service__pb2.GetUploadRequest.FromString,
+                    response_serializer=thalweg_dot_v1_dot_training__service__pb2.GetUploadResponse.SerializeToString,
             ),
             'UploadData': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadData,
@@ -585,6 +603,33 @@ class TrainingService:
             '/thalweg.v1.TrainingService/DownloadTrajectory',
             thalweg_dot_v1_dot_training__service__pb2.DownloadTrajectoryRequest.SerializeToString,
             thalweg_dot_v1_dot_training__service__pb2.DownloadTrajectoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thalweg.v1.TrainingService/GetUpload',
+            thalweg_dot_v1_dot_training__service__pb2.GetUploadRequest.SerializeToString,
+            thalweg_dot_v1_dot_training__service__pb2.GetUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

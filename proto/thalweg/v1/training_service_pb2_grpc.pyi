@@ -59,8 +59,12 @@ class TrainingServiceStub:
     """The parameters of a job: the final ones if it has ended, otherwise those of the last step."""
     DownloadTrajectory: _grpc.UnaryStreamMultiCallable[_training_service_pb2.DownloadTrajectoryRequest, _training_service_pb2.DownloadTrajectoryResponse]
     """The parameters of a job at some of its steps, from the first to the last: the path of training."""
+    GetUpload: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.GetUploadRequest, _training_service_pb2.GetUploadResponse]
+    """What the server has of a file of data, so that an upload that broke off can be resumed."""
     UploadData: _grpc.StreamUnaryMultiCallable[_training_service_pb2.UploadDataRequest, _training_service_pb2.UploadDataResponse]
-    """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file."""
+    """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file.
+    The bytes of a call that breaks off are kept for a day (GetUpload).
+    """
     DownloadData: _grpc.UnaryStreamMultiCallable[_training_service_pb2.DownloadDataRequest, _training_service_pb2.DownloadDataResponse]
     """A file of data that was uploaded."""
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.GetServerInfoRequest, _training_service_pb2.GetServerInfoResponse]
@@ -97,8 +101,12 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """The parameters of a job: the final ones if it has ended, otherwise those of the last step."""
     DownloadTrajectory: _aio.UnaryStreamMultiCallable[_training_service_pb2.DownloadTrajectoryRequest, _training_service_pb2.DownloadTrajectoryResponse]  # type: ignore[assignment]
     """The parameters of a job at some of its steps, from the first to the last: the path of training."""
+    GetUpload: _aio.UnaryUnaryMultiCallable[_training_service_pb2.GetUploadRequest, _training_service_pb2.GetUploadResponse]  # type: ignore[assignment]
+    """What the server has of a file of data, so that an upload that broke off can be resumed."""
     UploadData: _aio.StreamUnaryMultiCallable[_training_service_pb2.UploadDataRequest, _training_service_pb2.UploadDataResponse]  # type: ignore[assignment]
-    """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file."""
+    """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file.
+    The bytes of a call that breaks off are kept for a day (GetUpload).
+    """
     DownloadData: _aio.UnaryStreamMultiCallable[_training_service_pb2.DownloadDataRequest, _training_service_pb2.DownloadDataResponse]  # type: ignore[assignment]
     """A file of data that was uploaded."""
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_training_service_pb2.GetServerInfoRequest, _training_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
@@ -200,12 +208,22 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """The parameters of a job at some of its steps, from the first to the last: the path of training."""
 
     @_abc_1.abstractmethod
+    def GetUpload(
+        self,
+        request: _training_service_pb2.GetUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.GetUploadResponse, _abc.Awaitable[_training_service_pb2.GetUploadResponse]]:
+        """What the server has of a file of data, so that an upload that broke off can be resumed."""
+
+    @_abc_1.abstractmethod
     def UploadData(
         self,
         request_iterator: _MaybeAsyncIterator[_training_service_pb2.UploadDataRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_training_service_pb2.UploadDataResponse, _abc.Awaitable[_training_service_pb2.UploadDataResponse]]:
-        """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file."""
+        """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file.
+        The bytes of a call that breaks off are kept for a day (GetUpload).
+        """
 
     @_abc_1.abstractmethod
     def DownloadData(

@@ -14,6 +14,7 @@ import grpc
 
 from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.contract.errors import ThalwegError, Violation, invalid
+from thalweg.contract.manifests import SHA256
 from thalweg.contract.text import MAX_ADDRESS, visible
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.guard import errors
@@ -35,6 +36,8 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
         self._local_workers = local_workers
         self._jobs = jobs
         self._max_upload_bytes = max_upload_bytes
+        # The names under which files are being received.
+        self._receiving: set[str] = set()
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
         async with errors(context):
@@ -102,11 +105,22 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             for piece in download.pieces():
                 await _write(context, pb.DownloadTrajectoryResponse(data=await asyncio.to_thread(bytes, piece)))
 
+    async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.GetUploadResponse:
+        async with errors(context):
+            uploads, sha256 = self._jobs.storage.uploads, request.sha256
+            if not re.fullmatch(SHA256, sha256):
+                raise invalid(Violation("sha256", "must be a SHA-256 in hexadecimal"))
+            if await asyncio.to_thread(uploads.whole, sha256):
+                return pb.GetUploadResponse(whole=True)
+            if sha256 in self._receiving:
+                return pb.GetUploadResponse()
+            return pb.GetUploadResponse(received=await self._jobs.journal.run_files(uploads.received, sha256))
+
     async def UploadData(self, request_iterator: AsyncIterator[pb.UploadDataRequest], context: Context) -> pb.UploadDataResponse:
         async with errors(context):
             first = await anext(aiter(request_iterator), pb.UploadDataRequest())
             header = first.header
-            if not re.fullmatch("[0-9a-f]{64}", header.sha256):
+            if not re.fullmatch(SHA256, header.sha256):
                 raise invalid(Violation("header.sha256", "must be a SHA-256 in hexadecimal, and come first"))
             if header.size > self._max_upload_bytes:
                 raise ThalwegError("TOO_LARGE", {"thing": "the file", "limit": f"{self._max_upload_bytes:,} bytes"})
@@ -115,31 +129,47 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             return pb.UploadDataResponse(sha256=header.sha256)
 
     async def _receive(self, header: pb.UploadHeader, requests: AsyncIterator[pb.UploadDataRequest]) -> None:
-        run, uploads, name = self._jobs.journal.run_files, self._jobs.storage.uploads, str(uuid.uuid4())
+        run, uploads = self._jobs.journal.run_files, self._jobs.storage.uploads
+        # What arrives is kept under the file's SHA-256 if the call breaks off. Of several calls with one file, one writes there.
+        kept = header.sha256 not in self._receiving
+        name = header.sha256 if kept else str(uuid.uuid4())
+        self._receiving.add(name)
         try:
+            if header.offset == 0:
+                await run(uploads.discard, name)
+            elif (there := await run(uploads.received, name)) != header.offset:
+                raise invalid(Violation("header.offset", f"must be {there}, or 0; the server has that much (GetUpload)"))
             await run(uploads.receive, name, b"")
-            received = 0
+            received = header.offset
             while request := await _next(requests):
                 received += len(request.data)
                 if received > header.size:
+                    kept = False
                     raise invalid(Violation("data", f"exceeds the {header.size} bytes that the header declares"))
                 await run(uploads.receive, name, request.data)
             if received < header.size:
                 raise invalid(Violation("data", f"ended after {received} of {header.size} bytes"))
+            kept = False
             if not await run(uploads.finish, name, header.sha256):
                 raise invalid(Violation("header.sha256", "is not the SHA-256 of the bytes received"))
         except OSError as error:
+            # On a full disk, the room is worth more than the bytes.
+            kept = False
             raise self._jobs.answers.refusal(error, "The upload was discarded.") from error
         finally:
-            # In the files' thread, after whatever a call that was cancelled left there to be done.
-            await asyncio.shield(run(uploads.discard, name))
+            try:
+                if not kept:
+                    # In the files' thread, after whatever a call that was cancelled left there to be done.
+                    await asyncio.shield(run(uploads.discard, name))
+            finally:
+                self._receiving.discard(name)
 
     async def DownloadData(  # type: ignore[override]
         self, request: pb.DownloadDataRequest, context: Context
     ) -> None:
         async with errors(context):
             uploads, start = self._jobs.storage.uploads, 0
-            if not re.fullmatch("[0-9a-f]{64}", request.sha256):
+            if not re.fullmatch(SHA256, request.sha256):
                 raise ThalwegError("DATA_NOT_FOUND", {"sha256": request.sha256})
             part = await self._read(request.sha256, start)
             local = request.in_place and self._local_workers

@@ -26,8 +26,15 @@ class Uploads(Protocol):
         """Whether an upload is there, damaged or not."""
         ...
 
+    def received(self, name: str) -> int:
+        """The number of bytes of a file that were received and are not an upload; 0 if there are none."""
+        ...
+
     def receive(self, name: str, data: bytes | memoryview) -> None:
-        """Takes the next bytes of a file. `finish` makes it an upload; then, or else, `discard` clears up."""
+        """Takes the next bytes of a file. `finish` makes it an upload; then, or else, `discard` clears up.
+
+        If its name is the SHA-256 of an upload, what was received outlives the server, and is removed as unused uploads are.
+        """
         ...
 
     def finish(self, name: str, sha256: str) -> bool:

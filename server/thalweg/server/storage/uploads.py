@@ -8,9 +8,10 @@ from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 
+from thalweg.contract.manifests import SHA256
 from thalweg.server.storage.disk import Disk, publish
 
-# A client that uploads a file has so long to create a job that uses it.
+# A client that uploads a file has so long to create a job that uses it, and to resume an upload that broke off.
 _UNUSED_SECONDS = 24 * 3600.0
 
 
@@ -21,9 +22,10 @@ class UploadFiles:
         self._folder = folder
         self._disk = disk
         folder.mkdir(exist_ok=True)
-        # What a crash left.
+        # What a crash left, and cannot be resumed.
         for part in folder.glob("*.part"):
-            part.unlink()
+            if not re.fullmatch(SHA256, part.stem):
+                part.unlink()
 
     def path(self, sha256: str) -> Path:
         """Where an upload lies, or would lie."""
@@ -53,10 +55,19 @@ class UploadFiles:
         """Where other processes of this machine can read an upload."""
         return self.path(sha256).resolve()
 
+    def received(self, name: str) -> int:
+        """The number of bytes of a file that were received and are not an upload; 0 if there are none. Raises OSError."""
+        try:
+            return self.part(name).stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def receive(self, name: str, data: bytes | memoryview) -> None:
         """Takes the next bytes of a file. `finish` makes it an upload; then, or else, `discard` clears up. Raises OSError.
 
-        The file is open for as long as this takes only: of those that wait for more there may be many.
+        If its name is the SHA-256 of an upload, what was received outlives the server, and is removed as unused uploads are. It
+        is not synchronised before: `finish` finds what a crash of the machine damaged. The file is open for as long as this
+        takes only: of those that wait for more there may be many.
         """
         with self.part(name).open("ab") as file:
             file.write(data)
@@ -83,9 +94,9 @@ class UploadFiles:
             return None
 
     def remove_unused(self, used: Container[str]) -> None:
-        """Removes the uploads that came long ago and are not among those that are `used`. Raises OSError."""
+        """Removes the uploads that came long ago and are not among those that are `used`, and parts of others. Raises OSError."""
         for path in self._folder.iterdir():
-            if re.fullmatch("[0-9a-f]{64}", path.name) and path.name not in used:
+            if re.fullmatch(rf"{SHA256}(\.part)?", path.name) and path.name not in used:
                 with suppress(FileNotFoundError):
                     if time.time() - path.lstat().st_mtime > _UNUSED_SECONDS:
                         path.unlink()
