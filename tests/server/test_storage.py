@@ -429,6 +429,20 @@ def test_an_upload_that_is_asked_for_again_counts_as_new(storage: DataFolder) ->
     assert uploads(storage) == {kept}
 
 
+def test_the_log_says_what_unused_uploads_were_removed(storage: DataFolder, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="thalweg.server.storage.folder")
+    put_upload(storage, b"new")
+    storage.remove_unused_uploads()
+    assert caplog.messages == []
+    old, part = put_upload(storage, bytes(1200)), "0" * 64
+    storage.uploads.receive(part, b"34 bytes of a file that broke off.")
+    long_ago = time.time() - 3 * 24 * 3600
+    for path in (storage.uploads.path(old), storage.uploads.part(part)):
+        os.utime(path, (long_ago, long_ago))
+    storage.remove_unused_uploads()
+    assert caplog.messages == ["removed 2 uploads that no job used for a day: 1,234 bytes"]
+
+
 @pytest.mark.parametrize("earlier", [False, True], ids=["this release's", "an earlier one's"])
 def test_the_database_shrinks_when_events_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool) -> None:
     monkeypatch.setattr(database_module, "_FREED_PAGES", 500)

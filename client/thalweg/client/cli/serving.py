@@ -109,7 +109,8 @@ def serve(
     """Runs a parameter server until Ctrl-C or SIGTERM.
 
     When it is started again, it resumes jobs that have not ended. To train,
-    it needs at least one fleet: see [bold]thalweg fleet --help[/].
+    it needs at least one fleet: see [bold]thalweg fleet --help[/]. It removes
+    uploads that no job has used for a day.
 
     [bold]Examples[/]
 

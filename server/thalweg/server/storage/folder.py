@@ -74,7 +74,10 @@ class DataFolder(JobTable, EventTable, JobFiles):
 
     def remove_unused_uploads(self) -> None:
         """Removes the uploads that came long ago and that no job uses. Raises OSError."""
-        self.uploads.remove_unused(self._uploads_used())
+        removed = self.uploads.remove_unused(self._uploads_used())
+        if removed.files:
+            count = f"{removed.files:,} upload{'' if removed.files == 1 else 's'}"
+            _log.info("removed %s that no job used for a day: %s bytes", count, f"{removed.size:,}")
 
     def initial(self, sha256: str) -> dict[str, Slab]:
         """The tensors of an upload that a job starts from.

@@ -7,12 +7,20 @@ import time
 from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from thalweg.contract.manifests import SHA256
 from thalweg.server.storage.disk import Disk, publish
 
 # A client that uploads a file has so long to create a job that uses it, and to resume an upload that broke off.
 _UNUSED_SECONDS = 24 * 3600.0
+
+
+class Removed(NamedTuple):
+    """How many files were removed, and their size in bytes."""
+
+    files: int
+    size: int
 
 
 class UploadFiles:
@@ -93,10 +101,15 @@ class UploadFiles:
         except FileNotFoundError:
             return None
 
-    def remove_unused(self, used: Container[str]) -> None:
+    def remove_unused(self, used: Container[str]) -> Removed:
         """Removes the uploads that came long ago and are not among those that are `used`, and parts of others. Raises OSError."""
+        removed = Removed(0, 0)
         for path in self._folder.iterdir():
             if re.fullmatch(rf"{SHA256}(\.part)?", path.name) and path.name not in used:
                 with suppress(FileNotFoundError):
-                    if time.time() - path.lstat().st_mtime > _UNUSED_SECONDS:
+                    # Of a link, what is freed is the link: the file is its owner's.
+                    status = path.lstat()
+                    if time.time() - status.st_mtime > _UNUSED_SECONDS:
                         path.unlink()
+                        removed = Removed(removed.files + 1, removed.size + status.st_size)
+        return removed
