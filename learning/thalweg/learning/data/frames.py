@@ -50,11 +50,7 @@ class MemoryTable:
 
     def take(self, indices: Indices, names: Sequence[str]) -> Mapping[str, Cells]:
         """The cells of some rows in some columns."""
-        taken = {}
-        for name in names:
-            values, missing, words = self._cells[name]
-            taken[name] = Cells(values[indices], None if missing is None else missing[indices], words)
-        return taken
+        return {name: self._cells[name].at(indices) for name in names}
 
 
 def is_frame(data: object) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from thalweg.learning.batch import Batch, Schema
 from thalweg.learning.data.memory import MAX_PREPARED
-from thalweg.learning.data.rows import Indices
+from thalweg.learning.data.rows import Indices, positions
 from thalweg.learning.data.samples import Out, sample_bytes
 
 
@@ -85,8 +85,7 @@ class Groups:
 
     def take(self, indices: Indices, out: Out | None = None) -> Batch:
         """Samples by position. In the arrays `out`, if those are given."""
-        if isinstance(indices, slice):
-            indices = np.arange(*indices.indices(len(self)), dtype=np.intp)
+        indices = positions(indices, len(self))
         if out is None:
             out = {name: np.empty((len(indices), *field.shape), field.dtype) for name, field in self.schema.items()}
         groups = np.searchsorted(self._ends, indices, side="right")

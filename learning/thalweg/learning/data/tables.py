@@ -42,6 +42,10 @@ class Cells(NamedTuple):
     missing: NDArray[np.bool_] | None = None
     words: tuple[str, ...] = ()
 
+    def at(self, indices: Indices) -> "Cells":
+        """The cells of some rows."""
+        return Cells(self.values[indices], None if self.missing is None else self.missing[indices], self.words)
+
 
 @runtime_checkable
 class Table(Protocol):

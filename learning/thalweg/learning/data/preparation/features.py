@@ -13,7 +13,7 @@ from thalweg.learning.data.preparation.cells import ROWS_AT_ONCE, categories, nu
 from thalweg.learning.data.preparation.plans import HASH, LOG, ONE_HOT, ORDINAL, Planned
 from thalweg.learning.data.preparation.recipes import width
 from thalweg.learning.data.preparation.summaries import row_blocks
-from thalweg.learning.data.rows import Indices, Positions
+from thalweg.learning.data.rows import Indices, Positions, positions
 from thalweg.learning.data.tables import Cells, Table
 from thalweg.v1 import job_pb2
 
@@ -170,7 +170,7 @@ class EachRow:
 
     def __getitem__(self, indices: Indices) -> NDArray[np.intp]:
         """Some of the positions."""
-        return np.arange(*indices.indices(self._rows), dtype=np.intp) if isinstance(indices, slice) else indices
+        return positions(indices, self._rows)
 
 
 class TargetRows:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from thalweg.learning.data.rows import Indices
+from thalweg.learning.data.rows import Indices, positions
 
 # Rows whose bits are one element of the bitmap.
 _WORD = 64
@@ -34,10 +34,10 @@ class Kept:
 
     def __getitem__(self, indices: Indices) -> NDArray[np.intp]:
         """The rows at some positions among those that are kept."""
-        positions = np.arange(*indices.indices(len(self)), dtype=np.intp) if isinstance(indices, slice) else indices
-        rows = np.empty(len(positions), np.intp)
-        for start in range(0, len(positions), _AT_ONCE):
-            some = positions[start : start + _AT_ONCE]
+        wanted = positions(indices, len(self))
+        rows = np.empty(len(wanted), np.intp)
+        for start in range(0, len(wanted), _AT_ONCE):
+            some = wanted[start : start + _AT_ONCE]
             word = np.searchsorted(self._before, some, "right") - 1
             counts = np.cumsum(np.unpackbits(self._bits[word], axis=1), axis=1, dtype=np.uint8)
             within = (some - self._before[word]).astype(np.uint8)

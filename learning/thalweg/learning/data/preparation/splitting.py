@@ -65,7 +65,7 @@ def _held_out(
     if by is None:
         return split(seed, samples, wanted.fraction, order, field, *key)
     values = column(getattr(wanted, by))
-    count = _count(field if field.endswith("_fraction") else f"{field}.fraction", samples, wanted.fraction)
+    count = _count(field, samples, wanted.fraction)
     chosen = _CHOICES[by](values, count, generator(seed, Purpose.SPLIT, *key))
     if chosen.all():
         raise DataError(f"{field}: holds out all samples, and leaves none to learn from; give a smaller fraction")
@@ -119,7 +119,8 @@ def _indices(chosen: NDArray[np.bool_]) -> Positions:
 
 
 def _count(field: str, samples: int, fraction: float) -> int:
-    """floor(samples * fraction). Raises DataError if a fraction above 0 yields none."""
+    """floor(samples * fraction), a fraction of `field`. Raises DataError if a fraction above 0 yields none."""
+    field = field if field.endswith("_fraction") else f"{field}.fraction"
     # The decimal number that was written, 0.29, is a little more than the double: 0.29 of 100 are 29, not 28.
     count = int(samples * Fraction(repr(fraction)))
     if fraction > 0 and count == 0:
@@ -154,7 +155,7 @@ def split(
     that number of samples computed, one at random of each of as many parts of equal length. `key` distinguishes draws of one
     seed. Raises DataError if a fraction above 0 yields none.
     """
-    held_out = _count(field if field.endswith("_fraction") else f"{field}.fraction", samples, fraction)
+    held_out = _count(field, samples, fraction)
     if keeps_permutations(order, samples):
         permutation = generator(seed, Purpose.SPLIT, *key).permutation(samples)
         return np.sort(permutation[held_out:]), np.sort(permutation[:held_out])

@@ -40,7 +40,7 @@ def download(subject: str, path: Path, size: int, attempt: Callable[[IO[bytes]],
 
 
 def pause_or_raise(subject: str, failed: int, reason: str) -> None:
-    """Pauses before the next attempt. Raises NodeError if so many have failed that there is to be none."""
+    """Pauses before the next attempt. Raises NodeError after the last one."""
     if failed >= ATTEMPTS:
         problem = f"cannot be read from this node, after {failed} attempts: {reason}"
         raise NodeError(f"{subject} {problem}")

@@ -55,7 +55,7 @@ def checked(schema: pa.Schema) -> pa.Schema:
 def reading(file: OpenFile, what: str, smaller: str) -> Iterator[None]:
     """Turns errors of pyarrow within the context into DataError. An error of a file that has changed says so.
 
-    `what` is what is read of it, or as what it is read, and `smaller` what to do if that does not fit in memory.
+    `what` says which part of the file is read, or in which format; `smaller` says what to do if that does not fit in memory.
     """
     try:
         yield

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.memory import MAX_DECODED, check_memory
 from thalweg.learning.data.recent import Recent
-from thalweg.learning.data.rows import Indices
+from thalweg.learning.data.rows import Indices, positions
 from thalweg.learning.data.sources.arrow_cells import UNREADABLE, cells_bytes, cells_of, column_of
 from thalweg.learning.data.sources.partitions import Partitions
 from thalweg.learning.data.tables import Cells, Column, ColumnType
@@ -90,8 +90,7 @@ class GroupedTable:
 
     def take(self, indices: Indices, names: Sequence[str]) -> Mapping[str, Cells]:
         """The cells of some rows in some columns. Each group that has some of the rows is read, unless it is held."""
-        if isinstance(indices, slice):
-            indices = np.arange(*indices.indices(len(self)), dtype=np.intp)
+        indices = positions(indices, len(self))
         for name in names:
             self._check(name)
         groups = np.searchsorted(self._ends, indices, side="right")

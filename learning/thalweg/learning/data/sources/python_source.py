@@ -10,7 +10,7 @@ from thalweg.learning import entry_points
 from thalweg.learning.batch import INPUT, TARGET, Field
 from thalweg.learning.data.errors import DataError, listed
 from thalweg.learning.data.memory import is_held
-from thalweg.learning.data.rows import Indices, Late, Rows
+from thalweg.learning.data.rows import Indices, Late, Rows, positions
 from thalweg.learning.data.sources.columns import Source
 from thalweg.v1 import job_pb2
 
@@ -152,7 +152,7 @@ class _Column(Late):
 
     def __getitem__(self, indices: Indices) -> NDArray[Any]:
         """The field of the samples at indices."""
-        chosen = np.arange(*indices.indices(len(self)), dtype=np.intp) if isinstance(indices, slice) else indices
+        chosen = positions(indices, len(self))
         return self._reader(np.asarray(chosen))[self._name]
 
 

@@ -73,11 +73,7 @@ class HeldTable:
 
     def take(self, indices: Indices, names: Sequence[str]) -> Mapping[str, Cells]:
         """The cells of some rows in some columns."""
-        taken = {}
-        for name in names:
-            values, missing, words = self._cells[name]
-            taken[name] = Cells(values[indices], None if missing is None else missing[indices], words)
-        return taken
+        return {name: self._cells[name].at(indices) for name in names}
 
     def where(self, row: int) -> str:
         """Where a row is in the file, for messages."""
