@@ -136,9 +136,10 @@ def test_a_watch_says_that_the_server_cannot_be_reached(tmp_path: Path) -> None:
     said: queue.SimpleQueue[str] = queue.SimpleQueue()
     with Client(address) as client:
         job = client.submit("xor")
-        watcher = threading.Thread(target=lambda: list(client.job(job.id).watch(0, said.put)))
+        watch = job.watch(0, said.put)
+        next(watch)
+        watcher = threading.Thread(target=lambda: list(watch))
         watcher.start()
-        wait_for(lambda: client.job(job.id).message.status)
         first.stop()
         assert said.get() == f"the server at {address} cannot be reached; trying again"
         second = Server(ServerConfig(address, tmp_path / "server"))
