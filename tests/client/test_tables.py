@@ -86,9 +86,27 @@ def test_the_recipe_is_in_files_of_parameters(houses: Job) -> None:
     assert prepare("houses.safetensors", rows).tolist() == houses.prepare(rows).tolist() == [[0, 1, 0], [1, 0, 1]]
     with safe_open("houses.safetensors", framework="numpy") as file:
         told = json.loads(file.metadata()["preprocessing"])
+    assert told["ignored"] == ["id"]
     assert [column["name"] for column in told["table"]] == ["rooms", "garden"]
     assert told["table"][1] == {"name": "garden", "type": "number", "prepare": "one_hot", "scale": 1.0, "categories": ["0", "1"]}
     assert (told["targets"][0]["name"], told["targets"][0]["prepare"]) == ("price", "standardize")
+
+
+def test_columns_that_a_job_ignores_may_be_in_rows_for_files_of_parameters(houses: Job, cluster: Cluster) -> None:
+    houses.save("houses.safetensors")
+    kept = cluster.server.config.data / "jobs" / houses.id / "parameters.safetensors"
+    rows = {"id": ["new", None], "price": [0, 0], "garden": [0, 1], "rooms": [1, 5]}
+    for file in ("houses.safetensors", kept):
+        assert prepare(file, rows).tolist() == houses.prepare(rows).tolist() == [[0, 1, 0], [1, 0, 1]]
+        with pytest.raises(ThalwegError, match=r"^x: has the column 'color', which the job was not trained on"):
+            prepare(file, {**rows, "color": [1, 1]})
+    settings = SETTINGS | {"data.features": ["garden"], "data.ignore": [], "training.epochs": 1}
+    job = cluster.client.submit("xor", settings)
+    job.wait()
+    job.save("garden.safetensors")
+    kept = cluster.server.config.data / "jobs" / job.id / "parameters.safetensors"
+    for file in ("garden.safetensors", kept):
+        assert prepare(file, {**rows, "color": [1, 1]}).tolist() == [[1, 0], [0, 1]]
 
 
 FLOWERS = "length;width;kind\r\n" + "".join(

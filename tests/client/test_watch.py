@@ -9,7 +9,6 @@ import pytest
 
 from tests.client.helpers import Cluster, start_worker
 from tests.end_to_end.barrier import Barrier
-from tests.end_to_end.command import wait_for
 from thalweg.client import Client, Event, StateChanged, StepsTaken, ThalwegError
 from thalweg.client.connection import Connection
 from thalweg.contract.endpoint import Address

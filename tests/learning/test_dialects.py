@@ -440,7 +440,7 @@ def test_a_table_without_names_may_hold_text(converts: bool, tmp_path: Path) -> 
     (tmp_path / "new.csv").write_text("y,3.5\n")
     spec = job_pb2.Data(csv="a.csv", header=False)
     rows = data.read_rows(tmp_path / "new.csv", spec, found.preprocessing)
-    prepared = data.prepare_table(rows, found.preprocessing, spec, np.dtype(np.float64))
+    prepared = data.prepare_table(rows, found.preprocessing, np.dtype(np.float64))
     assert prepared
     assert prepared.x[ALL].tolist() == [[0, 1, 3.5]]
 
@@ -453,7 +453,7 @@ def test_rows_to_predict_from_are_read_as_the_training_data_was(tmp_path: Path) 
     # In another order, with a column that does not matter in place of the target, and numbers alone where there is text.
     (tmp_path / "new.csv").write_text("y;when;size;zip\nwho;31.12.2026;1,5;01234\n?;1.1.2027;2,5;1234\n")
     rows = data.read_rows(tmp_path / "new.csv", spec, found.preprocessing)
-    prepared = data.prepare_table(rows, found.preprocessing, spec, np.dtype(np.float64))
+    prepared = data.prepare_table(rows, found.preprocessing, np.dtype(np.float64))
     assert prepared
     assert prepared.x[ALL].tolist() == inputs(found.train).tolist()
     (tmp_path / "new.csv").write_text("when;size;zip\n31.12.2026;1.5;01234\n")
@@ -474,7 +474,7 @@ def test_a_number_is_pythons(cell: str, converts: bool, tmp_path: Path) -> None:
 def test_a_compressed_table_is_predicted_from(tmp_path: Path) -> None:
     found = load(FILES / "gzipped.csv.gz", target="a")
     rows = data.read_rows(FILES / "gzipped.csv.gz", job_pb2.Data(csv="a.csv", target="a"), found.preprocessing)
-    prepared = data.prepare_table(rows, found.preprocessing, job_pb2.Data(), np.dtype(np.float64))
+    prepared = data.prepare_table(rows, found.preprocessing, np.dtype(np.float64))
     assert prepared
     assert prepared.x[ALL].tolist() == inputs(found.train).tolist() == [[1, 0], [0, 1]]
 

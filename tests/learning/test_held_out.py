@@ -175,6 +175,19 @@ def test_tables_with_text_are_divided_and_prepared_alike(tmp_path: Path) -> None
     assert targets(found.test).tolist() == [0, 1, 2, 0, 1, 2]
 
 
+def test_a_column_that_is_ignored_may_be_missing_in_a_file_of_its_own(tmp_path: Path) -> None:
+    files = {"data": table(tmp_path / "a.csv", 100), "validation": tmp_path / "b.csv"}
+    (tmp_path / "b.csv").write_text("a,kind\n5,0\n7,2\n")
+    found = load(files, ignore=["b"])
+    assert inputs(found.validation).tolist() == [[5], [7]]
+    source = {"csv": "a.csv", "sha256": "data", "validation": {"file": "b.csv", "sha256": "validation"}, "ignore": ["b"]}
+    spec = json_format.ParseDict({"data": source, "model": {"loss": "mean_squared_error"}}, job_pb2.JobSpec())
+    own = data.held_out(spec, lambda sha256: files[sha256])
+    assert own.y.tolist() == [0, 2]
+    with pytest.raises(DataError, match=r"^data\.ignore: 'a\.csv' has no column 'colour'"):
+        load(files, ignore=["b", "colour"])
+
+
 def test_groups_of_text_are_not_divided(tmp_path: Path) -> None:
     found = load({"data": text_table(tmp_path / "a.csv", 120)}, test={"fraction": 0.2, "group": "colour"})
     assert [len(part) for part in (found.train, found.test)] == [90, 30]

@@ -130,7 +130,7 @@ def test_lines_are_learned_and_predicted_from(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
         spec = job_pb2.Data(json_lines="a.jsonl", target="price")
         rows = data.read_rows(tmp_path / name, spec, found.preprocessing)
-        prepared = data.prepare_table(rows, found.preprocessing, spec, np.dtype(np.float64))
+        prepared = data.prepare_table(rows, found.preprocessing, np.dtype(np.float64))
         assert prepared
         assert prepared.x[ALL].tolist() == [[1, 0, 2.5], [0, 1, 1.5]]
     (tmp_path / "new.jsonl.gz").write_bytes(gzip.compress(b'{"size": 2.5, "city": "Basel"}'))

@@ -399,9 +399,8 @@ def test_a_recipe_that_is_too_large_to_travel_is_told() -> None:
     assert told.startswith("data.columns.t.prepare: the column 't' has more than 10,000 categories")
 
 
-def predicted(dataset: Dataset, x: object, settings: Mapping[str, Any] | None = None) -> tuple[NDArray[Any], tuple[str, ...]]:
-    source = json_format.ParseDict(dict(settings or {}), job_pb2.Data())
-    found = prepare_table(x, dataset.preprocessing, source, np.dtype(np.float64))
+def predicted(dataset: Dataset, x: object) -> tuple[NDArray[Any], tuple[str, ...]]:
+    found = prepare_table(x, dataset.preprocessing, np.dtype(np.float64))
     assert found
     return found.x[:], found.notices
 
@@ -416,7 +415,7 @@ def test_rows_for_predictions_are_prepared_as_the_training_rows_were() -> None:
     reordered = dict(reversed(TRAINED.items()))
     rows = [{name: cells[index] for name, cells in PEOPLE.items() if name != "label"} for index in range(6)]
     for given in (TRAINED, reordered, rows):
-        found, notices = predicted(loaded, given, PREPARED)
+        found, notices = predicted(loaded, given)
         assert found.tolist() == wanted.tolist()
         assert not notices
 
@@ -451,7 +450,7 @@ def test_columns_that_are_missing_or_unknown_are_told() -> None:
         ({"age": ["old"], "city": ["Ulm"], "member": [True]}, "x: 'x': row 0 (counted from 0), column 'age': 'old' cannot be"),
     ):
         with pytest.raises(DataError) as caught:
-            predicted(loaded, given, PREPARED)
+            predicted(loaded, given)
         assert str(caught.value).startswith(told)
     loaded = load({"a": [1, 2], "t": ["x", "y"], "y": [1, 2]})
     with pytest.raises(DataError, match=r"^x: 'x': row 1 \(counted from 0\), column 'a' has no value, and the job does not say"):
@@ -461,10 +460,10 @@ def test_columns_that_are_missing_or_unknown_are_told() -> None:
 def test_where_a_job_names_its_features_other_columns_may_be_there() -> None:
     settings: dict[str, Any] = {"features": ["a"], "target": "y"}
     loaded = load({"a": [1, 2], "b": [3, 4], "y": [1, 2]}, **settings)
-    found, _ = predicted(loaded, {"c": ["x"], "b": [None], "a": [7]}, settings)
+    found, _ = predicted(loaded, {"c": ["x"], "b": [None], "a": [7]})
     assert found.tolist() == [[7]]
     with pytest.raises(DataError, match=r"^x: lacks the column 'a'; name the columns as in the training data: 'a'"):
-        predicted(loaded, {"b": [1]}, settings)
+        predicted(loaded, {"b": [1]})
 
 
 def test_unknown_categories_are_counted_and_belong_to_none() -> None:
@@ -485,7 +484,7 @@ def test_arrays_of_numbers_have_the_jobs_columns_in_their_order() -> None:
     with pytest.raises(DataError, match=r"^x: has the shape \(2, 3\), but the job was trained on 2 columns; give a data frame"):
         predicted(loaded, np.ones((2, 3)))
     plain = load({"a": [1, 2], "b": [4, 5], "y": [1, 2]}, standardize=True)
-    assert prepare_table(np.ones((2, 2)), plain.preprocessing, job_pb2.Data(), np.dtype(np.float64)) is None
+    assert prepare_table(np.ones((2, 2)), plain.preprocessing, np.dtype(np.float64)) is None
     assert predicted(plain, {"b": [4, 5], "a": [1, 2]})[0].tolist() == inputs(plain.train).tolist()
 
 
@@ -572,7 +571,7 @@ def test_predicting_prepares_rows_as_training_did(drawn: st.DataObject) -> None:
         return
     kept = targets(loaded.train).astype(int)
     again = {name: [cells[row] for row in kept] for name, cells in table.items()}
-    found, notices = predicted(loaded, again, {"columns": columns})
+    found, notices = predicted(loaded, again)
     assert found.tobytes() == inputs(loaded.train).tobytes()
     assert not notices
     assert np.isfinite(found).all()

@@ -252,7 +252,7 @@ class Job:
         """
         from thalweg.client import models  # noqa: PLC0415 - programs that only submit jobs need no model
 
-        return models.prepare_samples(self.slab()[0], x, self.spec.data)
+        return models.prepare_samples(self.slab()[0], x)
 
     def predict(self, x: Given, *, allow_code: bool = False) -> Slab:
         """The model's outputs for samples `x`, samples first, or rows of a table, which are prepared as the job's data was.

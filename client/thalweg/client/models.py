@@ -66,7 +66,7 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: G
 
 
 def _predicted(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: Given) -> Prediction:
-    samples, notices = _prepared(header, x, spec.data)
+    samples, notices = _prepared(header, x)
     try:
         objective = registry.objective(spec, {INPUT: Field(samples.dtype, samples.shape[1:])}, substitutes=True)
     except MistakeError as error:
@@ -129,19 +129,19 @@ def _unfit(header: pb.ParametersHeader, samples: Rows, error: MistakeError) -> T
     return invalid(Violation("x", f"{_shape(samples)} and the type {samples.dtype}; with these samples, {error}"))
 
 
-def prepare_samples(header: pb.ParametersHeader, x: Given, data: job_pb2.Data | None = None) -> Slab:
+def prepare_samples(header: pb.ParametersHeader, x: Given) -> Slab:
     """Samples `x`, samples first, as a job's model sees them: of its dtype, and prepared as its data was.
 
     Raises ThalwegError if they are not of the kind that the job was trained on, or hold numbers that the dtype cannot.
     """
-    return np.asarray(_prepared(header, x, data or job_pb2.Data()).x[ALL], np.dtype(header.layout.dtype))
+    return np.asarray(_prepared(header, x).x[ALL], np.dtype(header.layout.dtype))
 
 
-def _prepared(header: pb.ParametersHeader, x: Given, source: job_pb2.Data) -> Prepared:
+def _prepared(header: pb.ParametersHeader, x: Given) -> Prepared:
     """Samples that are prepared when they are taken. Raises ThalwegError as `prepare_samples` does."""
     dtype = np.dtype(header.layout.dtype)
     try:
-        found = data.prepare_table(x, header.preprocessing, source, dtype)
+        found = data.prepare_table(x, header.preprocessing, dtype)
         return found or Prepared(data.prepare(cast("ArrayLike", x), header.preprocessing, dtype))
     except data.DataError as error:
         raise _told(error) from None

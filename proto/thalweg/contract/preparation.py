@@ -16,6 +16,7 @@ def to_json(preprocessing: job_pb2.Preprocessing) -> str:
     with names, `columns` in the order of the features and the `target`; and the `dtype` of samples as the model gets them.
     Where columns become features in further ways, `table` has those for each column, and `targets` classes, or how targets were
     prepared: the fields of the messages `PreparedColumn` and `PreparedTarget` by name, without those that are 0 or empty.
+    Rows may have the columns `ignored` besides; with `others_ignored`, any.
     """
     values: dict[str, Any] = {
         "shape": list(preprocessing.shape),
@@ -28,4 +29,8 @@ def to_json(preprocessing: job_pb2.Preprocessing) -> str:
     for name in ("table", "targets"):
         if found := getattr(preprocessing, name):
             values[name] = [json_format.MessageToDict(each, preserving_proto_field_name=True) for each in found]
+    if preprocessing.ignored:
+        values["ignored"] = list(preprocessing.ignored)
+    if preprocessing.others_ignored:
+        values["others_ignored"] = True
     return json.dumps(values)

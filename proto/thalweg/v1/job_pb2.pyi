@@ -2774,6 +2774,8 @@ class Preprocessing(_message.Message):
     TARGETS_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     DIVISOR_FIELD_NUMBER: _builtins.int
+    IGNORED_FIELD_NUMBER: _builtins.int
+    OTHERS_IGNORED_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The name of the column that the target was read from, if `columns` are given."""
     dtype: _builtins.str
@@ -2784,6 +2786,8 @@ class Preprocessing(_message.Message):
     """Identifies the state of files at URLs: their names, sizes, and ETags or times of modification. Empty if the data was uploaded."""
     divisor: _builtins.float
     """What the numbers of samples are divided by, which images are; 0 where they are not divided."""
+    others_ignored: _builtins.bool
+    """Whether rows for predictions may have any further columns, because the job names its features."""
     @_builtins.property
     def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The mean of each feature over the training samples."""
@@ -2810,6 +2814,10 @@ class Preprocessing(_message.Message):
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreparedTarget]:
         """How targets were read from a table: empty if they are the numbers in its columns."""
 
+    @_builtins.property
+    def ignored(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of columns that the job ignores: rows for predictions may have them."""
+
     def __init__(
         self,
         *,
@@ -2823,10 +2831,12 @@ class Preprocessing(_message.Message):
         targets: _abc.Iterable[Global___PreparedTarget] | None = ...,
         fingerprint: _builtins.str = ...,
         divisor: _builtins.float = ...,
+        ignored: _abc.Iterable[_builtins.str] | None = ...,
+        others_ignored: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "divisor", b"divisor", "dtype", b"dtype", "fingerprint", b"fingerprint", "mean", b"mean", "scale", b"scale", "shape", b"shape", "table", b"table", "target", b"target", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "divisor", b"divisor", "dtype", b"dtype", "fingerprint", b"fingerprint", "ignored", b"ignored", "mean", b"mean", "others_ignored", b"others_ignored", "scale", b"scale", "shape", b"shape", "table", b"table", "target", b"target", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

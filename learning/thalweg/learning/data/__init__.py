@@ -19,6 +19,7 @@ from thalweg.learning.data.order import keeps_permutations
 from thalweg.learning.data.preparation import (
     Parts,
     as_targets,
+    ignoring_less,
     own_rows,
     parts,
     prepare,
@@ -284,7 +285,9 @@ def held_out(spec: job_pb2.JobSpec, access: Access | Fetch) -> Own:
 
 def _all_of(spec: job_pb2.JobSpec, access: Access) -> Own:
     source = _source(spec.data, access)
-    return Own(source.x[ALL], source.y[ALL]) if isinstance(source, Source) else Own(*own_rows(spec, source, access))
+    if isinstance(source, Source):
+        return Own(source.x[ALL], source.y[ALL])
+    return Own(*own_rows(ignoring_less(spec, source), source, access))
 
 
 def read(data: job_pb2.Data, access: Access | Fetch) -> Pair:

@@ -5,7 +5,7 @@ from thalweg.learning.data.preparation.given import Prepared, prepare_table
 from thalweg.learning.data.preparation.inputs import prepare, prepared_rows, preprocess
 from thalweg.learning.data.preparation.splitting import Parts, parts, split
 from thalweg.learning.data.preparation.statistics import MAX_FEATURES, standardization
-from thalweg.learning.data.preparation.tabular import Tabular, own_rows, tabular, tabular_of_own_file
+from thalweg.learning.data.preparation.tabular import Tabular, ignoring_less, own_rows, tabular, tabular_of_own_file
 from thalweg.learning.data.preparation.targets import as_targets
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Prepared",
     "Tabular",
     "as_targets",
+    "ignoring_less",
     "in_own_units",
     "own_rows",
     "parts",

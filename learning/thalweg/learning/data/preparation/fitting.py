@@ -63,6 +63,10 @@ def fit(spec: job_pb2.JobSpec, table: Table, chosen: Chosen) -> job_pb2.Preproce
         )
     for column in columns:
         _check_dtype(spec, column, found[column.name], held_out[column.name])
+    if data.features:
+        made.others_ignored = True
+    else:
+        made.ignored.extend(data.ignore)
     made.shape.append(features)
     made.dtype = spec.model.dtype
     if (size := made.ByteSize()) > _MAX_BYTES:

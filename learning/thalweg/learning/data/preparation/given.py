@@ -24,9 +24,7 @@ class Prepared(NamedTuple):
     notices: tuple[str, ...] = ()
 
 
-def prepare_table(
-    x: object, preprocessing: job_pb2.Preprocessing, data: job_pb2.Data, dtype: np.dtype[np.floating]
-) -> Prepared | None:
+def prepare_table(x: object, preprocessing: job_pb2.Preprocessing, dtype: np.dtype[np.floating]) -> Prepared | None:
     """The rows of a table, or of what `frames.table_of` makes one of; None if `x` is to be taken as an array.
 
     Columns are matched by name; targets and columns that the job ignores are left out. Where all features are numbers, an array
@@ -49,8 +47,8 @@ def prepare_table(
     targets = [target.name for target in preprocessing.targets] or [preprocessing.target]
     names = [column.name for column in table.columns]
     # Columns that the job was not to use may be there or not.
-    others = names if data.features else []
-    chosen = by_name(names, subject, wanted, {*targets, *data.ignore, *others})
+    others = names if preprocessing.others_ignored else preprocessing.ignored
+    chosen = by_name(names, subject, wanted, {*targets, *others})
     planned = [
         Planned(column.name, table.columns[position].type, ColumnType(column.type), column.prepare, "", "", column.buckets)
         for column, position in zip(recipe, chosen, strict=True)

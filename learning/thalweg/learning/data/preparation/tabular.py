@@ -22,7 +22,7 @@ from thalweg.learning.data.tables import Cells, Table
 from thalweg.v1 import job_pb2
 
 # Of what is fitted and kept: another one, and it is fitted again.
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Tabular(NamedTuple):
@@ -70,6 +70,7 @@ def tabular(spec: job_pb2.JobSpec, table: Table, access: Access) -> Tabular:
 
 def tabular_of_own_file(spec: job_pb2.JobSpec, table: Table, access: Access, trained: Tabular, field: str) -> Tabular:
     """The samples of a table of their own, prepared as those of the job's data are. Raises DataError if its columns differ."""
+    spec = ignoring_less(spec, table)
     planned = plan(spec.data, table.columns, table.name)
     theirs, ours = ([(column.name, column.type) for column in each.columns] for each in (planned, trained.plan))
     if theirs != ours:
@@ -81,6 +82,15 @@ def tabular_of_own_file(spec: job_pb2.JobSpec, table: Table, access: Access, tra
     none, every = np.empty(0, np.intp), EachRow(len(kept))
     x = FeatureRows(table, kept, planned.features, columns, np.dtype(spec.model.dtype))
     return Tabular(x, TargetRows(table, kept, planned.targets, targets), every, none, none, trained.preprocessing, (), planned)
+
+
+def ignoring_less(spec: job_pb2.JobSpec, table: Table) -> job_pb2.JobSpec:
+    """The job, for a table of samples that are held out: columns that the job ignores may be there or not, as in predictions."""
+    made = job_pb2.JobSpec()
+    made.CopyFrom(spec)
+    known = {column.name for column in table.columns}
+    made.data.ignore[:] = [name for name in spec.data.ignore if name in known]
+    return made
 
 
 def _values(table: Table, kept: Positions, name: str) -> NDArray[Any]:
