@@ -17,8 +17,10 @@ import pytest
 from tests.client.helpers import Cluster, names_in
 from tests.end_to_end.cluster import running_server
 from tests.end_to_end.command import wait_for
+from tests.end_to_end.test_cut_cables import cable
 from thalweg.client import Client, Job, LocalError, ThalwegError, load_job, transfer
 from thalweg.contract.endpoint import CHUNK_BYTES
+from thalweg.server.services import uploads
 from thalweg.v1 import job_pb2, training_service_pb2_grpc
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -254,6 +256,28 @@ def test_an_upload_that_another_client_began_is_resumed(cluster: Cluster, tmp_pa
         patch.setattr(cluster.client._connection, "_stub", Counting())
         assert upload_of(cluster.client, path) == content
     assert sum(sent) == len(content) - half
+
+
+def test_an_upload_whose_connection_dies_unnoticed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "_SILENT_SECONDS", 0.2)
+    path, data, pread = large_file(tmp_path), tmp_path / "server", os.pread
+    part = data / "uploads" / f"{hashlib.sha256(path.read_bytes()).hexdigest()}.part"
+    positions: list[int] = []
+    with running_server(data) as server, cable(server.address) as laid, Client(laid.address) as client:
+
+        def read_and_drop(file: int, size: int, position: int) -> bytes:
+            positions.append(position)
+            if len(positions) == 3:
+                wait_for(lambda: part.exists() and part.stat().st_size > 0)
+                # The server's end stays open.
+                laid.drop()
+            return pread(file, size, position)
+
+        monkeypatch.setattr(os, "pread", read_and_drop)
+        assert upload_of(client, path) == path.read_bytes()
+    assert positions[:3] == [0, CHUNK_BYTES, 2 * CHUNK_BYTES]
+    assert len(positions) > 3
+    assert 0 not in positions[3:]
 
 
 @pytest.mark.parametrize("whole", [True, False])

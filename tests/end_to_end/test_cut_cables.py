@@ -31,7 +31,10 @@ _QUICK = connection_options(keepalive_ms=200)
 
 
 class Cable:
-    """A TCP proxy that can be cut: it then forwards nothing more, either way, and closes nothing."""
+    """A TCP proxy that can be cut: it then forwards nothing more, either way, and closes nothing.
+
+    `drop` cuts the connections that there are, and ends them at the client alone. Later ones work.
+    """
 
     def __init__(self, server: Address) -> None:
         self._server = server
@@ -39,6 +42,8 @@ class Cable:
         self.sent = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets = [self._listener]
+        self._near: list[socket.socket] = []
+        self._dropped: set[socket.socket] = set()
         self.address = Address("127.0.0.1", self._listener.getsockname()[1])
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -51,6 +56,7 @@ class Cable:
                 return
             far = socket.create_connection(self._server)
             self._sockets += [near, far]
+            self._near.append(near)
             for pair in ((near, far), (far, near)):
                 thread = threading.Thread(target=self._forward, args=pair)
                 self._threads.append(thread)
@@ -60,15 +66,24 @@ class Cable:
         try:
             while data := source.recv(1 << 16):
                 self.sent += 1
-                if not self._cut.is_set():
+                if self._carries(source):
                     target.sendall(data)
-            if not self._cut.is_set():
+            if self._carries(source):
                 target.shutdown(socket.SHUT_WR)
         except OSError:
             return
 
+    def _carries(self, source: socket.socket) -> bool:
+        return not self._cut.is_set() and source not in self._dropped
+
     def cut(self) -> None:
         self._cut.set()
+
+    def drop(self) -> None:
+        dropped, self._near = self._near, []
+        self._dropped.update(dropped)
+        for near in dropped:
+            near.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         for each in self._sockets:

@@ -19,7 +19,7 @@ from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.contract.errors import ThalwegError
 from thalweg.server.arrays.downloads import Download, Downloads
 from thalweg.server.arrays.local import LocalArrays
-from thalweg.server.services import training
+from thalweg.server.services import stalling, training
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -142,7 +142,7 @@ def test_downloads_of_a_running_job_share_copies(tmp_path: Path, monkeypatch: py
 
 
 def test_a_download_that_nobody_takes_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_STALLED_SECONDS", 0.2)
+    monkeypatch.setattr(stalling, "STALLED_SECONDS", 0.2)
     given_up: list[Exception] = []
     write = training._write
 

@@ -23,7 +23,7 @@ from tests.end_to_end.refusals import refusal
 from thalweg.contract.release import capacity
 from thalweg.server.arrays.parameters import Parameters
 from thalweg.server.process import Server
-from thalweg.server.services import training
+from thalweg.server.services import stalling, uploads
 from thalweg.server.storage import room as room_module
 from thalweg.server.storage.folder import DataFolder
 from thalweg.server.storage.uploads import UploadFiles
@@ -576,29 +576,88 @@ def test_a_damaged_part_is_discarded_and_sent_again(stub: TrainingServiceStub, t
     assert resume(stub, content, 0) == sha256
 
 
-def test_two_clients_that_upload_one_file_do_not_disturb_each_other(stub: TrainingServiceStub, tmp_path: Path) -> None:
+def sending(messages: "queue.SimpleQueue[bytes | None]", sha256: str, size: int) -> Iterator[pb.UploadDataRequest]:
+    """A client's messages: the header, then each as it is put into a queue, to None."""
+    yield pb.UploadDataRequest(header=pb.UploadHeader(sha256=sha256, size=size))
+    for data in iter(messages.get, None):
+        yield pb.UploadDataRequest(data=data)
+
+
+def test_two_clients_that_upload_one_file_do_not_disturb_each_other(
+    stub: TrainingServiceStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first one is never silent for so long.
+    monkeypatch.setattr(uploads, "_SILENT_SECONDS", DEADLINE)
     content = b"0123456789"
     sha256 = hashlib.sha256(content).hexdigest()
-    finish = threading.Event()
-
-    def requests() -> Iterator[pb.UploadDataRequest]:
-        yield pb.UploadDataRequest(header=pb.UploadHeader(sha256=sha256, size=len(content)))
-        yield pb.UploadDataRequest(data=content[:4])
-        finish.wait(DEADLINE)
-        yield pb.UploadDataRequest(data=content[4:])
-
     part = tmp_path / "uploads" / f"{sha256}.part"
-    first = stub.UploadData.future(requests())
+    messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    messages.put(content[:4])
+    first = stub.UploadData.future(sending(messages, sha256, len(content)))
     wait_for(lambda: part.exists() and part.stat().st_size == 4)
     # What the first one writes is not offered to others, nor changed by one that sends something else.
-    assert received(stub, sha256).received == 0
-    assert refusal(lambda: resume(stub, content, 4)).fields == ["header.offset"]
+    asked = stub.GetUpload.future(pb.GetUploadRequest(sha256=sha256))
+    # One connection, one order: the question is there before the next message is.
+    stub.GetServerInfo(pb.GetServerInfoRequest())
+    messages.put(content[4:5])
+    assert asked.result(DEADLINE) == pb.GetUploadResponse()
+    assert refusal(lambda: resume(stub, content, 5)).fields == ["header.offset"]
     assert refusal(lambda: upload(stub, b"abcdefghij", sha256)).fields == ["header.sha256"]
     assert upload(stub, content) == sha256
-    assert part.read_bytes() == content[:4]
-    finish.set()
+    assert part.read_bytes() == content[:5]
+    messages.put(content[5:])
+    messages.put(None)
     assert first.result(DEADLINE).sha256 == sha256
     assert download(stub, sha256) == content
+    assert left_behind(tmp_path) == [sha256]
+
+
+def test_an_upload_that_is_silent_is_continued_by_the_next_client(
+    stub: TrainingServiceStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "_SILENT_SECONDS", 0.2)
+    content = b"0123456789"
+    sha256 = hashlib.sha256(content).hexdigest()
+    part = tmp_path / "uploads" / f"{sha256}.part"
+    messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    messages.put(content[:4])
+    silent = stub.UploadData.future(sending(messages, sha256, len(content)))
+    wait_for(lambda: part.exists() and part.stat().st_size == 4)
+    # Both ask before either continues.
+    asked = [stub.GetUpload.future(pb.GetUploadRequest(sha256=sha256)) for _ in range(2)]
+    assert [call.result(DEADLINE).received for call in asked] == [4, 4]
+    assert refusal(silent.result).reason == "TOO_SLOW"
+    # What it still sends is not received.
+    messages.put(b"x")
+    messages.put(None)
+    assert resume(stub, content, 4) == sha256
+    assert download(stub, sha256) == content
+    assert left_behind(tmp_path) == [sha256]
+
+
+def test_an_upload_that_is_being_checked_is_waited_for(
+    stub: TrainingServiceStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b"0123456789"
+    sha256 = hashlib.sha256(content).hexdigest()
+    checking, go_on = threading.Event(), threading.Event()
+    finish = UploadFiles.finish
+
+    def finish_slowly(files: UploadFiles, name: str, sha256: str) -> bool:
+        checking.set()
+        go_on.wait(DEADLINE)
+        return finish(files, name, sha256)
+
+    monkeypatch.setattr(UploadFiles, "finish", finish_slowly)
+    call = stub.UploadData.future(
+        iter([pb.UploadDataRequest(header=pb.UploadHeader(sha256=sha256, size=10)), pb.UploadDataRequest(data=content)])
+    )
+    assert checking.wait(DEADLINE)
+    call.cancel()
+    asked = stub.GetUpload.future(pb.GetUploadRequest(sha256=sha256))
+    stub.GetServerInfo(pb.GetServerInfoRequest())
+    go_on.set()
+    assert asked.result(DEADLINE) == pb.GetUploadResponse(whole=True)
     assert left_behind(tmp_path) == [sha256]
 
 
@@ -628,7 +687,7 @@ def test_a_damaged_upload_is_repaired_by_another(stub: TrainingServiceStub, tmp_
 
 
 def test_an_upload_that_stops_is_ended(stub: TrainingServiceStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_STALLED_SECONDS", 0.2)
+    monkeypatch.setattr(stalling, "STALLED_SECONDS", 0.2)
     finish = threading.Event()
 
     def requests() -> Iterator[pb.UploadDataRequest]:

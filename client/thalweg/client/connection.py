@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -88,8 +88,14 @@ class Connection:
         """Makes a call with one answer, once. Raises what gRPC raises."""
         return method(request, metadata=self.metadata, timeout=seconds)
 
-    def attempt(self, action: Callable[[], T], retry: bool = True, patience: Sequence[float] = ()) -> T:
-        """Runs an action that calls the server, again if the server is unavailable. Raises ThalwegError if it fails.
+    def attempt(
+        self,
+        action: Callable[[], T],
+        retry: bool = True,
+        patience: Sequence[float] = (),
+        again: Collection[grpc.StatusCode] = (grpc.StatusCode.UNAVAILABLE,),
+    ) -> T:
+        """Runs an action that calls the server, again if it fails with a code in `again`. Raises ThalwegError if it fails.
 
         `patience` are seconds to wait before further attempts, after those of this connection.
         """
@@ -98,7 +104,7 @@ class Connection:
                 with self.open_throughout():
                     return action()
             except grpc.RpcError as error:
-                if code_of(error) is not grpc.StatusCode.UNAVAILABLE:
+                if code_of(error) not in again:
                     raise self.translated(error) from error
             time.sleep(backoff)
         with self.errors():

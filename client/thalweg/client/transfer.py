@@ -23,6 +23,8 @@ from thalweg.v1 import training_service_pb2 as pb
 
 # How long an upload that broke off waits besides for the server to come back: a larger server needs that to start.
 _PATIENCE = (1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
+# An upload goes on when the server can be reached again, and when the server ended it because nothing arrived for too long.
+_BROKEN_OFF = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class _Part(Protocol):
@@ -43,7 +45,7 @@ def upload(connection: Connection, path: Path) -> str:
             header = pb.UploadHeader(sha256=sha256, size=path.stat().st_size)
             # Uploads are named by their content, so that a second attempt changes nothing.
             if not connection.attempt(lambda: _received_by_server(connection, sha256)).whole:
-                connection.attempt(lambda: _send(connection, file.fileno(), header), patience=_PATIENCE)
+                connection.attempt(lambda: _send(connection, file.fileno(), header), patience=_PATIENCE, again=_BROKEN_OFF)
     except OSError as error:
         raise LocalError(f"cannot read {path}: {error.strerror}") from error
     return sha256

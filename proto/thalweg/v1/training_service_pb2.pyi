@@ -928,7 +928,7 @@ class GetUploadResponse(_message.Message):
     """Whether it has the whole file, undamaged."""
     received: _builtins.int
     """The number of bytes, from the first on, that it has of a file that is not whole: the next upload may start there
-    (UploadHeader.offset). 0 while another call uploads the file.
+    (UploadHeader.offset). 0 while another call uploads the file, and is not silent.
     """
     def __init__(
         self,

@@ -197,7 +197,8 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetUpload(self, request, context):
-        """What the server has of a file of data, so that an upload that broke off can be resumed.
+        """What the server has of a file of data, so that an upload that broke off can be resumed. While another call uploads the file, the
+        answer waits until that sends something; if it is silent for some seconds, it ends, and can be resumed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -60,7 +60,9 @@ class TrainingServiceStub:
     DownloadTrajectory: _grpc.UnaryStreamMultiCallable[_training_service_pb2.DownloadTrajectoryRequest, _training_service_pb2.DownloadTrajectoryResponse]
     """The parameters of a job at some of its steps, from the first to the last: the path of training."""
     GetUpload: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.GetUploadRequest, _training_service_pb2.GetUploadResponse]
-    """What the server has of a file of data, so that an upload that broke off can be resumed."""
+    """What the server has of a file of data, so that an upload that broke off can be resumed. While another call uploads the file, the
+    answer waits until that sends something; if it is silent for some seconds, it ends, and can be resumed.
+    """
     UploadData: _grpc.StreamUnaryMultiCallable[_training_service_pb2.UploadDataRequest, _training_service_pb2.UploadDataResponse]
     """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file.
     The bytes of a call that breaks off are kept for a day (GetUpload).
@@ -102,7 +104,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     DownloadTrajectory: _aio.UnaryStreamMultiCallable[_training_service_pb2.DownloadTrajectoryRequest, _training_service_pb2.DownloadTrajectoryResponse]  # type: ignore[assignment]
     """The parameters of a job at some of its steps, from the first to the last: the path of training."""
     GetUpload: _aio.UnaryUnaryMultiCallable[_training_service_pb2.GetUploadRequest, _training_service_pb2.GetUploadResponse]  # type: ignore[assignment]
-    """What the server has of a file of data, so that an upload that broke off can be resumed."""
+    """What the server has of a file of data, so that an upload that broke off can be resumed. While another call uploads the file, the
+    answer waits until that sends something; if it is silent for some seconds, it ends, and can be resumed.
+    """
     UploadData: _aio.StreamUnaryMultiCallable[_training_service_pb2.UploadDataRequest, _training_service_pb2.UploadDataResponse]  # type: ignore[assignment]
     """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file.
     The bytes of a call that breaks off are kept for a day (GetUpload).
@@ -213,7 +217,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_service_pb2.GetUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_service_pb2.GetUploadResponse, _abc.Awaitable[_training_service_pb2.GetUploadResponse]]:
-        """What the server has of a file of data, so that an upload that broke off can be resumed."""
+        """What the server has of a file of data, so that an upload that broke off can be resumed. While another call uploads the file, the
+        answer waits until that sends something; if it is silent for some seconds, it ends, and can be resumed.
+        """
 
     @_abc_1.abstractmethod
     def UploadData(

@@ -3,9 +3,7 @@
 import asyncio
 import logging
 import re
-import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import Any, TypeAlias
 from urllib.parse import unquote
@@ -18,6 +16,8 @@ from thalweg.contract.manifests import SHA256
 from thalweg.contract.text import MAX_ADDRESS, visible
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.guard import errors
+from thalweg.server.services.stalling import unless_stalled
+from thalweg.server.services.uploads import Uploading
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1 import training_service_pb2_grpc
 
@@ -25,8 +25,6 @@ _log = logging.getLogger(__name__)
 # What is not a job's id is not logged at length.
 _MAX_ID = 63
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-# A client that neither takes nor sends anything for so long has lost interest.
-_STALLED_SECONDS = 60.0
 
 
 class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
@@ -36,8 +34,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
         self._local_workers = local_workers
         self._jobs = jobs
         self._max_upload_bytes = max_upload_bytes
-        # The names under which files are being received.
-        self._receiving: set[str] = set()
+        self._uploading = Uploading(jobs)
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
         async with errors(context):
@@ -107,14 +104,9 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
 
     async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.GetUploadResponse:
         async with errors(context):
-            uploads, sha256 = self._jobs.storage.uploads, request.sha256
-            if not re.fullmatch(SHA256, sha256):
+            if not re.fullmatch(SHA256, request.sha256):
                 raise invalid(Violation("sha256", "must be a SHA-256 in hexadecimal"))
-            if await asyncio.to_thread(uploads.whole, sha256):
-                return pb.GetUploadResponse(whole=True)
-            if sha256 in self._receiving:
-                return pb.GetUploadResponse()
-            return pb.GetUploadResponse(received=await self._jobs.journal.run_files(uploads.received, sha256))
+            return await self._uploading.state(request.sha256)
 
     async def UploadData(self, request_iterator: AsyncIterator[pb.UploadDataRequest], context: Context) -> pb.UploadDataResponse:
         async with errors(context):
@@ -125,44 +117,8 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             if header.size > self._max_upload_bytes:
                 raise ThalwegError("TOO_LARGE", {"thing": "the file", "limit": f"{self._max_upload_bytes:,} bytes"})
             if not await asyncio.to_thread(self._jobs.storage.uploads.whole, header.sha256):
-                await self._receive(header, request_iterator)
+                await self._uploading.receive(header, request_iterator)
             return pb.UploadDataResponse(sha256=header.sha256)
-
-    async def _receive(self, header: pb.UploadHeader, requests: AsyncIterator[pb.UploadDataRequest]) -> None:
-        run, uploads = self._jobs.journal.run_files, self._jobs.storage.uploads
-        # What arrives is kept under the file's SHA-256 if the call breaks off. Of several calls with one file, one writes there.
-        kept = header.sha256 not in self._receiving
-        name = header.sha256 if kept else str(uuid.uuid4())
-        self._receiving.add(name)
-        try:
-            if header.offset == 0:
-                await run(uploads.discard, name)
-            elif (there := await run(uploads.received, name)) != header.offset:
-                raise invalid(Violation("header.offset", f"must be {there}, or 0; the server has that much (GetUpload)"))
-            await run(uploads.receive, name, b"")
-            received = header.offset
-            while request := await _next(requests):
-                received += len(request.data)
-                if received > header.size:
-                    kept = False
-                    raise invalid(Violation("data", f"exceeds the {header.size} bytes that the header declares"))
-                await run(uploads.receive, name, request.data)
-            if received < header.size:
-                raise invalid(Violation("data", f"ended after {received} of {header.size} bytes"))
-            kept = False
-            if not await run(uploads.finish, name, header.sha256):
-                raise invalid(Violation("header.sha256", "is not the SHA-256 of the bytes received"))
-        except OSError as error:
-            # On a full disk, the room is worth more than the bytes.
-            kept = False
-            raise self._jobs.answers.refusal(error, "The upload was discarded.") from error
-        finally:
-            try:
-                if not kept:
-                    # In the files' thread, after whatever a call that was cancelled left there to be done.
-                    await asyncio.shield(run(uploads.discard, name))
-            finally:
-                self._receiving.discard(name)
 
     async def DownloadData(  # type: ignore[override]
         self, request: pb.DownloadDataRequest, context: Context
@@ -205,26 +161,10 @@ def _caller(context: Context) -> str:
     return visible(unquote(context.peer()), MAX_ADDRESS)
 
 
-async def _next(requests: AsyncIterator[pb.UploadDataRequest]) -> pb.UploadDataRequest | None:
-    """The next message of a stream; None at its end. Raises ThalwegError if the client sends none for too long."""
-    with _stalled():
-        async with asyncio.timeout(_STALLED_SECONDS):
-            return await anext(requests, None)
-
-
 async def _write(context: Context, message: object) -> None:
     """Sends a message of a stream. Raises ThalwegError if the client takes none for too long, CancelledError if it is gone."""
     try:
-        with _stalled():
-            async with asyncio.timeout(_STALLED_SECONDS):
-                await context.write(message)
+        async with unless_stalled():
+            await context.write(message)
     except grpc.aio.InternalError as error:
         raise asyncio.CancelledError("the client ended the call") from error
-
-
-@contextmanager
-def _stalled() -> Iterator[None]:
-    try:
-        yield
-    except TimeoutError:
-        raise ThalwegError("TOO_SLOW", {"seconds": f"{_STALLED_SECONDS:g}"}) from None
