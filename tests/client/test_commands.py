@@ -1,6 +1,7 @@
 """Commands, for people and for machines, against a real server."""
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import stat
 import tempfile
 import threading
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -660,6 +662,24 @@ def _serving(monkeypatch: pytest.MonkeyPatch, look: Callable[[Address], object])
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(serving, "_announce", announced)
+
+
+@pytest.mark.parametrize(
+    ("option", "kept"), [((), ["new"]), (("--keep-uploads", "12h"), []), (("--keep-uploads", "30d"), ["new", "old"])]
+)
+def test_uploads_are_kept_as_long_as_the_operator_says(
+    option: tuple[str, ...], kept: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ages = {"new": 13, "old": 25}
+    files = {name: tmp_path / "kept" / "uploads" / hashlib.sha256(name.encode()).hexdigest() for name in ages}
+    next(iter(files.values())).parent.mkdir(parents=True)
+    for name, path in files.items():
+        path.write_text(name)
+        then = time.time() - ages[name] * 3600
+        os.utime(path, (then, then))
+    _serving(monkeypatch, lambda _: None)
+    assert command("serve", "--address", "127.0.0.1:0", "--data", "kept", *option).code == 0
+    assert [name for name, path in files.items() if path.exists()] == kept
 
 
 def _of_another_user(address: Address) -> str:

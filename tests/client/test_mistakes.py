@@ -387,6 +387,11 @@ def test_an_empty_path_is_not_the_current_folder_in_python() -> None:
         ),
         (["serve", "--max-upload", "0"], "Invalid value for '--max-upload'"),
         (["serve", "--max-running", "0"], "Invalid value for '--max-running'"),
+        (
+            ["serve", "--keep-uploads", "2 weeks"],
+            "--keep-uploads: '2 weeks' is not a time span; write a number and a unit, as in 90s",
+        ),
+        (["serve", "--keep-uploads", "9.9m"], "--keep-uploads: must be at least 10m, so that no file is removed before its job"),
         (["fleet", "--server", "a:b"], "--server: 'a:b' is not an address"),
         (["fleet", "--ray-address", "auto", "--slots", "2"], "--slots: cannot be used with --ray-address"),
         (["jobs", "--data", "nowhere"], "--data: there is no folder nowhere"),

@@ -440,7 +440,7 @@ def test_the_log_says_what_unused_uploads_were_removed(storage: DataFolder, capl
     for path in (storage.uploads.path(old), storage.uploads.part(part)):
         os.utime(path, (long_ago, long_ago))
     storage.remove_unused_uploads()
-    assert caplog.messages == ["removed 2 uploads that no job used for a day: 1,234 bytes"]
+    assert caplog.messages == ["removed 2 uploads that no job used for 1d: 1,234 bytes"]
 
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["this release's", "an earlier one's"])

@@ -206,7 +206,7 @@ class TrainingServiceServicer:
 
     def UploadData(self, request_iterator, context):
         """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file.
-        The bytes of a call that breaks off are kept for a day (GetUpload).
+        The bytes of a call that breaks off are kept for a time that the server's operator chooses, a day by default (GetUpload).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -65,7 +65,7 @@ class TrainingServiceStub:
     """
     UploadData: _grpc.StreamUnaryMultiCallable[_training_service_pb2.UploadDataRequest, _training_service_pb2.UploadDataResponse]
     """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file.
-    The bytes of a call that breaks off are kept for a day (GetUpload).
+    The bytes of a call that breaks off are kept for a time that the server's operator chooses, a day by default (GetUpload).
     """
     DownloadData: _grpc.UnaryStreamMultiCallable[_training_service_pb2.DownloadDataRequest, _training_service_pb2.DownloadDataResponse]
     """A file of data that was uploaded."""
@@ -109,7 +109,7 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """
     UploadData: _aio.StreamUnaryMultiCallable[_training_service_pb2.UploadDataRequest, _training_service_pb2.UploadDataResponse]  # type: ignore[assignment]
     """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file.
-    The bytes of a call that breaks off are kept for a day (GetUpload).
+    The bytes of a call that breaks off are kept for a time that the server's operator chooses, a day by default (GetUpload).
     """
     DownloadData: _aio.UnaryStreamMultiCallable[_training_service_pb2.DownloadDataRequest, _training_service_pb2.DownloadDataResponse]  # type: ignore[assignment]
     """A file of data that was uploaded."""
@@ -228,7 +228,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_service_pb2.UploadDataResponse, _abc.Awaitable[_training_service_pb2.UploadDataResponse]]:
         """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file.
-        The bytes of a call that breaks off are kept for a day (GetUpload).
+        The bytes of a call that breaks off are kept for a time that the server's operator chooses, a day by default (GetUpload).
         """
 
     @_abc_1.abstractmethod

@@ -18,7 +18,7 @@ from thalweg.server.services.hosted import STOP_GRACE_SECONDS, Hosted, ServerSta
 from thalweg.server.services.parameter import JobReception, ParameterService
 from thalweg.server.services.shard import ShardService
 from thalweg.server.services.training import TrainingService
-from thalweg.server.settings import CHECKPOINT_SECONDS, SILENCE_SECONDS, RunSettings
+from thalweg.server.settings import CHECKPOINT_SECONDS, KEEP_UPLOADS_SECONDS, SILENCE_SECONDS, RunSettings
 from thalweg.server.storage.folder import DataFolder
 from thalweg.server.storage.room import Room
 from thalweg.server.streams.memory_listener import Sharing
@@ -53,6 +53,8 @@ class ServerConfig:
     Jobs that have not ended are resumed: all if `resume_unfinished`, else those that `kept` gives, called once the folder is
     locked. The others are recorded as interrupted.
 
+    Uploads that no job uses are removed after `keep_uploads_seconds`.
+
     `shared_memory` is whether workers on this machine get parameters and give gradients in memory, where that is possible.
     `local_workers` is whether all workers are on this machine, so that they can read data where it lies.
 
@@ -70,6 +72,7 @@ class ServerConfig:
     silence_seconds: float = SILENCE_SECONDS
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     max_running_jobs: int = 0
+    keep_uploads_seconds: float = KEEP_UPLOADS_SECONDS
     shared_memory: bool = True
     local_workers: bool = False
     allow_code: bool = False
@@ -141,7 +144,7 @@ class Server(Hosted):
 
     async def _serve(self) -> None:
         try:
-            storage = DataFolder(self.config.data)
+            storage = DataFolder(self.config.data, keep_uploads_seconds=self.config.keep_uploads_seconds)
         except Exception as error:
             raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
         runs = RunSettings(self.config.silence_seconds, self.config.checkpoint_seconds, self.config.allow_code)

@@ -7,6 +7,8 @@ SILENCE_SECONDS = 10.0
 HEARTBEATS = 5
 # The interval between checkpoints: a restart repeats about as much at most.
 CHECKPOINT_SECONDS = 10.0
+# How long uploads that no job uses are kept, and what arrived of those that broke off.
+KEEP_UPLOADS_SECONDS = 24 * 3600.0
 # Checkpoints that are kept of a job: the last one, and the one before it in case it is damaged.
 KEPT_CHECKPOINTS = 2
 

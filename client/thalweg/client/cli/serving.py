@@ -15,6 +15,7 @@ from thalweg.client.cli.output import console, print_json
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
 from thalweg.client.composition import check_address, data_policy, start_fleet, start_server, start_shard
 from thalweg.client.folders import SERVER_TOKEN, expanded, folder_token, served_folder
+from thalweg.contract.durations import duration_text, parse_duration
 from thalweg.contract.endpoint import DEFAULT_PORT, Address, Endpoint, parse_address
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.logs import Sparingly
@@ -24,6 +25,7 @@ from thalweg.contract.tokens import published
 _log = logging.getLogger(__name__)
 _MEBIBYTE = 1 << 20
 _MAX_SECONDS = 1e6
+_MIN_KEEP_SECONDS = 600.0
 AllowCode = Annotated[
     bool,
     typer.Option(
@@ -72,6 +74,14 @@ def serve(
             show_default="no limit",
         ),
     ] = None,
+    keep_uploads: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="How long to keep uploads that no job uses, such as 12h or 7d; longer than the files of a job take to arrive.",
+            show_default="1d",
+        ),
+    ] = None,
     checkpoint_seconds: Annotated[
         float | None,
         typer.Option(
@@ -109,8 +119,7 @@ def serve(
     """Runs a parameter server until Ctrl-C or SIGTERM.
 
     When it is started again, it resumes jobs that have not ended. To train,
-    it needs at least one fleet: see [bold]thalweg fleet --help[/]. It removes
-    uploads that no job has used for a day.
+    it needs at least one fleet: see [bold]thalweg fleet --help[/].
 
     [bold]Examples[/]
 
@@ -122,6 +131,7 @@ def serve(
     given = {
         "max_upload_bytes": max_upload and max_upload * _MEBIBYTE,
         "max_running_jobs": max_running,
+        "keep_uploads_seconds": keep_uploads and _kept(keep_uploads),
         "checkpoint_seconds": checkpoint_seconds,
         "silence_seconds": silence_seconds,
     }
@@ -149,6 +159,18 @@ def serve(
         at = " and ".join(map(str, server.listening))
         _announce({"address": str(server.address), "data": str(folder)}, f"serving at {at}, data in {folder}", json)
         _wait(inbox)
+
+
+def _kept(text: str) -> float:
+    """The seconds for which unused uploads are kept."""
+    try:
+        seconds = parse_duration(text)
+    except ValueError as error:
+        raise invalid(Violation("--keep-uploads", str(error))) from error
+    if seconds < _MIN_KEEP_SECONDS:
+        problem = f"must be at least {duration_text(_MIN_KEEP_SECONDS)}, so that no file is removed before its job is created"
+        raise invalid(Violation("--keep-uploads", problem))
+    return seconds
 
 
 def _publish(stack: ExitStack, addresses: Sequence[Address], token: str | None, folder: Path) -> None:

@@ -8,7 +8,9 @@ import hashlib
 import logging
 from pathlib import Path
 
+from thalweg.contract.durations import duration_text
 from thalweg.contract.layout import Slab
+from thalweg.server.settings import KEEP_UPLOADS_SECONDS
 from thalweg.server.storage import initial
 from thalweg.server.storage.bin import Bin
 from thalweg.server.storage.disk import RealDisk
@@ -28,10 +30,10 @@ class DataFolder(JobTable, EventTable, JobFiles):
 
     uploads: UploadFiles
 
-    def __init__(self, folder: Path, bounds: Bounds = BOUNDS) -> None:
+    def __init__(self, folder: Path, bounds: Bounds = BOUNDS, keep_uploads_seconds: float = KEEP_UPLOADS_SECONDS) -> None:
         keep_private(folder)
         disk = RealDisk()
-        JobFiles.__init__(self, folder, disk, UploadFiles(folder / "uploads", disk))
+        JobFiles.__init__(self, folder, disk, UploadFiles(folder / "uploads", disk, keep_uploads_seconds))
         self._reserve = Reserve(folder)
         EventTable.__init__(self, folder, self._reserve, bounds)
         self._bin = Bin(folder)
@@ -77,7 +79,8 @@ class DataFolder(JobTable, EventTable, JobFiles):
         removed = self.uploads.remove_unused(self._uploads_used())
         if removed.files:
             count = f"{removed.files:,} upload{'' if removed.files == 1 else 's'}"
-            _log.info("removed %s that no job used for a day: %s bytes", count, f"{removed.size:,}")
+            kept = duration_text(self.uploads.keep_seconds)
+            _log.info("removed %s that no job used for %s: %s bytes", count, kept, f"{removed.size:,}")
 
     def initial(self, sha256: str) -> dict[str, Slab]:
         """The tensors of an upload that a job starts from.

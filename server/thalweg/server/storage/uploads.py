@@ -12,9 +12,6 @@ from typing import NamedTuple
 from thalweg.contract.manifests import SHA256
 from thalweg.server.storage.disk import Disk, publish
 
-# A client that uploads a file has so long to create a job that uses it, and to resume an upload that broke off.
-_UNUSED_SECONDS = 24 * 3600.0
-
 
 class Removed(NamedTuple):
     """How many files were removed, and their size in bytes."""
@@ -24,11 +21,15 @@ class Removed(NamedTuple):
 
 
 class UploadFiles:
-    """The uploads in a folder. Files that are being received lie beside them, under names of their own."""
+    """The uploads in a folder. Files that are being received lie beside them, under names of their own.
 
-    def __init__(self, folder: Path, disk: Disk) -> None:
+    Within `keep_seconds`, a client that uploads a file has to create a job that uses it, or to resume an upload that broke off.
+    """
+
+    def __init__(self, folder: Path, disk: Disk, keep_seconds: float) -> None:
         self._folder = folder
         self._disk = disk
+        self.keep_seconds = keep_seconds
         folder.mkdir(exist_ok=True)
         # What a crash left, and cannot be resumed.
         for part in folder.glob("*.part"):
@@ -109,7 +110,7 @@ class UploadFiles:
                 with suppress(FileNotFoundError):
                     # Of a link, what is freed is the link: the file is its owner's.
                     status = path.lstat()
-                    if time.time() - status.st_mtime > _UNUSED_SECONDS:
+                    if time.time() - status.st_mtime > self.keep_seconds:
                         path.unlink()
                         removed = Removed(removed.files + 1, removed.size + status.st_size)
         return removed
