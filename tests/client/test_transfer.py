@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -239,21 +240,19 @@ def test_an_upload_that_another_client_began_is_resumed(cluster: Cluster, tmp_pa
     sent: list[int] = []
 
     class Counting:
-        """The server's methods, with the bytes that are sent counted."""
+        """A method of the server, with the bytes that are sent counted."""
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(stub, name)
-
-        def UploadData(self, requests: Iterator[pb.UploadDataRequest], **options: Any) -> pb.UploadDataResponse:  # noqa: N802 - gRPC's name
+        def future(self, requests: Iterator[pb.UploadDataRequest], **options: Any) -> Any:
             def counted() -> Iterator[pb.UploadDataRequest]:
                 for request in requests:
                     sent.append(len(request.data))
                     yield request
 
-            return stub.UploadData(counted(), **options)
+            return upload_data.future(counted(), **options)
 
+    upload_data = stub.UploadData
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster.client._connection, "_stub", Counting())
+        patch.setattr(stub, "UploadData", Counting())
         assert upload_of(cluster.client, path) == content
     assert sum(sent) == len(content) - half
 
@@ -303,6 +302,65 @@ def test_what_a_server_has_of_a_file_and_is_damaged_is_sent_again(tmp_path: Path
         part.write_bytes(b"damaged" + content[7 : 1 << 20])
         assert upload_of(client, path) == content
         assert not part.exists()
+
+
+class Recorded(list[tuple[int, int]]):
+    """What a client reports of its uploads."""
+
+    def __call__(self, done: int, total: int) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        self.append((done, total))
+
+
+def test_the_progress_of_uploads_is_reported(tmp_path: Path) -> None:
+    path = large_file(tmp_path)
+    size, reported, again, none = path.stat().st_size, Recorded(), Recorded(), Recorded()
+    with running_server(tmp_path / "server") as server, Client(server.address) as client:
+        client.submit("xor", {"data.npz": str(path)}, progress=reported)
+        client.submit("xor", {"data.npz": str(path)}, progress=again)
+        client.submit("xor", progress=none)
+    assert reported[0] == (0, size)
+    assert reported[-1] == (size, size)
+    done = [done for done, _ in reported]
+    assert done == sorted(done)
+    assert set(range(CHUNK_BYTES, size, CHUNK_BYTES)) < set(done)
+    assert again == [(0, size), (size, size)]
+    assert none == []
+
+
+def test_the_files_of_one_job_are_reported_together(tmp_path: Path) -> None:
+    paths = {name: tmp_path / f"{name}.npy" for name in "xy"}
+    for path in paths.values():
+        np.save(path, np.zeros((400_000, 1)))
+    sizes = [path.stat().st_size for path in paths.values()]
+    reported = Recorded()
+    with running_server(tmp_path / "server") as server, Client(server.address) as client:
+        client.submit("xor", {"data": {"npy": {name: str(path) for name, path in paths.items()}}}, progress=reported)
+    assert {total for _, total in reported} == {sum(sizes)}
+    done = [done for done, _ in reported]
+    # The second file has the first one's content.
+    assert done[-2:] == [sizes[0], sum(sizes)]
+    assert CHUNK_BYTES in done
+
+
+def test_what_the_server_has_of_an_upload_counts_as_done(tmp_path: Path) -> None:
+    path = large_file(tmp_path)
+    content, reported = path.read_bytes(), Recorded()
+    with running_server(tmp_path / "server") as server, Client(server.address) as client:
+
+        def stop(done: int, _: int) -> None:
+            if done == 2 * CHUNK_BYTES:
+                raise RuntimeError("enough")
+
+        with pytest.raises(RuntimeError, match="enough"):
+            client.submit("xor", {"data.npz": str(path)}, progress=stop)
+        assert client.jobs() == []
+        part = tmp_path / "server" / "uploads" / f"{hashlib.sha256(content).hexdigest()}.part"
+        # The call ended, and what it sent is being written, or was.
+        received = client._connection.stub.GetUpload(pb.GetUploadRequest(sha256=part.stem)).received
+        assert part.stat().st_size == received
+        client.submit("xor", {"data.npz": str(path)}, progress=reported)
+    assert [done for done, _ in reported][:2] == [0, received]
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:

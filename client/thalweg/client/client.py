@@ -1,6 +1,7 @@
 """The client of a server, for Python programs."""
 
 import uuid
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,9 +15,10 @@ from thalweg.client.jobfile import JobFile, JobSource, Settings, load_job, with_
 from thalweg.client.mapping import is_text
 from thalweg.client.packing import pack
 from thalweg.client.parts import Parts, write_manifest
-from thalweg.client.transfer import upload
+from thalweg.client.transfer import Meter, UploadProgress, bytes_of, upload
 from thalweg.contract.endpoint import Address, Endpoint, parse_address
 from thalweg.contract.errors import Violation, invalid
+from thalweg.contract.manifests import Entry
 from thalweg.v1 import training_service_pb2 as pb
 
 # A server may have to wait for its disk before it can confirm that a job is durable.
@@ -56,6 +58,7 @@ class Client:
         name: str | None = None,
         id: str | None = None,  # noqa: A002 - its name everywhere else
         request_id: str | None = None,
+        progress: UploadProgress | None = None,
     ) -> Job:
         """Submits a job to the server, with the files that it needs. Returns the job, which runs independently of this client.
 
@@ -66,6 +69,11 @@ class Client:
         `model` is a torch.nn.Module, trained from its current parameters and buffers, or a function that makes one, in place of
         the job's model. `loss` is then the name of a loss, `model` for the module's own, or a function of (outputs, targets).
         Both are pickled, and unpickled by workers only (`by_value.with_model`).
+
+        `progress` is called in this thread with two integers while files are uploaded: the bytes that the server has, and the
+        bytes of all files. The first call has 0 bytes, the last one all; between them there is about one for each MiB. What the
+        server had before, also of an upload that broke off, counts. Bytes that are lost with a connection no longer do. An
+        exception of `progress` ends the upload, which can be resumed, and is raised here. It is not called without files.
 
         `name` replaces the job's name; `id` chooses its id. Two calls with the same `request_id` create one job. Raises
         ThalwegError if the job is not right, or is not accepted.
@@ -89,12 +97,19 @@ class Client:
             if name is not None:
                 spec.name = name
             self._prepare(loaded)
-            for file in loaded.uploads():
-                file.message.sha256 = self._upload_all(file.given, file.given == arrays)
+            code = None
             if loaded.code:
-                folder = stack.enter_context(TemporaryDirectory(prefix="thalweg-code-"))
+                code = pack(loaded.code, Path(stack.enter_context(TemporaryDirectory(prefix="thalweg-code-"))))
+            files = list(loaded.uploads())
+            meter = Meter(
+                progress, sum(map(bytes_of, [*(path for file in files for path in file.paths), *([code] if code else [])]))
+            )
+            for file in files:
+                file.message.sha256 = self._upload_all(file.given, file.given == arrays, meter)
+            if code:
                 # Not what `_upload` may do: the job keeps its code, whatever becomes of the file.
-                spec.code.sha256 = upload(self._connection, pack(loaded.code, Path(folder)))
+                spec.code.sha256 = upload(self._connection, code, meter)
+                meter.finish(bytes_of(code))
         request = pb.CreateJobRequest(spec=spec, job_id=_job_id(id or ""), request_id=request_id or str(uuid.uuid4()))
         answer = self._connection.call(self._connection.stub.CreateJob, request, seconds=_CREATE_SECONDS)
         self._connection.began(answer.job.id)
@@ -103,17 +118,24 @@ class Client:
     def _prepare(self, job: JobFile) -> None:
         """Called before a job's files are uploaded."""
 
-    def _upload_all(self, files: Path | Parts, temporary: bool) -> str:
+    def _upload_all(self, files: Path | Parts, temporary: bool, meter: Meter) -> str:
         """Uploads a file, or several and their manifest, whose SHA-256 it returns."""
         if isinstance(files, Path):
-            return self._upload(files, temporary)
-        sha256s = {name: self._upload(path, temporary=False) for name, path in files.items()}
+            return self._upload_one(files, temporary, meter).sha256
+        entries = [self._upload_one(path, temporary, meter)._replace(path=name) for name, path in files.items()]
         with TemporaryDirectory(prefix="thalweg-manifest-") as folder:
-            return self._upload(write_manifest(files, sha256s, Path(folder) / "manifest.json"), temporary=True)
+            return self._upload(write_manifest(entries, Path(folder) / "manifest.json"), temporary=True)
 
-    def _upload(self, path: Path, temporary: bool) -> str:  # noqa: ARG002 - used by subclasses that do not copy
+    def _upload_one(self, path: Path, temporary: bool, meter: Meter) -> Entry:
+        # Before it may be moved.
+        size = bytes_of(path)
+        sha256 = self._upload(path, temporary, meter)
+        meter.finish(size)
+        return Entry(str(path), size, sha256)
+
+    def _upload(self, path: Path, temporary: bool, done: Callable[[int], object] = lambda _: None) -> str:  # noqa: ARG002 - of subclasses
         """Puts a file, which may be `temporary`, where the server finds it. Returns its SHA-256."""
-        return upload(self._connection, path)
+        return upload(self._connection, path, done)
 
     def resume(self, id: str) -> Job:  # noqa: A002 - its name everywhere else
         """Resumes a job that was cancelled, interrupted or has failed, from its last checkpoint. Returns it.

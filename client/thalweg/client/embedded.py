@@ -22,7 +22,7 @@ from thalweg.client.folders import embedded_folder, expanded, folder_token, has_
 from thalweg.client.jobfile import JobFile
 from thalweg.client.records import ENDED
 from thalweg.client.runs import Run
-from thalweg.client.transfer import refer
+from thalweg.client.transfer import bytes_of, refer
 from thalweg.contract.endpoint import Address, Endpoint, parse_address
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import state_name
@@ -222,10 +222,10 @@ class _EmbeddedClient(Client):
 
         check(job)
 
-    def _upload(self, path: Path, temporary: bool) -> str:
-        if path.stat().st_size > _MAX_COPIED_BYTES:
+    def _upload(self, path: Path, temporary: bool, done: Callable[[int], object] = lambda _: None) -> str:
+        if bytes_of(path) > _MAX_COPIED_BYTES:
             return refer(path, self._uploads, move=temporary)
-        return super()._upload(path, temporary)
+        return super()._upload(path, temporary, done)
 
 
 class Local:

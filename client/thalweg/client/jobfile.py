@@ -54,6 +54,11 @@ class Upload(NamedTuple):
     message: job_pb2.Data | job_pb2.HeldOut | job_pb2.Initial
     given: Path | Parts
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files."""
+        return [self.given] if isinstance(self.given, Path) else list(self.given.values())
+
 
 @dataclass(frozen=True)
 class JobFile:

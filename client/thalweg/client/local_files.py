@@ -6,7 +6,7 @@ from pathlib import Path
 from thalweg.client.files import reading
 from thalweg.client.jobfile import JobFile
 from thalweg.client.packing import pack
-from thalweg.client.parts import write_manifest
+from thalweg.client.parts import entries_of, write_manifest
 
 
 def local_files(job: JobFile, folder: Path) -> dict[str, Path]:
@@ -21,7 +21,7 @@ def local_files(job: JobFile, folder: Path) -> dict[str, Path]:
         else:
             sha256s = {name: _sha256(part, field) for name, part in given.items()}
             files |= {sha256s[name]: part for name, part in given.items()}
-            path = write_manifest(given, sha256s, folder / "manifest.json")
+            path = write_manifest(entries_of(given, sha256s), folder / "manifest.json")
         message.sha256 = _sha256(path, field)
         files[message.sha256] = path
     if job.code:

@@ -1,7 +1,7 @@
 """Data of several files: those below a folder, or one for each array. Each is uploaded, and a manifest that names them."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from thalweg.client.files import check_folder, check_input, reading
@@ -39,17 +39,21 @@ def parts_of(folder: Path, endings: Sequence[str], field: str) -> Parts:
     return {name: parts[name] for name in sorted(parts)}
 
 
-def write_manifest(parts: Parts, sha256s: Mapping[str, str], path: Path) -> Path:
-    """Writes the manifest of files, whose SHA-256s are given by their paths in it, to a file, and returns that one's path."""
-    entries = [manifests.Entry(name, part.stat().st_size, sha256s[name]) for name, part in parts.items()]
+def write_manifest(entries: Iterable[manifests.Entry], path: Path) -> Path:
+    """Writes the manifest of files to a file, and returns its path."""
     path.write_bytes(manifests.written(entries))
     return path
+
+
+def entries_of(parts: Parts, sha256s: Mapping[str, str]) -> list[manifests.Entry]:
+    """The entries of files in a manifest, with their SHA-256s by their paths in it. Raises OSError."""
+    return [manifests.Entry(name, part.stat().st_size, sha256s[name]) for name, part in parts.items()]
 
 
 def numbered(parts: Parts, folder: Path) -> dict[str, Path]:
     """The files, by numbers in place of SHA-256s, and their manifest, which is written to `folder`, under UNHASHED."""
     numbers = {name: f"{number:064x}" for number, name in enumerate(parts, 1)}
-    manifest = write_manifest(parts, numbers, folder / "manifest.json")
+    manifest = write_manifest(entries_of(parts, numbers), folder / "manifest.json")
     return {UNHASHED: manifest} | {numbers[name]: path for name, path in parts.items()}
 
 

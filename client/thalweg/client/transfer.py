@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+import queue
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import grpc
 import numpy as np
@@ -27,6 +29,30 @@ _PATIENCE = (1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
 _BROKEN_OFF = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
+# Called with the bytes of all files that the server has, and their bytes in all.
+UploadProgress: TypeAlias = Callable[[int, int], object]
+
+
+class Meter:
+    """Reports the progress of several files, `total` bytes in all, which are uploaded one after another."""
+
+    def __init__(self, report: UploadProgress | None, total: int) -> None:
+        self._report = report if total else None
+        self._total = total
+        self._before = 0
+        self(0)
+
+    def __call__(self, done: int) -> None:
+        """The server has some bytes of the present file."""
+        if self._report is not None:
+            self._report(self._before + done, self._total)
+
+    def finish(self, size: int) -> None:
+        """The server has the present file, which has `size` bytes."""
+        self(size)
+        self._before += size
+
+
 class _Part(Protocol):
     """A message of a download."""
 
@@ -34,21 +60,33 @@ class _Part(Protocol):
     def data(self) -> bytes: ...
 
 
-def upload(connection: Connection, path: Path) -> str:
+def upload(connection: Connection, path: Path, done: Callable[[int], object] = lambda _: None) -> str:
     """Uploads a file to the server, if it is not there yet. Returns its SHA-256. Raises ThalwegError if that fails.
 
-    An upload that broke off, by this client or another one, is resumed.
+    An upload that broke off, by this client or another one, is resumed. `done` is called in this thread with the number of bytes
+    that were sent or were there already, about once for each MiB; it is less than before if bytes were lost on their way.
     """
+    with _reading(path), path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        header = pb.UploadHeader(sha256=sha256, size=path.stat().st_size)
+        # Uploads are named by their content, so that a second attempt changes nothing.
+        if not connection.attempt(lambda: _received_by_server(connection, sha256)).whole:
+            connection.attempt(lambda: _send(connection, file.fileno(), header, done), patience=_PATIENCE, again=_BROKEN_OFF)
+    return sha256
+
+
+def bytes_of(path: Path) -> int:
+    """The size of a file that is to be uploaded. Raises ThalwegError if it cannot be read."""
+    with _reading(path):
+        return path.stat().st_size
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            header = pb.UploadHeader(sha256=sha256, size=path.stat().st_size)
-            # Uploads are named by their content, so that a second attempt changes nothing.
-            if not connection.attempt(lambda: _received_by_server(connection, sha256)).whole:
-                connection.attempt(lambda: _send(connection, file.fileno(), header), patience=_PATIENCE, again=_BROKEN_OFF)
+        yield
     except OSError as error:
         raise LocalError(f"cannot read {path}: {error.strerror}") from error
-    return sha256
 
 
 def _received_by_server(connection: Connection, sha256: str) -> pb.GetUploadResponse:
@@ -63,26 +101,47 @@ def _received_by_server(connection: Connection, sha256: str) -> pb.GetUploadResp
         return pb.GetUploadResponse()
 
 
-def _send(connection: Connection, file: int, header: pb.UploadHeader) -> None:
-    """Sends what the server lacks of a file, given by its descriptor. Raises what gRPC raises."""
-
-    def requests() -> Iterator[pb.UploadDataRequest]:
-        yield pb.UploadDataRequest(header=header)
-        position = header.offset
-        # Not from the file's own position, which belongs to all attempts: gRPC may still be reading for one that broke off.
-        while part := os.pread(file, CHUNK_BYTES, position):
-            position += len(part)
-            yield pb.UploadDataRequest(data=part)
-
+def _send(connection: Connection, file: int, header: pb.UploadHeader, done: Callable[[int], object]) -> None:
+    """Sends what the server lacks of a file, given by its descriptor. Raises what gRPC raises, and what `done` raises."""
     header.offset = _received_by_server(connection, header.sha256).received
     try:
-        connection.stub.UploadData(requests(), metadata=connection.metadata)
+        _send_rest(connection, file, header, done)
     except grpc.RpcError as error:
         if header.offset == 0 or code_of(error) is not grpc.StatusCode.INVALID_ARGUMENT:
             raise
         # What the server had was damaged, and is discarded; or another client continues it.
         header.offset = 0
-        connection.stub.UploadData(requests(), metadata=connection.metadata)
+        _send_rest(connection, file, header, done)
+
+
+def _send_rest(connection: Connection, file: int, header: pb.UploadHeader, done: Callable[[int], object]) -> None:
+    """Sends a file from the header's offset on."""
+    # Positions to which the file was sent, and None at the end of the call.
+    sent: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+
+    def requests() -> Iterator[pb.UploadDataRequest]:
+        position = header.offset
+        sent.put(position)
+        yield pb.UploadDataRequest(header=header)
+        # Not from the file's own position, which belongs to all attempts: gRPC may still be reading for one that broke off.
+        while part := os.pread(file, CHUNK_BYTES, position):
+            position += len(part)
+            yield pb.UploadDataRequest(data=part)
+            sent.put(position)
+
+    # gRPC asks for the messages in a thread of its own.
+    call = connection.stub.UploadData.future(requests(), metadata=connection.metadata)
+    call.add_done_callback(lambda _: sent.put(None))
+    try:
+        while (position := sent.get()) is not None:
+            done(position)
+    except BaseException:
+        call.cancel()
+        raise
+    # A call that failed is itself the error.
+    error: object = call
+    if call.code() is not grpc.StatusCode.OK and isinstance(error, grpc.RpcError):
+        raise error
 
 
 def refer(path: Path, folder: Path, move: bool = False) -> str:

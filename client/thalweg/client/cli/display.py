@@ -117,8 +117,12 @@ def display(name: str) -> Display:
     if "ipykernel" in sys.modules:
         return Notebook(name)
     terminal = console(stderr=True)
-    # A terminal that cannot move its cursor cannot show a bar.
-    return Screen(name, terminal) if sys.stderr.isatty() and not terminal.is_dumb_terminal else Log(name)
+    return Screen(name, terminal) if shows_bars(terminal) else Log(name)
+
+
+def shows_bars(terminal: Console) -> bool:
+    """Whether stderr, of which `terminal` is the console, is a terminal that can move its cursor."""
+    return sys.stderr.isatty() and not terminal.is_dumb_terminal
 
 
 class Log:

@@ -25,6 +25,7 @@ from thalweg.client.cli.options import (
 )
 from thalweg.client.cli.output import accuracy_of, ago, complain, console, job_json, print_json
 from thalweg.client.cli.signals import Inbox
+from thalweg.client.cli.uploading import upload_bar
 from thalweg.client.client import Client
 from thalweg.client.job import Job
 from thalweg.client.jobfile import load_job
@@ -59,8 +60,8 @@ def submit(
             "a submitted job needs a running server; give its HOST:PORT (thalweg serve starts one; thalweg train needs none)"
         )
         raise invalid(Violation("--server", problem))
-    with Client(meant, token) as client:
-        accepted = client.submit(loaded, id=id)
+    with Client(meant, token) as client, upload_bar() as bar:
+        accepted = client.submit(loaded, id=id, progress=bar)
     if json:
         print_json(job_json(accepted.message))
     else:

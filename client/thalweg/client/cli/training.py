@@ -6,6 +6,7 @@ from pathlib import Path
 from thalweg.client.cli.display import Display, JobView, display
 from thalweg.client.cli.follow import attend, follow
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
+from thalweg.client.cli.uploading import upload_bar
 from thalweg.client.client import Client
 from thalweg.client.embedded import Embedded
 from thalweg.client.errors import LocalError
@@ -48,7 +49,9 @@ class Training:
 
     def run(self, loaded: JobFile) -> Outcome:
         """Trains. Raises ThalwegError if the job is not accepted, or the server is lost."""
-        return self._attended(attend(lambda: self._client.submit(loaded), self._inbox), [])
+        with upload_bar() as bar:
+            job = attend(lambda: self._client.submit(loaded, progress=bar), self._inbox)
+        return self._attended(job, [])
 
     def resume(self, job_id: str) -> Outcome:
         """Resumes a job that did not succeed, and trains. Raises ThalwegError if that is impossible, or the server is lost."""
