@@ -10,6 +10,7 @@ from thalweg.contract.sums import Sums
 from thalweg.contract.tree import Node
 from thalweg.server.deciding import plan
 from thalweg.server.deciding.coordinator import Coordinator, Phase
+from thalweg.server.deciding.data_files import difference
 from thalweg.server.deciding.decisions import (
     AdmitWorker,
     ApplyRange,
@@ -36,6 +37,7 @@ from thalweg.server.deciding.events import (
     CheckpointDone,
     CheckpointRequested,
     ContributionReceived,
+    DataChanged,
     DriverFailed,
     EvaluationReceived,
     Event,
@@ -654,13 +656,39 @@ def test_a_few_odd_nodes_do_not_fail_a_job_that_has_workers_elsewhere() -> None:
     assert not any(fail(worker, place) for worker, place in enumerate([A, B, C] * MAX_REPORTS))
 
 
-def test_a_worker_that_finds_other_files_at_urls_is_refused() -> None:
+def test_other_data_files_fail_a_job_if_no_node_has_those_that_it_has_learned_from() -> None:
     desk = Desk()
     desk.join(1)
-    desk.handle(WorkerJoined(2, B))
-    refuse, *_ = desk.handle(WorkerPrepared(2, desk.facts._replace(fingerprint="b")))
-    assert isinstance(refuse, Refuse)
-    assert refuse.problem.startswith("the files at the data's URLs are not those that the others found")
+
+    def find(worker: int, place: Place) -> list[Decision]:
+        desk.handle(WorkerJoined(worker, place))
+        return desk.handle(DataChanged(worker, "a.csv is gone"))
+
+    assert find(2, B)[0] == Refuse(2, "a.csv is gone", "DATA_CHANGED")
+    assert desk.coordinator.trouble(desk.now) == "a worker failed on b.lab: a.csv is gone; trying again in 1 s"
+    # Worker 1 has the files.
+    assert not any(of(Finish, find(worker, B)) for worker in range(3, 3 + MAX_REPORTS))
+    desk.handle(WorkerLost(1))
+    finished = of(Finish, find(20, B))
+    assert [(each.state, each.error.endswith("last error: a.csv is gone")) for each in finished] == [
+        (job_pb2.JOB_STATE_FAILED, True)
+    ]
+
+
+def test_what_has_changed_in_files_is_told() -> None:
+    def found(fingerprint: str, **files: tuple[int, str]) -> job_pb2.Preprocessing:
+        known = [job_pb2.DataFile(url=f"s3://b/{name}", size=size, state=state) for name, (size, state) in files.items()]
+        return job_pb2.Preprocessing(fingerprint=fingerprint, files=known)
+
+    then = found("1", a=(5, "x"), b=(6, "y"), c=(7, "z"))
+    assert not difference(then, then)
+    said = difference(then, found("2", a=(5, "w"), b=(1006, "v"), d=(1, "u")))
+    assert said == (
+        "the data's files are not those that the job has learned from: s3://b/a has another ETag or time of modification; "
+        "s3://b/b has 1,006 bytes, and had 6; s3://b/c is gone; and 1 more. Restore them and resume the job, or submit it again"
+    )
+    # Too many to be known one by one.
+    assert "from: other sizes, ETags or times of modification. Restore" in difference(found("1"), found("2"))
 
 
 def test_a_worker_that_disagrees_is_refused_and_the_job_goes_on() -> None:

@@ -73,6 +73,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The server cannot reach a shard at the address that the shard announced, so workers cannot either."""
     ERROR_REASON_CODE_NOT_ALLOWED: _ErrorReason.ValueType  # 41
     """The job has code of its own, and this server accepts none."""
+    ERROR_REASON_DATA_CHANGED: _ErrorReason.ValueType  # 42
+    """Files that a job's data names by URLs are not those that the job has learned from."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 14
     """Any error that is not in this catalogue."""
     ERROR_REASON_LOCAL: _ErrorReason.ValueType  # 32
@@ -129,6 +131,8 @@ ERROR_REASON_SHARD_UNREACHABLE: ErrorReason.ValueType  # 40
 """The server cannot reach a shard at the address that the shard announced, so workers cannot either."""
 ERROR_REASON_CODE_NOT_ALLOWED: ErrorReason.ValueType  # 41
 """The job has code of its own, and this server accepts none."""
+ERROR_REASON_DATA_CHANGED: ErrorReason.ValueType  # 42
+"""Files that a job's data names by URLs are not those that the job has learned from."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 14
 """Any error that is not in this catalogue."""
 ERROR_REASON_LOCAL: ErrorReason.ValueType  # 32

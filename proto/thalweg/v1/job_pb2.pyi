@@ -2759,6 +2759,36 @@ class Tensor(_message.Message):
 Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
+class DataFile(_message.Message):
+    """A file at a URL, as it was when a worker found it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """Its URL, without what may be secret."""
+    size: _builtins.int
+    """Its bytes."""
+    state: _builtins.str
+    """Identifies its state: its size, and its ETag or time of modification."""
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        size: _builtins.int = ...,
+        state: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["size", b"size", "state", b"state", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataFile: _TypeAlias = DataFile  # noqa: Y015
+
+@_typing.final
 class Preprocessing(_message.Message):
     """The form of a sample, and how samples are prepared for the model: (x - mean) / scale, per feature. Both are empty for no change."""
 
@@ -2776,6 +2806,7 @@ class Preprocessing(_message.Message):
     DIVISOR_FIELD_NUMBER: _builtins.int
     IGNORED_FIELD_NUMBER: _builtins.int
     OTHERS_IGNORED_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The name of the column that the target was read from, if `columns` are given."""
     dtype: _builtins.str
@@ -2818,6 +2849,10 @@ class Preprocessing(_message.Message):
     def ignored(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of columns that the job ignores: rows for predictions may have them."""
 
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataFile]:
+        """The files at URLs, so that a message can name those that have changed. Empty if they are too many to travel with the model."""
+
     def __init__(
         self,
         *,
@@ -2833,10 +2868,11 @@ class Preprocessing(_message.Message):
         divisor: _builtins.float = ...,
         ignored: _abc.Iterable[_builtins.str] | None = ...,
         others_ignored: _builtins.bool = ...,
+        files: _abc.Iterable[Global___DataFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "divisor", b"divisor", "dtype", b"dtype", "fingerprint", b"fingerprint", "ignored", b"ignored", "mean", b"mean", "others_ignored", b"others_ignored", "scale", b"scale", "shape", b"shape", "table", b"table", "target", b"target", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "divisor", b"divisor", "dtype", b"dtype", "files", b"files", "fingerprint", b"fingerprint", "ignored", b"ignored", "mean", b"mean", "others_ignored", b"others_ignored", "scale", b"scale", "shape", b"shape", "table", b"table", "target", b"target", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,7 +30,7 @@ from thalweg.learning.data.preparation import (
     tabular,
     tabular_of_own_file,
 )
-from thalweg.learning.data.remote.located import located
+from thalweg.learning.data.remote.located import Located, located
 from thalweg.learning.data.rows import Positions, Rows, Selected
 from thalweg.learning.data.samples import ALL, Arrays, Samples, held, sample_bytes
 from thalweg.learning.data.sources import SOURCES, columnar_rows, columns, is_columnar, npz
@@ -90,9 +90,10 @@ def load(spec: job_pb2.JobSpec, access: Access | Fetch) -> Dataset:
     Uploads may be removed afterwards: they are kept open as long as they are read from. All samples are read several times, block
     by block. Raises DataError if the data is not right.
     """
-    spec, given, fingerprint = _located(spec, access)
-    dataset = _load(spec, given)
-    dataset.preprocessing.fingerprint = fingerprint
+    spec, place = _located(spec, access)
+    dataset = _load(spec, place.access)
+    dataset.preprocessing.fingerprint = place.fingerprint
+    dataset.preprocessing.files.extend(place.files)
     return dataset
 
 
@@ -270,7 +271,8 @@ def held_out(spec: job_pb2.JobSpec, access: Access | Fetch) -> Own:
 
     `spec` has its defaults filled in. Raises DataError if the data cannot be read.
     """
-    spec, given, _ = _located(spec, access)
+    spec, place = _located(spec, access)
+    given = place.access
     for _, wanted in _held_out(spec.data):
         if wanted.WhichOneof("source"):
             return _all_of(_other_spec(spec, wanted), given)
@@ -299,15 +301,15 @@ def read(data: job_pb2.Data, access: Access | Fetch) -> Pair:
     return Pair(source.x[ALL], source.y[ALL])
 
 
-def _located(spec: job_pb2.JobSpec, access: Access | Fetch) -> tuple[job_pb2.JobSpec, Access, str]:
-    """A job whose data is not at URLs, an access to it, and the fingerprint of what was at URLs; empty if nothing was."""
+def _located(spec: job_pb2.JobSpec, access: Access | Fetch) -> tuple[job_pb2.JobSpec, Located]:
+    """A job whose data is not at URLs, and where it is."""
     place = located(spec.data, _access(access))
     if place.data is spec.data:
-        return spec, place.access, ""
+        return spec, place
     changed = job_pb2.JobSpec()
     changed.CopyFrom(spec)
     changed.data.CopyFrom(place.data)
-    return changed, place.access, place.fingerprint
+    return changed, place
 
 
 def _access(access: Access | Fetch) -> Access:

@@ -88,7 +88,7 @@ class ArraysFound(NamedTuple):
 
 def inspect(data: job_pb2.Data, access: Access) -> TableFound | ArraysFound:
     """What is in a job's data. It is read once, block by block. Raises DataError if training would, whatever the model."""
-    data, access, _ = located(data, access)
+    data, access, *_ = located(data, access)
     kind, dialect = str(data.WhichOneof("source")), None
     if kind == "csv":
         found = columns.text_table(data, access)

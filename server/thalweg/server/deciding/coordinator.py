@@ -34,6 +34,7 @@ from thalweg.server.deciding.events import (
     CheckpointDone,
     CheckpointRequested,
     ContributionReceived,
+    DataChanged,
     DriverFailed,
     EvaluationReceived,
     Event,
@@ -179,6 +180,8 @@ class Coordinator:
                 return self._worker_failed(worker, problem, scope)
             case WorkerMisbehaved(worker, problem):
                 return self._worker_misbehaved(worker, problem)
+            case DataChanged(worker, problem):
+                return self._data_changed(worker, problem)
             case DriverFailed(problem):
                 return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
             case InitialReceived():
@@ -217,11 +220,6 @@ class Coordinator:
             return []
         if self._facts is None:
             return self._first_prepared(worker, facts, premises)
-        if facts.fingerprint != self._facts.fingerprint:
-            problem = (
-                "the files at the data's URLs are not those that the others found: other sizes, ETags or times of modification"
-            )
-            return self._refuse(worker, Refuse(worker, problem), f"a worker disagrees with the others: {problem}")
         if facts != self._facts:
             problem = f"it found {_words(facts)}, but the others found {_words(self._facts)}"
             return self._refuse(worker, Refuse(worker, problem), f"a worker disagrees with the others: {problem}")
@@ -314,6 +312,14 @@ class Coordinator:
             return []
         place = self._workers.place(worker)
         return [*self._worker_lost(worker), *self._workers.failed(Kind.NODE, place, problem)]
+
+    def _data_changed(self, worker: WorkerId, problem: str) -> list[Decision]:
+        """Perhaps its node alone has other files, perhaps there are no others any more: then the job fails."""
+        if worker not in self._workers:
+            return []
+        place = self._workers.place(worker)
+        refusal = Refuse(worker, problem, "DATA_CHANGED")
+        return [refusal, *self._worker_lost(worker), *self._workers.failed(Kind.REPORTED, place, problem)]
 
     def _worker_contributed(self, worker: WorkerId) -> list[Decision]:
         """What follows from a worker's contribution for those that failed."""

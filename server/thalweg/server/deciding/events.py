@@ -87,6 +87,14 @@ class WorkerMisbehaved:
 
 
 @dataclass(frozen=True, slots=True)
+class DataChanged:
+    """A worker found other data files than those that the job has learned from."""
+
+    worker: WorkerId
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class InitialReceived:
     """A chunk of the initial parameters arrived."""
 
@@ -172,6 +180,7 @@ Event = (
     | WorkerRefused
     | WorkerFailed
     | WorkerMisbehaved
+    | DataChanged
     | InitialReceived
     | ContributionReceived
     | EvaluationReceived

@@ -35,7 +35,7 @@ class Facts(NamedTuple):
     """What the workers found out about a job's model and data.
 
     `segments` are the slab's tensors, without which there can be no groups of them. `numerical` says whether gradients are
-    differences of the loss. `fingerprint` identifies the state of files at URLs.
+    differences of the loss.
     """
 
     elements: int
@@ -44,7 +44,6 @@ class Facts(NamedTuple):
     metrics: tuple[str, ...]
     segments: tuple[Segment, ...] = ()
     numerical: bool = False
-    fingerprint: str = ""
     test_samples: int = 0
 
 

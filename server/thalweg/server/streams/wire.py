@@ -40,8 +40,8 @@ _MAX_COUNTED = 1 << 16
 _MAX_METRICS = 32
 _METRIC = re.compile(r"[a-z0-9_]{1,40}")
 # NumPy's own limit.
-_MAX_FINGERPRINT = 64
 _MAX_SAMPLE_AXES = 64
+_MAX_FINGERPRINT, _MAX_FILES, _MAX_URL = 64, 1 << 12, 1 << 12
 # Releases up to 0.1.0, and jobs whose samples have several inputs, have none.
 _SAMPLE_DTYPES = {"", "float32", "float64", *FIXED_DTYPES}
 # As the contract says.
@@ -185,6 +185,8 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, spec: job_pb2.JobSp
 def _check_preprocessing(preprocessing: job_pb2.Preprocessing) -> None:
     if len(preprocessing.fingerprint) > _MAX_FINGERPRINT:
         raise protocol_violation(f"a fingerprint of more than {_MAX_FINGERPRINT} characters")
+    if len(preprocessing.files) > _MAX_FILES or any(len(file.url) > _MAX_URL for file in preprocessing.files):
+        raise protocol_violation("too many data files, or too long URLs")
     if len(preprocessing.shape) > _MAX_SAMPLE_AXES:
         raise protocol_violation("samples of too many axes")
     if preprocessing.dtype not in _SAMPLE_DTYPES:

@@ -21,18 +21,24 @@ from thalweg.v1 import job_pb2
 
 # Of what is kept for others.
 _FORMAT = 1
+# The most bytes of what is known of single files: it travels with the model.
+_MAX_KNOWN = 1 << 16
+# Of a digest: enough to tell a file's states apart.
+_STATE = 16
 _FINDERS = {"file": local.find, "http": http.find, "https": http.find, "s3": stores.find, "gs": stores.find}
 
 
 class Located(NamedTuple):
     """Data whose `sha256` stands for what is at its URLs, and an access that knows it; what identifies the files' state.
 
-    Data without URLs is as it was, and the fingerprint empty.
+    `files` are for messages about those that change later, and empty if they are too many to travel with the model. Data without
+    URLs is as it was, and the fingerprint empty.
     """
 
     data: job_pb2.Data
     access: Access
     fingerprint: str
+    files: tuple[job_pb2.DataFile, ...] = ()
 
 
 def located(data: job_pb2.Data, access: Access) -> Located:
@@ -59,19 +65,21 @@ def located(data: job_pb2.Data, access: Access) -> Located:
         )
     found.sort()
     paths: dict[str, Path] = {}
-    entries = []
+    entries, known = [], []
     for number, file in enumerate(found, 1):
         key = _digest("file", *file.identity)
         what = f"downloading {addresses.public(file.url)}, {file.size:,} bytes ({number} of {len(found)})"
         paths[key] = file.path or access.made(f"url-{_FORMAT}-{key}", _while_doing(access, what, file.fill))
         entries.append(manifests.Entry(file.name, file.size, key))
+        known.append(job_pb2.DataFile(url=addresses.public(file.url), size=file.size, state=key[:_STATE]))
     fingerprint = _digest("files", *(entry.sha256 for entry in entries))
     if len(found) > 1 or found[0].name_in_folder or len(urls) > 1:
         manifest = manifests.written(entries)
         paths[fingerprint] = access.made(f"manifest-{_FORMAT}-{fingerprint}", lambda path: _write(path, manifest))
     else:
         paths[fingerprint] = paths[entries[0].sha256]
-    return Located(_renamed(data, source, fingerprint), _Located(access, paths), fingerprint)
+    told = tuple(known) if sum(file.ByteSize() for file in known) <= _MAX_KNOWN else ()
+    return Located(_renamed(data, source, fingerprint), _Located(access, paths), fingerprint, told)
 
 
 class _Located:

@@ -11,6 +11,7 @@ from thalweg.server.arrays.downloads import MAX_COPIES, Download, Downloads
 from thalweg.server.arrays.interface import Arrays
 from thalweg.server.arrays.parameters import PARAMETERS
 from thalweg.server.arrays.unallocated import Unallocated
+from thalweg.server.deciding.data_files import difference
 from thalweg.server.deciding.decisions import Finish
 from thalweg.server.deciding.impossible import ImpossibleError
 from thalweg.server.deciding.plan import Plan
@@ -55,10 +56,9 @@ class Holdings:
             raise ImpossibleError("no worker has been prepared")
         return self._prepared
 
-    def has_changed(self, fingerprint: str) -> bool:
-        """Whether files at URLs are others than at the checkpoint from which the run began."""
-        start = self._start.checkpoint
-        return start is not None and start.prepared.preprocessing.fingerprint != fingerprint
+    def changed_data(self, found: parameter_service_pb2.Prepared) -> str:
+        """How files at URLs differ from those that the job has learned from, in this run or before; empty if they do not."""
+        return "" if self._prepared is None else difference(self._prepared.preprocessing, found.preprocessing)
 
     def learn(self, prepared: parameter_service_pb2.Prepared) -> bool:
         """Takes note of what a worker found out. False if it found another layout than the first one."""

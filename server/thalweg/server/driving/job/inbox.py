@@ -5,7 +5,7 @@ from collections.abc import Callable
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import ThalwegError, protocol_violation
 from thalweg.contract.frames import Parcel
-from thalweg.server.deciding.events import Event, WorkerMisbehaved, WorkerPrepared
+from thalweg.server.deciding.events import DataChanged, Event, WorkerMisbehaved, WorkerPrepared
 from thalweg.server.deciding.values import Facts, WorkerId
 from thalweg.server.driving.job.admission import Admission
 from thalweg.server.driving.job.holdings import Holdings
@@ -74,10 +74,10 @@ class Inbox:
         elements = layouts.elements(prepared.layout)
         segments = layouts.segments_of(prepared.layout.tensors)
         samples = prepared.train_samples, prepared.validation_samples
-        found = prepared.preprocessing.fingerprint
-        facts = Facts(elements, *samples, tuple(prepared.metrics), segments, prepared.numerical, found, prepared.test_samples)
-        if self._holdings.has_changed(found):
-            raise protocol_violation("files at the data's URLs that have changed; restore them, or submit the job again")
+        facts = Facts(elements, *samples, tuple(prepared.metrics), segments, prepared.numerical, prepared.test_samples)
+        if problem := self._holdings.changed_data(prepared):
+            self._handle(DataChanged(worker, problem))
+            return
         if not self._holdings.learn(prepared):
             raise protocol_violation("a layout that differs from the first worker's")
         self._admission.add(WorkerPrepared(worker, facts, premises))
