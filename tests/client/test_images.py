@@ -1,5 +1,6 @@
 """Folders of images, from the client to predictions with the names of their classes."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ from PIL import Image
 
 from tests.client.helpers import fleet_of_threads
 from tests.end_to_end.cluster import running_server
-from thalweg.client import Client, JobFailedError
+from thalweg.client import Client, JobFailedError, ThalwegError
+from thalweg.client.jobfile import load_job
+from thalweg.learning.data import DataError, Temporary
+from thalweg.learning.data.remote.located import located
+from thalweg.v1 import job_pb2
 
 HEIGHT, WIDTH = 6, 8
 JOB: dict[str, Any] = {
@@ -87,8 +92,7 @@ def no_class(folder: Path) -> None:
 
 
 def one_class(folder: Path) -> None:
-    for path in (folder / "sun").iterdir():
-        path.unlink()
+    shutil.rmtree(folder / "sun")
 
 
 @pytest.mark.parametrize(
@@ -109,3 +113,22 @@ def test_what_is_wrong_is_told_with_the_file(spoil: Any, message: str, tmp_path:
         with pytest.raises(JobFailedError) as caught:
             job.wait()
         assert f"data.images: {message}" in str(caught.value) or message in str(caught.value)
+
+
+def test_a_folder_of_a_class_without_images_is_an_error(tmp_path: Path) -> None:
+    folder = write(tmp_path / "pictures")
+    (folder / "moon").mkdir()
+    (folder / "moon" / "1.tiff").write_bytes(b"")
+    (folder / ".cache").mkdir()
+    told = r"^data\.images: the folder 'moon' below '.*' has no images, and each folder is a class; add images, or remove it$"
+    with pytest.raises(ThalwegError, match=told):
+        load_job(JOB | {"data": {"images": str(folder)}})
+    at_url = job_pb2.Data(images=f"file://{folder}")
+    with pytest.raises(DataError, match=told):
+        located(at_url, Temporary(Path))
+    (folder / "mars").mkdir()
+    with pytest.raises(ThalwegError, match=r"the folders 'mars', 'moon' below '.*' have no images, .* remove them$"):
+        load_job(JOB | {"data": {"images": str(folder)}})
+    for name in ("moon", "mars"):
+        shutil.rmtree(folder / name)
+    assert len(load_job(JOB | {"data": {"images": str(folder)}}).parts) == len(located(at_url, Temporary(Path)).files) == 24

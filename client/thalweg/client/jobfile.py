@@ -27,6 +27,7 @@ from thalweg.client.weights import check_weights
 from thalweg.contract.addresses import urls_of
 from thalweg.contract.encoding import UTF8, why_not_utf8
 from thalweg.contract.errors import Violation, invalid
+from thalweg.contract.manifests import empty_classes
 from thalweg.contract.rules import HELD_OUT, alternatives, files, rules_of
 from thalweg.contract.text import closest
 from thalweg.v1 import job_pb2
@@ -243,7 +244,11 @@ def _data(message: job_pb2.Data, folders: Mapping[str, Path]) -> tuple[Path | No
         return None, parts
     given = _file(message, "data", folders)
     if given and given.is_dir():
-        return None, parts_of(given, _endings(message), f"data.{kind}")
+        found = parts_of(given, _endings(message), f"data.{kind}")
+        with reading(given, f"data.{kind}"):
+            if kind == "images" and (wrong := empty_classes(given, found)):
+                raise invalid(Violation(f"data.{kind}", wrong))
+        return None, found
     return given, {}
 
 

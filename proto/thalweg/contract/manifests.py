@@ -7,7 +7,7 @@ relative, with slashes. The number is that of the format.
 import json
 import re
 from collections.abc import Iterable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 # A pattern: the name of an upload, which is the SHA-256 of its content.
@@ -17,6 +17,8 @@ MAX_FILES = 100_000
 # The most bytes of a manifest.
 MAX_BYTES = 64 << 20
 _FORMAT = 1
+# Names in a message.
+_MAX_LISTED = 3
 _START = b'{"thalweg_manifest":'
 
 
@@ -61,6 +63,23 @@ def read(content: bytes) -> list[Entry]:
     if len({entry.path for entry in entries}) < len(entries):
         raise ValueError("the manifest is damaged: it names a path twice")
     return entries
+
+
+def empty_classes(folder: Path, names: Iterable[str]) -> str:
+    """What is wrong with the folders right below one, each of which is to hold images of a class; empty if nothing is.
+
+    `names` are the relative paths of all images. Folders whose names begin with a dot or an underscore may hold none. Raises
+    OSError.
+    """
+    full = {name.partition("/")[0] for name in names}
+    below = (path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
+    if not (empty := sorted({*below} - full)):
+        return ""
+    listed = ", ".join(map(repr, empty[:_MAX_LISTED])) + (", …" if len(empty) > _MAX_LISTED else "")
+    folders, have, them = ("folder", "has", "it") if len(empty) == 1 else ("folders", "have", "them")
+    return (
+        f"the {folders} {listed} below {str(folder)!r} {have} no images, and each folder is a class; add images, or remove {them}"
+    )
 
 
 def _is_right(entry: Entry) -> bool:

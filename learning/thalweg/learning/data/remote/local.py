@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from thalweg.contract.manifests import empty_classes
 from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.remote.found import Found, check_folder, is_wanted, no_files
 from thalweg.learning.data.remote.limits import Limits
@@ -37,6 +38,13 @@ def find(field: str, url: str, endings: Sequence[str], limits: Limits) -> list[F
     except OSError as error:
         problem = f"cannot be read on this node: {error.strerror or error}"
         raise NodeError(f"{field}: {url} {problem}; workers read it at that path on each node") from error
+
+
+def check_classes(field: str, url: str, files: Sequence[Found]) -> None:
+    """Raises DataError if a folder has folders without any of its files, where each is to hold the images of a class."""
+    given = Path(unquote(urlsplit(url).path))
+    if given.is_dir() and (wrong := empty_classes(given, [file.name for file in files])):
+        raise DataError(f"{field}: {wrong}")
 
 
 def _resolved(path: Path) -> Path:

@@ -56,6 +56,8 @@ def located(data: job_pb2.Data, access: Access) -> Located:
         if wrong := addresses.mistake(url):
             raise DataError(f"{field}: {wrong}")
         files = _FINDERS[url.partition("://")[0]](field, url, endings, access.limits)
+        if source == "images" and url.startswith("file://"):
+            local.check_classes(field, url, files)
         if len(urls) > 1 and (len(files) > 1 or files[0].name_in_folder):
             raise DataError(f"{field}: {addresses.public(url)} names several files; it must be one")
         found += [file._replace(name=field.rpartition(".")[2]) for file in files] if len(urls) > 1 else files
