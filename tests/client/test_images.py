@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.client.helpers import fleet_of_threads
+from tests.client.conftest import Command
+from tests.client.helpers import Printed, fleet_of_threads
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client, JobFailedError, ThalwegError
 from thalweg.client.jobfile import load_job
@@ -72,6 +73,67 @@ def test_pixels_can_stay_integers(tmp_path: Path) -> None:
         by_255, as_they_are = (submit(client, folder, pixels=pixels) for pixels in ("unit", "none"))
         assert by_255.wait().weights_sha256 != as_they_are.wait().weights_sha256
         assert as_they_are.slab()[0].preprocessing.dtype == "uint8"
+
+
+def test_files_of_images_are_predicted_from(command: Command, tmp_path: Path) -> None:
+    folder = write(tmp_path / "pictures")
+    new = tmp_path / "new"
+    (new / "more").mkdir(parents=True)
+    (new / "notes.txt").write_text("no image")
+    for kind, file in (("sea", "1.png"), ("sun", "more/2.webp")):
+        Image.fromarray(picture(kind, 50, "RGB")).save(new / file, lossless=True)
+    Image.fromarray(picture("sun", 50, "L")).save(tmp_path / "grey.png")
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "small.png")
+    sea, sun, grey = new / "1.png", new / "more" / "2.webp", tmp_path / "grey.png"
+    with running_server(tmp_path / "server") as server, fleet_of_threads(server), Client(server.address) as client:
+        job, table = submit(client, folder, pixels="unit"), client.submit("xor")
+        job.wait()
+        pixels = np.stack([picture(kind, 50, "RGB") for kind in ("sea", "sun")]).transpose(0, 3, 1, 2)
+        wanted = job.predict(pixels)
+        assert job.predict([sea, str(sun)]).tolist() == job.predict(new).tolist() == wanted.tolist()
+        assert job.prepare(str(sea)).tolist() == job.prepare(pixels[:1]).tolist()
+        found = job.prediction([grey, sea])
+        assert found.files == (str(grey), str(sea))
+        assert found.labels is not None
+        assert found.labels.tolist() == ["sun", "sea"]
+
+        def predict(*arguments: object) -> Printed:
+            return command("predict", job.id, *arguments, "--server", server.address)
+
+        assert predict(new, grey).out == f"{sea}: sea\n{sun}: sun\n{grey}: sun\n"
+        assert predict(sun, "--json").json["files"] == [str(sun)]
+        predict(new, "-o", tmp_path / "out.csv")
+        assert [line.split(",")[:2] for line in (tmp_path / "out.csv").read_text().splitlines()] == [
+            ["file", "class"],
+            [str(sea), "sea"],
+            [str(sun), "sun"],
+        ]
+        np.save(tmp_path / "x.npy", pixels)
+        assert predict(tmp_path / "x.npy").out == "sea\nsun\n"
+        small = "small.png' has 4 × 4 pixels, but the job has learned from images of 8 × 6; bring it to that size"
+        assert small in predict(tmp_path / "small.png").err
+        assert "INPUT: there is no file" in predict(sea, tmp_path / "lost.png").err
+        with pytest.raises(ThalwegError, match=f"^x: .*{small}"):
+            job.predict(tmp_path / "small.png")
+        with pytest.raises(
+            ThalwegError, match=r"paths of images are for jobs that have learned from images, and the job has learned"
+        ):
+            table.predict(sea)
+        for arguments, told in (
+            (["a.csv", "b.csv"], "INPUT: is given several times; several"),
+            ([sea], "paths of images are for jobs"),
+        ):
+            assert told in command("predict", table.id, *arguments, "--server", server.address).err
+
+
+def test_images_with_colours_are_no_grey_ones(tmp_path: Path) -> None:
+    folder = write(tmp_path / "pictures", "L")
+    with running_server(tmp_path / "server") as server, fleet_of_threads(server), Client(server.address) as client:
+        job = submit(client, folder)
+        job.wait()
+        Image.fromarray(picture("sun", 50, "RGB")).save(tmp_path / "new.png")
+        with pytest.raises(ThalwegError, match=r"new\.png' has colours, but the job has learned from grey images; make it grey"):
+            job.predict(tmp_path / "new.png")
 
 
 def wrong_size(folder: Path) -> None:

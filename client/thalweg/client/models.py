@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -11,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from thalweg.client.composition import check_initial, completed, importable, worker_bytes
 from thalweg.client.errors import LocalError
-from thalweg.client.files import check_input, copied, is_stream, reading
+from thalweg.client.files import reading
+from thalweg.client.inputs import paths_of, read_images, told
 from thalweg.client.jobfile import JobFile
 from thalweg.client.parts import UNHASHED, numbered, total_bytes
 from thalweg.client.prediction import Given, Prediction
@@ -56,13 +58,18 @@ Fetch = Callable[[str], Path]
 def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: Given, code: Fetch | None = None) -> Prediction:
     """What a job's model makes of samples `x`, samples first, or rows of a table, which are prepared as the job's data was.
 
+    For a job that has learned from images, they may be paths of images, or of folders of them.
+
     Outputs are those of the last layer: logits, if the loss takes them; for targets that were prepared, in the targets' units.
     `code` is given if the job's code may run in this process, and gives its archive. Raises ThalwegError if the samples are not
     of the kind that the job was trained on, hold numbers that the model's dtype cannot, or lead to outputs that are not finite;
     or if the model is code, which may come from anywhere, and is not allowed.
     """
     with _running(spec, code, _ALLOW):
-        return _predicted(spec, header, slab, x)
+        if (paths := paths_of(x)) is None:
+            return _predicted(spec, header, slab, x)
+        found = read_images(paths, spec, header, "x")
+        return replace(_predicted(spec, header, slab, found.x), files=found.files)
 
 
 def _predicted(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: Given) -> Prediction:
@@ -72,7 +79,7 @@ def _predicted(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x
     except MistakeError as error:
         raise _unfit(header, samples, error) from None
     except NodeError as error:
-        raise _told(error) from None
+        raise told(error) from None
     slab = _arranged(objective, header.layout, slab, samples)
     at_once = max(_MIN_PREDICTED, _PREDICTED_BYTES // (max(1, objective.activations) * objective.dtype.itemsize))
     blocks = [*ranges(len(samples), at_once)] or [slice(0, 0)]
@@ -129,11 +136,14 @@ def _unfit(header: pb.ParametersHeader, samples: Rows, error: MistakeError) -> T
     return invalid(Violation("x", f"{_shape(samples)} and the type {samples.dtype}; with these samples, {error}"))
 
 
-def prepare_samples(header: pb.ParametersHeader, x: Given) -> Slab:
+def prepare_samples(header: pb.ParametersHeader, x: Given, spec: job_pb2.JobSpec | None = None) -> Slab:
     """Samples `x`, samples first, as a job's model sees them: of its dtype, and prepared as its data was.
 
-    Raises ThalwegError if they are not of the kind that the job was trained on, or hold numbers that the dtype cannot.
+    They may be paths of images if the job's specification is given. Raises ThalwegError if they are not of the kind that the job
+    was trained on, or hold numbers that the dtype cannot.
     """
+    if spec is not None and (paths := paths_of(x)) is not None:
+        x = read_images(paths, spec, header, "x").x
     return np.asarray(_prepared(header, x).x[ALL], np.dtype(header.layout.dtype))
 
 
@@ -144,32 +154,7 @@ def _prepared(header: pb.ParametersHeader, x: Given) -> Prepared:
         found = data.prepare_table(x, header.preprocessing, dtype)
         return found or Prepared(data.prepare(cast("ArrayLike", x), header.preprocessing, dtype))
     except data.DataError as error:
-        raise _told(error) from None
-
-
-def read_samples(
-    path: Path, spec: job_pb2.JobSpec, header: pb.ParametersHeader, names: bool | None = None
-) -> tuple[NDArray[Any] | Table, str]:
-    """The samples in a .csv, .npy or .npz file as they stand there, and a notice for users.
-
-    They are an array in the order of the job's features, or a table if the job prepares columns in different ways. `names` says
-    whether a table has a line of column names, if that differs from the job's `data.header`. Columns are found by the names that
-    they had when the job was trained; where these are not known, columns are taken in their order, which the notice says. The
-    format of a stream (`files.is_stream`) follows from its content. Raises ThalwegError if the file cannot be read, or its
-    columns are others, or a package is missing.
-    """
-    if is_stream(path):
-        with copied(path, "INPUT") as copy:
-            return read_samples(copy, spec, header, names)
-    check_input(path, "INPUT")
-    try:
-        with reading(path, "INPUT"):
-            if (rows := data.read_rows(path, spec.data, header.preprocessing, names)) is not None:
-                return rows, ""
-            found = data.read_samples(path, spec.data, header.preprocessing, _features(header), names)
-    except (data.DataError, NodeError) as error:
-        raise _told(error) from None
-    return found.x, found.notice
+        raise told(error) from None
 
 
 def read_own_samples(
@@ -183,17 +168,8 @@ def read_own_samples(
         with _running(spec, fetch if allow_code else None, _ALLOW):
             found = data.held_out(spec, fetch)
     except (MistakeError, NodeError) as error:
-        raise _told(error) from None
+        raise told(error) from None
     return found.x, found.y
-
-
-def _features(header: pb.ParametersHeader) -> int:
-    """How many features a sample of a table has, -1 if that is unknown."""
-    if header.preprocessing.shape:
-        return header.preprocessing.shape[0] if len(header.preprocessing.shape) == 1 else -1
-    # A job of release 0.1.0 does not say: it is the number of inputs of the first dense layer.
-    weights = {int(tensor.name.split(".")[0]): tensor.shape[1] for tensor in header.layout.tensors if len(tensor.shape) == 2}
-    return weights[min(weights)] if weights else -1
 
 
 def _shape(samples: Rows) -> str:
@@ -227,7 +203,7 @@ def check(job: JobFile) -> None:
         for samples in filter(len, (dataset.train, dataset.validation, dataset.test)):
             objective.check(samples)
     except (MistakeError, NodeError) as error:
-        raise _told(error) from None
+        raise told(error) from None
     need, most = worker_bytes(spec, objective, dataset), memory().total
     if need > most:
         needed = f"a worker for {objective.size:,} parameters needs {size_text(need)} of memory"
@@ -247,7 +223,7 @@ def gradcheck(spec: job_pb2.JobSpec, fetch: Fetch, code: Fetch | None = None) ->
         with _running(spec, code, ""):
             return checking.gradcheck(spec, _load(spec, fetch))
     except (MistakeError, NodeError) as error:
-        raise _told(error) from None
+        raise told(error) from None
 
 
 def _load(spec: job_pb2.JobSpec, fetch: Fetch) -> data.Dataset:
@@ -272,7 +248,7 @@ def _running(spec: job_pb2.JobSpec, code: Fetch | None, hint: str) -> Iterator[N
         try:
             stack.enter_context(importable(spec, code))
         except (MistakeError, NodeError) as error:
-            raise _told(error) from None
+            raise told(error) from None
         yield
 
 
@@ -306,7 +282,7 @@ class Landscape:
                 dataset = data.load(spec, fetch)
                 self._objective = registry.objective(spec, dataset.schema, "float64", substitutes=True)
         except (MistakeError, NodeError) as error:
-            raise _told(error) from None
+            raise told(error) from None
         room = max(64, min(_MAX_SAMPLES, _MAX_WORK // max(1, self._objective.size)))
         chosen = np.linspace(0, len(dataset.train) - 1, min(room, len(dataset.train))).astype(np.intp)
         self._batch = in_double(dataset.train.take(chosen))
@@ -324,9 +300,3 @@ class Landscape:
             moved[position] = value
             losses[index] = self.loss(moved)
         return losses
-
-
-def _told(error: Exception) -> ThalwegError:
-    """The error of a model or of data, whose message begins with the path of a field."""
-    path, _, problem = str(error).partition(": ")
-    return invalid(Violation(path, problem))

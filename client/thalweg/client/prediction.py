@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from thalweg.learning.data.tables import Table
 
 # Samples, samples first, or rows of a table: a dictionary of columns by their names, rows that are dictionaries, a data frame of
-# pandas, Polars or Arrow.
-Given: TypeAlias = Union[ArrayLike, Mapping[str, object], Sequence[Mapping[str, object]], "Table"]
+# pandas, Polars or Arrow; or images: a path of one or of a folder of them, or several.
+Given: TypeAlias = Union[ArrayLike, Mapping[str, object], Sequence[Mapping[str, object]], "Table", AnyPath, Sequence[AnyPath]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Prediction:
     probabilities, `probabilities` has the shape (samples, classes): one for each class; for yes-or-no outputs, that of each 1.
 
     Outputs for targets that were prepared are in the targets' own units. `names` are those of the classes, by label, if the job's
-    data has names for them. `notices` are for the user, such as about categories that the training data does not have.
+    data has names for them. `notices` are for the user, such as about categories that the training data does not have. If samples
+    were given as paths of images, `files` are these.
     """
 
     outputs: Slab
@@ -36,6 +37,7 @@ class Prediction:
     probabilities: Slab | None = None
     names: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     @property
     def labels(self) -> NDArray[Any] | None:

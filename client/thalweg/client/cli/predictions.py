@@ -23,8 +23,13 @@ def check_name(path: Path) -> None:
 
 def arrays(prediction: Prediction) -> dict[str, NDArray[Any]]:
     """The arrays of a prediction, by their names in archives and JSON."""
-    named = {"outputs": prediction.outputs, "classes": prediction.classes, "probabilities": prediction.probabilities}
+    named: dict[str, NDArray[Any] | None] = {
+        "outputs": prediction.outputs,
+        "classes": prediction.classes,
+        "probabilities": prediction.probabilities,
+    }
     named["labels"] = prediction.labels
+    named["files"] = np.array(prediction.files) if prediction.files else None
     return {name: values for name, values in named.items() if values is not None}
 
 
@@ -46,9 +51,12 @@ def write_outputs(path: Path, prediction: Prediction) -> None:
 
 
 def _write_csv(path: Path, prediction: Prediction) -> None:
-    """Writes a table: class, or class_K if each output is one, probability_K, and outputK. K is a class's name if it has one."""
-    names: list[str] = []
-    columns: list[NDArray[Any]] = []
+    """Writes a table: file, of images; class, or class_K if each output is one; probability_K, and outputK.
+
+    K is a class's name if it has one.
+    """
+    names: list[str] = ["file"] if prediction.files else []
+    columns: list[NDArray[Any]] = [np.array(prediction.files, object)[:, None]] if prediction.files else []
     for values, name, single in (
         (prediction.classes if prediction.labels is None else prediction.labels, "class_", "class"),
         (prediction.probabilities, "probability_", ""),

@@ -1,6 +1,7 @@
 """Commands for the results of a job: weights, predictions, figures."""
 
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +13,9 @@ from thalweg.client.cli.options import Data, JobId, Json, Server, TokenFile, con
 from thalweg.client.cli.output import complain, console, print_json
 from thalweg.client.cli.predictions import arrays, check_name, write_outputs
 from thalweg.client.files import check_output
+from thalweg.client.inputs import read_input
 from thalweg.client.models import predict as predict_with
-from thalweg.client.models import read_own_samples, read_samples
+from thalweg.client.models import read_own_samples
 from thalweg.client.plotting import PICTURES, learning_curve, loss_slice, parse_element, save_figure
 from thalweg.client.prediction import Prediction
 from thalweg.client.weights import check_weights_name
@@ -62,11 +64,12 @@ def weights(
 def predict(
     job: JobId,
     samples: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Argument(
             parser=user_path,
-            metavar="[INPUT]",
-            help="The samples: .npy, .npz (x), or .csv, .jsonl, .parquet, .feather with the data's columns. - is standard input.",
+            metavar="[INPUT]...",
+            help="The samples: .npy, .npz (x), or .csv, .jsonl, .parquet, .feather with the data's columns; or images, and "
+            "folders of them. - is standard input.",
             show_default="the job's own validation samples",
         ),
     ] = None,
@@ -99,10 +102,11 @@ def predict(
     """Prints the predictions of a job's model.
 
     Prints one line per sample: the class for a classifier, otherwise the
-    outputs of the last layer. With -o, a .csv file has the columns class
-    and probability_K (for a classifier) and outputK; an .npz file has the
-    arrays classes, probabilities and outputs, and labels where classes have
-    names; a .npy file has the outputs only.
+    outputs of the last layer; for images, after the name of the file.
+    With -o, a .csv file has the columns class and probability_K (for a
+    classifier) and outputK; an .npz file has the arrays classes,
+    probabilities and outputs, and labels where classes have names; a .npy
+    file has the outputs only. The first two name the files of images.
 
     Samples are prepared as the training data was. Columns of a table
     are matched by the names that they had in the training data; a target
@@ -115,6 +119,7 @@ def predict(
     [cyan]thalweg predict digits-1[/]
     [cyan]thalweg predict digits-1 images.npy[/]
     [cyan]thalweg predict digits-1 new.csv --json -o outputs.npy[/]
+    [cyan]thalweg predict pets-1 photo.png holiday/[/]
     [cyan]zcat new.csv.gz | thalweg predict digits-1 -[/]
     """
     if output:
@@ -123,17 +128,18 @@ def predict(
     with connected(server, token_file, data) as client:
         found = client.job(job)
         parameters, slab = found.slab()
-        targets, notice = None, ""
+        targets, notice, files = None, "", tuple[str, ...]()
         allowed = allow_code or found.is_own
         with tempfile.TemporaryDirectory(prefix="thalweg-") as folder:
             fetch = partial(found.download_data, folder=Path(folder))
             if samples:
-                x, notice = read_samples(samples, found.spec, parameters, header)
+                x, notice, files = read_input(samples, found.spec, parameters, header)
             else:
                 x, targets = read_own_samples(found.spec, fetch, allow_code=allowed)
             if notice:
                 complain(notice)
             prediction = predict_with(found.spec, parameters, slab, x, fetch if allowed else None)
+            prediction = replace(prediction, files=files)
             for notice in prediction.notices:
                 complain(notice)
     outputs = prediction.outputs
@@ -150,14 +156,15 @@ def predict(
 
 
 def _print_prediction(prediction: Prediction, targets: NDArray[Any] | None) -> None:
-    """Prints a line for each sample, with its target if there is one and it differs."""
+    """Prints a line for each sample, with its file, if that is an image, and its target if there is one and it differs."""
     classes = prediction.classes if prediction.labels is None else prediction.labels
     values = prediction.outputs if classes is None else classes
     predicted = values.reshape(len(values), -1)
     labels = predicted if targets is None else _labels(targets, predicted)
-    for row, label in zip(predicted, labels, strict=True):
+    for index, (row, label) in enumerate(zip(predicted, labels, strict=True)):
         target = f" (target {_words(label)})" if (row != label).any() else ""
-        console().print(_words(row) + target, markup=False, soft_wrap=True)
+        file = f"{prediction.files[index]}: " if prediction.files else ""
+        console().print(file + _words(row) + target, markup=False, soft_wrap=True)
 
 
 def _words(row: NDArray[Any]) -> str:

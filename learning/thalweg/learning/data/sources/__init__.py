@@ -1,7 +1,10 @@
 """Where samples come from: each source is one function of its module, and one line here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from thalweg.learning.data.access import Access
 from thalweg.learning.data.sources import builtins, columns, npy, npz, python_source
@@ -51,6 +54,14 @@ def columnar_rows(path: Path, field: str) -> Table:
     with path.open("rb") as file:
         is_arrow = file.read(6) == b"ARROW1"
     return arrow.table(files, path.name, field) if is_arrow else parquet.table(files, path.name, field)
+
+
+def decoded_images(files: Sequence[SourceFile], shape: Sequence[int], field: str) -> NDArray[np.uint8]:
+    """Images to predict from, as `images.decoded` does. Raises NodeError if Pillow is not installed."""
+    require_pillow(field)
+    from thalweg.learning.data.sources import images  # noqa: PLC0415 - imports Pillow
+
+    return images.decoded(files, shape, field)
 
 
 SOURCES: dict[str, Reader] = {
