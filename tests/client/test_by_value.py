@@ -152,10 +152,11 @@ def test_a_module_takes_the_state_of_a_job(client: Client, tmp_path: Path) -> No
     job = client.submit(JOB, model=net, data=(X, Y))
     job.wait()
     state = job.state_dict()
+    assert list(state) == list(net.state_dict())
     assert state["up.weight"] is state["down.weight"]
     assert state["norm.num_batches_tracked"] == 3
     assert not torch.equal(state["up.weight"], net.up.weight)
-    net.load_state_dict(state)
+    net.load_state_dict(state, strict=True)
     net.eval()
     assert net.norm.num_batches_tracked == 3
     result = job.result()

@@ -70,6 +70,33 @@ def test_parameters_are_described_as_by_earlier_releases() -> None:
     assert layouts.segments_of(LAYOUT.tensors) == (Segment("2.weight", (2, 3)), Segment("2.bias", (2,)))
 
 
+def test_a_layout_says_the_authors_order() -> None:
+    def made(*order: str) -> job_pb2.Layout:
+        counters, fixed = [Segment("1.batches", ())], {"table": np.zeros(2, np.int8)}
+        return layouts.layout_of(SEGMENTS[:2], np.dtype(np.float32), counters, {"again": "0.weight"}, fixed, order)
+
+    names = ["0.weight", "1.mean", "1.batches", "table", "again"]
+    order = ("table", "0.weight", "again", "1.mean", "1.batches")
+    plain, ordered = made(), made(*order)
+    assert layouts.ordered_names(ordered) == list(order)
+    assert layouts.ordered_names(plain) == names
+    # Nothing more is said where nothing differs.
+    assert made(*names) == plain
+    for wrong in (names[1:], [*names, "table"], [*names[1:], "other"]):
+        with pytest.raises(ValueError, match="the order does not have each name once"):
+            made(*wrong)
+    assert layouts.agree(plain, ordered)
+    assert layouts.agree(ordered, plain)
+    assert layouts.agree(ordered, made(*order))
+    assert not layouts.agree(ordered, made(*reversed(order)))
+    ordered.tensors[0].shape[0] += 1
+    assert not layouts.agree(plain, ordered)
+    for places in ([0, 1, 2, 3], [0, 1, 2, 3, 3], [1, 2, 3, 4, 5]):
+        ordered.order[:] = places
+        with pytest.raises(ValueError, match="order of a layout"):
+            layouts.ordered_names(ordered)
+
+
 def test_a_kind_of_a_later_release_is_refused() -> None:
     later = job_pb2.Tensor.FromString(job_pb2.Tensor(name="a").SerializeToString() + b"\x18\x4d")
     with pytest.raises(ValueError, match="a: there is no kind 77 of tensors"):

@@ -70,6 +70,8 @@ def test_a_state_has_all_names() -> None:
         "m": 5,
     }
     assert found["b"] is found["a"]
+    layout.order.extend([4, 3, 2, 1, 0])
+    assert list(tensors.state(layout, np.array([1, 2], np.float32), 5)) == ["m", "b", "mask", "n", "a"]
     layout.aliases.add(name="c", tensor="d")
     with pytest.raises(ValueError, match="c is another name of d, which does not exist"):
         tensors.state(layout, np.array([1, 2], np.float32), 5)

@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.peer import DEADLINE
 from thalweg.contract.endpoint import Endpoint
-from thalweg.contract.layout import Slab
+from thalweg.contract.layout import Slab, ordered_names
 from thalweg.server.process import Server
 from thalweg.server.storage import checkpoints
 from thalweg.server.storage.disk import RealDisk
@@ -45,6 +45,8 @@ def finish(server: Server, job_id: str) -> tuple[job_pb2.Job, Slab]:
         job = stub.GetJob(pb.GetJobRequest(job_id=job_id)).job
         assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error
         parts = list(stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job_id), timeout=DEADLINE))
+    # The checkpoints do not say the author's order.
+    assert ordered_names(parts[0].header.layout) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     return job, np.frombuffer(b"".join(part.data for part in parts), np.float32)
 
 

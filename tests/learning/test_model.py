@@ -51,6 +51,16 @@ def test_the_last_layer_comes_first_in_the_slab() -> None:
     model = Sequential(complete({"layers": layers, "loss": "mean_squared_error"}), schema((4,)))
     assert [segment.name for segment in model.segments] == ["2.weight", "2.bias", "0.weight", "0.bias"]
     assert [list(segment.shape) for segment in model.segments] == [[3, 2], [3], [2, 4], [2]]
+    assert model.order == ("0.weight", "0.bias", "2.weight", "2.bias")
+
+
+def test_names_are_known_in_the_order_of_pytorchs_sequential() -> None:
+    dense = {"dense": {"units": 2}}
+    layers = [*[dense] * 9, {"sequence": {"layers": [dense, {"tanh": {}}, dense]}}, dense]
+    model = Sequential(complete({"layers": layers, "loss": "mean_squared_error"}), schema((4,)))
+    wanted = [*(str(index) for index in range(9)), "9.0", "9.2", "10"]
+    assert [name for name in model.order if name.endswith("weight")] == [f"{layer}.weight" for layer in wanted]
+    assert sorted(model.order) == sorted(segment.name for segment in model.segments)
 
 
 def test_bits_do_not_depend_on_what_was_computed_before() -> None:

@@ -478,7 +478,7 @@ def test_tied_weights_and_masks_are_known_by_all_names(nets: ModuleType) -> None
     found = tensors.state(layout, at, 7)
     net = Causal()
     net.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in found.items()})
-    assert found.keys() == net.state_dict().keys()
+    assert list(found) == list(net.state_dict())
     assert net.norm.num_batches_tracked == 7
     np.testing.assert_array_equal(found["mask"], np.tri(3, dtype=bool))
     assert found["mask"].dtype == np.bool_

@@ -57,11 +57,12 @@ def layout(
     counters: Sequence[job_pb2.Tensor] = (),
     aliases: Mapping[str, str] = MappingProxyType({}),
     fixed: Sequence[job_pb2.Fixed] = (),
+    order: Sequence[int] = (),
 ) -> pb.WorkRequest:
     tensors = [job_pb2.Tensor(name=name, shape=shape) for name in names]
     for tensor, kind in zip(tensors, kinds, strict=False):
         tensor.kind = kind  # type: ignore[assignment]
-    made = job_pb2.Layout(tensors=tensors, dtype=dtype, counters=counters, fixed=fixed)
+    made = job_pb2.Layout(tensors=tensors, dtype=dtype, counters=counters, fixed=fixed, order=order)
     made.aliases.extend(job_pb2.Alias(name=name, tensor=tensor) for name, tensor in aliases.items())
     return pb.WorkRequest(prepared=pb.Prepared(layout=made, train_samples=4))
 
@@ -120,6 +121,8 @@ UNPREPARED: dict[str, pb.WorkRequest | bytes] = {
     ),
     "a fixed tensor of another size": layout(3, fixed=[job_pb2.Fixed(name="b", dtype="int8", shape=[1 << 40], data=b"1")]),
     "a fixed tensor of an unknown type": layout(3, fixed=[job_pb2.Fixed(name="b", dtype="object", shape=[1], data=b"12345678")]),
+    "an order without each name": layout(3, names=("a", "b"), order=(1, 1)),
+    "an order of other names": layout(3, order=(0, 1 << 31)),
     "a fixed tensor of a tensor's name": layout(3, fixed=[job_pb2.Fixed(name="a", dtype="int8", shape=[1], data=b"1")]),
 }
 

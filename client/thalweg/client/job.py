@@ -206,15 +206,19 @@ class Job:
         return download_parameters(self._connection, self.id)
 
     def parameters(self) -> dict[str, Slab]:
-        """The parameters by name, as they are now: arrays of the model's dtype, named and shaped as in torch.nn.Sequential."""
+        """The parameters by name, as they are now: arrays of the model's dtype, named and shaped as in torch.nn.Sequential.
+
+        They are in the order of the slab, over whose bytes `weights_sha256` is.
+        """
         header, slab = self.slab()
         return layouts.views(header.layout, slab)
 
     def state_dict(self) -> "dict[str, torch.Tensor]":
-        """The parameters and buffers as they are now, as `net.load_state_dict` takes them: by all names.
+        """The parameters and buffers as they are now, as `net.load_state_dict` takes them: by all names, in the module's order.
 
         Statistics, constants, counters, which have the number of updates, and buffers of integers are among them. Tied weights
-        are one tensor. Raises ThalwegError if PyTorch is not installed.
+        are one tensor. Parameters that a server of an earlier release kept are in the order of the slab. Raises ThalwegError if
+        PyTorch is not installed.
         """
         with needs("torch", "PyTorch is"):
             import torch  # noqa: PLC0415 - an extra

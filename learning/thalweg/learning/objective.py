@@ -117,6 +117,15 @@ class Named(Protocol):
 
 
 @runtime_checkable
+class Ordered(Protocol):
+    """An objective of a model whose author knows its tensors in another order than the slab's."""
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """All names of the model's tensors, further ones included, in that order."""
+
+
+@runtime_checkable
 class Converting(Protocol):
     """An objective that converts tensors which its author's code makes of another dtype than the slab's."""
 
@@ -142,8 +151,9 @@ def conversions(objective: Objective) -> str:
 
 def layout(objective: Objective) -> job_pb2.Layout:
     """The layout of an objective's slab, with all that is to be known of its tensors."""
-    named = (objective.aliases, objective.fixed) if isinstance(objective, Named) else ()
-    return layout_of(objective.segments, objective.dtype, objective.counters, *named)
+    aliases, fixed = (objective.aliases, objective.fixed) if isinstance(objective, Named) else ({}, {})
+    order = objective.order if isinstance(objective, Ordered) else ()
+    return layout_of(objective.segments, objective.dtype, objective.counters, aliases, fixed, order)
 
 
 @runtime_checkable

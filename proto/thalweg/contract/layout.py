@@ -42,20 +42,29 @@ def layout_of(
     counters: Iterable[Segment] = (),
     aliases: Mapping[str, str] = _NOTHING,
     fixed: Mapping[str, NDArray[Any]] = _NOTHING,
+    order: Sequence[str] = (),
 ) -> job_pb2.Layout:
     """The layout of a slab of segments; with what is not in the slab: the model's counters and fixed tensors, and further names.
 
-    Raises ValueError if the segments are not in the order of their kinds.
+    `order` has all names in the order in which the model's author knows them, if that differs. Raises ValueError if it does not
+    have each of them once, or if the segments are not in the order of their kinds.
     """
     parts = tuple(parts)
     end_of(Kind.CONSTANT, parts)
-    return job_pb2.Layout(
+    layout = job_pb2.Layout(
         tensors=tensors_of(parts),
         dtype=dtype.name,
         counters=tensors_of(counters),
         aliases=[job_pb2.Alias(name=name, tensor=tensor) for name, tensor in aliases.items()],
         fixed=[_fixed(name, values) for name, values in fixed.items()],
     )
+    names = names_of(layout)
+    if order and list(order) != names:
+        place = {name: index for index, name in enumerate(names)}
+        if sorted(order) != sorted(names):
+            raise ValueError("the order does not have each name once")
+        layout.order.extend(place[name] for name in order)
+    return layout
 
 
 def _fixed(name: str, values: NDArray[Any]) -> job_pb2.Fixed:
@@ -99,6 +108,29 @@ def names_beside(layout: job_pb2.Layout) -> list[str]:
     names = [counter.name for counter in layout.counters]
     names += [fixed.name for fixed in layout.fixed]
     return names + [alias.name for alias in layout.aliases]
+
+
+def names_of(layout: job_pb2.Layout) -> list[str]:
+    """All names: those in the slab, in its order, then the others."""
+    return [tensor.name for tensor in layout.tensors] + names_beside(layout)
+
+
+def ordered_names(layout: job_pb2.Layout) -> list[str]:
+    """All names as the model's author knows them, as far as the layout says. Raises ValueError if its order makes no sense."""
+    names = names_of(layout)
+    if layout.order and sorted(layout.order) != list(range(len(names))):
+        raise ValueError("the order of a layout does not have each name once")
+    return [names[place] for place in layout.order] or names
+
+
+def agree(one: job_pb2.Layout, other: job_pb2.Layout) -> bool:
+    """Whether layouts are equal, but for an order that only one of them has, as one of an earlier release has none."""
+    if one.order and other.order:
+        return one == other
+    alike = job_pb2.Layout()
+    alike.CopyFrom(one)
+    alike.order[:] = other.order
+    return alike == other
 
 
 def dtype_of(layout: job_pb2.Layout) -> np.dtype[np.floating]:

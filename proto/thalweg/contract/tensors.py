@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from thalweg.contract.layout import FIXED_DTYPES, Slab, fixed_of, views
+from thalweg.contract.layout import FIXED_DTYPES, Slab, fixed_of, ordered_names, views
 from thalweg.v1 import job_pb2
 
 # A tensor, or the rows of one, each an array.
@@ -40,13 +40,15 @@ def of_model(layout: job_pb2.Layout, slab: Slab, version: int) -> dict[str, Tens
 def state(layout: job_pb2.Layout, slab: Slab, version: int) -> dict[str, NDArray[Any]]:
     """All of a model's tensors under all of their names, as its author knows them: views of its slab, counters, fixed tensors.
 
+    They are in the order in which the author knows them, as far as the layout says.
     Raises ValueError if the layout makes no sense.
     """
     found: dict[str, NDArray[Any]] = {**views(layout, slab), **counters_of(layout, version), **fixed_of(layout)}
     for alias in layout.aliases:
         if alias.tensor not in found:
             raise ValueError(f"{alias.name} is another name of {alias.tensor}, which does not exist")
-    return found | {alias.name: found[alias.tensor] for alias in layout.aliases}
+    found |= {alias.name: found[alias.tensor] for alias in layout.aliases}
+    return {name: found[name] for name in ordered_names(layout)}
 
 
 def counters_of(layout: job_pb2.Layout, version: int) -> dict[str, NDArray[np.int64]]:

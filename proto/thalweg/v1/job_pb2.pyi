@@ -2600,6 +2600,7 @@ class Layout(_message.Message):
     COUNTERS_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     FIXED_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     dtype: _builtins.str
     """"float32" or "float64"."""
     @_builtins.property
@@ -2618,6 +2619,13 @@ class Layout(_message.Message):
     def fixed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fixed]:
         """Tensors of integers or of truth values that follow from the model, and never change, such as a mask. At most 1 MiB in all."""
 
+    @_builtins.property
+    def order(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The order in which the model's author knows the names, such as that of a module's `state_dict`: places in the list of the names
+        of `tensors`, `counters`, `fixed` and `aliases`, which contains each of them once. Empty if the order is that of this list, or
+        is not known, as in layouts of earlier releases.
+        """
+
     def __init__(
         self,
         *,
@@ -2626,10 +2634,11 @@ class Layout(_message.Message):
         counters: _abc.Iterable[Global___Tensor] | None = ...,
         aliases: _abc.Iterable[Global___Alias] | None = ...,
         fixed: _abc.Iterable[Global___Fixed] | None = ...,
+        order: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "counters", b"counters", "dtype", b"dtype", "fixed", b"fixed", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "counters", b"counters", "dtype", b"dtype", "fixed", b"fixed", "order", b"order", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -105,6 +105,11 @@ class TorchObjective:
         return self._parts.fixed
 
     @property
+    def order(self) -> tuple[str, ...]:
+        """All names, in the order of the module's `state_dict`."""
+        return self._parts.order
+
+    @property
     def converted(self) -> Mapping[str, str]:
         """The dtypes of parameters and buffers that were converted."""
         return self._converted

@@ -1,6 +1,6 @@
 """What a module is made of: parameters, statistics, constants and counters, and where they lie in a slab."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,8 @@ class Parts:
     # Further names of tensors, and integers and truth values that never change.
     aliases: Mapping[str, str]
     fixed: Mapping[str, NDArray[Any]]
+    # All names, in the order of the module's state.
+    order: tuple[str, ...]
 
     @property
     def in_slab(self) -> tuple[Parameter | Buffer, ...]:
@@ -130,6 +132,7 @@ def parts_of(module: nn.Module, attempt: Callable[[], bool]) -> Parts:
         tuple(Buffer(Segment(name, tuple(old[name].shape)), slice(0, 0), *place) for name, place in counters.items()),
         aliases,
         fixed,
+        tuple(_in_order(module, [*parameters, *buffers, *aliases])),
     )
 
 
@@ -165,6 +168,13 @@ def _aliases(module: nn.Module, names: Collection[str]) -> Iterator[tuple[str, s
         # What a module of the user's adds to its state by itself is its own.
         if name not in names and id(tensor) in first:
             yield name, first[id(tensor)]
+
+
+def _in_order(module: nn.Module, names: Sequence[str]) -> Iterator[str]:
+    """Names in the order of a module's state, then those that it lacks, as where a hook of the user's leaves them out."""
+    state, known = module.state_dict(), set(names)
+    yield from (name for name in state if name in known)
+    yield from (name for name in names if name not in state)
 
 
 def _check_buffer(name: str, buffer: Tensor) -> None:

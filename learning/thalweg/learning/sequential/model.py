@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,11 @@ class Sequential:
     def segments(self) -> tuple[Segment, ...]:
         """The tensors. The last layer's come first: backpropagation finishes them first."""
         return self._segments
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The names as torch.nn.Sequential has them: the first layer's come first."""
+        return tuple(sorted((segment.name for segment in self._segments), key=_layers))
 
     @property
     def counters(self) -> tuple[Segment, ...]:
@@ -193,6 +199,11 @@ class Sequential:
         correct = (self._loss.correct(output, targets),) if self._loss.classifier else ()
         further = tuple(metric.sum(output, targets) for metric in self._further.values())
         return Sums(_total(self._loss.losses(output, targets)), len(output), correct + further)
+
+
+def _layers(name: str) -> list[int]:
+    """The indices of the nested layers that a tensor's name begins with."""
+    return [int(part) for part in takewhile(str.isdecimal, name.split("."))]
 
 
 def _total(losses: Slab) -> float:

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from thalweg.contract import codecs, frames
 from thalweg.contract.errors import protocol_violation
 from thalweg.contract.frames import Parcel, serialize
-from thalweg.contract.layout import FIXED_DTYPES, Slab, fixed_of, names_beside, segments_of
+from thalweg.contract.layout import FIXED_DTYPES, Slab, fixed_of, names_of, ordered_names, segments_of
 from thalweg.contract.segments import Kind, elements, end_of
 from thalweg.contract.shared_memory import SharingError
 from thalweg.contract.sums import Sums
@@ -157,7 +157,7 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, spec: job_pb2.JobSp
         raise protocol_violation("no training samples, or too many samples")
     layout = prepared.layout
     counters, slab = layout.counters, layout.tensors
-    names = [tensor.name for tensor in slab] + names_beside(layout)
+    names = names_of(layout)
     shapes = [tensor.shape for tensor in (*slab, *counters)] + [fixed.shape for fixed in layout.fixed]
     if len(names) > _MAX_TENSORS or any(len(shape) > _MAX_AXES for shape in shapes):
         raise protocol_violation("a layout of too many tensors or axes")
@@ -170,6 +170,7 @@ def check_prepared(prepared: parameter_service_pb2.Prepared, spec: job_pb2.JobSp
     try:
         end_of(Kind.CONSTANT, segments_of(slab))
         fixed_of(layout)
+        ordered_names(layout)
     except ValueError as error:
         raise protocol_violation(str(error)) from error
     if any(counter.kind for counter in counters) or elements(segments_of(counters)) > _MAX_COUNTED:

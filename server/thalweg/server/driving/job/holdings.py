@@ -62,10 +62,18 @@ class Holdings:
 
     def learn(self, prepared: parameter_service_pb2.Prepared) -> bool:
         """Takes note of what a worker found out. False if it found another layout than the first one."""
+        known = self._prepared
+        if known and not layouts.agree(known.layout, prepared.layout):
+            return False
         # A checkpoint of release 0.1.0 does not say what samples are.
-        if self._prepared is None or (self._prepared.layout == prepared.layout and not self._prepared.preprocessing.shape):
+        if known is None or not known.preprocessing.shape:
             self._prepared = prepared
-        return self._prepared.layout == prepared.layout
+        elif not known.layout.order and prepared.layout.order:
+            # The checkpoint or the first worker is of a release whose layouts have no order.
+            self._prepared = parameter_service_pb2.Prepared()
+            self._prepared.CopyFrom(known)
+            self._prepared.layout.order[:] = prepared.layout.order
+        return True
 
     def read(self, then: Callable[[], object]) -> bool:
         """Whether what the run starts from is at hand. Begins to read it, and calls `then` when that has ended."""
