@@ -16,8 +16,13 @@ from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.cluster import running_server, stub_of, train
 from tests.end_to_end.command import wait_for
 from tests.end_to_end.loops import CASES, MIXED, PATHS, Case, check, plain, settled
+from tests.end_to_end.reference import reference
 from tests.end_to_end.test_restart import create, events_of, get, serving
 from tests.end_to_end.test_shards import notices, sharded
+from tests.learning.kinds import cases as kinds
+from tests.learning.kinds.cases import require, spec_of
+from thalweg.contract import layout as layouts
+from thalweg.server.process import Server
 from thalweg.v1 import job_pb2
 
 # The step at which something is killed.
@@ -38,20 +43,11 @@ def ended(stub: Any, job_id: str) -> job_pb2.Job:
     return get(stub, job_id)
 
 
-@pytest.mark.parametrize("shared_memory", [True, False], ids=["shared memory", "stream"])
-def test_the_number_of_workers_changes_nothing(case: Case, shared_memory: bool, tmp_path: Path) -> None:
-    with running_server(tmp_path, allow_code=True, shared_memory=shared_memory) as server:
-        jobs = [train(server, case.spec(), workers) for workers in (1, 2, 3, 7)]
-    for job in jobs:
-        check(job, tmp_path, case)
-    assert len({job.result.weights_sha256 for job in jobs}) == 1
-
-
-def test_a_worker_is_killed(case: Case, tmp_path: Path, barrier: Barrier) -> None:
-    """While it computes a part of a step."""
+def train_with_a_victim(server: Server, spec: job_pb2.JobSpec, barrier: Barrier) -> job_pb2.Job:
+    """Trains a job with two workers, one of which is a process that is killed in a step. Returns the job's record at its end."""
     barrier.hold(0)
-    with running_server(tmp_path, allow_code=True) as server, stub_of(server) as stub:
-        create(stub, "job", case.spec())
+    with stub_of(server) as stub:
+        create(stub, "job", spec)
         start_worker(server.address, "job", allow_code=True)
         program = (
             "from thalweg.contract.endpoint import Address, Endpoint; from thalweg.workers.worker import work; "
@@ -71,7 +67,41 @@ def test_a_worker_is_killed(case: Case, tmp_path: Path, barrier: Barrier) -> Non
             assert victim.wait() == -signal.SIGKILL
         wait_for(lambda: get(stub, "job").progress.workers == 1)
         barrier.release()
-        check(ended(stub, "job"), tmp_path, case)
+        return ended(stub, "job")
+
+
+@pytest.mark.parametrize("shared_memory", [True, False], ids=["shared memory", "stream"])
+def test_the_number_of_workers_changes_nothing(case: Case, shared_memory: bool, tmp_path: Path) -> None:
+    with running_server(tmp_path, allow_code=True, shared_memory=shared_memory) as server:
+        jobs = [train(server, case.spec(), workers) for workers in (1, 2, 3, 7)]
+    for job in jobs:
+        check(job, tmp_path, case)
+    assert len({job.result.weights_sha256 for job in jobs}) == 1
+
+
+def test_a_worker_is_killed(case: Case, tmp_path: Path, barrier: Barrier) -> None:
+    """While it computes a part of a step."""
+    with running_server(tmp_path, allow_code=True) as server:
+        check(train_with_a_victim(server, case.spec(), barrier), tmp_path, case)
+
+
+def test_a_worker_with_a_compiled_module_is_killed(tmp_path: Path, barrier: Barrier) -> None:
+    """The plain loop compiles the module too."""
+    require("torch, compiled")
+    spec = spec_of(
+        "torch, compiled",
+        2,
+        2,
+        data={"builtin": "xor"},
+        training={"epochs": 3, "batch_size": 2, "microbatches": 2},
+    )
+    with kinds.settled(spec), running_server(tmp_path, allow_code=True) as server:
+        expected, losses = reference(spec)
+        assert len(losses) > HELD
+        job = train_with_a_victim(server, spec, barrier)
+    assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error
+    assert job.result.steps == len(losses)
+    assert job.result.weights_sha256 == layouts.digest(expected)
 
 
 def test_the_server_is_killed_and_started_again(case: Case, tmp_path: Path, barrier: Barrier) -> None:
