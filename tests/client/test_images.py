@@ -126,6 +126,19 @@ def test_files_of_images_are_predicted_from(command: Command, tmp_path: Path) ->
             assert told in command("predict", table.id, *arguments, "--server", server.address).err
 
 
+def test_samples_to_test_with_may_be_in_a_folder_of_their_own(command: Command, tmp_path: Path) -> None:
+    folder, own = write(tmp_path / "pictures"), write(tmp_path / "own", count=3)
+    shutil.rmtree(own / "sea")
+    with running_server(tmp_path / "server") as server, fleet_of_threads(server), Client(server.address) as client:
+        job = submit(client, folder, test={"file": str(own)})
+        result = job.wait()
+        assert result.test is not None
+        assert result.test.accuracy == 1
+        printed = command("predict", job.id, "--server", server.address)
+        assert printed.out == "sun\n" * 3
+        assert command("predict", job.id, "--json", "--server", server.address).json["targets"] == ["sun"] * 3
+
+
 def test_images_with_colours_are_no_grey_ones(tmp_path: Path) -> None:
     folder = write(tmp_path / "pictures", "L")
     with running_server(tmp_path / "server") as server, fleet_of_threads(server), Client(server.address) as client:
@@ -164,7 +177,7 @@ def one_class(folder: Path) -> None:
         (no_image, "'sun/11.png' cannot be read as an image: it is in no format that Pillow knows; replace or remove it"),
         (cut, "'sun/11.png' cannot be read as an image: "),
         (no_class, "'11.png' is in no folder of a class; put the images of each class into a folder below "),
-        (one_class, "has images of the class 'sea' alone; add the folders of others"),
+        (one_class, "has the class 'sea' alone; add the folders of others"),
     ],
 )
 def test_what_is_wrong_is_told_with_the_file(spoil: Any, message: str, tmp_path: Path) -> None:

@@ -4,17 +4,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import parquet
 
 from tests.learning.batches import inputs, targets
+from thalweg.client.jobfile import load_job
+from thalweg.contract.errors import ThalwegError
 from thalweg.learning import data
-from thalweg.learning.data import DataError, Dataset
+from thalweg.learning.data import DataError, Dataset, Temporary
 from thalweg.learning.data.order import MAX_PERMUTED
 from thalweg.learning.data.preparation import parts
+from thalweg.learning.errors import NodeError
+from thalweg.server import validation
 from thalweg.v1 import job_pb2
 
 CLASSES = np.repeat([0, 1, 2], [60, 30, 10])
@@ -199,3 +206,80 @@ def test_a_table_of_its_own_with_other_columns_is_refused(tmp_path: Path) -> Non
     files = {"data": text_table(tmp_path / "a.csv", 120), "test": table(tmp_path / "b.csv", 6)}
     with pytest.raises(DataError, match=r"data\.test\.file"):
         load(files)
+
+
+def job(source: dict[str, Any], **model: Any) -> job_pb2.JobSpec:
+    given = {"layers": [{"dense": {"units": 3}}], "loss": "softmax_cross_entropy", "dtype": "float32"} | model
+    return json_format.ParseDict({"model": given, "data": source, "seed": 7}, job_pb2.JobSpec())
+
+
+def test_files_of_their_own_may_be_at_urls(tmp_path: Path) -> None:
+    place = f"file://{tmp_path}"
+    for name, rows in (("a.csv", 100), ("b.csv", 8), ("c.csv", 5)):
+        table(tmp_path / name, rows)
+    source = {"csv": f"{place}/a.csv", "validation": {"file": f"{place}/b.csv"}, "test": {"file": f"{place}/c.csv"}}
+    found = data.load(job(source), Temporary(Path))
+    assert [len(part) for part in (found.train, found.validation, found.test)] == [100, 8, 5]
+    assert [file.url for file in found.preprocessing.files] == [f"{place}/{name}.csv" for name in "abc"]
+    assert len(data.held_out(job(source), Temporary(Path)).y) == 8
+    # Those that are validated with belong to the data, too.
+    (tmp_path / "b.csv").write_text((tmp_path / "b.csv").read_text() + "1,2,0\n")
+    changed = data.load(job(source), Temporary(Path))
+    assert len(changed.validation) == 9
+    assert changed.preprocessing.fingerprint != found.preprocessing.fingerprint
+    # One alone may be at a URL.
+    uploaded = {"csv": "a.csv", "sha256": "a", "test": {"file": f"{place}/c.csv"}}
+    mixed = data.load(job(uploaded), lambda _: tmp_path / "a.csv")
+    assert (len(mixed.train), len(mixed.test)) == (100, 5)
+    assert mixed.preprocessing.fingerprint
+    with pytest.raises(NodeError, match=r"^data\.test\.file: file://.*nowhere"):
+        data.load(job({"csv": f"{place}/a.csv", "test": {"file": f"{place}/nowhere.csv"}}), Temporary(Path))
+
+
+def test_folders_of_their_own(tmp_path: Path) -> None:
+    for folder, files in (("train", 3), ("test", 2)):
+        (tmp_path / folder).mkdir()
+        for file in range(files):
+            columns = {"a": [file, 1, 2], "y": [0, 1, 2]}
+            parquet.write_table(pyarrow.table(columns), tmp_path / folder / f"{file}.parquet")
+    source = {"parquet": f"file://{tmp_path}/train", "test": {"file": f"file://{tmp_path}/test/"}}
+    found = data.load(job(source), Temporary(Path))
+    assert (len(found.train), len(found.test)) == (9, 6)
+    # As the client's.
+    loaded = load_job({"data": {"parquet": str(tmp_path / "train"), "test": {"file": str(tmp_path / "test")}}})
+    uploads = {upload.field: upload.given for upload in loaded.uploads()}
+    assert {field: list(given) for field, given in uploads.items() if not isinstance(given, Path)} == {
+        "data.parquet": ["0.parquet", "1.parquet", "2.parquet"],
+        "data.test.file": ["0.parquet", "1.parquet"],
+    }
+
+
+def test_two_files_of_arrays_of_their_own(tmp_path: Path) -> None:
+    for name, rows in (("a", 12), ("b", 4)):
+        np.save(tmp_path / f"{name}-x.npy", np.arange(2.0 * rows).reshape(rows, 2))
+        np.save(tmp_path / f"{name}-y.npy", np.arange(rows) % 3)
+    urls = {name: {part: f"file://{tmp_path}/{name}-{part}.npy" for part in "xy"} for name in "ab"}
+    found = data.load(job({"npy": urls["a"], "validation": {"npy": urls["b"]}}), Temporary(Path))
+    assert (len(found.train), targets(found.validation).tolist()) == (12, [0, 1, 2, 0])
+    paths = {name: {part: f"{tmp_path}/{name}-{part}.npy" for part in "xy"} for name in "ab"}
+    loaded = load_job({"data": {"npy": paths["a"], "validation": {"npy": paths["b"]}}})
+    assert [upload.field for upload in loaded.uploads()] == ["data.npy", "data.validation.npy"]
+    with pytest.raises(ThalwegError, match=r"data\.test\.file: is not possible with data\.npy; write data\.test\.npy"):
+        validation.complete(job({"npy": urls["a"], "test": {"file": "b.npz"}}))
+
+
+def test_images_of_their_own_may_lack_a_class_but_have_no_other(tmp_path: Path) -> None:
+    for number, name in enumerate(("train/ant", "train/bee", "train/cat", "test/cat", "test/ant/old")):
+        (tmp_path / name).mkdir(parents=True)
+        Image.fromarray(np.full((2, 2), number, np.uint8)).save(tmp_path / name / "1.png")
+    (tmp_path / "test" / "bee").mkdir()
+    source = {"images": f"file://{tmp_path}/train", "test": {"file": f"file://{tmp_path}/test"}}
+    found = data.load(job(source), Temporary(Path))
+    assert (targets(found.train).tolist(), targets(found.test).tolist()) == ([0, 1, 2], [0, 2])
+    assert data.held_out(job(source), Temporary(Path)).y.tolist() == ["ant", "cat"]
+    assert load_job({"data": {"images": str(tmp_path / "train"), "test": {"file": str(tmp_path / "test")}}}).held_out
+    (tmp_path / "test" / "cat").rename(tmp_path / "test" / "cow")
+    with pytest.raises(
+        DataError, match=r"^data\.test\.file: has the classes 'cow', but the job's data has 'ant', 'bee', 'cat' alone"
+    ):
+        data.load(job(source), Temporary(Path))

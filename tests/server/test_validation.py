@@ -98,6 +98,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data": {"builtin": "digits", "test": {"stratify": "y"}}}, "data.test: one of these must be given: fraction, file"),
     ({"data": {"builtin": "digits", "test": {"fraction": 1}}}, "data.test.fraction: 1 is not allowed; it must be above 0 and below 1"),
     ({"data": {"builtin": "digits", "test": {"file": "a.npz"}}}, "data.test.file: is possible only where the job's data is a file too"),
+    ({"data": {"npz": "a.npz", "sha256": "0" * 64, "test": {"file": "ftp://b.npz"}}}, "data.test.file: ftp:// is not read; use one of file://, https://, http://, s3://, gs://"),
+    ({"data": {"npz": "a.npz", "sha256": "0" * 64, "test": {"npy": {"x": "x.npy", "y": "y.npy"}}}}, "data.test.npy: is not possible with data.npz; write data.test.file"),
     ({"data": {"npz": "a.npz", "sha256": "0" * 64, "test": {"file": "b.npz"}}}, "data.test.file: upload the file first (UploadData) and give its SHA-256 in data.test.sha256"),
     ({"data": {"npz": "a.npz", "sha256": "0" * 64, "test": {"file": "b.npz", "sha256": "1" * 64, "fraction": 0.1}}}, "data.test.fraction: is not possible with a file of its own; leave one of them out"),
     ({"model": {**TORCH, "layers": [{"relu": {}}]}}, "model: layers and torch are alternatives; give one of them"),

@@ -7,7 +7,7 @@ checks bounds.
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -37,6 +37,7 @@ JobSource = AnyPath | Mapping[str, Any] | job_pb2.JobSpec
 
 # Messages of a specification whose `source` may be a file, by their paths; the alternatives that are files; all their paths.
 _Uploaded = job_pb2.Data | job_pb2.HeldOut | job_pb2.Initial | job_pb2.Code
+_OfData = job_pb2.Data | job_pb2.HeldOut
 _MESSAGES: dict[str, type[_Uploaded]] = {
     "data": job_pb2.Data,
     "data.validation": job_pb2.HeldOut,
@@ -67,7 +68,7 @@ class JobFile:
 
     `data` is the file of its data, or `parts` are its files, if there are several, by their paths in a manifest (`parts.py`);
     built-in data has neither. `initial` is the file of its initial parameters, if any; `code` the file or folder of its code, if
-    any, which is uploaded as an archive (`packing.py`). `held_out` are files of samples to validate and to test with, by the
+    any, which is uploaded as an archive (`packing.py`). `held_out` are the files of samples to validate and to test with, by the
     names of their fields in the data.
     """
 
@@ -76,14 +77,15 @@ class JobFile:
     initial: Path | None
     code: Path | None = None
     parts: Parts = field(default_factory=dict)
-    held_out: Mapping[str, Path] = field(default_factory=dict)
+    held_out: Mapping[str, Path | Parts] = field(default_factory=dict)
 
     def uploads(self) -> Iterator[Upload]:
         """The files that the server needs as they are."""
         if self.parts or self.data:
             yield Upload(f"data.{self.spec.data.WhichOneof('source')}", self.spec.data, self.parts or self.data or Path())
-        for name, path in self.held_out.items():
-            yield Upload(f"data.{name}.file", getattr(self.spec.data, name), path)
+        for name, given in self.held_out.items():
+            message = getattr(self.spec.data, name)
+            yield Upload(f"data.{name}.{message.WhichOneof('source')}", message, given)
         if self.initial:
             yield Upload("model.initial.file", self.spec.model.initial, self.initial)
 
@@ -147,10 +149,11 @@ def load_job(job: JobSource, settings: Settings = (), data: Path | None = None) 
     initial = _file(spec.model.initial, "model.initial", folders)
     if initial:
         check_weights(initial, "model.initial.file")
-    data_file, parts = _data(spec.data, folders)
-    held_out = {name: _file(getattr(spec.data, name), f"data.{name}", folders) for name in HELD_OUT}
-    given: dict[str, Path] = {name: path for name, path in held_out.items() if path}
-    loaded = JobFile(spec, data_file, initial, code, parts, given)
+    endings = _endings(spec.data)
+    data_file, parts = _data(spec.data, "data", endings, folders)
+    own = {name: _data(getattr(spec.data, name), f"data.{name}", endings, folders) for name in HELD_OUT}
+    held_out: dict[str, Path | Parts] = {name: file or several for name, (file, several) in own.items() if file or several}
+    loaded = JobFile(spec, data_file, initial, code, parts, held_out)
     return with_data(loaded, data) if data else loaded
 
 
@@ -213,11 +216,14 @@ def _not_found(name: str) -> str:
     return f"there is no such file, and no packaged job of this name{hint} (packaged jobs: {', '.join(names)})"
 
 
-def _file(message: _Uploaded, path: str, folders: Mapping[str, Path]) -> Path | None:
-    """The file, or the folder of code or data, that a message names, if any. Raises ThalwegError if it cannot be read."""
+def _file(message: _Uploaded, path: str, folders: Mapping[str, Path], endings: Sequence[str] = ()) -> Path | None:
+    """The file, or the folder of code or data, that a message names, if any. Raises ThalwegError if it cannot be read.
+
+    `endings` are those of the files that are read from a folder, if data may be one.
+    """
     kind = message.WhichOneof("source")
     # Uploaded data needs no file here, nor does what workers read at a URL.
-    if kind not in _FILES[path] or message.sha256 or (isinstance(message, job_pb2.Data) and urls_of(message)):
+    if kind not in _FILES[path] or message.sha256 or (isinstance(message, _OfData) and urls_of(message)):
         return None
     field, given = f"{path}.{kind}", getattr(message, kind)
     if not given:
@@ -225,33 +231,37 @@ def _file(message: _Uploaded, path: str, folders: Mapping[str, Path]) -> Path | 
     file = folders[path] / expanded(given)
     if isinstance(message, job_pb2.Code):
         check_code(file, field)
-    elif not (isinstance(message, job_pb2.Data) and _endings(message) and file.is_dir()):
+    elif not (endings and file.is_dir()):
         check_input(file, field)
     return file
 
 
-def _data(message: job_pb2.Data, folders: Mapping[str, Path]) -> tuple[Path | None, Parts]:
-    """The file of a job's data, or its files, if there are several. Raises ThalwegError if they cannot be read."""
+def _data(
+    message: job_pb2.Data | job_pb2.HeldOut, path: str, endings: Sequence[str], folders: Mapping[str, Path]
+) -> tuple[Path | None, Parts]:
+    """The file of data, or its files, if there are several. Raises ThalwegError if they cannot be read."""
     kind = message.WhichOneof("source")
     if kind == "npy" and not message.sha256 and not urls_of(message):
         parts = {}
         for name in ("x", "y"):
-            path = f"data.npy.{name}"
+            field = f"{path}.npy.{name}"
             if not (given := getattr(message.npy, name)):
-                raise invalid(Violation(path, "is empty; give the path of a file"))
-            parts[name] = folders.get(path, folders["data"]) / expanded(given)
-            check_input(parts[name], path)
+                raise invalid(Violation(field, "is empty; give the path of a file"))
+            parts[name] = folders.get(field, folders[path]) / expanded(given)
+            check_input(parts[name], field)
         return None, parts
-    given = _file(message, "data", folders)
-    if given and given.is_dir():
-        found = parts_of(given, _endings(message), f"data.{kind}")
-        with reading(given, f"data.{kind}"):
-            if kind == "images" and (wrong := empty_classes(given, found)):
-                raise invalid(Violation(f"data.{kind}", wrong))
-        return None, found
-    return given, {}
+    file = _file(message, path, folders, endings)
+    if file is None or not file.is_dir():
+        return file, {}
+    found = parts_of(file, endings, f"{path}.{kind}")
+    with reading(file, f"{path}.{kind}"):
+        # Samples that are held out may lack a class.
+        if kind == "images" and (wrong := empty_classes(file, found)):
+            raise invalid(Violation(f"{path}.{kind}", wrong))
+    return None, found
 
 
 def _endings(data: job_pb2.Data) -> list[str]:
     """How the names of files end that are read from a folder. Empty if the source is not a folder."""
-    return list(rules_of(data.DESCRIPTOR.fields_by_name[str(data.WhichOneof("source"))]).folder)
+    source = data.WhichOneof("source")
+    return list(rules_of(data.DESCRIPTOR.fields_by_name[source]).folder) if source else []

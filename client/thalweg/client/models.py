@@ -17,7 +17,7 @@ from thalweg.client.inputs import paths_of, read_images, told
 from thalweg.client.jobfile import JobFile
 from thalweg.client.parts import UNHASHED, numbered, total_bytes
 from thalweg.client.prediction import Given, Prediction
-from thalweg.contract.addresses import urls_of
+from thalweg.contract.addresses import sources_of, urls_of
 from thalweg.contract.code import entry_points
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.layout import Slab, ranges, views
@@ -186,7 +186,7 @@ def check(job: JobFile) -> None:
         return
     sizes = [total_bytes(upload.given) for upload in job.uploads()]
     if (
-        urls_of(spec.data)
+        any(urls_of(part) for part in sources_of(spec.data).values())
         or any(size > _MAX_CHECKED_BYTES for size in sizes)
         or (spec.data.sha256 and not job.data and not job.parts)
     ):
@@ -262,7 +262,7 @@ def _completed(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     if local.code.path and not local.code.sha256:
         local.code.sha256 = UNHASHED
     for name in HELD_OUT:
-        if getattr(local.data, name).file:
+        if getattr(local.data, name).WhichOneof("source"):
             local.data.ClearField(name)
     # What is checked holds anywhere, and training may start from parameters that only a server has.
     local.model.ClearField("initial")

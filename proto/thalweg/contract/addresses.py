@@ -5,7 +5,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from google.protobuf.descriptor import FieldDescriptor
 
-from thalweg.contract.rules import rules_of
+from thalweg.contract.rules import HELD_OUT, rules_of
 from thalweg.v1 import job_pb2
 
 # What a URL may begin with.
@@ -18,21 +18,30 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
-def named(data: job_pb2.Data) -> dict[str, str]:
-    """The paths and URLs that the source of data consists of, by their fields; none, if it is not of files."""
+def named(data: job_pb2.Data | job_pb2.HeldOut, path: str = "data") -> dict[str, str]:
+    """The paths and URLs that the source of data consists of, by their fields; none, if it is not of files.
+
+    The data is that of a job, or samples that are held out, whose field is `path`.
+    """
     source = data.WhichOneof("source")
     if source is None or not rules_of(data.DESCRIPTOR.fields_by_name[source]).file:
         return {}
     value = getattr(data, source)
     if isinstance(value, str):
-        return {f"data.{source}": value}
+        return {f"{path}.{source}": value}
     texts = [field.name for field in value.DESCRIPTOR.fields if field.type == FieldDescriptor.TYPE_STRING]
-    return {f"data.{source}.{name}": getattr(value, name) for name in texts}
+    return {f"{path}.{source}.{name}": getattr(value, name) for name in texts}
 
 
-def urls_of(data: job_pb2.Data) -> dict[str, str]:
+def urls_of(data: job_pb2.Data | job_pb2.HeldOut, path: str = "data") -> dict[str, str]:
     """The URLs among them."""
-    return {field: text for field, text in named(data).items() if is_url(text)}
+    return {field: text for field, text in named(data, path).items() if is_url(text)}
+
+
+def sources_of(data: job_pb2.Data) -> dict[str, job_pb2.Data | job_pb2.HeldOut]:
+    """What has a source in the data of a job, by its field: the data itself, and samples of their own that are held out."""
+    parts = {f"data.{name}": getattr(data, name) for name in HELD_OUT}
+    return {"data": data} | {path: part for path, part in parts.items() if part.WhichOneof("source")}
 
 
 def public(url: str) -> str:

@@ -937,13 +937,14 @@ class HeldOut(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FILE_FIELD_NUMBER: _builtins.int
+    NPY_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     FRACTION_FIELD_NUMBER: _builtins.int
     STRATIFY_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     file: _builtins.str
-    """A file of the same kind as the job's data."""
+    """A file, a folder or a URL of the same kind as the job's data."""
     sha256: _builtins.str
     """The SHA-256, in hexadecimal, of the uploaded file (UploadData). The client fills it in."""
     fraction: _builtins.float
@@ -954,25 +955,30 @@ class HeldOut(_message.Message):
     """A column, or `y`. Samples that have the same value in it are held out together, or none of them."""
     time: _builtins.str
     """A column of numbers or times, or `y`. The samples with the largest values are held out."""
+    @_builtins.property
+    def npy(self) -> Global___Npy:
+        """Two files of NumPy's, or their URLs, where the job's data is `npy`."""
+
     def __init__(
         self,
         *,
         file: _builtins.str = ...,
+        npy: Global___Npy | None = ...,
         sha256: _builtins.str = ...,
         fraction: _builtins.float | None = ...,
         stratify: _builtins.str = ...,
         group: _builtins.str = ...,
         time: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "by", b"by", "file", b"file", "fraction", b"fraction", "group", b"group", "source", b"source", "stratify", b"stratify", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "by", b"by", "file", b"file", "fraction", b"fraction", "group", b"group", "npy", b"npy", "source", b"source", "stratify", b"stratify", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "by", b"by", "file", b"file", "fraction", b"fraction", "group", b"group", "sha256", b"sha256", "source", b"source", "stratify", b"stratify", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "by", b"by", "file", b"file", "fraction", b"fraction", "group", b"group", "npy", b"npy", "sha256", b"sha256", "source", b"source", "stratify", b"stratify", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fraction: _TypeAlias = _typing.Literal["fraction"]  # noqa: Y015
     _WhichOneofArgType__fraction: _TypeAlias = _typing.Literal["_fraction", b"_fraction"]  # noqa: Y015
     _WhichOneofReturnType_by: _TypeAlias = _typing.Literal["stratify", "group", "time"]  # noqa: Y015
     _WhichOneofArgType_by: _TypeAlias = _typing.Literal["by", b"by"]  # noqa: Y015
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["file"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["file", "npy"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fraction) -> _WhichOneofReturnType__fraction | None: ...

@@ -377,12 +377,8 @@ def _across_data(data: job_pb2.Data) -> Iterator[Violation]:
     source = data.WhichOneof("source")
     if source and not getattr(data, source):
         yield Violation(f"data.{source}", "must not be empty")
-    elif urls := addresses.urls_of(data):
-        yield from (Violation(field, wrong) for field, url in urls.items() if (wrong := addresses.mistake(url)))
-        if len(urls) < len(addresses.named(data)):
-            yield Violation(f"data.{source}", "names a URL beside the path of a file; give URLs, or paths, alone")
-        if data.sha256:
-            yield Violation("data.sha256", "is that of an uploaded file, and the data is at a URL; leave it out")
+    elif addresses.urls_of(data):
+        yield from _across_urls(data, "data")
     elif source in files(job_pb2.Data, "source") and not data.sha256:
         yield Violation(f"data.{source}", "upload the file first (UploadData) and give its SHA-256 in data.sha256")
     elif source == "builtin" and data.sha256:
@@ -405,20 +401,35 @@ def _across_data(data: job_pb2.Data) -> Iterator[Violation]:
         yield Violation("data.validation_fraction", "is the same as data.validation.fraction; leave one of them out")
     for name in HELD_OUT:
         if data.HasField(name):
-            yield from _across_held_out(getattr(data, name), f"data.{name}", source in files(job_pb2.Data, "source"))
+            yield from _across_held_out(getattr(data, name), f"data.{name}", str(source))
 
 
-def _across_held_out(held_out: job_pb2.HeldOut, path: str, from_files: bool) -> Iterator[Violation]:
+def _across_urls(data: job_pb2.Data | job_pb2.HeldOut, path: str) -> Iterator[Violation]:
+    urls = addresses.urls_of(data, path)
+    yield from (Violation(field, wrong) for field, url in urls.items() if (wrong := addresses.mistake(url)))
+    if len(urls) < len(addresses.named(data, path)):
+        problem = "names a URL beside the path of a file; give URLs, or paths, alone"
+        yield Violation(f"{path}.{data.WhichOneof('source')}", problem)
+    if data.sha256:
+        yield Violation(f"{path}.sha256", "is that of an uploaded file, and the data is at a URL; leave it out")
+
+
+def _across_held_out(held_out: job_pb2.HeldOut, path: str, of_job: str) -> Iterator[Violation]:
     by = held_out.WhichOneof("by")
-    if held_out.HasField("file"):
+    if source := held_out.WhichOneof("source"):
+        wanted = "npy" if of_job == "npy" else "file"
         if held_out.HasField("fraction") or by:
             yield Violation(f"{path}.{by or 'fraction'}", "is not possible with a file of its own; leave one of them out")
-        if not from_files:
-            yield Violation(f"{path}.file", "is possible only where the job's data is a file too")
-        elif not held_out.file:
-            yield Violation(f"{path}.file", "must not be empty")
+        if of_job not in files(job_pb2.Data, "source"):
+            yield Violation(f"{path}.{source}", "is possible only where the job's data is a file too")
+        elif source != wanted:
+            yield Violation(f"{path}.{source}", f"is not possible with data.{of_job}; write {path}.{wanted}")
+        elif not getattr(held_out, source):
+            yield Violation(f"{path}.{source}", "must not be empty")
+        elif addresses.urls_of(held_out, path):
+            yield from _across_urls(held_out, path)
         elif not held_out.sha256:
-            yield Violation(f"{path}.file", f"upload the file first (UploadData) and give its SHA-256 in {path}.sha256")
+            yield Violation(f"{path}.{source}", f"upload the file first (UploadData) and give its SHA-256 in {path}.sha256")
     elif not held_out.HasField("fraction"):
         yield Violation(path, "one of these must be given: fraction, file")
 

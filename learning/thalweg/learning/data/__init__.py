@@ -31,7 +31,7 @@ from thalweg.learning.data.preparation import (
     tabular_of_own_file,
 )
 from thalweg.learning.data.remote.located import Located, located
-from thalweg.learning.data.rows import Positions, Rows, Selected
+from thalweg.learning.data.rows import Indices, Mapped, Positions, Rows, Selected
 from thalweg.learning.data.samples import ALL, Arrays, Samples, held, sample_bytes
 from thalweg.learning.data.sources import SOURCES, columnar_rows, columns, is_columnar, npz
 from thalweg.learning.data.sources.columns import Found, Source
@@ -104,6 +104,8 @@ def _load(spec: job_pb2.JobSpec, access: Access) -> Dataset:
     if not isinstance(source, Source):
         return _load_table(spec, source, access)
     check(field, source.inputs or {INPUT: source.x}, source.y)
+    if len(source.classes) == 1:
+        raise DataError(f"{field}: has the class {source.classes[0]!r} alone; add the folders of others")
     chosen = _parts_of(spec, source)
     preprocessing = _preprocessing(spec, field, source, chosen.train)
     fields = _prepared(spec, field, source, preprocessing)
@@ -116,8 +118,11 @@ def _load(spec: job_pb2.JobSpec, access: Access) -> Dataset:
         if not isinstance(found, Source):
             raise DataError(f"{field}: is a table, but the job's data is not one")
         check(field, found.inputs or {INPUT: found.x}, found.y)
+        if unknown := sorted({*found.classes} - {*source.classes}):
+            raise DataError(f"{field}: has the classes {listed(unknown)}, but the job's data has {listed(source.classes)} alone")
         if found.classes != source.classes:
-            raise DataError(f"{field}: has the classes {listed(found.classes)}, but the job's data has {listed(source.classes)}")
+            labels = np.array([source.classes.index(name) for name in found.classes], np.int64)
+            found = found._replace(y=Mapped(found.y, lambda theirs: labels[theirs], (), labels.dtype))
         if found.columns != source.columns:
             problem = f"has the features {listed(found.columns)}, but the job's data has {listed(source.columns)}"
             raise DataError(f"{field}: {problem}")
@@ -213,7 +218,7 @@ def _dataset(
     found = [Arrays({name: Selected(rows, indices) for name, rows in fields.items()}) for indices in chosen]
     for position, (name, held_out) in enumerate(_held_out(spec.data), 1):
         if held_out.WhichOneof("source"):
-            field = f"data.{name}.file"
+            field = f"data.{name}.{held_out.WhichOneof('source')}"
             found[position] = Arrays(of_own_file(field, _other_spec(spec, held_out)))
             _check_alike(field, found[position].schema, found[0].schema)
     needed = sum(sample_bytes(samples.schema) * len(samples) for samples in found)
@@ -235,7 +240,10 @@ def _other_spec(spec: job_pb2.JobSpec, held_out: job_pb2.HeldOut) -> job_pb2.Job
     other.CopyFrom(spec)
     for name in (*HELD_OUT, "validation_fraction"):
         other.data.ClearField(name)
-    setattr(other.data, str(spec.data.WhichOneof("source")), held_out.file)
+    if held_out.WhichOneof("source") == "npy":
+        other.data.npy.CopyFrom(held_out.npy)
+    else:
+        setattr(other.data, str(spec.data.WhichOneof("source")), held_out.file)
     other.data.sha256 = held_out.sha256
     return other
 
@@ -281,15 +289,19 @@ def held_out(spec: job_pb2.JobSpec, access: Access | Fetch) -> Own:
     source = _source(spec.data, given)
     if not isinstance(source, Source):
         return Own(*own_rows(spec, source, given))
-    chosen = _parts_of(spec, source).shown[ALL]
-    return Own(source.x[chosen], source.y[chosen])
+    return _own(source, _parts_of(spec, source).shown[ALL])
 
 
 def _all_of(spec: job_pb2.JobSpec, access: Access) -> Own:
     source = _source(spec.data, access)
     if isinstance(source, Source):
-        return Own(source.x[ALL], source.y[ALL])
+        return _own(source, ALL)
     return Own(*own_rows(ignoring_less(spec, source), source, access))
+
+
+def _own(source: Source, chosen: Indices) -> Own:
+    y = source.y[chosen]
+    return Own(source.x[chosen], np.array(source.classes)[y] if source.classes else y)
 
 
 def read(data: job_pb2.Data, access: Access | Fetch) -> Pair:

@@ -1,6 +1,6 @@
 """Which uploads a job uses."""
 
-from thalweg.contract import manifests
+from thalweg.contract import addresses, manifests
 from thalweg.server.storage.interface import Uploads
 from thalweg.v1 import job_pb2
 
@@ -16,10 +16,11 @@ def uploads_of(spec: job_pb2.JobSpec) -> list[str]:
 
 
 def parts_of(spec: job_pb2.JobSpec, uploads: Uploads) -> list[str]:
-    """The SHA-256s of the files of a job's data, if it is a manifest. Raises ValueError if that is damaged, and OSError."""
-    sha256 = spec.data.sha256
-    start = uploads.read(sha256, 0, _START_BYTES) if sha256 else None
-    if start is None or not manifests.is_manifest(start):
-        return []
-    content = uploads.read(sha256, 0, manifests.MAX_BYTES + 1)
-    return sorted({entry.sha256 for entry in manifests.read(content or b"")})
+    """The SHA-256s of the files of a job's data that manifests name. Raises ValueError if one is damaged, and OSError."""
+    found = set[str]()
+    for part in addresses.sources_of(spec.data).values():
+        start = uploads.read(part.sha256, 0, _START_BYTES) if part.sha256 else None
+        if start is not None and manifests.is_manifest(start):
+            content = uploads.read(part.sha256, 0, manifests.MAX_BYTES + 1)
+            found |= {entry.sha256 for entry in manifests.read(content or b"")}
+    return sorted(found)

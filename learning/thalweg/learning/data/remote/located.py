@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from google.protobuf.message import Message
-
 from thalweg.contract import addresses, manifests
 from thalweg.contract.rules import rules_of
 from thalweg.learning.data.access import Access, Fill
@@ -44,30 +42,55 @@ class Located(NamedTuple):
 def located(data: job_pb2.Data, access: Access) -> Located:
     """Finds what is at the URLs of data, and downloads it to the node's cache, if it is not there.
 
-    Raises DataError if that cannot be read by any worker, and NodeError if this one cannot read it.
+    So are samples of their own that are held out. Raises DataError if a URL cannot be read by any worker, and NodeError if this
+    one cannot read it.
     """
-    urls = addresses.urls_of(data)
-    if not urls:
+    places = {path: part for path, part in addresses.sources_of(data).items() if addresses.urls_of(part)}
+    if not places:
         return Located(data, access, "")
+    copy = job_pb2.Data()
+    copy.CopyFrom(data)
     source = str(data.WhichOneof("source"))
-    endings = tuple(rules_of(data.DESCRIPTOR.fields_by_name[source]).folder)
+    paths: dict[str, Path] = {}
+    fingerprints, known = [], list[job_pb2.DataFile]()
+    for path, part in addresses.sources_of(copy).items():
+        if path in places:
+            fingerprints.append(_find(part, path, source, access, paths, known))
+    fingerprint = fingerprints[0] if [*places] == ["data"] else _digest("places", *places, *fingerprints)
+    told = tuple(known) if sum(file.ByteSize() for file in known) <= _MAX_KNOWN else ()
+    return Located(copy, _Located(access, paths), fingerprint, told)
+
+
+def _find(
+    part: job_pb2.Data | job_pb2.HeldOut,
+    path: str,
+    source: str,
+    access: Access,
+    paths: dict[str, Path],
+    known: list[job_pb2.DataFile],
+) -> str:
+    """Finds what is at the URLs of a part of a job's data, whose field is `path`. Gives the fingerprint, the part's SHA-256 then.
+
+    `paths` gets the files, by what stands for their SHA-256s, and `known` their states. Later, the URLs are for messages alone.
+    """
+    urls = addresses.urls_of(part, path)
+    endings = tuple(rules_of(job_pb2.Data.DESCRIPTOR.fields_by_name[source]).folder)
     found: list[Found] = []
     for field, url in urls.items():
         if wrong := addresses.mistake(url):
             raise DataError(f"{field}: {wrong}")
         files = _FINDERS[url.partition("://")[0]](field, url, endings, access.limits)
-        if source == "images" and url.startswith("file://"):
+        # Samples that are held out may lack a class.
+        if field == "data.images" and url.startswith("file://"):
             local.check_classes(field, url, files)
         if len(urls) > 1 and (len(files) > 1 or files[0].name_in_folder):
             raise DataError(f"{field}: {addresses.public(url)} names several files; it must be one")
         found += [file._replace(name=field.rpartition(".")[2]) for file in files] if len(urls) > 1 else files
     if len(found) > manifests.MAX_FILES:
-        raise DataError(
-            f"data.{source}: there are {len(found):,} files; write fewer, larger ones (at most {manifests.MAX_FILES:,})"
-        )
+        most = f"at most {manifests.MAX_FILES:,}"
+        raise DataError(f"{path}.{part.WhichOneof('source')}: there are {len(found):,} files; write fewer, larger ones ({most})")
     found.sort()
-    paths: dict[str, Path] = {}
-    entries, known = [], []
+    entries = []
     for number, file in enumerate(found, 1):
         key = _digest("file", *file.identity)
         what = f"downloading {addresses.public(file.url)}, {file.size:,} bytes ({number} of {len(found)})"
@@ -77,11 +100,11 @@ def located(data: job_pb2.Data, access: Access) -> Located:
     fingerprint = _digest("files", *(entry.sha256 for entry in entries))
     if len(found) > 1 or found[0].name_in_folder or len(urls) > 1:
         manifest = manifests.written(entries)
-        paths[fingerprint] = access.made(f"manifest-{_FORMAT}-{fingerprint}", lambda path: _write(path, manifest))
+        paths[fingerprint] = access.made(f"manifest-{_FORMAT}-{fingerprint}", lambda file: _write(file, manifest))
     else:
         paths[fingerprint] = paths[entries[0].sha256]
-    told = tuple(known) if sum(file.ByteSize() for file in known) <= _MAX_KNOWN else ()
-    return Located(_renamed(data, source, fingerprint), _Located(access, paths), fingerprint, told)
+    _rename(part, urls, fingerprint)
+    return fingerprint
 
 
 class _Located:
@@ -99,18 +122,12 @@ class _Located:
         return self._paths[sha256] if sha256 in self._paths else self._access.upload(sha256)
 
 
-def _renamed(data: job_pb2.Data, source: str, fingerprint: str) -> job_pb2.Data:
-    """The data, whose names are for messages alone from now on."""
-    copy = job_pb2.Data()
-    copy.CopyFrom(data)
-    copy.sha256 = fingerprint
-    value = getattr(copy, source)
-    if isinstance(value, Message):
-        for field, url in addresses.urls_of(data).items():
-            setattr(value, field.rpartition(".")[2], addresses.public(url))
-    else:
-        setattr(copy, source, addresses.public(value))
-    return copy
+def _rename(part: job_pb2.Data | job_pb2.HeldOut, urls: Mapping[str, str], fingerprint: str) -> None:
+    part.sha256 = fingerprint
+    source = str(part.WhichOneof("source"))
+    for field, url in urls.items():
+        holder, name = (part.npy, field.rpartition(".")[2]) if source == "npy" else (part, source)
+        setattr(holder, name, addresses.public(url))
 
 
 def _while_doing(access: Access, what: str, fill: Fill) -> Fill:

@@ -68,10 +68,7 @@ def _classes(files: Sequence[SourceFile], folder: str) -> tuple[str, ...]:
         if not _class_of(file):
             problem = f"{file.name!r} is in no folder of a class; put the images of each class into a folder below {folder!r}"
             raise DataError(f"{_FIELD}: {problem}")
-    classes = tuple(sorted({_class_of(file) for file in files}))
-    if len(classes) < 2:
-        raise DataError(f"{_FIELD}: {folder!r} has images of the class {classes[0]!r} alone; add the folders of others")
-    return classes
+    return tuple(sorted({_class_of(file) for file in files}))
 
 
 def _class_of(file: SourceFile) -> str:
