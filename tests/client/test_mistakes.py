@@ -351,7 +351,7 @@ def test_an_id_that_is_not_text(arguments: list[str], cluster: Cluster, command:
         (["train", "xor", "--weights", ""], "Invalid value for '--weights': a path must not be empty"),
         (["init", "-o", ""], "Invalid value for '--output' / '-o': a path must not be empty"),
         (["jobs", "--token-file", ""], "Invalid value for '--token-file': a path must not be empty"),
-        (["predict", "a", ""], "Invalid value for '[INPUT]': a path must not be empty"),
+        (["predict", "a", ""], "Invalid value for '[INPUT]...': a path must not be empty"),
         (["train", ""], "JOB: is empty; give a packaged job (and, digits, nand, or, xor) or the path of a job file"),
         (["train", "."], "cannot read .: Is a directory"),
         (["jobs", "--data", "file"], "--data: file is no folder"),
