@@ -285,4 +285,19 @@ def test_large_arrays_are_moved_and_not_copied(tmp_path: Path, no_copies: None) 
         job = client.submit("xor", {"training.epochs": 2}, data=(np.eye(2), [0, 1]))
         (upload,) = (tmp_path / "a" / "uploads").iterdir()
         assert not upload.is_symlink()
-        assert job.wait().state == "SUCCEEDED"
+        digest = job.wait().weights_sha256
+        job.delete()
+        reported: list[tuple[int, int]] = []
+        job = client.submit(
+            "xor",
+            {"training.epochs": 2},
+            data=iter([(np.eye(2), [0, 1])]),
+            progress=lambda done, total: reported.append((done, total)),
+        )
+        uploads = list((tmp_path / "a" / "uploads").iterdir())
+        # The arrays and their manifest.
+        assert len(uploads) == 3
+        assert not any(upload.is_symlink() for upload in uploads)
+        assert job.wait().weights_sha256 == digest
+        total = reported[0][1]
+        assert reported[-1] == (total, total)

@@ -1,15 +1,20 @@
 """Writes samples and targets that are arrays, or a table, of this process to a file that a job learns from."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thalweg.client.errors import LocalError
 from thalweg.client.extras import needs
-from thalweg.contract.errors import Violation, invalid
+from thalweg.contract.errors import ThalwegError, Violation, invalid
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class SupportsArrow(Protocol):
@@ -22,7 +27,7 @@ class SupportsArrow(Protocol):
 NAME = "arrays.npz"
 TABLE_NAME = "table.parquet"
 # Rows of a group of a table's file, which is read at once.
-_GROUP = 1 << 16
+GROUP_ROWS = 1 << 16
 # Samples and targets, or a table: a data frame, a dictionary of columns by their names, or rows that are dictionaries.
 Arrays: TypeAlias = tuple[ArrayLike, ArrayLike] | Mapping[str, object] | Sequence[Mapping[str, object]] | SupportsArrow
 
@@ -41,38 +46,72 @@ def write_arrays(data: Arrays, folder: Path) -> Path:
     if not isinstance(data, tuple) and is_frame(data):
         return _write_table(data, folder / TABLE_NAME)
     if not isinstance(data, tuple) or len(data) != 2:
-        raise invalid(
-            Violation("data", f"must be a pair of arrays: the samples x and their targets y, or a table{_instead(data)}")
-        )
-    x, y = (_numbers(name, cast("ArrayLike", values)) for name, values in zip("xy", data, strict=True))
+        raise wrong(f"must be a pair of arrays: the samples x and their targets y, or a table{_instead(data)}")
+    x, y = (numbers(name, cast("ArrayLike", values)) for name, values in zip("xy", data, strict=True))
     try:
         learning_data.check("data", {INPUT: x}, y)
     except learning_data.DataError as error:
-        raise invalid(Violation("data", str(error).removeprefix("data: "))) from None
+        raise wrong(str(error).removeprefix("data: ")) from None
     path = folder / NAME
-    try:
+    with writing("the arrays", folder):
         np.savez(path, x=x, y=y)
-    except OSError as error:
-        raise LocalError(f"cannot write the arrays to {folder}: {error.strerror}") from error
     return path
 
 
 def _write_table(data: object, path: Path) -> Path:
+    require_pyarrow()
+    import pyarrow.parquet as pq  # noqa: PLC0415 - an extra
+
+    table = arrow_table(data)
+    with writing("the table", path.parent), as_parquet(""):
+        pq.write_table(table, path, row_group_size=GROUP_ROWS)
+    return path
+
+
+def require_pyarrow() -> None:
+    """Raises ThalwegError if pyarrow is not installed."""
     with needs("data", "pyarrow is"):
-        import pyarrow as pa  # noqa: PLC0415 - an extra
-        import pyarrow.parquet as pq  # noqa: PLC0415
-    try:
+        import pyarrow as pa  # noqa: F401, PLC0415 - an extra
+
+
+def arrow_table(data: object, prefix: str = "") -> "pa.Table":
+    """A table of Arrow with the cells of a data frame, a dictionary of columns, or rows that are dictionaries.
+
+    Raises ThalwegError, whose problem begins with `prefix`, if cells are of several types.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+
+    with as_parquet(prefix):
         if isinstance(data, Mapping):
-            table = pa.table({str(name): cells for name, cells in data.items()})
-        else:
-            table = pa.Table.from_pylist(list(data)) if isinstance(data, Sequence) else pa.table(data)
-        pq.write_table(table, path, row_group_size=_GROUP)
-    except OSError as error:
-        raise LocalError(f"cannot write the table to {path.parent}: {error.strerror}") from error
+            return pa.table({str(name): cells for name, cells in data.items()})
+        return pa.Table.from_pylist(list(data)) if isinstance(data, Sequence) else pa.table(data)
+
+
+@contextmanager
+def as_parquet(prefix: str) -> Iterator[None]:
+    """Turns errors about cells within the context into ThalwegError."""
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+
+    try:
+        yield
     except (pa.ArrowException, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise invalid(Violation("data", f"the table cannot be written as Parquet: {reason}; convert the column")) from error
-    return path
+        raise wrong(f"{prefix}the table cannot be written as Parquet: {reason}; convert the column") from error
+
+
+@contextmanager
+def writing(what: str, folder: Path) -> Iterator[None]:
+    """Turns the system's errors within the context into ThalwegError, which says what cannot be written to a temporary folder."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise LocalError(f"cannot write {what} to {folder}: {reason}; TMPDIR can name another place") from error
+
+
+def wrong(problem: str) -> ThalwegError:
+    """The error of data that cannot be learned from."""
+    return invalid(Violation("data", problem))
 
 
 def _instead(data: object) -> str:
@@ -81,18 +120,24 @@ def _instead(data: object) -> str:
     if hasattr(data, "tensors"):
         return f"; of a {kind} give data=dataset.tensors, if it has two"
     if hasattr(data, "dataset"):
-        return f"; a {kind} is not read: give the arrays that it reads, or name a function that makes its data set as data.python"
+        read = (
+            "is read as an iterator: give iter(loader)"
+            if hasattr(data, "__iter__")
+            else "is not read: give the arrays that it reads"
+        )
+        return f"; a {kind} {read}, or name a function that makes its data set as data.python"
     if hasattr(data, "__getitem__") and not isinstance(data, (list, tuple, dict)):
         return f"; of a {kind} give its arrays, or name a function that makes it as data.python"
     return ""
 
 
-def _numbers(name: str, values: ArrayLike) -> NDArray[Any]:
+def numbers(name: str, values: ArrayLike) -> NDArray[Any]:
+    """An array of real numbers. Raises ThalwegError, whose problem begins with `name`, if values are something else."""
     try:
         array = np.asarray(values)
     except Exception as error:
         # Tensors of other libraries raise errors of theirs.
-        raise invalid(Violation("data", f"{name} is not an array: {error}")) from error
+        raise wrong(f"{name} is not an array: {error}") from error
     if array.dtype.kind not in "biuf":
-        raise invalid(Violation("data", f"{name} holds elements of type {array.dtype}; it must hold real numbers"))
+        raise wrong(f"{name} holds elements of type {array.dtype}; it must hold real numbers")
     return array

@@ -1,7 +1,7 @@
 """The client of a server, for Python programs."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from thalweg.client.arrays import Arrays, write_arrays
+from thalweg.client.batches import Batch, write_batches
 from thalweg.client.connection import CALL_SECONDS, Connection
 from thalweg.client.job import Job
 from thalweg.client.jobfile import JobFile, JobSource, Settings, load_job, with_data
@@ -54,7 +55,7 @@ class Client:
         *,
         model: object = None,
         loss: object = None,
-        data: Arrays | None = None,
+        data: Arrays | Iterator[Batch] | None = None,
         name: str | None = None,
         id: str | None = None,  # noqa: A002 - its name everywhere else
         request_id: str | None = None,
@@ -64,7 +65,9 @@ class Client:
 
         `job` is the name of a packaged job, the path of a TOML file, a dictionary of the same shape, or a JobSpec. `settings` are
         laid over it: `{"training.epochs": 5}`, or texts `training.epochs=5`. `data` is a pair of arrays, samples and targets, to
-        learn from in place of what the job says; or a table: a data frame, or a dictionary of columns by their names.
+        learn from in place of what the job says; or a table: a data frame, or a dictionary of columns by their names. Or it is an
+        iterator of batches, each of which is a pair of arrays or a part of the table. They are written one by one to a temporary
+        folder, which TMPDIR can choose, and may be more than memory holds.
 
         `model` is a torch.nn.Module, trained from its current parameters and buffers, or a function that makes one, in place of
         the job's model. `loss` is then the name of a loss, `model` for the module's own, or a function of (outputs, targets).
@@ -79,10 +82,10 @@ class Client:
         ThalwegError if the job is not right, or is not accepted.
         """
         with ExitStack() as stack:
-            arrays = None
+            arrays: Path | Parts | None = None
             if data is not None:
-                folder = stack.enter_context(TemporaryDirectory(prefix="thalweg-arrays-"))
-                arrays = write_arrays(data, Path(folder))
+                folder = Path(stack.enter_context(TemporaryDirectory(prefix="thalweg-arrays-")))
+                arrays = write_batches(data, folder) if isinstance(data, Iterator) else write_arrays(data, folder)
             if not isinstance(job, JobFile):
                 loaded = load_job(job, settings, arrays)
             else:

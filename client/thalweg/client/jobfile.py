@@ -106,27 +106,31 @@ def toml_of(spec: job_pb2.JobSpec) -> str:
     return tomli_w.dumps(values_of(spec))
 
 
-def with_data(job: JobFile, data: Path) -> JobFile:
-    """The job, with an .npz or .parquet file as its data. Its specification has the file's name only."""
+def with_data(job: JobFile, data: Path | Parts) -> JobFile:
+    """The job, with an .npz or .parquet file, or .npy files `x` and `y`, as its data. Its specification has their names only."""
     spec = job_pb2.JobSpec()
     spec.CopyFrom(job.spec)
-    setattr(spec.data, _kind(data), data.name)
     spec.data.ClearField("sha256")
-    return replace(job, spec=spec, data=data, parts={})
+    if isinstance(data, Path):
+        setattr(spec.data, _kind(data), data.name)
+        return replace(job, spec=spec, data=data, parts={})
+    spec.data.npy.CopyFrom(job_pb2.Npy(**{name: path.name for name, path in data.items()}))
+    return replace(job, spec=spec, data=None, parts=data)
 
 
-def load_job(job: JobSource, settings: Settings = (), data: Path | None = None) -> JobFile:
+def load_job(job: JobSource, settings: Settings = (), data: Path | Parts | None = None) -> JobFile:
     """The specification of a job, with settings laid over it.
 
     `job` is the name of a packaged job, the path of a TOML file, a mapping of the same shape, or a specification.
     `settings` are texts `PATH=VALUE` or a mapping of paths to values. Relative paths of files are relative to the job file's
-    folder, in settings and mappings to the current one. `data` is an .npz or .parquet file that replaces the job's data.
+    folder, in settings and mappings to the current one. `data` is an .npz or .parquet file, or .npy files `x` and `y`, that
+    replaces the job's data.
     Raises ThalwegError with every error that can be found without a server.
     """
     source, document, folder = _document(job)
     folders = dict.fromkeys(_FILES, folder)
     values = _walked(document, source)
-    for setting in [*read_settings(settings), *([Setting(f"data.{_kind(data)}", str(data), None)] if data else [])]:
+    for setting in [*read_settings(settings), *([_setting_of(data)] if data else [])]:
         apply_setting(values, job_pb2.JobSpec.DESCRIPTOR, setting)
         # So that the next setting finds tables.
         values = _walked(values, "")
@@ -155,6 +159,12 @@ def load_job(job: JobSource, settings: Settings = (), data: Path | None = None) 
     held_out: dict[str, Path | Parts] = {name: file or several for name, (file, several) in own.items() if file or several}
     loaded = JobFile(spec, data_file, initial, code, parts, held_out)
     return with_data(loaded, data) if data else loaded
+
+
+def _setting_of(data: Path | Parts) -> Setting:
+    if isinstance(data, Path):
+        return Setting(f"data.{_kind(data)}", str(data), None)
+    return Setting("data.npy", {name: str(path) for name, path in data.items()}, None)
 
 
 def _kind(data: Path) -> str:
