@@ -68,6 +68,19 @@ def test_the_test_samples_do_not_depend_on_those_to_validate_with() -> None:
     assert [len(part) for part in beside] == [40, 40, 20]
 
 
+def test_a_column_by_which_both_are_chosen_is_read_once() -> None:
+    asked: list[str] = []
+
+    def column(name: str) -> NDArray[Any]:
+        asked.append(name)
+        return CLASSES
+
+    by_class = {"fraction": 0.2, "stratify": "kind"}
+    both = json_format.ParseDict({"test": by_class, "validation": by_class}, job_pb2.Data())
+    assert [len(part) for part in parts(both, 7, 100, column)] == [64, 16, 20]
+    assert asked == ["kind"]
+
+
 def test_each_class_has_its_share_of_stratified_samples() -> None:
     shuffled = np.random.default_rng(0).permutation(CLASSES)
     for part, each in zip(

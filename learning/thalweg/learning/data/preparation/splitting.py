@@ -1,5 +1,6 @@
 """Which samples are learned from, and which are held out to validate and to test with."""
 
+import functools
 from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
@@ -44,6 +45,8 @@ def parts(data: job_pb2.Data, seed: int, samples: int, column: Column) -> Parts:
     Parts that have files of their own get no samples here. Raises DataError if a fraction yields no samples or all, or if what
     it is chosen by is no column.
     """
+    # Both may be chosen by the same one.
+    column = functools.cache(column)
     others, test = _held_out(data.test, "data.test", seed, samples, column, data.order, _TEST)
     if data.validation_fraction and not data.HasField("validation"):
         field, wanted = "data.validation_fraction", job_pb2.HeldOut(fraction=data.validation_fraction)
