@@ -55,6 +55,15 @@ def test_a_table_is_described_and_its_job_trains(cluster: Cluster, command: Comm
     assert result.validation.accuracy is not None
 
 
+def test_a_folder_of_csv_files_is_one_table(command: Command) -> None:
+    Path("trips").mkdir()
+    for number in range(3):
+        Path("trips", f"{number}.csv").write_text("a;y\n1,5;0\n2;1\n")
+    printed = command("data", "check", "trips")
+    assert "trips: 6 rows, 2 columns" in printed.out
+    assert "delimiter semicolon" in printed.out
+
+
 def test_what_people_read_says_the_same(command: Command, tmp_path: Path) -> None:
     (tmp_path / "blumen.csv").write_text(flowers(), encoding="utf-8")
     printed = command("data", "check", "blumen.csv")

@@ -24,7 +24,8 @@ from thalweg.learning.data.sources.npz import load_array
 from thalweg.learning.errors import NodeError
 from thalweg.v1 import job_pb2
 
-_FOLDERS = ("parquet", "arrow")
+_BINARY = ("parquet", "arrow")
+_FOLDERS = (*_BINARY, "csv", "json_lines")
 _MAGIC = {b"PAR1": "parquet", b"ARROW1": "arrow"}
 _JSON_LINES = (".jsonl", ".ndjson")
 _HIDDEN = 32
@@ -102,7 +103,7 @@ def _kind(given: str) -> str:
     for kind in ("npz", "npy"):
         if name.endswith(f".{kind}"):
             return kind
-    for kind in _FOLDERS:
+    for kind in _BINARY:
         if name.endswith(endings[kind]):
             return kind
     if not {*_JSON_LINES}.isdisjoint(Path(name).suffixes):

@@ -726,11 +726,13 @@ class Data(_message.Message):
     csv: _builtins.str
     """The path of a CSV file: a line of column names, then rows of numbers, text, truth values, dates and times. How it is written is found
     out, or given by `delimiter`, `encoding`, `decimal` and `missing_values`. It may be compressed, as `.csv.gz` or `.csv.zst`. For
-    predictions, columns are matched by these names.
+    predictions, columns are matched by these names. Or the path of a folder: then all CSV files below it are one table, in the order of
+    their paths. They must have the same columns.
     """
     json_lines: _builtins.str
     """The path of a file of JSON lines: each line is an object with a number, a text, a truth value or null for each column. A text may be a
-    date or a time. It may be compressed, as `.jsonl.gz`. For predictions, columns are matched by their names.
+    date or a time. It may be compressed, as `.jsonl.gz`. For predictions, columns are matched by their names. Or the path of a
+    folder: then all files of JSON lines below it are one table, in the order of their paths.
     """
     parquet: _builtins.str
     """The path of a Parquet file, or of a folder: then all files below it that end in `.parquet` or `.parq` are one table, in the order of

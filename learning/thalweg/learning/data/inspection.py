@@ -94,7 +94,9 @@ def inspect(data: job_pb2.Data, access: Access) -> TableFound | ArraysFound:
         found = columns.text_table(data, access)
         if columns.is_plain(data, found.table):
             columns.to_train(found, data.csv, data.target)
-        dialect = written(access.upload(data.sha256), TO_TRAIN, data.csv, told_by(data))
+        # Of several files, the first one.
+        first, *_ = columns.csv_files(data, access)
+        dialect = written(first.path, TO_TRAIN, data.csv, told_by(data))
         return _table(data, found.table, dialect)
     given = SOURCES[kind](data, access)
     if not isinstance(given, columns.Source):

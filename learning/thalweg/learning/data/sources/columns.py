@@ -12,7 +12,8 @@ from thalweg.learning.data.errors import DataError, listed
 from thalweg.learning.data.matching import by_name, suggestion
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.data.rows import Indices, Mapped, Rows
-from thalweg.learning.data.sources.text_tables.reading import Read, TextTable, read
+from thalweg.learning.data.sources.files import SourceFile, source_files
+from thalweg.learning.data.sources.text_tables.reading import Read, TextTable, read_files
 from thalweg.learning.data.sources.text_tables.words import JSON_LINES, TO_PREDICT, TO_TRAIN, told_by, types_by
 from thalweg.learning.data.tables import ColumnType, Table
 from thalweg.v1 import job_pb2
@@ -54,14 +55,20 @@ def source(data: job_pb2.Data, access: Access) -> Source | Table:
 
 
 def text_table(data: job_pb2.Data, access: Access) -> Read:
-    """The table in a job's CSV file. Raises DataError if it cannot be read."""
-    return read(access.upload(data.sha256), TO_TRAIN, data.csv, told_by(data), access, data.sha256)
+    """The table in a job's CSV file, or in several. Raises DataError if it cannot be read."""
+    return read_files(csv_files(data, access), TO_TRAIN, data.csv, told_by(data), access, data.sha256)
+
+
+def csv_files(data: job_pb2.Data, access: Access) -> list[SourceFile]:
+    """A job's CSV file, or those of its folder."""
+    return source_files(access, "data.csv", data.csv, data.sha256)
 
 
 def json_lines(data: job_pb2.Data, access: Access) -> Table:
-    """The table in a job's file of JSON lines. Raises DataError if it cannot be read."""
+    """The table in a job's file of JSON lines, or in several. Raises DataError if it cannot be read."""
     words, told = TO_TRAIN._replace(field="data.json_lines"), JSON_LINES._replace(types=types_by(data))
-    return read(access.upload(data.sha256), words, data.json_lines, told, access, data.sha256).table
+    files = source_files(access, "data.json_lines", data.json_lines, data.sha256)
+    return read_files(files, words, data.json_lines, told, access, data.sha256).table
 
 
 def asked(data: job_pb2.Data) -> list[str]:

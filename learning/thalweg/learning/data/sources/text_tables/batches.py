@@ -51,6 +51,9 @@ class Rows(Protocol):
     def column(self, position: int) -> str:
         """What messages call a column."""
 
+    def where(self, line: int) -> str:
+        """What messages call a line."""
+
     def runs(self) -> Iterator[Run]:
         """The rows that are not empty, those of about RUN characters at a time, each with a cell for each column.
 

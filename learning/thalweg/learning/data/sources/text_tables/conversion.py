@@ -54,7 +54,8 @@ def blocks(rows: Rows, kinds: Sequence[Kind], told: Told) -> Iterator[Block]:
             problem = makers[position].problem(cell)
             if not kinds[position].told and rows.names:
                 problem += rows.words.setting(f'data.columns.{rows.names[position]}.type = "text"')
-            raise DataError(f"{rows.field}: line {batch.lines[row]}, column {rows.column(position)}: {shown(cell)} {problem}")
+            where = f"{rows.where(batch.lines[row])}, column {rows.column(position)}"
+            raise DataError(f"{rows.field}: {where}: {shown(cell)} {problem}")
         yield Block(made, batch.lines)
 
 

@@ -40,9 +40,9 @@ def _array(made: Values, kind: pa.DataType) -> pa.Array:
 
 
 class ConvertedTable:
-    """A table that `write` wrote to a folder. Raises OSError if it cannot be read."""
+    """A table that `write` wrote to a folder, of `files`, if it was made of several. Raises OSError if it cannot be read."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, files: Sequence[str] = ()) -> None:
         self.name = name
         self._table = pa.ipc.open_file(pa.memory_map(str(folder / _TABLE))).read_all()
         self.columns = tuple(column_of(field.name, field.type) for field in self._table.schema)
@@ -51,7 +51,7 @@ class ConvertedTable:
         self._by_name = {column.name: column for column in self.columns}
         self._batches = self._table.to_batches()
         self._ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
-        self._lines = Lines(np.load(folder / _LINES))
+        self._lines = Lines(np.load(folder / _LINES), files)
 
     @property
     def groups(self) -> Sequence[int]:

@@ -30,12 +30,17 @@ def column_of(name: str, kind: Kind) -> Column:
 
 
 class HeldTable:
-    """A table whose cells are in memory. Raises MemoryLackError, whose message begins with `subject`, if there is no room."""
+    """A table whose cells are in memory; `files` are the names of its files, if there are several.
 
-    def __init__(self, name: str, columns: Sequence[Column], made: Iterable[Block], subject: str) -> None:
+    Raises MemoryLackError, whose message begins with `subject`, if there is no room.
+    """
+
+    def __init__(
+        self, name: str, columns: Sequence[Column], made: Iterable[Block], subject: str, files: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.columns = tuple(columns)
-        self._lines = Lines()
+        self._lines = Lines(files=files)
         words: list[dict[str, int]] = [{} for _ in columns]
         parts: list[list[Cells]] = [[] for _ in columns]
         limit, size = memory().available, 0

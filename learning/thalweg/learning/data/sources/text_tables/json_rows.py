@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from thalweg.learning.data.errors import DataError
@@ -53,11 +53,27 @@ class JsonRows:
                     self._check_name(line, name)
                 if value is not None:
                     counts[self._type(line, name, value)] += 1
-        self.names = tuple(self._found)
-        if not self.names:
+        if not self._found:
             raise self._wrong(f"{file.name!r} has no rows; write an object on each line, as pandas does with lines=True")
+        self._types: dict[str, ColumnType] = {}
+        self.names: tuple[str, ...] = ()
+        self._decide()
+
+    def _decide(self) -> None:
+        self.names = tuple(self._found)
         # What most values of a column are.
         self._types = {name: max(_PLURAL, key=lambda kind: counts[kind]) for name, counts in self._found.items()}
+
+    @staticmethod
+    def unite(files: Sequence["JsonRows"]) -> None:
+        """Gives files the same columns, those of all, as if they were one file."""
+        found: dict[str, Counter[ColumnType]] = {}
+        for file in files:
+            for name, counts in file._found.items():
+                found.setdefault(name, Counter()).update(counts)
+        for file in files:
+            file._found = found
+            file._decide()
 
     @property
     def texts(self) -> frozenset[str]:
@@ -67,6 +83,10 @@ class JsonRows:
     def column(self, position: int) -> str:
         """What messages call a column."""
         return shown(self.names[position])
+
+    def where(self, line: int) -> str:
+        """What messages call a line."""
+        return f"line {line}"
 
     def runs(self) -> Iterator[Run]:
         """The rows. Raises DataError if a value is not of the type of most values of its column, unless the job gives one."""

@@ -1,13 +1,14 @@
-"""A CSV file as a table: in memory if it is small, and otherwise converted once on each node."""
+"""CSV files and JSON lines as a table: in memory if they are small, and otherwise converted once on each node."""
 
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from thalweg.learning.data.access import Access
+from thalweg.learning.data.sources.files import SourceFile
 from thalweg.learning.data.sources.text_tables.batches import Rows
 from thalweg.learning.data.sources.text_tables.conversion import Block, blocks
 from thalweg.learning.data.sources.text_tables.encodings import TextFile
@@ -15,6 +16,7 @@ from thalweg.learning.data.sources.text_tables.held import HeldTable, column_of
 from thalweg.learning.data.sources.text_tables.json_rows import JsonRows
 from thalweg.learning.data.sources.text_tables.kinds import kinds_of
 from thalweg.learning.data.sources.text_tables.records import Records
+from thalweg.learning.data.sources.text_tables.several import Several, check_folders
 from thalweg.learning.data.sources.text_tables.words import DECIMALS, DELIMITERS, Told, Words
 from thalweg.learning.data.tables import Column, Table
 
@@ -64,35 +66,59 @@ def read(path: Path, words: Words, name: str, told: Told, access: Access | None 
     With `access`, a large file is converted to Arrow, if pyarrow is installed; otherwise the table is in memory. `sha256` is that
     of the file, if it is known. Raises DataError, which speaks in `words`, if the file is not right, and OSError.
     """
-    file = TextFile(path, words, name, told.encoding)
-    large = file.compressed or path.stat().st_size > MAX_HELD_FILE
+    return read_files([SourceFile(name, path)], words, name, told, access, sha256)
+
+
+def read_files(
+    given: Sequence[SourceFile], words: Words, name: str, told: Told, access: Access | None = None, sha256: str = ""
+) -> Read:
+    """The table in one or several files, as `read`. `sha256` is that of the file, or of the manifest."""
+    names = [file.name for file in given] if len(given) > 1 else []
+    check_folders([file.name for file in given], words.field)
+    spoken = [words._replace(field=f"{words.field}: {each!r}") for each in names] or [words]
+    shown = names or [name]
+    files = [TextFile(file.path, own, each, told.encoding) for file, own, each in zip(given, spoken, shown, strict=True)]
+    large = any(file.compressed for file in files) or sum(file.path.stat().st_size for file in given) > MAX_HELD_FILE
+
+    def made() -> tuple[list[Column], Iterator[Block], bool]:
+        return _made(files, spoken, names, words, told)
+
+    def check() -> None:
+        for file in files:
+            file.check()
+
     if access and large and importlib.util.find_spec("pyarrow"):
         from thalweg.learning.data.sources.text_tables import converted  # noqa: PLC0415 - imports pyarrow
 
         def fill(folder: Path) -> None:
-            columns, made, named = _made(file, words, told)
-            converted.write(folder, columns, made, named=named)
-            file.check()
+            columns, cells, named = made()
+            converted.write(folder, columns, cells, named=named)
+            check()
 
-        table = converted.ConvertedTable(access.made(_key(sha256 or str(file.state), told), fill), name)
+        identity = sha256 or " ".join(str(file.state) for file in files)
+        table = converted.ConvertedTable(access.made(_key(identity, told), fill), name, names)
         return Read(table, table.named)
-    columns, made, named = _made(file, words, told)
-    held = HeldTable(name, columns, made, f"{words.field}: {name!r}")
-    file.check()
+    columns, cells, named = made()
+    held = HeldTable(name, columns, cells, f"{words.field}: {name!r}", names)
+    check()
     return Read(held, named)
 
 
-def _made(file: TextFile, words: Words, told: Told) -> tuple[list[Column], Iterator[Block], bool]:
+def _made(
+    files: Sequence[TextFile], spoken: Sequence[Words], names: Sequence[str], words: Words, told: Told
+) -> tuple[list[Column], Iterator[Block], bool]:
+    """The columns of files, their rows as values, and whether columns have names. `spoken` are the words about each file."""
     rows: Rows
     if told.json_lines:
-        rows = JsonRows(file, words, told)
-        names = rows.names
+        lines = [JsonRows(file, own, told) for file, own in zip(files, spoken, strict=True)]
+        rows, width = (Several(lines, names, words) if names else lines[0]), 0
     else:
-        rows = records = Records(file, words, told)
-        names = rows.names or tuple(str(position) for position in range(1, records.width + 1))
-    kinds = kinds_of(rows, names, told)
-    columns = [column_of(each, kind) for each, kind in zip(names, kinds, strict=True)]
-    return columns, blocks(rows, kinds, told), bool(rows.names)
+        records = [Records(file, own, told) for file, own in zip(files, spoken, strict=True)]
+        rows, width = (Several(records, names, words) if names else records[0]), records[0].width
+    columns = rows.names or tuple(str(position) for position in range(1, width + 1))
+    kinds = kinds_of(rows, columns, told)
+    found = [column_of(each, kind) for each, kind in zip(columns, kinds, strict=True)]
+    return found, blocks(rows, kinds, told), bool(rows.names)
 
 
 def _key(identity: str, told: Told) -> str:

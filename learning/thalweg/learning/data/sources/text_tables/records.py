@@ -54,6 +54,10 @@ class Records:
         """What messages call a column."""
         return shown(self.names[position]) if self.names else str(position + 1)
 
+    def where(self, line: int) -> str:
+        """What messages call a line."""
+        return f"line {line}"
+
     def runs(self) -> Iterator[Run]:
         """The rows after the names. Raises DataError if one has another number of cells."""
         with self._file.opened() as text:
