@@ -219,3 +219,20 @@ def test_workers_are_told_by_who_comes_and_goes(clock: Clock) -> None:
     assert len(changes) == 2400
     # A list with each of them would be 1,440,000 names.
     assert sum(len(change.names) for change in changes) < 8_000
+
+
+def test_the_status_says_what_workers_download_until_steps_begin() -> None:
+    telemetry, *_ = make()
+    telemetry.prepares("a", "downloading x: 1 of 2")
+    assert telemetry.job.status == ""
+    telemetry.workers_changed(["a", "b"], joined=["a", "b"])
+    preparing = telemetry.job.status
+    telemetry.prepares("a", "downloading x: 1 of 2")
+    assert telemetry.job.status == f"{preparing}: worker a is downloading x: 1 of 2"
+    telemetry.prepares("b", "")
+    assert telemetry.job.status == f"{preparing}: worker a is downloading x: 1 of 2"
+    telemetry.prepares("a", "")
+    assert telemetry.job.status == preparing
+    telemetry.ready()
+    telemetry.prepares("b", "downloading x: 1 of 2")
+    assert telemetry.job.status == "training"

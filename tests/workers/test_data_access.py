@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.command import wait_for
+from thalweg.learning.data.access import Progress
 from thalweg.learning.errors import NodeError
 from thalweg.workers.data_access import DataPolicy, NodeAccess
 
@@ -84,8 +85,9 @@ def test_others_wait_and_say_so_and_go_on_if_the_first_one_fails(cache: Path) ->
     waits, results = threading.Event(), []
 
     @contextmanager
-    def doing(what: str, more: float) -> Iterator[None]:
+    def doing(what: str, more: float, progress: Progress | None) -> Iterator[None]:
         assert what.startswith("waiting for another worker")
+        assert progress is None
         waits.set()
         yield
 

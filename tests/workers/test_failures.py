@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pyarrow import parquet
 
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.command import wait_for
+from tests.learning.urls import Site, served
 from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.learning.data.errors import DataError, MemoryLackError
@@ -85,6 +87,28 @@ def test_a_file_of_a_node_is_read_where_the_operator_allows_it_alone(tmp_path: P
     with running_server(tmp_path / "server") as server, stub_of(server) as stub:
         header = next(iter(stub.DownloadParameters(pb.DownloadParametersRequest(job_id="a")))).header
         assert len(header.preprocessing.fingerprint) == 64
+
+
+def test_the_status_of_a_job_says_what_a_worker_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("THALWEG_DATA_CACHE", str(tmp_path / "cache"))
+    content, job = b"a,b,y\n0,0,0\n0,1,1\n1,0,1\n1,1,0\n", spec()
+    # The first answer is looked at only, and the second one stops.
+    with served(Site(content, broken=[len(content), 10], silent=threading.Event())) as site:
+        job.data.csv = f"{site.url}/a.csv?token=secret"
+        with running_server(tmp_path / "server", silence_seconds=2.0) as server, stub_of(server) as stub:
+            stub.CreateJob(pb.CreateJobRequest(spec=job, job_id="a"))
+
+            def status() -> str:
+                return stub.GetJob(pb.GetJobRequest(job_id="a")).job.status
+
+            with ThreadPoolExecutor() as workers:
+                ended = workers.submit(work, Endpoint(server.address), "a", "w", policy=DataPolicy())
+                told = f"preparing the data and the model: worker w is downloading {site.url}/a.csv: 0.00 MiB of 0.00 MiB"
+                wait_for(lambda: status() == told)
+                assert site.silent
+                site.silent.set()
+                assert ended.result() == "the job ended: SUCCEEDED"
 
 
 def test_a_job_is_not_resumed_on_files_that_have_changed(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The limit of a worker's time, beside which some work may take more."""
 
 import queue
+from math import inf
 
 import pytest
 
@@ -29,3 +30,17 @@ def test_what_may_take_more_is_overdue_only_after_that(monkeypatch: pytest.Monke
 
         wait_for(failed)
     assert failures == ["training.task_seconds: compiling the model took longer than 5 s, and 60 s"]
+
+
+def test_heartbeats_say_how_far_a_download_is() -> None:
+    sent: queue.SimpleQueue[pb.WorkRequest] = queue.SimpleQueue()
+    bytes_ = iter(range(1_000_000))
+
+    def heard(wanted: str) -> bool:
+        return sent.get(timeout=60).heartbeat.doing.startswith(wanted)
+
+    with Watch(sent.put, 0.01, 10.0, 0.0, own_process=False) as watching, watching.doing("loading the data"):
+        assert sent.get(timeout=60).heartbeat.doing == ""
+        with watching.doing("downloading", inf, lambda: f"downloading: {next(bytes_)} bytes"):
+            wait_for(lambda: heard("downloading: 2 bytes"))
+        wait_for(lambda: sent.get(timeout=60).heartbeat.doing == "")

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from thalweg.v1 import job_pb2 as thalweg_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"thalweg/v1/parameter_service.proto\x12\nthalweg.v1\x1a\x14thalweg/v1/job.proto\"\xfe\x02\n\x0bWorkRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.thalweg.v1.HelloH\x00\x12(\n\x08prepared\x18\x02 \x01(\x0b\x32\x14.thalweg.v1.PreparedH\x00\x12.\n\x07initial\x18\x03 \x01(\x0b\x32\x1b.thalweg.v1.ParametersChunkH\x00\x12-\n\x08gradient\x18\x04 \x01(\x0b\x32\x19.thalweg.v1.GradientChunkH\x00\x12,\n\nevaluation\x18\x05 \x01(\x0b\x32\x16.thalweg.v1.EvaluationH\x00\x12&\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x13.thalweg.v1.FailureH\x00\x12*\n\theartbeat\x18\x07 \x01(\x0b\x32\x15.thalweg.v1.HeartbeatH\x00\x12\x35\n\x0fshared_gradient\x18\x08 \x01(\x0b\x32\x1a.thalweg.v1.SharedGradientH\x00\x42\t\n\x07message\"\xde\x02\n\x0cWorkResponse\x12&\n\x07welcome\x18\x01 \x01(\x0b\x32\x13.thalweg.v1.WelcomeH\x00\x12(\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x14.thalweg.v1.AcceptedH\x00\x12\x31\n\nparameters\x18\x03 \x01(\x0b\x32\x1b.thalweg.v1.ParametersChunkH\x00\x12\x30\n\ninitialize\x18\x04 \x01(\x0b\x32\x1a.thalweg.v1.InitializeTaskH\x00\x12\x36\n\rdifferentiate\x18\x05 \x01(\x0b\x32\x1d.thalweg.v1.DifferentiateTaskH\x00\x12,\n\x08\x65valuate\x18\x06 \x01(\x0b\x32\x18.thalweg.v1.EvaluateTaskH\x00\x12&\n\x07goodbye\x18\x07 \x01(\x0b\x32\x13.thalweg.v1.GoodbyeH\x00\x42\t\n\x07message\"{\n\x05Hello\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x0c\x12\x10\n\x08protocol\x18\x04 \x01(\r\x12\x0f\n\x07release\x18\x05 \x01(\t\x12 \n\x05place\x18\x06 \x01(\x0b\x32\x11.thalweg.v1.Place\"2\n\x05Place\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x91\x01\n\x07Welcome\x12!\n\x04spec\x18\x01 \x01(\x0b\x32\x13.thalweg.v1.JobSpec\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\x12\x17\n\x0fsilence_seconds\x18\x03 \x01(\x01\x12/\n\rshared_memory\x18\x04 \x01(\x0b\x32\x18.thalweg.v1.SharedMemory\".\n\x0cSharedMemory\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\"\x0b\n\tHeartbeat\"\xb7\x02\n\x08Prepared\x12\"\n\x06layout\x18\x01 \x01(\x0b\x32\x12.thalweg.v1.Layout\x12\x15\n\rtrain_samples\x18\x02 \x01(\x04\x12\x1a\n\x12validation_samples\x18\x03 \x01(\x04\x12\x14\n\x0ctest_samples\x18\x0c \x01(\x04\x12\x30\n\rpreprocessing\x18\x04 \x01(\x0b\x32\x19.thalweg.v1.Preprocessing\x12\x14\n\x0closs_seconds\x18\x06 \x01(\x01\x12\x15\n\rshared_memory\x18\x07 \x01(\x08\x12\x0f\n\x07metrics\x18\n \x03(\t\x12%\n\x08premises\x18\x08 \x03(\x0b\x32\x13.thalweg.v1.Premise\x12\x11\n\tnumerical\x18\t \x01(\x08\x12\x0e\n\x06notice\x18\x0b \x01(\tJ\x04\x08\x05\x10\x06\"&\n\x07Premise\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"a\n\x08\x41\x63\x63\x65pted\x12\x16\n\x0e\x63hunk_elements\x18\x01 \x01(\r\x12\x15\n\rshared_memory\x18\x02 \x01(\x08\x12&\n\x06shards\x18\x03 \x03(\x0b\x32\x16.thalweg.v1.ShardRange\"T\n\nShardRange\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x13\n\x0b\x66irst_chunk\x18\x03 \x01(\r\x12\x11\n\tend_chunk\x18\x04 \x01(\r\"?\n\x0fParametersChunk\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05\x63hunk\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x10\n\x0eInitializeTask\"\xb8\x01\n\x11\x44ifferentiateTask\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05level\x18\x02 \x01(\r\x12\r\n\x05index\x18\x03 \x01(\r\x12\x13\n\x0b\x66irst_chunk\x18\x04 \x01(\r\x12\x11\n\tend_chunk\x18\x05 \x01(\r\x12\x0c\n\x04step\x18\x06 \x01(\x04\x12\r\n\x05steps\x18\x07 \x01(\r\x12/\n\nparameters\x18\x08 \x01(\x0b\x32\x1b.thalweg.v1.ParametersChunk\"\xa1\x01\n\rGradientChunk\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05level\x18\x02 \x01(\r\x12\r\n\x05index\x18\x03 \x01(\r\x12\r\n\x05\x63hunk\x18\x04 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x1e\n\x04sums\x18\x06 \x01(\x0b\x32\x10.thalweg.v1.Sums\x12\x0c\n\x04step\x18\x07 \x01(\x04\x12\x16\n\x0eresidual_since\x18\x08 \x01(\x04\"\xa3\x01\n\x0eSharedGradient\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\r\n\x05level\x18\x03 \x01(\r\x12\r\n\x05index\x18\x04 \x01(\r\x12\x13\n\x0b\x66irst_chunk\x18\x05 \x01(\r\x12\x11\n\tend_chunk\x18\x06 \x01(\r\x12\x0c\n\x04slab\x18\x07 \x01(\r\x12\x1e\n\x04sums\x18\x08 \x01(\x0b\x32\x10.thalweg.v1.Sums\"<\n\x04Sums\x12\x0c\n\x04loss\x18\x01 \x01(\x01\x12\x0f\n\x07samples\x18\x03 \x01(\x04\x12\x0f\n\x07metrics\x18\x04 \x03(\x01J\x04\x08\x02\x10\x03\"]\n\x0c\x45valuateTask\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12 \n\x05split\x18\x02 \x01(\x0e\x32\x11.thalweg.v1.Split\x12\r\n\x05\x66irst\x18\x03 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x04\"n\n\nEvaluation\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12 \n\x05split\x18\x02 \x01(\x0e\x32\x11.thalweg.v1.Split\x12\r\n\x05\x66irst\x18\x03 \x01(\x04\x12\x1e\n\x04sums\x18\x04 \x01(\x0b\x32\x10.thalweg.v1.Sums\"\x83\x01\n\x07\x46\x61ilure\x12\x0f\n\x07problem\x18\x01 \x01(\t\x12(\n\x05scope\x18\x02 \x01(\x0e\x32\x19.thalweg.v1.Failure.Scope\"=\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\r\n\tSCOPE_JOB\x10\x01\x12\x0e\n\nSCOPE_NODE\x10\x02\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t*U\n\x05Split\x12\x15\n\x11SPLIT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSPLIT_TRAIN\x10\x01\x12\x14\n\x10SPLIT_VALIDATION\x10\x02\x12\x0e\n\nSPLIT_TEST\x10\x03\x32Q\n\x10ParameterService\x12=\n\x04Work\x12\x17.thalweg.v1.WorkRequest\x1a\x18.thalweg.v1.WorkResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"thalweg/v1/parameter_service.proto\x12\nthalweg.v1\x1a\x14thalweg/v1/job.proto\"\xfe\x02\n\x0bWorkRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.thalweg.v1.HelloH\x00\x12(\n\x08prepared\x18\x02 \x01(\x0b\x32\x14.thalweg.v1.PreparedH\x00\x12.\n\x07initial\x18\x03 \x01(\x0b\x32\x1b.thalweg.v1.ParametersChunkH\x00\x12-\n\x08gradient\x18\x04 \x01(\x0b\x32\x19.thalweg.v1.GradientChunkH\x00\x12,\n\nevaluation\x18\x05 \x01(\x0b\x32\x16.thalweg.v1.EvaluationH\x00\x12&\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x13.thalweg.v1.FailureH\x00\x12*\n\theartbeat\x18\x07 \x01(\x0b\x32\x15.thalweg.v1.HeartbeatH\x00\x12\x35\n\x0fshared_gradient\x18\x08 \x01(\x0b\x32\x1a.thalweg.v1.SharedGradientH\x00\x42\t\n\x07message\"\xde\x02\n\x0cWorkResponse\x12&\n\x07welcome\x18\x01 \x01(\x0b\x32\x13.thalweg.v1.WelcomeH\x00\x12(\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x14.thalweg.v1.AcceptedH\x00\x12\x31\n\nparameters\x18\x03 \x01(\x0b\x32\x1b.thalweg.v1.ParametersChunkH\x00\x12\x30\n\ninitialize\x18\x04 \x01(\x0b\x32\x1a.thalweg.v1.InitializeTaskH\x00\x12\x36\n\rdifferentiate\x18\x05 \x01(\x0b\x32\x1d.thalweg.v1.DifferentiateTaskH\x00\x12,\n\x08\x65valuate\x18\x06 \x01(\x0b\x32\x18.thalweg.v1.EvaluateTaskH\x00\x12&\n\x07goodbye\x18\x07 \x01(\x0b\x32\x13.thalweg.v1.GoodbyeH\x00\x42\t\n\x07message\"{\n\x05Hello\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x0c\x12\x10\n\x08protocol\x18\x04 \x01(\r\x12\x0f\n\x07release\x18\x05 \x01(\t\x12 \n\x05place\x18\x06 \x01(\x0b\x32\x11.thalweg.v1.Place\"2\n\x05Place\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x91\x01\n\x07Welcome\x12!\n\x04spec\x18\x01 \x01(\x0b\x32\x13.thalweg.v1.JobSpec\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\x12\x17\n\x0fsilence_seconds\x18\x03 \x01(\x01\x12/\n\rshared_memory\x18\x04 \x01(\x0b\x32\x18.thalweg.v1.SharedMemory\".\n\x0cSharedMemory\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\"\x1a\n\tHeartbeat\x12\r\n\x05\x64oing\x18\x01 \x01(\t\"\xb7\x02\n\x08Prepared\x12\"\n\x06layout\x18\x01 \x01(\x0b\x32\x12.thalweg.v1.Layout\x12\x15\n\rtrain_samples\x18\x02 \x01(\x04\x12\x1a\n\x12validation_samples\x18\x03 \x01(\x04\x12\x14\n\x0ctest_samples\x18\x0c \x01(\x04\x12\x30\n\rpreprocessing\x18\x04 \x01(\x0b\x32\x19.thalweg.v1.Preprocessing\x12\x14\n\x0closs_seconds\x18\x06 \x01(\x01\x12\x15\n\rshared_memory\x18\x07 \x01(\x08\x12\x0f\n\x07metrics\x18\n \x03(\t\x12%\n\x08premises\x18\x08 \x03(\x0b\x32\x13.thalweg.v1.Premise\x12\x11\n\tnumerical\x18\t \x01(\x08\x12\x0e\n\x06notice\x18\x0b \x01(\tJ\x04\x08\x05\x10\x06\"&\n\x07Premise\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"a\n\x08\x41\x63\x63\x65pted\x12\x16\n\x0e\x63hunk_elements\x18\x01 \x01(\r\x12\x15\n\rshared_memory\x18\x02 \x01(\x08\x12&\n\x06shards\x18\x03 \x03(\x0b\x32\x16.thalweg.v1.ShardRange\"T\n\nShardRange\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x13\n\x0b\x66irst_chunk\x18\x03 \x01(\r\x12\x11\n\tend_chunk\x18\x04 \x01(\r\"?\n\x0fParametersChunk\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05\x63hunk\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x10\n\x0eInitializeTask\"\xb8\x01\n\x11\x44ifferentiateTask\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05level\x18\x02 \x01(\r\x12\r\n\x05index\x18\x03 \x01(\r\x12\x13\n\x0b\x66irst_chunk\x18\x04 \x01(\r\x12\x11\n\tend_chunk\x18\x05 \x01(\r\x12\x0c\n\x04step\x18\x06 \x01(\x04\x12\r\n\x05steps\x18\x07 \x01(\r\x12/\n\nparameters\x18\x08 \x01(\x0b\x32\x1b.thalweg.v1.ParametersChunk\"\xa1\x01\n\rGradientChunk\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05level\x18\x02 \x01(\r\x12\r\n\x05index\x18\x03 \x01(\r\x12\r\n\x05\x63hunk\x18\x04 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x1e\n\x04sums\x18\x06 \x01(\x0b\x32\x10.thalweg.v1.Sums\x12\x0c\n\x04step\x18\x07 \x01(\x04\x12\x16\n\x0eresidual_since\x18\x08 \x01(\x04\"\xa3\x01\n\x0eSharedGradient\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\r\n\x05level\x18\x03 \x01(\r\x12\r\n\x05index\x18\x04 \x01(\r\x12\x13\n\x0b\x66irst_chunk\x18\x05 \x01(\r\x12\x11\n\tend_chunk\x18\x06 \x01(\r\x12\x0c\n\x04slab\x18\x07 \x01(\r\x12\x1e\n\x04sums\x18\x08 \x01(\x0b\x32\x10.thalweg.v1.Sums\"<\n\x04Sums\x12\x0c\n\x04loss\x18\x01 \x01(\x01\x12\x0f\n\x07samples\x18\x03 \x01(\x04\x12\x0f\n\x07metrics\x18\x04 \x03(\x01J\x04\x08\x02\x10\x03\"]\n\x0c\x45valuateTask\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12 \n\x05split\x18\x02 \x01(\x0e\x32\x11.thalweg.v1.Split\x12\r\n\x05\x66irst\x18\x03 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x04\"n\n\nEvaluation\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12 \n\x05split\x18\x02 \x01(\x0e\x32\x11.thalweg.v1.Split\x12\r\n\x05\x66irst\x18\x03 \x01(\x04\x12\x1e\n\x04sums\x18\x04 \x01(\x0b\x32\x10.thalweg.v1.Sums\"\x83\x01\n\x07\x46\x61ilure\x12\x0f\n\x07problem\x18\x01 \x01(\t\x12(\n\x05scope\x18\x02 \x01(\x0e\x32\x19.thalweg.v1.Failure.Scope\"=\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\r\n\tSCOPE_JOB\x10\x01\x12\x0e\n\nSCOPE_NODE\x10\x02\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t*U\n\x05Split\x12\x15\n\x11SPLIT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSPLIT_TRAIN\x10\x01\x12\x14\n\x10SPLIT_VALIDATION\x10\x02\x12\x0e\n\nSPLIT_TEST\x10\x03\x32Q\n\x10ParameterService\x12=\n\x04Work\x12\x17.thalweg.v1.WorkRequest\x1a\x18.thalweg.v1.WorkResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'thalweg.v1.parameter_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SPLIT']._serialized_start=2765
-  _globals['_SPLIT']._serialized_end=2850
+  _globals['_SPLIT']._serialized_start=2780
+  _globals['_SPLIT']._serialized_end=2865
   _globals['_WORKREQUEST']._serialized_start=73
   _globals['_WORKREQUEST']._serialized_end=455
   _globals['_WORKRESPONSE']._serialized_start=458
@@ -47,37 +47,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHAREDMEMORY']._serialized_start=1135
   _globals['_SHAREDMEMORY']._serialized_end=1181
   _globals['_HEARTBEAT']._serialized_start=1183
-  _globals['_HEARTBEAT']._serialized_end=1194
-  _globals['_PREPARED']._serialized_start=1197
-  _globals['_PREPARED']._serialized_end=1508
-  _globals['_PREMISE']._serialized_start=1510
-  _globals['_PREMISE']._serialized_end=1548
-  _globals['_ACCEPTED']._serialized_start=1550
-  _globals['_ACCEPTED']._serialized_end=1647
-  _globals['_SHARDRANGE']._serialized_start=1649
-  _globals['_SHARDRANGE']._serialized_end=1733
-  _globals['_PARAMETERSCHUNK']._serialized_start=1735
-  _globals['_PARAMETERSCHUNK']._serialized_end=1798
-  _globals['_INITIALIZETASK']._serialized_start=1800
-  _globals['_INITIALIZETASK']._serialized_end=1816
-  _globals['_DIFFERENTIATETASK']._serialized_start=1819
-  _globals['_DIFFERENTIATETASK']._serialized_end=2003
-  _globals['_GRADIENTCHUNK']._serialized_start=2006
-  _globals['_GRADIENTCHUNK']._serialized_end=2167
-  _globals['_SHAREDGRADIENT']._serialized_start=2170
-  _globals['_SHAREDGRADIENT']._serialized_end=2333
-  _globals['_SUMS']._serialized_start=2335
-  _globals['_SUMS']._serialized_end=2395
-  _globals['_EVALUATETASK']._serialized_start=2397
-  _globals['_EVALUATETASK']._serialized_end=2490
-  _globals['_EVALUATION']._serialized_start=2492
-  _globals['_EVALUATION']._serialized_end=2602
-  _globals['_FAILURE']._serialized_start=2605
-  _globals['_FAILURE']._serialized_end=2736
-  _globals['_FAILURE_SCOPE']._serialized_start=2675
-  _globals['_FAILURE_SCOPE']._serialized_end=2736
-  _globals['_GOODBYE']._serialized_start=2738
-  _globals['_GOODBYE']._serialized_end=2763
-  _globals['_PARAMETERSERVICE']._serialized_start=2852
-  _globals['_PARAMETERSERVICE']._serialized_end=2933
+  _globals['_HEARTBEAT']._serialized_end=1209
+  _globals['_PREPARED']._serialized_start=1212
+  _globals['_PREPARED']._serialized_end=1523
+  _globals['_PREMISE']._serialized_start=1525
+  _globals['_PREMISE']._serialized_end=1563
+  _globals['_ACCEPTED']._serialized_start=1565
+  _globals['_ACCEPTED']._serialized_end=1662
+  _globals['_SHARDRANGE']._serialized_start=1664
+  _globals['_SHARDRANGE']._serialized_end=1748
+  _globals['_PARAMETERSCHUNK']._serialized_start=1750
+  _globals['_PARAMETERSCHUNK']._serialized_end=1813
+  _globals['_INITIALIZETASK']._serialized_start=1815
+  _globals['_INITIALIZETASK']._serialized_end=1831
+  _globals['_DIFFERENTIATETASK']._serialized_start=1834
+  _globals['_DIFFERENTIATETASK']._serialized_end=2018
+  _globals['_GRADIENTCHUNK']._serialized_start=2021
+  _globals['_GRADIENTCHUNK']._serialized_end=2182
+  _globals['_SHAREDGRADIENT']._serialized_start=2185
+  _globals['_SHAREDGRADIENT']._serialized_end=2348
+  _globals['_SUMS']._serialized_start=2350
+  _globals['_SUMS']._serialized_end=2410
+  _globals['_EVALUATETASK']._serialized_start=2412
+  _globals['_EVALUATETASK']._serialized_end=2505
+  _globals['_EVALUATION']._serialized_start=2507
+  _globals['_EVALUATION']._serialized_end=2617
+  _globals['_FAILURE']._serialized_start=2620
+  _globals['_FAILURE']._serialized_end=2751
+  _globals['_FAILURE_SCOPE']._serialized_start=2690
+  _globals['_FAILURE_SCOPE']._serialized_end=2751
+  _globals['_GOODBYE']._serialized_start=2753
+  _globals['_GOODBYE']._serialized_end=2778
+  _globals['_PARAMETERSERVICE']._serialized_start=2867
+  _globals['_PARAMETERSERVICE']._serialized_end=2948
 # @@protoc_insertion_point(module_scope)

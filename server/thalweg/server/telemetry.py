@@ -139,6 +139,14 @@ class Telemetry:
             self._unlisted = 0
         self._journal.record(self.job.id, training_service_pb2.Event(workers_changed=change))
 
+    def prepares(self, worker: str, doing: str) -> None:
+        """A worker says what it does before steps begin, or that it does nothing that takes long."""
+        said = f"{PREPARING}: worker {worker} is "
+        if doing and self.job.status.startswith(PREPARING):
+            self.job.status = said + doing
+        elif not doing and self.job.status.startswith(said):
+            self.job.status = PREPARING
+
     def planned(self, plan: Plan, loss_seconds: float, notice: str) -> None:
         """Records the length of the job, and reports what numerical differentiation will cost, and what a worker notices."""
         self.job.progress.total_steps = plan.total_steps

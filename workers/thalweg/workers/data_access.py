@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from thalweg.contract import folders
-from thalweg.learning.data.access import Fetch, Fill
+from thalweg.learning.data.access import Fetch, Fill, Progress
 from thalweg.learning.data.remote.limits import ALL_ALLOWED, Limits
 from thalweg.learning.errors import NodeError
 from thalweg.workers.node_cache import NodeCache
@@ -22,8 +22,8 @@ _TEMPORARY = "thalweg-data-"
 _CONTENT = "content"
 # The bytes that are kept of what nobody uses, if the operator does not say.
 DEFAULT_CACHE_BYTES = 32 << 30
-# A context in which something is done: what, for people, and how many seconds it may take beside the limit of the job.
-Doing = Callable[[str, float], AbstractContextManager[object]]
+# A context in which something is done: what, for people; how many seconds it may take beside the limit of the job; how far it is.
+Doing = Callable[[str, float, Progress | None], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class NodeAccess:
     `doing` is a context within which a worker waits for others.
     """
 
-    def __init__(self, fetch: Fetch, policy: DataPolicy = DEFAULT_POLICY, doing: Doing = lambda _, __: nullcontext()) -> None:
+    def __init__(self, fetch: Fetch, policy: DataPolicy = DEFAULT_POLICY, doing: Doing = lambda *_: nullcontext()) -> None:
         self.limits = policy.limits
         self._fetch = fetch
         self._doing = doing
@@ -60,10 +60,10 @@ class NodeAccess:
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
-    def doing(self, what: str) -> AbstractContextManager[object]:
+    def doing(self, what: str, progress: Progress | None = None) -> AbstractContextManager[object]:
         """Around something that waits for other machines: it is said in the log, and may take longer than a task."""
         _log.info("%s", what)
-        return self._doing(what, inf)
+        return self._doing(what, inf, progress)
 
     def upload(self, sha256: str) -> Path:
         """The file that was uploaded under a SHA-256."""

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import NamedTuple, NoReturn
 
 from thalweg.learning import entry_points
+from thalweg.learning.data.access import Progress
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers import crashes
 
@@ -29,11 +30,15 @@ _LOOKS = 4
 
 
 class _Doing(NamedTuple):
-    """What is done, the seconds that it may take beside the limit, and when it must have ended, by the monotonic clock."""
+    """What is done, the seconds that it may take beside the limit, and when it must have ended, by the monotonic clock.
+
+    `progress` says how far it is, if the server is to know.
+    """
 
     what: str
     more: float
     end: float
+    progress: Progress | None
 
 
 class Watch:
@@ -86,13 +91,14 @@ class Watch:
             os._exit = _exit
 
     @contextmanager
-    def doing(self, what: str, more: float = 0.0) -> Iterator[None]:
+    def doing(self, what: str, more: float = 0.0, progress: Progress | None = None) -> Iterator[None]:
         """Around something that must not take longer than the limit and `more` seconds. `what` says what is done, for people.
 
-        `more` may be infinite, for what waits for something else than this process.
+        `more` may be infinite, for what waits for something else than this process. Heartbeats tell the server what `progress`
+        says.
         """
         outer, since = self._doing, monotonic()
-        self._doing = _Doing(what, more, since + self._limit + more)
+        self._doing = _Doing(what, more, since + self._limit + more, progress)
         if self._own_process and self._limit > 0 and self._doing.end + self._margin < self._armed:
             # It may hold Python's lock from now on.
             self._arm()
@@ -105,9 +111,10 @@ class Watch:
     def _run(self) -> None:
         while not self._stop.wait(self._pause):
             self._arm()
-            if self._heartbeat > 0:
-                self._send(pb.WorkRequest(heartbeat=pb.Heartbeat()))
             doing = self._doing
+            if self._heartbeat > 0:
+                said = doing.progress() if doing and doing.progress else ""
+                self._send(pb.WorkRequest(heartbeat=pb.Heartbeat(doing=said)))
             if self._limit > 0 and doing and monotonic() > doing.end:
                 self._overdue(doing)
                 return

@@ -12,6 +12,8 @@ from thalweg.learning.data.remote.limits import ALL_ALLOWED, Limits
 Fetch = Callable[[str], Path]
 # Fills a path, which does not exist yet, with a file or a folder.
 Fill = Callable[[Path], None]
+# Says what is done and how far it is, for people. Threads may ask.
+Progress = Callable[[], str]
 
 
 class Access(Protocol):
@@ -21,8 +23,8 @@ class Access(Protocol):
     def limits(self) -> Limits:
         """What a job may name of this machine, and of others."""
 
-    def doing(self, what: str) -> AbstractContextManager[object]:
-        """Around something that may take long, which `what` says for people."""
+    def doing(self, what: str, progress: Progress | None = None) -> AbstractContextManager[object]:
+        """Around something that may take long, which `what` says for people, and `progress` with how far it is."""
 
     def upload(self, sha256: str) -> Path:
         """The file that was uploaded under a SHA-256. It may be removed when the data is loaded."""
@@ -42,7 +44,7 @@ class Temporary:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._made: dict[str, Path] = {}
 
-    def doing(self, _: str) -> AbstractContextManager[object]:
+    def doing(self, _: str, __: Progress | None = None) -> AbstractContextManager[object]:
         """Nobody watches."""
         return nullcontext()
 

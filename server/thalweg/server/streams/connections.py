@@ -79,6 +79,10 @@ class Connections:
     def __contains__(self, worker: WorkerId) -> bool:
         return worker in self._all
 
+    def name(self, worker: WorkerId) -> str:
+        """The name of a worker; empty if it is not there."""
+        return self._names.get(worker, "")
+
     def join(self, connection: Connection, hear: Callable[[Connection, bytes], object]) -> None:
         """A worker came: it is welcomed. `hear` is called with what it says beside its stream."""
         worker = connection.worker

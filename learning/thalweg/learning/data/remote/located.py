@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from thalweg.contract import addresses, manifests
+from thalweg.contract.resources import size_text
 from thalweg.contract.rules import rules_of
 from thalweg.learning.data.access import Access, Fill
 from thalweg.learning.data.errors import DataError
@@ -93,8 +94,8 @@ def _find(
     entries = []
     for number, file in enumerate(found, 1):
         key = _digest("file", *file.identity)
-        what = f"downloading {addresses.public(file.url)}, {file.size:,} bytes ({number} of {len(found)})"
-        paths[key] = file.path or access.made(f"url-{_FORMAT}-{key}", _while_doing(access, what, file.fill))
+        count = f" (file {number:,} of {len(found):,})" if len(found) > 1 else ""
+        paths[key] = file.path or access.made(f"url-{_FORMAT}-{key}", _downloading(access, file, count))
         entries.append(manifests.Entry(file.name, file.size, key))
         known.append(job_pb2.DataFile(url=addresses.public(file.url), size=file.size, state=key[:_STATE]))
     fingerprint = _digest("files", *(entry.sha256 for entry in entries))
@@ -130,12 +131,18 @@ def _rename(part: job_pb2.Data | job_pb2.HeldOut, urls: Mapping[str, str], finge
         setattr(holder, name, addresses.public(url))
 
 
-def _while_doing(access: Access, what: str, fill: Fill) -> Fill:
-    def filled(path: Path) -> None:
-        with access.doing(what):
-            fill(path)
+def _downloading(access: Access, file: Found, count: str) -> Fill:
+    """Fills a file, and says so."""
+    what, size = f"downloading {addresses.public(file.url)}", size_text(file.size)
 
-    return filled
+    def fill(path: Path) -> None:
+        def progress() -> str:
+            return f"{what}: {size_text(path.stat().st_size if path.exists() else 0)} of {size}{count}"
+
+        with access.doing(f"{what}, {size}{count}", progress):
+            file.fill(path)
+
+    return fill
 
 
 def _digest(*parts: str | int) -> str:

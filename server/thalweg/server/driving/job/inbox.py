@@ -5,6 +5,7 @@ from collections.abc import Callable
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import ThalwegError, protocol_violation
 from thalweg.contract.frames import Parcel
+from thalweg.contract.text import MAX_PROBLEM, visible
 from thalweg.server.deciding.events import DataChanged, Event, WorkerMisbehaved, WorkerPrepared
 from thalweg.server.deciding.values import Facts, WorkerId
 from thalweg.server.driving.job.admission import Admission
@@ -46,6 +47,8 @@ class Inbox:
     def _receive(self, worker: WorkerId, request: Parcel[parameter_service_pb2.WorkRequest]) -> None:
         if request.message.HasField("gradient"):
             self._telemetry.exchange.gradient_bytes += len(request.data)
+        if request.message.HasField("heartbeat") and (name := self._connections.name(worker)):
+            self._telemetry.prepares(name, visible(request.message.heartbeat.doing, MAX_PROBLEM))
         if request.message.HasField("prepared"):
             self._prepared(worker, request.message.prepared)
             return
