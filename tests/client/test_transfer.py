@@ -279,6 +279,34 @@ def test_an_upload_whose_connection_dies_unnoticed_goes_on_where_it_was(tmp_path
     assert 0 not in positions[3:]
 
 
+@pytest.mark.parametrize("sent", [CHUNK_BYTES, 0])
+def test_an_upload_goes_on_as_long_as_more_of_it_arrives(sent: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "_PATIENCE", ())
+    path = large_file(tmp_path)
+    got = bytearray()
+    calls = []
+
+    def upload_data(requests: Iterator[pb.UploadDataRequest], context: grpc.ServicerContext) -> pb.UploadDataResponse:
+        header = next(requests).header
+        assert header.offset == len(got)
+        calls.append(header)
+        got.extend(next(requests).data[:sent])
+        if len(got) < header.size:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "a cable was pulled")
+        return pb.UploadDataResponse(sha256=header.sha256)
+
+    with serving(UploadData=upload_data, GetUpload=lambda *_: pb.GetUploadResponse(received=len(got))) as job:
+        job._connection.backoffs = (0.0,)
+        if sent:
+            transfer.upload(job._connection, path)
+            assert got == path.read_bytes()
+            assert len(calls) > 4
+        else:
+            with pytest.raises(ThalwegError, match="a cable was pulled"):
+                transfer.upload(job._connection, path)
+            assert len(calls) == 2
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_server_of_an_earlier_release_gets_the_whole_file(whole: bool, tmp_path: Path) -> None:
     path = large_file(tmp_path)

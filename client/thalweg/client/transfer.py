@@ -27,6 +27,7 @@ from thalweg.v1 import training_service_pb2 as pb
 _PATIENCE = (1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
 # An upload goes on when the server can be reached again, and when the server ended it because nothing arrived for too long.
 _BROKEN_OFF = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_BROKEN_REASONS = ("UNREACHABLE", "TOO_SLOW")
 
 
 # Called with the bytes of all files that the server has, and their bytes in all.
@@ -71,7 +72,7 @@ def upload(connection: Connection, path: Path, done: Callable[[int], object] = l
         header = pb.UploadHeader(sha256=sha256, size=path.stat().st_size)
         # Uploads are named by their content, so that a second attempt changes nothing.
         if not connection.attempt(lambda: _received_by_server(connection, sha256)).whole:
-            connection.attempt(lambda: _send(connection, file.fileno(), header, done), patience=_PATIENCE, again=_BROKEN_OFF)
+            _send_patiently(connection, file.fileno(), header, done)
     return sha256
 
 
@@ -99,6 +100,21 @@ def _received_by_server(connection: Connection, sha256: str) -> pb.GetUploadResp
         if code_of(error) is not grpc.StatusCode.UNIMPLEMENTED:
             raise
         return pb.GetUploadResponse()
+
+
+def _send_patiently(connection: Connection, file: int, header: pb.UploadHeader, done: Callable[[int], object]) -> None:
+    """Sends a file, given by its descriptor, in as many attempts as bring more of it to the server. Raises ThalwegError."""
+    resumed = 0
+    while True:
+        try:
+            connection.attempt(lambda: _send(connection, file, header, done), patience=_PATIENCE, again=_BROKEN_OFF)
+        except ThalwegError as error:
+            # The last attempt began where those before had ended.
+            if error.reason not in _BROKEN_REASONS or header.offset <= resumed:
+                raise
+            resumed = header.offset
+        else:
+            return
 
 
 def _send(connection: Connection, file: int, header: pb.UploadHeader, done: Callable[[int], object]) -> None:
