@@ -1,6 +1,7 @@
 """Folders of images, from the client to predictions with the names of their classes."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from tests.client.conftest import Command
 from tests.client.helpers import Printed, fleet_of_threads
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client, JobFailedError, ThalwegError
+from thalweg.client.inputs import read_images
 from thalweg.client.jobfile import load_job
 from thalweg.learning.data import DataError, Temporary
 from thalweg.learning.data.remote.located import located
 from thalweg.v1 import job_pb2
+from thalweg.v1 import training_service_pb2 as pb
 
 HEIGHT, WIDTH = 6, 8
 JOB: dict[str, Any] = {
@@ -137,6 +140,14 @@ def test_samples_to_test_with_may_be_in_a_folder_of_their_own(command: Command, 
         printed = command("predict", job.id, "--server", server.address)
         assert printed.out == "sun\n" * 3
         assert command("predict", job.id, "--json", "--server", server.address).json["targets"] == ["sun"] * 3
+
+
+def test_reading_images_without_pillow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "1.png").touch()
+    header = pb.ParametersHeader(preprocessing=job_pb2.Preprocessing(shape=[1, 2, 2]))
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ThalwegError, match=r"^x: Pillow is not installed on this machine; pip install 'thalweg\[data\]'$"):
+        read_images([tmp_path / "1.png"], job_pb2.JobSpec(data=job_pb2.Data(images="pets/")), header, "x")
 
 
 def test_images_with_colours_are_no_grey_ones(tmp_path: Path) -> None:
