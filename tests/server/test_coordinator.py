@@ -665,11 +665,12 @@ def test_other_data_files_fail_a_job_if_no_node_has_those_that_it_has_learned_fr
         return desk.handle(DataChanged(worker, "a.csv is gone"))
 
     assert find(2, B)[0] == Refuse(2, "a.csv is gone", "DATA_CHANGED")
-    assert desk.coordinator.trouble(desk.now) == "a worker failed on b.lab: a.csv is gone; trying again in 1 s"
+    assert desk.coordinator.trouble(desk.now) == "a worker failed on b.lab: a.csv is gone; trying again in 5 s"
     # Worker 1 has the files.
     assert not any(of(Finish, find(worker, B)) for worker in range(3, 3 + MAX_REPORTS))
     desk.handle(WorkerLost(1))
-    finished = of(Finish, find(20, B))
+    assert not any(of(Finish, find(worker, B)) for worker in range(20, 19 + MAX_REPORTS))
+    finished = of(Finish, find(30, B))
     assert [(each.state, each.error.endswith("last error: a.csv is gone")) for each in finished] == [
         (job_pb2.JOB_STATE_FAILED, True)
     ]

@@ -314,12 +314,12 @@ class Coordinator:
         return [*self._worker_lost(worker), *self._workers.failed(Kind.NODE, place, problem)]
 
     def _data_changed(self, worker: WorkerId, problem: str) -> list[Decision]:
-        """Perhaps its node alone has other files, perhaps there are no others any more: then the job fails."""
+        """If workers are prepared, its node alone has other files. If none is, perhaps no node has those: then the job fails."""
         if worker not in self._workers:
             return []
-        place = self._workers.place(worker)
+        place, kind = self._workers.place(worker), Kind.NODE if self._workers.prepared else Kind.REPORTED
         refusal = Refuse(worker, problem, "DATA_CHANGED")
-        return [refusal, *self._worker_lost(worker), *self._workers.failed(Kind.REPORTED, place, problem)]
+        return [refusal, *self._worker_lost(worker), *self._workers.failed(kind, place, problem)]
 
     def _worker_contributed(self, worker: WorkerId) -> list[Decision]:
         """What follows from a worker's contribution for those that failed."""
