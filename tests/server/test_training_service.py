@@ -640,6 +640,7 @@ def test_an_upload_that_is_being_checked_is_waited_for(
 ) -> None:
     content = b"0123456789"
     sha256 = hashlib.sha256(content).hexdigest()
+    other = upload(stub, b"other")
     checking, go_on = threading.Event(), threading.Event()
     finish = UploadFiles.finish
 
@@ -655,10 +656,11 @@ def test_an_upload_that_is_being_checked_is_waited_for(
     assert checking.wait(DEADLINE)
     call.cancel()
     asked = stub.GetUpload.future(pb.GetUploadRequest(sha256=sha256))
-    stub.GetServerInfo(pb.GetServerInfoRequest())
+    # Others do not wait for it.
+    assert download(stub, other) == b"other"
     go_on.set()
     assert asked.result(DEADLINE) == pb.GetUploadResponse(whole=True)
-    assert left_behind(tmp_path) == [sha256]
+    assert {*left_behind(tmp_path)} == {sha256, other}
 
 
 def test_an_upload_to_a_full_disk_is_refused(stub: TrainingServiceStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

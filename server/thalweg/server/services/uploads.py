@@ -57,7 +57,14 @@ class Uploading:
                 raise invalid(Violation("data", f"ended after {received} of {header.size} bytes"))
             kept = False
             call.is_complete = True
-            if not await run(uploads.finish, name, header.sha256):
+            # Not in the files' thread, in which others would wait while a large file is read.
+            checking = asyncio.create_task(asyncio.to_thread(uploads.finish, name, header.sha256))
+            try:
+                is_right = await asyncio.shield(checking)
+            finally:
+                # Also if the client is gone: all that it had to send is there.
+                await asyncio.wait([checking])
+            if not is_right:
                 raise invalid(Violation("header.sha256", "is not the SHA-256 of the bytes received"))
         except OSError as error:
             # On a full disk, the room is worth more than the bytes.
