@@ -195,13 +195,17 @@ def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             exec(compile(block, "python.md", "exec"), names)
     finally:
         names["cluster"].close()
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()
+    lines = [line for line in printed if not line.endswith(" bytes")]
+    first, *_, last = (line.split() for line in printed if line.endswith(" bytes"))
+    assert (first[0], last[0]) == ("0", last[2])
     assert lines[0].startswith("INVALID_ARGUMENT training.epochs: ")
     state, epochs, _, accuracy, digest = lines[1].split()
     assert (state, epochs, len(digest)) == ("SUCCEEDED", "20", 64)
+    assert names["same"].last_result().weights_sha256 == digest
     assert float(accuracy) > 0.8
     assert [line.split()[0] for line in lines[2:6]] == ["25", "50", "75", "100"]
-    assert lines[6] == "[('long', 'CANCELLED'), ('my-xor', 'SUCCEEDED'), ('quadrants-1', 'SUCCEEDED')]"
+    assert lines[6] == "[('long', 'CANCELLED'), ('my-xor', 'SUCCEEDED'), ('batches', 'SUCCEEDED'), ('quadrants-1', 'SUCCEEDED')]"
     assert names["weights"]["2.weight"].shape == (2, 16)
     assert names["outputs"].shape == (5, 2)
     assert set(names["classes"]) <= {0, 1}
