@@ -53,15 +53,21 @@ _ALL = (
     Part("coordinator", "processor time of the coordinator alone for a contribution, against the number of workers"),
     Part("constants", "what the model of a step's time in benchmarks/scaling is made of"),
     Part("order", "taking a step's samples against their number, 10⁴ to 10⁹, which are computed: processor time"),
+    Part("data", "samples per second of two processes that learn from one data set in several formats, without a server"),
     Part("links", "a step of `wide` between hosts, over links of 1 Gbit/s each, with one server and with two"),
     Part("scaling", "a step over gRPC with 1 to 8 workers that sleep 20 ms, and over shards, for that model to be held against"),
 )
 PARTS = {part.name: part for part in _ALL}
 
 
-def run(measure: Callable[[argparse.Namespace], Table]) -> None:
-    """A part's program: reads its command line, measures, and prints a line of JSON."""
+def run(measure: Callable[[argparse.Namespace], Table], **options: float) -> None:
+    """A part's program: reads its command line, measures, and prints a line of JSON.
+
+    `options` are further ones, with their defaults.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=4.0, help="how long each value is measured")
     parser.add_argument("--repeats", type=int, default=3, help="the number of repetitions, of which the median is reported")
+    for name, default in options.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     print(json.dumps(measure(parser.parse_args())._asdict()), flush=True)

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.parts import Cell, Table, run
-from thalweg.learning.batch import INPUT, Batch, Field
+from thalweg.learning.batch import INPUT, Field
 from thalweg.learning.data.groups import Groups
 from thalweg.learning.data.microbatches import Microbatches
 from thalweg.learning.data.order import Order
 from thalweg.learning.data.preparation.features import EachRow
 from thalweg.learning.data.rows import Mapped
-from thalweg.learning.data.samples import Arrays, Samples
+from thalweg.learning.data.samples import Arrays, Out, Samples
 from thalweg.v1 import job_pb2
 
 FEATURES, BATCH, MICROBATCHES, GROUP = 100, 256, 4, 10_000
@@ -47,8 +47,8 @@ def _orders(count: int) -> Iterator[tuple[str, Samples, Order]]:
     samples = Arrays({INPUT: Mapped(_Numbers(count), _rows, (FEATURES,), np.dtype(np.float32))})
     yield "any", samples, Order(spec, count)
 
-    def load(where: slice) -> Batch:
-        return {INPUT: _rows(np.arange(where.start, where.stop, dtype=np.intp))}
+    def load(where: slice, out: Out) -> None:
+        out[INPUT][:] = _rows(np.arange(where.start, where.stop, dtype=np.intp))
 
     ends = range(GROUP, count + 1, GROUP)
     schema = {INPUT: Field(np.dtype(np.float32), (FEATURES,))}

@@ -11,16 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.learning.batches import inputs
-from thalweg.learning.batch import INPUT, Batch, Field
+from thalweg.learning.batch import INPUT, Field
 from thalweg.learning.data import DataError
-from thalweg.learning.data.groups import Groups
+from thalweg.learning.data.groups import Groups, cut
 from thalweg.learning.data.microbatches import Microbatches
 from thalweg.learning.data.order import MAX_LANES, Bijection, Order, Windows
+from thalweg.learning.data.samples import Out
 from thalweg.v1 import job_pb2
 
 VECTORS = {1000: [950, 460, 464, 669, 566, 97], 1000000000: [511027717, 748609097, 644640703, 720035428, 702020367, 596421825]}
 LAST = [572286020, 294558352, 867750802]
-OF_GROUPS = [[0, 2, 12, 15, 11, 18, 13, 9], [3, 1, 19, 14, 16, 6, 5, 8], [4, 17, 7, 10], [9, 5, 10, 6, 0, 12, 4, 14]]
+OF_GROUPS = [[4, 2, 17, 19, 13, 14, 15, 10], [3, 1, 16, 18, 12, 9, 5, 7], [0, 11, 6, 8], [2, 7, 1, 9, 8, 15, 18, 19]]
 
 
 def order_of(ends: list[int], batch_size: int, microbatches: int, seed: int = 0, window: int = 4) -> Order:
@@ -117,6 +118,20 @@ def test_microbatches_take_from_the_groups_of_few_windows_at_a_time() -> None:
     assert np.mean([len(groups) for groups in used]) > 14
 
 
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(1, 50))
+def test_large_groups_are_cut_into_equal_parts(sizes: list[int], most: int) -> None:
+    ends = list(itertools.accumulate(sizes))
+    found = cut(ends, most)
+    assert {*ends} - {0} <= {*found} | {0}
+    parts = np.diff(found, prepend=0)
+    assert parts.sum() == ends[-1]
+    assert parts.max(initial=0) <= most
+    for start, end in itertools.pairwise([0, *ends]):
+        inside = [part for part, stop in zip(parts, found, strict=True) if start < stop <= end]
+        assert max(inside, default=0) - min(inside, default=0) <= 1
+        assert len(inside) == -(-(end - start) // most)
+
+
 def test_windows_mix_differently_in_each_epoch_and_for_each_seed() -> None:
     ends = list(range(50, 1001, 50))
     found = [Windows(ends, 4, seed)(epoch, 0, 1000) for seed, epoch in ((5, 0), (5, 1), (6, 0))]
@@ -140,13 +155,13 @@ class Source:
         self.may_go = threading.Event()
         self.may_go.set()
 
-    def __call__(self, where: slice) -> Batch:
+    def __call__(self, where: slice, out: Out) -> None:
         self.may_go.wait()
         self.loaded.append((where.start, where.stop))
         self.threads.add(threading.current_thread().name)
         if self.fails:
             raise DataError("data.parquet: 'a.parquet' has changed")
-        return {INPUT: np.arange(where.start, where.stop, dtype=np.float64)}
+        out[INPUT][:] = np.arange(where.start, where.stop)
 
 
 def groups_of(ends: list[int], limit: int) -> tuple[Groups, Source]:

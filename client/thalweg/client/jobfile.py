@@ -241,10 +241,7 @@ def _file(message: _Uploaded, path: str, folders: Mapping[str, Path], endings: S
     file = folders[path] / expanded(given)
     if isinstance(message, job_pb2.Code):
         check_code(file, field)
-        return file
-    with reading(file, field):
-        is_folder = bool(endings) and file.is_dir()
-    if not is_folder:
+    elif not (endings and file.is_dir()):
         check_input(file, field)
     return file
 

@@ -793,7 +793,8 @@ class Data(_message.Message):
     window: _builtins.int
     """For Parquet and Arrow files of more than 256 MiB of samples, with `order = "auto"`: how many groups of rows are mixed. In each epoch
     groups are put in a random order, and samples are drawn at random from this number of groups at a time. A larger number mixes better,
-    and takes more memory: it should be such that four times as many groups, prepared, take at most 256 MiB. Affects the result.
+    and takes more memory: it should be such that four times as many groups, prepared, take at most 128 MiB. A group of more than 8 MiB
+    counts as several. Affects the result.
     """
     @_builtins.property
     def python(self) -> Global___EntryPoint:

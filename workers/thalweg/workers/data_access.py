@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from thalweg.contract import folders
+from thalweg.contract.resources import size_text
 from thalweg.learning.data.access import Fetch, Fill, Progress
 from thalweg.learning.data.remote.limits import ALL_ALLOWED, Limits
 from thalweg.learning.errors import NodeError
@@ -71,16 +72,30 @@ class NodeAccess:
 
     def made(self, key: str, fill: Fill) -> Path:
         """The file or folder that `fill` makes, by one worker of this node. Raises what `fill` raises, NodeError without room."""
+        try:
+            return self._kept(key, fill, temporary=True)
+        except OSError as error:
+            remedy = f"free some space, or name another folder in {_VARIABLE}"
+            raise NodeError(f"what is made from the data cannot be kept on this node: {error}; {remedy}") from error
+
+    def faster(self, key: str, size: int, fill: Fill) -> Path | None:
+        """The same, of about `size` bytes, from which data is read faster than as it is; None if the cache has no room for it."""
+        problem: object = f"the cache keeps at most {size_text(self._cache.max_bytes)}"
+        if size <= self._cache.max_bytes:
+            try:
+                return self._kept(key, fill, temporary=False)
+            except OSError as error:
+                problem = error
+        _log.warning(
+            "prepared samples (%s) are not kept on this node, so that each step takes longer: %s", size_text(size), problem
+        )
+        return None
+
+    def _kept(self, key: str, fill: Fill, *, temporary: bool) -> Path:
         if key not in self._made:
             name = hashlib.sha256(key.encode()).hexdigest()
-            try:
-                folder = self._held.enter_context(
-                    self._cache.kept(name, lambda entry: fill(entry / _CONTENT), _is_whole, self._waiting)
-                )
-            except OSError as error:
-                remedy = f"free some space, or name another folder in {_VARIABLE}"
-                raise NodeError(f"what is made from the data cannot be kept on this node: {error}; {remedy}") from error
-            self._made[key] = folder / _CONTENT
+            kept = self._cache.kept(name, lambda entry: fill(entry / _CONTENT), _is_whole, self._waiting, temporary=temporary)
+            self._made[key] = self._held.enter_context(kept) / _CONTENT
         return self._made[key]
 
     def _waiting(self) -> AbstractContextManager[object]:

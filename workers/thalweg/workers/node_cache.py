@@ -48,13 +48,16 @@ class NodeCache:
         fill: Callable[[Path], None],
         is_whole: Callable[[Path], bool],
         waiting: Waiting | None = None,
+        *,
+        temporary: bool = True,
     ) -> Iterator[Path]:
         """The folder of this name, which stays as it is within the context: the one that is there, if `is_whole`, or a new one.
 
         `fill` writes into an empty folder. With `waiting`, one worker fills it while others wait, each within that context;
         without, several may fill it at once, and the first wins. Where the cache cannot be used, because there is no home, or
         another user could change what lies there, or the disk is full though nothing is left that nobody uses, the folder is a
-        temporary one, which is removed at the end. Raises what `fill` raises, and OSError if there is no room at all.
+        temporary one, which is removed at the end; but not if `temporary` is false. Raises what `fill` raises, and OSError if
+        there is no room at all.
         """
         with ExitStack() as stack:
             try:
@@ -63,6 +66,8 @@ class NodeCache:
                 folders.make_private(self.folder)
                 folder = self._with_room(self.folder, name, fill, is_whole, waiting, stack)
             except OSError:
+                if not temporary:
+                    raise
                 folder = _temporary(self.temporary, stack)
                 fill(folder)
             else:

@@ -13,8 +13,8 @@ from thalweg.learning.batch import INPUT, TARGET, Schema
 from thalweg.learning.data.access import Access, Fetch, Temporary
 from thalweg.learning.data.checks import check_numbers, check_prepared
 from thalweg.learning.data.errors import DataError, MemoryLackError, listed
-from thalweg.learning.data.groups import Groups
-from thalweg.learning.data.memory import is_held, is_small
+from thalweg.learning.data.groups import Groups, cut
+from thalweg.learning.data.memory import MAX_GROUP, is_held, is_small
 from thalweg.learning.data.order import keeps_permutations
 from thalweg.learning.data.preparation import (
     Parts,
@@ -37,6 +37,7 @@ from thalweg.learning.data.sources import SOURCES, columnar_rows, columns, is_co
 from thalweg.learning.data.sources.columns import Found, Source
 from thalweg.learning.data.sources.text_tables import reading as text_tables
 from thalweg.learning.data.sources.text_tables.words import JSON_LINES, TO_PREDICT, told_by
+from thalweg.learning.data.stored import content_of, stored
 from thalweg.learning.data.tables import ColumnType, Table
 from thalweg.v1 import job_pb2
 
@@ -131,7 +132,9 @@ def _load(spec: job_pb2.JobSpec, access: Access) -> Dataset:
             raise DataError(f"{field}: its samples have the shape {shape}, but those of the job's data have {wanted}")
         return _prepared(other, field, found, preprocessing)
 
-    return _dataset(spec, fields, chosen, preprocessing, of_own_file)
+    # Other arrays lie in files, or are made by the user's own code.
+    content = content_of(spec, len(source.y), source.columns) if source.columns else ""
+    return _dataset(spec, fields, chosen, preprocessing, of_own_file, access, content)
 
 
 def _parts_of(spec: job_pb2.JobSpec, source: Source) -> Parts:
@@ -200,7 +203,7 @@ def _load_table(spec: job_pb2.JobSpec, given: Table, access: Access) -> Dataset:
     chosen = Parts(found.train, found.validation, found.test)
     # Who says how samples are ordered means all of them.
     groups = found.groups if spec.data.order == "auto" else ()
-    return _dataset(spec, {INPUT: found.x, TARGET: y}, chosen, found.preprocessing, of_own_file, groups)
+    return _dataset(spec, {INPUT: found.x, TARGET: y}, chosen, found.preprocessing, of_own_file, access, found.content, groups)
 
 
 def _dataset(
@@ -209,11 +212,14 @@ def _dataset(
     chosen: Parts,
     preprocessing: job_pb2.Preprocessing,
     of_own_file: Callable[[str, job_pb2.JobSpec], Mapping[str, Rows]],
+    access: Access,
+    content: str,
     groups: Sequence[int] = (),
 ) -> Dataset:
     """The samples of all parts, in memory if there is room. `of_own_file` gives those of another file, with a field's name.
 
-    Many samples are learned from by groups, of which `groups` are the ends, if there are any.
+    Many samples are learned from by groups, of which `groups` are the ends, if there are any. Many that `content` identifies are
+    prepared once on this node.
     """
     found = [Arrays({name: Selected(rows, indices) for name, rows in fields.items()}) for indices in chosen]
     for position, (name, held_out) in enumerate(_held_out(spec.data), 1):
@@ -222,12 +228,13 @@ def _dataset(
             found[position] = Arrays(of_own_file(field, _other_spec(spec, held_out)))
             _check_alike(field, found[position].schema, found[0].schema)
     needed = sum(sample_bytes(samples.schema) * len(samples) for samples in found)
-    if is_held(needed):
-        found = [held(samples) for samples in found]
+    found = [held(samples) for samples in found] if is_held(needed) else stored(content, found, access)
     train, validation, test = found
     # Not by the memory of this machine: the order of samples depends on it.
-    by_groups = groups and not is_small(needed)
-    return Dataset(Groups(train.schema, groups, train.take) if by_groups else train, validation, test, preprocessing)
+    if groups and not is_small(needed):
+        ends = cut(groups, max(1, MAX_GROUP // sample_bytes(train.schema)))
+        return Dataset(Groups(train.schema, ends, train.take), validation, test, preprocessing)
+    return Dataset(train, validation, test, preprocessing)
 
 
 def _held_out(data: job_pb2.Data) -> list[tuple[str, job_pb2.HeldOut]]:

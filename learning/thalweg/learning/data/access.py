@@ -32,6 +32,9 @@ class Access(Protocol):
     def made(self, key: str, fill: Fill) -> Path:
         """The file or folder that `fill` makes, which depends on `key` alone: made once, and kept as long as this object."""
 
+    def faster(self, key: str, size: int, fill: Fill) -> Path | None:
+        """The same, of about `size` bytes, from which data is read faster than as it is; None if there is no room for it."""
+
 
 class Temporary:
     """Keeps nothing for others: what is made lies in a temporary folder, and is removed with this object."""
@@ -61,3 +64,6 @@ class Temporary:
             fill(path)
             self._made[key] = path
         return self._made[key]
+
+    def faster(self, _: str, __: int, ___: Fill) -> None:
+        """Nothing: it would serve nobody later."""

@@ -6,8 +6,10 @@ from thalweg.learning.data.errors import MemoryLackError
 # Bytes of prepared samples up to which they are held in memory, where taking them is fastest. Samples of a table that take more
 # are learned from group by group, in an order of their own: affects results.
 MAX_HELD = 256 << 20
-# Bytes of prepared groups of samples that are held, with those that are read ahead; always one group, however large it is.
-MAX_PREPARED = 256 << 20
+# Bytes of prepared samples that are read at once: larger groups of rows are cut. Affects results.
+MAX_GROUP = 8 << 20
+# Bytes of prepared groups of samples that are held, with those that are read ahead; always one group.
+MAX_PREPARED = 128 << 20
 # Bytes of groups of rows of a table that are held, decoded, those that were used last; always one group, however large it is.
 MAX_DECODED = 64 << 20
 

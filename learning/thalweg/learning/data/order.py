@@ -1,6 +1,7 @@
 """Which samples a microbatch holds: a pure function of (seed, step, microbatch)."""
 
 import bisect
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -124,8 +125,8 @@ class _Layout(NamedTuple):
 class Windows:
     """An order in two levels, for samples that are read by groups: few groups are needed at a time.
 
-    In each epoch the groups are permuted, laid one after another, and cut into windows of `window` groups. Within each window, a
-    keyed bijection permutes the samples. `ends` are the numbers of samples up to the end of each group, which may be empty.
+    In each epoch the groups are permuted, laid one after another, and cut into windows of `window` groups. Within each window,
+    the samples are permuted. `ends` are the numbers of samples up to the end of each group, which may be empty.
     """
 
     def __init__(self, ends: Sequence[int], window: int, seed: int) -> None:
@@ -135,6 +136,8 @@ class Windows:
         self._seed = seed
         # Of the epochs that were asked for last: an epoch's end and the beginning of the next one are needed side by side.
         self._layouts: dict[int, _Layout] = {}
+        # The orders of the windows that were asked for last, each as samples.
+        self._orders: OrderedDict[tuple[int, int], NDArray[np.intp]] = OrderedDict()
 
     def __call__(self, epoch: int, first: int, end: int) -> NDArray[np.intp]:
         """The samples at some positions of an epoch."""
@@ -143,13 +146,24 @@ class Windows:
             window = layout.window_at(first)
             start, stop = layout.starts[window], layout.starts[window + 1]
             until = min(end, stop)
-            inside = np.arange(first - start, until - start, dtype=np.uint64)
-            positions = start + _bijected(inside, stop - start, _keys(self._seed, epoch, window))
-            # The first group that ends after a position.
-            place = np.searchsorted(layout.ends, positions, side="right")
-            parts.append(positions - layout.ends[place] + self._ends[layout.groups[place]])
+            parts.append(self._order(epoch, window)[first - start : until - start])
             first = until
         return np.concatenate(parts)
+
+    def _order(self, epoch: int, window: int) -> NDArray[np.intp]:
+        """The samples of a window of an epoch, in order."""
+        order = self._orders.pop((epoch, window), None)
+        if order is None:
+            samples = [np.arange(*self._range(group)) for group in self._groups(self._layout(epoch), window)]
+            order = generator(self._seed, Purpose.PERMUTATION, epoch, window).permutation(np.concatenate(samples))
+        self._orders[epoch, window] = order
+        # Each lane has a window, and comes to the next one.
+        while len(self._orders) > MAX_LANES + 1:
+            self._orders.popitem(last=False)
+        return order
+
+    def _range(self, group: int) -> tuple[int, int]:
+        return int(self._ends[group] - self._lengths[group]), int(self._ends[group])
 
     def ahead(self, epoch: int, position: int, lane: slice) -> tuple[list[int], list[int]]:
         """The groups of the window in which a position of an epoch is, and those of the window that its lane comes to next.

@@ -114,10 +114,14 @@ class FileRows:
     def __getitem__(self, indices: Indices) -> NDArray[Any]:
         """The rows at indices, in an array of their own."""
         indices = positions(indices, len(self))
-        rows = np.empty((len(indices), *self.shape[1:]), self.dtype)
-        if not rows.nbytes:
-            return rows
-        room = rows.reshape(-1).view(np.uint8).data
+        return self.read(indices, np.empty((len(indices), *self.shape[1:]), self.dtype))
+
+    def read(self, indices: Indices, out: NDArray[Any]) -> NDArray[Any]:
+        """The rows at indices, in the C-ordered array `out`, which has room for exactly as many, and this dtype."""
+        indices = positions(indices, len(self))
+        if not out.nbytes:
+            return out
+        room = out.reshape(-1).view(np.uint8).data
         # Rows that follow one another in the file are read at once.
         ends = [*(np.flatnonzero(np.diff(indices) != 1) + 1).tolist(), len(indices)]
         start = 0
@@ -126,7 +130,7 @@ class FileRows:
             self._file.read(at, room[start * self._row_bytes : end * self._row_bytes])
             start = end
         self._file.check()
-        return rows
+        return out
 
 
 def positions(indices: Indices, length: int) -> NDArray[np.intp]:

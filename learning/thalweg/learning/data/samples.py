@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from thalweg.contract.layout import ranges
 from thalweg.learning.batch import Batch, Field, Schema
-from thalweg.learning.data.rows import BLOCK_BYTES, Indices, Rows
+from thalweg.learning.data.rows import BLOCK_BYTES, FileRows, Indices, Rows
 
 ALL = slice(None)
 
@@ -66,6 +66,8 @@ class Arrays:
             if isinstance(values, np.ndarray) and not isinstance(indices, slice):
                 # Every index is right; without a mode NumPy would look, and gather to another array first.
                 np.take(values, indices, axis=0, out=out[name], mode="clip")
+            elif isinstance(values, FileRows):
+                values.read(indices, out[name])
             else:
                 out[name][...] = values[indices]
         return out

@@ -1,6 +1,5 @@
 """A table as samples: planned, its rows chosen and split, its columns fitted to the training samples."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from thalweg.learning.data.preparation.plans import DROP, Plan, plan
 from thalweg.learning.data.preparation.splitting import Parts, parts
 from thalweg.learning.data.preparation.summaries import row_blocks
 from thalweg.learning.data.rows import Indices, Positions, Rows
+from thalweg.learning.data.stored import content_of
 from thalweg.learning.data.tables import Cells, Table
 from thalweg.v1 import job_pb2
 
@@ -37,6 +37,8 @@ class Tabular(NamedTuple):
     # For each group of the table that has training samples, the number of those up to its end.
     groups: tuple[int, ...]
     plan: Plan
+    # Identifies all samples; empty if it is not known what the data holds.
+    content: str = ""
 
 
 def choose(spec: job_pb2.JobSpec, table: Table, access: Access) -> Chosen:
@@ -65,6 +67,7 @@ def tabular(spec: job_pb2.JobSpec, table: Table, access: Access) -> Tabular:
         preprocessing,
         tuple(sorted({*_before(chosen.rows(chosen.train), np.array(table.groups, np.intp)).tolist()} - {0})),
         chosen.plan,
+        _content_of(spec, table),
     )
 
 
@@ -139,20 +142,20 @@ def _fitted(spec: job_pb2.JobSpec, table: Table, chosen: Chosen, access: Access)
     return job_pb2.Preprocessing.FromString(made)
 
 
+def _content_of(spec: job_pb2.JobSpec, table: Table) -> str:
+    return content_of(spec, len(table), list(table.groups), table.columns)
+
+
 def _made(spec: job_pb2.JobSpec, table: Table, access: Access, what: str, make: Callable[[], bytes]) -> bytes:
     """What `make` makes, which depends on the job's data alone: made once on each node, if the data's content is known."""
-    if not spec.data.sha256:
+    content = _content_of(spec, table)
+    if not content:
         return make()
-    depends = job_pb2.JobSpec(data=spec.data, seed=spec.seed)
-    depends.model.dtype, depends.model.loss = spec.model.dtype, spec.model.loss
-    kind = spec.model.WhichOneof("kind")
-    digest = hashlib.sha256(depends.SerializeToString(deterministic=True))
-    digest.update(f"{_FORMAT} {kind} {np.__version__} {len(table)} {list(table.groups)} {table.columns}".encode())
 
     def fill(path: Path) -> None:
         path.write_bytes(make())
 
-    return access.made(f"{what}-{digest.hexdigest()}", fill).read_bytes()
+    return access.made(f"{what}-{content}", fill).read_bytes()
 
 
 def _before(rows: Positions, ends: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -116,6 +116,7 @@ class _Located:
         self._paths = paths
         self.limits = access.limits
         self.made = access.made
+        self.faster = access.faster
         self.doing = access.doing
 
     def upload(self, sha256: str) -> Path:
