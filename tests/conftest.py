@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 # Before any test imports gRPC, as in the processes of commands.
 prepare()
+
+# A shell lets what it runs in the background ignore Ctrl-C, and so would all commands that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files with such tests take longest.
 _LONG = ("docker", "chaos", "ray", "install")

@@ -38,15 +38,13 @@ def test_a_network_learns_to_read_digits(tmp_path: Path) -> None:
 
 
 def test_bulk_results_depend_on_the_job_alone(tmp_path: Path) -> None:
-    def digest(*settings: str) -> str:
-        arguments = [argument for setting in (*settings, "training.epochs=3") for argument in ("--set", setting)]
-        ended = thalweg(tmp_path, "train", "digits", "--json", "--set", "training.microbatches=4", *arguments)
-        assert ended.code == 0, ended.stderr
-        return str(ended.answer["weights_sha256"])
-
-    digests = {digest(f"training.workers={workers}") for workers in (1, 2, 3)}
-    assert len(digests) == 1
-    assert digest("training.workers=2", "seed=8") not in digests
+    settings: dict[str, Any] = {"training.microbatches": 4, "training.epochs": 3}
+    with local(workers=3, data=tmp_path) as client:
+        jobs = [client.submit("digits", settings | {"training.workers": workers}) for workers in (1, 2, 3)]
+        other = client.submit("digits", settings | {"training.workers": 2, "seed": 8})
+        digests = {job.wait().weights_sha256 for job in jobs}
+        assert len(digests) == 1
+        assert other.wait().weights_sha256 not in digests
 
 
 def test_a_file_called_like_a_module_in_the_current_folder_is_not_run(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.command import thalweg
 from tests.learning.parquets import write_folder
+from thalweg.client import local
 
 pytestmark = pytest.mark.ray
 
@@ -28,11 +28,9 @@ microbatches = 4
 def test_a_folder_of_parquet_files_trains_to_equal_bits_on_one_two_or_three_workers(tmp_path: Path) -> None:
     write_folder(tmp_path / "jobs" / "trips")
     (tmp_path / "jobs" / "job.toml").write_text(JOB)
-    digests = set()
-    for workers in (1, 2, 3):
-        ended = thalweg(tmp_path, "train", "jobs/job.toml", "--json", "--set", f"training.workers={workers}")
-        assert ended.code == 0, ended.stderr
-        assert ended.answer["state"] == "SUCCEEDED"
-        assert ended.answer["steps"] == 2 * 27
-        digests.add(ended.answer["weights_sha256"])
-    assert len(digests) == 1
+    job = tmp_path / "jobs" / "job.toml"
+    with local(workers=3, data=tmp_path / "data") as client:
+        jobs = [client.submit(job, {"training.workers": workers}) for workers in (1, 2, 3)]
+        ended = [each.wait() for each in jobs]
+    assert [result.steps for result in ended] == [2 * 27] * 3
+    assert len({result.weights_sha256 for result in ended}) == 1
