@@ -1,5 +1,6 @@
 """A job ends whatever fails at its end, and what it leaves is kept in memory until there is room for it."""
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +70,32 @@ def test_parameters_that_find_no_room_are_kept_in_memory_until_they_do(
     assert job.status == ""
     assert job.result.weights_sha256 == undisturbed.result.weights_sha256
     assert list(stub.DownloadParameters(pb.DownloadParametersRequest(job_id="job-2")))
+
+
+def test_a_job_that_waits_for_room_and_cannot_be_deleted_fails_and_is_deleted_later(
+    server: Server, stub: TrainingServiceStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room_module, "RETRY_SECONDS", 0.001)
+    (tmp_path / "jobs" / "job-1" / "parameters.part").mkdir(parents=True)
+    training = threading.Thread(target=train, args=(server, make_spec()), daemon=True)
+    training.start()
+    wait_for(
+        lambda: any("kept in memory until there is disk space" in job.status for job in stub.ListJobs(pb.ListJobsRequest()).jobs)
+    )
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DataFolder, "delete_job", fails)
+        told = refusal(lambda: stub.DeleteJob(pb.DeleteJobRequest(job_id="job-1"), timeout=DEADLINE))
+    assert told.reason == "STORAGE_FAILED"
+    wait_for(lambda: stub.GetJob(pb.GetJobRequest(job_id="job-1")).job.state == job_pb2.JOB_STATE_FAILED)
+    training.join()
+    job = stub.GetJob(pb.GetJobRequest(job_id="job-1")).job
+    assert "the deletion failed" in job.error
+    stub.DeleteJob(pb.DeleteJobRequest(job_id="job-1"), timeout=DEADLINE)
+    assert refusal(lambda: stub.GetJob(pb.GetJobRequest(job_id="job-1"))).reason == "JOB_NOT_FOUND"
 
 
 def test_parameters_that_cannot_be_written_for_another_reason_fail_the_job(

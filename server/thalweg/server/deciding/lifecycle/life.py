@@ -119,6 +119,8 @@ class Life:
         self._rests: list[Ask] = []
         self._failing = self._rejected = False
         self._attempts = 0
+        # Whether the end was given up for a deletion before it was durable: until then the record says that the job runs.
+        self._end_given_up = False
 
     @property
     def runs(self) -> bool:
@@ -326,6 +328,7 @@ class Life:
 
     def _disk_full(self, _: DiskFull) -> Iterable[Decision]:
         if self._deletes:
+            self._end_given_up = self.state is not State.CLEARING
             self.state = State.ABANDONING
             yield AbandonEnd()
 
@@ -365,7 +368,13 @@ class Life:
     def _delete_failed(self, event: DeleteFailed) -> Iterable[Decision]:
         for ask in _taken(self._deletes):
             yield Answer(ask, event.error)
-        yield from self._rest_ended()
+        if not self._end_given_up:
+            yield from self._rest_ended()
+            return
+        self._end_given_up = False
+        self.state = State.STARTING
+        self._outcome = state_name(job_pb2.JOB_STATE_FAILED)
+        yield SetAside(f"its result was given up because the job was to be deleted, and the deletion failed: {event.error}")
 
     def _nothing(self, _: Event) -> Iterable[Decision]:
         yield from ()

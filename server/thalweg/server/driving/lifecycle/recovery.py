@@ -83,10 +83,12 @@ class Recovery:
         return ""
 
     async def set_aside(self, job_id: str, error: str) -> None:
-        """Records that a job has failed without running. It can be resumed."""
-        _log.warning("job %s: %s", job_id, error)
+        """Records that a job has failed without running, unless its end is on record. It can be resumed."""
         await self._journal.open(job_id)
         job = await self._on_record(job_id)
+        if job.state in ENDED:
+            return
+        _log.warning("job %s: %s", job_id, error)
         job.error = error
         job.end_time.GetCurrentTime()
         job.state, job.status = job_pb2.JOB_STATE_FAILED, ""
