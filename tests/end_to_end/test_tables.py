@@ -1,7 +1,6 @@
 """From a table with text, classes with names and missing values to predictions for raw rows, as a user does it."""
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.command import thalweg
-from thalweg.client import local
+from thalweg.client import Job, local
 
 pytestmark = pytest.mark.ray
 
@@ -86,19 +85,19 @@ def test_classes_are_predicted_by_name_for_raw_rows_after_two_commands(tmp_path:
     assert np.mean(np.array(own["labels"]) == own["targets"]) == trained.answer["validation"]["accuracy"]
 
 
-def digests(folder: Path, settings: dict[str, Any], workers: Sequence[int]) -> set[str]:
-    (folder / "job.toml").write_text(JOB)
-    write(folder / "flowers.csv", flowers())
-    with local(workers=max(workers), data=folder / "data") as client:
-        jobs = [client.submit(folder / "job.toml", settings | {"training.workers": count}) for count in workers]
-        return {job.wait().weights_sha256 for job in jobs}
-
-
 def test_the_bits_are_those_of_any_number_of_workers(tmp_path: Path) -> None:
+    write(tmp_path / "flowers.csv", flowers())
     write(tmp_path / "flowers.parquet", flowers())
-    settings = {"training.epochs": 3, "training.microbatches": 7}
-    assert len(digests(tmp_path, settings, (1, 2, 3, 7))) == 1
-    assert len(digests(tmp_path, settings | {"data.parquet": str(tmp_path / "flowers.parquet")}, (1, 3))) == 1
+    (tmp_path / "job.toml").write_text(JOB)
+    settings: dict[str, Any] = {"training.epochs": 3, "training.microbatches": 7}
+    parquet = settings | {"data.parquet": str(tmp_path / "flowers.parquet")}
+    with local(workers=7, data=tmp_path / "data") as client:
+
+        def jobs(settings: dict[str, Any], *workers: int) -> list[Job]:
+            return [client.submit(tmp_path / "job.toml", settings | {"training.workers": count}) for count in workers]
+
+        for same in (jobs(settings, 1, 2, 3, 7), jobs(parquet, 1, 3)):
+            assert len({job.wait().weights_sha256 for job in same}) == 1
 
 
 def test_a_regression_in_dollars_predicts_dollars_from_a_data_frame(tmp_path: Path) -> None:
