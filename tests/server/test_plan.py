@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.server.specs import make_spec
+from thalweg.contract.segments import Kind, Segment
 from thalweg.server.arrays import trajectory as trajectory_module
 from thalweg.server.arrays.trajectory import SNAPSHOTS, Trajectory
+from thalweg.server.deciding import plan as plan_module
+from thalweg.server.deciding.chunks import runs
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Facts
 
@@ -53,6 +56,19 @@ def test_chunks_tile_the_slab(elements: int, dtype: str, gradient: str) -> None:
     assert ranges[-1].stop == elements
     assert all(left.stop == right.start for left, right in itertools.pairwise(ranges))
     assert all(0 < (where.stop - where.start) * np.dtype(dtype).itemsize <= 1 << 20 for where in ranges)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "constants", "sent"),
+    [(6, 0, [0, 1, 2]), (3, 1, [0, 1]), (3, 2, [0, 1, 2]), (4, 6, [0, 1, 4]), (0, 6, [2]), (0, 0, [])],
+)
+def test_of_chunks_of_constants_only_the_last_is_part_of_a_gradient(
+    parameters: int, constants: int, sent: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "CHUNK_BYTES", 8)
+    segments = Segment("a", (parameters,)), Segment("b", (constants,), Kind.CONSTANT)
+    plan = Plan(make_spec(), Facts(parameters + constants, 20, 0, metrics=(), segments=segments))
+    assert [chunk for run in runs(plan.sent) for chunk in run] == sent
 
 
 def test_numerical_differentiation_has_chunks_for_many_workers() -> None:

@@ -8,7 +8,10 @@ import pytest
 from tests.server.specs import make_spec
 from thalweg.contract import codecs, frames
 from thalweg.contract.errors import ThalwegError
+from thalweg.contract.segments import Kind, Segment
+from thalweg.contract.sums import Sums
 from thalweg.server.arrays.parameters import Parameters
+from thalweg.server.deciding import plan as plan_module
 from thalweg.server.deciding.events import ContributionReceived, Event, InitialReceived
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Facts
@@ -62,6 +65,17 @@ def test_bytes_that_no_codec_makes_break_the_protocol(kind: str) -> None:
     for data in bad:
         with pytest.raises(ThalwegError, match="chunk 0 has"):
             event_of(parameters, gradient=pb.GradientChunk(data=data, sums=pb.Sums()))
+
+
+def test_a_gradient_has_no_chunks_of_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "CHUNK_BYTES", 8)
+    segments = Segment("a", (3,)), Segment("b", (5,), Kind.CONSTANT)
+    parameters = Parameters(Plan(make_spec(), Facts(8, 20, 0, metrics=(), segments=segments)))
+    with pytest.raises(ThalwegError, match="chunk 2 holds constants alone, and no gradient"):
+        event_of(parameters, gradient=pb.GradientChunk(chunk=2))
+    last = event_of(parameters, gradient=pb.GradientChunk(chunk=3, sums=pb.Sums(samples=4)))
+    assert isinstance(last, ContributionReceived)
+    assert last.sums == Sums(0, 4)
 
 
 def test_workers_that_get_rounded_parameters_read_none_in_shared_memory() -> None:

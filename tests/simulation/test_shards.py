@@ -164,8 +164,10 @@ def _half_a_load(monkeypatch: pytest.MonkeyPatch) -> None:
     restore = ShardedArrays._restore
 
     def part(self: ShardedArrays, version: int, parameters: Any, state: OptimizerState | None) -> None:
-        restore(self, version, parameters, state)
-        super(ShardedArrays, self)._restore(version, parameters[-self.parameters.current.size :], None)
+        restore(self, version, parameters, None)
+        own = slice(-self.parameters.current.size, None)
+        own_state = None if state is None else {name: slab[own] for name, slab in state.items()}
+        super(ShardedArrays, self)._restore(version, parameters[own], own_state)
 
     monkeypatch.setattr(ShardedArrays, "_restore", part)
 

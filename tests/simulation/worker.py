@@ -27,14 +27,15 @@ if TYPE_CHECKING:
     from tests.simulation.sockets import ImaginarySocket
     from thalweg.server.driving.job.driver import JobDriver
 
-ELEMENTS = 9
+ELEMENTS = 11
 TRAIN_SAMPLES = 20
 NODES = 3
 SEGMENTS = (
-    Segment("0.weight", (ELEMENTS - 5,)),
+    Segment("0.weight", (4,)),
     Segment("0.bias", (2,)),
     Segment("0.mean", (2,), Kind.STATISTIC),
-    Segment("mask", (1,), Kind.CONSTANT),
+    # With chunks of two elements, its first one is not part of a gradient.
+    Segment("mask", (3,), Kind.CONSTANT),
 )
 LAYOUT = layout_of(SEGMENTS, np.dtype(np.float32))
 _GRADIENT_SECONDS = 0.01
@@ -370,6 +371,8 @@ class ImaginaryWorker:
         self._outgoing.begin(node, task.step)
         for chunk in range(task.first_chunk, task.end_chunk):
             start = chunk * self._chunk_elements
+            if start >= end_of(Kind.STATISTIC, SEGMENTS) and start + self._chunk_elements < ELEMENTS:
+                continue
             part = pb.GradientChunk(
                 version=task.version,
                 step=task.step,

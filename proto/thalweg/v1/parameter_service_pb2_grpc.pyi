@@ -11,7 +11,8 @@ The slab of parameters, and so a gradient, is cut into chunks of `Accepted.chunk
 Chunks are sent one by one, in the order of the slab, and are processed on arrival.
 
 Chunks that hold constants alone, at the end of the slab, are the same at all versions. The server sends them once on each stream,
-before all other parameters, and the worker keeps them for all versions.
+before all other parameters, and the worker keeps them for all versions. A gradient has no such chunks, except the slab's last one,
+which is sent without values, with the sums.
 
 A worker that runs as the same user on the same machine may share memory with the server instead: see SharedMemory.
 

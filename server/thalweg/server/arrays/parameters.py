@@ -22,6 +22,7 @@ from thalweg.contract.tree import Node
 from thalweg.learning import optimizers
 from thalweg.learning.optimizers import OptimizerState
 from thalweg.server.arrays.pool import ArithmeticPool
+from thalweg.server.deciding.chunks import bits, runs
 from thalweg.server.deciding.plan import Plan
 
 # A chunk of a gradient: an array, or two whose sum it is.
@@ -49,6 +50,8 @@ class Parameters:
     ) -> None:
         self.plan = plan
         self.chunks = range(plan.chunks) if chunks is None else chunks
+        # Those of which gradients come, as a set.
+        self._sent = plan.sent & bits(self.chunks)
         self.version = 0
         self._crew = crew
         start, end = (plan.chunk_range(chunk).start for chunk in (self.chunks.start, self.chunks.stop))
@@ -137,7 +140,7 @@ class Parameters:
     def _new_sum(self) -> "_Sum":
         self._used += 1
         self._peak = max(self._peak, self._used)
-        return _Sum(self._free.pop() if self._free else np.empty(self._elements, self.dtype), len(self.chunks))
+        return _Sum(self._free.pop() if self._free else np.empty(self._elements, self.dtype), self._sent.bit_count())
 
     def _release(self, total: "_Sum") -> None:
         self._used -= 1
@@ -151,13 +154,14 @@ class Parameters:
         """What there is here of the sums of a reduction, in the order of the slab. The first one adds the step's gradient up."""
         share = self._share(self.chunks)
         if reduction == 0:
-            parts = self._gradients[step]
 
             def add(chunk: int) -> bool:
+                parts = self._gradients[step]
                 parts[0, chunk] = (_total(parts[0, chunk], self._whole[self._changing(chunk)]),)
                 return True
 
-            share(add, self.chunks)
+            for chunks in runs(self._sent):
+                share(add, chunks)
         return optimizers.block_sums(
             self._optimizer,
             self.plan.reductions[reduction],
@@ -206,7 +210,8 @@ class Parameters:
         """The next version is whole: it becomes the current one, and the step's gradient is done with."""
         self.version = version
         self._spans = self.plan.spans
-        del self._gradients[step]
+        if self._sent:
+            del self._gradients[step]
         for total in self._sums.pop(step, {}).values():
             self._release(total)
         # More than were used at once belong to a division of the work that is over.

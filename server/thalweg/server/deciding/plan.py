@@ -1,9 +1,12 @@
 """What follows from a job's specification and the facts about its data: steps, epochs, chunks, schedule, groups, reductions."""
 
+from functools import cached_property
+
 from thalweg.contract import codecs
 from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.contract.segments import Kind, end_of
 from thalweg.learning import optimizers, schedules
+from thalweg.server.deciding.chunks import bits
 from thalweg.server.deciding.values import Facts
 from thalweg.v1 import job_pb2
 
@@ -54,6 +57,15 @@ class Plan:
         # The chunks that updates change, in part at least, and those after them, which hold constants alone.
         self.changing = range(-(-self.constants // self.chunk_elements))
         self.constant = range(self.changing.stop, self.chunks)
+
+    @cached_property
+    def sent(self) -> int:
+        """The chunks that a gradient consists of, as a set.
+
+        Of those that hold constants alone only the slab's last one is among them, with which the sums come.
+        """
+        # Not before it is known that there is memory: a model that no memory holds has more chunks than a set can have.
+        return bits(self.changing) | bits(range(self.chunks)[-1:])
 
     def chunk_range(self, chunk: int) -> slice:
         """The elements of the slab that a chunk holds."""

@@ -81,6 +81,8 @@ def event_of(
     match message.WhichOneof("message"):
         case "gradient":
             gradient, chunk = message.gradient, message.gradient.chunk
+            if parameters is not None and chunk in parameters.plan.constant[:-1]:
+                raise protocol_violation(f"chunk {chunk} holds constants alone, and no gradient")
             values = Received(_values(parameters, chunk, data, encoded=True), chunk, gradient.residual_since)
             return _contribution(worker, gradient, range(chunk, chunk + 1), parameters, values)
         case "shared_gradient":

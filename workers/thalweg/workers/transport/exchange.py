@@ -203,6 +203,7 @@ class Streamed(Exchange):
         super().__init__((np.empty(elements, dtype), np.empty(elements, dtype)), chunk_elements, streams.send)
         self._streams = streams
         self._slab: Slab = np.empty(elements, dtype)
+        self._constants = end_of(Kind.STATISTIC, segments)
         # Written at once, so that it counts when another worker on this machine asks how much memory is available.
         for slab in self.parameters:
             slab.fill(0)
@@ -220,6 +221,9 @@ class Streamed(Exchange):
             self._outgoing.begin(Node(task.level, task.index), task.step)
         for chunk in chunks:
             where = self.chunk(chunk)
+            if where.start >= self._constants and where.stop < slab.size:
+                # Constants have no gradient. Only the slab's last chunk is sent nevertheless, with the sums.
+                continue
             data = self._outgoing.encode(slab[where], where.start)
             message = gradient_chunk(task, chunk, data, sums if chunk == chunks[-1] else None, self._outgoing.since)
             self._streams.send_chunk(chunk, message)

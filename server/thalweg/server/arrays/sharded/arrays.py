@@ -52,7 +52,7 @@ class ShardedArrays(LocalArrays):
         self._queue = queue
         self._exchange = telemetry.exchange
         self._shares = [RemoteRange(shard, all_shards.number(), part) for shard, part in zip(shards, ranges, strict=True)]
-        self._in_order = InOrder(plan.chunks)
+        self._in_order = InOrder(plan.sent)
         self._applying = 0
         # The reduction that is under way, and the part of its sums that is computed here.
         self._reducing: tuple[int, list[float]] | None = None

@@ -12,7 +12,8 @@ class InOrder:
     """
 
     def __init__(self, chunks: int) -> None:
-        self._all = bits(range(chunks))
+        """`chunks` are those of a gradient, as a set."""
+        self._all = chunks
         self._come: dict[WorkerId, dict[tuple[int, int, Node], int]] = {}
         self._last: dict[WorkerId, dict[tuple[int, int, Node], ContributionReceived]] = {}
 

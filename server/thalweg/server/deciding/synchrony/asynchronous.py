@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from thalweg.contract import tree
-from thalweg.server.deciding.chunks import bits
+from thalweg.server.deciding.chunks import runs
 from thalweg.server.deciding.decisions import ApplyRange, Decision, Promote, ReportStep
 from thalweg.server.deciding.events import ContributionReceived
 from thalweg.server.deciding.plan import Plan
@@ -117,7 +117,7 @@ class Asynchronous(Policy):
         taken = contributions.take(event, task)
         if taken is None:
             return self._drop(event, Drop.DUPLICATE)
-        return taken + (self._apply(contributions) if contributions.complete == bits(range(self.plan.chunks)) else [])
+        return taken + (self._apply(contributions) if contributions.complete == self.plan.sent else [])
 
     def _apply(self, contributions: Contributions) -> list[Decision]:
         sums = contributions.sums
@@ -132,7 +132,7 @@ class Asynchronous(Policy):
         )
         factor = self.plan.schedule_factor(self.version) / (max(1, staleness) if self._scaled else 1)
         decisions = self._reduce(step)
-        decisions.append(ApplyRange(self.version, step, range(self.plan.chunks), factor))
+        decisions += [ApplyRange(self.version, step, chunks, factor) for chunks in runs(self.plan.sent)]
         del self._open[step]
         self.applied.add(step)
         self._advance()

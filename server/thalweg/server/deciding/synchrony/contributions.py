@@ -22,7 +22,7 @@ class Contributions:
         self._microbatches = plan.microbatches
         self._last = 1 << max(plan.chunks, 1) - 1
         self._root = tree.root(plan.microbatches)
-        self._missing = {task: bits(range(task.first_chunk, task.end_chunk)) for task in tasks}
+        self._missing = {task: plan.sent & bits(range(task.first_chunk, task.end_chunk)) for task in tasks}
         self._tasks_of_node: dict[Node, list[Task]] = {}
         for task in self._missing:
             self._tasks_of_node.setdefault(task.node, []).append(task)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from thalweg.contract import tree
 from thalweg.contract.tree import Node
+from thalweg.server.deciding.chunks import runs
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Task, WorkerId
 
@@ -29,7 +30,9 @@ def divide(plan: Plan, weights: dict[WorkerId, float]) -> list[tuple[WorkerId | 
     shares = [*weights.values()] or [1.0]
     if plan.numerical:
         root = tree.root(plan.microbatches)
-        return [(workers[share], Part(root, chunk, chunk + 1)) for chunk, share in enumerate(_deal(plan.chunks, shares))]
+        chunks = [chunk for run in runs(plan.sent) for chunk in run]
+        dealt = _deal(len(chunks), shares)
+        return [(workers[share], Part(root, chunk, chunk + 1)) for chunk, share in zip(chunks, dealt, strict=True)]
     return [
         (worker, Part(node, 0, plan.chunks))
         for worker, run in zip(workers, _runs(plan.microbatches, shares), strict=True)

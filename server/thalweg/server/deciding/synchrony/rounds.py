@@ -136,8 +136,8 @@ class Rounds(Policy):
         sums = contributions.sums
         if sums is not None and not math.isfinite(sums.loss):
             return diverged(f"the loss became {sums.loss}", self.version)
-        ready, all_chunks = contributions.complete & ~self._applied, bits(range(self.plan.chunks))
-        if not ready or (self.plan.reductions and ready != all_chunks):
+        ready = contributions.complete & ~self._applied
+        if not ready or (self.plan.reductions and ready != self.plan.sent):
             return []
         decisions = self._reduce(contributions.step)
         workers, factor = tuple(self.current()), self.plan.schedule_factor(self.version)
@@ -147,7 +147,7 @@ class Rounds(Policy):
             changed = range(chunks.start, min(chunks.stop, self.plan.changing.stop))
             if changed:
                 decisions.append(SendRange(workers, self.version + 1, changed))
-        if self._applied == all_chunks:
+        if self._applied == self.plan.sent:
             decisions += self._promote(contributions, factor)
         return decisions
 
