@@ -42,8 +42,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first: of several processes that share the files, none then works long after the others."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes very long is left out, unless `-m` names it.
+
+    The longest files come first: of several processes that share the files, none then works long after the others.
+    """
+    if "nightly" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
     ranks: dict[Path, int] = {}
     for item in items:
         rank = next((rank for rank, mark in enumerate(_LONG) if item.get_closest_marker(mark)), len(_LONG))

@@ -181,6 +181,7 @@ def test_a_fault_is_found_in_its_module(command: Command, job: Path, fault: str)
     assert fault == "Threads" or found["times"] == (4 if fault == "OrderOfASet" else 2)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("middle", ["Plain", "Kept"])
 def test_a_compiled_module_is_examined_as_a_whole(command: Command, job: Path, middle: str) -> None:

@@ -15,7 +15,7 @@ from tests.end_to_end.watching import Watching, undisturbed
 from thalweg.client import Client
 from thalweg.server.settings import KEPT_CHECKPOINTS
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.nightly]
 
 EPOCHS = 30
 STEPS = 23 * EPOCHS

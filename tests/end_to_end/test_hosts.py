@@ -19,6 +19,7 @@ _PROBLEM = hosts.problem()
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.chaos,
+    pytest.mark.nightly,
     pytest.mark.netns,
     pytest.mark.skipif(_PROBLEM is not None, reason=str(_PROBLEM)),
 ]

@@ -74,6 +74,7 @@ def test_xor_is_learnt_by_numerical_differentiation(tmp_path: Path) -> None:
     assert "numerical differentiation: 33 parameters × 2 evaluations" in ended.stderr
 
 
+@pytest.mark.nightly
 def test_the_gates_are_learnt_either_way(tmp_path: Path) -> None:
     with local(workers=2, data=tmp_path) as client:
         jobs = {
@@ -87,6 +88,7 @@ def test_the_gates_are_learnt_either_way(tmp_path: Path) -> None:
         assert result.train.accuracy == 1.0, key
 
 
+@pytest.mark.nightly
 def test_numerical_and_backpropagated_training_follow_the_same_curve(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"model.dtype": "float64", "training.epochs": 200}
     curves = []
@@ -198,6 +200,7 @@ def test_what_is_only_found_in_training_fails_the_job_in_one_line(tmp_path: Path
     assert "Lower the optimizer's learning_rate" in ended.answer["error"]
 
 
+@pytest.mark.nightly
 def test_ray_starts_whatever_is_set_for_other_programs(tmp_path: Path) -> None:
     temporary = tmp_path / "日 本" / ("l" * 90)
     temporary.mkdir(parents=True)

@@ -46,6 +46,7 @@ def nets() -> Iterator[ModuleType]:
         yield module
 
 
+@pytest.mark.nightly
 def test_bits_are_the_same_in_another_order_in_another_process_and_from_other_memory(tmp_path: Path) -> None:
     objectives = {case: compiled.objective_of(case) for case in compiled.LOSSES}
     starts = {case: compiled.start(objective) for case, objective in objectives.items()}
