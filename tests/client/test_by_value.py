@@ -208,6 +208,35 @@ def test_what_cannot_be_pickled_is_named(tmp_path: Path) -> None:
     assert told(Net(3, 1), folder=tmp_path).startswith("model: its Net.forward.lock cannot be pickled (TypeError")
 
 
+def test_a_lazy_module_must_have_been_called(client: Client) -> None:
+    net = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1))
+    assert told(net) == "model: its tensor 0.weight has no shape yet, as in a lazy module; call the module with a batch first"
+    net(torch.from_numpy(X))
+    assert client.submit(JOB, model=net, data=(X, Y)).wait().state == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_tensors_come_with_a_function_that_makes_the_module(kind: str, client: Client) -> None:
+    def freeze(tensor: Any) -> Any:
+        if kind == "register_hook":
+            return torch.zeros_like(tensor)
+        tensor.grad.zero_()
+        return None
+
+    def make() -> Any:
+        net = nn.Linear(3, 1)
+        with torch.no_grad():
+            net.weight.fill_(0.25)
+        getattr(net.weight, kind)(freeze)
+        return net
+
+    problem = "model: its tensor weight has a hook, which workers would not have; give a function that makes the module"
+    assert told(make()).startswith(problem)
+    job = client.submit(JOB, model=make, data=(X, Y))
+    assert job.wait().state == "SUCCEEDED"
+    assert (job.parameters()["weight"] == 0.25).all()
+
+
 def test_a_tensor_must_be_in_memory(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1, device="meta"))
     assert told(net).startswith("model: its tensor 1.weight is on the device meta, which holds no values")

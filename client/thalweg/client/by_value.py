@@ -164,7 +164,16 @@ def _check_module(model: Any) -> None:
     """Raises ThalwegError if a module cannot be trained as it is."""
     if "_parameters" not in vars(model):
         raise invalid(Violation("model", f"{type(model).__name__}.__init__ does not call super().__init__()"))
+    from torch.nn.parameter import is_lazy  # noqa: PLC0415 - an extra
+
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            problem = f"its tensor {name} has no shape yet, as in a lazy module; call the module with a batch first"
+            raise invalid(Violation("model", problem))
+        # Pickles of tensors are without them.
+        if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
+            problem = f"its tensor {name} has a hook, which workers would not have"
+            raise invalid(Violation("model", f"{problem}; give a function that makes the module with its hooks"))
         if tensor.device.type != "cpu":
             why = "which holds no values" if tensor.is_meta else "but workers compute on CPUs: give model.cpu()"
             problem = f"its tensor {name} is on the device {tensor.device}, {why}"

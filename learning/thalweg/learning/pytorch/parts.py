@@ -188,7 +188,9 @@ def _check_buffer(name: str, buffer: Tensor) -> None:
 
 def _check(name: str, parameter: nn.Parameter) -> None:
     if isinstance(parameter, nn.parameter.UninitializedParameter):
-        raise MistakeError(f"model.torch: the parameter {name} has no shape yet; lazy modules are not supported")
+        raise MistakeError(
+            f"model.torch: the parameter {name} has no shape yet; call lazy modules with a batch where they are made"
+        )
     if not parameter.is_floating_point():
         kind = str(parameter.dtype).removeprefix("torch.")
         raise MistakeError(f"model.torch: the parameter {name} has the type {kind}; parameters must be real numbers")
