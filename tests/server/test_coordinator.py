@@ -916,6 +916,24 @@ def test_a_group_without_tensors_fails_the_job_when_the_tensors_are_known() -> N
     assert desk.handle(WorkerPrepared(1, desk.facts)) == [Finish(job_pb2.JOB_STATE_FAILED, problem)]
 
 
+def test_a_model_without_parameters_fails_its_job() -> None:
+    for entrypoint, problem in (
+        ("", "model.layers: the model has no parameters to train; give it a dense layer"),
+        (
+            "net:Net",
+            "model.torch: the model has no parameters to train; "
+            "PyTorch finds no modules in lists and dicts: use ModuleList or ModuleDict",
+        ),
+    ):
+        spec = make_spec()
+        if entrypoint:
+            del spec.model.layers[:]
+            spec.model.torch.entrypoint = entrypoint
+        desk = Desk(spec)
+        desk.handle(WorkerJoined(1))
+        assert desk.handle(WorkerPrepared(1, Facts(0, 20, 0, ()))) == [Finish(job_pb2.JOB_STATE_FAILED, problem)]
+
+
 CONTRIBUTION = ContributionReceived(1, 0, 0, ROOT, range(1), None, PAYLOAD)
 
 

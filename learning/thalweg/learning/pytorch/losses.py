@@ -114,7 +114,7 @@ class BinaryCrossEntropy:
                 raise
             raise MistakeError(
                 f"model.loss: binary_cross_entropy needs outputs from 0 to 1, but the module gives {wrong[0].item():g}; end the "
-                "module with a sigmoid, or give a loss of your own that takes logits, as an entry point"
+                "module with a sigmoid, or give a loss of your own that takes logits"
             ) from error
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def _class_axis(outputs: Shape, labels: Shape) -> int | None:
     if first and last and outputs:
         raise MistakeError(
             f"model.loss: softmax_cross_entropy cannot tell whether the classes are on the second or on the last axis of the "
-            f"outputs, of shape {outputs} for each sample; give a loss of your own, as an entry point"
+            f"outputs, of shape {outputs} for each sample; give a loss of your own"
         )
     if outputs and (first or last):
         return 0 if first else len(outputs) - 1

@@ -191,7 +191,8 @@ class TorchObjective:
         with self._drawing(draw), self._mode(training=True):
             outputs, loss = self._forward(batch, self._compiled)
             if not loss.requires_grad:
-                raise MistakeError(f"{_FIELD}: the loss does not depend on any parameter that is trained")
+                advice = "compute it from the outputs, without detach() and torch.no_grad()"
+                raise MistakeError(f"{_FIELD}: the loss does not depend on any parameter that is trained; {advice}")
             # A part of what is compiled may be so only when it is needed.
             whole = compiling() if self._compiled else nullcontext()
             with self._running(_FIELD, batch), whole, self._gradients.written(found, carried):
@@ -399,7 +400,7 @@ class TorchObjective:
         """Outputs that must be a tensor. Raises MistakeError if they are not."""
         if not isinstance(outputs, Tensor):
             kind = type(outputs).__name__
-            raise MistakeError(f"{_FIELD}: the module returned {kind}, not a tensor; give a loss of your own, as an entry point")
+            raise MistakeError(f"{_FIELD}: the module returned {kind}, not a tensor; give a loss of your own")
         exact: Tensor = self._exact(outputs)
         return exact
 

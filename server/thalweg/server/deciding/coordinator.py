@@ -233,7 +233,7 @@ class Coordinator:
     def _first_prepared(self, worker: WorkerId, facts: Facts, premises: Premises) -> list[Decision]:
         """It is known what the job is about."""
         if facts.elements == 0:
-            return [Finish(job_pb2.JOB_STATE_FAILED, "model.layers: the model has no parameters to train; give it a dense layer")]
+            return [Finish(job_pb2.JOB_STATE_FAILED, _without_parameters(self.spec.model.WhichOneof("kind")))]
         problem = optimizers.mistake(self.spec, facts.segments)
         if problem:
             return [Finish(job_pb2.JOB_STATE_FAILED, problem)]
@@ -370,3 +370,10 @@ def _words(facts: Facts) -> str:
     test = f", {facts.test_samples:,} to test with" if facts.test_samples else ""
     differences = ", gradients by differences of the loss" if facts.numerical else ""
     return f"{facts.elements:,} parameters, {samples} for training and validation{test}, {kind}{differences}"
+
+
+def _without_parameters(kind: str | None) -> str:
+    if kind is None:
+        return "model.layers: the model has no parameters to train; give it a dense layer"
+    problem = f"model.{kind}: the model has no parameters to train"
+    return f"{problem}; PyTorch finds no modules in lists and dicts: use ModuleList or ModuleDict" if kind == "torch" else problem
