@@ -55,6 +55,9 @@ def test_a_regression_in_dollars_predicts_dollars(houses: Job, cluster: Cluster,
     Path("new.csv").write_text("price,garden,id,rooms\n0,0,7,1\n0,1,8,5\n")
     printed = command("predict", houses.id, "new.csv", "--json", "--server", cluster.address)
     assert printed.json["outputs"] == predicted.tolist()
+    Path("none.csv").write_text("garden,rooms\n")
+    assert command("predict", houses.id, "none.csv", "--server", cluster.address).out == ""
+    assert command("predict", houses.id, "none.csv", "--json", "--server", cluster.address).json["outputs"] == []
     own = command("predict", houses.id, "--json", "--server", cluster.address).json
     assert len(own["outputs"]) == len(own["targets"]) == 40
     assert own["targets"][:2] == [100_000, 250_000]

@@ -195,6 +195,15 @@ def test_tables_with_text_are_divided_and_prepared_alike(tmp_path: Path) -> None
     assert targets(found.test).tolist() == [0, 1, 2, 0, 1, 2]
 
 
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_class_that_the_jobs_data_does_not_have_is_an_error(part: str, tmp_path: Path) -> None:
+    """It would have counted as the first one."""
+    files = {"data": text_table(tmp_path / "a.csv", 120, kinds="xyz"), part: text_table(tmp_path / "b.csv", 6, kinds="xyw")}
+    problem = r"^data: 'b\.csv': line 4, column 'kind' has the class 'w', which the job's data does not have; correct it, or add"
+    with pytest.raises(DataError, match=problem):
+        load(files)
+
+
 def test_a_column_that_is_ignored_may_be_missing_in_a_file_of_its_own(tmp_path: Path) -> None:
     files = {"data": table(tmp_path / "a.csv", 100), "validation": tmp_path / "b.csv"}
     (tmp_path / "b.csv").write_text("a,kind\n5,0\n7,2\n")

@@ -1,5 +1,6 @@
 """Commands for the results of a job: weights, predictions, figures."""
 
+import math
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -159,7 +160,7 @@ def _print_prediction(prediction: Prediction, targets: NDArray[Any] | None) -> N
     """Prints a line for each sample, with its file, if that is an image, and its target if there is one and it differs."""
     classes = prediction.classes if prediction.labels is None else prediction.labels
     values = prediction.outputs if classes is None else classes
-    predicted = values.reshape(len(values), -1)
+    predicted = values.reshape(len(values), math.prod(values.shape[1:]))
     labels = predicted if targets is None else _labels(targets, predicted)
     for index, (row, label) in enumerate(zip(predicted, labels, strict=True)):
         target = f" (target {_words(label)})" if (row != label).any() else ""
@@ -173,7 +174,7 @@ def _words(row: NDArray[Any]) -> str:
 
 def _labels(targets: NDArray[Any], predicted: NDArray[Any]) -> NDArray[Any]:
     """Targets in the form of a printed prediction, shape (samples, values): for one-hot targets, the class."""
-    rows = targets.reshape(len(targets), -1)
+    rows = targets.reshape(len(targets), math.prod(targets.shape[1:]))
     return rows.argmax(1)[:, None] if rows.shape[1] != predicted.shape[1] else rows
 
 

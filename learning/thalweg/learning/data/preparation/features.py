@@ -1,5 +1,6 @@
 """What the rows of a table become: features, as their recipe says, in double precision first and then of the job's dtype."""
 
+import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -203,14 +204,23 @@ class TargetRows:
 
     def _block(self, rows: NDArray[np.intp]) -> NDArray[Any]:
         columns = zip(self._recipe, self._labels, read(self._table, rows, self._columns), strict=True)
-        found = [self._values(target, labels, cells) for target, labels, cells in columns]
+        found = [self._values(target, labels, cells, rows) for target, labels, cells in columns]
         return found[0] if len(found) == 1 else np.column_stack(found)
 
-    def _values(self, target: job_pb2.PreparedTarget, labels: dict[str, int], cells: Cells) -> NDArray[Any]:
+    def _values(
+        self, target: job_pb2.PreparedTarget, labels: dict[str, int], cells: Cells, rows: NDArray[np.intp]
+    ) -> NDArray[Any]:
         if labels:
             positions, _, words = categories(cells)
             # Words of other rows may be among them.
-            return np.fromiter((labels.get(word, 0) for word in words), np.int64, len(words))[positions]
+            found = np.fromiter((labels.get(word, -1) for word in words), np.int64, len(words))[positions]
+            if (unknown := np.flatnonzero(found < 0)).size:
+                where, word = self._table.where(int(rows[unknown[0]])), words[positions[unknown[0]]]
+                problem = f"column {target.name!r} has the class {word!r}, which the job's data does not have"
+                raise DataError(
+                    f"data: {self._table.name!r}: {where}, {problem}; correct it, or add samples of this class to the job's data"
+                )
+            return found
         if target.prepare == LOG:
             with np.errstate(invalid="ignore", divide="ignore"):
                 return np.log1p(numbers(cells))
@@ -223,7 +233,7 @@ def in_own_units(recipe: Sequence[job_pb2.PreparedTarget], outputs: NDArray[Any]
     """A model's outputs for targets that were prepared, shape (rows, ...), as the targets were before."""
     if all(not target.prepare or target.prepare == "none" for target in recipe):
         return outputs
-    flat = outputs.reshape(len(outputs), -1).astype(np.float64)
+    flat = outputs.reshape(len(outputs), math.prod(outputs.shape[1:])).astype(np.float64)
     if flat.shape[1] != len(recipe):
         return outputs
     for index, target in enumerate(recipe):
