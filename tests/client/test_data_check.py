@@ -240,3 +240,8 @@ def test_a_folder_without_tables_says_what_is_expected(command: Command, tmp_pat
     printed = command("data", "check", "none")
     assert printed.code == 1
     assert ".parquet, .parq, .arrow, .feather, .ipc" in printed.err
+    (tmp_path / "none" / "rose").mkdir()
+    (tmp_path / "none" / "rose" / "1.png").touch()
+    printed = command("data", "check", "none")
+    assert printed.code == 1
+    assert "none: holds images, and only tables are shown; a job names such a folder by data.images" in printed.err

@@ -40,7 +40,7 @@ SETTINGS = [
     ("training.workers=-1", "training.workers: -1 is not allowed; it must be at least 1"),
     ("data.npz=nowhere.npz", "data.npz: there is no file nowhere.npz"),
     ("model.initial.file=nowhere.safetensors", "model.initial.file: there is no file nowhere.safetensors"),
-    ("data.csv=.", "data.csv: . is a folder; give the path of a file"),
+    ("data.csv=.", "data.csv: there is no file below . whose name ends in .csv or .csv.gz"),
     ("data.csv=/dev/null", "data.csv: /dev/null is a device; give the path of a file"),
     ("data.csv=", "data.csv: is empty; give the path of a file"),
     ("data.csv=a\0b", "data.csv: there is no file a"),
@@ -319,6 +319,14 @@ def test_what_may_not_be_read(arguments: list[str], message: str, tmp_path: Path
     Path("closed").mkdir(mode=0)
     finished = process(*arguments, before=_BOUND if os.geteuid() == 0 else [])
     check(Printed(finished.returncode, finished.stdout, finished.stderr), USAGE, message.format(folder=tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_not_taken_for_empty() -> None:
+    Path("closed").mkdir(mode=0)
+    finished = process("data", "check", "closed", before=_BOUND if os.geteuid() == 0 else [])
+    printed = Printed(finished.returncode, finished.stdout, finished.stderr)
+    check(printed, FAILURE, "FILE: cannot read closed: Permission denied")
 
 
 def test_a_data_folder_that_may_not_be_entered(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

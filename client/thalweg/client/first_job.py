@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import tomli_w
 
 from thalweg.client.errors import LocalError
-from thalweg.client.files import check_input, reading
+from thalweg.client.files import check_folder, check_input, reading
 from thalweg.client.folders import expanded
 from thalweg.client.jobfile import Settings, load_job
 from thalweg.client.mapping import values_of
@@ -26,6 +26,7 @@ from thalweg.v1 import job_pb2
 
 _BINARY = ("parquet", "arrow")
 _FOLDERS = (*_BINARY, "csv", "json_lines")
+_IMAGES = "images"
 _MAGIC = {b"PAR1": "parquet", b"ARROW1": "arrow"}
 _JSON_LINES = (".jsonl", ".ndjson")
 _HIDDEN = 32
@@ -90,13 +91,17 @@ def _failures() -> Iterator[None]:
 def _kind(given: str) -> str:
     """The source of a job that reads a file or folder: by the end of its name, or else by its beginning. Raises ThalwegError."""
     path, name = expanded(given), given.lower()
-    endings = {kind: tuple(rules_of(job_pb2.Data.DESCRIPTOR.fields_by_name[kind]).folder) for kind in _FOLDERS}
+    endings = {kind: tuple(rules_of(job_pb2.Data.DESCRIPTOR.fields_by_name[kind]).folder) for kind in (*_FOLDERS, _IMAGES)}
     is_url = "://" in given
     if not is_url and path.is_dir():
-        for kind in _FOLDERS:
-            if any(each.name.lower().endswith(endings[kind]) for each in path.rglob("*")):
+        check_folder(path, "FILE")
+        for kind, known in endings.items():
+            if any(each.name.lower().endswith(known) for each in path.rglob("*")):
+                if kind == _IMAGES:
+                    remedy = "a job names such a folder by data.images"
+                    raise LocalError(f"{given}: holds images, and only tables are shown; {remedy}")
                 return kind
-        expected = ", ".join(ending for each in endings.values() for ending in each)
+        expected = ", ".join(ending for kind in _FOLDERS for ending in endings[kind])
         raise LocalError(f"{given}: there is no file below this folder whose name ends in one of {expected}")
     if not is_url:
         check_input(path, "FILE")

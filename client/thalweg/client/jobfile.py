@@ -241,7 +241,10 @@ def _file(message: _Uploaded, path: str, folders: Mapping[str, Path], endings: S
     file = folders[path] / expanded(given)
     if isinstance(message, job_pb2.Code):
         check_code(file, field)
-    elif not (endings and file.is_dir()):
+        return file
+    with reading(file, field):
+        is_folder = bool(endings) and file.is_dir()
+    if not is_folder:
         check_input(file, field)
     return file
 
