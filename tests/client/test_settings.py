@@ -78,6 +78,12 @@ def test_items_and_whole_lists() -> None:
     assert len(spec.model.layers) == 1
 
 
+def test_lists_of_strings() -> None:
+    data = laid('data.missing_values=["unknown", "-"]', "data.missing_values[1]=7", "data.ignore=[]").data
+    assert list(data.missing_values) == ["unknown", "7"]
+    assert not data.ignore
+
+
 def test_a_mapping_gives_values_as_they_are(tmp_path: Path) -> None:
     layers = [{"dense": {"units": 2}}, {"tanh": {}}]
     spec = load_job("xor", {"model.layers": layers, "model.layers[0].dense.units": 9, "name": "7"}).spec

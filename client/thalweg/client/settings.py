@@ -116,7 +116,8 @@ def _item(document: dict[str, Any], field: FieldDescriptor, indices: list[int], 
 def _assign(document: dict[str, Any], key: str, field: FieldDescriptor, indices: list[int], setting: Setting, path: str) -> None:
     rules = rules_of(field)
     table = (rules.table or rules.entrypoint) and isinstance(setting.value, Mapping)
-    text = field.cpp_type == FieldDescriptor.CPPTYPE_STRING and not isinstance(setting.value, str) and not table
+    whole = field.is_repeated and not indices and isinstance(setting.value, list)
+    text = field.cpp_type == FieldDescriptor.CPPTYPE_STRING and not isinstance(setting.value, str) and not table and not whole
     # The value of a string field is a string, even if it looks like a number.
     value = setting.text if text and setting.text is not None else setting.value
     if not indices:
