@@ -16,7 +16,7 @@ _SIZE = 256 * _MIB
 # What a process may take besides: messages that are under way, and what gRPC and the memory allocator keep.
 _BOUND = 64 * _MIB
 
-# Uploads something small, then the same as large as it is told, and prints by how much the process grew at most meanwhile.
+# Uploads a small file or iterator, then a large one of the given size. Prints how much the process grew meanwhile.
 _CLIENT = """
 import json, sys
 from pathlib import Path

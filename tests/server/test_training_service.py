@@ -583,6 +583,14 @@ def sending(messages: "queue.SimpleQueue[bytes | None]", sha256: str, size: int)
         yield pb.UploadDataRequest(data=data)
 
 
+def begun(stub: TrainingServiceStub, messages: "queue.SimpleQueue[bytes | None]", content: bytes, part: Path) -> Any:
+    """The call of a client whose first four bytes have arrived in a file. The others are those that are put into the queue."""
+    messages.put(content[:4])
+    call = stub.UploadData.future(sending(messages, hashlib.sha256(content).hexdigest(), len(content)))
+    wait_for(lambda: part.exists() and part.stat().st_size == 4)
+    return call
+
+
 def test_two_clients_that_upload_one_file_do_not_disturb_each_other(
     stub: TrainingServiceStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -592,9 +600,7 @@ def test_two_clients_that_upload_one_file_do_not_disturb_each_other(
     sha256 = hashlib.sha256(content).hexdigest()
     part = tmp_path / "uploads" / f"{sha256}.part"
     messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    messages.put(content[:4])
-    first = stub.UploadData.future(sending(messages, sha256, len(content)))
-    wait_for(lambda: part.exists() and part.stat().st_size == 4)
+    first = begun(stub, messages, content, part)
     # What the first one writes is not offered to others, nor changed by one that sends something else.
     asked = stub.GetUpload.future(pb.GetUploadRequest(sha256=sha256))
     # One connection, one order: the question is there before the next message is.
@@ -620,9 +626,7 @@ def test_an_upload_that_is_silent_is_continued_by_the_next_client(
     sha256 = hashlib.sha256(content).hexdigest()
     part = tmp_path / "uploads" / f"{sha256}.part"
     messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    messages.put(content[:4])
-    silent = stub.UploadData.future(sending(messages, sha256, len(content)))
-    wait_for(lambda: part.exists() and part.stat().st_size == 4)
+    silent = begun(stub, messages, content, part)
     # Both ask before either continues.
     asked = [stub.GetUpload.future(pb.GetUploadRequest(sha256=sha256)) for _ in range(2)]
     assert [call.result(DEADLINE).received for call in asked] == [4, 4]

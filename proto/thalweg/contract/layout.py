@@ -124,7 +124,7 @@ def ordered_names(layout: job_pb2.Layout) -> list[str]:
 
 
 def agree(one: job_pb2.Layout, other: job_pb2.Layout) -> bool:
-    """Whether layouts are equal, but for an order that only one of them has, as one of an earlier release has none."""
+    """Whether layouts are equal. Orders are compared only if both have one: layouts of earlier releases have none."""
     if one.order and other.order:
         return one == other
     alike = job_pb2.Layout()

@@ -8,18 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from thalweg.contract.layout import ranges
 from thalweg.contract.resources import size_text
 from thalweg.contract.rules import HELD_OUT
 from thalweg.learning.data.access import Access
 from thalweg.learning.data.rows import FileRows
-from thalweg.learning.data.samples import Arrays, Samples, sample_bytes
+from thalweg.learning.data.samples import Arrays, Samples, blocks, sample_bytes
 from thalweg.v1 import job_pb2
 
 # Of what is fitted, and of the files: another one, and they are made again.
 _FORMAT = 1
-# Samples that are prepared at once.
-_AT_ONCE = 8192
 
 
 def content_of(spec: job_pb2.JobSpec, *facts: object) -> str:
@@ -66,7 +63,7 @@ def _written(folder: Path, number: int, samples: Samples) -> Iterator[int]:
             if size := len(samples) * sample_bytes({name: field}):
                 # A disk that is too small is found out before anything is prepared.
                 os.posix_fallocate(file.fileno(), 0, size)
-        for block in ranges(len(samples), _AT_ONCE):
+        for block in blocks(samples):
             for name, values in samples.take(block).items():
                 files[name].write(np.ascontiguousarray(values).data)
             yield block.stop - block.start
