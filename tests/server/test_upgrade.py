@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.make_data_folder import EQUAL, HALF
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.refusals import refusal
 from tests.server.test_service import refuses
@@ -15,20 +16,30 @@ from thalweg.contract.endpoint import Endpoint
 from thalweg.server import validation
 from thalweg.server.driving.lifecycle.foreign import ForeignSpecError, known
 from thalweg.server.storage import schema
+from thalweg.server.storage.folder import DataFolder
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
 from thalweg.workers.worker import work
 
-FOLDER = Path(__file__).parent.parent / "data" / "data-folder-1.tar.gz"
+DATA = Path(__file__).parent.parent / "data"
+FOLDERS = sorted(DATA.glob("data-folder-*.tar.gz"))
 
 
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
+def unpacked(archive: Path, target: Path) -> Path:
     """The data folder of a server that was killed (see tests/data/make_data_folder.py)."""
-    with tarfile.open(FOLDER) as archive:
-        archive.extractall(tmp_path, filter="data")
-    return tmp_path / "data"
+    with tarfile.open(archive) as opened:
+        opened.extractall(target, filter="data")
+    return target / "data"
+
+
+def schema_of(folder: Path) -> set[tuple[str, str]]:
+    """The tables and indices of a data folder, as SQLite has them."""
+    with sqlite3.connect(folder / "jobs.sqlite") as database:
+        found = database.execute("SELECT name, sql FROM sqlite_master").fetchall()
+    database.close()
+    # However it is written.
+    return {(name, "".join((sql or "").split())) for name, sql in found}
 
 
 def get(stub: TrainingServiceStub, job_id: str) -> job_pb2.Job:
@@ -51,7 +62,8 @@ def hold_together(stub: TrainingServiceStub, job_id: str) -> None:
     assert steps == list(range(len(steps)))
 
 
-def test_an_earlier_releases_jobs_are_resumed_and_end_with_the_same_bits(old: Path) -> None:
+def test_the_jobs_of_the_earliest_release_are_resumed_and_end_with_the_same_bits(tmp_path: Path) -> None:
+    old = unpacked(DATA / "data-folder-1.tar.gz", tmp_path)
     with running_server(old) as server, stub_of(server) as stub:
         undisturbed = get(stub, "undisturbed")
         assert undisturbed.state == job_pb2.JOB_STATE_SUCCEEDED
@@ -78,6 +90,68 @@ def test_an_earlier_releases_jobs_are_resumed_and_end_with_the_same_bits(old: Pa
         # A call that is repeated finds the job that it made then.
         assert create(stub, job_id="queued", request_id="request-queued").id == "queued"
         assert create(stub).id == "job-7"
+
+
+# The first one knows less.
+@pytest.mark.parametrize("archive", FOLDERS[1:], ids=lambda path: path.name)
+def test_an_earlier_releases_jobs_go_on_and_end_with_the_same_bits(tmp_path: Path, archive: Path) -> None:
+    old = unpacked(archive, tmp_path)
+    # What came long ago is removed.
+    (old / "uploads" / f"{HALF}.part").touch()
+    with running_server(old) as server, stub_of(server) as stub:
+        expected = get(stub, "undisturbed").result.weights_sha256
+        assert get(stub, "paused").paused
+        assert "interrupted" in get(stub, "interrupted").error
+        assert version_of(stub, "interrupted") == version_of(stub, "cancelled") == version_of(stub, "paused") == 17
+        assert "continues from step 1" in get(stub, "running").status
+        stub.ScaleJob(pb.ScaleJobRequest(job_id="paused", workers=1))
+        for job_id in ("cancelled", "interrupted"):
+            stub.ResumeJob(pb.ResumeJobRequest(job_id=job_id))
+        for job_id in EQUAL:
+            assert "SUCCEEDED" in work(Endpoint(server.address), job_id, "worker")
+            assert get(stub, job_id).result.weights_sha256 == expected
+            hold_together(stub, job_id)
+        for job_id in ("waiting", "continued"):
+            assert "SUCCEEDED" in work(Endpoint(server.address), job_id, "worker")
+        assert get(stub, "waiting").result.weights_sha256 == get(stub, "uploaded").result.weights_sha256
+        assert "became inf" in get(stub, "failed").error
+        for job_id in ("undisturbed", "failed", "uploaded"):
+            hold_together(stub, job_id)
+            assert version_of(stub, job_id)
+        # What was received of an upload need not be sent again.
+        assert stub.GetUpload(pb.GetUploadRequest(sha256=HALF)).received == 10
+        rest = [pb.UploadDataRequest(header=pb.UploadHeader(sha256=HALF, size=23, offset=10))]
+        rest.append(pb.UploadDataRequest(data=b" and the rest"))
+        assert stub.UploadData(iter(rest)).sha256 == HALF
+
+
+@pytest.mark.parametrize("archive", FOLDERS, ids=lambda path: path.name)
+def test_a_migrated_database_is_as_a_new_one(tmp_path: Path, archive: Path) -> None:
+    old, new = unpacked(archive, tmp_path), tmp_path / "new"
+    for folder in (old, new):
+        DataFolder(folder).close()
+    assert schema_of(old) == schema_of(new)
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = unpacked(FOLDERS[-1], tmp_path)
+    DataFolder(old).close()
+    before = schema_of(old)
+
+    def breaks(database: sqlite3.Connection) -> None:
+        database.execute("CREATE TABLE half_done (number INTEGER)")
+        database.execute("UPDATE jobs SET job = x''")
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as newer:
+        newer.setattr(schema, "_STEPS", (*schema._STEPS, breaks))
+        newer.setattr(schema, "FORMAT", schema.FORMAT + 1)
+        assert "database or disk is full" in refuses(old)
+    assert schema_of(old) == before
+    # The release that wrote it goes on.
+    with running_server(old) as server, stub_of(server) as stub:
+        assert "SUCCEEDED" in work(Endpoint(server.address), "running", "worker")
+        assert get(stub, "running").result.weights_sha256 == get(stub, "undisturbed").result.weights_sha256
 
 
 def rewritten(folder: Path, job_id: str, change: Callable[[bytes], bytes]) -> None:
@@ -141,9 +215,27 @@ def test_a_field_that_is_unknown_anywhere_is_found() -> None:
         known(spec)
 
 
+def test_a_job_that_starts_from_anothers_parameters_is_known(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server, stub_of(server) as stub:
+        first = create(stub)
+        assert "SUCCEEDED" in work(Endpoint(server.address), first.id, "worker")
+        spec = make_spec()
+        spec.model.initial.job = first.id
+        stub.CreateJob(pb.CreateJobRequest(spec=spec, job_id="second"))
+        accepted = get(stub, "second").spec
+        assert accepted.model.initial.sha256
+    with running_server(tmp_path) as server, stub_of(server) as stub:
+        assert get(stub, "second").spec == accepted
+        stub.CancelJob(pb.CancelJobRequest(job_id="second"))
+        stub.ResumeJob(pb.ResumeJobRequest(job_id="second"))
+        assert "SUCCEEDED" in work(Endpoint(server.address), "second", "worker")
+
+
 def test_a_folder_of_a_newer_release_is_refused_when_the_server_starts(tmp_path: Path) -> None:
     with running_server(tmp_path):
         pass
+    part = tmp_path / "uploads" / "a-name-of-tomorrow.part"
+    part.write_bytes(b"half of it")
     with sqlite3.connect(tmp_path / "jobs.sqlite") as database:
         database.execute(f"PRAGMA user_version = {schema.FORMAT + 1}")
         database.execute("INSERT INTO releases (release, format) VALUES ('7.0', ?)", (schema.FORMAT + 1,))
@@ -151,3 +243,6 @@ def test_a_folder_of_a_newer_release_is_refused_when_the_server_starts(tmp_path:
     told = refuses(tmp_path)
     assert f"data format {schema.FORMAT + 1}, written by Thalweg 7.0" in told
     assert f"formats up to {schema.FORMAT}" in told
+    assert "Start a release as new as the one that wrote it" in told
+    # And left as it was.
+    assert part.exists()

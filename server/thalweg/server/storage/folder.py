@@ -32,10 +32,11 @@ class DataFolder(JobTable, EventTable, JobFiles):
 
     def __init__(self, folder: Path, bounds: Bounds = BOUNDS, keep_uploads_seconds: float = KEEP_UPLOADS_SECONDS) -> None:
         keep_private(folder)
+        self._reserve = Reserve(folder)
+        # First: the folder of a newer release is left as it was.
+        EventTable.__init__(self, folder, self._reserve, bounds)
         disk = RealDisk()
         JobFiles.__init__(self, folder, disk, UploadFiles(folder / "uploads", disk, keep_uploads_seconds))
-        self._reserve = Reserve(folder)
-        EventTable.__init__(self, folder, self._reserve, bounds)
         self._bin = Bin(folder)
         self._bin.restore(self._number_of)
         self._bin.empty()

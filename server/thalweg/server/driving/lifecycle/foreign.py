@@ -20,10 +20,19 @@ def known(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     unknown = sorted(_unknown(spec, ""))
     if unknown:
         raise ForeignSpecError(f"this release does not know {', '.join(unknown)}")
+    given = job_pb2.JobSpec()
+    given.CopyFrom(spec)
+    # The server put it there when it accepted the job, and a client must not.
+    exported = spec.model.initial.sha256 if spec.model.initial.job else ""
+    if exported:
+        given.model.initial.ClearField("sha256")
     try:
-        return validation.complete(spec)
+        completed = validation.complete(given)
     except ThalwegError as error:
         raise ForeignSpecError(f"this release allows other values: {error}") from error
+    if exported:
+        completed.model.initial.sha256 = exported
+    return completed
 
 
 def _unknown(message: Message, path: str) -> Iterator[str]:
