@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -258,19 +258,21 @@ class Job:
 
         return models.prepare_samples(self.slab()[0], x, self.spec)
 
-    def predict(self, x: Given, *, allow_code: bool = False) -> Slab:
+    # Of a model that returns several outputs a dictionary of arrays: with a union, type checkers would refuse `.shape` for all.
+    def predict(self, x: Given, *, allow_code: bool = False) -> Slab | Any:
         """The model's outputs for samples `x`, samples first, or rows of a table, which are prepared as the job's data was.
 
         Rows are a data frame, or a dictionary of columns by their names, which may be in any order; a category that the training
         data does not have is a warning. If the job has learned from images, `x` may be the path of one, of a folder of them, or a
         list of paths. Outputs are the last layer's: logits, if the loss is softmax_cross_entropy; for targets
-        that were prepared, in the targets' units. A model that is code runs in this process if `allow_code` is true, or if the
+        that were prepared, in the targets' units. A model that returns several gives a dictionary of arrays by name, as
+        `Prediction.named`. A model that is code runs in this process if `allow_code` is true, or if the
         job is one of this user's own server on this machine, as of `local()`.
         """
         prediction = self.prediction(x, allow_code=allow_code)
         for notice in prediction.notices:
             warnings.warn(notice, stacklevel=2)
-        return prediction.outputs
+        return dict(prediction.named) or prediction.outputs
 
     def prediction(self, x: Given, *, allow_code: bool = False) -> Prediction:
         """The outputs for samples, as of `predict`, and, of a classifier, classes, their names and probabilities."""

@@ -26,6 +26,7 @@ from thalweg.contract.rules import HELD_OUT
 from thalweg.learning import data, optimizers, registry
 from thalweg.learning import gradcheck as checking
 from thalweg.learning.batch import INPUT, Field, in_double
+from thalweg.learning.data.errors import listed
 from thalweg.learning.data.preparation import Prepared, in_own_units
 from thalweg.learning.data.rows import Rows
 from thalweg.learning.data.samples import ALL
@@ -87,10 +88,32 @@ def _predicted(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x
         parts = [_outputs(objective, slab, samples, block) for block in blocks]
     except MistakeError as error:
         raise _unfit(header, samples, error) from None
-    outputs, classes, probabilities = (_joined(arrays) for arrays in zip(*parts, strict=True))
     targets = header.preprocessing.targets
+    if parts[0].named is not None:
+        return _of_several(parts, targets, notices)
+    outputs, classes, probabilities = (
+        _joined(arrays) for arrays in zip(*((each.values, each.classes, each.probabilities) for each in parts), strict=True)
+    )
     names = tuple(targets[0].classes) if len(targets) == 1 else ()
     return Prediction(in_own_units(targets, outputs), classes, probabilities, names, notices)
+
+
+def _of_several(parts: Sequence[Outputs], targets: Sequence[job_pb2.PreparedTarget], notices: tuple[str, ...]) -> Prediction:
+    """The prediction of a model that returns several outputs, from those for blocks of samples.
+
+    What is not an output for the samples of each block is left out, which a notice says.
+    """
+    blocks = [part.named or {} for part in parts]
+    kept = [name for name in blocks[0] if all(name in block for block in blocks)]
+    left_out = dict.fromkeys(name for part in parts for name in (*(part.named or {}), *part.left_out) if name not in kept)
+    if left_out:
+        notices += (f"the model also returns {listed(list(left_out))}, without the samples on the first axis: left out",)
+    if prepared := next((target.name for target in targets if target.prepare not in ("", "none")), ""):
+        notices += (f"outputs are in the units of the prepared target {prepared!r}: which of them predicts it is not known",)
+    if not kept:
+        raise invalid(Violation("x", "no output of the model has the samples on its first axis, whatever their number"))
+    named = {name: np.concatenate([block[name] for block in blocks]) for name in kept}
+    return Prediction(named[kept[0]], None, notices=notices, named=named)
 
 
 def _arranged(objective: Objective, layout: job_pb2.Layout, slab: Slab, samples: Rows) -> Slab:
@@ -120,10 +143,12 @@ def _outputs(objective: Objective, slab: Slab, samples: Rows, where: slice) -> O
     """The outputs for some samples. Raises MistakeError, and ThalwegError if they are not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         outputs = objective.predict(slab, {INPUT: samples[where]})
-    wrong = np.argwhere(~np.isfinite(outputs.values))
-    if len(wrong):
-        problem = f"the outputs for sample {where.start + wrong[0, 0]}, counted from 0, are not finite: its numbers are too large"
-        raise invalid(Violation("x", problem))
+    for name, values in ({"outputs": outputs.values} if outputs.named is None else outputs.named).items():
+        wrong = np.argwhere(~np.isfinite(values))
+        if len(wrong):
+            sample = where.start + wrong[0, 0]
+            problem = f"the {name} for sample {sample}, counted from 0, are not finite: its numbers are too large"
+            raise invalid(Violation("x", problem))
     return outputs
 
 

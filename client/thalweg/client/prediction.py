@@ -1,7 +1,7 @@
 """Predictions: a model's outputs for samples, and samples as a model gets them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
@@ -30,6 +30,9 @@ class Prediction:
     Outputs for targets that were prepared are in the targets' own units. `names` are those of the classes, by label, if the job's
     data has names for them. `notices` are for the user, such as about categories that the training data does not have. If samples
     were given as paths of images, `files` are these.
+
+    If the model returns several arrays, in a dictionary, a tuple or a data class, `named` has them by name, and `outputs` is the
+    first. They are as the model returns them, whatever the targets' units.
     """
 
     outputs: Slab
@@ -38,6 +41,7 @@ class Prediction:
     names: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    named: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def labels(self) -> NDArray[Any] | None:

@@ -2,8 +2,10 @@
 
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +22,7 @@ from thalweg.learning.batch import TARGET, Batch, inputs, size
 from thalweg.learning.data.samples import Samples
 from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.learning.objective import Outputs, Progress, ignore
+from thalweg.learning.outputs import leaves_of, named_outputs
 from thalweg.learning.randomness import Draw, Purpose, generator, seeded
 from thalweg.v1 import job_pb2
 
@@ -102,7 +105,7 @@ class JaxObjective:
       the slab in JAX's order: gradients come all at once, so that no order would send some earlier.
     - `loss(parameters, x, y, key)`: a loss for each sample, of shape (samples), or their mean. `key` is None where the model does
       not train.
-    - `predict(parameters, x)`: the outputs, with the samples on the first axis.
+    - `predict(parameters, x)`: the outputs, with the samples on the first axis, or several in a dictionary.
 
     All are compiled, once for each number of samples. `spec` has its defaults filled in. Raises MistakeError, with the user's own
     lines, if the functions cannot be made.
@@ -224,7 +227,10 @@ class JaxObjective:
         if self._functions.predict is None:
             raise MistakeError(f"{_FIELD}: there is no function {_PREDICT}, which predictions need; add it")
         with self._computing():
-            return Outputs(np.array(self._predicted(self._leaves(at), inputs(self._given(batch))), self._dtype))
+            found = self._predicted(self._leaves(at), inputs(self._given(batch)))
+            if isinstance(found, OrderedDict):
+                return named_outputs(found, jax.Array, self._output, size(batch), f"{_FIELD}: {_PREDICT}")
+            return Outputs(np.array(found, self._dtype))
 
     def _initial(self) -> _Initial:
         """What `init` gives. Raises MistakeError if that is not parameters."""
@@ -265,18 +271,25 @@ class JaxObjective:
         return (losses.sum() if losses.ndim else losses * samples), losses
 
     def _outputs(self, leaves: list[Any], x: Any) -> Any:
-        """What `predict` gives. Is traced."""
+        """What `predict` gives: an array, or several by their names. Is traced."""
         samples = len(jax.tree_util.tree_leaves(x)[0])
         if self._functions.predict is None:
             raise RuntimeError("there is nothing to predict with")
         with seeded(self._seed, Purpose.MODULE_CREATION):
             found = self._functions.predict(jax.tree_util.tree_unflatten(self._tree, leaves), x)
+        if isinstance(found, (Mapping, list, tuple)) or is_dataclass(found):
+            # In the author's order, which JAX keeps of this kind of dictionary.
+            return OrderedDict((name, jnp.asarray(leaf)) for name, leaf in leaves_of(found))
         if not isinstance(found, jax.Array) or found.shape[:1] != (samples,):
             what = f"the shape {found.shape}" if isinstance(found, jax.Array) else type(found).__name__
             raise MistakeError(
                 f"{_FIELD}: {_PREDICT} gave {what} for {samples} samples; give an array with the samples on the first axis"
             )
         return found
+
+    def _output(self, values: jax.Array) -> NDArray[Any]:
+        """A copy of an array of outputs, real numbers in the model's dtype."""
+        return np.array(values, self._dtype if jnp.issubdtype(values.dtype, jnp.floating) else None)
 
     def _arguments(self, at: Slab, batch: Batch, draw: Draw | None) -> tuple[Any, ...]:
         given = self._given(batch)

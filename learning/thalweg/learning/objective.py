@@ -35,11 +35,16 @@ class Outputs(NamedTuple):
     `values` are the outputs, in the model's dtype: logits, if the loss takes them. A classifier has `classes`: the class of each
     sample, int64 of shape (samples), or, for several yes-or-no outputs, 0 or 1 for each. If the outputs give probabilities,
     `probabilities` has the shape (samples, classes): one for each class, or, for yes-or-no outputs, that of each 1.
+
+    Of a model that returns several arrays, `named` has all that have the samples on the first axis, by name; `values` is the
+    first of them, and `left_out` are the names of all else that it returns.
     """
 
     values: Slab
     classes: NDArray[np.int64] | None = None
     probabilities: Slab | None = None
+    named: Mapping[str, NDArray[Any]] | None = None
+    left_out: tuple[str, ...] = ()
 
 
 class Objective(Protocol):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from thalweg.learning.data.samples import Samples
 from thalweg.learning.errors import MistakeError
 from thalweg.learning.numerical import NumericalDifferentiator, central_step
 from thalweg.learning.objective import Outputs, Progress, ignore
+from thalweg.learning.outputs import named_outputs
 from thalweg.learning.randomness import Draw, Purpose, generator, seeded
 from thalweg.v1 import job_pb2
 
@@ -54,7 +56,7 @@ class PythonObjective:
     - `gradient(parameters, x, y)`, if there is one: the gradient of `sum(loss(parameters, x, y))`, so of the sum of the samples'
       losses, or of their mean if the loss is that; for each parameter by name, an array of its shape. Without it, the loss is
       differentiated numerically.
-    - `predict(parameters, x)`, if there is one: the outputs, with the samples on the first axis.
+    - `predict(parameters, x)`, if there is one: the outputs, with the samples on the first axis, or several in a dictionary.
 
     All arguments can only be read. In numerical differentiation they are in double precision whatever the model's dtype, and the
     loss should be, too. `spec` has its defaults filled in. Raises MistakeError, with the user's own lines, if the object cannot
@@ -191,12 +193,18 @@ class PythonObjective:
             raise MistakeError(f"{_FIELD}: the object has no method {_PREDICT}, which predictions need; add it")
         with self._calling(None):
             found = self._predict(self._parameters(at), inputs(_read_only(batch)))
+        if isinstance(found, (Mapping, list, tuple)) or is_dataclass(found):
+            return named_outputs(found, np.ndarray, self._output, size(batch), f"{_FIELD}: {_PREDICT}")
         values = _array(found, _PREDICT, (np.number, np.bool_))
         if values.shape[:1] != (size(batch),):
             raise MistakeError(
                 f"{_FIELD}: {_PREDICT} gave the shape {values.shape} for {size(batch)} samples; the first axis must be theirs"
             )
         return Outputs(values.astype(self._dtype))
+
+    def _output(self, values: NDArray[Any]) -> NDArray[Any]:
+        """A copy of an array of outputs, real numbers in the model's dtype."""
+        return np.array(values, self._dtype if values.dtype.kind == "f" else None)
 
     def _made(self, entry: job_pb2.EntryPoint) -> object:
         with self._creating():

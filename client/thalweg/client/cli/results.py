@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from thalweg.client.cli.options import Data, JobId, Json, Server, TokenFile, connected, user_path
 from thalweg.client.cli.output import complain, console, print_json
-from thalweg.client.cli.predictions import arrays, check_name, write_outputs
+from thalweg.client.cli.predictions import as_json, check_name, write_outputs
 from thalweg.client.files import check_output
 from thalweg.client.inputs import read_input
 from thalweg.client.models import predict as predict_with
@@ -108,6 +108,8 @@ def predict(
     classifier) and outputK; an .npz file has the arrays classes,
     probabilities and outputs, and labels where classes have names; a .npy
     file has the outputs only. The first two name the files of images.
+    Several outputs that a model returns, as in a dictionary, have their
+    names in columns (NAME, NAME_K) and arrays.
 
     Samples are prepared as the training data was. Columns of a table
     are matched by the names that they had in the training data; a target
@@ -149,7 +151,7 @@ def predict(
     if json:
         own: dict[str, Any] = {} if targets is None else {"targets": targets.tolist()}
         own |= {"class_names": list(prediction.names)} if prediction.names else {}
-        print_json({"job": job} | {name: values.tolist() for name, values in arrays(prediction).items()} | own)
+        print_json({"job": job} | as_json(prediction) | own)
     elif output:
         console().print(f"{output}: outputs for {len(outputs):,} samples", markup=False, soft_wrap=True)
     else:
@@ -158,6 +160,9 @@ def predict(
 
 def _print_prediction(prediction: Prediction, targets: NDArray[Any] | None) -> None:
     """Prints a line for each sample, with its file, if that is an image, and its target if there is one and it differs."""
+    if prediction.named:
+        _print_named(prediction)
+        return
     classes = prediction.classes if prediction.labels is None else prediction.labels
     values = prediction.outputs if classes is None else classes
     predicted = values.reshape(len(values), math.prod(values.shape[1:]))
@@ -166,6 +171,14 @@ def _print_prediction(prediction: Prediction, targets: NDArray[Any] | None) -> N
         target = f" (target {_words(label)})" if (row != label).any() else ""
         file = f"{prediction.files[index]}: " if prediction.files else ""
         console().print(file + _words(row) + target, markup=False, soft_wrap=True)
+
+
+def _print_named(prediction: Prediction) -> None:
+    """Prints a line for each sample, with the names of its outputs."""
+    for index in range(len(prediction.outputs)):
+        file = f"{prediction.files[index]}: " if prediction.files else ""
+        outputs = ", ".join(f"{name} {_words(values[index].ravel())}" for name, values in prediction.named.items())
+        console().print(file + outputs, markup=False, soft_wrap=True)
 
 
 def _words(row: NDArray[Any]) -> str:

@@ -19,6 +19,7 @@ from thalweg.learning.data.samples import Arrays, Samples, blocks
 from thalweg.learning.errors import MistakeError
 from thalweg.learning.metrics import METRICS
 from thalweg.learning.objective import Outputs, Progress, Record, ignore
+from thalweg.learning.outputs import leaves_of, named_outputs
 from thalweg.learning.pytorch import losses
 from thalweg.learning.pytorch.advice import advice
 from thalweg.learning.pytorch.compilation import CompiledModule, compiling
@@ -211,11 +212,13 @@ class TorchObjective:
         return self._sums(outputs, loss, batch)
 
     def predict(self, at: Slab, batch: Batch) -> Outputs:
-        """The module's outputs for samples, and what they mean where the loss says so."""
+        """The outputs for samples, and what they mean where the loss says so. With a loss of the user's, there may be several."""
         self._bind(at, None)
         with torch.no_grad(), self._mode(training=False), self._running(_FIELD, batch):
             with self._rounded():
                 outputs = self._called(self._module, batch)
+            if self._named is None and not isinstance(outputs, Tensor):
+                return named_outputs(outputs, Tensor, self._array, size(batch), f"{_FIELD}: the module")
             outputs = self._tensor(outputs)
             if self._classifier is None:
                 return Outputs(losses.array_of(outputs))
@@ -400,9 +403,14 @@ class TorchObjective:
         """Outputs that must be a tensor. Raises MistakeError if they are not."""
         if not isinstance(outputs, Tensor):
             kind = type(outputs).__name__
-            raise MistakeError(f"{_FIELD}: the module returned {kind}, not a tensor; give a loss of your own")
+            advice = "give a loss of your own" if self._named else "without one, model.metrics must be empty"
+            raise MistakeError(f"{_FIELD}: the module returned {kind}, not a tensor; {advice}")
         exact: Tensor = self._exact(outputs)
         return exact
+
+    def _array(self, output: Tensor) -> NDArray[Any]:
+        """A copy of a tensor of outputs."""
+        return losses.array_of(self._exact(output))
 
     def _sums(self, outputs: Any, loss: Tensor, batch: Batch) -> Sums:
         metrics: list[float] = []
@@ -432,18 +440,8 @@ def _recorder(title: str, record: Record) -> Callable[[nn.Module, Any, Any], Non
     """A hook that records the tensors that a module gives."""
 
     def found(_: nn.Module, __: Any, outputs: Any) -> None:
-        for tensor in _tensors_in(outputs):
-            record(title, losses.array_of(tensor))
+        for _, output in leaves_of(outputs):
+            if isinstance(output, Tensor):
+                record(title, losses.array_of(output))
 
     return found
-
-
-def _tensors_in(outputs: Any) -> Iterator[Tensor]:
-    match outputs:
-        case Tensor():
-            yield outputs
-        case dict():
-            yield from _tensors_in(list(outputs.values()))
-        case list() | tuple():
-            for output in outputs:
-                yield from _tensors_in(output)
