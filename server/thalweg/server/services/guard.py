@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 # Health checks tell nothing but "serving", and those who make them hold no token. To watch, which keeps a connection in use for
 # ever, takes one.
 _OPEN = "/grpc.health.v1.Health/Check"
+_GONE = "the caller ended the call"
 
 
 # Who may call a method, by the token that the call carries, empty if there is none.
@@ -52,7 +53,7 @@ class Guard(grpc.aio.ServerInterceptor):
         if not await self._admits(details.method, bearer if scheme == "Bearer" else ""):
             # Whatever the method takes: it is not read.
             return grpc.stream_stream_rpc_method_handler(_refuse)
-        return handler if handler.request_streaming else _reading(handler)
+        return _guarded(handler) if handler.request_streaming else _reading(handler)
 
     async def _admits(self, method: str, bearer: str) -> bool:
         if method in self._exceptions:
@@ -63,7 +64,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
 
 async def _refuse(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    await context.abort_with_status(rpc_status.to_status(to_status(ThalwegError("UNAUTHENTICATED"))))
+    await _abort(context, ThalwegError("UNAUTHENTICATED"))
 
 
 def _reading(handler: Any) -> Any:
@@ -86,22 +87,51 @@ def _reading(handler: Any) -> Any:
     return make(stream if inspect.isasyncgenfunction(behaviour) else answer, None, handler.response_serializer)
 
 
+def _guarded(handler: Any) -> Any:
+    """A handler of a stream of requests, also of gRPC's own services, which logs nothing of what is no message."""
+    behaviour = handler.stream_stream if handler.response_streaming else handler.stream_unary
+    make: Any = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
+
+    async def answer(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async with errors(context):
+            return await behaviour(requests, context)
+
+    async def stream(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        async with errors(context):
+            async for response in behaviour(requests, context):
+                yield response
+
+    wrapped = stream if inspect.isasyncgenfunction(behaviour) else answer
+    return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+
 @asynccontextmanager
 async def errors(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
-    """Ends the call with the status of whatever error is raised within."""
+    """Ends the call with the status of whatever error is raised within.
+
+    Raises CancelledError if a message cannot be sent, because the caller has ended the call.
+    """
     try:
         yield
     except ThalwegError as error:
-        await context.abort_with_status(rpc_status.to_status(to_status(error)))
+        await _abort(context, error)
     except DecodeError:
-        garbage = ThalwegError("PROTOCOL_VIOLATION", {"problem": "bytes that are not a message"})
-        await context.abort_with_status(rpc_status.to_status(to_status(garbage)))
+        await _abort(context, ThalwegError("PROTOCOL_VIOLATION", {"problem": "bytes that are not a message"}))
     except (grpc.aio.AbortError, grpc.aio.UsageError):
         raise
+    except grpc.aio.InternalError as gone:
+        raise asyncio.CancelledError(_GONE) from gone
     except Exception as error:  # noqa: BLE001 - the call ends with it, the server goes on
         _log.exception("a call failed")
-        internal = ThalwegError("INTERNAL", {"problem": f"{type(error).__name__}: {error}"})
-        await context.abort_with_status(rpc_status.to_status(to_status(internal)))
+        await _abort(context, ThalwegError("INTERNAL", {"problem": f"{type(error).__name__}: {error}"}))
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ThalwegError) -> None:
+    """Ends a call with an error. Raises CancelledError if the caller has ended it meanwhile, so that nobody hears of it."""
+    try:
+        await context.abort_with_status(rpc_status.to_status(to_status(error)))
+    except grpc.aio.InternalError as gone:
+        raise asyncio.CancelledError(_GONE) from gone
 
 
 async def end(*tasks: asyncio.Task[None]) -> list[BaseException | None]:

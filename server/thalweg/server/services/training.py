@@ -162,9 +162,6 @@ def _caller(context: Context) -> str:
 
 
 async def _write(context: Context, message: object) -> None:
-    """Sends a message of a stream. Raises ThalwegError if the client takes none for too long, CancelledError if it is gone."""
-    try:
-        async with unless_stalled():
-            await context.write(message)
-    except grpc.aio.InternalError as error:
-        raise asyncio.CancelledError("the client ended the call") from error
+    """Sends a message of a stream. Raises ThalwegError if the client takes none for too long."""
+    async with unless_stalled():
+        await context.write(message)
