@@ -213,6 +213,7 @@ def test_the_server_is_killed(cluster: Cluster, expected: str) -> None:
     assert cluster.digest(job) == expected
 
 
+@pytest.mark.nightly
 def test_the_fleet_is_killed_and_another_takes_its_place(tmp_path: Path, expected: str) -> None:
     with ExitStack() as stack:
         arguments = ("serve", "--address", "127.0.0.1:0", "--data", str(tmp_path / "server"))
@@ -241,7 +242,14 @@ def test_the_fleet_is_killed_and_another_takes_its_place(tmp_path: Path, expecte
         assert thalweg(tmp_path, "jobs", job, "--server", address, "--json").answer["jobs"][0]["weights_sha256"] == expected
 
 
-@pytest.mark.parametrize("killed", [["gcs_server"], ["raylet"], ["gcs_server", "raylet"]], ids="+".join)
+@pytest.mark.parametrize(
+    "killed",
+    [
+        pytest.param(["gcs_server"], id="gcs_server"),
+        pytest.param(["raylet"], id="raylet", marks=pytest.mark.nightly),
+        pytest.param(["gcs_server", "raylet"], id="gcs_server+raylet", marks=pytest.mark.nightly),
+    ],
+)
 def test_the_head_of_a_fleets_own_ray_is_killed(cluster: Cluster, expected: str, killed: list[str]) -> None:
     job = cluster.submit()
     before = below(cluster.fleet, "gcs_server", "raylet")
@@ -265,6 +273,7 @@ def test_the_process_that_drives_ray_is_killed(cluster: Cluster, expected: str) 
     assert cluster.digest(job) == expected
 
 
+@pytest.mark.nightly
 def test_a_ray_cluster_dies_and_is_started_again(tmp_path: Path, expected: str) -> None:
     ray = RayCluster(tmp_path)
     with ExitStack() as stack:

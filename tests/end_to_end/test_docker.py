@@ -131,6 +131,7 @@ def test_a_job_trains_on_both_nodes_to_the_same_bits(cluster: Compose, expected:
     assert ended["weights_sha256"] == expected
 
 
+@pytest.mark.nightly
 def test_the_server_is_killed_and_comes_back_by_itself(cluster: Compose, expected: str) -> None:
     job = cluster.thalweg("submit", *JOB)[0]["job"]
     wait_for(lambda: cluster.job(job)["steps"] > 50)
@@ -191,8 +192,19 @@ def test_no_secret_is_in_the_environment_of_a_service(cluster: Compose) -> None:
     assert cluster("exec", "-T", "server", "stat", "-c", "%a", "/secrets/token", "/secrets/ray-token").split() == ["600", "600"]
 
 
+_LITTLE = {
+    "memory": ("--shm-size=64m",),
+    "disk": ("--read-only", "--tmpfs=/tmp", "--tmpfs=/data"),
+    "user": ("--user=12345:12345",),
+}
+
+
 @pytest.mark.parametrize(
-    "limits", [("--shm-size=64m",), ("--read-only", "--tmpfs=/tmp", "--tmpfs=/data"), ("--user=12345:12345",)]
+    "limits",
+    [
+        pytest.param(sum(_LITTLE.values(), ()), id="all"),
+        *(pytest.param(limits, id=name, marks=pytest.mark.nightly) for name, limits in _LITTLE.items()),
+    ],
 )
 def test_the_image_trains_in_a_container_with_little(cluster: Compose, expected: str, limits: tuple[str, ...]) -> None:
     command = ["run", "--rm", "--network=none", *limits, "thalweg", "train", *JOB, "--json", "--data", "/tmp/jobs"]

@@ -219,6 +219,7 @@ def test_a_run_that_is_killed_leaves_nothing(tmp_path: Path, held: Barrier) -> N
     running.assert_nothing_left()
 
 
+@pytest.mark.nightly
 def test_two_runs_at_a_time_share_one_list_of_jobs(tmp_path: Path, held: Barrier) -> None:
     """The second uses the server of the first, continues when that is interrupted, and ends with a plain loop's bits."""
     home = tmp_path / "shared"
