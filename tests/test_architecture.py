@@ -25,13 +25,14 @@ ROOTS = {"client/thalweg/client/composition.py"}
 ROOMS: dict[str, set[str]] = {
     "settings": set(),
     "validation": set(),
+    "access": set(),
     "deciding": {"settings"},
     "telemetry": {"deciding"},
     "arrays": {"deciding", "telemetry"},
     "streams": {"settings", "deciding", "telemetry", "arrays"},
     "storage": {"settings", "validation", "deciding", "telemetry", "arrays"},
     "driving": {"settings", "validation", "deciding", "telemetry", "arrays", "streams", "storage"},
-    "services": {"validation", "deciding", "arrays", "streams", "driving"},
+    "services": {"validation", "access", "deciding", "arrays", "streams", "driving"},
     "sharding": {"deciding", "arrays", "streams", "services"},
     "process": {"settings", "streams", "storage", "driving", "services"},
 }

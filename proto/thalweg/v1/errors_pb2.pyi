@@ -35,6 +35,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The chosen id is taken by another job."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 4
     """The request's token is missing or wrong."""
+    ERROR_REASON_TOKEN_ENDED: _ErrorReason.ValueType  # 50
+    """The request's token was valid, and no longer is."""
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 51
+    """The caller's role does not allow the request."""
     ERROR_REASON_NO_PARAMETERS: _ErrorReason.ValueType  # 5
     """The job has no parameters yet."""
     ERROR_REASON_NO_TRAJECTORY: _ErrorReason.ValueType  # 6
@@ -93,6 +97,10 @@ ERROR_REASON_JOB_EXISTS: ErrorReason.ValueType  # 3
 """The chosen id is taken by another job."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 4
 """The request's token is missing or wrong."""
+ERROR_REASON_TOKEN_ENDED: ErrorReason.ValueType  # 50
+"""The request's token was valid, and no longer is."""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 51
+"""The caller's role does not allow the request."""
 ERROR_REASON_NO_PARAMETERS: ErrorReason.ValueType  # 5
 """The job has no parameters yet."""
 ERROR_REASON_NO_TRAJECTORY: ErrorReason.ValueType  # 6

@@ -11,7 +11,6 @@ from thalweg.contract.errors import ThalwegError, protocol_violation
 from thalweg.v1 import shard_service_pb2 as pb
 from thalweg.v1 import shard_service_pb2_grpc
 
-METHOD = "/thalweg.v1.ShardConfirmationService/Confirm"
 _MIN_SECRET_BYTES = 16
 _CHALLENGE_BYTES = 32
 # A shard that is reached answers at once; but its machine may be busy.

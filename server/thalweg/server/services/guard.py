@@ -1,4 +1,4 @@
-"""What every call passes: the check of its token, and the translation of errors into statuses."""
+"""What every call passes: who makes it, whether the role table allows it, and the translation of errors into statuses."""
 
 import asyncio
 import hmac
@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -14,32 +15,39 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from thalweg.contract.errors import ThalwegError, to_status
+from thalweg.server.access import table
+from thalweg.server.access.principal import ADMIN, Caller, Principal, Role, Scope, answer_to
 
 _log = logging.getLogger(__name__)
-# Health checks tell nothing but "serving", and those who make them hold no token. To watch, which keeps a connection in use for
-# ever, takes one.
-_OPEN = "/grpc.health.v1.Health/Check"
 _GONE = "the caller ended the call"
 
-
-# Who may call a method, by the token that the call carries, empty if there is none.
+# Whose a token is; it is empty if a call carries none. Raises ThalwegError if it is nobody's.
+Authenticate: TypeAlias = Callable[[str], Principal]
+# Whether a method may be called by a worker with a token that is valid for that method alone.
 Admits: TypeAlias = Callable[[str], Awaitable[bool]]
 
 
-async def everyone(_: str) -> bool:
-    """Admits all."""
-    return True
+def sole_token(token: str | None) -> Authenticate:
+    """Knows one token, whose bearers are administrators. So are all callers if there is none."""
+
+    def authenticate(given: str) -> Principal:
+        if token is None or hmac.compare_digest(given.encode(), token.encode()):
+            return ADMIN
+        raise ThalwegError("UNAUTHENTICATED")
+
+    return authenticate
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Refuses calls without the server's token, if it has one, before anything that they say is read.
+    """Finds out who makes a call, and refuses what the role table does not allow, before anything that the call says is read.
 
-    `exceptions` are methods that admit otherwise. Requests that are no messages are refused, and nothing is logged of them.
+    Services read the caller by `access.principal.caller`. `invitations` are methods that workers call with tokens of their own.
+    Requests that are no messages are refused, and nothing is logged of them.
     """
 
-    def __init__(self, token: str | None, exceptions: Mapping[str, Admits] = MappingProxyType({})) -> None:
-        self._token = token
-        self._exceptions = exceptions
+    def __init__(self, authenticate: Authenticate, invitations: Mapping[str, Admits] = MappingProxyType({})) -> None:
+        self._authenticate = authenticate
+        self._invitations = invitations
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -47,24 +55,48 @@ class Guard(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None:
             return None
-        given = dict(details.invocation_metadata or ()).get("authorization", "")
-        header = given if isinstance(given, str) else given.decode(errors="replace")
-        scheme, _, bearer = header.partition(" ")
-        if not await self._admits(details.method, bearer if scheme == "Bearer" else ""):
+        try:
+            await self._admit(details.method, _bearer(details))
+        except ThalwegError as error:
             # Whatever the method takes: it is not read.
-            return grpc.stream_stream_rpc_method_handler(_refuse)
+            return grpc.stream_stream_rpc_method_handler(partial(_refuse, error))
         return _guarded(handler) if handler.request_streaming else _reading(handler)
 
-    async def _admits(self, method: str, bearer: str) -> bool:
-        if method in self._exceptions:
-            return await self._exceptions[method](bearer)
-        if self._token is None or method == _OPEN:
-            return True
-        return hmac.compare_digest(bearer.encode(), self._token.encode())
+    async def _admit(self, method: str, bearer: str) -> None:
+        """Says who makes the call. Raises ThalwegError if it is refused."""
+        if method in self._invitations:
+            if not await self._invitations[method](bearer):
+                raise ThalwegError("UNAUTHENTICATED")
+            answer_to(Caller(Principal("worker", Role.WORKER), method, Scope.OWN))
+            return
+        row = table.row(method)
+        if row.stranger:
+            return
+        principal = self._authenticate(bearer)
+        answer_to(Caller(principal, method, check_role(principal, method)))
 
 
-async def _refuse(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    await _abort(context, ThalwegError("UNAUTHENTICATED"))
+def check_role(principal: Principal, method: str) -> Scope:
+    """What a principal may use a method on. Raises ThalwegError if it is nothing."""
+    row = table.row(method)
+    scope = row.scope(principal.role)
+    if scope is Scope.NONE:
+        roles = " or ".join(row.admitted) or "nobody"
+        problem = f"its role is {principal.role}, and the role must be {roles}"
+        raise ThalwegError("PERMISSION_DENIED", {"name": principal.name, "method": method.rpartition("/")[2], "problem": problem})
+    return scope
+
+
+def _bearer(details: grpc.HandlerCallDetails) -> str:
+    """The token that a call carries; empty if it carries none."""
+    given = dict(details.invocation_metadata or ()).get("authorization", "")
+    header = given if isinstance(given, str) else given.decode(errors="replace")
+    scheme, _, bearer = header.partition(" ")
+    return bearer if scheme == "Bearer" else ""
+
+
+async def _refuse(error: ThalwegError, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    await _abort(context, error)
 
 
 def _reading(handler: Any) -> Any:

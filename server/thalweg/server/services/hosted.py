@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from thalweg.contract.endpoint import OPTIONS, Address, bind_to_process
 from thalweg.server.services import limits
-from thalweg.server.services.guard import Admits, Guard
+from thalweg.server.services.guard import Admits, Guard, sole_token
 
 STOP_GRACE_SECONDS = 1.0
 
@@ -42,8 +42,8 @@ class Hosted(ABC):
         self._started = threading.Event()
         self._failure: Exception | None = None
         self._limits = limits.limits()
-        # Methods that ask for something else than the token.
-        self._exceptions: dict[str, Admits] = {}
+        # Methods that workers call with tokens that are valid for nothing else.
+        self._invitations: dict[str, Admits] = {}
         self._checks = health.aio.HealthServicer()
         self._services: tuple[str, ...] = ()
 
@@ -96,11 +96,15 @@ class Hosted(ABC):
             self.listening += (Address(host, port),)
         return Address(self.address.host, port)
 
+    def _guard(self) -> Guard:
+        """What every call passes."""
+        return Guard(sole_token(self._token or None), self._invitations)
+
     async def _grpc_server(self, services: Iterable[str]) -> grpc.aio.Server:
-        """A gRPC server that requires the token, and reports its health and its services, which are to be added."""
+        """A gRPC server with a guard, which reports its health and its services, which are to be added."""
         server = grpc.aio.server(
             options=[*OPTIONS, *limits.options(self._limits.connections)],
-            interceptors=[Guard(self._token or None, self._exceptions)],
+            interceptors=[self._guard()],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, server)
         self._services = (*services, "")

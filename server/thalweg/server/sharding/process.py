@@ -16,9 +16,7 @@ from thalweg.contract.errors import from_rpc_error
 from thalweg.contract.frames import METHOD
 from thalweg.contract.release import shard_offer
 from thalweg.server.arrays.pieces import Piece
-from thalweg.server.services import confirmation
 from thalweg.server.services.confirmation import Confirmation
-from thalweg.server.services.guard import everyone
 from thalweg.server.services.hosted import STOP_GRACE_SECONDS, Hosted
 from thalweg.server.services.parameter import ParameterService
 from thalweg.server.sharding.host import INVITATION_SECONDS, ShardHost
@@ -132,8 +130,8 @@ class ShardProcess(Hosted):
         self.config = config
         self._secret = secrets.token_bytes(32)
         self._attendance = Attendance(config.server, self._secret, config.invitation_seconds)
-        # The server does not show its token at an address before it knows who is there, and workers never show it to a shard.
-        self._exceptions = {confirmation.METHOD: everyone, METHOD: self._attendance.host.expects}
+        # Workers never show a shard the tokens that they have for the server.
+        self._invitations = {METHOD: self._attendance.host.expects}
 
     def start(self) -> Address:
         """Starts the shard and gives the address at which it listens. Raises ServerStartError if it cannot.

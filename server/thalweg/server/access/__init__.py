@@ -1,0 +1,1 @@
+"""Who may do what: principals, their roles, and the table of what each role may do. No I/O, no gRPC, no jobs."""

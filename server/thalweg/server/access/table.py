@@ -1,0 +1,85 @@
+"""The role table, as data: what each role may do. A method without a row is refused to all.
+
+docs/security.md has it as a table for people, and a test walks every method with every role.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from thalweg.server.access.principal import Role, Scope
+
+_NONE, _OWN, _SHARED, _ALL = Scope.NONE, Scope.OWN, Scope.SHARED, Scope.ALL
+
+
+class Row(NamedTuple):
+    """Of one method, what each role may use it on. `stranger` is whether callers without a token may call it."""
+
+    viewer: Scope = _NONE
+    submitter: Scope = _NONE
+    fleet: Scope = _NONE
+    admin: Scope = _ALL
+    worker: Scope = _NONE
+    stranger: bool = False
+
+    def scope(self, role: Role) -> Scope:
+        """What a role may use the method on."""
+        scope: Scope = getattr(self, role.value)
+        return scope
+
+    @property
+    def admitted(self) -> list[Role]:
+        """The roles that may call the method."""
+        return [role for role in Role if self.scope(role) is not _NONE]
+
+
+# People who look, also at jobs of others: at what goes on, but not at parameters and data.
+_LOOKS = Row(viewer=_ALL, submitter=_SHARED)
+# What a job consists of: its parameters, its data, its code.
+_READS = Row(viewer=_SHARED, submitter=_SHARED)
+_CHANGES = Row(submitter=_OWN)
+_KNOWN = Row(viewer=_ALL, submitter=_ALL, fleet=_ALL)
+
+_SERVICES: Mapping[str, Mapping[str, Row]] = {
+    "thalweg.v1.TrainingService": {
+        "CreateJob": Row(submitter=_ALL),
+        "GetJob": _LOOKS,
+        "ListJobs": _LOOKS,
+        "WatchJob": _LOOKS,
+        "GetStory": _LOOKS,
+        "CancelJob": _CHANGES,
+        "ResumeJob": _CHANGES,
+        "DeleteJob": _CHANGES,
+        "ScaleJob": _CHANGES,
+        "DownloadParameters": _READS,
+        "DownloadTrajectory": _READS,
+        "DownloadData": Row(viewer=_SHARED, submitter=_SHARED, worker=_OWN),
+        "GetUpload": _CHANGES,
+        "UploadData": _CHANGES,
+        "GetServerInfo": _KNOWN,
+    },
+    "thalweg.v1.FleetService": {"Attend": Row(fleet=_ALL)},
+    # A shard is a part of the server elsewhere, run by those who run fleets.
+    "thalweg.v1.ShardService": {"Hold": Row(fleet=_ALL)},
+    # Served by shards. It proves who they are, and tells nothing else.
+    "thalweg.v1.ShardConfirmationService": {"Confirm": Row(_ALL, _ALL, _ALL, _ALL, _ALL, stranger=True)},
+    "thalweg.v1.ParameterService": {"Work": Row(worker=_OWN)},
+    # Health checks tell nothing but "serving", and those who make them have no token. To watch, which keeps a connection in use
+    # for ever, takes one.
+    "grpc.health.v1.Health": {
+        "Check": Row(_ALL, _ALL, _ALL, _ALL, _ALL, stranger=True),
+        "List": _KNOWN,
+        "Watch": _KNOWN,
+    },
+    "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": _KNOWN},
+}
+
+# By the methods' full names, as gRPC has them.
+TABLE: Mapping[str, Row] = {
+    f"/{service}/{method}": row for service, methods in _SERVICES.items() for method, row in methods.items()
+}
+REFUSED = Row(admin=_NONE)
+
+
+def row(method: str) -> Row:
+    """The row of a method. One that has none is refused to all."""
+    return TABLE.get(method, REFUSED)
