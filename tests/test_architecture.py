@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "telemetry": {"deciding"},
     "arrays": {"deciding", "telemetry"},
     "streams": {"settings", "deciding", "telemetry", "arrays"},
-    "storage": {"settings", "validation", "deciding", "telemetry", "arrays"},
+    "storage": {"settings", "validation", "access", "deciding", "telemetry", "arrays"},
     "driving": {"settings", "validation", "deciding", "telemetry", "arrays", "streams", "storage"},
     "services": {"validation", "access", "deciding", "arrays", "streams", "driving"},
     "sharding": {"deciding", "arrays", "streams", "services"},

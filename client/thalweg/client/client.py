@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 
+from thalweg.client.access import Access
 from thalweg.client.arrays import Arrays, write_arrays
 from thalweg.client.batches import Batch, write_batches
 from thalweg.client.connection import CALL_SECONDS, Connection
@@ -164,6 +165,11 @@ class Client:
         """One job. Raises ThalwegError if the server has no job with this id."""
         answer = self._connection.call(self._connection.stub.GetJob, pb.GetJobRequest(job_id=_job_id(id)))
         return Job(self._connection, answer.job)
+
+    @property
+    def access(self) -> Access:
+        """Who may use the server: its tokens, and who this client is."""
+        return Access(self._connection)
 
     def server_info(self, seconds: float = CALL_SECONDS) -> pb.GetServerInfoResponse:
         """The server's version, its fleets, and the largest upload that it accepts."""

@@ -11,7 +11,7 @@ import grpc
 from thalweg.client.errors import LocalError
 from thalweg.contract.endpoint import Endpoint, Metadata, forks_are_supported
 from thalweg.contract.errors import ThalwegError, from_rpc_error
-from thalweg.v1 import training_service_pb2_grpc
+from thalweg.v1 import access_service_pb2_grpc, training_service_pb2_grpc
 
 T = TypeVar("T")
 
@@ -36,6 +36,7 @@ class Connection:
         self._endpoint = endpoint
         self._channel = self._endpoint.open()
         self._stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)
+        self._access = access_service_pb2_grpc.AccessServiceStub(self._channel)
         self._process = os.getpid()
         self._closed = False
 
@@ -53,6 +54,16 @@ class Connection:
     @property
     def stub(self) -> training_service_pb2_grpc.TrainingServiceStub:
         """The server's methods. Raises ThalwegError if the connection was closed, or belongs to another process."""
+        self._check_usable()
+        return self._stub
+
+    @property
+    def access(self) -> access_service_pb2_grpc.AccessServiceStub:
+        """The server's methods for tokens. Raises ThalwegError as `stub` does."""
+        self._check_usable()
+        return self._access
+
+    def _check_usable(self) -> None:
         if self._closed:
             raise self._was_closed()
         if not self._usable_here:
@@ -60,7 +71,6 @@ class Connection:
                 f"this client of {self.address} was opened before the process forked; open another one in the new process, "
                 "or set GRPC_ENABLE_FORK_SUPPORT=1 before Python starts"
             )
-        return self._stub
 
     @property
     def _usable_here(self) -> bool:

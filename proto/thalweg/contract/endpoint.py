@@ -125,7 +125,7 @@ def _check_forks() -> None:
 class Endpoint(NamedTuple):
     """A server to connect to: its address, and the token that it requires, if any.
 
-    For a server of this user on loopback, the token that the server made for itself replaces any other.
+    For a server of this user on loopback, the token that the server made for itself replaces any other that no server issued.
     """
 
     address: Address
@@ -134,7 +134,8 @@ class Endpoint(NamedTuple):
     @property
     def metadata(self) -> Metadata:
         """The metadata of a call that is made now."""
-        own = tokens.find(*self.address) if self.address.is_loopback else None
+        issued = self.token is not None and self.token.startswith(tokens.ISSUED)
+        own = tokens.find(*self.address) if self.address.is_loopback and not issued else None
         return authorization(own or self.token)
 
     def open(self) -> grpc.Channel:

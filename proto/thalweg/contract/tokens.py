@@ -1,5 +1,7 @@
 """Tokens that servers on loopback make for themselves, as all users of a machine reach them, and how their own user finds them.
 
+Servers also issue tokens to others; these begin with `ISSUED`.
+
 Each running server has a file in a folder of its user, readable by that user alone and locked as long as the server runs.
 """
 
@@ -12,6 +14,8 @@ from pathlib import Path
 
 from thalweg.contract.locks import FileLock
 
+# Tokens that a server issued begin with it, so that people, and programs that look for secrets in files, know them.
+ISSUED = "thalweg-"
 _LOCALHOST = ("127.0.0.1", "::1")
 
 

@@ -37,6 +37,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The request's token is missing or wrong."""
     ERROR_REASON_TOKEN_ENDED: _ErrorReason.ValueType  # 50
     """The request's token was valid, and no longer is."""
+    ERROR_REASON_TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 52
+    """There is no valid token of that name."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 51
     """The caller's role does not allow the request."""
     ERROR_REASON_NO_PARAMETERS: _ErrorReason.ValueType  # 5
@@ -99,6 +101,8 @@ ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 4
 """The request's token is missing or wrong."""
 ERROR_REASON_TOKEN_ENDED: ErrorReason.ValueType  # 50
 """The request's token was valid, and no longer is."""
+ERROR_REASON_TOKEN_NOT_FOUND: ErrorReason.ValueType  # 52
+"""There is no valid token of that name."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 51
 """The caller's role does not allow the request."""
 ERROR_REASON_NO_PARAMETERS: ErrorReason.ValueType  # 5

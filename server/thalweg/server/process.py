@@ -13,7 +13,10 @@ from thalweg.contract import shared_memory as memory
 from thalweg.contract.endpoint import Address
 from thalweg.contract.locks import FileLock, LockedError
 from thalweg.server.driving.jobs import Jobs
+from thalweg.server.services.access import AccessService
+from thalweg.server.services.credentials import Credentials
 from thalweg.server.services.fleet import FleetService
+from thalweg.server.services.guard import Guard
 from thalweg.server.services.hosted import STOP_GRACE_SECONDS, Hosted, ServerStartError
 from thalweg.server.services.parameter import JobReception, ParameterService
 from thalweg.server.services.shard import ShardService
@@ -23,6 +26,8 @@ from thalweg.server.storage.folder import DataFolder
 from thalweg.server.storage.room import Room
 from thalweg.server.streams.memory_listener import Sharing
 from thalweg.v1 import (
+    access_service_pb2,
+    access_service_pb2_grpc,
     fleet_service_pb2,
     fleet_service_pb2_grpc,
     parameter_service_pb2,
@@ -39,6 +44,7 @@ _SERVICES = {
     "thalweg.v1.FleetService": fleet_service_pb2.DESCRIPTOR,
     "thalweg.v1.ParameterService": parameter_service_pb2.DESCRIPTOR,
     "thalweg.v1.ShardService": shard_service_pb2.DESCRIPTOR,
+    "thalweg.v1.AccessService": access_service_pb2.DESCRIPTOR,
 }
 
 
@@ -94,6 +100,7 @@ class Server(Hosted):
         super().__init__(config.address, config.token)
         self.config = config
         self.jobs: Jobs
+        self.credentials: Credentials
         self._lock: FileLock | None = None
 
     def start(self) -> Address:
@@ -150,11 +157,13 @@ class Server(Hosted):
         runs = RunSettings(self.config.silence_seconds, self.config.checkpoint_seconds, self.config.allow_code)
         sharing = _sharing(self._limits.guests) if self.config.shared_memory else None
         self.jobs = jobs = Jobs(storage, runs, self.config.max_running_jobs, sharing)
+        self.credentials = Credentials(self.config.token or None, storage, jobs)
         server = await self._build(jobs)
         kept = self.config.kept()
         try:
             self.address = self._listen(server)
             try:
+                await self.credentials.load()
                 await jobs.start(self.config.resume_unfinished, kept)
             except Exception as error:
                 raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
@@ -178,11 +187,15 @@ class Server(Hosted):
             await self._set_health(serving=room.shortage is None)
             await change.wait()
 
+    def _guard(self) -> Guard:
+        return Guard(self.credentials.authenticate, self._invitations)
+
     async def _build(self, jobs: Jobs) -> grpc.aio.Server:
         server = await self._grpc_server(_SERVICES)
         training = TrainingService(jobs, self.config.max_upload_bytes, self.config.local_workers)
         training_service_pb2_grpc.add_TrainingServiceServicer_to_server(training, server)
         fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(jobs), server)
         shard_service_pb2_grpc.add_ShardServiceServicer_to_server(ShardService(jobs), server)
+        access_service_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(self.credentials), server)
         ParameterService(JobReception(jobs)).add_to(server)
         return server

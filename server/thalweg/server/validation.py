@@ -59,6 +59,12 @@ def complete(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     return completed
 
 
+def check_request(request: Message) -> None:
+    """Checks a request by the rules of its fields. Raises ThalwegError (INVALID_ARGUMENT) with all violations."""
+    if violations := list(_complete(request, "", 0)):
+        raise invalid(*_as_many_as_travel(violations))
+
+
 def check_value(field: FieldDescriptor, value: Any, path: str) -> None:
     """Checks one value by its field's rules. Raises ThalwegError (INVALID_ARGUMENT) if it is not right."""
     violations = list(_check(value, rules_of(field), path))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from thalweg.client.cli import data_check, doctor, gradcheck, jobfiles, jobs, listing, results, serving, train
+from thalweg.client.cli import data_check, doctor, gradcheck, jobfiles, jobs, listing, results, serving, tokens, train
 from thalweg.client.cli.output import StreamError, complain, exit_code, forget_empty_size, make_streams_tolerant
 from thalweg.client.cli.signals import InterruptedBySignalError
 from thalweg.contract.errors import ThalwegError
@@ -94,6 +94,27 @@ def _of_data() -> None:
 
 
 app.add_typer(_data, name="data", rich_help_panel="Train")
+
+
+_tokens = typer.Typer(cls=_Group, no_args_is_help=True, rich_markup_mode="rich")
+_OF_TOKENS: dict[str, Callable[..., None]] = {"create": tokens.create, "list": tokens.list_, "revoke": tokens.revoke}
+for name, action in _OF_TOKENS.items():
+    _tokens.command(name, cls=_Command, help=_described(action))(action)
+
+
+@_tokens.callback()
+def _of_tokens() -> None:
+    """Makes, lists and revokes tokens: who may use a server, and as what.
+
+    [bold]Examples[/]
+
+    [cyan]thalweg tokens create alice --role submitter --server host:7070[/]
+    [cyan]thalweg tokens list --server host:7070 --json[/]
+    [cyan]thalweg tokens revoke alice --server host:7070[/]
+    """
+
+
+app.add_typer(_tokens, name="tokens", rich_help_panel="Run a cluster")
 
 
 def _print_version(wanted: bool) -> None:

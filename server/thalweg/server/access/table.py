@@ -57,6 +57,12 @@ _SERVICES: Mapping[str, Mapping[str, Row]] = {
         "UploadData": _CHANGES,
         "GetServerInfo": _KNOWN,
     },
+    "thalweg.v1.AccessService": {
+        "CreateToken": Row(),
+        "ListTokens": Row(),
+        "RevokeToken": Row(),
+        "GetCaller": _KNOWN,
+    },
     "thalweg.v1.FleetService": {"Attend": Row(fleet=_ALL)},
     # A shard is a part of the server elsewhere, run by those who run fleets.
     "thalweg.v1.ShardService": {"Hold": Row(fleet=_ALL)},

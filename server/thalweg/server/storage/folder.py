@@ -20,12 +20,13 @@ from thalweg.server.storage.job_table import JobTable
 from thalweg.server.storage.privacy import keep_private
 from thalweg.server.storage.reserve import Reserve
 from thalweg.server.storage.thinning import BOUNDS, Bounds
+from thalweg.server.storage.token_table import TokenTable
 from thalweg.server.storage.uploads import UploadFiles
 
 _log = logging.getLogger(__name__)
 
 
-class DataFolder(JobTable, EventTable, JobFiles):
+class DataFolder(JobTable, EventTable, TokenTable, JobFiles):
     """The storage of a server in a folder. Raises NewerFormatError if a newer release wrote it."""
 
     uploads: UploadFiles

@@ -68,7 +68,23 @@ def _third(database: sqlite3.Connection) -> None:
     database.execute("INSERT INTO tallies (job_id, fresh) SELECT id, 1 << 40 FROM jobs")
 
 
-_STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second, _third)
+def _fourth(database: sqlite3.Connection) -> None:
+    """Who owns jobs, and uploads; the tokens of principals, and what others are derived from. Jobs of before have no owner."""
+    database.execute("ALTER TABLE jobs ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
+    database.execute("ALTER TABLE jobs ADD COLUMN shared INTEGER NOT NULL DEFAULT 0")
+    database.execute("CREATE INDEX jobs_by_owner ON jobs (owner)")
+    # Who has shown that he has a file, by uploading all of it.
+    database.execute(
+        "CREATE TABLE upload_owners (sha256 TEXT NOT NULL, owner TEXT NOT NULL, PRIMARY KEY (sha256, owner)) WITHOUT ROWID"
+    )
+    database.execute(
+        "CREATE TABLE tokens (number INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB NOT NULL UNIQUE, name TEXT NOT NULL, "
+        "role TEXT NOT NULL, created REAL NOT NULL, expires REAL, revoked REAL)"
+    )
+    database.execute("CREATE TABLE secrets (name TEXT PRIMARY KEY, secret BLOB NOT NULL) WITHOUT ROWID")
+
+
+_STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second, _third, _fourth)
 FORMAT = len(_STEPS)
 
 

@@ -1,0 +1,59 @@
+"""`thalweg tokens`: made, listed, revoked; and tokens that a server on this machine issued."""
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.client.conftest import Command
+from tests.end_to_end.cluster import running_server
+from thalweg.contract.tokens import published
+from thalweg.server.process import Server
+
+OWN = "the operator's"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with running_server(tmp_path / "server", token=OWN) as server, published([server.address], OWN):
+        monkeypatch.setenv("THALWEG_SERVER", str(server.address))
+        yield server
+
+
+@pytest.mark.usefixtures("server")
+def test_tokens_are_made_listed_and_revoked(command: Command) -> None:
+    made = command("tokens", "create", "ann", "--role", "viewer", "--expires", "90d")
+    assert made.code == 0
+    assert "not shown again" in made.err
+    Path("ann").touch(0o600)
+    Path("ann").write_text(made.out)
+    # The server's own user has its token, but whoever names another one has that.
+    refused = command("submit", "xor", "--token-file", "ann")
+    assert refused.code == 1
+    assert "its role is viewer" in refused.err
+    assert command("jobs", "--token-file", "ann").code == 0
+    table = command("tokens", "list")
+    assert made.out.strip() not in table.out
+    assert [line.split()[:2] for line in table.out.splitlines()] == [["name", "role"], ["ann", "viewer"]]
+    assert command("tokens", "list", "--token-file", "ann").code == 1
+    assert command("tokens", "revoke", "ann").out == "the token of ann is revoked\n"
+    assert "the token of ann was revoked" in command("jobs", "--token-file", "ann").err
+    (listed,) = command("tokens", "list", "--json").json["tokens"]
+    assert (listed["name"], listed["role"], listed["valid"]) == ("ann", "viewer", False)
+    assert listed["expires"] > listed["revoked"] > listed["created"]
+
+
+@pytest.mark.usefixtures("server")
+def test_a_token_goes_into_a_new_file_of_this_user(command: Command) -> None:
+    printed = command("tokens", "create", "rack", "--role", "fleet", "-o", "rack.token", "--json")
+    assert printed.code == 0
+    assert "secret" not in printed.json
+    assert stat.S_IMODE(Path("rack.token").stat().st_mode) == 0o600
+    assert command("tokens", "create", "other", "--role", "fleet", "-o", "rack.token").code == 2
+    # What is refused leaves no file.
+    assert command("tokens", "create", "rack", "--role", "fleet", "-o", "more.token").code == 2
+    assert not Path("more.token").exists()
+    assert "--expires" in command("tokens", "create", "late", "--role", "fleet", "--expires", "soon").err

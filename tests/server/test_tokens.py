@@ -1,0 +1,135 @@
+"""Tokens with names: made once, kept hashed, expired, revoked, and what survives a restart."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.cluster import running_server
+from thalweg.client import Client
+from thalweg.contract.errors import ThalwegError
+from thalweg.server.process import Server
+from thalweg.v1 import access_service_pb2 as pb
+
+OWN = "the operator's"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("data"), token=OWN) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def admin(server: Server) -> Iterator[Client]:
+    with Client(server.address, OWN) as client:
+        yield client
+
+
+def caller(server: Server, token: str | None) -> tuple[str, str]:
+    with Client(server.address, token) as client:
+        found = client.access.caller()
+    return found.name, found.role
+
+
+def refusal(server: Server, token: str) -> ThalwegError:
+    with pytest.raises(ThalwegError) as refused:
+        caller(server, token)
+    return refused.value
+
+
+def test_a_token_has_its_name_and_role_until_it_is_revoked(server: Server, admin: Client) -> None:
+    assert caller(server, OWN) == ("admin", "admin")
+    made = admin.access.create("ann", "submitter")
+    assert (made.token.name, made.token.role, made.token.valid) == ("ann", "submitter", True)
+    assert caller(server, made.secret) == ("ann", "submitter")
+    assert refusal(server, made.secret + "x").reason == "UNAUTHENTICATED"
+    assert refusal(server, made.secret[:-1]).reason == "UNAUTHENTICATED"
+    revoked = admin.access.revoke("ann")
+    assert revoked.HasField("revoke_time")
+    assert not revoked.valid
+    refused = refusal(server, made.secret)
+    assert refused.reason == "TOKEN_ENDED"
+    assert "the token of ann was revoked" in str(refused)
+    with pytest.raises(ThalwegError, match="no valid token of ann"):
+        admin.access.revoke("ann")
+    # The name goes on with another token.
+    again = admin.access.create("ann", "viewer")
+    assert caller(server, again.secret) == ("ann", "viewer")
+    assert refusal(server, made.secret).reason == "TOKEN_ENDED"
+    assert [token.valid for token in admin.access.tokens() if token.name == "ann"] == [False, True]
+
+
+def test_a_token_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_server(tmp_path, token=OWN) as server, Client(server.address, OWN) as admin:
+        lasting, short = admin.access.create("long", "viewer"), admin.access.create("short", "viewer", 3600)
+        assert caller(server, short.secret) == ("short", "viewer")
+        later = short.token.expire_time.ToMicroseconds() / 1e6
+        monkeypatch.setattr(server.credentials, "_clock", lambda: later)
+        refused = refusal(server, short.secret)
+        assert refused.reason == "TOKEN_ENDED"
+        assert "the token of short has expired" in str(refused)
+        assert caller(server, lasting.secret) == ("long", "viewer")
+        # Its name is free again.
+        assert caller(server, admin.access.create("short", "fleet").secret) == ("short", "fleet")
+
+
+def test_tokens_survive_a_restart_and_are_not_in_the_folder(tmp_path: Path) -> None:
+    with running_server(tmp_path, token=OWN) as server, Client(server.address, OWN) as admin:
+        kept, ended = admin.access.create("kept", "viewer").secret, admin.access.create("ended", "viewer").secret
+        admin.access.revoke("ended")
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert kept.encode() not in path.read_bytes(), path
+    with running_server(tmp_path, token="another") as server:
+        assert caller(server, kept) == ("kept", "viewer")
+        assert refusal(server, ended).reason == "TOKEN_ENDED"
+        assert refusal(server, OWN).reason == "UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (pb.CreateTokenRequest(role="viewer"), "name"),
+        (pb.CreateTokenRequest(name="Ann", role="viewer"), "name"),
+        (pb.CreateTokenRequest(name="a" * 64, role="viewer"), "name"),
+        (pb.CreateTokenRequest(name="-a", role="viewer"), "name"),
+        (pb.CreateTokenRequest(name="admin", role="viewer"), "name"),
+        (pb.CreateTokenRequest(name="bob"), "role"),
+        (pb.CreateTokenRequest(name="bob", role="worker"), "role"),
+        (pb.CreateTokenRequest(name="bob", role="viewer", valid_seconds=-1), "valid_seconds"),
+        (pb.CreateTokenRequest(name="bob", role="viewer", valid_seconds=float("nan")), "valid_seconds"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(admin: Client, request_: pb.CreateTokenRequest, field: str) -> None:
+    with pytest.raises(ThalwegError) as refused:
+        admin.access.create(request_.name, request_.role, request_.valid_seconds)
+    assert [violation.field for violation in refused.value.violations] == [field]
+
+
+def test_a_valid_name_is_not_given_twice(admin: Client) -> None:
+    admin.access.create("twice", "viewer")
+    with pytest.raises(ThalwegError, match="revoke it first"):
+        admin.access.create("twice", "admin")
+
+
+def test_where_no_token_is_required_issued_ones_count(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server, Client(server.address) as admin:
+        assert caller(server, None) == caller(server, "of another server") == ("admin", "admin")
+        made = admin.access.create("eve", "viewer")
+        assert caller(server, made.secret) == ("eve", "viewer")
+        admin.access.revoke("eve")
+        assert refusal(server, made.secret).reason == "TOKEN_ENDED"
+        assert refusal(server, "thalweg-forged").reason == "UNAUTHENTICATED"
+
+
+def test_a_folder_keeps_the_sha256_alone(tmp_path: Path) -> None:
+    with running_server(tmp_path, token=OWN) as server, Client(server.address, OWN) as admin:
+        admin.access.create("ann", "submitter", 60)
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as database:
+        ((digest, name, role, created, expires, revoked),) = database.execute(
+            "SELECT digest, name, role, created, expires, revoked FROM tokens"
+        ).fetchall()
+    assert (len(digest), name, role, expires - created, revoked) == (32, "ann", "submitter", 60, None)
