@@ -237,6 +237,18 @@ def test_hooks_of_tensors_come_with_a_function_that_makes_the_module(kind: str, 
     assert (job.parameters()["weight"] == 0.25).all()
 
 
+def test_views_of_what_is_trained_are_told() -> None:
+    for make in (
+        lambda net: net.register_buffer("head", net.weight.detach()[0]),
+        lambda net: setattr(net, "head", net.weight.data[0]),
+    ):
+        net = nn.Linear(3, 1)
+        make(net)
+        assert re.match("model: the parameter weight and the (buffer|attribute) head share memory", told(net))
+    torch.nn.utils.spectral_norm(net := nn.Linear(3, 1))
+    by_value._check_module(net)
+
+
 def test_a_tensor_must_be_in_memory(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1, device="meta"))
     assert told(net).startswith("model: its tensor 1.weight is on the device meta, which holds no values")

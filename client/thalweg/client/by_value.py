@@ -166,6 +166,9 @@ def _check_module(model: Any) -> None:
         raise invalid(Violation("model", f"{type(model).__name__}.__init__ does not call super().__init__()"))
     from torch.nn.parameter import is_lazy  # noqa: PLC0415 - an extra
 
+    from thalweg.learning.errors import MistakeError  # noqa: PLC0415 - programs without models need no mathematics
+    from thalweg.learning.pytorch.sharing import check_apart, overlaps, tensors_of_attributes  # noqa: PLC0415 - an extra
+
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             problem = f"its tensor {name} has no shape yet, as in a lazy module; call the module with a batch first"
@@ -178,6 +181,12 @@ def _check_module(model: Any) -> None:
             why = "which holds no values" if tensor.is_meta else "but workers compute on CPUs: give model.cpu()"
             problem = f"its tensor {name} is on the device {tensor.device}, {why}"
             raise invalid(Violation("model", problem))
+    try:
+        # Pickles are without what tensors share.
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        check_apart(overlaps(model), trained, tensors_of_attributes(model, hooked=False))
+    except MistakeError as error:
+        raise invalid(Violation("model", str(error).partition(": ")[2])) from None
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.element_size() < _MIN_REAL_BYTES:
             problem = (

@@ -27,6 +27,8 @@ from thalweg.learning.pytorch.devices import Accelerator, Device, Link, Processo
 from thalweg.learning.pytorch.gradients import Gradients
 from thalweg.learning.pytorch.parts import parts_of, tensor_of
 from thalweg.learning.pytorch.randomness import CPU, seeded
+from thalweg.learning.pytorch.registration import registering_nothing
+from thalweg.learning.pytorch.sharing import check_apart, overlaps, tensors_of_attributes
 from thalweg.learning.randomness import Draw, Purpose
 from thalweg.v1 import job_pb2
 
@@ -74,7 +76,17 @@ class TorchObjective:
         self._modes = [(each, each.training) for each in self._module.modules()]
         self._training = True
         self._activations = 0
-        self._parts = parts_of(self._module, lambda: self._attempt(schema))
+        attempted = False
+
+        def attempt() -> bool:
+            nonlocal attempted
+            attempted = self._attempt(schema)
+            return attempted
+
+        self._parts = parts_of(self._module, attempt)
+        changing = {part.segment.name for part in self._parts.changing}
+        # Some hooks put another tensor in an attribute's place at each call, as that of spectral norm.
+        check_apart(self._overlaps, changing, tensors_of_attributes(self._module) if attempted else ())
         self._initial = [losses.array_of(part.tensor) for part in self._parts.in_slab]
         self._size = sum(part.segment.size for part in self._parts.in_slab)
         self._constants = slice(sum(part.segment.size for part in self._parts.trained + self._parts.statistics), self._size)
@@ -263,6 +275,8 @@ class TorchObjective:
                     raise MistakeError(f"{_FIELD}: {name} has no values, as it was made on the device meta")
                 if tensor.is_floating_point() and tensor.dtype != self._type:
                     self._converted[name] = str(tensor.dtype).removeprefix("torch.")
+            # Before they are converted, which separates them.
+            self._overlaps = overlaps(made)
             return made.to(self._place, self._type)
 
     def _loss_of(self, loss: str) -> losses.Loss | None:
@@ -371,9 +385,11 @@ class TorchObjective:
             found = self._loss(outputs, target)
         return outputs, losses.total(self._exact(found), size(batch), field)
 
-    def _running(self, field: str, batch: Batch) -> AbstractContextManager[None]:
+    @contextmanager
+    def _running(self, field: str, batch: Batch) -> Iterator[None]:
         """Around calls of the user's code with samples."""
-        return entry_points.running(field, lambda error: advice(error, batch))
+        with entry_points.running(field, lambda error: advice(error, batch)), registering_nothing(field):
+            yield
 
     def _rounded(self) -> AbstractContextManager[None]:
         """A context in which operations for which that does little harm round to bfloat16, if the job says so."""

@@ -80,6 +80,11 @@ class Parts:
         """Those that have a range of the slab, in its order."""
         return self.trained + self.statistics + self.frozen + self.constants
 
+    @property
+    def changing(self) -> tuple[Parameter | Buffer, ...]:
+        """Those that training changes."""
+        return self.trained + self.statistics + self.counters
+
 
 def parts_of(module: nn.Module, attempt: Callable[[], bool]) -> Parts:
     """The tensors of a module.
