@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from thalweg.client.errors import LocalError
 from thalweg.client.extras import needs, require_ray
 from thalweg.contract import addresses
+from thalweg.contract.backups import Manifest
 from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import Violation, invalid
 from thalweg.v1 import job_pb2
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from thalweg.learning.objective import Objective
     from thalweg.server.process import Server
     from thalweg.server.sharding.process import ShardProcess
+    from thalweg.server.storage.backup.making import Made
     from thalweg.workers.data_access import DataPolicy
     from thalweg.workers.ray.fleet import Fleet
 
@@ -183,3 +185,37 @@ def check_initial(layout: job_pb2.Layout, file: Path) -> None:
         initial.initial_slab(layout, initial.read(file))
     except ValueError as error:
         raise invalid(Violation("model.initial.file", str(error))) from error
+
+
+def make_backup(folder: Path, target: Path, progress: Callable[[int, int], object]) -> "Made":
+    """Makes a backup of a data folder. `progress` gets the bytes that are copied, and those in all. Raises ThalwegError."""
+    with needs("server", "the server is"):
+        from thalweg.server.storage.backup import making  # noqa: PLC0415 - an extra
+    with _backup_errors():
+        return making.make(folder, target, progress)
+
+
+def check_backup(backup: Path, progress: Callable[[int, int], object]) -> Manifest:
+    """Reads all of a backup. Raises ThalwegError if it is not as it was made."""
+    with needs("server", "the server is"):
+        from thalweg.server.storage.backup import restoring  # noqa: PLC0415 - an extra
+    with _backup_errors():
+        return restoring.check(backup, progress)
+
+
+def restore_backup(backup: Path, folder: Path, progress: Callable[[int, int], object]) -> Manifest:
+    """Makes a data folder of a backup. Raises ThalwegError if that is not possible, and then has left nothing."""
+    with needs("server", "the server is"):
+        from thalweg.server.storage.backup import restoring  # noqa: PLC0415 - an extra
+    with _backup_errors():
+        return restoring.restore(backup, folder, progress)
+
+
+@contextmanager
+def _backup_errors() -> Iterator[None]:
+    from thalweg.server.storage.backup.copying import BackupError  # noqa: PLC0415 - an extra
+
+    try:
+        yield
+    except BackupError as error:
+        raise LocalError(str(error)) from error

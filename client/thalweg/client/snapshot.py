@@ -1,4 +1,4 @@
-"""Read access to a data folder that cannot be written, such as one on a read-only file system, or another user's."""
+"""Read access to a data folder that cannot be written, such as one on a read-only file system, another user's, or a backup."""
 
 import os
 import shutil
@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from thalweg.client.errors import LocalError
+from thalweg.contract.backups import INCOMPLETE, MANIFEST, is_backup
 
 # Files of running servers, and SQLite's index, which it makes again.
-_LEFT_OUT = ("lock", "address", "token", "server-token", "runs", "jobs.sqlite-shm")
+_LEFT_OUT = ("lock", "address", "token", "server-token", "runs", "jobs.sqlite-shm", MANIFEST, INCOMPLETE)
 
 
 def is_read_only(folder: Path) -> bool:
-    """Whether there is a data folder that a server cannot use because it cannot be written."""
+    """Whether there is a data folder that a server cannot change because it cannot be written, or must not: it is a backup."""
     needed = (folder, *folder.glob("jobs.sqlite"), *folder.glob("lock"))
-    return folder.is_dir() and not all(os.access(path, os.W_OK) for path in needed)
+    return folder.is_dir() and (is_backup(folder) or not all(os.access(path, os.W_OK) for path in needed))
 
 
 @contextmanager

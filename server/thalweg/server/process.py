@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 
+from thalweg.contract import backups
 from thalweg.contract import shared_memory as memory
 from thalweg.contract.endpoint import Address
 from thalweg.contract.locks import FileLock, LockedError
@@ -106,6 +107,7 @@ class Server(Hosted):
     def start(self) -> Address:
         """Starts the server and gives the address at which it listens. Raises ServerStartError if it cannot."""
         self._check_exposure(self.config.trust_network)
+        self._check_folder()
         self._lock_folder()
         try:
             # Of a server that was killed: nobody should take it for this one's.
@@ -133,6 +135,16 @@ class Server(Hosted):
     def _end(self) -> None:
         super()._end()
         self._unlock_folder()
+
+    def _check_folder(self) -> None:
+        """Raises ServerStartError for a folder that a server must not change."""
+        data = self.config.data
+        if backups.is_backup(data):
+            raise ServerStartError(
+                f"{data} is a backup, which a server would change; make a data folder of it first: thalweg restore {data} FOLDER"
+            )
+        if backups.is_incomplete(data):
+            raise ServerStartError(f"{data} is incomplete: the backup, or the restoration to it, did not end; repeat that")
 
     def _lock_folder(self) -> None:
         data = self.config.data

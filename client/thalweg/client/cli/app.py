@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from thalweg.client.cli import data_check, doctor, gradcheck, jobfiles, jobs, listing, results, serving, tokens, train
+from thalweg.client.cli import backups, data_check, doctor, gradcheck, jobfiles, jobs, listing, results, serving, tokens, train
 from thalweg.client.cli.output import StreamError, complain, exit_code, forget_empty_size, make_streams_tolerant
 from thalweg.client.cli.signals import InterruptedBySignalError
 from thalweg.contract.errors import ThalwegError
@@ -62,7 +62,7 @@ _CHOICES = "\n\n".join(
 _PANELS: dict[str, list[Callable[..., None]]] = {
     "Train": [train.train, gradcheck.gradcheck, doctor.doctor, jobfiles.init],
     "Inspect results": [results.plot, results.predict, results.weights],
-    "Run a cluster": [serving.serve, serving.shard, serving.fleet],
+    "Run a cluster": [serving.serve, serving.shard, serving.fleet, backups.backup, backups.restore],
     "Jobs": [jobs.submit, listing.jobs, jobfiles.show, jobs.watch, jobs.scale, jobs.cancel, jobs.delete],
 }
 

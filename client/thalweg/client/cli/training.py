@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from thalweg.client.cli.bytes_bar import bytes_bar
 from thalweg.client.cli.display import Display, JobView, display
 from thalweg.client.cli.follow import attend, follow
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
-from thalweg.client.cli.uploading import upload_bar
 from thalweg.client.client import Client
 from thalweg.client.embedded import Embedded
 from thalweg.client.errors import LocalError
@@ -49,7 +49,7 @@ class Training:
 
     def run(self, loaded: JobFile) -> Outcome:
         """Trains. Raises ThalwegError if the job is not accepted, or the server is lost."""
-        with upload_bar() as bar:
+        with bytes_bar() as bar:
             job = attend(lambda: self._client.submit(loaded, progress=bar), self._inbox)
         return self._attended(job, [])
 

@@ -29,7 +29,8 @@ from thalweg.v1 import parameter_service_pb2
 
 FORMAT = 2
 
-_NAME = re.compile(r"(\d{12})-([0-9a-f]{64})\.safetensors")
+# The name of a checkpoint's file: its version and its SHA-256.
+CHECKPOINT_NAME = re.compile(r"(\d{12})-([0-9a-f]{64})\.safetensors")
 _ASIDE = "checkpoint.part"
 _PARAMETERS = "parameters"
 _STATE = "state."
@@ -175,7 +176,7 @@ class Checkpoints:
 
     def _names(self) -> list[str]:
         """The files' names, the newest first."""
-        return sorted(filter(_NAME.fullmatch, self._disk.names(self.folder)), reverse=True)
+        return sorted(filter(CHECKPOINT_NAME.fullmatch, self._disk.names(self.folder)), reverse=True)
 
     def remove(self) -> None:
         """Removes all checkpoints."""

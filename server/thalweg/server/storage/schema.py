@@ -94,20 +94,29 @@ def migrate(database: sqlite3.Connection) -> str:
     Gives the release that used it before, this one if there was none. Raises NewerFormatError if it is of a format that this
     release does not know.
     """
-    (found,) = database.execute("PRAGMA user_version").fetchone()
     own = version("thalweg")
-    if found > FORMAT:
-        raise NewerFormatError(
-            f"it has the data format {found}, written by Thalweg {_last_release(database)}; this is Thalweg {own}, which reads "
-            f"formats up to {FORMAT}. Start a release as new as the one that wrote it, or choose another folder with --data"
-        )
-    for step in _STEPS[found:]:
+    for step in _STEPS[found_format(database) :]:
         step(database)
     database.execute(f"PRAGMA user_version = {FORMAT}")
     last = database.execute("SELECT release, format FROM releases ORDER BY number DESC LIMIT 1").fetchone()
     if last != (own, FORMAT):
         database.execute("INSERT INTO releases (release, format) VALUES (?, ?)", (own, FORMAT))
     return str(last[0]) if last else own
+
+
+def found_format(database: sqlite3.Connection) -> int:
+    """The format of a database; 0 for one of the releases before formats were numbered.
+
+    Raises NewerFormatError if this release does not know it.
+    """
+    found = int(database.execute("PRAGMA user_version").fetchone()[0])
+    if found > FORMAT:
+        raise NewerFormatError(
+            f"it has the data format {found}, written by Thalweg {_last_release(database)}; this is Thalweg "
+            f"{version('thalweg')}, which reads formats up to {FORMAT}. Start a release as new as the one that wrote it, or "
+            "choose another folder with --data"
+        )
+    return found
 
 
 def _last_release(database: sqlite3.Connection) -> str:

@@ -5,11 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
-from thalweg.client.cli import uploading
-from thalweg.client.cli.uploading import UploadBar, upload_bar
+from thalweg.client.cli import bytes_bar as module
+from thalweg.client.cli.bytes_bar import BytesBar, bytes_bar
 
 
-def rendered(bar: UploadBar) -> str:
+def rendered(bar: BytesBar) -> str:
     console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
     with console.capture() as capture:
         console.print(bar.render())
@@ -17,8 +17,8 @@ def rendered(bar: UploadBar) -> str:
 
 
 def test_a_bar_shows_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploading, "_SHORT_SECONDS", -1.0)
-    bar = UploadBar(Console(file=io.StringIO()))
+    monkeypatch.setattr(module, "_SHORT_SECONDS", -1.0)
+    bar = BytesBar(Console(file=io.StringIO()))
     assert rendered(bar).strip() == ""
     bar(0, 4_000_000_000)
     assert "0 %" in rendered(bar)
@@ -31,20 +31,20 @@ def test_a_bar_shows_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_short_upload_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploading, "_SHORT_SECONDS", 1e6)
-    bar = UploadBar(Console(file=io.StringIO()))
+    monkeypatch.setattr(module, "_SHORT_SECONDS", 1e6)
+    bar = BytesBar(Console(file=io.StringIO()))
     bar(5, 10)
     assert rendered(bar).strip() == ""
 
 
 def test_only_terminals_have_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(uploading, "_SHORT_SECONDS", -1.0)
-    with upload_bar() as report:
+    monkeypatch.setattr(module, "_SHORT_SECONDS", -1.0)
+    with bytes_bar() as report:
         report(5, 10)
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    with upload_bar() as report:
+    with bytes_bar() as report:
         report(5, 10)
     printed = capsys.readouterr()
     assert printed.out == ""

@@ -1,4 +1,4 @@
-"""The display of an upload: a bar on a terminal, for one that takes a while."""
+"""The display of bytes on their way, as in an upload or a backup: a bar on a terminal, if it takes a while."""
 
 import time
 from collections.abc import Iterator
@@ -12,30 +12,30 @@ from thalweg.client.cli.display import shows_bars
 from thalweg.client.cli.output import console
 from thalweg.client.transfer import UploadProgress
 
-# An upload that takes no longer than these seconds has no bar.
+# What takes no longer than these seconds has no bar.
 _SHORT_SECONDS = 1.0
 # More bytes than are sent between two reports: what was there already says nothing about the pace.
 _LEAP = 32 << 20
 
 
 @contextmanager
-def upload_bar() -> Iterator[UploadProgress]:
-    """Shows the progress of an upload within the context, on stderr, if that is a terminal and the upload is not short."""
+def bytes_bar(doing: str = "uploading") -> Iterator[UploadProgress]:
+    """Shows how many bytes are done within the context, on stderr, if that is a terminal and it is not short."""
     terminal = console(stderr=True)
     if not shows_bars(terminal):
         yield lambda _, __: None
         return
-    bar = UploadBar(terminal)
+    bar = BytesBar(terminal, doing)
     with Live(console=terminal, get_renderable=bar.render, refresh_per_second=10, transient=True):
         yield bar
 
 
-class UploadBar:
-    """A bar that is empty at first. It is called with the bytes that were uploaded, and those of all files, from any thread."""
+class BytesBar:
+    """A bar that is empty at first. It is called with the bytes that are done, and those of all files, from any thread."""
 
-    def __init__(self, terminal: Console) -> None:
+    def __init__(self, terminal: Console, doing: str = "uploading") -> None:
         self._bar = Progress(
-            TextColumn("[bold]uploading"),
+            TextColumn(f"[bold]{doing}"),
             BarColumn(bar_width=None),
             TaskProgressColumn("{task.percentage:>3.0f} %"),
             DownloadColumn(),

@@ -1,0 +1,1 @@
+"""Backups of data folders: making one while a server runs, and restoring it."""
