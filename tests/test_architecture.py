@@ -27,14 +27,16 @@ ROOMS: dict[str, set[str]] = {
     "validation": set(),
     "access": set(),
     "deciding": {"settings"},
-    "telemetry": {"deciding"},
+    "tally": set(),
+    "telemetry": {"deciding", "tally"},
     "arrays": {"deciding", "telemetry"},
     "streams": {"settings", "deciding", "telemetry", "arrays"},
     "storage": {"settings", "validation", "access", "deciding", "telemetry", "arrays"},
-    "driving": {"settings", "validation", "deciding", "telemetry", "arrays", "streams", "storage"},
-    "services": {"validation", "access", "deciding", "arrays", "streams", "driving"},
-    "sharding": {"deciding", "arrays", "streams", "services"},
-    "process": {"settings", "streams", "storage", "driving", "services"},
+    "driving": {"settings", "validation", "deciding", "tally", "telemetry", "arrays", "streams", "storage"},
+    "observing": {"deciding", "tally", "driving"},
+    "services": {"validation", "access", "deciding", "arrays", "streams", "driving", "observing"},
+    "sharding": {"deciding", "arrays", "streams", "observing", "services"},
+    "process": {"settings", "streams", "storage", "driving", "observing", "services"},
 }
 
 # The only module that opens channels.

@@ -7,6 +7,7 @@ import pytest
 from tests.server.specs import make_spec
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Facts
+from thalweg.server.tally import BOUNDS, Durations
 from thalweg.server.telemetry import NOTHING_RECORDED, Recorded, Telemetry, duration, told
 from thalweg.v1 import job_pb2, training_service_pb2
 
@@ -236,3 +237,35 @@ def test_the_status_says_what_workers_download_until_steps_begin() -> None:
     telemetry.ready()
     telemetry.prepares("b", "downloading x: 1 of 2")
     assert telemetry.job.status == "training"
+
+
+def test_the_time_of_a_step_is_that_of_training_alone(clock: Clock) -> None:
+    telemetry, _, _ = make()
+    telemetry.workers_changed(["a"], joined=["a"])
+    clock.now += 100
+    telemetry.ready()
+    for step in range(2):
+        clock.now += 0.2
+        telemetry.step(step, 1.0, 10, 1.0, 0)
+    clock.now += 50  # an evaluation
+    telemetry.epoch(1, 2, 1.0, None)
+    clock.now += 0.2
+    telemetry.step(2, 1.0, 10, 1.0, 0)
+    telemetry.workers_changed([], left=["a"])
+    clock.now += 1000
+    telemetry.workers_changed(["b"], joined=["b"])
+    clock.now += 20
+    telemetry.step(3, 1.0, 10, 1.0, 0)
+    durations = telemetry.tally.steps
+    assert durations.seconds == pytest.approx(20.6)
+    assert {bound: number for bound, number in zip(BOUNDS, durations.counts, strict=False) if number} == {0.25: 3, 30.0: 1}
+    assert telemetry.steps == 4
+    assert telemetry.tally.counts["samples"] == 40
+
+
+def test_a_duration_counts_up_to_its_bound() -> None:
+    durations = Durations()
+    for seconds in (0.0, BOUNDS[0], BOUNDS[-1], BOUNDS[-1] + 1):
+        durations.observe(seconds)
+    assert durations.counts[0] == 2
+    assert durations.counts[-2:] == [1, 1]

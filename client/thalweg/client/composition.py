@@ -6,6 +6,7 @@ The only module of the client that imports the server or the workers, and only i
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -64,28 +65,38 @@ def start_server(address: Address, folder: Path, token: str | None, **settings: 
     with needs("server", "the server is"):
         from thalweg.server import process as service  # noqa: PLC0415 - an extra
         from thalweg.server.services import hosted  # noqa: PLC0415 - an extra
+    _check_metrics(settings.get("metrics"))
     server = service.Server(service.ServerConfig(address=address, data=folder, token=token, **settings))
     try:
         server.start()
     except service.FolderInUseError as error:
         raise FolderInUseError(str(error)) from error
     except hosted.ExposedError as error:
-        raise invalid(Violation("--address", str(error))) from error
+        raise invalid(Violation(error.option, str(error))) from error
     except (hosted.ServerStartError, OSError) as error:
         raise LocalError(str(error)) from error
     return server
 
 
-def start_shard(address: Address, server: Endpoint, *, trust_network: bool = False) -> "ShardProcess":
+def _check_metrics(address: Address | None) -> None:
+    """Raises ThalwegError if metrics are wanted and cannot be had."""
+    if address and find_spec("prometheus_client") is None:
+        raise LocalError("what --metrics needs is not installed (prometheus_client is missing): pip install 'thalweg[metrics]'")
+
+
+def start_shard(
+    address: Address, server: Endpoint, *, trust_network: bool = False, metrics: Address | None = None
+) -> "ShardProcess":
     """A running shard of a server, which may start later. Raises ThalwegError if it cannot start."""
     with needs("server", "the server is"):
         from thalweg.server.services import hosted  # noqa: PLC0415 - an extra
         from thalweg.server.sharding import process as shard_server  # noqa: PLC0415 - an extra
-    shard = shard_server.ShardProcess(shard_server.ShardConfig(address, server, trust_network))
+    _check_metrics(metrics)
+    shard = shard_server.ShardProcess(shard_server.ShardConfig(address, server, trust_network, metrics))
     try:
         shard.start()
     except hosted.ExposedError as error:
-        raise invalid(Violation("--address", str(error))) from error
+        raise invalid(Violation(error.option, str(error))) from error
     except hosted.ServerStartError as error:
         raise LocalError(str(error)) from error
     return shard

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -38,6 +39,9 @@ from thalweg.v1 import (
     training_service_pb2_grpc,
 )
 
+if TYPE_CHECKING:
+    from thalweg.server.observing.server import ServerSource
+
 _log = logging.getLogger(__name__)
 MAX_UPLOAD_BYTES = 1 << 30
 _SERVICES = {
@@ -67,6 +71,8 @@ class ServerConfig:
 
     `allow_code` is whether jobs with code of their own are accepted, and get workers, on fleets that allow it too. The server
     itself never runs such code.
+
+    `metrics` is where Prometheus finds metrics, and others whether the server is alive and ready, over HTTP.
     """
 
     address: Address
@@ -83,6 +89,7 @@ class ServerConfig:
     shared_memory: bool = True
     local_workers: bool = False
     allow_code: bool = False
+    metrics: Address | None = None
 
 
 def _sharing(max_guests: int) -> Sharing | None:
@@ -94,11 +101,17 @@ def _sharing(max_guests: int) -> Sharing | None:
         return None
 
 
+def _source(jobs: Jobs) -> "ServerSource":
+    from thalweg.server.observing.server import ServerSource  # noqa: PLC0415 - an extra, and takes a moment
+
+    return ServerSource(jobs)
+
+
 class Server(Hosted):
     """A parameter server in a thread of its own."""
 
     def __init__(self, config: ServerConfig) -> None:
-        super().__init__(config.address, config.token)
+        super().__init__(config.address, config.token, config.metrics)
         self.config = config
         self.jobs: Jobs
         self.credentials: Credentials
@@ -174,6 +187,7 @@ class Server(Hosted):
         kept = self.config.kept()
         try:
             self.address = self._listen(server)
+            await self._observe(lambda: _source(jobs))
             try:
                 await self.credentials.load()
                 await jobs.start(self.config.resume_unfinished, kept)

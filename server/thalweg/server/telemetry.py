@@ -1,7 +1,7 @@
 """What a running job reports: its state, its progress, its events."""
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 from thalweg.contract.states import NO_WORKERS
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Drop
+from thalweg.server.tally import Durations, Tally
 from thalweg.v1 import job_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
@@ -25,6 +26,15 @@ _TELL_SHARE, _MAX_TELL_SECONDS = 0.001, 2.0
 _FEW, _MAX_LISTED = 16, 1000
 # Over how many seconds the rate of samples is measured.
 _RATE_SECONDS = 10.0
+
+
+# What is counted in the progress of a job, and can be added up over jobs.
+_COUNTED = frozenset(
+    {
+        *("applied", "duplicate", "late", "stale_incarnation", "unknown", "reissued_tasks", "lost_workers", "lost_residuals"),
+        *("gradient_bytes", "parameter_bytes", "written", "failed"),
+    }
+)
 
 
 class Recorder(Protocol):
@@ -93,6 +103,9 @@ class Telemetry:
         self._began: float | None = None
         self._training_began: float | None = None
         self._samples = 0
+        self._durations = Durations()
+        # When the step began that is being taken.
+        self._step_began = clock()
         self._marks: deque[tuple[float, int]] = deque()
         self._base_rate = _base_learning_rate(job.spec.optimizer)
 
@@ -120,6 +133,9 @@ class Telemetry:
 
     def workers_changed(self, names: Collection[str], joined: Iterable[str] = (), left: Iterable[str] = ()) -> None:
         """Records who came to work for the job, or went. `names` are those of all who are there now."""
+        if names and not self.job.progress.workers:
+            # Time without workers belongs to no step.
+            self._step_began = self._clock()
         workers = self.job.progress.workers = len(names)
         if not names:
             self.job.waiting_for = job_pb2.WAITING_FOR_WORKERS
@@ -159,11 +175,14 @@ class Telemetry:
     def ready(self) -> None:
         """Steps begin, or go on."""
         self.job.status = "training"
-        self._training_began = self._clock()
+        self._training_began = self._step_began = self._clock()
         self._marks.append((self._training_began, 0))
 
     def step(self, step: int, loss: float, samples: int, schedule_factor: float, staleness: int) -> None:
         """Records a step, and reports it now or with the next ones, unless an earlier run has reported it."""
+        now = self._clock()
+        self._durations.observe(now - self._step_began)
+        self._step_began = now
         self._samples += samples
         progress = self.job.progress
         progress.step = step + 1
@@ -174,7 +193,7 @@ class Telemetry:
             self._losses.append(loss)
         progress.loss = loss
         progress.learning_rate = self._base_rate * schedule_factor
-        if self._clock() - self._told >= min(max(_TELL_SECONDS, self.seconds * _TELL_SHARE), _MAX_TELL_SECONDS):
+        if now - self._told >= min(max(_TELL_SECONDS, self.seconds * _TELL_SHARE), _MAX_TELL_SECONDS):
             self.flush()
 
     def dropped(self, reason: Drop) -> None:
@@ -205,6 +224,8 @@ class Telemetry:
 
     def epoch(self, epoch: int, step: int, train_loss: float, validation: job_pb2.Metrics | None) -> None:
         """Records the end of an epoch."""
+        # Nor does the evaluation before it.
+        self._step_began = self._clock()
         self.job.progress.epoch = epoch
         if validation:
             self.job.progress.validation.CopyFrom(validation)
@@ -222,6 +243,20 @@ class Telemetry:
             samples_per_second=self._samples / training if training > 0 else 0.0,
             seconds=self.seconds,
         )
+
+    @property
+    def tally(self) -> Tally:
+        """What has happened in this run, steps included that an earlier run had taken as well."""
+        progress = self.job.progress
+        counts = Counter({"samples": self._samples})
+        for message in (progress.contributions, progress.exchange, progress.checkpoints):
+            counts.update({name.name: value for name, value in message.ListFields() if name.name in _COUNTED})
+        return Tally(self._durations, counts)
+
+    @property
+    def steps(self) -> int:
+        """How many steps were taken in this run."""
+        return sum(self._durations.counts)
 
     @property
     def samples(self) -> int:

@@ -25,7 +25,17 @@ from thalweg.contract.tokens import published
 _log = logging.getLogger(__name__)
 _MEBIBYTE = 1 << 20
 _MAX_SECONDS = 1e6
+# For examples; there is no default.
+_METRICS_PORT = 9707
 _MIN_KEEP_SECONDS = 600.0
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="The address at which to answer over HTTP: /metrics for Prometheus, /healthz and /readyz.",
+        show_default="none",
+    ),
+]
 AllowCode = Annotated[
     bool,
     typer.Option(
@@ -103,6 +113,7 @@ def serve(
         ),
     ] = None,
     allow_code: AllowCode = False,
+    metrics: Metrics = None,
     shared_memory: Annotated[
         bool,
         typer.Option(
@@ -127,6 +138,7 @@ def serve(
     [cyan]thalweg serve --address 0.0.0.0:7070 --token-file token --data /var/lib/thalweg[/]
     """
     where = _address("--address", address)
+    observed = _metrics(metrics)
     token = read_token(token_file)
     given = {
         "max_upload_bytes": max_upload and max_upload * _MEBIBYTE,
@@ -141,7 +153,7 @@ def serve(
         if data or settings or not shared_memory:
             raise invalid(Violation("--shard-of", "can be used with --address, --token-file and --trust-network only"))
         _log.warning("thalweg serve --shard-of is now thalweg shard --server")
-        _run_shard(where, Endpoint(_address("--shard-of", shard_of), token), trust_network, json)
+        _run_shard(where, Endpoint(_address("--shard-of", shard_of), token), trust_network, observed, json)
         return
     folder = expanded(data or served_folder()).absolute()
     own = where.is_loopback and not (token or trust_network)
@@ -152,12 +164,13 @@ def serve(
         if own:
             token = folder_token(folder, SERVER_TOKEN)
         settings |= {"trust_network": trust_network, "shared_memory": shared_memory, "allow_code": allow_code}
-        server = start_server(where, folder, token, **settings)
+        server = start_server(where, folder, token, metrics=observed, **settings)
         stack.callback(server.stop)
         if own:
             _publish(stack, server.listening, token, folder)
         at = " and ".join(map(str, server.listening))
-        _announce({"address": str(server.address), "data": str(folder)}, f"serving at {at}, data in {folder}", json)
+        facts = {"address": str(server.address), "data": str(folder)}
+        _announce(facts | _told(server.metrics), f"serving at {at}, data in {folder}", json)
         _wait(inbox)
 
 
@@ -207,6 +220,7 @@ def shard(
             "--trust-network", metavar="", help="Require no token, even from other machines: anyone who can connect is admitted."
         ),
     ] = False,
+    metrics: Metrics = None,
     json: Json = False,
 ) -> None:
     """Runs a shard, which holds part of the parameters of a server's jobs, until Ctrl-C or SIGTERM.
@@ -222,16 +236,17 @@ def shard(
     """
     of = _server_address(server)
     where, token = _address("--address", address), read_token(token_file)
+    observed = _metrics(metrics)
     _log_to_stderr()
-    _run_shard(where, Endpoint(of, token), trust_network, json)
+    _run_shard(where, Endpoint(of, token), trust_network, observed, json)
 
 
-def _run_shard(where: Address, server: Endpoint, trust_network: bool, json: bool) -> None:
+def _run_shard(where: Address, server: Endpoint, trust_network: bool, metrics: Address | None, json: bool) -> None:
     with Inbox() as inbox:
-        shard = start_shard(where, server, trust_network=trust_network)
+        shard = start_shard(where, server, trust_network=trust_network, metrics=metrics)
         try:
             facts = {"address": str(shard.address), "shard_of": str(server.address)}
-            _announce(facts, f"a shard of the server at {server.address}, at {shard.address}", json)
+            _announce(facts | _told(shard.metrics), f"a shard of the server at {server.address}, at {shard.address}", json)
             _wait(inbox)
         finally:
             shard.stop()
@@ -366,6 +381,20 @@ def _address(option: str, text: str) -> Address:
         return parse_address(text)
     except ValueError as error:
         raise invalid(Violation(option, str(error))) from error
+
+
+def _metrics(text: str | None) -> Address | None:
+    """The address of --metrics."""
+    if text is None:
+        return None
+    if ":" not in text:
+        raise invalid(Violation("--metrics", f"{text!r} has no port; write HOST:PORT, as in 127.0.0.1:{_METRICS_PORT}"))
+    return _address("--metrics", text)
+
+
+def _told(metrics: Address | None) -> dict[str, str]:
+    """Where metrics are found, for those who read JSON."""
+    return {"metrics": str(metrics)} if metrics else {}
 
 
 def _announce(facts: dict[str, str], words: str, json: bool) -> None:

@@ -45,6 +45,7 @@ class Jobs:
         self.settings = settings
         # Whether the server is stopping, and those who leave it are not missed.
         self.stopping = False
+        self.accepted = self.shards_lost = 0
         self.journal = Journal(storage, self._event_rejected)
         self.answers = Answers(self.journal)
         self.lives = Lives(self.journal, self.answers, settings, max_running, sharing, clock)
@@ -97,6 +98,7 @@ class Jobs:
             return
         self.shards.attending.remove(shard)
         if not self.stopping:
+            self.shards_lost += 1
             for run in [run for run in self.lives.living() if run.needs(shard)]:
                 self.lives.shard_lost(run, shard.address)
 
@@ -130,6 +132,7 @@ class Jobs:
             raise ThalwegError("JOB_EXISTS", {"job": wanted_id})
         if inserted is job:
             _log.info("job %s: accepted", job.id)
+            self.accepted += 1
             await self.lives.accept(job)
             # It is on record; its first event may wait for room.
             with suppress(ThalwegError):

@@ -31,6 +31,8 @@ class Upkeep:
         self._shard_lost = shard_lost
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
+        # For how many seconds the server listened to nobody, in all.
+        self.missed = 0.0
 
     @property
     def started(self) -> bool:
@@ -51,6 +53,7 @@ class Upkeep:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             missed = attention.missed()
+            self.missed += missed
             if missed:
                 _log.warning("the server was unresponsive for %.1f s", missed)
             self.tick_runs(missed)

@@ -19,6 +19,8 @@ from thalweg.server.access import table
 from thalweg.server.access.principal import ADMIN, Caller, Principal, Role, Scope, answer_to
 
 _log = logging.getLogger(__name__)
+# A method that those who may see what all do may use on all.
+_WATCHING = "/thalweg.v1.TrainingService/ListJobs"
 _GONE = "the caller ended the call"
 
 # Whose a token is; it is empty if a call carries none. Raises ThalwegError if it is nobody's.
@@ -61,6 +63,13 @@ class Guard(grpc.aio.ServerInterceptor):
             # Whatever the method takes: it is not read.
             return grpc.stream_stream_rpc_method_handler(partial(_refuse, error))
         return _guarded(handler) if handler.request_streaming else _reading(handler)
+
+    def may_watch(self, bearer: str) -> bool:
+        """Whether the bearer of a token may see what all do."""
+        try:
+            return table.row(_WATCHING).scope(self._authenticate(bearer).role) is Scope.ALL
+        except ThalwegError:
+            return False
 
     async def _admit(self, method: str, bearer: str) -> None:
         """Says who makes the call. Raises ThalwegError if it is refused."""

@@ -4,16 +4,22 @@ import asyncio
 import socket
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from thalweg.contract.endpoint import OPTIONS, Address, bind_to_process
+from thalweg.server.observing.calls import Calls
+from thalweg.server.observing.pages import Pages
 from thalweg.server.services import limits
 from thalweg.server.services.guard import Admits, Guard, sole_token
+
+if TYPE_CHECKING:
+    from thalweg.server.observing.exposition import Source
 
 STOP_GRACE_SECONDS = 1.0
 
@@ -23,17 +29,23 @@ class ServerStartError(Exception):
 
 
 class ExposedError(ServerStartError):
-    """Others could come without a token."""
+    """Others could come without a token, at the address of an option."""
+
+    def __init__(self, option: str, problem: str) -> None:
+        super().__init__(problem)
+        self.option = option
 
 
 class Hosted(ABC):
     """Serves gRPC in a thread of its own.
 
     `address` is where it listens, as soon as it does; `listening` is the same without names: one may stand for several addresses.
+    `metrics` is where it can be observed over HTTP, None if it is not to be.
     """
 
-    def __init__(self, address: Address, token: str | None) -> None:
+    def __init__(self, address: Address, token: str | None, metrics: Address | None = None) -> None:
         self.address = address
+        self.metrics = metrics
         self.listening: tuple[Address, ...] = ()
         self._token = token
         self._thread = threading.Thread(target=self._run, name="thalweg-server", daemon=True)
@@ -46,6 +58,8 @@ class Hosted(ABC):
         self._invitations: dict[str, Admits] = {}
         self._checks = health.aio.HealthServicer()
         self._services: tuple[str, ...] = ()
+        self._calls = Calls()
+        self._pages: Pages | None = None
 
     @abstractmethod
     async def _serve(self) -> None:
@@ -53,11 +67,13 @@ class Hosted(ABC):
 
     def _check_exposure(self, trust_network: bool) -> None:
         """Raises ExposedError if others could come without a token."""
-        if not (self.address.is_loopback or self._token or trust_network):
-            raise ExposedError(
-                f"{self.address} can be reached from other machines, so the server needs a token: --token-file, or "
-                "THALWEG_TOKEN; on a network that only trusted machines can reach, use --trust-network instead"
-            )
+        for option, address in (("--address", self.address), ("--metrics", self.metrics)):
+            if address and not (address.is_loopback or self._token or trust_network):
+                raise ExposedError(
+                    option,
+                    f"{address} can be reached from other machines, so the server needs a token: --token-file, or "
+                    "THALWEG_TOKEN; on a network that only trusted machines can reach, use --trust-network instead",
+                )
 
     def _begin(self) -> None:
         """Starts the thread, and waits until it serves. Raises whatever keeps it from that."""
@@ -79,11 +95,18 @@ class Hosted(ABC):
         # It also ends what is still under way behind, such as streams that were cancelled.
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             try:
-                runner.run(self._serve())
+                runner.run(self._serve_observed())
             except Exception as error:  # noqa: BLE001 - raised where the server is started
                 self._failure = error
             finally:
                 self._started.set()
+
+    async def _serve_observed(self) -> None:
+        try:
+            await self._serve()
+        finally:
+            if self._pages:
+                self._pages.close()
 
     def _listen(self, server: grpc.aio.Server) -> Address:
         port = self.address.port
@@ -92,7 +115,7 @@ class Hosted(ABC):
             try:
                 port = server.add_insecure_port(str(where))
             except RuntimeError as error:
-                raise _taken(self.address, where) from error
+                raise _taken(self.address, where, "--address") from error
             self.listening += (Address(host, port),)
         return Address(self.address.host, port)
 
@@ -100,11 +123,27 @@ class Hosted(ABC):
         """What every call passes."""
         return Guard(sole_token(self._token or None), self._invitations)
 
+    async def _observe(self, source: "Callable[[], Source]") -> None:
+        """Answers those who observe this process, if that is wanted, with what a source tells. Raises ServerStartError."""
+        if self.metrics is None:
+            return
+        from thalweg.server.observing.exposition import Exposition  # noqa: PLC0415 - an extra, and takes a moment
+
+        admits = (lambda _: True) if self.metrics.is_loopback else self._guard().may_watch
+        self._pages = Pages(Exposition(source(), self._calls, admits).pages)
+        port = self.metrics.port
+        for host in _hosts(self.metrics.host):
+            try:
+                port = await self._pages.listen(host, port)
+            except OSError as error:
+                raise _taken(self.metrics, Address(host, port), "--metrics") from error
+        self.metrics = Address(self.metrics.host, port)
+
     async def _grpc_server(self, services: Iterable[str]) -> grpc.aio.Server:
         """A gRPC server with a guard, which reports its health and its services, which are to be added."""
         server = grpc.aio.server(
             options=[*OPTIONS, *limits.options(self._limits.connections)],
-            interceptors=[self._guard()],
+            interceptors=[self._calls, self._guard()],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, server)
         self._services = (*services, "")
@@ -128,14 +167,14 @@ def check_free(address: Address) -> None:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host, address.port))
         except OSError as error:
-            raise _taken(address, Address(host, address.port)) from error
+            raise _taken(address, Address(host, address.port), "--address") from error
 
 
-def _taken(address: Address, where: Address) -> ServerStartError:
+def _taken(address: Address, where: Address, option: str) -> ServerStartError:
     name = where if where.host == address.host else f"{where}, which {address.host} stands for"
     return ServerStartError(
         f"cannot listen at {name}: this machine does not have the address, or the port is in use. "
-        "Choose another with --address HOST:PORT, port 0 for any free one."
+        f"Choose another with {option} HOST:PORT, port 0 for any free one."
     )
 
 

@@ -160,6 +160,8 @@ class ShardHost:
         self._kernels = KernelCompiler(self._budget)
         self._callers = 0
         self._invited = asyncio.Event()
+        # Whether a server has taken the shard on.
+        self.attached = False
 
     def do(self, command: pb.ShareCommand) -> None:
         """Executes a command of the server. A command that fails is reported, and the share is dropped."""
@@ -195,12 +197,23 @@ class ShardHost:
             share.end()
 
     @property
+    def shares(self) -> int:
+        """How many jobs have a range of their slab here."""
+        return len(self._shares)
+
+    @property
+    def guests(self) -> int:
+        """How many streams workers have opened here."""
+        return sum(guest.come for share in self._shares.values() for guest in share.guests.values())
+
+    @property
     def kept(self) -> int:
         """How many chunks wait for the server's word what becomes of them."""
         return sum(len(share.kept) for share in self._shares.values())
 
     def clear(self) -> None:
         """The server is gone, and with it whatever was begun."""
+        self.attached = False
         for number in list(self._shares):
             self._drop(number)
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -23,6 +24,9 @@ from thalweg.server.sharding.host import INVITATION_SECONDS, ShardHost
 from thalweg.v1 import parameter_service_pb2, shard_service_pb2_grpc
 from thalweg.v1 import shard_service_pb2 as pb
 
+if TYPE_CHECKING:
+    from thalweg.server.sharding.observed import ShardSource
+
 _log = logging.getLogger(__name__)
 # How long a shard waits before it tries to reach the server again: at first, and at most.
 _MIN_SECONDS, _MAX_SECONDS = 0.1, 5.0
@@ -30,11 +34,15 @@ _MIN_SECONDS, _MAX_SECONDS = 0.1, 5.0
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """How a shard runs: where it listens, and the server that it belongs to, which asks for the same token."""
+    """How a shard runs: where it listens, and the server that it belongs to, which asks for the same token.
+
+    `metrics` is where it can be observed over HTTP.
+    """
 
     address: Address
     server: Endpoint
     trust_network: bool = False
+    metrics: Address | None = None
     invitation_seconds: float = INVITATION_SECONDS
 
 
@@ -108,6 +116,7 @@ class Attendance:
                 for command in response.commands:
                     if command.HasField("take_on"):
                         _log.info("holds shares for the server at %s", self._server.address)
+                        self.host.attached = True
                         heart = asyncio.create_task(self._beat(command.take_on.heartbeat_seconds))
                     else:
                         self.host.do(command)
@@ -126,7 +135,7 @@ class ShardProcess(Hosted):
     """A shard in a thread of its own."""
 
     def __init__(self, config: ShardConfig) -> None:
-        super().__init__(config.address, config.server.token)
+        super().__init__(config.address, config.server.token, config.metrics)
         self.config = config
         self._secret = secrets.token_bytes(32)
         self._attendance = Attendance(config.server, self._secret, config.invitation_seconds)
@@ -151,11 +160,17 @@ class ShardProcess(Hosted):
         """Stops the shard. What it holds is lost, and its server goes on without."""
         self._end()
 
+    def _source(self) -> "ShardSource":
+        from thalweg.server.sharding.observed import ShardSource  # noqa: PLC0415 - an extra, and takes a moment
+
+        return ShardSource(self._attendance.host)
+
     async def _serve(self) -> None:
         server = await self._grpc_server([parameter_service_pb2.DESCRIPTOR.services_by_name["ParameterService"].full_name])
         ParameterService(self._attendance.host).add_to(server)
         shard_service_pb2_grpc.add_ShardConfirmationServiceServicer_to_server(Confirmation(self._secret), server)
         self.address = self._listen(server)
+        await self._observe(self._source)
         await server.start()
         self._started.set()
         attending = asyncio.create_task(self._attendance.attend(self.address))

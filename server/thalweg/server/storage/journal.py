@@ -70,7 +70,7 @@ class Journal:
             try:
                 await asyncio.wait_for(self.settled(), DISK_SECONDS)
             except TimeoutError:
-                _log.error("%d events could not be written", self._recorded - self._durable)
+                _log.error("%d events could not be written", self.pending)
             self._flusher.cancel()
         if self._thinner:
             self._thinner.cancel()
@@ -116,6 +116,11 @@ class Journal:
         self._pending.append((job_id, event))
         self._recorded += 1
         self._wake.set()
+
+    @property
+    def pending(self) -> int:
+        """How many events are not durable."""
+        return self._recorded - self._durable
 
     async def settled(self) -> None:
         """Waits until all events recorded so far are durable."""

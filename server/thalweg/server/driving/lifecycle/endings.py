@@ -101,6 +101,7 @@ class Endings:
             _log.error("job %s: its end is not recorded (%s); the next start of the server resumes it", job_id, problem)
         elif run and outcome:
             job = run.job
+            self._runs.ended[job.state] += 1
             reason = f": {visible(job.error)}" if job.error else ""
             _log.info("job %s: ended as %s at step %d%s", job_id, state_name(job.state), job.progress.step, reason)
         return run

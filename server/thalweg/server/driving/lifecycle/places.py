@@ -81,9 +81,9 @@ class Places:
 
     def explain(self, job: job_pb2.Job, run: JobDriver) -> None:
         """Says in a job why its run has no workers."""
-        job.waiting_for, job.status = self._waiting(run)
+        job.waiting_for, job.status = self.waiting(run)
 
-    def _waiting(self, run: JobDriver) -> tuple[job_pb2.WaitingFor.ValueType, str]:
+    def waiting(self, run: JobDriver) -> tuple[job_pb2.WaitingFor.ValueType, str]:
         """Why a job without workers has none, as far as the queue, the fleets and its earlier workers tell."""
         job = run.job
         if job.paused:

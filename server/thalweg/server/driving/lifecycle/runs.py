@@ -1,5 +1,6 @@
 """The runs of a server's jobs: what they share, and how one begins."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -18,6 +19,7 @@ from thalweg.server.storage.checkpoints import Checkpoint
 from thalweg.server.storage.initial import initial_slab
 from thalweg.server.storage.journal import Journal
 from thalweg.server.streams.memory_listener import Sharing
+from thalweg.server.tally import Tally
 from thalweg.server.telemetry import NOTHING_RECORDED, Clock, Recorded
 from thalweg.v1 import job_pb2
 
@@ -50,16 +52,20 @@ class Runs:
         self._sharing = sharing
         self._clock = clock
         self._ended = ended
+        # How many jobs have ended, by their state.
+        self.ended: Counter[job_pb2.JobState.ValueType] = Counter()
         self._avoid = avoid
         self._crew = ArithmeticPool()
         self._budget = Budget()
         self._kernels = KernelCompiler(self._budget)
+        self._past = Tally()  # what happened in runs that are over
         self._progressed: set[str] = set()  # jobs of which this server has written a checkpoint
 
     def begin(
         self, job: job_pb2.Job, story: Story, checkpoint: Checkpoint | None = None, recorded: Recorded = NOTHING_RECORDED
     ) -> JobDriver:
         """Makes a run for a job, in the place of one that was given up, if there is one."""
+        self._settle(job.id)
         run = self.of[job.id] = JobDriver(
             job,
             self._journal,
@@ -83,7 +89,21 @@ class Runs:
     def forget(self, job_id: str) -> JobDriver | None:
         """A job has ended. Gives its run."""
         self._progressed.discard(job_id)
+        self._settle(job_id)
         return self.of.pop(job_id, None)
+
+    def _settle(self, job_id: str) -> None:
+        """Keeps what happened in a run that is over, if the job has one."""
+        if run := self.of.get(job_id):
+            self._past.add(run.telemetry.tally)
+
+    def tally(self) -> Tally:
+        """What has happened in all runs."""
+        total = Tally()
+        total.add(self._past)
+        for run in self.of.values():
+            total.add(run.telemetry.tally)
+        return total
 
     def close(self) -> None:
         """Ends what the runs share."""

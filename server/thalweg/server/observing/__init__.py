@@ -1,0 +1,1 @@
+"""What machines see of a server or a shard: metrics, health, readiness."""
