@@ -16,7 +16,7 @@ from tests.end_to_end.command import wait_for
 from tests.learning.urls import Site, served
 from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.errors import ThalwegError
-from thalweg.learning.data.errors import DataError, MemoryLackError
+from thalweg.learning.data.errors import AbsentError, DataError, MemoryLackError
 from thalweg.learning.data.remote.limits import Limits
 from thalweg.learning.errors import NodeError
 from thalweg.learning.sequential.layers import gelu
@@ -38,6 +38,7 @@ from thalweg.workers.worker import work
         (ModelError("model.layers[0]: no"), Failure.SCOPE_JOB, "model.layers[0]: no"),
         (DataError("data.csv: no"), Failure.SCOPE_JOB, "data.csv: no"),
         (MemoryLackError("data.npz: too large"), Failure.SCOPE_NODE, "data.npz: too large"),
+        (AbsentError("data.csv: no such file"), Failure.SCOPE_UNSPECIFIED, "data.csv: no such file"),
         (NodeError("needs SciPy"), Failure.SCOPE_NODE, "needs SciPy"),
         (MemoryError(), Failure.SCOPE_NODE, "this worker has too little memory"),
         (OSError(5, "cannot be read"), Failure.SCOPE_NODE, "OSError: [Errno 5] cannot be read"),
@@ -87,6 +88,30 @@ def test_a_file_of_a_node_is_read_where_the_operator_allows_it_alone(tmp_path: P
     with running_server(tmp_path / "server") as server, stub_of(server) as stub:
         header = next(iter(stub.DownloadParameters(pb.DownloadParametersRequest(job_id="a")))).header
         assert len(header.preprocessing.fingerprint) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("a.csv", "cannot be read on this node: No such file or directory"),
+        ("*.csv", "on this node"),
+        ("", "cannot be read on this node: No such file or directory"),
+    ],
+)
+def test_a_file_that_no_node_has_fails_the_job(name: str, problem: str, tmp_path: Path) -> None:
+    job = spec()
+    job.data.csv = f"file://{tmp_path}/files/{name}"
+    with running_server(tmp_path / "server") as server, stub_of(server) as stub:
+        stub.CreateJob(pb.CreateJobRequest(spec=job, job_id="a"))
+        for _ in range(MAX_REPORTS):
+            # Another node may have it.
+            assert stub.GetJob(pb.GetJobRequest(job_id="a")).job.state != job_pb2.JOB_STATE_FAILED
+            assert problem in work(Endpoint(server.address), "a", "w", policy=DataPolicy())
+        wait_for(lambda: stub.GetJob(pb.GetJobRequest(job_id="a")).job.state == job_pb2.JOB_STATE_FAILED)
+        error = stub.GetJob(pb.GetJobRequest(job_id="a")).job.error
+        assert "last error: data.csv: " in error
+        assert f"file://{tmp_path}/files/{name}" in error
+        assert problem in error
 
 
 def test_the_status_of_a_job_says_what_a_worker_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 
+from thalweg.learning.data.errors import AbsentError
 from thalweg.learning.errors import MistakeError, NodeError
 from thalweg.v1 import parameter_service_pb2 as pb
 
@@ -11,6 +12,8 @@ _log = logging.getLogger(__name__)
 def failure_of(error: Exception) -> pb.Failure:
     """How an exception is reported to the server."""
     match error:
+        case AbsentError():
+            return pb.Failure(problem=str(error))
         # Before MistakeError: data that is too large for this machine is both.
         case NodeError():
             return pb.Failure(problem=str(error), scope=pb.Failure.SCOPE_NODE)

@@ -16,6 +16,10 @@ class MemoryLackError(DataError, NodeError):
     """Data that is larger than the memory of this machine. Another machine may have room for it."""
 
 
+class AbsentError(DataError, NodeError):
+    """Data that this machine does not find. Another machine may have it; if none has, the job is wrong."""
+
+
 def listed(names: Iterable[str]) -> str:
     """Names for a message: the first ones, and how many more there are."""
     names = list(names)

@@ -43,7 +43,7 @@ def check_folder(field: str, shown: str, endings: Sequence[str]) -> None:
         raise DataError(f"{field}: {shown} is a folder; name a file")
 
 
-def no_files(field: str, shown: str, endings: Sequence[str]) -> DataError:
-    """The error of a folder or a pattern without files."""
+def no_files(shown: str, endings: Sequence[str]) -> str:
+    """What is wrong with a folder or a pattern without files."""
     ending = f" whose name ends in {' or '.join(endings)}" if endings else ""
-    return DataError(f"{field}: there is no file at {shown}{ending}")
+    return f"there is no file at {shown}{ending}"

@@ -7,16 +7,19 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from thalweg.contract.manifests import empty_classes
-from thalweg.learning.data.errors import DataError
+from thalweg.learning.data.errors import AbsentError, DataError
 from thalweg.learning.data.remote.found import Found, check_folder, is_wanted, no_files
 from thalweg.learning.data.remote.limits import Limits
 from thalweg.learning.errors import NodeError
+
+# What the system says of a path that the job may have got wrong.
+_ABSENT = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
 def find(field: str, url: str, endings: Sequence[str], limits: Limits) -> list[Found]:
     """The file, the files of a folder or those of a pattern, with their sizes and times of modification.
 
-    Raises NodeError if a file is not in a folder that is allowed, also by a link, or if this node does not have it.
+    Raises NodeError if a file is not in a folder that is allowed, also by a link, and AbsentError if this node does not have it.
     """
     given = Path(unquote(urlsplit(url).path))
     pattern = glob.has_magic(str(given)) and not given.exists()
@@ -33,11 +36,13 @@ def find(field: str, url: str, endings: Sequence[str], limits: Limits) -> list[F
         else:
             return [_file(field, given, given.name, url, limits)]
         if not found:
-            raise no_files(field, url, () if pattern else endings)
+            problem = f"{no_files(url, () if pattern else endings)} on this node"
+            raise AbsentError(f"{field}: {problem}; workers read it at that path on each node")
         return [_file(field, below / name, name, url, limits)._replace(name_in_folder=True) for name in sorted(found)]
     except OSError as error:
         problem = f"cannot be read on this node: {error.strerror or error}"
-        raise NodeError(f"{field}: {url} {problem}; workers read it at that path on each node") from error
+        kind = AbsentError if isinstance(error, _ABSENT) else NodeError
+        raise kind(f"{field}: {url} {problem}; workers read it at that path on each node") from error
 
 
 def check_classes(field: str, url: str, files: Sequence[Found]) -> None:

@@ -61,7 +61,7 @@ def find(field: str, url: str, endings: Sequence[str], limits: Limits) -> list[F
     named = [(str(each["name"]).removeprefix(below).lstrip("/"), each) for each in found]
     wanted = [(name, each) for name, each in named if "*" in path or is_wanted(name, endings)]
     if not wanted:
-        raise no_files(field, url, () if "*" in path else endings)
+        raise DataError(f"{field}: {no_files(url, () if '*' in path else endings)}")
     return [_found(store, field, scheme, name, each)._replace(name_in_folder=True) for name, each in wanted]
 
 
