@@ -13,6 +13,7 @@ import grpc
 from thalweg.contract.endpoint import Address, Endpoint
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.release import capacity
+from thalweg.contract.tls import Tls
 from thalweg.server.process import Server, ServerConfig
 from thalweg.v1 import (
     fleet_service_pb2,
@@ -36,18 +37,20 @@ def running_server(data: Path, **settings: object) -> Iterator[Server]:
 
 
 @contextmanager
-def stub_of(server: Server) -> Iterator[training_service_pb2_grpc.TrainingServiceStub]:
+def stub_of(server: Server, tls: Tls | None = None) -> Iterator[training_service_pb2_grpc.TrainingServiceStub]:
     """The server's TrainingService."""
-    with grpc.insecure_channel(str(server.address)) as channel:
+    with Endpoint(server.address, tls=tls).open() as channel:
         yield training_service_pb2_grpc.TrainingServiceStub(channel)
 
 
-def train(server: Server, spec: job_pb2.JobSpec, workers: int = 1) -> job_pb2.Job:
+def train(server: Server, spec: job_pb2.JobSpec, workers: int = 1, tls: Tls | None = None) -> job_pb2.Job:
     """Creates a job, works for it with a number of workers, which may run its code, and gives its final record."""
-    with stub_of(server) as stub:
+    with stub_of(server, tls) as stub:
         job = stub.CreateJob(training_service_pb2.CreateJobRequest(spec=spec)).job
         threads = [
-            threading.Thread(target=work, args=(Endpoint(server.address), job.id, f"worker-{i}"), kwargs={"allow_code": True})
+            threading.Thread(
+                target=work, args=(Endpoint(server.address, tls=tls), job.id, f"worker-{i}"), kwargs={"allow_code": True}
+            )
             for i in range(workers)
         ]
         for thread in threads:

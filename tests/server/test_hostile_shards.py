@@ -226,8 +226,8 @@ def test_a_shard_of_another_protocol_is_refused_with_both_named(server: Server, 
 def test_a_shard_that_is_refused_says_why_and_that_it_tries_again(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def of_another_release(address: str, secret: bytes) -> shard_pb.ShardOffer:
-        offer = shard_offer(address, secret)
+    def of_another_release(address: str, secret: bytes, tls_name: str) -> shard_pb.ShardOffer:
+        offer = shard_offer(address, secret, tls_name)
         offer.protocol += 1
         return offer
 

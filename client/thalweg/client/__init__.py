@@ -35,6 +35,7 @@ from thalweg.client.records import (
     WorkersChanged,
 )
 from thalweg.contract.errors import ThalwegError
+from thalweg.contract.tls import Tls
 
 __all__ = [
     "CheckpointFailed",
@@ -57,6 +58,7 @@ __all__ = [
     "StepsTaken",
     "StoryEntry",
     "ThalwegError",
+    "Tls",
     "Trajectory",
     "WorkersChanged",
     "load_job",

@@ -21,6 +21,7 @@ from thalweg.client.transfer import Meter, UploadProgress, bytes_of, upload
 from thalweg.contract.endpoint import Address, Endpoint, parse_address
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.manifests import Entry
+from thalweg.contract.tls import Tls
 from thalweg.v1 import training_service_pb2 as pb
 
 # A server may have to wait for its disk before it can confirm that a job is durable.
@@ -30,13 +31,16 @@ _CREATE_SECONDS = 60.0
 class Client:
     """The jobs of one server. Must be closed, or used as a context manager. All methods may be called from any thread.
 
-    `address` is HOST:PORT. `own` says that all jobs there are this user's own: their code may run in this process, for
-    predictions. Every failure raises ThalwegError, whose message says what to do.
+    `address` is HOST:PORT. With `tls` connections are encrypted: `Tls("ca.pem")`, and for a server that requires certificates of
+    its clients `Tls("ca.pem", "client.pem", "client-key.pem")`. The files are read again when they change.
+
+    `own` says that all jobs there are this user's own: their code may run in this process, for predictions. Every failure raises
+    ThalwegError, whose message says what to do.
     """
 
-    def __init__(self, address: str | Address, token: str | None = None, *, own: bool = False) -> None:
+    def __init__(self, address: str | Address, token: str | None = None, *, tls: Tls | None = None, own: bool = False) -> None:
         self.address = _address(address) if isinstance(address, str) else address
-        self._connection = Connection(Endpoint(self.address, token))
+        self._connection = Connection(Endpoint(self.address, token, tls))
         self._connection.own = own
 
     def __enter__(self) -> Self:

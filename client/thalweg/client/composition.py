@@ -84,15 +84,16 @@ def _check_metrics(address: Address | None) -> None:
         raise LocalError("what --metrics needs is not installed (prometheus_client is missing): pip install 'thalweg[metrics]'")
 
 
-def start_shard(
-    address: Address, server: Endpoint, *, trust_network: bool = False, metrics: Address | None = None
-) -> "ShardProcess":
-    """A running shard of a server, which may start later. Raises ThalwegError if it cannot start."""
+def start_shard(address: Address, server: Endpoint, **settings: Any) -> "ShardProcess":
+    """A running shard of a server, which may start later. `settings` are those of ShardConfig.
+
+    Raises ThalwegError if it cannot start.
+    """
     with needs("server", "the server is"):
         from thalweg.server.services import hosted  # noqa: PLC0415 - an extra
         from thalweg.server.sharding import process as shard_server  # noqa: PLC0415 - an extra
-    _check_metrics(metrics)
-    shard = shard_server.ShardProcess(shard_server.ShardConfig(address, server, trust_network, metrics))
+    _check_metrics(settings.get("metrics"))
+    shard = shard_server.ShardProcess(shard_server.ShardConfig(address, server, **settings))
     try:
         shard.start()
     except hosted.ExposedError as error:

@@ -1,16 +1,17 @@
 """One connection to a server: deadlines, retries, and readable errors in place of gRPC's."""
 
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import grpc
 
 from thalweg.client.errors import LocalError
 from thalweg.contract.endpoint import Endpoint, Metadata, forks_are_supported
-from thalweg.contract.errors import ThalwegError, from_rpc_error
+from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import access_service_pb2_grpc, training_service_pb2_grpc
 
 T = TypeVar("T")
@@ -34,17 +35,26 @@ class Connection:
         # Whether all jobs of the server are this user's own, whose code may run in this process.
         self.own = False
         self._endpoint = endpoint
-        self._channel = self._endpoint.open()
-        self._stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)
-        self._access = access_service_pb2_grpc.AccessServiceStub(self._channel)
+        self._lock = threading.Lock()
+        self._channels: list[grpc.Channel] = []
+        self._open()
         self._process = os.getpid()
         self._closed = False
 
+    def _open(self) -> None:
+        stamp = self._endpoint.tls and self._endpoint.tls.stamp
+        self._channels.append(self._endpoint.open())
+        self._stamp = stamp
+        self._stub = training_service_pb2_grpc.TrainingServiceStub(self._channels[-1])
+        self._access = access_service_pb2_grpc.AccessServiceStub(self._channels[-1])
+
     def close(self) -> None:
         """Ends the connection and all calls."""
-        self._closed = True
-        if self._usable_here:
-            self._channel.close()
+        with self._lock:
+            self._closed = True
+            channels = self._channels
+        for channel in channels if self._usable_here else ():
+            channel.close()
 
     @property
     def metadata(self) -> Metadata:
@@ -53,17 +63,21 @@ class Connection:
 
     @property
     def stub(self) -> training_service_pb2_grpc.TrainingServiceStub:
-        """The server's methods. Raises ThalwegError if the connection was closed, or belongs to another process."""
-        self._check_usable()
+        """The server's methods, on a new channel if files of TLS have changed. Calls on earlier channels continue.
+
+        Raises ThalwegError if the connection was closed, or belongs to another process.
+        """
+        self._refresh()
         return self._stub
 
     @property
     def access(self) -> access_service_pb2_grpc.AccessServiceStub:
         """The server's methods for tokens. Raises ThalwegError as `stub` does."""
-        self._check_usable()
+        self._refresh()
         return self._access
 
-    def _check_usable(self) -> None:
+    def _refresh(self) -> None:
+        """Opens a new channel if files of TLS have changed. Raises ThalwegError if the connection cannot be used."""
         if self._closed:
             raise self._was_closed()
         if not self._usable_here:
@@ -71,6 +85,11 @@ class Connection:
                 f"this client of {self.address} was opened before the process forked; open another one in the new process, "
                 "or set GRPC_ENABLE_FORK_SUPPORT=1 before Python starts"
             )
+        with self._lock:
+            if self._endpoint.tls and self._endpoint.tls.stamp != self._stamp and not self._closed:
+                # Files may be in the middle of a change. The channel that is there works, or its calls say why not.
+                with suppress(ThalwegError):
+                    self._open()
 
     @property
     def _usable_here(self) -> bool:
@@ -134,7 +153,7 @@ class Connection:
         if code_of(error) is grpc.StatusCode.UNIMPLEMENTED:
             problem = "the process that answers there is not a Thalweg server, or is another release"
             return ThalwegError("UNREACHABLE", {"address": str(self.address), "problem": problem})
-        return from_rpc_error(error, str(self.address))
+        return self._endpoint.translated(error)
 
 
 def code_of(error: object) -> grpc.StatusCode:

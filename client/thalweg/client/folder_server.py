@@ -3,7 +3,7 @@
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from thalweg.client.files import check_folder
 from thalweg.client.folders import embedded_folder, folder_token, has_token, is_locked, running_server
 from thalweg.client.snapshot import copy_of, is_read_only
 from thalweg.contract.endpoint import Address
+from thalweg.contract.tls import Tls
 
 _LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
@@ -68,8 +69,12 @@ def folder_of_jobs(folder: Path | None) -> Path:
 
 
 @contextmanager
-def attached(folder: Path | None, token: str | None = None, writes: bool = False) -> Iterator[Client]:
+def attached(
+    folder: Path | None, token: str | None = None, writes: bool = False, tls: Callable[[], Tls | None] = lambda: None
+) -> Iterator[Client]:
     """A client of the server that runs on a folder, or of one that is started there until the context exits.
+
+    `tls` gives how a server is verified that was started on the folder by hand; embedded ones use no TLS.
 
     The folder is the embedded jobs' by default. A folder that cannot be written can be read, unless `writes` says that
     something will be changed. Raises ThalwegError if there is no such folder, or a server cannot start.
@@ -89,7 +94,9 @@ def attached(folder: Path | None, token: str | None = None, writes: bool = False
             try:
                 server = start_embedded_server(folder, ours) if own else start_server(_loopback(), folder, ours)
             except FolderInUseError:
-                yield stack.enter_context(Client(running_server(folder), token or (ours if own else None), own=trusted))
+                verified = None if own else tls()
+                theirs = token or (ours if own else None)
+                yield stack.enter_context(Client(running_server(folder), theirs, tls=verified, own=trusted))
                 return
         stack.callback(server.stop)
         yield stack.enter_context(Client(server.address, ours, own=trusted))

@@ -9,7 +9,8 @@ from typing import NamedTuple, TypeAlias
 import grpc
 
 from thalweg.contract import tokens
-from thalweg.contract.errors import ThalwegError
+from thalweg.contract.errors import ThalwegError, from_rpc_error
+from thalweg.contract.tls import Tls
 
 # Names and values that go with a call.
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
@@ -123,13 +124,14 @@ def _check_forks() -> None:
 
 
 class Endpoint(NamedTuple):
-    """A server to connect to: its address, and the token that it requires, if any.
+    """A server to connect to: its address, the token that it requires, if any, and how it is verified, if it uses TLS.
 
     For a server of this user on loopback, the token that the server made for itself replaces any other that no server issued.
     """
 
     address: Address
     token: str | None = None
+    tls: Tls | None = None
 
     @property
     def metadata(self) -> Metadata:
@@ -139,17 +141,30 @@ class Endpoint(NamedTuple):
         return authorization(own or self.token)
 
     def open(self) -> grpc.Channel:
-        """A channel, which must be closed or used as a context manager. It connects when it is first used."""
+        """A channel, which must be closed or used as a context manager. It connects when it is first used.
+
+        Raises ThalwegError (LOCAL) if something is wrong with the files of TLS, which are read now.
+        """
         _check_forks()
-        return grpc.insecure_channel(str(self.address), options=[*OPTIONS, *self._proxy_options()])
+        if self.tls is None:
+            return grpc.insecure_channel(str(self.address), options=self._options())
+        return grpc.secure_channel(str(self.address), self.tls.credentials(), options=self._options())
 
     def open_aio(self) -> grpc.aio.Channel:
         """The same for asyncio."""
         bind_to_process()
-        return grpc.aio.insecure_channel(str(self.address), options=[*OPTIONS, *self._proxy_options()])
+        if self.tls is None:
+            return grpc.aio.insecure_channel(str(self.address), options=self._options())
+        return grpc.aio.secure_channel(str(self.address), self.tls.credentials(), options=self._options())
 
-    def _proxy_options(self) -> list[tuple[str, int]]:
-        return [("grpc.enable_http_proxy", 0)] if is_reached_directly(self.address) else []
+    def translated(self, error: grpc.RpcError) -> ThalwegError:
+        """The error that gRPC's exception stands for, which a call on a channel to the server has raised."""
+        return from_rpc_error(error, str(self.address), encrypted=self.tls is not None)
+
+    def _options(self) -> list[tuple[str, int | str]]:
+        direct = [("grpc.enable_http_proxy", 0)] if is_reached_directly(self.address) else []
+        named = [("grpc.ssl_target_name_override", self.tls.name)] if self.tls and self.tls.name else []
+        return [*OPTIONS, *direct, *named]
 
 
 def is_reached_directly(address: Address) -> bool:

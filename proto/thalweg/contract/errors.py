@@ -18,8 +18,22 @@ from thalweg.v1 import errors_pb2, options_pb2
 DOMAIN = "thalweg"
 _PREFIX = "ERROR_REASON_"
 
+_ENDED = "it ended the connection"
+_RENEW = "make another with thalweg certs add"
 # gRPC's words about a connection, and plain ones.
 _PLAIN_WORDS = {
+    "certificate has expired": f"its certificate, or that of its authority, has expired; {_RENEW}, where its authority is",
+    "certificate is not yet valid": "its certificate is not valid yet; are the clocks of both machines right?",
+    "certificate purpose": f"its certificate is one for clients only; {_RENEW} --server NAME",
+    "hostname verification check": "its certificate names other hosts; use an address whose host it names, or "
+    f"{_RENEW} --server NAME",
+    "issuer certificate": "its certificate is not signed by an authority in the file of --tls-ca; is it the right file, and the "
+    "right server?",
+    "self-signed certificate": "its certificate is not signed by an authority in the file of --tls-ca; is it the right file, and "
+    "the right server?",
+    "certificate_verify_failed": "its certificate cannot be verified",
+    "wrong_version_number": "it does not use TLS; start it with --tls-cert and --tls-key, or connect without --tls-ca "
+    "(THALWEG_TLS_CA)",
     "failed parsing http/2": "a program that is not a Thalweg server answers there",
     "connection refused": "nothing listens there",
     "dns resolution failed": "no such host",
@@ -30,13 +44,16 @@ _PLAIN_WORDS = {
     "timed out": "it does not answer",
     "timeout": "it does not answer",
     "deadline exceeded": "it does not answer",
-    "connection reset": "it ended the connection",
-    "socket closed": "it ended the connection",
-    "broken pipe": "it ended the connection",
+    "connection reset": _ENDED,
+    "socket closed": _ENDED,
+    "broken pipe": _ENDED,
     "goaway": "it is going away",
-    "ssl": "it does not speak plain HTTP/2; is it behind TLS?",
+    "ssl": "it does not use TLS as Thalweg does",
     "proxy": "a proxy refused the connection; does no_proxy name the server?",
 }
+# A server ends a connection that is not as it requires, and cannot say why.
+_IF_ENCRYPTED = "if it requires certificates of its clients, give one that its authority signed, with --tls-cert and --tls-key"
+_IF_CLEAR = "if it uses TLS, give the certificate of its authority with --tls-ca (THALWEG_TLS_CA)"
 
 
 class Violation(NamedTuple):
@@ -115,8 +132,8 @@ def _visible(violation: Violation) -> Violation:
     return Violation(visible(violation.field), visible(violation.problem))
 
 
-def from_rpc_error(error: grpc.RpcError, address: str) -> ThalwegError:
-    """The error that a call to the server at `address` raised, from gRPC's exception."""
+def from_rpc_error(error: grpc.RpcError, address: str, *, encrypted: bool = False) -> ThalwegError:
+    """The error that a call to the server at `address` raised, from gRPC's exception; `encrypted` if it was made over TLS."""
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return ThalwegError("INTERNAL", {"problem": str(error)})
     call: Any = error
@@ -130,9 +147,17 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> ThalwegError:
         return known
     code, problem = call.code(), visible(call.details() or "no details")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        plain = next((words for sign, words in _PLAIN_WORDS.items() if sign in problem.lower()), problem)
-        return ThalwegError("UNREACHABLE", {"address": address, "problem": plain})
+        return ThalwegError("UNREACHABLE", {"address": address, "problem": _plain(problem, encrypted)})
     return ThalwegError("INTERNAL", {"problem": f"{code.name}: {problem}"})
+
+
+def _plain(problem: str, encrypted: bool) -> str:
+    """What gRPC says of a connection, in plain words."""
+    low = problem.lower()
+    plain = next((words for sign, words in _PLAIN_WORDS.items() if sign in low), problem)
+    if plain == _ENDED and low.startswith("failed to connect"):
+        return f"{plain}; {_IF_ENCRYPTED if encrypted else _IF_CLEAR}"
+    return plain
 
 
 def _from_details(details: Iterable[any_pb2.Any]) -> ThalwegError | None:

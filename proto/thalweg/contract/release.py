@@ -53,9 +53,9 @@ def capacity(
     )
 
 
-def shard_offer(address: str, secret: bytes) -> shard_service_pb2.ShardOffer:
-    """A shard's first message. `address` is where it is reached, `secret` confirms that."""
-    return shard_service_pb2.ShardOffer(address=address, secret=secret, protocol=PROTOCOL, release=release())
+def shard_offer(address: str, secret: bytes, tls_name: str = "") -> shard_service_pb2.ShardOffer:
+    """A shard's first message: where it is reached, what confirms that, and the name of its certificate, if it is another."""
+    return shard_service_pb2.ShardOffer(address=address, secret=secret, protocol=PROTOCOL, release=release(), tls_name=tls_name)
 
 
 def check_protocol(peer: str, protocol: int, theirs: str) -> None:

@@ -514,6 +514,7 @@ class ShardRange(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     FIRST_CHUNK_FIELD_NUMBER: _builtins.int
     END_CHUNK_FIELD_NUMBER: _builtins.int
+    TLS_NAME_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The address of its ParameterService: HOST:PORT."""
     token: _builtins.bytes
@@ -522,6 +523,8 @@ class ShardRange(_message.Message):
     """The first chunk."""
     end_chunk: _builtins.int
     """The chunk after the last one."""
+    tls_name: _builtins.str
+    """The name that the shard's certificate has, if it is not the host of the address."""
     def __init__(
         self,
         *,
@@ -529,10 +532,11 @@ class ShardRange(_message.Message):
         token: _builtins.bytes = ...,
         first_chunk: _builtins.int = ...,
         end_chunk: _builtins.int = ...,
+        tls_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "end_chunk", b"end_chunk", "first_chunk", b"first_chunk", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "end_chunk", b"end_chunk", "first_chunk", b"first_chunk", "tls_name", b"tls_name", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -173,6 +173,7 @@ class ShardOffer(_message.Message):
     SECRET_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
+    TLS_NAME_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The address for workers: HOST:PORT. If the host is empty, it is the host from which the stream comes."""
     secret: _builtins.bytes
@@ -181,6 +182,8 @@ class ShardOffer(_message.Message):
     """The version of this protocol that the shard speaks. A server refuses any version except its own; the error names both."""
     release: _builtins.str
     """The shard's release of Thalweg."""
+    tls_name: _builtins.str
+    """The name that the shard's certificate has, if it is not the host of the address; empty without TLS, or if it is."""
     def __init__(
         self,
         *,
@@ -188,10 +191,11 @@ class ShardOffer(_message.Message):
         secret: _builtins.bytes = ...,
         protocol: _builtins.int = ...,
         release: _builtins.str = ...,
+        tls_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "protocol", b"protocol", "release", b"release", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "protocol", b"protocol", "release", b"release", "secret", b"secret", "tls_name", b"tls_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ from thalweg.contract import backups
 from thalweg.contract import shared_memory as memory
 from thalweg.contract.endpoint import Address
 from thalweg.contract.locks import FileLock, LockedError
+from thalweg.contract.tls import ServerTls
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.access import AccessService
 from thalweg.server.services.credentials import Credentials
@@ -69,6 +70,8 @@ class ServerConfig:
     `shared_memory` is whether workers on this machine get parameters and give gradients in memory, where that is possible.
     `local_workers` is whether all workers are on this machine, so that they can read data where it lies.
 
+    With `tls`, connections are encrypted, and clients may need a certificate; without, they are not.
+
     `allow_code` is whether jobs with code of their own are accepted, and get workers, on fleets that allow it too. The server
     itself never runs such code.
 
@@ -90,6 +93,7 @@ class ServerConfig:
     local_workers: bool = False
     allow_code: bool = False
     metrics: Address | None = None
+    tls: ServerTls | None = None
 
 
 def _sharing(max_guests: int) -> Sharing | None:
@@ -111,7 +115,7 @@ class Server(Hosted):
     """A parameter server in a thread of its own."""
 
     def __init__(self, config: ServerConfig) -> None:
-        super().__init__(config.address, config.token, config.metrics)
+        super().__init__(config.address, config.token, config.tls, config.metrics)
         self.config = config
         self.jobs: Jobs
         self.credentials: Credentials
@@ -221,7 +225,7 @@ class Server(Hosted):
         training = TrainingService(jobs, self.config.max_upload_bytes, self.config.local_workers)
         training_service_pb2_grpc.add_TrainingServiceServicer_to_server(training, server)
         fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(jobs), server)
-        shard_service_pb2_grpc.add_ShardServiceServicer_to_server(ShardService(jobs), server)
+        shard_service_pb2_grpc.add_ShardServiceServicer_to_server(ShardService(jobs, self.config.tls), server)
         access_service_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(self.credentials), server)
         ParameterService(JobReception(jobs)).add_to(server)
         return server

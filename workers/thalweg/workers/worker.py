@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from thalweg.contract.code import entry_points
 from thalweg.contract.endpoint import Endpoint
-from thalweg.contract.errors import ThalwegError, from_rpc_error
+from thalweg.contract.errors import ThalwegError
 from thalweg.contract.frames import Parcel
 from thalweg.contract.layout import Slab
 from thalweg.contract.release import hello
@@ -71,7 +71,7 @@ def work(
                 outbox.put(pb.WorkRequest(failure=failure_of(error)))
                 return worker.goodbye()
         except grpc.RpcError as error:
-            raise worker.lost_shard or from_rpc_error(error, str(server.address)) from error
+            raise worker.lost_shard or server.translated(error) from error
         except SharingError as error:
             raise ThalwegError("UNREACHABLE", {"address": str(server.address), "problem": str(error)}) from error
         finally:
@@ -202,7 +202,7 @@ class _Worker:
                     for chunk, part in enumerate(self._exchange.initial(self._initial())):
                         self._streams.send_chunk(chunk, part)
                 case "accepted":
-                    shards = [ShardStream(shard, self._shard_lost) for shard in message.accepted.shards]
+                    shards = [ShardStream(shard, self._shard_lost, self._endpoint.tls) for shard in message.accepted.shards]
                     self._streams = self._until_the_end.enter_context(Streams(self._outbox, shards))
                     self._exchange = self._agreed(message.accepted)
                 case "goodbye":

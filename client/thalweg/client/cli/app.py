@@ -9,9 +9,23 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from thalweg.client.cli import backups, data_check, doctor, gradcheck, jobfiles, jobs, listing, results, serving, tokens, train
+from thalweg.client.cli import (
+    backups,
+    certs,
+    data_check,
+    doctor,
+    gradcheck,
+    jobfiles,
+    jobs,
+    listing,
+    results,
+    serving,
+    tokens,
+    train,
+)
 from thalweg.client.cli.output import StreamError, complain, exit_code, forget_empty_size, make_streams_tolerant
 from thalweg.client.cli.signals import InterruptedBySignalError
+from thalweg.client.cli.tls_options import with_tls
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.resources import raise_descriptor_limit
 from thalweg.contract.rules import alternatives, rules_of
@@ -75,7 +89,7 @@ def _described(command: Callable[..., None]) -> str:
 for panel, commands in _PANELS.items():
     for command in commands:
         epilog = _CHOICES if command in (train.train, jobs.submit) else None
-        app.command(cls=_Command, rich_help_panel=panel, help=_described(command), epilog=epilog)(command)
+        app.command(cls=_Command, rich_help_panel=panel, help=_described(command), epilog=epilog)(with_tls(command))
 
 
 _data = typer.Typer(cls=_Group, no_args_is_help=True, rich_markup_mode="rich")
@@ -95,11 +109,29 @@ def _of_data() -> None:
 
 app.add_typer(_data, name="data", rich_help_panel="Train")
 
+_certs = typer.Typer(cls=_Group, no_args_is_help=True, rich_markup_mode="rich")
+_certs.command("init", cls=_Command, help=_described(certs.certs_init))(certs.certs_init)
+_certs.command("add", cls=_Command, help=_described(certs.certs_add))(certs.certs_add)
+
+
+@_certs.callback()
+def _of_certs() -> None:
+    """Makes certificates, with which servers, shards, fleets and clients use TLS.
+
+    [bold]Examples[/]
+
+    [cyan]thalweg certs init tls --server train.example.com[/]
+    [cyan]thalweg certs add tls alice --json[/]
+    """
+
+
+app.add_typer(_certs, name="certs", rich_help_panel="Run a cluster")
+
 
 _tokens = typer.Typer(cls=_Group, no_args_is_help=True, rich_markup_mode="rich")
 _OF_TOKENS: dict[str, Callable[..., None]] = {"create": tokens.create, "list": tokens.list_, "revoke": tokens.revoke}
 for name, action in _OF_TOKENS.items():
-    _tokens.command(name, cls=_Command, help=_described(action))(action)
+    _tokens.command(name, cls=_Command, help=_described(action))(with_tls(action))
 
 
 @_tokens.callback()

@@ -26,6 +26,7 @@ from thalweg.client.cli.options import (
 )
 from thalweg.client.cli.output import accuracy_of, ago, complain, console, job_json, print_json
 from thalweg.client.cli.signals import Inbox
+from thalweg.client.cli.tls_files import given_tls
 from thalweg.client.client import Client
 from thalweg.client.job import Job
 from thalweg.client.jobfile import load_job
@@ -60,7 +61,7 @@ def submit(
             "a submitted job needs a running server; give its HOST:PORT (thalweg serve starts one; thalweg train needs none)"
         )
         raise invalid(Violation("--server", problem))
-    with Client(meant, token) as client, bytes_bar() as bar:
+    with Client(meant, token, tls=given_tls()) as client, bytes_bar() as bar:
         accepted = client.submit(loaded, id=id, progress=bar)
     if json:
         print_json(job_json(accepted.message))

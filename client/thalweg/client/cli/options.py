@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from thalweg.client.cli.output import complain
+from thalweg.client.cli.tls_files import given_tls
 from thalweg.client.client import Client
 from thalweg.client.files import check_not_pipe, reading
 from thalweg.client.folder_server import attached, folder_of_jobs
@@ -123,8 +124,8 @@ def connected(server: str | None, token_file: Path | None, data: Path | None, wr
     """A client of the options' server. `writes` says that it will change something there."""
     address, token = server_of(server, data), read_token(token_file)
     if address is None:
-        with attached(data, token, writes) as client:
+        with attached(data, token, writes, given_tls) as client:
             yield client
     else:
-        with Client(address, token) as client:
+        with Client(address, token, tls=given_tls()) as client:
             yield client

@@ -6,13 +6,15 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from thalweg.client.cli.options import Json, TokenFile, check_token_file, read_token, server_of, user_path
 from thalweg.client.cli.output import console, print_json
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
+from thalweg.client.cli.tls_files import read_server_tls, read_tls
+from thalweg.client.cli.tls_options import TlsCa, TlsCert, TlsClientCa, TlsKey
 from thalweg.client.composition import check_address, data_policy, start_fleet, start_server, start_shard
 from thalweg.client.folders import SERVER_TOKEN, expanded, folder_token, served_folder
 from thalweg.contract.durations import duration_text, parse_duration
@@ -63,6 +65,19 @@ def serve(
         ),
     ] = None,
     token_file: TokenFile = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            parser=user_path,
+            metavar="FILE",
+            envvar="THALWEG_TLS_CA",
+            help="The authorities that have signed the certificates of shards (PEM).",
+            show_default="those of --tls-client-ca",
+        ),
+    ] = None,
     trust_network: Annotated[
         bool,
         typer.Option(
@@ -140,6 +155,7 @@ def serve(
     where = _address("--address", address)
     observed = _metrics(metrics)
     token = read_token(token_file)
+    tls = read_server_tls(tls_cert, tls_key, tls_client_ca, tls_ca)
     given = {
         "max_upload_bytes": max_upload and max_upload * _MEBIBYTE,
         "max_running_jobs": max_running,
@@ -147,13 +163,14 @@ def serve(
         "checkpoint_seconds": checkpoint_seconds,
         "silence_seconds": silence_seconds,
     }
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     _log_to_stderr()
     if shard_of is not None:
         if data or settings or not shared_memory:
             raise invalid(Violation("--shard-of", "can be used with --address, --token-file and --trust-network only"))
         _log.warning("thalweg serve --shard-of is now thalweg shard --server")
-        _run_shard(where, Endpoint(_address("--shard-of", shard_of), token), trust_network, observed, json)
+        of = Endpoint(_address("--shard-of", shard_of), token, tls and tls.as_client())
+        _run_shard(where, of, json, trust_network=trust_network, tls=tls, metrics=observed)
         return
     folder = expanded(data or served_folder()).absolute()
     own = where.is_loopback and not (token or trust_network)
@@ -163,7 +180,7 @@ def serve(
             check_address(where)
         if own:
             token = folder_token(folder, SERVER_TOKEN)
-        settings |= {"trust_network": trust_network, "shared_memory": shared_memory, "allow_code": allow_code}
+        settings |= {"trust_network": trust_network, "shared_memory": shared_memory, "allow_code": allow_code, "tls": tls}
         server = start_server(where, folder, token, metrics=observed, **settings)
         stack.callback(server.stop)
         if own:
@@ -214,6 +231,18 @@ def shard(
         str, typer.Option(metavar="HOST:PORT", help="The address to listen at for workers; port 0 for any free port.")
     ] = "127.0.0.1:0",
     token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
+    tls_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The name in the certificate by which the server and workers verify this shard.",
+            show_default="the host of the address at which they reach it",
+        ),
+    ] = None,
     trust_network: Annotated[
         bool,
         typer.Option(
@@ -237,13 +266,18 @@ def shard(
     of = _server_address(server)
     where, token = _address("--address", address), read_token(token_file)
     observed = _metrics(metrics)
+    tls = read_server_tls(tls_cert, tls_key, tls_client_ca, tls_ca)
+    if (tls and tls.as_client()) is None and (tls or tls_ca):
+        problem = "goes with --tls-cert and --tls-key: a shard uses TLS with its server and with workers"
+        raise invalid(Violation("--tls-ca", problem))
+    settings = {"trust_network": trust_network, "tls": tls, "tls_name": tls_name or "", "metrics": observed}
     _log_to_stderr()
-    _run_shard(where, Endpoint(of, token), trust_network, observed, json)
+    _run_shard(where, Endpoint(of, token, tls and tls.as_client()), json, **settings)
 
 
-def _run_shard(where: Address, server: Endpoint, trust_network: bool, metrics: Address | None, json: bool) -> None:
+def _run_shard(where: Address, server: Endpoint, json: bool, **settings: Any) -> None:
     with Inbox() as inbox:
-        shard = start_shard(where, server, trust_network=trust_network, metrics=metrics)
+        shard = start_shard(where, server, **settings)
         try:
             facts = {"address": str(shard.address), "shard_of": str(server.address)}
             _announce(facts | _told(shard.metrics), f"a shard of the server at {server.address}, at {shard.address}", json)
@@ -325,6 +359,9 @@ def fleet(
         ),
     ] = None,
     token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="A readable name.", show_default="the machine's name")] = None,
     json: Json = False,
 ) -> None:
@@ -338,6 +375,7 @@ def fleet(
     [cyan]thalweg fleet --server host:7070 --ray-address auto --ray-token-file ray-token --token-file token[/]
     """
     where, token = _server_address(server), read_token(token_file)
+    tls = read_tls(tls_ca, tls_cert, tls_key)
     if ray_address and slots:
         raise invalid(Violation("--slots", "cannot be used with --ray-address: the cluster has its own slots"))
     for option, given in {"--ray-token-file": ray_token_file, "--trust-network": trust_network}.items():
@@ -349,7 +387,7 @@ def fleet(
     _log_to_stderr()
     with Inbox() as inbox:
         running = start_fleet(
-            Endpoint(where, token),
+            Endpoint(where, token, tls),
             ray_address=ray_address,
             ray_token_file=ray_token_file,
             trust_network=trust_network,

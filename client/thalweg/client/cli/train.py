@@ -12,6 +12,7 @@ from thalweg.client.cli.options import JOB_SOURCE, Json, Server, Settings, Token
 from thalweg.client.cli.output import complain
 from thalweg.client.cli.signals import Inbox
 from thalweg.client.cli.summary import report
+from thalweg.client.cli.tls_files import given_tls
 from thalweg.client.cli.training import Outcome, Training
 from thalweg.client.client import Client
 from thalweg.client.embedded import Embedded
@@ -84,7 +85,7 @@ def train(
     meant, token = server_of(server, data), read_token(token_file)
     with Inbox() as inbox, ExitStack() as stack:
         if meant:
-            training = Training(stack.enter_context(Client(meant, token)), inbox, weights)
+            training = Training(stack.enter_context(Client(meant, token, tls=given_tls())), inbox, weights)
             place = f" --server {shlex.quote(meant)}" if server else ""
         else:
             require_ray()

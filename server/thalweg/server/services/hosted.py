@@ -13,9 +13,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from thalweg.contract.endpoint import OPTIONS, Address, bind_to_process
+from thalweg.contract.tls import ServerTls
 from thalweg.server.observing.calls import Calls
 from thalweg.server.observing.pages import Pages
 from thalweg.server.services import limits
+from thalweg.server.services.certificates import Certificates
 from thalweg.server.services.guard import Admits, Guard, sole_token
 
 if TYPE_CHECKING:
@@ -43,11 +45,12 @@ class Hosted(ABC):
     `metrics` is where it can be observed over HTTP, None if it is not to be.
     """
 
-    def __init__(self, address: Address, token: str | None, metrics: Address | None = None) -> None:
+    def __init__(self, address: Address, token: str | None, tls: ServerTls | None = None, metrics: Address | None = None) -> None:
         self.address = address
         self.metrics = metrics
         self.listening: tuple[Address, ...] = ()
         self._token = token
+        self._tls = tls
         self._thread = threading.Thread(target=self._run, name="thalweg-server", daemon=True)
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -109,11 +112,11 @@ class Hosted(ABC):
                 self._pages.close()
 
     def _listen(self, server: grpc.aio.Server) -> Address:
-        port = self.address.port
+        port, credentials = self.address.port, self._credentials()
         for host in _hosts(self.address.host):
             where = Address(host, port)
             try:
-                port = server.add_insecure_port(str(where))
+                port = server.add_secure_port(str(where), credentials) if credentials else server.add_insecure_port(str(where))
             except RuntimeError as error:
                 raise _taken(self.address, where, "--address") from error
             self.listening += (Address(host, port),)
@@ -122,6 +125,13 @@ class Hosted(ABC):
     def _guard(self) -> Guard:
         """What every call passes."""
         return Guard(sole_token(self._token or None), self._invitations)
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        """What the server shows its clients; None without TLS. Raises ServerStartError if something is wrong with the files."""
+        try:
+            return Certificates(self._tls).credentials() if self._tls else None
+        except ValueError as error:
+            raise ServerStartError(str(error)) from error
 
     async def _observe(self, source: "Callable[[], Source]") -> None:
         """Answers those who observe this process, if that is wanted, with what a source tells. Raises ServerStartError."""

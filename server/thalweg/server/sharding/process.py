@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import grpc
 
 from thalweg.contract.endpoint import Address, Endpoint
-from thalweg.contract.errors import from_rpc_error
+from thalweg.contract.errors import ThalwegError
 from thalweg.contract.frames import METHOD
 from thalweg.contract.release import shard_offer
+from thalweg.contract.tls import ServerTls
 from thalweg.server.arrays.pieces import Piece
 from thalweg.server.services.confirmation import Confirmation
 from thalweg.server.services.hosted import STOP_GRACE_SECONDS, Hosted
@@ -36,7 +37,8 @@ _MIN_SECONDS, _MAX_SECONDS = 0.1, 5.0
 class ShardConfig:
     """How a shard runs: where it listens, and the server that it belongs to, which asks for the same token.
 
-    `metrics` is where it can be observed over HTTP.
+    A shard has `tls` if its server does. Its certificate names the host of its address, or has the name `tls_name`. `metrics`
+    is where it can be observed over HTTP.
     """
 
     address: Address
@@ -44,6 +46,8 @@ class ShardConfig:
     trust_network: bool = False
     metrics: Address | None = None
     invitation_seconds: float = INVITATION_SECONDS
+    tls: ServerTls | None = None
+    tls_name: str = ""
 
 
 class _Outbox:
@@ -72,12 +76,18 @@ class _Outbox:
 
 
 class Attendance:
-    """A shard's stream to its server, which it opens again whenever it has ended. `secret` confirms its offer."""
+    """A shard's stream to its server, which it opens again whenever it has ended. `secret` confirms its offer.
 
-    def __init__(self, server: Endpoint, secret: bytes, invitation_seconds: float = INVITATION_SECONDS) -> None:
+    `tls_name` is the name that the shard's certificate has, if that is not the host of its address.
+    """
+
+    def __init__(
+        self, server: Endpoint, secret: bytes, invitation_seconds: float = INVITATION_SECONDS, tls_name: str = ""
+    ) -> None:
         self.host = ShardHost(self._say, invitation_seconds)
         self._server = server
         self._secret = secret
+        self._tls_name = tls_name
         self._outbox = _Outbox()
 
     def _say(self, message: pb.HoldRequest | Piece) -> None:
@@ -94,8 +104,10 @@ class Attendance:
                         seconds, told = _MIN_SECONDS, ""
                     problem = "it ended the stream"
             except grpc.aio.AioRpcError as error:
-                found = from_rpc_error(error, str(self._server.address))
+                found = self._server.translated(error)
                 refused, problem = found.reason == "INCOMPATIBLE", str(found)
+            except ThalwegError as error:
+                problem = str(error)
             self.host.clear()
             if problem != told:
                 what = "refuses this shard" if refused else "cannot be reached"
@@ -106,7 +118,8 @@ class Attendance:
 
     async def _hold(self, channel: grpc.aio.Channel, address: Address) -> bool:
         """One stream, to its end. Whether the shard was taken on."""
-        offer = shard_offer(str(Address("" if _is_any(address.host) else address.host, address.port)), self._secret)
+        reached = Address("" if _is_any(address.host) else address.host, address.port)
+        offer = shard_offer(str(reached), self._secret, self._tls_name)
         self._outbox.put(pb.HoldRequest(offer=offer))
         stub = shard_service_pb2_grpc.ShardServiceStub(channel)
         call = stub.Hold(self._outbox.messages(), metadata=self._server.metadata)
@@ -135,10 +148,10 @@ class ShardProcess(Hosted):
     """A shard in a thread of its own."""
 
     def __init__(self, config: ShardConfig) -> None:
-        super().__init__(config.address, config.server.token, config.metrics)
+        super().__init__(config.address, config.server.token, config.tls, config.metrics)
         self.config = config
         self._secret = secrets.token_bytes(32)
-        self._attendance = Attendance(config.server, self._secret, config.invitation_seconds)
+        self._attendance = Attendance(config.server, self._secret, config.invitation_seconds, config.tls_name)
         # Workers never show a shard the tokens that they have for the server.
         self._invitations = {METHOD: self._attendance.host.expects}
 

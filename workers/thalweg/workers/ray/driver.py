@@ -160,8 +160,9 @@ class RayDriver:
             self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ThalwegError):
-                # The server is gone, or has refused the worker, and knows the reason.
-                return pb.WorkerExited(problem=str(error.cause))
+                # The server is gone, or has refused the worker, and knows the reason. Or the node lacks what a connection takes.
+                cause = pb.WorkerExited.CAUSE_NODE if error.cause.reason == "LOCAL" else pb.WorkerExited.CAUSE_UNSPECIFIED
+                return pb.WorkerExited(problem=str(error.cause), cause=cause)
             exited = pb.WorkerExited(problem=str(error).strip().rpartition("\n")[2], cause=pb.WorkerExited.CAUSE_NODE)
         except self._ray.exceptions.RuntimeEnvSetupError as error:
             return pb.WorkerExited(problem=_why_not_installed(str(error)), cause=pb.WorkerExited.CAUSE_NODE)

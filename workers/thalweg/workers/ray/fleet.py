@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from thalweg.contract.errors import ThalwegError, from_rpc_error
+from thalweg.contract.errors import ThalwegError
 from thalweg.contract.release import capacity
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1 import fleet_service_pb2_grpc
@@ -123,7 +123,9 @@ class Fleet:
                         self._pass_on(response)
                 problem = "it ended the connection"
             except grpc.RpcError as error:
-                problem = _plain(from_rpc_error(error, str(self.config.server.address)))
+                problem = _plain(self._server.translated(error))
+            except ThalwegError as error:
+                problem = _plain(error)
             finally:
                 self._outbox.put(None)
             if not self._stop.is_set():

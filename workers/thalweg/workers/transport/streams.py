@@ -11,9 +11,10 @@ import grpc
 
 from thalweg.contract import frames
 from thalweg.contract.endpoint import Endpoint, Metadata, authorization, parse_address
-from thalweg.contract.errors import ThalwegError, from_rpc_error
+from thalweg.contract.errors import ThalwegError
 from thalweg.contract.frames import METHOD, Parcel
 from thalweg.contract.release import hello
+from thalweg.contract.tls import Tls
 from thalweg.v1 import parameter_service_pb2 as pb
 
 # A message to a server, serialized or not; those to send, None for their end; those that are received.
@@ -69,10 +70,11 @@ class Arrivals:
 class ShardStream:
     """A stream to one shard. A thread receives, so that parameters arrive from all shards at once.
 
-    `lost` is called, in that thread, if the shard is lost, but not after its goodbye.
+    `lost` is called, in that thread, if the shard is lost, but not after its goodbye. With `tls` the shard is verified as the
+    server is.
     """
 
-    def __init__(self, shard: pb.ShardRange, lost: Callable[[ThalwegError], object]) -> None:
+    def __init__(self, shard: pb.ShardRange, lost: Callable[[ThalwegError], object], tls: Tls | None = None) -> None:
         self.chunks = range(shard.first_chunk, shard.end_chunk)
         self.outbox: Outbox = queue.SimpleQueue()
         self._address = shard.address
@@ -82,10 +84,10 @@ class ShardStream:
         self._changed = threading.Condition()
         self._ended = False
         # A shard must not get the server's own token.
-        endpoint = Endpoint(parse_address(shard.address), shard.token.hex())
-        self._channel = endpoint.open()
+        self._endpoint = Endpoint(parse_address(shard.address), shard.token.hex(), tls and tls._replace(name=shard.tls_name))
+        self._channel = self._endpoint.open()
         self.outbox.put(pb.WorkRequest(hello=hello(token=shard.token)))
-        self._inbox = open_stream(self._channel, self.outbox, authorization(endpoint.token))
+        self._inbox = open_stream(self._channel, self.outbox, authorization(self._endpoint.token))
         self._thread = threading.Thread(target=self._read, name="thalweg-shard", daemon=True)
 
     def __enter__(self) -> "ShardStream":
@@ -115,7 +117,7 @@ class ShardStream:
                 elif not self._put(parcel):
                     return
         except grpc.RpcError as rpc_error:
-            error = from_rpc_error(rpc_error, self._address)
+            error = self._endpoint.translated(rpc_error)
         except ValueError as closed:
             # The channel is closed while the next message is requested.
             error = ThalwegError("UNREACHABLE", {"address": self._address, "problem": str(closed)})

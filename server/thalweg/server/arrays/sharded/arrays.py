@@ -87,8 +87,10 @@ class ShardedArrays(LocalArrays):
         for share in self._shares:
             token = secrets.token_bytes(_TOKEN_BYTES)
             share.send(invite=pb.Invite(worker=worker, token=token))
-            where = {"first_chunk": share.chunks.start, "end_chunk": share.chunks.stop}
-            ranges.append(parameter_service_pb2.ShardRange(address=share.shard.address, token=token, **where))
+            shard, chunks = share.shard, share.chunks
+            reached = parameter_service_pb2.ShardRange(address=shard.address, token=token, tls_name=shard.tls_name)
+            reached.first_chunk, reached.end_chunk = chunks.start, chunks.stop
+            ranges.append(reached)
         return ranges
 
     def leave(self, worker: WorkerId) -> None:

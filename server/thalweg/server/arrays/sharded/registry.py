@@ -17,10 +17,14 @@ _MAX_COMMANDS = 256
 
 
 class ShardLink:
-    """A shard that is there: the server's end of its stream. `address` is where workers reach it."""
+    """A shard that is there: the server's end of its stream.
 
-    def __init__(self, address: str, clock: Clock = time.monotonic) -> None:
+    `address` is where workers reach it, `tls_name` the name of its certificate, if that is not the address's host.
+    """
+
+    def __init__(self, address: str, clock: Clock = time.monotonic, tls_name: str = "") -> None:
         self.address = address
+        self.tls_name = tls_name
         self.heard = clock()
         self._clock = clock
         self._shares: dict[int, Listener] = {}
