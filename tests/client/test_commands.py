@@ -29,7 +29,7 @@ from tests.end_to_end.cluster import running_server
 from tests.end_to_end.command import thalweg
 from tests.end_to_end.refusals import refusal
 from thalweg.client import Client, Job, StepsTaken, load_job
-from thalweg.client.cli import serving
+from thalweg.client.cli import running, serving
 from thalweg.client.cli.app import app
 from thalweg.client.cli.display import Log
 from thalweg.contract.endpoint import Address, parse_address
@@ -633,7 +633,7 @@ def test_watch_leaves_the_job_running_on_ctrl_c(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve(number: signal.Signals, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    announce = serving._announce
+    announce = running.announce
 
     def announced(facts: dict[str, str], words: str, json: bool) -> None:
         announce(facts, words, json)
@@ -654,7 +654,7 @@ def test_serve(number: signal.Signals, command: Command, tmp_path: Path, monkeyp
 
 def _serving(monkeypatch: pytest.MonkeyPatch, look: Callable[[Address], object]) -> None:
     """Looks at a server that a command runs, then ends it."""
-    announce = serving._announce
+    announce = running.announce
 
     def announced(facts: dict[str, str], words: str, json: bool) -> None:
         announce(facts, words, json)

@@ -19,6 +19,7 @@ from thalweg.contract.errors import Violation, invalid
 from thalweg.v1 import job_pb2
 
 if TYPE_CHECKING:
+    from thalweg.client.web.hosting import PageServer
     from thalweg.learning.data import Dataset
     from thalweg.learning.objective import Objective
     from thalweg.server.process import Server
@@ -119,6 +120,18 @@ def data_policy(roots: Sequence[str] | None, urls: Sequence[str], cache_bytes: i
             raise invalid(Violation("--data-url", f"{prefix} is not the beginning of a URL, such as https://host/folder"))
     limits = Limits(None if roots is None else tuple(roots), tuple(urls) or None)
     return DataPolicy(limits, DEFAULT_CACHE_BYTES if cache_bytes is None else cache_bytes)
+
+
+def start_page(server: Endpoint, address: Address, *, option: str = "--address", **settings: Any) -> "PageServer":
+    """The running page of a server. `settings` are those of PageConfig. Raises ThalwegError if it cannot start.
+
+    `option` is the one that gives the address, for errors.
+    """
+    with needs("web", "the page is"):
+        from thalweg.client.web.hosting import PageConfig, PageServer  # noqa: PLC0415 - an extra
+    page = PageServer(PageConfig(server, address, option, **settings))
+    page.start()
+    return page
 
 
 def start_fleet(

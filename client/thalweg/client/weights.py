@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,16 @@ def save_weights(path: Path, job: job_pb2.Job, header: pb.ParametersHeader, slab
     The file's metadata: `job`, `version` (the number of updates), `weights_sha256`, and, as JSON, `spec` and `preprocessing`.
     """
     check_weights_name(path, "path")
+
+    def write(aside: Path) -> None:
+        with aside.open("wb") as file:
+            file.writelines(file_pieces(job, header, slab))
+
+    write_whole(path, write)
+
+
+def file_pieces(job: job_pb2.Job, header: pb.ParametersHeader, slab: Slab) -> Iterator[bytes | memoryview]:
+    """The bytes of the file that `save_weights` writes, in order, in pieces of at most 1 MiB besides the first."""
     metadata = {
         "job": job.id,
         "version": str(header.version),
@@ -37,12 +48,7 @@ def save_weights(path: Path, job: job_pb2.Job, header: pb.ParametersHeader, slab
         # Maps have no order of their own.
         "spec": json.dumps(json_format.MessageToDict(job.spec, preserving_proto_field_name=True), sort_keys=True),
     }
-
-    def write(aside: Path) -> None:
-        with aside.open("wb") as file:
-            file.writelines(tensors.pieces(tensors.state(header.layout, slab, header.version), metadata))
-
-    write_whole(path, write)
+    return tensors.pieces(tensors.state(header.layout, slab, header.version), metadata)
 
 
 def check_weights_name(path: Path, field: str) -> None:

@@ -22,6 +22,7 @@ from thalweg.client.cli import (
     serving,
     tokens,
     train,
+    web,
 )
 from thalweg.client.cli.output import StreamError, complain, exit_code, forget_empty_size, make_streams_tolerant
 from thalweg.client.cli.signals import InterruptedBySignalError
@@ -76,7 +77,7 @@ _CHOICES = "\n\n".join(
 _PANELS: dict[str, list[Callable[..., None]]] = {
     "Train": [train.train, gradcheck.gradcheck, doctor.doctor, jobfiles.init],
     "Inspect results": [results.plot, results.predict, results.weights],
-    "Run a cluster": [serving.serve, serving.shard, serving.fleet, backups.backup, backups.restore],
+    "Run a cluster": [serving.serve, serving.shard, serving.fleet, web.web, backups.backup, backups.restore],
     "Jobs": [jobs.submit, listing.jobs, jobfiles.show, jobs.watch, jobs.scale, jobs.cancel, jobs.delete],
 }
 

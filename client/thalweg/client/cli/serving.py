@@ -2,7 +2,7 @@
 
 import logging
 import os
-import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,14 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from thalweg.client.cli.options import Json, TokenFile, check_token_file, read_token, server_of, user_path
-from thalweg.client.cli.output import console, print_json
-from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
+from thalweg.client.cli.running import address_of as _address
+from thalweg.client.cli.running import address_with_port
+from thalweg.client.cli.running import announce as _announce
+from thalweg.client.cli.running import wait as _wait
+from thalweg.client.cli.signals import Inbox
 from thalweg.client.cli.tls_files import read_server_tls, read_tls
 from thalweg.client.cli.tls_options import TlsCa, TlsCert, TlsClientCa, TlsKey
-from thalweg.client.composition import check_address, data_policy, start_fleet, start_server, start_shard
+from thalweg.client.cli.web_options import WEB_PORT, WebHost, WebTlsCert, WebTlsKey
+from thalweg.client.composition import check_address, data_policy, start_fleet, start_page, start_server, start_shard
 from thalweg.client.folders import SERVER_TOKEN, expanded, folder_token, served_folder
 from thalweg.contract.durations import duration_text, parse_duration
-from thalweg.contract.endpoint import DEFAULT_PORT, Address, Endpoint, parse_address
+from thalweg.contract.endpoint import DEFAULT_PORT, Address, Endpoint
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.logs import Sparingly
 from thalweg.contract.text import VisibleFormatter
@@ -137,6 +141,17 @@ def serve(
             help="Whether this user's workers on this machine exchange parameters and gradients through shared memory.",
         ),
     ] = True,
+    web: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Also serve a page that shows jobs and the cluster in a browser, at this address; see [bold]thalweg web[/].",
+            show_default="no page",
+        ),
+    ] = None,
+    web_tls_cert: WebTlsCert = None,
+    web_tls_key: WebTlsKey = None,
+    web_host: WebHost = None,
     shard_of: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="The former name of `thalweg shard`.", hidden=True)
     ] = None,
@@ -153,7 +168,8 @@ def serve(
     [cyan]thalweg serve --address 0.0.0.0:7070 --token-file token --data /var/lib/thalweg[/]
     """
     where = _address("--address", address)
-    observed = _metrics(metrics)
+    observed = address_with_port("--metrics", metrics, _METRICS_PORT) if metrics is not None else None
+    page_at = address_with_port("--web", web, WEB_PORT) if web is not None else None
     token = read_token(token_file)
     tls = read_server_tls(tls_cert, tls_key, tls_client_ca, tls_ca)
     given = {
@@ -172,6 +188,8 @@ def serve(
         of = Endpoint(_address("--shard-of", shard_of), token, tls and tls.as_client())
         _run_shard(where, of, json, trust_network=trust_network, tls=tls, metrics=observed)
         return
+    if page_at and tls and not tls.as_client():
+        raise invalid(Violation("--tls-ca", "goes with --web and --tls-cert: the page verifies the server's certificate"))
     folder = expanded(data or served_folder()).absolute()
     own = where.is_loopback and not (token or trust_network)
     with Inbox() as inbox, _private_files(), ExitStack() as stack:
@@ -186,8 +204,23 @@ def serve(
         if own:
             _publish(stack, server.listening, token, folder)
         at = " and ".join(map(str, server.listening))
-        facts = {"address": str(server.address), "data": str(folder)}
-        _announce(facts | _told(server.metrics), f"serving at {at}, data in {folder}", json)
+        facts = {"address": str(server.address), "data": str(folder)} | _told(server.metrics)
+        words = f"serving at {at}, data in {folder}"
+        if page_at:
+            page = start_page(
+                Endpoint(_reached(server.address), token, tls and tls.as_client()),
+                page_at,
+                option="--web",
+                certificate=web_tls_cert,
+                key=web_tls_key,
+                hosts=web_host or (),
+                trust_network=trust_network,
+                invite=sys.stdout.isatty(),
+            )
+            stack.callback(page.stop)
+            facts["page"] = page.link
+            words += f", its page at {page.link}"
+        _announce(facts, words, json)
         _wait(inbox)
 
 
@@ -265,7 +298,7 @@ def shard(
     """
     of = _server_address(server)
     where, token = _address("--address", address), read_token(token_file)
-    observed = _metrics(metrics)
+    observed = address_with_port("--metrics", metrics, _METRICS_PORT) if metrics is not None else None
     tls = read_server_tls(tls_cert, tls_key, tls_client_ca, tls_ca)
     if (tls and tls.as_client()) is None and (tls or tls_ca):
         problem = "goes with --tls-cert and --tls-key: a shard uses TLS with its server and with workers"
@@ -414,43 +447,15 @@ def _server_address(given: str | None) -> Address:
     return _address("--server", server_of(given, None) or f"127.0.0.1:{DEFAULT_PORT}")
 
 
-def _address(option: str, text: str) -> Address:
-    try:
-        return parse_address(text)
-    except ValueError as error:
-        raise invalid(Violation(option, str(error))) from error
-
-
-def _metrics(text: str | None) -> Address | None:
-    """The address of --metrics."""
-    if text is None:
-        return None
-    if ":" not in text:
-        raise invalid(Violation("--metrics", f"{text!r} has no port; write HOST:PORT, as in 127.0.0.1:{_METRICS_PORT}"))
-    return _address("--metrics", text)
+def _reached(server: Address) -> Address:
+    """Where this machine reaches a server that listens at an address."""
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared
+    return server._replace(host=loopback.get(server.host, server.host))
 
 
 def _told(metrics: Address | None) -> dict[str, str]:
     """Where metrics are found, for those who read JSON."""
     return {"metrics": str(metrics)} if metrics else {}
-
-
-def _announce(facts: dict[str, str], words: str, json: bool) -> None:
-    if json:
-        print_json(facts)
-    else:
-        console().print(f"{words}; Ctrl-C stops it", markup=False, soft_wrap=True)
-
-
-def _wait(inbox: Inbox) -> None:
-    """Waits for a signal that ends these commands. SIGHUP is ignored: there is nothing to reload."""
-    while True:
-        try:
-            inbox.get()
-        except InterruptedBySignalError as signalled:
-            if signalled.number != signal.SIGHUP:
-                return
-            _log.info("SIGHUP is ignored; SIGTERM stops the process")
 
 
 def _log_to_stderr() -> None:

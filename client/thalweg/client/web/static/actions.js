@@ -1,0 +1,67 @@
+// What can be done with a job, as far as the user's role allows: the server refuses the rest in any case.
+
+import { ask } from "./dialogs.js";
+import { h, toast } from "./dom.js";
+import { plural } from "./format.js";
+import { post, session } from "./net.js";
+import { pick } from "./picker.js";
+import { ENDED } from "./state.js";
+
+const ACTING = new Set(["admin", "submitter"]);
+
+/** The buttons of a job. */
+export function actions(id, go) {
+  const path = `/api/jobs/${encodeURIComponent(id)}`;
+  const button = (word, act, kind = "") => h("button", { type: "button", class: kind, hidden: true, click: act }, word);
+  let job = null;
+
+  const cancel = button("Cancel", () =>
+    ask({
+      title: `Cancel ${id}?`,
+      content: [h("p", {}, "It ends. The parameters trained so far are kept, and it can be resumed.")],
+      confirm: "Cancel the job",
+      kind: "danger",
+      async send() {
+        await post(`${path}/cancel`);
+        toast(`${id} is being cancelled.`);
+      },
+    }),
+  );
+  const resume = button("Resume", () =>
+    ask({
+      title: `Resume ${id}?`,
+      content: [h("p", {}, "It goes on from its last checkpoint.")],
+      confirm: "Resume the job",
+      async send() {
+        await post(`${path}/resume`);
+        toast(`${id} is resumed.`);
+      },
+    }),
+  );
+  const scale = button("Scale", () => {
+    const workers = h("input", { id: "workers", type: "number", min: 0, max: 10000, step: 1, required: true, value: job.wanted_workers });
+    ask({
+      title: `Scale ${id}`,
+      content: [h("label", { for: "workers" }, "Workers"), workers, h("p", { class: "hint" }, "0 pauses the job. Its result does not depend on the number of workers.")],
+      confirm: "Scale",
+      async send() {
+        const { note } = await post(`${path}/scale`, { workers: Number(workers.value) });
+        toast(note || `${id} wants ${plural(Number(workers.value), "worker")}.`, note ? "note" : "done");
+      },
+    });
+  });
+  const weights = h("a", { class: "button", href: `${path}/weights`, download: `${id}.safetensors`, hidden: true }, "Download weights");
+  const compare = h("button", { type: "button", click: () => pick(id, (other) => go(`/jobs/${encodeURIComponent(id)}/with/${encodeURIComponent(other)}`)) }, "Compare…");
+
+  return {
+    element: h("div", { class: "actions", role: "group", "aria-label": "Actions" }, scale, cancel, resume, weights, compare),
+    show(now) {
+      job = now;
+      const acts = ACTING.has(session()?.role);
+      const ended = ENDED.has(job.state);
+      cancel.hidden = scale.hidden = !acts || ended;
+      resume.hidden = !acts || !["FAILED", "CANCELLED"].includes(job.state);
+      weights.hidden = !acts || (ended && !job.weights_sha256) || (!ended && !job.step);
+    },
+  };
+}

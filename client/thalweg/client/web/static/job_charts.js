@@ -1,0 +1,62 @@
+// The charts of one job, or of two over each other. They come as soon as there is something to draw.
+
+import { arrange, h } from "./dom.js";
+import { chart } from "./chart.js";
+import { curve } from "./curves.js";
+import { number, percent, whole } from "./format.js";
+
+const FIXED = [
+  { title: "Loss", names: { loss: "training", epoch_loss: "epoch mean", validation_loss: "validation" }, decades: true },
+  { title: "Learning rate", names: { learning_rate: "learning rate" } },
+  { title: "Throughput", names: { samples_per_second: "samples per second" }, format: whole },
+];
+const METRIC = "validation.";
+
+/** The charts of the curves of a job, by their names. */
+export function jobCharts(curves) {
+  return chartsOf([{ label: "", curves }]);
+}
+
+/** The charts of several jobs, each with a `label` and `curves`; those of one kind are drawn over each other. */
+export function chartsOf(jobs) {
+  const element = h("div", { class: "chart-grid" });
+  const known = new Map();
+
+  function wanted() {
+    const metrics = new Set(jobs.flatMap((job) => Object.keys(job.curves)).filter((name) => name.startsWith(METRIC)));
+    const charts = [...metrics].sort().map((name) => {
+      const word = name.slice(METRIC.length).replaceAll("_", " ");
+      const share = name.includes("accuracy");
+      return { title: `Validation: ${word}`, names: { [name]: word }, format: share ? percent : number, fractions: share };
+    });
+    const [loss, ...others] = FIXED;
+    return [loss, ...charts, ...others];
+  }
+
+  function make({ title, names, ...settings }) {
+    let colour = 0;
+    const single = Object.keys(names).length === 1;
+    const series = jobs.flatMap(({ label, curves }) =>
+      Object.entries(names).map(([key, word]) => ({
+        name: label ? (single ? label : `${label}, ${word}`) : word,
+        colour: (colour += 1),
+        get curve() {
+          return curves[key] ?? curve();
+        },
+      })),
+    );
+    return chart({ title, series, ...settings });
+  }
+
+  return {
+    element,
+    draw() {
+      const shown = wanted().map((each) => {
+        if (!known.has(each.title)) known.set(each.title, make(each));
+        return known.get(each.title);
+      });
+      arrange(element, shown.map((each) => each.element));
+      for (const each of shown) each.draw();
+    },
+  };
+}
