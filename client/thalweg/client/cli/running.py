@@ -3,6 +3,7 @@
 import logging
 import signal
 
+from thalweg.client.cli.log_options import Log
 from thalweg.client.cli.output import console, print_json
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
 from thalweg.contract.endpoint import Address, parse_address
@@ -34,12 +35,13 @@ def announce(facts: dict[str, str], words: str, json: bool) -> None:
         console().print(f"{words}; Ctrl-C stops it", markup=False, soft_wrap=True)
 
 
-def wait(inbox: Inbox) -> None:
-    """Waits for a signal that ends these commands. SIGHUP is ignored: there is nothing to reload."""
+def wait(inbox: Inbox, log: Log | None = None) -> None:
+    """Waits for a signal that ends these commands. SIGHUP ends none; the file of a log is opened again."""
     while True:
         try:
             inbox.get()
         except InterruptedBySignalError as signalled:
             if signalled.number != signal.SIGHUP:
                 return
-            _log.info("SIGHUP is ignored; SIGTERM stops the process")
+            if not (log and log.reopen()):
+                _log.info("SIGHUP is ignored; SIGTERM stops the process")

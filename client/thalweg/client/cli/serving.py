@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from thalweg.client.cli.log_options import Log, LogFileOption, LogFormat, LogFormatOption
 from thalweg.client.cli.options import Json, TokenFile, check_token_file, read_token, server_of, user_path
 from thalweg.client.cli.running import address_of as _address
 from thalweg.client.cli.running import address_with_port
@@ -24,8 +25,6 @@ from thalweg.client.folders import SERVER_TOKEN, expanded, folder_token, served_
 from thalweg.contract.durations import duration_text, parse_duration
 from thalweg.contract.endpoint import DEFAULT_PORT, Address, Endpoint
 from thalweg.contract.errors import Violation, invalid
-from thalweg.contract.logs import Sparingly
-from thalweg.contract.text import VisibleFormatter
 from thalweg.contract.tokens import published
 
 _log = logging.getLogger(__name__)
@@ -155,6 +154,8 @@ def serve(
     shard_of: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="The former name of `thalweg shard`.", hidden=True)
     ] = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_file: LogFileOption = None,
     json: Json = False,
 ) -> None:
     """Runs a parameter server until Ctrl-C or SIGTERM.
@@ -180,13 +181,13 @@ def serve(
         "silence_seconds": silence_seconds,
     }
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    _log_to_stderr()
+    log = Log(log_format, log_file)
     if shard_of is not None:
         if data or settings or not shared_memory:
             raise invalid(Violation("--shard-of", "can be used with --address, --token-file and --trust-network only"))
         _log.warning("thalweg serve --shard-of is now thalweg shard --server")
         of = Endpoint(_address("--shard-of", shard_of), token, tls and tls.as_client())
-        _run_shard(where, of, json, trust_network=trust_network, tls=tls, metrics=observed)
+        _run_shard(where, of, log, json, trust_network=trust_network, tls=tls, metrics=observed)
         return
     if page_at and tls and not tls.as_client():
         raise invalid(Violation("--tls-ca", "goes with --web and --tls-cert: the page verifies the server's certificate"))
@@ -221,7 +222,7 @@ def serve(
             facts["page"] = page.link
             words += f", its page at {page.link}"
         _announce(facts, words, json)
-        _wait(inbox)
+        _wait(inbox, log)
 
 
 def _kept(text: str) -> float:
@@ -283,6 +284,8 @@ def shard(
         ),
     ] = False,
     metrics: Metrics = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_file: LogFileOption = None,
     json: Json = False,
 ) -> None:
     """Runs a shard, which holds part of the parameters of a server's jobs, until Ctrl-C or SIGTERM.
@@ -304,17 +307,17 @@ def shard(
         problem = "goes with --tls-cert and --tls-key: a shard uses TLS with its server and with workers"
         raise invalid(Violation("--tls-ca", problem))
     settings = {"trust_network": trust_network, "tls": tls, "tls_name": tls_name or "", "metrics": observed}
-    _log_to_stderr()
-    _run_shard(where, Endpoint(of, token, tls and tls.as_client()), json, **settings)
+    log = Log(log_format, log_file)
+    _run_shard(where, Endpoint(of, token, tls and tls.as_client()), log, json, **settings)
 
 
-def _run_shard(where: Address, server: Endpoint, json: bool, **settings: Any) -> None:
+def _run_shard(where: Address, server: Endpoint, log: Log, json: bool, **settings: Any) -> None:
     with Inbox() as inbox:
         shard = start_shard(where, server, **settings)
         try:
             facts = {"address": str(shard.address), "shard_of": str(server.address)}
             _announce(facts | _told(shard.metrics), f"a shard of the server at {server.address}, at {shard.address}", json)
-            _wait(inbox)
+            _wait(inbox, log)
         finally:
             shard.stop()
 
@@ -396,6 +399,8 @@ def fleet(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="A readable name.", show_default="the machine's name")] = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_file: LogFileOption = None,
     json: Json = False,
 ) -> None:
     """Runs workers for a server's jobs on a Ray cluster, until Ctrl-C or SIGTERM.
@@ -417,7 +422,7 @@ def fleet(
     if allow_requirements and not allow_code:
         raise invalid(Violation("--allow-requirements", "needs --allow-code: packages are installed for jobs with code alone"))
     check_token_file(ray_token_file, "--ray-token-file")
-    _log_to_stderr()
+    log = Log(log_format, log_file)
     with Inbox() as inbox:
         running = start_fleet(
             Endpoint(where, token, tls),
@@ -437,7 +442,7 @@ def fleet(
                 f"fleet {running.config.name} for the server at {where}",
                 json,
             )
-            _wait(inbox)
+            _wait(inbox, log)
         finally:
             running.stop()
 
@@ -456,10 +461,3 @@ def _reached(server: Address) -> Address:
 def _told(metrics: Address | None) -> dict[str, str]:
     """Where metrics are found, for those who read JSON."""
     return {"metrics": str(metrics)} if metrics else {}
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(message)s"))
-    handler.addFilter(Sparingly("grpc"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])

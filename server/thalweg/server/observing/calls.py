@@ -1,4 +1,4 @@
-"""Counts calls, by method and by the status with which they ended."""
+"""Counts calls, by method and by the status with which they ended, and gives each an id for the log."""
 
 import asyncio
 import inspect
@@ -9,15 +9,20 @@ from typing import Any
 
 import grpc
 
+from thalweg.contract.logs import begin_request
+
 # In place of the name of a method that is not offered: strangers can make up any number of them.
 UNKNOWN_METHOD = "unknown"
+# With this a caller gives its call an id, by which its lines in the log are found.
+_REQUEST_ID = "x-request-id"
 _BEHAVIOURS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
 class Calls(grpc.aio.ServerInterceptor):
-    """Counts the calls that have ended. It is the first of a server's interceptors, so that refused calls count as well.
+    """Counts the calls that have ended, and begins a request of the log with each.
 
-    `ended` has the numbers by method, as in `TrainingService/GetJob`, and status.
+    It is the first of a server's interceptors, so that refused calls count as well. `ended` has the numbers by method, as in
+    `TrainingService/GetJob`, and status.
     """
 
     def __init__(self) -> None:
@@ -26,13 +31,15 @@ class Calls(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
     ) -> Any:
+        given = dict(details.invocation_metadata or ()).get(_REQUEST_ID, "")
+        begin_request(given if isinstance(given, str) else "")
         handler = await continuation(details)
         if handler is None:
             self.ended[UNKNOWN_METHOD, grpc.StatusCode.UNIMPLEMENTED.name] += 1
             return None
         method = str(details.method).rpartition(".")[2]
-        given = {name: behaviour for name in _BEHAVIOURS if (behaviour := getattr(handler, name))}
-        return handler._replace(**{name: self._counted(method, behaviour) for name, behaviour in given.items()})
+        offered = {name: behaviour for name in _BEHAVIOURS if (behaviour := getattr(handler, name))}
+        return handler._replace(**{name: self._counted(method, behaviour) for name, behaviour in offered.items()})
 
     def _counted(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         """A handler's behaviour, with a count at its end. A coroutine's messages, such as those of workers, cost nothing more."""

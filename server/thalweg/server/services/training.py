@@ -14,6 +14,7 @@ from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.manifests import SHA256
 from thalweg.contract.text import MAX_ADDRESS, visible
+from thalweg.server.access.principal import caller
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.guard import errors
 from thalweg.server.services.stalling import unless_stalled
@@ -157,8 +158,8 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
 
 
 def _caller(context: Context) -> str:
-    """Where a call comes from, for the log."""
-    return visible(unquote(context.peer()), MAX_ADDRESS)
+    """Who makes a call, and from where, for the log."""
+    return visible(f"{caller().principal.name} at {unquote(context.peer())}", MAX_ADDRESS)
 
 
 async def _write(context: Context, message: object) -> None:
