@@ -1,7 +1,9 @@
 """Reads what a server tells over HTTP, as Prometheus and others do."""
 
+import ssl
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,13 +20,14 @@ class Page(NamedTuple):
     text: str
 
 
-def page(address: Address | None, path: str, token: str = "", method: str = "GET") -> Page:
-    """What is found at a path."""
-    request = urllib.request.Request(f"http://{address}{path}", method=method)
+def page(address: Address | None, path: str, token: str = "", method: str = "GET", ca: Path | None = None) -> Page:
+    """What is found at a path, by HTTPS if the file of an authority is given."""
+    tls = ssl.create_default_context(cafile=ca) if ca else None
+    request = urllib.request.Request(f"http{'s' if tls else ''}://{address}{path}", method=method)
     if token:
         request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS) as response:
+        with urllib.request.urlopen(request, timeout=_SECONDS, context=tls) as response:
             return Page(response.status, response.read().decode())
     except urllib.error.HTTPError as error:
         with error:

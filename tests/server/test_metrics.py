@@ -3,6 +3,7 @@
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -21,9 +22,11 @@ from tests.end_to_end.refusals import refusal
 from tests.end_to_end.scrape import metrics, page
 from tests.server.test_training_service import PREPARED, create, make_spec
 from thalweg.client import composition
+from thalweg.client.certificates import LOOPBACK, Authority
 from thalweg.client.errors import LocalError
 from thalweg.contract.endpoint import Address, Endpoint
-from thalweg.server.observing import pages
+from thalweg.contract.tls import ServerTls
+from thalweg.server.observing import https, pages
 from thalweg.server.observing import server as server_metrics
 from thalweg.server.process import Server, ServerConfig
 from thalweg.server.services.hosted import ExposedError, ServerStartError
@@ -307,3 +310,23 @@ def test_the_page_on_operations_names_all_metrics(observed: Server) -> None:
         r"`((?:thalweg|process)_\w+)`", (HOUSE / "docs" / "operations.md").read_text().split("### What a server tells")[1]
     )
     assert types.keys() == set(documented)
+
+
+def test_with_tls_pages_are_https_and_the_certificate_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(https, "_LOOK_SECONDS", 0.05)
+    authority, ca = Authority.new(tmp_path / "tls"), tmp_path / "tls" / "ca.pem"
+    cert, key = tmp_path / "tls" / "server.pem", tmp_path / "tls" / "server-key.pem"
+    authority.add("server", LOOPBACK)
+    with running_server(tmp_path / "data", metrics=FREE, tls=ServerTls(cert, key)) as server:
+        assert page(server.metrics, "/readyz", ca=ca) == (200, "ready\n")
+        assert "thalweg_jobs" in page(server.metrics, "/metrics", ca=ca).text
+        with pytest.raises(OSError, match=r"closed|reset|disconnected"):
+            page(server.metrics, "/readyz")
+        before = ssl.get_server_certificate(server.metrics or FREE)
+        cert.write_text("broken")
+        authority.add("new", LOOPBACK)
+        assert ssl.get_server_certificate(server.metrics or FREE) == before
+        (tmp_path / "tls" / "new-key.pem").replace(key)
+        (tmp_path / "tls" / "new.pem").replace(cert)
+        wait_for(lambda: ssl.get_server_certificate(server.metrics or FREE) == cert.read_text())
+        assert page(server.metrics, "/healthz", ca=ca).status == 200

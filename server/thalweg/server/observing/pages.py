@@ -6,6 +6,8 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import NamedTuple, TypeAlias
 
+from thalweg.server.observing.https import Https
+
 # What is asked for takes one line and a few headers.
 _MAX_HEAD_BYTES = 8 << 10
 # Of one connection, from its beginning to its end; and how many there may be at a time.
@@ -42,19 +44,26 @@ class Pages:
     A connection is closed after its answer, or when it has taken too long; those that are too many are closed at once.
     """
 
-    def __init__(self, pages: Mapping[str, Page]) -> None:
+    def __init__(self, pages: Mapping[str, Page], https: Https | None = None) -> None:
         self._pages = pages
+        self._https = https
         self._servers: list[asyncio.Server] = []
         self._open: set[asyncio.Task[None]] = set()
 
     async def listen(self, host: str, port: int) -> int:
         """Listens at an IP address too, and gives the port. Raises OSError if it cannot."""
-        server = await asyncio.start_server(self._connected, host, port, limit=_MAX_HEAD_BYTES)
+        tls = self._https.context if self._https else None
+        patience = _SECONDS if tls else None
+        server = await asyncio.start_server(
+            self._connected, host, port, limit=_MAX_HEAD_BYTES, ssl=tls, ssl_handshake_timeout=patience
+        )
         self._servers.append(server)
         return int(server.sockets[0].getsockname()[1])
 
     def close(self) -> None:
         """Ends all connections."""
+        if self._https:
+            self._https.close()
         for server in self._servers:
             server.close()
         for task in self._open:

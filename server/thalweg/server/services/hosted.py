@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from thalweg.contract.endpoint import OPTIONS, Address, bind_to_process
 from thalweg.contract.tls import ServerTls
 from thalweg.server.observing.calls import Calls
+from thalweg.server.observing.https import Https
 from thalweg.server.observing.pages import Pages
 from thalweg.server.services import limits
 from thalweg.server.services.certificates import Certificates
@@ -140,7 +141,10 @@ class Hosted(ABC):
         from thalweg.server.observing.exposition import Exposition  # noqa: PLC0415 - an extra, and takes a moment
 
         admits = (lambda _: True) if self.metrics.is_loopback else self._guard().may_watch
-        self._pages = Pages(Exposition(source(), self._calls, admits).pages)
+        https = Https(self._tls) if self._tls else None
+        self._pages = Pages(Exposition(source(), self._calls, admits).pages, https)
+        if https:
+            await https.start()
         port = self.metrics.port
         for host in _hosts(self.metrics.host):
             try:
