@@ -134,7 +134,9 @@ def test_a_session_is_a_random_id_in_a_cookie_that_scripts_and_other_sites_do_no
     assert cookie["samesite"].lower() == "strict"
     assert not cookie["secure"]
     assert TOKEN not in answer.text + answer.headers["set-cookie"]
-    assert page.get("/api/session").json()["session"]["role"] == "admin"
+    told = page.get("/api/session").json()["session"]
+    assert (told["name"], told["role"]) == ("admin", "admin")
+    assert "CancelJob" in told["methods"]
 
 
 def test_over_https_the_cookie_is_secure(server: Server) -> None:
@@ -224,6 +226,22 @@ def test_scale_cancel_and_resume(user: TestClient, server: Server) -> None:
         assert post(user, "/api/jobs/none/cancel").status_code == 404
         job.cancel()
         job.delete()
+
+
+def test_what_a_role_may_not_do_the_server_refuses(server: Server) -> None:
+    with Client(server.address, TOKEN) as admin, browser(server) as page:
+        secret = admin.access.create("looks", "viewer").secret
+        session = page.post("/api/login", json={"token": secret}).json()["session"]
+        assert (session["name"], session["role"]) == ("looks", "viewer")
+        assert "CancelJob" not in session["methods"]
+        page.headers["x-csrf-token"] = session["csrf"]
+        assert page.get("/api/jobs/waiting/story").status_code == 200
+        for action in ("cancel", "scale", "resume"):
+            refused = page.post(f"/api/jobs/waiting/{action}", json={"workers": 1})
+            assert (refused.status_code, refused.json()["reason"]) == (403, "PERMISSION_DENIED")
+        admin.access.revoke("looks")
+        # The session is of no more use than the token.
+        assert page.get("/api/jobs/waiting/story").status_code == 401
 
 
 def test_the_weights_are_the_file_that_the_command_writes(user: TestClient, server: Server, tmp_path: Path) -> None:

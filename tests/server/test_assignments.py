@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from thalweg.server.deciding.workers.assignments import Assignments
+from thalweg.server.deciding.workers.assignments import Assignments, Pace
 
 SLOW, FAST, OTHER = 1, 2, 3
 
@@ -81,3 +81,21 @@ def test_idle_workers_that_get_tasks_leave_nothing_to_be_looked_through() -> Non
     tasks.answered(20, "task")
     assert tasks.all_idle() == [20, 7_000]
     assert sys.getsizeof(tasks._idle) < empty + 1000
+
+
+def test_the_pace_of_a_worker_tells_its_speed_what_it_has_and_how_long_it_was_busy() -> None:
+    tasks: Assignments[str] = Assignments()
+    tasks.add(SLOW)
+    assert tasks.pace(SLOW) == Pace(None, 0, 0.0, 0.0)
+    assert tasks.pace(FAST) is None
+    # It is busy for one second of two.
+    for number in range(8):
+        tasks.give(SLOW, f"task {number}", 4)
+        tasks.now += 1.0
+        tasks.answered(SLOW, f"task {number}")
+        tasks.now += 1.0
+    assert tasks.pace(SLOW) == Pace(4.0, 0, 0.0, 0.5)
+    tasks.give(SLOW, "a", 4)
+    tasks.give(SLOW, "b", 4)
+    tasks.now += 8.0
+    assert tasks.pace(SLOW) == Pace(4.0, 2, 8.0, 16 / 24)

@@ -1162,6 +1162,124 @@ class StoryEntry(_message.Message):
 Global___StoryEntry: _TypeAlias = StoryEntry  # noqa: Y015
 
 @_typing.final
+class ListWorkersRequest(_message.Message):
+    """Asks for the workers of a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job's id."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWorkersRequest: _TypeAlias = ListWorkersRequest  # noqa: Y015
+
+@_typing.final
+class ListWorkersResponse(_message.Message):
+    """The workers of a job, as they are now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKERS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    SECONDS_PER_STEP_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """The number of those that are connected."""
+    seconds_per_step: _builtins.float
+    """The mean time from one step to the next, in seconds, without evaluations, since the job began or was last resumed; 0 before the
+    first step.
+    """
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerInfo]:
+        """Those that are connected, in the order in which they came; at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        workers: _abc.Iterable[Global___WorkerInfo] | None = ...,
+        total: _builtins.int = ...,
+        seconds_per_step: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds_per_step", b"seconds_per_step", "total", b"total", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWorkersResponse: _TypeAlias = ListWorkersResponse  # noqa: Y015
+
+@_typing.final
+class WorkerInfo(_message.Message):
+    """A connected worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    PREPARED_FIELD_NUMBER: _builtins.int
+    MICROBATCHES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    TASK_SECONDS_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
+    SILENT_SECONDS_FIELD_NUMBER: _builtins.int
+    LOST_ON_NODE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    node: _builtins.str
+    """The name of the node where it runs; empty if its fleet is not known."""
+    prepared: _builtins.bool
+    """Whether it has loaded the data and the model, so that it gets tasks."""
+    microbatches_per_second: _builtins.float
+    """The microbatches that it computes per second while it has tasks, recently; 0 as long as that is not known. In a job with `local`
+    synchrony, a microbatch counts once for all of its steps.
+    """
+    share: _builtins.float
+    """Its share of the work of a step, from 0 to 1, by its speed."""
+    tasks: _builtins.int
+    """The tasks that it has."""
+    task_seconds: _builtins.float
+    """The seconds since it got the first of these, or last answered one."""
+    busy: _builtins.float
+    """The fraction of the time since it was prepared in which it had tasks: it computed, or received parameters or sent a gradient. The
+    rest of the time it waited, for other workers, for the server, or for the end of an evaluation.
+    """
+    silent_seconds: _builtins.float
+    """The seconds since the server last heard from it."""
+    lost_on_node: _builtins.int
+    """Workers of the job that were lost on this node since the job began or was last resumed."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        node: _builtins.str = ...,
+        prepared: _builtins.bool = ...,
+        microbatches_per_second: _builtins.float = ...,
+        share: _builtins.float = ...,
+        tasks: _builtins.int = ...,
+        task_seconds: _builtins.float = ...,
+        busy: _builtins.float = ...,
+        silent_seconds: _builtins.float = ...,
+        lost_on_node: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "lost_on_node", b"lost_on_node", "microbatches_per_second", b"microbatches_per_second", "name", b"name", "node", b"node", "prepared", b"prepared", "share", b"share", "silent_seconds", b"silent_seconds", "task_seconds", b"task_seconds", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerInfo: _TypeAlias = WorkerInfo  # noqa: Y015
+
+@_typing.final
 class GetServerInfoRequest(_message.Message):
     """Asks for a description of the server."""
 
@@ -1188,6 +1306,7 @@ class GetServerInfoResponse(_message.Message):
     FLEETS_FIELD_NUMBER: _builtins.int
     MAX_UPLOAD_BYTES_FIELD_NUMBER: _builtins.int
     MAX_RUNNING_JOBS_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Its version."""
     max_upload_bytes: _builtins.int
@@ -1198,6 +1317,10 @@ class GetServerInfoResponse(_message.Message):
     def fleets(self) -> _containers.RepeatedCompositeFieldContainer[Global___FleetInfo]:
         """The connected fleets."""
 
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardInfo]:
+        """The connected shards."""
+
     def __init__(
         self,
         *,
@@ -1205,14 +1328,41 @@ class GetServerInfoResponse(_message.Message):
         fleets: _abc.Iterable[Global___FleetInfo] | None = ...,
         max_upload_bytes: _builtins.int = ...,
         max_running_jobs: _builtins.int = ...,
+        shards: _abc.Iterable[Global___ShardInfo] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleets", b"fleets", "max_running_jobs", b"max_running_jobs", "max_upload_bytes", b"max_upload_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleets", b"fleets", "max_running_jobs", b"max_running_jobs", "max_upload_bytes", b"max_upload_bytes", "shards", b"shards", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
+
+@_typing.final
+class ShardInfo(_message.Message):
+    """A connected shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """The address at which workers reach it."""
+    jobs: _builtins.int
+    """The number of jobs of which it holds a range."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        jobs: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "jobs", b"jobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardInfo: _TypeAlias = ShardInfo  # noqa: Y015
 
 @_typing.final
 class FleetInfo(_message.Message):

@@ -81,6 +81,11 @@ class TrainingServiceStub:
                 request_serializer=thalweg_dot_v1_dot_training__service__pb2.GetStoryRequest.SerializeToString,
                 response_deserializer=thalweg_dot_v1_dot_training__service__pb2.GetStoryResponse.FromString,
                 _registered_method=True)
+        self.ListWorkers = channel.unary_unary(
+                '/thalweg.v1.TrainingService/ListWorkers',
+                request_serializer=thalweg_dot_v1_dot_training__service__pb2.ListWorkersRequest.SerializeToString,
+                response_deserializer=thalweg_dot_v1_dot_training__service__pb2.ListWorkersResponse.FromString,
+                _registered_method=True)
         self.DownloadParameters = channel.unary_stream(
                 '/thalweg.v1.TrainingService/DownloadParameters',
                 request_serializer=thalweg_dot_v1_dot_training__service__pb2.DownloadParametersRequest.SerializeToString,
@@ -182,6 +187,13 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListWorkers(self, request, context):
+        """The workers of a job, and where the time of its steps goes. Empty if it has none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DownloadParameters(self, request, context):
         """The parameters of a job: the final ones if it has ended, otherwise those of the last step.
         """
@@ -273,6 +285,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.GetStory,
                     request_deserializer=thalweg_dot_v1_dot_training__service__pb2.GetStoryRequest.FromString,
                     response_serializer=thalweg_dot_v1_dot_training__service__pb2.GetStoryResponse.SerializeToString,
+            ),
+            'ListWorkers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWorkers,
+                    request_deserializer=thalweg_dot_v1_dot_training__service__pb2.ListWorkersRequest.FromString,
+                    response_serializer=thalweg_dot_v1_dot_training__service__pb2.ListWorkersResponse.SerializeToString,
             ),
             'DownloadParameters': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadParameters,
@@ -550,6 +567,33 @@ class TrainingService:
             '/thalweg.v1.TrainingService/GetStory',
             thalweg_dot_v1_dot_training__service__pb2.GetStoryRequest.SerializeToString,
             thalweg_dot_v1_dot_training__service__pb2.GetStoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thalweg.v1.TrainingService/ListWorkers',
+            thalweg_dot_v1_dot_training__service__pb2.ListWorkersRequest.SerializeToString,
+            thalweg_dot_v1_dot_training__service__pb2.ListWorkersResponse.FromString,
             options,
             channel_credentials,
             insecure,

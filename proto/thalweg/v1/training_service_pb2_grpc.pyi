@@ -55,6 +55,8 @@ class TrainingServiceStub:
     """The server's recent decisions about a job, with their causes. Kept in memory, for jobs that have not ended and the last hundred
     that have.
     """
+    ListWorkers: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListWorkersRequest, _training_service_pb2.ListWorkersResponse]
+    """The workers of a job, and where the time of its steps goes. Empty if it has none."""
     DownloadParameters: _grpc.UnaryStreamMultiCallable[_training_service_pb2.DownloadParametersRequest, _training_service_pb2.DownloadParametersResponse]
     """The parameters of a job: the final ones if it has ended, otherwise those of the last step."""
     DownloadTrajectory: _grpc.UnaryStreamMultiCallable[_training_service_pb2.DownloadTrajectoryRequest, _training_service_pb2.DownloadTrajectoryResponse]
@@ -99,6 +101,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """The server's recent decisions about a job, with their causes. Kept in memory, for jobs that have not ended and the last hundred
     that have.
     """
+    ListWorkers: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListWorkersRequest, _training_service_pb2.ListWorkersResponse]  # type: ignore[assignment]
+    """The workers of a job, and where the time of its steps goes. Empty if it has none."""
     DownloadParameters: _aio.UnaryStreamMultiCallable[_training_service_pb2.DownloadParametersRequest, _training_service_pb2.DownloadParametersResponse]  # type: ignore[assignment]
     """The parameters of a job: the final ones if it has ended, otherwise those of the last step."""
     DownloadTrajectory: _aio.UnaryStreamMultiCallable[_training_service_pb2.DownloadTrajectoryRequest, _training_service_pb2.DownloadTrajectoryResponse]  # type: ignore[assignment]
@@ -194,6 +198,14 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """The server's recent decisions about a job, with their causes. Kept in memory, for jobs that have not ended and the last hundred
         that have.
         """
+
+    @_abc_1.abstractmethod
+    def ListWorkers(
+        self,
+        request: _training_service_pb2.ListWorkersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.ListWorkersResponse, _abc.Awaitable[_training_service_pb2.ListWorkersResponse]]:
+        """The workers of a job, and where the time of its steps goes. Empty if it has none."""
 
     @_abc_1.abstractmethod
     def DownloadParameters(

@@ -259,6 +259,11 @@ class Telemetry:
         return sum(self._durations.counts)
 
     @property
+    def seconds_per_step(self) -> float:
+        """The mean time from one step to the next in this run, without evaluations; 0 before the first step."""
+        return self._durations.seconds / self.steps if self.steps else 0.0
+
+    @property
     def samples(self) -> int:
         """How many samples were differentiated for the steps so far."""
         return self._recorded.samples + self._samples

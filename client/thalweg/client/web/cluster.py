@@ -40,4 +40,7 @@ def described(info: pb.GetServerInfoResponse) -> dict[str, Any]:
             {"name": fleet.name, "slots": fleet.capacity, "allotted": fleet.allotted}
             for fleet in sorted(info.fleets, key=lambda fleet: fleet.name)
         ],
+        "shards": [
+            {"address": shard.address, "jobs": shard.jobs} for shard in sorted(info.shards, key=lambda shard: shard.address)
+        ],
     }

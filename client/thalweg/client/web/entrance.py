@@ -101,8 +101,8 @@ class Entrance:
         return JSONResponse({"session": self._about(session)})
 
     async def _enter(self, credential: Credential) -> Session:
-        await self._gateway.info(credential)
-        return self.sessions.open(credential, "", "admin")
+        caller = await self._gateway.caller(credential)
+        return self.sessions.open(credential, caller.name, caller.role, tuple(caller.methods))
 
     def _answer(self, session: Session) -> Response:
         answer = JSONResponse({"session": self._about(session)})
@@ -120,6 +120,7 @@ class Entrance:
         return {
             "name": session.name,
             "role": session.role,
+            "methods": list(session.methods),
             "csrf": session.csrf,
             "server": str(self._gateway.address),
             "needs_token": session.credential != Credential(),

@@ -47,6 +47,7 @@ class Feed:
     def __init__(self, gateway: Gateway, job: job_pb2.Job) -> None:
         self.job = job
         self.curves: dict[str, Curve] = {}
+        self.workers: dict[str, Any] | None = None
         self.problem = ""
         self.version = 0
         self.left = time.monotonic()
@@ -89,7 +90,8 @@ class Feed:
     def news(self, view: View) -> dict[str, Any]:
         """What a viewer lacks, who is taken to have it then; empty if there is nothing."""
         news: dict[str, Any] = {}
-        for name, value in {"job": views.job(self.job), "problem": self.problem, "whole": self.whole}.items():
+        facts = {"job": views.job(self.job), "workers": self.workers, "problem": self.problem, "whole": self.whole}
+        for name, value in facts.items():
             if view.said.get(name) != value:
                 news[name] = view.said[name] = value
         curves = {
@@ -147,15 +149,17 @@ class Feed:
     async def _refresh(self) -> None:
         """Asks for what no event tells."""
         while True:
-            if self.viewers and not self.problem:
-                for credential in self._credentials():
-                    try:
-                        self.job = await self._gateway.job(credential, self.job.id)
-                        self._say()
+            for credential in list(self._credentials()):
+                try:
+                    self.job = await self._gateway.job(credential, self.job.id)
+                    told = None if self.job.state in ENDED else await self._gateway.workers(credential, self.job.id)
+                    self.workers = views.workers(told, self.job.spec) if told else None
+                    self._say()
+                    break
+                except ThalwegError as error:
+                    # The watch finds out, and says so.
+                    if error.code not in _REFUSED:
                         break
-                    except ThalwegError as error:
-                        if error.code not in _REFUSED:
-                            break
             await asyncio.sleep(REFRESH_SECONDS)
 
     def _take(self, event: pb.Event) -> None:

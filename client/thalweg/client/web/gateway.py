@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from thalweg.contract.endpoint import Endpoint, Metadata, authorization
 from thalweg.contract.errors import ThalwegError
-from thalweg.v1 import job_pb2, training_service_pb2_grpc
+from thalweg.v1 import access_service_pb2, access_service_pb2_grpc, job_pb2, training_service_pb2_grpc
 from thalweg.v1 import training_service_pb2 as pb
 
 _CALL_SECONDS = 30.0
@@ -41,12 +41,14 @@ class Gateway:
         self.address = endpoint.address
         self._endpoint = endpoint
         self._channel: grpc.aio.Channel
+        self._access: access_service_pb2_grpc.AccessServiceAsyncStub
         self.stub: training_service_pb2_grpc.TrainingServiceAsyncStub
 
     def open(self) -> None:
         """Opens the channel, which connects when it is first used."""
         self._channel = self._endpoint.open_aio()
         self.stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)
+        self._access = access_service_pb2_grpc.AccessServiceStub(self._channel)
 
     async def close(self) -> None:
         """Ends the channel and all calls."""
@@ -67,6 +69,10 @@ class Gateway:
         """The error that gRPC's exception stands for."""
         return self._endpoint.translated(error)
 
+    async def caller(self, credential: Credential) -> access_service_pb2.GetCallerResponse:
+        """Whose credential it is, and what the server lets it do."""
+        return await self.call(credential, self._access.GetCaller, access_service_pb2.GetCallerRequest())
+
     async def info(self, credential: Credential) -> pb.GetServerInfoResponse:
         """A description of the server."""
         return await self.call(credential, self.stub.GetServerInfo, pb.GetServerInfoRequest())
@@ -78,6 +84,15 @@ class Gateway:
     async def jobs(self, credential: Credential, page_size: int, page_token: str = "") -> pb.ListJobsResponse:
         """A page of the jobs, the newest first."""
         return await self.call(credential, self.stub.ListJobs, pb.ListJobsRequest(page_size=page_size, page_token=page_token))
+
+    async def workers(self, credential: Credential, job_id: str) -> pb.ListWorkersResponse | None:
+        """The workers of a job; None if the server is an earlier release, which does not tell."""
+        try:
+            return await self.call(credential, self.stub.ListWorkers, pb.ListWorkersRequest(job_id=job_id))
+        except ThalwegError as error:
+            if isinstance(error.__cause__, grpc.aio.AioRpcError) and error.__cause__.code() is grpc.StatusCode.UNIMPLEMENTED:
+                return None
+            raise
 
     async def watch(self, credential: Credential, job_id: str, after: int, until_now: bool = False) -> AsyncIterator[pb.Event]:
         """The events of a job after a number: those already recorded, then new ones unless `until_now`, until it has ended."""

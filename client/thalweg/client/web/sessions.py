@@ -4,7 +4,7 @@ import hmac
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from thalweg.client.web.gateway import Credential
@@ -22,13 +22,17 @@ _MAX_CALLERS = 10_000
 
 @dataclass
 class Session:
-    """One user's session. `csrf` must come with every action. `streams` counts those that are open."""
+    """One user's session. `methods` are those that the server lets the user call. `csrf` must come with every action.
+
+    `streams` counts those that are open.
+    """
 
     credential: Credential
     opened: float
     used: float
-    name: str = ""
-    role: str = "admin"
+    name: str
+    role: str
+    methods: Sequence[str] = ()
     streams: int = 0
     id: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(32))
@@ -49,10 +53,10 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def open(self, credential: Credential, name: str, role: str) -> Session:
+    def open(self, credential: Credential, name: str, role: str, methods: Sequence[str] = ()) -> Session:
         """A new session."""
         now = self._clock()
-        session = Session(credential, now, now, name, role)
+        session = Session(credential, now, now, name, role, methods)
         while len(self._sessions) >= MAX_SESSIONS:
             self._sessions.popitem(last=False)
         self._sessions[session.id] = session

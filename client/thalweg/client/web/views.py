@@ -10,7 +10,10 @@ from thalweg.client.records import Event, Metrics
 from thalweg.client.web.curves import rounded
 from thalweg.contract.states import ENDED, state_name, waiting_name
 from thalweg.v1 import job_pb2
+from thalweg.v1 import training_service_pb2 as pb
 
+# The workers of a job that are listed.
+MAX_WORKERS = 200
 # Names of workers in one entry of the log.
 _MAX_NAMES = 8
 
@@ -59,6 +62,30 @@ def job(job: job_pb2.Job) -> dict[str, Any]:
         "train": metrics(records.metrics(job.result, "train")),
         "test": metrics(records.metrics(job.result, "test")),
         "weights_sha256": job.result.weights_sha256,
+    }
+
+
+def workers(told: pb.ListWorkersResponse, spec: job_pb2.JobSpec) -> dict[str, Any]:
+    """The workers of a job, and how long its steps take."""
+    samples = spec.training.batch_size / max(1, spec.training.microbatches)
+    return {
+        "total": told.total,
+        "seconds_per_step": rounded(told.seconds_per_step),
+        "list": [
+            {
+                "name": each.name,
+                "node": each.node,
+                "prepared": each.prepared,
+                "samples_per_second": rounded(each.microbatches_per_second * samples),
+                "share": rounded(each.share),
+                "tasks": each.tasks,
+                "task_seconds": round(each.task_seconds, 1),
+                "busy": round(each.busy, 3),
+                "silent_seconds": round(each.silent_seconds),
+                "lost_on_node": each.lost_on_node,
+            }
+            for each in told.workers[:MAX_WORKERS]
+        ],
     }
 
 

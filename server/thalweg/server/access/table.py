@@ -46,6 +46,7 @@ _SERVICES: Mapping[str, Mapping[str, Row]] = {
         "ListJobs": _LOOKS,
         "WatchJob": _LOOKS,
         "GetStory": _LOOKS,
+        "ListWorkers": _LOOKS,
         "CancelJob": _CHANGES,
         "ResumeJob": _CHANGES,
         "DeleteJob": _CHANGES,

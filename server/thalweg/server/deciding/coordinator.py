@@ -13,6 +13,7 @@ Then its end is decided, and it has finished when the driver says that the end w
 
 from collections.abc import Iterable
 from enum import Enum, auto
+from typing import NamedTuple
 
 from thalweg.contract.code import entry_points
 from thalweg.learning import optimizers
@@ -58,6 +59,7 @@ from thalweg.server.deciding.phases.initialization import Initialization
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.diverged import diverged
 from thalweg.server.deciding.values import Drop, Facts, Position, Scope, WorkerId
+from thalweg.server.deciding.workers.assignments import Pace
 from thalweg.server.deciding.workers.failures import Kind
 from thalweg.server.deciding.workers.machines import ADVICE, Machines, Premises
 from thalweg.server.deciding.workers.workforce import Workforce
@@ -73,6 +75,15 @@ class Phase(Enum):
     EVALUATING = auto()
     ENDING = auto()
     FINISHED = auto()
+
+
+class Standing(NamedTuple):
+    """How a worker does: whether it is prepared, the seconds since it was heard, its share of a step's work, and its pace."""
+
+    prepared: bool
+    silent_seconds: float
+    share: float
+    pace: Pace | None
 
 
 class Expecting:
@@ -129,6 +140,25 @@ class Coordinator:
     def trouble(self, now: float) -> str:
         """What keeps the job from having workers that contribute, in words for people; empty if nothing does."""
         return self._workers.trouble(now)
+
+    def standing(self, now: float) -> dict[WorkerId, Standing]:
+        """How the workers that are there do at a time, in the order in which they came."""
+        policy = None
+        if isinstance(self.stage, Course):
+            self.stage.set_time(now)
+            policy = self.stage.policy
+        joined = [worker for worker in self._workers if policy and policy.pace(worker)]
+        weights = policy.weights(joined) if policy and joined else {}
+        total = sum(weights.values())
+        return {
+            worker: Standing(
+                worker in self._workers.prepared,
+                self._workers.silence(worker, now),
+                weights[worker] / total if worker in weights else 0.0,
+                policy.pace(worker) if policy else None,
+            )
+            for worker in self._workers
+        }
 
     def handle(self, event: Event, now: float) -> list[Decision]:
         """The decisions that follow from an event at a time, in seconds, which never runs backwards."""

@@ -90,6 +90,12 @@ class Queries:
             entries.append(told)
         return entries
 
+    async def workers(self, job_id: str) -> training_service_pb2.ListWorkersResponse:
+        """The workers of a job. Raises ThalwegError if there is no such job."""
+        await self.get(job_id)
+        run = self._lives.run(job_id)
+        return run.workers() if run else training_service_pb2.ListWorkersResponse()
+
     async def parameters(self, job_id: str) -> Download[training_service_pb2.ParametersHeader]:
         """A job's parameters. Raises ThalwegError if it has none."""
         later = "The parameters are available as soon as there is disk space."

@@ -84,6 +84,10 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
         async with errors(context):
             return pb.GetStoryResponse(entries=await self._jobs.queries.story(request.job_id))
 
+    async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
+        async with errors(context):
+            return await self._jobs.queries.workers(request.job_id)
+
     # Coroutines, and no generators: a write that takes too long can be given up.
     async def DownloadParameters(  # type: ignore[override]
         self, request: pb.DownloadParametersRequest, context: Context
@@ -154,6 +158,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
                 fleets=fleets,
                 max_upload_bytes=self._max_upload_bytes,
                 max_running_jobs=self._jobs.places.max_running,
+                shards=[pb.ShardInfo(address=shard.address, jobs=shard.jobs) for shard in self._jobs.shards.attending],
             )
 
 

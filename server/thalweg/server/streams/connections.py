@@ -1,7 +1,8 @@
 """The workers of one running job: their streams, the memory that they share, and what is decided for them."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Protocol, assert_never
 
@@ -28,6 +29,8 @@ from thalweg.server.telemetry import Telemetry
 from thalweg.v1 import parameter_service_pb2
 
 _log = logging.getLogger(__name__)
+# Nodes that are remembered, since a worker may lie about where it is.
+_MAX_NODES = 1000
 
 
 class Connection(Protocol):
@@ -72,6 +75,8 @@ class Connections:
         self._settings = settings
         self._all: dict[WorkerId, Connection] = {}
         self._names: dict[WorkerId, str] = {}
+        # How many workers were lost on each node.
+        self._lost: Counter[tuple[str, str]] = Counter()
 
     def __len__(self) -> int:
         return len(self._all)
@@ -103,8 +108,11 @@ class Connections:
         """A worker is gone. Whether it was still there, and is missed."""
         self.shared.leave(worker)
         name = self._names.pop(worker, None)
-        if self._all.pop(worker, None) is None or name is None or not missed:
+        connection = self._all.pop(worker, None)
+        if connection is None or name is None or not missed:
             return False
+        if len(self._lost) < _MAX_NODES or connection.place.key in self._lost:
+            self._lost[connection.place.key] += 1
         _log.info("job %s: worker %s left", self._telemetry.job.id, name)
         self._telemetry.contributions.lost_workers += 1
         self._telemetry.workers_changed(self._names.values(), left=[name])
@@ -163,6 +171,14 @@ class Connections:
     def of_fleet(self, fleet: str) -> int:
         """How many workers that a fleet started are there."""
         return sum(connection.place.fleet == fleet for connection in self._all.values())
+
+    def __iter__(self) -> Iterator[Connection]:
+        """The connections of those who are there, in the order in which they came."""
+        return iter(self._all.values())
+
+    def lost_at(self, place: Place) -> int:
+        """How many workers were lost on a place's node."""
+        return self._lost[place.key]
 
     def _cut(self, connection: Connection, problem: str) -> None:
         """Nothing more can be said to a worker that shares memory: it has ended, as a rule, and that is logged when it leaves."""

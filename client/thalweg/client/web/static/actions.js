@@ -7,7 +7,11 @@ import { post, session } from "./net.js";
 import { pick } from "./picker.js";
 import { ENDED } from "./state.js";
 
-const ACTING = new Set(["admin", "submitter"]);
+/** Whether the user may call a method of the server on a job. Viewers look only; submitters act on their own jobs. */
+function may(method, job) {
+  const { name, role, methods } = session();
+  return methods.includes(method) && role !== "viewer" && (role !== "submitter" || !job.owner || job.owner === name);
+}
 
 /** The buttons of a job. */
 export function actions(id, go) {
@@ -57,11 +61,11 @@ export function actions(id, go) {
     element: h("div", { class: "actions", role: "group", "aria-label": "Actions" }, scale, cancel, resume, weights, compare),
     show(now) {
       job = now;
-      const acts = ACTING.has(session()?.role);
       const ended = ENDED.has(job.state);
-      cancel.hidden = scale.hidden = !acts || ended;
-      resume.hidden = !acts || !["FAILED", "CANCELLED"].includes(job.state);
-      weights.hidden = !acts || (ended && !job.weights_sha256) || (!ended && !job.step);
+      cancel.hidden = ended || !may("CancelJob", job);
+      scale.hidden = ended || !may("ScaleJob", job);
+      resume.hidden = !["FAILED", "CANCELLED"].includes(job.state) || !may("ResumeJob", job);
+      weights.hidden = !(ended ? job.weights_sha256 : job.step) || !may("DownloadParameters", job);
     },
   };
 }

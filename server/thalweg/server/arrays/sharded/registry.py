@@ -32,6 +32,11 @@ class ShardLink:
         self._filled = asyncio.Event()
         self._ended = False
 
+    @property
+    def jobs(self) -> int:
+        """The number of jobs of which it holds a range."""
+        return len(self._shares)
+
     def begin(self, share: int, listener: Listener) -> None:
         """Passes what the shard says about a share to a listener."""
         self._shares[share] = listener

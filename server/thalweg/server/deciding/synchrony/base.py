@@ -8,7 +8,7 @@ from thalweg.server.deciding.events import ContributionReceived
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.division import size
 from thalweg.server.deciding.values import Drop, Task, WorkerId
-from thalweg.server.deciding.workers.assignments import Assignments
+from thalweg.server.deciding.workers.assignments import Assignments, Pace
 
 
 class Policy(ABC):
@@ -36,6 +36,14 @@ class Policy(ABC):
     def quick(self, workers: Iterable[WorkerId]) -> list[WorkerId]:
         """Those of the workers that are not known for stragglers, the fastest first."""
         return self._tasks.quick(workers)
+
+    def pace(self, worker: WorkerId) -> Pace | None:
+        """How a worker does, in microbatches; None if it has not joined."""
+        return self._tasks.pace(worker)
+
+    def weights(self, workers: Iterable[WorkerId]) -> dict[WorkerId, float]:
+        """How much of the work each of the workers, which have joined, gets, in proportion."""
+        return self._tasks.weights(workers)
 
     @abstractmethod
     def begin(self) -> list[Decision]:

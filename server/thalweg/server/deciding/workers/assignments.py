@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from thalweg.server.deciding.values import WorkerId
 
@@ -28,14 +28,28 @@ _MEASUREMENTS, _MIN = 9, 5
 _FORGIVENESS_SECONDS = 2.0
 
 
+class Pace(NamedTuple):
+    """How a worker does: its `rate`, in units of size per second, None if it is not known; its tasks, and for how many seconds it
+    has owed an answer to the first of them; and the fraction of its time in which it had tasks.
+    """
+
+    rate: float | None
+    tasks: int
+    task_seconds: float
+    busy: float
+
+
 class _Hand(Generic[T]):
     """One worker's tasks, in the order in which it carries them out, and what it did since it was idle."""
 
     def __init__(self, number: int, now: float) -> None:
         self.number = number
         self.tasks: dict[T, float] = {}
+        self.came = now
         self.since = now
         self.busy_since = now
+        # The seconds for which it was busy before.
+        self.busy = 0.0
         self.done = 0.0
         self.rate: float | None = None
         self.rates: deque[float] = deque(maxlen=_MEASUREMENTS)
@@ -117,6 +131,7 @@ class Assignments(Generic[T]):
             del self._busy[worker]
             bisect.insort(self._idle, hand.number)
             # Several answers may come at once, though they took their time: all of them together tell how fast the worker is.
+            hand.busy += self.now - hand.busy_since
             seconds = max(self.now - hand.busy_since, 1e-6)
             self._paces.append(seconds / hand.done)
             self._measured(hand, hand.done / seconds)
@@ -198,6 +213,16 @@ class Assignments(Generic[T]):
         weights = self.weights(workers)
         least = max(weights.values(), default=0.0) / STRAGGLER_MULTIPLE
         return sorted((worker for worker, weight in weights.items() if weight >= least), key=lambda worker: -weights[worker])
+
+    def pace(self, worker: WorkerId) -> Pace | None:
+        """How a worker does; None if it is not there."""
+        hand = self._hands.get(worker)
+        if hand is None:
+            return None
+        busy = hand.busy + (self.now - hand.busy_since if hand.tasks else 0.0)
+        there = self.now - hand.came
+        waits = self.now - hand.since if hand.tasks else 0.0
+        return Pace(hand.rate, len(hand.tasks), waits, min(1.0, busy / there) if there > 0 else 0.0)
 
     def passed_over(self, worker: WorkerId) -> None:
         """A worker got no share of the work."""

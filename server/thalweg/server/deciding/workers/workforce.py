@@ -56,6 +56,10 @@ class Workforce:
         if worker in self._heard:
             self._heard[worker] = self._now
 
+    def silence(self, worker: WorkerId, now: float) -> float:
+        """For how many seconds a worker that is there has said nothing."""
+        return max(0.0, now - self._heard[worker])
+
     def place(self, worker: WorkerId) -> Place:
         """Where a worker is that is there."""
         return self._places[worker]

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import assert_never
 
 from thalweg.contract.frames import Parcel
@@ -61,6 +62,7 @@ from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.story import Story
 from thalweg.server.deciding.values import Place, Position, WorkerId
 from thalweg.server.driving.job.admission import Admission
+from thalweg.server.driving.job.descriptions import described
 from thalweg.server.driving.job.holdings import Holdings
 from thalweg.server.driving.job.inbox import Inbox
 from thalweg.server.driving.job.outcome import JobOutcome
@@ -73,6 +75,8 @@ from thalweg.server.telemetry import NOTHING_RECORDED, Clock, Recorded, Recorder
 from thalweg.v1 import job_pb2, parameter_service_pb2, training_service_pb2
 
 _log = logging.getLogger(__name__)
+# Workers that a client is told of: a message has a bound.
+_MAX_LISTED = 1000
 
 
 class JobDriver:
@@ -185,6 +189,16 @@ class JobDriver:
     def trouble(self) -> str:
         """What keeps the job from having workers that contribute, in words for people; empty if nothing does."""
         return self.coordinator.trouble(self._clock())
+
+    def workers(self) -> training_service_pb2.ListWorkersResponse:
+        """The workers that are connected, how they do, and how long steps take."""
+        now = self._clock()
+        listed = islice(self._connections, _MAX_LISTED)
+        return training_service_pb2.ListWorkersResponse(
+            workers=described(listed, self.coordinator.standing(now), self._connections.lost_at),
+            total=len(self._connections),
+            seconds_per_step=self.telemetry.seconds_per_step,
+        )
 
     def workers_of(self, fleet: str) -> int:
         """How many workers that a fleet started are connected."""

@@ -11,12 +11,15 @@ export function clusterPage(main) {
   const facts = tiles(["Fleets", "Slots in use", "Running jobs", "Waiting jobs", "Largest upload", "Server"]);
   const fleets = h("tbody");
   const none = h("p", { class: "empty", hidden: true }, "No fleet is connected. Start one: thalweg fleet --server HOST:PORT");
+  const shards = h("tbody");
+  const shardSection = section("Shards", h("div", { class: "card table-card" }, h("table", {}, h("caption", { class: "hidden" }, "Shards"), h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Address"), h("th", { scope: "col" }, "Jobs of which it holds a part"))), shards)));
   const waiting = h("ul", { class: "waiting" });
   const idle = h("p", { class: "empty", hidden: true }, "No job waits.");
   main.append(
     h("h1", {}, "Cluster"),
     facts.element,
     section("Fleets", h("div", { class: "card table-card" }, h("table", {}, h("caption", { class: "hidden" }, "Fleets and their slots"), h("thead", {}, h("tr", {}, ...["Fleet", "Slots in use", "Load"].map((word) => h("th", { scope: "col" }, word)))), fleets), none)),
+    shardSection,
     section("What waits, and for what", h("div", { class: "card" }, waiting, idle)),
   );
   const known = {};
@@ -37,6 +40,8 @@ export function clusterPage(main) {
     });
     none.hidden = known.fleets.length > 0;
     fleets.replaceChildren(...known.fleets.map(fleetRow));
+    shardSection.hidden = !known.shards.length;
+    shards.replaceChildren(...known.shards.map((shard) => h("tr", {}, h("th", { scope: "row" }, shard.address), h("td", {}, whole(shard.jobs)))));
     idle.hidden = known.waiting.length > 0;
     arrange(waiting, known.waiting.map(waitingItem));
   });

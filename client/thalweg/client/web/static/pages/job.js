@@ -8,6 +8,7 @@ import { badge, bar, ENDED, progressWords, runTime, workerWords } from "../state
 import { tiles } from "../tiles.js";
 import { actions } from "../actions.js";
 import { jobCharts } from "../job_charts.js";
+import { workerTable } from "../worker_table.js";
 import { counters, jobFile, log, story } from "../job_parts.js";
 
 export function jobPage(main, go, id) {
@@ -21,6 +22,7 @@ export function jobPage(main, go, id) {
   const facts = tiles(["Loss", "Validation", "Test", "Learning rate", "Samples per second", "Workers", "Run time", "Accepted"]);
   const curves = {};
   const charts = jobCharts(curves);
+  const workers = workerTable();
   const events = log();
   const numbers = counters();
   main.append(
@@ -32,6 +34,7 @@ export function jobPage(main, go, id) {
     problem,
     facts.element,
     h("section", { "aria-label": "Curves", class: "charts" }, charts.element),
+    workers.element,
     h("div", { class: "columns" }, h("section", {}, h("h2", {}, "Log"), events.element), h("section", {}, h("h2", {}, "Counters"), numbers.element)),
     story(id),
     jobFile(id),
@@ -46,6 +49,7 @@ export function jobPage(main, go, id) {
     if (news.problem !== undefined) say(problem, news.problem);
     if (news.curves) takeCurves(curves, news.curves);
     if (news.curves || fresh) charts.draw();
+    if (news.workers !== undefined) workers.show(news.workers);
     events.add(news.log ?? []);
     job = news.job ?? job;
     if (news.job) show(job);

@@ -38,7 +38,7 @@ export function jobsPage(main, go) {
   main.append(
     h("h1", {}, "Jobs"),
     h("div", { class: "toolbar", role: "search" }, h("label", { class: "hidden", for: "search" }, "Search jobs"), search, h("div", { class: "chips", role: "group", "aria-label": "State" }, ...chips.map((chip) => chip.element))),
-    h("div", { class: "card table-card" }, h("table", { class: "jobs" }, h("caption", { class: "hidden" }, "Jobs, the newest first"), h("thead", {}, h("tr", {}, ...headings.map((word) => h("th", { scope: "col" }, word)))), body), empty),
+    h("div", { class: "card table-card" }, h("table", { class: "jobs stacked" }, h("caption", { class: "hidden" }, "Jobs, the newest first"), h("thead", {}, h("tr", {}, ...headings.map((word) => h("th", { scope: "col" }, word)))), body), empty),
     h("nav", { class: "pager", "aria-label": "Pages of the list" }, back, summary, on),
   );
 
