@@ -61,10 +61,10 @@ def _step(folder: Path, data: Path, servers: int, seconds: float) -> float:
         for host in (server, shard, *workers):
             stack.enter_context(network.limited(host, MEGABITS))
         address = f"{server.address}:7070"
-        serve = ("serve", "--address", address, "--data", str(server.home / "data"))
+        serve = ("serve", "--address", address, "--data", str(server.home / "data"), "--trust-network")
         stack.enter_context(service(server.home, *serve, program=server.thalweg, **_TOKEN))
         if servers > 1:
-            attend = ("shard", "--server", address, "--address", f"{shard.address}:7070")
+            attend = ("shard", "--server", address, "--address", f"{shard.address}:7070", "--trust-network")
             stack.enter_context(service(shard.home, *attend, program=shard.thalweg, **_TOKEN))
         timing = _start(stack, server, "rate", address, _WORKLOAD.name, str(data), str(seconds))
         job = _line(timing)

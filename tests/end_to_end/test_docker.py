@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from functools import cached_property
@@ -15,7 +17,8 @@ from typing import Any
 import pytest
 
 from tests.end_to_end import intruder
-from tests.end_to_end.command import thalweg, wait_for
+from tests.end_to_end.command import THALWEG, thalweg, wait_for
+from thalweg.client.certificates import Authority
 
 ROOT = Path(__file__).parents[2]
 JOB = ("digits", "--set", "training.epochs=400")
@@ -70,9 +73,16 @@ class Compose:
         """The server's token, which the cluster made itself."""
         return self("exec", "-T", "server", "cat", "/secrets/token").strip()
 
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """What a client needs: the token, and the certificate of the cluster's authority."""
+        authority = self._home / "ca.pem"
+        authority.write_text(self("exec", "-T", "server", "cat", "/secrets/ca.pem"))
+        return {"THALWEG_TOKEN": self.token, "THALWEG_TLS_CA": str(authority)}
+
     def thalweg(self, *arguments: str) -> list[Any]:
         """What a command on this machine answers."""
-        ended = thalweg(self._home, *arguments, *self._place, "--json", THALWEG_TOKEN=self.token)
+        ended = thalweg(self._home, *arguments, *self._place, "--json", program=THALWEG, **self.environment)
         assert ended.code == 0, ended.stderr
         return [json.loads(line) for line in ended.stdout.splitlines()]
 
@@ -83,7 +93,7 @@ class Compose:
 
     def serves(self) -> bool:
         """Whether the server answers."""
-        return thalweg(self._home, "jobs", *self._place, THALWEG_TOKEN=self.token).code == 0
+        return thalweg(self._home, "jobs", *self._place, program=THALWEG, **self.environment).code == 0
 
     def left(self) -> dict[str, list[str]]:
         """What the engine has of this cluster."""
@@ -106,7 +116,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     yield compose
     compose("down")
     # Jobs and secrets outlive the containers; all else is gone.
-    kept = [f"{compose.name}_data", f"{compose.name}_secrets"]
+    kept = [f"{compose.name}_{volume}" for volume in ("authority", "data", "secrets")]
     assert compose.left() == {"containers": [], "networks": [], "volumes": kept}
     compose("down", "-v")
     assert compose.left() == {"containers": [], "networks": [], "volumes": []}
@@ -170,7 +180,11 @@ def test_one_port_is_published_on_loopback_only(cluster: Compose) -> None:
 
 def test_who_reaches_the_containers_needs_a_secret(cluster: Compose, tmp_path: Path) -> None:
     """Every user of this machine reaches the containers' addresses, and the published port."""
-    refused = thalweg(tmp_path, "jobs", "--server", f"127.0.0.1:{cluster.port}")
+    jobs = ("jobs", "--server", f"127.0.0.1:{cluster.port}")
+    refused = thalweg(tmp_path, *jobs)
+    assert refused.code == 1
+    assert "if it uses TLS, give the certificate of its authority with --tls-ca" in refused.stderr
+    refused = thalweg(tmp_path, *jobs, THALWEG_TLS_CA=cluster.environment["THALWEG_TLS_CA"])
     assert refused.code == 1
     assert "this server requires a token" in refused.stderr
     of_network = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
@@ -189,7 +203,10 @@ def test_no_secret_is_in_the_environment_of_a_service(cluster: Compose) -> None:
     for container in cluster("ps", "-q").split():
         inspected = docker("inspect", container)
         assert not any(secret in line for secret in secrets for line in inspected)
-    assert cluster("exec", "-T", "server", "stat", "-c", "%a", "/secrets/token", "/secrets/ray-token").split() == ["600", "600"]
+    assert set(cluster("exec", "-T", "server", "sh", "-c", "stat -c %a /secrets/*").split()) == {"600"}
+    # Who has the authority's key can make certificates that all trust.
+    names = cluster("exec", "-T", "server", "sh", "-c", "cd /secrets; echo *; ls -A /authority").split()
+    assert sorted(names) == sorted(["ca.pem", "ray-token", "server-key.pem", "server.pem", "shard-key.pem", "shard.pem", "token"])
 
 
 _LITTLE = {
@@ -211,10 +228,30 @@ def test_the_image_trains_in_a_container_with_little(cluster: Compose, expected:
     assert json.loads(docker(*command)[-1])["weights_sha256"] == expected
 
 
+def test_shards_are_verified_by_a_name(cluster: Compose) -> None:
+    cluster("--profile", "shards", "up", "-d", "--scale", "shard=2", "--scale", "worker=2")
+    try:
+        connected = re.compile(r"shard \S+ is connected")
+        wait_for(lambda: len(connected.findall(cluster("logs", "--no-color", "server"))) == 2)
+        large = ("--set", "training.epochs=1", "--set", "model.layers[0].dense.units=8000")
+        job = cluster.thalweg("submit", "digits", *large)[0]["job"]
+        events = cluster.thalweg("watch", job)
+        assert any("split over this server and" in event.get("text", "") for event in events)
+        assert cluster.job(job)["state"] == "SUCCEEDED"
+    finally:
+        cluster("--profile", "shards", "rm", "-f", "-s", "-v", "shard")
+
+
 class Machines:
     """Machines of their own addresses on a network of their own, set up by hand as docs/cluster.md says."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Path) -> None:
+        Authority.new(tls).add("server", ["server"])
+        # Of the image's user.
+        for file in tls.iterdir():
+            file.chmod(0o644)
+        tls.chmod(0o755)
+        self._tls = tls
         self.name = f"thalweg-test-{uuid.uuid4().hex[:8]}"
         docker("network", "create", self.name)
 
@@ -222,7 +259,8 @@ class Machines:
         """Starts a machine that runs a command, and gives its name."""
         options = ["--network", self.name, "--network-alias", machine, "--name", f"{self.name}-{machine}", "--init"]
         tokens = ["-e", "THALWEG_TOKEN=a-secret", "-e", "RAY_AUTH_MODE=token", "-e", "RAY_AUTH_TOKEN=a-secret-of-rays"]
-        environment = [*tokens, "-e", "THALWEG_SERVER=server:7070"]
+        environment = [*tokens, "-e", "THALWEG_SERVER=server:7070", "-e", "THALWEG_TLS_CA=/tls/ca.pem"]
+        options += ["-v", f"{self._tls}:/tls:ro"]
         docker("run", "-d", *options, *environment, "--shm-size=512m", "--entrypoint", "sh", "thalweg", "-c", " ".join(command))
         return f"{self.name}-{machine}"
 
@@ -239,13 +277,17 @@ class Machines:
 @pytest.fixture
 def machines(cluster: Compose) -> Iterator[Machines]:
     """Machines that have the image which the cluster was built from."""
-    machines = Machines()
+    folder = Path(tempfile.mkdtemp(prefix="thalweg-tls-"))
+    folder.chmod(0o755)
+    machines = Machines(folder / "tls")
     yield machines
     machines.remove()
+    shutil.rmtree(folder)
 
 
 def test_a_machine_joins_with_one_command_and_may_be_cut_off(machines: Machines, expected: str) -> None:
-    server = machines.start("server", "exec thalweg serve --address 0.0.0.0:7070 --data /data")
+    pair = "--tls-cert /tls/server.pem --tls-key /tls/server-key.pem"
+    server = machines.start("server", f"exec thalweg serve --address 0.0.0.0:7070 --data /data {pair}")
     wait_for(lambda: "serving at" in "".join(docker("logs", server)))
     fleet = "exec thalweg fleet --server server:7070 --ray-address auto"
     machines.start("head", f"ray start --head --port=6379 --num-cpus=1 --include-dashboard=false && {fleet}")

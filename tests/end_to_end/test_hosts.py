@@ -14,6 +14,7 @@ from tests.end_to_end.barrier import Barrier
 from tests.end_to_end.command import THALWEG, Ended, Running, service, thalweg, wait_for
 from tests.end_to_end.hosts import Host, Network
 from tests.end_to_end.watching import Watching, undisturbed
+from thalweg.client.certificates import Authority
 
 _PROBLEM = hosts.problem()
 pytestmark = [
@@ -46,8 +47,14 @@ class Cluster:
         self.nodes = [network.host(f"node{number}") for number in (1, 2)]
         self.address = f"{self.server.address}:7070"
         self.barrier = Barrier(network.folder / "barrier.json")
-        serve = ("serve", "--address", self.address, "--data", str(self.server.home / "data"))
+        authority = Authority.new(network.folder / "tls")
+        of_server, of_fleet = authority.add("server", [self.server.address]), authority.add("fleet")
+        pair = ("--tls-cert", str(of_server.cert), "--tls-key", str(of_server.key), "--tls-client-ca", str(authority.cert))
+        serve = ("serve", "--address", self.address, "--data", str(self.server.home / "data"), *pair)
         stack.enter_context(service(self.server.home, *serve, program=self.server.thalweg, **TOKEN))
+        # The fleet's workers read the same files on their nodes.
+        files = {"CA": authority.cert, "CERT": of_fleet.cert, "KEY": of_fleet.key}
+        self._environment = TOKEN | {f"THALWEG_TLS_{name}": str(path) for name, path in files.items()}
         # A run without a cluster leaves nothing that disturbs one.
         alone = thalweg(self.head.home, "train", "and", "--json", program=self.head.thalweg)
         assert alone.code == 0, alone.stderr
@@ -56,7 +63,7 @@ class Cluster:
         token_file = str(self.head.home / "ray-token")
         ray = ("--ray-address", self.ray_address, "--ray-token-file", token_file)
         fleet = ("fleet", "--server", self.address, "--name", "hosts", *ray)
-        self.fleet, _ = stack.enter_context(service(self.head.home, *fleet, program=self.head.thalweg, **TOKEN))
+        self.fleet, _ = stack.enter_context(service(self.head.home, *fleet, program=self.head.thalweg, **self._environment))
         self._running = {node: self._join(node) for node in self.nodes}
 
     def _ray(self, host: Host, *arguments: str) -> Running:
@@ -86,7 +93,7 @@ class Cluster:
     def _thalweg(self, *arguments: str) -> Any:
         """What a command on the server's host answers."""
         command = (*arguments, "--server", self.address, "--json")
-        ended = thalweg(self.server.home, *command, program=self.server.thalweg, **TOKEN)
+        ended = thalweg(self.server.home, *command, program=self.server.thalweg, **self._environment)
         assert ended.code == 0, ended.stderr
         return ended.answer
 
@@ -95,7 +102,7 @@ class Cluster:
         self.mend()
         self.barrier.hold(MIDST)
         self.job = str(self._thalweg("submit", "digits", "--set", f"training.epochs={EPOCHS}")["job"])
-        watching = Watching(self.server.home, self.job, self.address, self.server.thalweg, **TOKEN)
+        watching = Watching(self.server.home, self.job, self.address, self.server.thalweg, **self._environment)
         self._stack.callback(watching.stop)
         watching.until_workers(2)
         assert {name.split("/")[1] for name in watching.workers} == {node.name for node in self.nodes}

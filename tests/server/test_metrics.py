@@ -252,7 +252,7 @@ def test_beyond_loopback_metrics_need_a_token(tmp_path: Path) -> None:
         Server(ServerConfig(FREE, tmp_path / "data", metrics=anywhere)).start()
     assert caught.value.option == "--metrics"
     assert not (tmp_path / "data").exists()
-    with running_server(tmp_path / "data", metrics=anywhere, token="secret") as server:
+    with running_server(tmp_path / "data", metrics=anywhere, token="secret", trust_network=True) as server:
         assert server.metrics
         here = Address("127.0.0.1", server.metrics.port)
         assert page(here, "/metrics").status == 401

@@ -16,7 +16,9 @@ import pytest
 from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.peer import DEADLINE
 from tests.server.test_training_service import make_spec
+from thalweg.client.certificates import Authority
 from thalweg.contract.endpoint import Address
+from thalweg.contract.tls import ServerTls
 from thalweg.server.driving import jobs as jobs_module
 from thalweg.server.process import FolderInUseError, Server, ServerConfig
 from thalweg.server.services.hosted import ServerStartError
@@ -44,15 +46,24 @@ def refuses(folder: Path, address: Address = FREE, **settings: Any) -> str:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "a-name"])
 def test_any_address_but_loopback_needs_a_token(tmp_path: Path, host: str) -> None:
     told = refuses(tmp_path / "data", Address(host, 0))
-    assert all(words in told for words in ("needs a token", "THALWEG_TOKEN", "--trust-network"))
+    assert all(words in told for words in ("needs a token", "THALWEG_TOKEN", "TLS", "thalweg certs init", "--trust-network"))
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("settings", [{"token": "t"}, {"trust_network": True}])
-def test_any_address_will_do_with_a_token_or_a_trusted_network(tmp_path: Path, settings: dict[str, Any]) -> None:
-    server = Server(ServerConfig(Address("0.0.0.0", 0), tmp_path, **settings))
+@pytest.mark.parametrize("settings", [{"trust_network": True}, {"token": "t", "trust_network": True}, {"token": "t"}])
+def test_any_address_will_do_with_a_token_and_tls_or_on_a_trusted_network(tmp_path: Path, settings: dict[str, Any]) -> None:
+    if "trust_network" not in settings:
+        made = Authority.new(tmp_path / "tls").add("server", ["server"])
+        settings = settings | {"tls": ServerTls(made.cert, made.key)}
+    server = Server(ServerConfig(Address("0.0.0.0", 0), tmp_path / "data", **settings))
     assert server.start().port > 0
     server.stop()
+
+
+def test_a_token_does_not_protect_where_others_can_read_it(tmp_path: Path) -> None:
+    told = refuses(tmp_path / "data", Address("0.0.0.0", 0), token="t")
+    assert "so the server needs TLS (--tls-cert and --tls-key; thalweg certs init DIR --server HOST makes the files)" in told
+    assert "needs a token" not in told
 
 
 def test_an_empty_token_is_none(tmp_path: Path) -> None:
@@ -69,7 +80,7 @@ def test_a_port_in_use_is_told(tmp_path: Path) -> None:
 
 
 def test_an_address_of_another_machine_is_told(tmp_path: Path) -> None:
-    assert "cannot listen at 192.0.2.1:0" in refuses(tmp_path, Address("192.0.2.1", 0), token="t")
+    assert "cannot listen at 192.0.2.1:0" in refuses(tmp_path, Address("192.0.2.1", 0), trust_network=True)
 
 
 def test_a_folder_in_use_is_told(tmp_path: Path) -> None:

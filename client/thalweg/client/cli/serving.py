@@ -86,8 +86,9 @@ def serve(
         typer.Option(
             "--trust-network",
             metavar="",
-            help="Require no token, even from other machines: anyone who can connect is admitted. Without this option, a server "
-            "on loopback admits its own user, and others only with a token.",
+            help="Require neither a token nor TLS, even from other machines: anyone who can connect is admitted, and whoever is "
+            "on the way reads everything. Without this option, a server on loopback admits its own user, and others only with a "
+            "token; for other addresses it needs both.",
         ),
     ] = False,
     max_upload: Annotated[
@@ -166,7 +167,7 @@ def serve(
     [bold]Examples[/]
 
     [cyan]thalweg serve[/]
-    [cyan]thalweg serve --address 0.0.0.0:7070 --token-file token --data /var/lib/thalweg[/]
+    [cyan]thalweg serve --address 0.0.0.0:7070 --token-file token --tls-cert tls/server.pem --tls-key tls/server-key.pem[/]
     """
     where = _address("--address", address)
     observed = address_with_port("--metrics", metrics, _METRICS_PORT) if metrics is not None else None
@@ -280,7 +281,9 @@ def shard(
     trust_network: Annotated[
         bool,
         typer.Option(
-            "--trust-network", metavar="", help="Require no token, even from other machines: anyone who can connect is admitted."
+            "--trust-network",
+            metavar="",
+            help="Require neither a token nor TLS, even from other machines: anyone who can connect is admitted.",
         ),
     ] = False,
     metrics: Metrics = None,
@@ -297,7 +300,8 @@ def shard(
     [bold]Examples[/]
 
     [cyan]thalweg shard --server 127.0.0.1:7070[/]
-    [cyan]thalweg shard --server host:7070 --address 0.0.0.0:7071 --token-file token[/]
+    [cyan]thalweg shard --server host:7070 --address 0.0.0.0:7071 --token-file token --tls-ca ca.pem --tls-cert shard.pem[/]
+    [cyan]    --tls-key shard-key.pem[/]
     """
     of = _server_address(server)
     where, token = _address("--address", address), read_token(token_file)
@@ -410,7 +414,7 @@ def fleet(
     [bold]Examples[/]
 
     [cyan]thalweg fleet --server 127.0.0.1:7070[/]
-    [cyan]thalweg fleet --server host:7070 --ray-address auto --ray-token-file ray-token --token-file token[/]
+    [cyan]thalweg fleet --server host:7070 --ray-address auto --ray-token-file ray-token --token-file token --tls-ca ca.pem[/]
     """
     where, token = _server_address(server), read_token(token_file)
     tls = read_tls(tls_ca, tls_cert, tls_key)

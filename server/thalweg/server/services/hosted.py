@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from thalweg.server.observing.exposition import Source
 
 STOP_GRACE_SECONDS = 1.0
+_BEARER = "a token (--token-file, or THALWEG_TOKEN)"
+_TLS = "TLS (--tls-cert and --tls-key; thalweg certs init DIR --server HOST makes the files)"
 
 
 class ServerStartError(Exception):
@@ -32,7 +34,7 @@ class ServerStartError(Exception):
 
 
 class ExposedError(ServerStartError):
-    """Others could come without a token, at the address of an option."""
+    """Others could come without a token, or read it on its way, at the address of an option."""
 
     def __init__(self, option: str, problem: str) -> None:
         super().__init__(problem)
@@ -70,13 +72,14 @@ class Hosted(ABC):
         """Serves until `_stop` is set; sets `_started` when it does."""
 
     def _check_exposure(self, trust_network: bool) -> None:
-        """Raises ExposedError if others could come without a token."""
+        """Raises ExposedError if others could come without a token, or read it on its way."""
+        needed = [what for what, given in ((_BEARER, self._token), (_TLS, self._tls)) if not given]
         for option, address in (("--address", self.address), ("--metrics", self.metrics)):
-            if address and not (address.is_loopback or self._token or trust_network):
+            if address and needed and not (address.is_loopback or trust_network):
                 raise ExposedError(
                     option,
-                    f"{address} can be reached from other machines, so the server needs a token: --token-file, or "
-                    "THALWEG_TOKEN; on a network that only trusted machines can reach, use --trust-network instead",
+                    f"{address} can be reached from other machines, so the server needs {' and '.join(needed)}; "
+                    "on a network that only trusted machines can reach, use --trust-network instead",
                 )
 
     def _begin(self) -> None:
