@@ -144,7 +144,7 @@ def test_downloads_of_a_running_job_share_copies(tmp_path: Path, monkeypatch: py
 def test_a_download_that_nobody_takes_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stalling, "STALLED_SECONDS", 0.2)
     given_up: list[Exception] = []
-    write = training._write
+    write = stalling.write
 
     async def watched(context: training.Context, message: object) -> None:
         try:
@@ -153,7 +153,7 @@ def test_a_download_that_nobody_takes_is_ended(tmp_path: Path, monkeypatch: pyte
             given_up.append(error)
             raise
 
-    monkeypatch.setattr(training, "_write", watched)
+    monkeypatch.setattr(training, "write", watched)
     monkeypatch.setattr(Download, "pieces", lambda _: (memoryview(bytes(CHUNK_BYTES)) for _ in range(1000)))
     with running_server(tmp_path) as server, stub_of(server) as stub, ThreadFleet(server.address, 1):
         job = stub.CreateJob(pb.CreateJobRequest(spec=make_spec(epochs=1))).job.id

@@ -5,7 +5,7 @@ import hmac
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -14,9 +14,10 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from thalweg.contract.errors import ThalwegError, to_status
+from thalweg.contract.errors import ThalwegError, protocol_violation, to_status
 from thalweg.server.access import table
 from thalweg.server.access.principal import ADMIN, Caller, Principal, Role, Scope, answer_to
+from thalweg.server.services.stalling import Opened, opening, write
 
 _log = logging.getLogger(__name__)
 # A method that those who may see what all do may use on all.
@@ -62,7 +63,7 @@ class Guard(grpc.aio.ServerInterceptor):
         except ThalwegError as error:
             # Whatever the method takes: it is not read.
             return grpc.stream_stream_rpc_method_handler(partial(_refuse, error))
-        return _guarded(handler) if handler.request_streaming else _reading(handler)
+        return _served(handler)
 
     def may_watch(self, bearer: str) -> bool:
         """Whether the bearer of a token may see what all do."""
@@ -108,42 +109,46 @@ async def _refuse(error: ThalwegError, _: Any, context: grpc.aio.ServicerContext
     await _abort(context, error)
 
 
-def _reading(handler: Any) -> Any:
-    """A handler of one request, which reads it itself: what gRPC cannot read it logs with a traceback."""
-    read = handler.request_deserializer
-    behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
-    make: Any = grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
+def _served(handler: Any) -> Any:
+    """A handler that lets no caller keep it waiting: the first message comes soon, and a stream's answers are taken.
 
-    async def answer(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    What gRPC cannot read it would log with a traceback, if it read the request of a method that takes one; so all methods take
+    streams here. On the wire there is no difference.
+    """
+    method = _Method(handler)
+    if handler.response_streaming:
+        answer: Any = method.stream if inspect.isasyncgenfunction(method.behaviour) else method.answer
+        return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
+    return grpc.stream_unary_rpc_method_handler(method.answer, handler.request_deserializer, handler.response_serializer)
+
+
+class _Method:
+    """A method as a service has it, and what is done before and after."""
+
+    def __init__(self, handler: Any) -> None:
+        behaviours = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+        (self.behaviour,) = (behaviour for behaviour in behaviours if behaviour)
+        self._takes_stream = handler.request_streaming
+
+    async def _request(self, requests: AsyncIterator[Any]) -> Any:
+        requests = aiter(requests)
+        first = await opening(requests)
+        if self._takes_stream:
+            return Opened(first, requests)
+        if first is None:
+            raise protocol_violation("a call without a message")
+        return first
+
+    async def answer(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        """Has the service answer, which writes messages itself if there are several."""
         async with errors(context):
-            message = read(request)
-        return await behaviour(message, context)
+            return await self.behaviour(await self._request(requests), context)
 
-    async def stream(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        async with errors(context):
-            message = read(request)
-        async for response in behaviour(message, context):
-            yield response
-
-    return make(stream if inspect.isasyncgenfunction(behaviour) else answer, None, handler.response_serializer)
-
-
-def _guarded(handler: Any) -> Any:
-    """A handler of a stream of requests, also of gRPC's own services, which logs nothing of what is no message."""
-    behaviour = handler.stream_stream if handler.response_streaming else handler.stream_unary
-    make: Any = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
-
-    async def answer(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        async with errors(context):
-            return await behaviour(requests, context)
-
-    async def stream(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        async with errors(context):
-            async for response in behaviour(requests, context):
-                yield response
-
-    wrapped = stream if inspect.isasyncgenfunction(behaviour) else answer
-    return make(wrapped, handler.request_deserializer, handler.response_serializer)
+    async def stream(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Writes what the service yields."""
+        async with errors(context), aclosing(self.behaviour(await self._request(requests), context)) as responses:
+            async for response in responses:
+                await write(context, response)
 
 
 @asynccontextmanager
@@ -157,7 +162,7 @@ async def errors(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[N
     except ThalwegError as error:
         await _abort(context, error)
     except DecodeError:
-        await _abort(context, ThalwegError("PROTOCOL_VIOLATION", {"problem": "bytes that are not a message"}))
+        await _abort(context, protocol_violation("bytes that are not a message"))
     except (grpc.aio.AbortError, grpc.aio.UsageError):
         raise
     except grpc.aio.InternalError as gone:

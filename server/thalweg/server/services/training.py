@@ -17,7 +17,7 @@ from thalweg.contract.text import MAX_ADDRESS, visible
 from thalweg.server.access.principal import caller
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.guard import errors
-from thalweg.server.services.stalling import unless_stalled
+from thalweg.server.services.stalling import write
 from thalweg.server.services.uploads import Uploading
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1 import training_service_pb2_grpc
@@ -94,18 +94,18 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
     ) -> None:
         async with errors(context):
             download = await self._jobs.queries.parameters(request.job_id)
-            await _write(context, pb.DownloadParametersResponse(header=download.header))
+            await write(context, pb.DownloadParametersResponse(header=download.header))
             for piece in download.pieces():
-                await _write(context, pb.DownloadParametersResponse(data=await asyncio.to_thread(bytes, piece)))
+                await write(context, pb.DownloadParametersResponse(data=await asyncio.to_thread(bytes, piece)))
 
     async def DownloadTrajectory(  # type: ignore[override]
         self, request: pb.DownloadTrajectoryRequest, context: Context
     ) -> None:
         async with errors(context):
             download = await self._jobs.queries.trajectory(request.job_id)
-            await _write(context, pb.DownloadTrajectoryResponse(header=download.header))
+            await write(context, pb.DownloadTrajectoryResponse(header=download.header))
             for piece in download.pieces():
-                await _write(context, pb.DownloadTrajectoryResponse(data=await asyncio.to_thread(bytes, piece)))
+                await write(context, pb.DownloadTrajectoryResponse(data=await asyncio.to_thread(bytes, piece)))
 
     async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.GetUploadResponse:
         async with errors(context):
@@ -135,10 +135,10 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             part = await self._read(request.sha256, start)
             local = request.in_place and self._local_workers
             if part is not None and local and (path := uploads.in_place(request.sha256)):
-                await _write(context, pb.DownloadDataResponse(path=str(path)))
+                await write(context, pb.DownloadDataResponse(path=str(path)))
                 return
             while part:
-                await _write(context, pb.DownloadDataResponse(data=part))
+                await write(context, pb.DownloadDataResponse(data=part))
                 start += len(part)
                 part = await self._read(request.sha256, start)
             if part is None:
@@ -165,9 +165,3 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
 def _caller(context: Context) -> str:
     """Who makes a call, and from where, for the log."""
     return visible(f"{caller().principal.name} at {unquote(context.peer())}", MAX_ADDRESS)
-
-
-async def _write(context: Context, message: object) -> None:
-    """Sends a message of a stream. Raises ThalwegError if the client takes none for too long."""
-    async with unless_stalled():
-        await context.write(message)
