@@ -18,9 +18,11 @@ from tests.end_to_end.refusals import refusal
 from tests.fuzz.calls import METHODS
 from tests.server.specs import make_spec
 from thalweg.contract import resources
-from thalweg.contract.endpoint import authorization
-from thalweg.server.process import Server
-from thalweg.server.services import limits, stalling
+from thalweg.contract.endpoint import Address, authorization
+from thalweg.contract.errors import ThalwegError
+from thalweg.server.access.principal import Principal, Role
+from thalweg.server.process import Server, ServerConfig
+from thalweg.server.services import doorkeeper, limits, stalling
 from thalweg.server.services.limits import Limits
 from thalweg.v1 import job_pb2, training_service_pb2, training_service_pb2_grpc
 
@@ -133,6 +135,87 @@ def test_headers_are_bounded(hasty: Server) -> None:
         check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
         refused = refusal(lambda: check(b"", metadata=(("x", "y" * (1 << 20)),), timeout=DEADLINE))
     assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_strangers_leave_room_for_those_who_may_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setattr(limits, "limits", lambda: Limits(40, 10))
+    monkeypatch.setattr(doorkeeper, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(doorkeeper, "_GRACE_SECONDS", 0.1)
+    config = ServerConfig(Address(host, 0), tmp_path, token="secret")
+    server = Server(config)
+    server.start()
+    try:
+        with ExitStack() as stack:
+            metadata = authorization("secret")
+            guests = [
+                stack.enter_context(grpc.insecure_channel(str(server.address), options=[("grpc.use_local_subchannel_pool", 1)]))
+                for _ in range(10)
+            ]
+            stubs = [training_service_pb2_grpc.TrainingServiceStub(guest) for guest in guests]
+            job = stubs[0].CreateJob(training_service_pb2.CreateJobRequest(spec=make_spec()), metadata=metadata).job.id
+            watching = [stub.WatchJob(training_service_pb2.WatchJobRequest(job_id=job), metadata=metadata) for stub in stubs]
+            for watch in watching:
+                assert next(watch).event.sequence == 1
+            strangers = [stack.enter_context(connected(server.address)) for _ in range(30)]
+            # All places are taken.
+            assert end_of(stack.enter_context(connected(server.address)))
+            assert all(end_of(stranger) for stranger in strangers)
+            # Those who showed the token stay, and others find room.
+            stubs[0].CancelJob(training_service_pb2.CancelJobRequest(job_id=job), metadata=metadata)
+            for watch in watching:
+                assert [response.event.sequence for response in watch][-1] > 1
+    finally:
+        server.stop()
+
+
+def test_a_few_strangers_are_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = threading.Event()
+    monkeypatch.setattr(limits, "limits", lambda: Limits(40, 10))
+    monkeypatch.setattr(doorkeeper, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(doorkeeper, "_GRACE_SECONDS", 0.0)
+    with running_server(tmp_path) as server, ExitStack() as stack:
+        strangers = [stack.enter_context(connected(server.address)) for _ in range(20)]
+        look = server._doorkeeper.look
+
+        def look_twice() -> None:
+            look()
+            look()
+            looked.set()
+
+        monkeypatch.setattr(server._doorkeeper, "look", look_twice)
+        # There are more descriptors than a half of the connections, and no more connections.
+        assert looked.wait(DEADLINE)
+        for stranger in strangers:
+            stranger.settimeout(0.05)
+            # The server's own settings, and nothing else.
+            assert stranger.recv(1 << 16)
+
+
+def test_a_principals_calls_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_STRANGERS_CALLS", 3)
+    silence = threading.Event()
+    with running_server(tmp_path, token="secret") as server, grpc.insecure_channel(str(server.address)) as channel:
+        check: Any = channel.stream_stream("/grpc.health.v1.Health/Check")
+        silent = [check(iter(silence.wait, True), timeout=DEADLINE) for _ in range(4)]
+        refusals = {refused.reason for refused in [refusal(lambda call=call: call) for call in silent]}  # type: ignore[misc]
+        assert refusals == {"TOO_MANY_CALLS", "TOO_SLOW"}
+        silence.set()
+        # Places are free again.
+        assert list(check(iter([b""]), timeout=DEADLINE))
+
+
+def test_calls_are_counted_by_principal() -> None:
+    calls = limits.Calls()
+    viewer, other, admin = Principal("v", Role.VIEWER), Principal("w", Role.VIEWER), Principal("a", Role.ADMIN)
+    with ExitStack() as stack:
+        for principal in [*[viewer] * 256, *[admin] * 5000]:
+            stack.enter_context(calls.one_more(principal))
+        with pytest.raises(ThalwegError, match="v may have 256 calls at a time"):
+            stack.enter_context(calls.one_more(viewer))
+        stack.enter_context(calls.one_more(other))
+        stack.enter_context(calls.one_more(None))
+    assert not calls._open
 
 
 @pytest.mark.parametrize("left", [0, 100, 1000, 100_000, 1 << 40])

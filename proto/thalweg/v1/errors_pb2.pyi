@@ -73,6 +73,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A worker runs on another kind of machine than the job's first worker."""
     ERROR_REASON_TOO_SLOW: _ErrorReason.ValueType  # 20
     """A client neither reads the response that it requested nor continues its upload."""
+    ERROR_REASON_TOO_MANY_CALLS: _ErrorReason.ValueType  # 60
+    """A principal has as many calls under way as its role allows."""
     ERROR_REASON_OUT_OF_MEMORY: _ErrorReason.ValueType  # 24
     """The server has too little memory for the request."""
     ERROR_REASON_SHARD_UNREACHABLE: _ErrorReason.ValueType  # 40
@@ -137,6 +139,8 @@ ERROR_REASON_OTHER_MACHINE: ErrorReason.ValueType  # 25
 """A worker runs on another kind of machine than the job's first worker."""
 ERROR_REASON_TOO_SLOW: ErrorReason.ValueType  # 20
 """A client neither reads the response that it requested nor continues its upload."""
+ERROR_REASON_TOO_MANY_CALLS: ErrorReason.ValueType  # 60
+"""A principal has as many calls under way as its role allows."""
 ERROR_REASON_OUT_OF_MEMORY: ErrorReason.ValueType  # 24
 """The server has too little memory for the request."""
 ERROR_REASON_SHARD_UNREACHABLE: ErrorReason.ValueType  # 40

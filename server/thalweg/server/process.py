@@ -218,7 +218,7 @@ class Server(Hosted):
             await change.wait()
 
     def _guard(self) -> Guard:
-        return Guard(self.credentials.authenticate, self._invitations)
+        return Guard(self.credentials.authenticate, self._doorkeeper, self._invitations)
 
     async def _build(self, jobs: Jobs) -> grpc.aio.Server:
         server = await self._grpc_server(_SERVICES)

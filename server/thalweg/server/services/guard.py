@@ -4,8 +4,8 @@ import asyncio
 import hmac
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -17,6 +17,8 @@ from grpc_status import rpc_status
 from thalweg.contract.errors import ThalwegError, protocol_violation, to_status
 from thalweg.server.access import table
 from thalweg.server.access.principal import ADMIN, Caller, Principal, Role, Scope, answer_to
+from thalweg.server.services.doorkeeper import Doorkeeper
+from thalweg.server.services.limits import Calls
 from thalweg.server.services.stalling import Opened, opening, write
 
 _log = logging.getLogger(__name__)
@@ -48,9 +50,13 @@ class Guard(grpc.aio.ServerInterceptor):
     Requests that are no messages are refused, and nothing is logged of them.
     """
 
-    def __init__(self, authenticate: Authenticate, invitations: Mapping[str, Admits] = MappingProxyType({})) -> None:
+    def __init__(
+        self, authenticate: Authenticate, doorkeeper: Doorkeeper, invitations: Mapping[str, Admits] = MappingProxyType({})
+    ) -> None:
         self._authenticate = authenticate
+        self._doorkeeper = doorkeeper
         self._invitations = invitations
+        self._calls = Calls()
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -59,11 +65,11 @@ class Guard(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         try:
-            await self._admit(details.method, _bearer(details))
+            principal = await self._admit(details.method, _bearer(details))
         except ThalwegError as error:
             # Whatever the method takes: it is not read.
             return grpc.stream_stream_rpc_method_handler(partial(_refuse, error))
-        return _served(handler)
+        return _served(handler, partial(self._call, principal))
 
     def may_watch(self, bearer: str) -> bool:
         """Whether the bearer of a token may see what all do."""
@@ -72,18 +78,28 @@ class Guard(grpc.aio.ServerInterceptor):
         except ThalwegError:
             return False
 
-    async def _admit(self, method: str, bearer: str) -> None:
-        """Says who makes the call. Raises ThalwegError if it is refused."""
+    async def _admit(self, method: str, bearer: str) -> Principal | None:
+        """Says who makes the call; None for a stranger who may. Raises ThalwegError if it is refused."""
         if method in self._invitations:
             if not await self._invitations[method](bearer):
                 raise ThalwegError("UNAUTHENTICATED")
-            answer_to(Caller(Principal("worker", Role.WORKER), method, Scope.OWN))
-            return
+            worker = Principal("worker", Role.WORKER)
+            answer_to(Caller(worker, method, Scope.OWN))
+            return worker
         row = table.row(method)
         if row.stranger:
-            return
+            return None
         principal = self._authenticate(bearer)
         answer_to(Caller(principal, method, check_role(principal, method)))
+        return principal
+
+    @contextmanager
+    def _call(self, principal: Principal | None, peer: str) -> Iterator[None]:
+        """A call from a peer, within the context. Raises ThalwegError if its principal has too many."""
+        if principal:
+            self._doorkeeper.admit(peer)
+        with self._calls.one_more(principal):
+            yield
 
 
 def check_role(principal: Principal, method: str) -> Scope:
@@ -109,13 +125,17 @@ async def _refuse(error: ThalwegError, _: Any, context: grpc.aio.ServicerContext
     await _abort(context, error)
 
 
-def _served(handler: Any) -> Any:
+# What a call from a peer, as gRPC names it, is made within.
+_Within: TypeAlias = Callable[[str], AbstractContextManager[None]]
+
+
+def _served(handler: Any, within: _Within) -> Any:
     """A handler that lets no caller keep it waiting: the first message comes soon, and a stream's answers are taken.
 
     What gRPC cannot read it would log with a traceback, if it read the request of a method that takes one; so all methods take
     streams here. On the wire there is no difference.
     """
-    method = _Method(handler)
+    method = _Method(handler, within)
     if handler.response_streaming:
         answer: Any = method.stream if inspect.isasyncgenfunction(method.behaviour) else method.answer
         return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
@@ -125,7 +145,8 @@ def _served(handler: Any) -> Any:
 class _Method:
     """A method as a service has it, and what is done before and after."""
 
-    def __init__(self, handler: Any) -> None:
+    def __init__(self, handler: Any, within: _Within) -> None:
+        self._within = within
         behaviours = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
         (self.behaviour,) = (behaviour for behaviour in behaviours if behaviour)
         self._takes_stream = handler.request_streaming
@@ -142,13 +163,16 @@ class _Method:
     async def answer(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """Has the service answer, which writes messages itself if there are several."""
         async with errors(context):
-            return await self.behaviour(await self._request(requests), context)
+            with self._within(context.peer()):
+                return await self.behaviour(await self._request(requests), context)
 
     async def stream(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Writes what the service yields."""
-        async with errors(context), aclosing(self.behaviour(await self._request(requests), context)) as responses:
-            async for response in responses:
-                await write(context, response)
+        async with errors(context):
+            with self._within(context.peer()):
+                async with aclosing(self.behaviour(await self._request(requests), context)) as responses:
+                    async for response in responses:
+                        await write(context, response)
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from thalweg.server.observing.https import Https
 from thalweg.server.observing.pages import Pages
 from thalweg.server.services import limits
 from thalweg.server.services.certificates import Certificates
+from thalweg.server.services.doorkeeper import Doorkeeper
 from thalweg.server.services.guard import Admits, Guard, sole_token
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Hosted(ABC):
         self._started = threading.Event()
         self._failure: Exception | None = None
         self._limits = limits.limits()
+        self._doorkeeper = Doorkeeper(self._limits.connections, lambda: {address.port for address in self.listening})
+        self._watching: asyncio.Task[None] | None = None
         # Methods that workers call with tokens that are valid for nothing else.
         self._invitations: dict[str, Admits] = {}
         self._checks = health.aio.HealthServicer()
@@ -128,7 +131,7 @@ class Hosted(ABC):
 
     def _guard(self) -> Guard:
         """What every call passes."""
-        return Guard(sole_token(self._token or None), self._invitations)
+        return Guard(sole_token(self._token or None), self._doorkeeper, self._invitations)
 
     def _credentials(self) -> grpc.ServerCredentials | None:
         """What the server shows its clients; None without TLS. Raises ServerStartError if something is wrong with the files."""
@@ -162,6 +165,7 @@ class Hosted(ABC):
             options=[*OPTIONS, *limits.options(self._limits.connections)],
             interceptors=[self._calls, self._guard()],
         )
+        self._watching = asyncio.create_task(self._doorkeeper.watch())
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, server)
         self._services = (*services, "")
         await self._set_health(serving=True)
