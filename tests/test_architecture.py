@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "arrays": {"deciding", "telemetry"},
     "streams": {"settings", "deciding", "telemetry", "arrays"},
     "storage": {"settings", "validation", "access", "deciding", "telemetry", "arrays"},
-    "driving": {"settings", "validation", "deciding", "tally", "telemetry", "arrays", "streams", "storage"},
+    "driving": {"settings", "validation", "access", "deciding", "tally", "telemetry", "arrays", "streams", "storage"},
     "observing": {"deciding", "tally", "driving"},
     "services": {"validation", "access", "deciding", "arrays", "streams", "driving", "observing"},
     "sharding": {"deciding", "arrays", "streams", "observing", "services"},

@@ -39,14 +39,14 @@ from thalweg.v1 import job_pb2, training_service_pb2, training_service_pb2_grpc
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 JOB_KEYS = {
     "job", "state", "status", "create_time", "steps", "total_steps", "epochs", "total_epochs", "workers", "wanted_workers",
-    "priority", "contributions", "checkpoints", "exchange",
+    "priority", "owner", "shared", "contributions", "checkpoints", "exchange",
 }  # fmt: skip
 RESULT_KEYS = {"train_loss", "train_accuracy", "weights_sha256", "samples_per_second", "seconds", "start_time", "end_time"}
 
 
 def test_the_commands_are_those_of_the_design() -> None:
     design = "train serve shard fleet submit jobs watch cancel delete scale weights predict plot gradcheck doctor show init data"
-    assert sorted([*design.split(), "tokens", "certs", "backup", "restore"]) == COMMANDS
+    assert sorted([*design.split(), "share", "tokens", "certs", "web", "backup", "restore"]) == COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -16,6 +16,7 @@ import pytest
 from thalweg.contract import layout as layouts
 from thalweg.contract import manifests
 from thalweg.contract.errors import ThalwegError
+from thalweg.server.access.principal import ADMIN
 from thalweg.server.driving.acceptance import record_job
 from thalweg.server.storage import database as database_module
 from thalweg.server.storage import job_files, schema
@@ -118,9 +119,9 @@ def test_files_of_a_manifest_are_uploads_that_its_job_uses(storage: DataFolder) 
     entries = [manifests.Entry("a/1.parquet", 3, one), manifests.Entry("a/2.parquet", 3, two)]
     manifest = put_upload(storage, manifests.written(entries))
     spec = job_pb2.JobSpec(data=job_pb2.Data(parquet="a", sha256=manifest))
-    assert record_job(storage, job_pb2.Job(id="a", spec=spec), "")
+    assert record_job(storage, job_pb2.Job(id="a", spec=spec), "", ADMIN)
     alone = job_pb2.JobSpec(data=job_pb2.Data(npz="2", sha256=two))
-    assert record_job(storage, job_pb2.Job(id="b", spec=alone), "")
+    assert record_job(storage, job_pb2.Job(id="b", spec=alone), "", ADMIN)
     storage.delete_job("a")
     assert uploads(storage) == {two, other}
 
@@ -134,7 +135,7 @@ def test_a_manifest_without_its_files_or_damaged_makes_no_job(storage: DataFolde
     ):
         spec = job_pb2.JobSpec(data=job_pb2.Data(parquet="a", sha256=sha256))
         with pytest.raises(ThalwegError, match=problem) as caught:
-            record_job(storage, job_pb2.Job(id="a", spec=spec), "")
+            record_job(storage, job_pb2.Job(id="a", spec=spec), "", ADMIN)
         assert caught.value.reason == reason
     assert storage.job("a") is None
 
@@ -178,8 +179,11 @@ def test_old_uploads_that_no_job_uses_are_removed_at_the_start(storage: DataFold
 
 def make_older(database: sqlite3.Connection) -> None:
     """Takes a database back to what it was before formats were numbered."""
-    for table in ("uploads_used", "releases", "deaths", "clean_stop", "tallies"):
+    for table in ("uploads_used", "releases", "deaths", "clean_stop", "tallies", "upload_owners", "tokens", "secrets"):
         database.execute(f"DROP TABLE {table}")
+    database.execute("DROP INDEX jobs_by_owner")
+    for column in ("owner", "shared"):
+        database.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
     database.execute("PRAGMA user_version = 0")
 
 

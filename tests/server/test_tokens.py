@@ -66,7 +66,7 @@ def test_a_token_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with running_server(tmp_path, token=OWN) as server, Client(server.address, OWN) as admin:
         lasting, short = admin.access.create("long", "viewer"), admin.access.create("short", "viewer", 3600)
         assert caller(server, short.secret) == ("short", "viewer")
-        later = short.token.expire_time.ToMicroseconds() / 1e6
+        later = short.token.expire_time.ToMicroseconds() / 1e6 + 1e-3
         monkeypatch.setattr(server.credentials, "_clock", lambda: later)
         refused = refusal(server, short.secret)
         assert refused.reason == "TOKEN_ENDED"

@@ -37,6 +37,13 @@ class _Row:
     tally: Tally = NOTHING
     merged: Merged = _UNMERGED
     deaths: int | None = None
+    shared: bool = False
+
+    def read(self) -> job_pb2.Job:
+        """The job as it is on record."""
+        job = job_pb2.Job.FromString(self.job)
+        job.shared = self.shared
+        return job
 
 
 @dataclass(eq=False)
@@ -51,6 +58,8 @@ class Memory:
     last_number: int = 0
     clean_stop: bool = False
     uploads: dict[str, bytes] = field(default_factory=dict)
+    # Uploads and their owners.
+    owners: set[tuple[str, str]] = field(default_factory=set)
     # What was received of other uploads.
     parts: dict[str, bytes] = field(default_factory=dict)
     # Uploads, and parts of them, that came long ago.
@@ -152,29 +161,48 @@ class MemoryStorage(JobFiles):
             elif job.id in self._rows:
                 return None
             self._memory.last_number = number
-            self._rows[job.id] = _Row(number, request_id, job.SerializeToString(), {*uploads_of(job.spec), *parts})
+            uploads = {*uploads_of(job.spec), *parts}
+            self._rows[job.id] = _Row(number, request_id, job.SerializeToString(), uploads, shared=job.shared)
         return job
 
     def job_of_request(self, request_id: str) -> job_pb2.Job | None:
         found = [row for row in self._rows.values() if request_id and row.request_id == request_id]
-        return job_pb2.Job.FromString(found[0].job) if found else None
+        return found[0].read() if found else None
 
     def job(self, job_id: str) -> job_pb2.Job | None:
         row = self._rows.get(job_id)
-        return job_pb2.Job.FromString(row.job) if row else None
+        return row.read() if row else None
 
-    def jobs(self, limit: int, before: int | None = None) -> list[tuple[int, job_pb2.Job]]:
+    def jobs(self, limit: int, before: int | None = None, reader: str | None = None) -> list[tuple[int, job_pb2.Job]]:
         rows = sorted((row for row in self._rows.values() if before is None or row.number < before), key=lambda row: -row.number)
-        return [(row.number, job_pb2.Job.FromString(row.job)) for row in rows[:limit]]
+        found = [(row.number, row.read()) for row in rows]
+        return [(number, job) for number, job in found if reader is None or job.owner == reader or job.shared][:limit]
+
+    def share_job(self, job_id: str, shared: bool) -> None:
+        with self._writing():
+            self._row(job_id).shared = shared
+
+    def own_upload(self, sha256: str, owner: str) -> None:
+        with self._writing():
+            self._memory.owners.add((sha256, owner))
+
+    def is_readable(self, sha256: str, reader: str) -> bool:
+        jobs = [row.read() for row in self._rows.values() if sha256 in row.uploads]
+        return (sha256, reader) in self._memory.owners or any(job.owner == reader or job.shared for job in jobs)
+
+    def is_used_by(self, sha256: str, job_id: str) -> bool:
+        row = self._rows.get(job_id)
+        return row is not None and sha256 in row.uploads
 
     def delete_job(self, job_id: str) -> None:
         if job_id not in self._rows:
             return
         # With the room in reserve, if there is no other.
         self._memory.disk.step()
-        used = self._rows.pop(job_id).uploads
+        row = self._rows.pop(job_id)
         self._memory.disk.forget(self.job_folder(job_id))
-        for sha256 in used - self._uploads_used():
+        wanted = {sha256 for sha256, owner in self._memory.owners if owner != row.read().owner}
+        for sha256 in row.uploads - self._uploads_used() - wanted:
             self._memory.uploads.pop(sha256, None)
 
     def _uploads_used(self) -> set[str]:

@@ -70,6 +70,7 @@ def _hold(storage: Storage, town: Town) -> None:
         states = [event.state_changed.job for event in events if event.HasField("state_changed")]
         # An upgrade leaves out of the record what an earlier release did not know.
         job.spec.CopyFrom(validation.complete(job.spec))
+        states[-1].owner, states[-1].shared = job.owner, job.shared
         assert states[-1] == job, f"{job.id} is on record otherwise than it was told"
         # All were resumed at the end, after the last cancellation.
         may_fail = job.id in town.poisoned or excused(job)

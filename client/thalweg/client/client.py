@@ -64,6 +64,7 @@ class Client:
         name: str | None = None,
         id: str | None = None,  # noqa: A002 - its name everywhere else
         request_id: str | None = None,
+        shared: bool = False,
         progress: UploadProgress | None = None,
     ) -> Job:
         """Submits a job to the server, with the files that it needs. Returns the job, which runs independently of this client.
@@ -82,6 +83,8 @@ class Client:
         bytes of all files. The first call has 0 bytes, the last one all; between them there is about one for each MiB. What the
         server had before, also of an upload that broke off, counts. Bytes that are lost with a connection no longer do. An
         exception of `progress` ends the upload, which can be resumed, and is raised here. It is not called without files.
+
+        `shared` lets all others read the job from the start (`Job.share`).
 
         `name` replaces the job's name; `id` chooses its id. Two calls with the same `request_id` create one job. Raises
         ThalwegError if the job is not right, or is not accepted.
@@ -118,7 +121,9 @@ class Client:
                 # Not what `_upload` may do: the job keeps its code, whatever becomes of the file.
                 spec.code.sha256 = upload(self._connection, code, meter)
                 meter.finish(bytes_of(code))
-        request = pb.CreateJobRequest(spec=spec, job_id=_job_id(id or ""), request_id=request_id or str(uuid.uuid4()))
+        request = pb.CreateJobRequest(
+            spec=spec, job_id=_job_id(id or ""), request_id=request_id or str(uuid.uuid4()), shared=shared
+        )
         answer = self._connection.call(self._connection.stub.CreateJob, request, seconds=_CREATE_SECONDS)
         self._connection.began(answer.job.id)
         return Job(self._connection, answer.job)

@@ -193,6 +193,14 @@ class Job:
         self.message = answer.job
         return answer.note
 
+    def share(self, shared: bool = True) -> None:
+        """Lets all others with a token read the job, its parameters, its data and its code, or no longer.
+
+        They cannot change it.
+        """
+        request = pb.ShareJobRequest(job_id=self.id, shared=shared)
+        self.message = self._connection.call(self._connection.stub.ShareJob, request).job
+
     def story(self) -> list[StoryEntry]:
         """The server's recent decisions about the job, and their reasons, the oldest first. Empty if it has none.
 

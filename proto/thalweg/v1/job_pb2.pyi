@@ -2225,6 +2225,8 @@ class Job(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id, unique on its server."""
     state: Global___JobState.ValueType
@@ -2237,6 +2239,12 @@ class Job(_message.Message):
     """What the job waits for, as `status` says in words."""
     paused: _builtins.bool
     """Whether it is paused (ScaleJob): it has no workers and no place in the queue until it is scaled again."""
+    owner: _builtins.str
+    """Who created it: the name of a token, "admin" for the token that the server was started with. Empty for jobs of earlier releases,
+    which belong to administrators.
+    """
+    shared: _builtins.bool
+    """Whether others may read it: its record and events, its parameters, its data and its code (ShareJob)."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """The specification, with every default filled in."""
@@ -2276,10 +2284,12 @@ class Job(_message.Message):
         result: Global___Result | None = ...,
         waiting_for: Global___WaitingFor.ValueType = ...,
         paused: _builtins.bool = ...,
+        owner: _builtins.str = ...,
+        shared: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "id", b"id", "paused", b"paused", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state", "status", b"status", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "id", b"id", "owner", b"owner", "paused", b"paused", "progress", b"progress", "result", b"result", "shared", b"shared", "spec", b"spec", "start_time", b"start_time", "state", b"state", "status", b"status", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -71,6 +71,11 @@ class TrainingServiceStub:
                 request_serializer=thalweg_dot_v1_dot_training__service__pb2.ScaleJobRequest.SerializeToString,
                 response_deserializer=thalweg_dot_v1_dot_training__service__pb2.ScaleJobResponse.FromString,
                 _registered_method=True)
+        self.ShareJob = channel.unary_unary(
+                '/thalweg.v1.TrainingService/ShareJob',
+                request_serializer=thalweg_dot_v1_dot_training__service__pb2.ShareJobRequest.SerializeToString,
+                response_deserializer=thalweg_dot_v1_dot_training__service__pb2.ShareJobResponse.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/thalweg.v1.TrainingService/WatchJob',
                 request_serializer=thalweg_dot_v1_dot_training__service__pb2.WatchJobRequest.SerializeToString,
@@ -138,7 +143,7 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """The jobs, the newest first, in pages.
+        """The jobs that the caller may see, the newest first, in pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,6 +172,13 @@ class TrainingServiceServicer:
 
     def ScaleJob(self, request, context):
         """Changes the number of workers of a job; 0 pauses it. Does not affect the job's result.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShareJob(self, request, context):
+        """Lets all others read a job, or no longer. Only its owner, and administrators, may change it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -210,14 +222,16 @@ class TrainingServiceServicer:
 
     def GetUpload(self, request, context):
         """What the server has of a file of data, so that an upload that broke off can be resumed. While another call uploads the file, the
-        answer waits until that sends something; if it is silent for some seconds, it ends, and can be resumed.
+        answer waits until that sends something; if it is silent for some seconds, it ends, and can be resumed. The answer is about the
+        caller's own uploads, and files of jobs that the caller may read: a file that others uploaded must be uploaded again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UploadData(self, request_iterator, context):
-        """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file.
+        """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file, and
+        the caller may read it.
         The bytes of a call that breaks off are kept for a time that the server's operator chooses, a day by default (GetUpload).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -275,6 +289,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.ScaleJob,
                     request_deserializer=thalweg_dot_v1_dot_training__service__pb2.ScaleJobRequest.FromString,
                     response_serializer=thalweg_dot_v1_dot_training__service__pb2.ScaleJobResponse.SerializeToString,
+            ),
+            'ShareJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareJob,
+                    request_deserializer=thalweg_dot_v1_dot_training__service__pb2.ShareJobRequest.FromString,
+                    response_serializer=thalweg_dot_v1_dot_training__service__pb2.ShareJobResponse.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -513,6 +532,33 @@ class TrainingService:
             '/thalweg.v1.TrainingService/ScaleJob',
             thalweg_dot_v1_dot_training__service__pb2.ScaleJobRequest.SerializeToString,
             thalweg_dot_v1_dot_training__service__pb2.ScaleJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thalweg.v1.TrainingService/ShareJob',
+            thalweg_dot_v1_dot_training__service__pb2.ShareJobRequest.SerializeToString,
+            thalweg_dot_v1_dot_training__service__pb2.ShareJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

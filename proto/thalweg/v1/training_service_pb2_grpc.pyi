@@ -40,7 +40,7 @@ class TrainingServiceStub:
     GetJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.GetJobRequest, _training_service_pb2.GetJobResponse]
     """One job."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListJobsRequest, _training_service_pb2.ListJobsResponse]
-    """The jobs, the newest first, in pages."""
+    """The jobs that the caller may see, the newest first, in pages."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.CancelJobRequest, _training_service_pb2.CancelJobResponse]
     """Ends a job; its parameters so far are kept. Does nothing if the job has ended."""
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ResumeJobRequest, _training_service_pb2.ResumeJobResponse]
@@ -49,6 +49,8 @@ class TrainingServiceStub:
     """Deletes a job that has ended, with all its files, and the uploads that no other job uses."""
     ScaleJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ScaleJobRequest, _training_service_pb2.ScaleJobResponse]
     """Changes the number of workers of a job; 0 pauses it. Does not affect the job's result."""
+    ShareJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ShareJobRequest, _training_service_pb2.ShareJobResponse]
+    """Lets all others read a job, or no longer. Only its owner, and administrators, may change it."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_training_service_pb2.WatchJobRequest, _training_service_pb2.WatchJobResponse]
     """The events of a job: first those already recorded, then new ones, until the job has ended."""
     GetStory: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.GetStoryRequest, _training_service_pb2.GetStoryResponse]
@@ -63,10 +65,12 @@ class TrainingServiceStub:
     """The parameters of a job at some of its steps, from the first to the last: the path of training."""
     GetUpload: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.GetUploadRequest, _training_service_pb2.GetUploadResponse]
     """What the server has of a file of data, so that an upload that broke off can be resumed. While another call uploads the file, the
-    answer waits until that sends something; if it is silent for some seconds, it ends, and can be resumed.
+    answer waits until that sends something; if it is silent for some seconds, it ends, and can be resumed. The answer is about the
+    caller's own uploads, and files of jobs that the caller may read: a file that others uploaded must be uploaded again.
     """
     UploadData: _grpc.StreamUnaryMultiCallable[_training_service_pb2.UploadDataRequest, _training_service_pb2.UploadDataResponse]
-    """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file.
+    """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file, and
+    the caller may read it.
     The bytes of a call that breaks off are kept for a time that the server's operator chooses, a day by default (GetUpload).
     """
     DownloadData: _grpc.UnaryStreamMultiCallable[_training_service_pb2.DownloadDataRequest, _training_service_pb2.DownloadDataResponse]
@@ -86,7 +90,7 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     GetJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.GetJobRequest, _training_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """One job."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListJobsRequest, _training_service_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """The jobs, the newest first, in pages."""
+    """The jobs that the caller may see, the newest first, in pages."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CancelJobRequest, _training_service_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Ends a job; its parameters so far are kept. Does nothing if the job has ended."""
     ResumeJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ResumeJobRequest, _training_service_pb2.ResumeJobResponse]  # type: ignore[assignment]
@@ -95,6 +99,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Deletes a job that has ended, with all its files, and the uploads that no other job uses."""
     ScaleJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ScaleJobRequest, _training_service_pb2.ScaleJobResponse]  # type: ignore[assignment]
     """Changes the number of workers of a job; 0 pauses it. Does not affect the job's result."""
+    ShareJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ShareJobRequest, _training_service_pb2.ShareJobResponse]  # type: ignore[assignment]
+    """Lets all others read a job, or no longer. Only its owner, and administrators, may change it."""
     WatchJob: _aio.UnaryStreamMultiCallable[_training_service_pb2.WatchJobRequest, _training_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """The events of a job: first those already recorded, then new ones, until the job has ended."""
     GetStory: _aio.UnaryUnaryMultiCallable[_training_service_pb2.GetStoryRequest, _training_service_pb2.GetStoryResponse]  # type: ignore[assignment]
@@ -109,10 +115,12 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """The parameters of a job at some of its steps, from the first to the last: the path of training."""
     GetUpload: _aio.UnaryUnaryMultiCallable[_training_service_pb2.GetUploadRequest, _training_service_pb2.GetUploadResponse]  # type: ignore[assignment]
     """What the server has of a file of data, so that an upload that broke off can be resumed. While another call uploads the file, the
-    answer waits until that sends something; if it is silent for some seconds, it ends, and can be resumed.
+    answer waits until that sends something; if it is silent for some seconds, it ends, and can be resumed. The answer is about the
+    caller's own uploads, and files of jobs that the caller may read: a file that others uploaded must be uploaded again.
     """
     UploadData: _aio.StreamUnaryMultiCallable[_training_service_pb2.UploadDataRequest, _training_service_pb2.UploadDataResponse]  # type: ignore[assignment]
-    """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file.
+    """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file, and
+    the caller may read it.
     The bytes of a call that breaks off are kept for a time that the server's operator chooses, a day by default (GetUpload).
     """
     DownloadData: _aio.UnaryStreamMultiCallable[_training_service_pb2.DownloadDataRequest, _training_service_pb2.DownloadDataResponse]  # type: ignore[assignment]
@@ -147,7 +155,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_service_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_service_pb2.ListJobsResponse, _abc.Awaitable[_training_service_pb2.ListJobsResponse]]:
-        """The jobs, the newest first, in pages."""
+        """The jobs that the caller may see, the newest first, in pages."""
 
     @_abc_1.abstractmethod
     def CancelJob(
@@ -180,6 +188,14 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_service_pb2.ScaleJobResponse, _abc.Awaitable[_training_service_pb2.ScaleJobResponse]]:
         """Changes the number of workers of a job; 0 pauses it. Does not affect the job's result."""
+
+    @_abc_1.abstractmethod
+    def ShareJob(
+        self,
+        request: _training_service_pb2.ShareJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.ShareJobResponse, _abc.Awaitable[_training_service_pb2.ShareJobResponse]]:
+        """Lets all others read a job, or no longer. Only its owner, and administrators, may change it."""
 
     @_abc_1.abstractmethod
     def WatchJob(
@@ -230,7 +246,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_service_pb2.GetUploadResponse, _abc.Awaitable[_training_service_pb2.GetUploadResponse]]:
         """What the server has of a file of data, so that an upload that broke off can be resumed. While another call uploads the file, the
-        answer waits until that sends something; if it is silent for some seconds, it ends, and can be resumed.
+        answer waits until that sends something; if it is silent for some seconds, it ends, and can be resumed. The answer is about the
+        caller's own uploads, and files of jobs that the caller may read: a file that others uploaded must be uploaded again.
         """
 
     @_abc_1.abstractmethod
@@ -239,7 +256,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_training_service_pb2.UploadDataRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_training_service_pb2.UploadDataResponse, _abc.Awaitable[_training_service_pb2.UploadDataResponse]]:
-        """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file.
+        """Stores a file of data under its SHA-256. The first message names it; the call ends at once if the server already has the file, and
+        the caller may read it.
         The bytes of a call that breaks off are kept for a time that the server's operator chooses, a day by default (GetUpload).
         """
 

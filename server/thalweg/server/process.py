@@ -22,6 +22,7 @@ from thalweg.server.services.fleet import FleetService
 from thalweg.server.services.guard import Guard
 from thalweg.server.services.hosted import STOP_GRACE_SECONDS, Hosted, ServerStartError
 from thalweg.server.services.parameter import JobReception, ParameterService
+from thalweg.server.services.permits import Permits
 from thalweg.server.services.shard import ShardService
 from thalweg.server.services.training import TrainingService
 from thalweg.server.settings import CHECKPOINT_SECONDS, KEEP_UPLOADS_SECONDS, SILENCE_SECONDS, RunSettings
@@ -218,7 +219,7 @@ class Server(Hosted):
             await change.wait()
 
     def _guard(self) -> Guard:
-        return Guard(self.credentials.authenticate, self._doorkeeper, self._invitations)
+        return Guard(self.credentials.authenticate, self._doorkeeper, Permits(self.jobs).request)
 
     async def _build(self, jobs: Jobs) -> grpc.aio.Server:
         server = await self._grpc_server(_SERVICES)

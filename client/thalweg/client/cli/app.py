@@ -78,7 +78,7 @@ _PANELS: dict[str, list[Callable[..., None]]] = {
     "Train": [train.train, gradcheck.gradcheck, doctor.doctor, jobfiles.init],
     "Inspect results": [results.plot, results.predict, results.weights],
     "Run a cluster": [serving.serve, serving.shard, serving.fleet, web.web, backups.backup, backups.restore],
-    "Jobs": [jobs.submit, listing.jobs, jobfiles.show, jobs.watch, jobs.scale, jobs.cancel, jobs.delete],
+    "Jobs": [jobs.submit, listing.jobs, jobfiles.show, jobs.watch, jobs.scale, jobs.share, jobs.cancel, jobs.delete],
 }
 
 

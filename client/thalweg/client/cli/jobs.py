@@ -45,6 +45,7 @@ def submit(
         str | None,
         typer.Option(metavar="ID", help="The id of the new job.", show_default="made from the job's name"),
     ] = None,
+    shared: Annotated[bool, typer.Option("--share", metavar="", help="Let all others read the job.")] = False,
     json: Json = False,
 ) -> None:
     """Submits a job to a server, prints its id, and returns.
@@ -62,7 +63,7 @@ def submit(
         )
         raise invalid(Violation("--server", problem))
     with Client(meant, token, tls=given_tls()) as client, bytes_bar() as bar:
-        accepted = client.submit(loaded, id=id, progress=bar)
+        accepted = client.submit(loaded, id=id, shared=shared, progress=bar)
     if json:
         print_json(job_json(accepted.message))
     else:
@@ -139,6 +140,29 @@ def scale(
     _print_state(scaled.message, words, json)
     if note:
         complain(note)
+
+
+def share(
+    job: JobId,
+    stop: Annotated[bool, typer.Option("--stop", metavar="", help="Let others no longer read it.")] = False,
+    server: Server = None,
+    token_file: TokenFile = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Lets all others with a token read a job, its weights, its data and its code.
+
+    They cannot change it. Without this, submitters see their own jobs only.
+
+    [bold]Examples[/]
+
+    [cyan]thalweg share digits-1 --server host:7070[/]
+    [cyan]thalweg share digits-1 --stop --server host:7070[/]
+    """
+    with connected(server, token_file, data, writes=True) as client:
+        shared = client.job(job)
+        shared.share(not stop)
+    _print_state(shared.message, "is no longer shared" if stop else "is shared", json)
 
 
 def cancel(job: JobId, server: Server = None, token_file: TokenFile = None, data: Data = None, json: Json = False) -> None:

@@ -107,10 +107,11 @@ def _state(name: str) -> str:
 
 def _table(messages: list[job_pb2.Job]) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
-    # Few jobs have a priority.
+    # Few jobs have a priority, and on many servers all jobs have one owner.
     priority = ["priority"] if any(message.spec.priority for message in messages) else []
-    for name in ("job", "state", "epochs", "loss", "validation", "workers", *priority, "began"):
-        left = name in {"job", "state", "validation", "began"}
+    owner = ["owner"] if len({message.owner for message in messages}) > 1 else []
+    for name in ("job", *owner, "state", "epochs", "loss", "validation", "workers", *priority, "began"):
+        left = name in {"job", "owner", "state", "validation", "began"}
         # A shortened id could not be typed: on a narrow terminal, everything else is shortened first.
         least = max(len(message.id) for message in messages) if name == "job" else None
         table.add_column(name, justify="left" if left else "right", no_wrap=name != "state", min_width=least)
@@ -122,6 +123,7 @@ def _table(messages: list[job_pb2.Job]) -> Table:
         words = f"{state}: {message.status}" if running and message.status else state
         table.add_row(
             message.id,
+            *(f"{message.owner}{' (shared)' if message.shared else ''}" for _ in owner),
             Text(words, style=_COLOURS.get(state, "")),
             f"{result.epochs}/{message.spec.training.epochs}",
             "" if loss is None else f"{loss:.4g}",

@@ -160,6 +160,8 @@ def job_json(job: job_pb2.Job) -> dict[str, Any]:
         "job": job.id,
         "state": state_name(job.state),
         "status": job.status,
+        "owner": job.owner,
+        "shared": job.shared,
         "create_time": job.create_time.ToJsonString(),
     }
     for name in ("start_time", "end_time"):

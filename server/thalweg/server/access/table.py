@@ -6,7 +6,7 @@ docs/security.md has it as a table for people, and a test walks every method wit
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from thalweg.server.access.principal import Role, Scope
+from thalweg.server.access.principal import Principal, Role, Scope
 
 _NONE, _OWN, _SHARED, _ALL = Scope.NONE, Scope.OWN, Scope.SHARED, Scope.ALL
 
@@ -51,11 +51,13 @@ _SERVICES: Mapping[str, Mapping[str, Row]] = {
         "ResumeJob": _CHANGES,
         "DeleteJob": _CHANGES,
         "ScaleJob": _CHANGES,
+        "ShareJob": _CHANGES,
         "DownloadParameters": _READS,
         "DownloadTrajectory": _READS,
         "DownloadData": Row(viewer=_SHARED, submitter=_SHARED, worker=_OWN),
-        "GetUpload": _CHANGES,
-        "UploadData": _CHANGES,
+        # Files of the caller's own, and those of jobs that the caller may read.
+        "GetUpload": Row(submitter=_SHARED),
+        "UploadData": Row(submitter=_SHARED),
         "GetServerInfo": _KNOWN,
     },
     "thalweg.v1.AccessService": {
@@ -80,6 +82,11 @@ _SERVICES: Mapping[str, Mapping[str, Row]] = {
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": _KNOWN},
 }
 
+_TRAINING = "/thalweg.v1.TrainingService"
+# Who may use these sees that a job exists, and may read what it consists of.
+SEES = f"{_TRAINING}/GetJob"
+READS = f"{_TRAINING}/DownloadParameters"
+
 # By the methods' full names, as gRPC has them.
 TABLE: Mapping[str, Row] = {
     f"/{service}/{method}": row for service, methods in _SERVICES.items() for method, row in methods.items()
@@ -90,3 +97,20 @@ REFUSED = Row(admin=_NONE)
 def row(method: str) -> Row:
     """The row of a method. One that has none is refused to all."""
     return TABLE.get(method, REFUSED)
+
+
+def scope_of(principal: Principal, method: str) -> Scope:
+    """What a principal may use a method on."""
+    return row(method).scope(principal.role)
+
+
+def covers(scope: Scope, principal: Principal, *, job: str, owner: str, shared: bool) -> bool:
+    """Whether a job is within what a principal may use a method on. A job without an owner is nobody's own."""
+    match scope:
+        case Scope.NONE:
+            return False
+        case Scope.OWN | Scope.SHARED:
+            own = principal.job == job if principal.role is Role.WORKER else bool(owner) and principal.name == owner
+            return own or (scope is Scope.SHARED and shared)
+        case Scope.ALL:
+            return True

@@ -8,9 +8,11 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from thalweg.contract.code import entry_points
-from thalweg.contract.errors import ThalwegError
+from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.states import state_name
 from thalweg.server import validation
+from thalweg.server.access.principal import ADMIN, Principal, Scope
+from thalweg.server.access.table import READS, scope_of
 from thalweg.server.arrays.sharded.registry import ShardLink
 from thalweg.server.driving import acceptance
 from thalweg.server.driving.answers import ANSWER_SECONDS, Answers
@@ -105,8 +107,8 @@ class Jobs:
     def _event_rejected(self, job_id: str, problem: str) -> None:
         self.lives.event_rejected(job_id, problem)
 
-    async def create(self, request: training_service_pb2.CreateJobRequest) -> job_pb2.Job:
-        """Accepts a job. Raises ThalwegError if it is not right."""
+    async def create(self, request: training_service_pb2.CreateJobRequest, by: Principal = ADMIN) -> job_pb2.Job:
+        """Accepts a job, whose owner is the principal that creates it. Raises ThalwegError if it is not right."""
         spec = validation.complete(request.spec)
         if not self.settings.allow_code and (uses := entry_points(spec)):
             raise ThalwegError("CODE_NOT_ALLOWED", {"field": uses[0].field, "entrypoint": uses[0].title})
@@ -114,22 +116,24 @@ class Jobs:
             validation.check_job_id(request.job_id)
         if request.request_id:
             validation.check_request_id(request.request_id)
-        job = job_pb2.Job(id=request.job_id, spec=spec, state=job_pb2.JOB_STATE_QUEUED)
+        job = job_pb2.Job(id=request.job_id, spec=spec, state=job_pb2.JOB_STATE_QUEUED, owner=by.name, shared=request.shared)
         job.create_time.GetCurrentTime()
         # A call that is cancelled here must not leave a job that is recorded and never begins.
-        accepting = self.answers.begin(self._accept(job, request.request_id))
+        accepting = self.answers.begin(self._accept(job, request.request_id, by))
         self._accepting.add(accepting)
         accepting.add_done_callback(self._accepting.discard)
         return await asyncio.shield(accepting)
 
-    async def _accept(self, job: job_pb2.Job, request_id: str) -> job_pb2.Job:
+    async def _accept(self, job: job_pb2.Job, request_id: str, by: Principal) -> job_pb2.Job:
         wanted_id = job.id
         try:
-            inserted = await self._record(job, request_id)
+            inserted = await self._record(job, request_id, by)
         except (sqlite3.Error, OSError) as error:
             raise self.answers.refusal(error, "No job was accepted.") from error
         if inserted is None:
             raise ThalwegError("JOB_EXISTS", {"job": wanted_id})
+        if inserted.owner != by.name and scope_of(by, READS) is not Scope.ALL:
+            raise invalid(Violation("request_id", "was used before; choose another, at random"))
         if inserted is job:
             _log.info("job %s: accepted", job.id)
             self.accepted += 1
@@ -139,7 +143,7 @@ class Jobs:
                 await self.answers.wait(job.id, self.journal.settled(), "", ANSWER_SECONDS)
         return inserted
 
-    async def _record(self, job: job_pb2.Job, request_id: str) -> job_pb2.Job | None:
+    async def _record(self, job: job_pb2.Job, request_id: str, by: Principal) -> job_pb2.Job | None:
         """Makes a job durable, with the parameters that it starts from."""
         known = await self.journal.run(self.storage.job_of_request, request_id)
         if known:
@@ -148,9 +152,22 @@ class Jobs:
         # What is exported must not be removed before it is used.
         async with self.lives.endings.removing:
             if given.job:
-                other = await self.journal.run(acceptance.check_source, self.storage, given.job)
+                other = await self.journal.run(acceptance.check_source, self.storage, given.job, by)
                 given.sha256 = await self.journal.run_files(acceptance.export, self.storage, other)
-            return await self.journal.run(acceptance.record_job, self.storage, job, request_id)
+                await self.journal.run(self.storage.own_upload, given.sha256, by.name)
+            return await self.journal.run(acceptance.record_job, self.storage, job, request_id, by)
+
+    async def share(self, job_id: str, shared: bool) -> job_pb2.Job:
+        """Lets all others read a job, or no longer. Raises ThalwegError if there is no such job, or it cannot be recorded."""
+        await self.queries.get(job_id)
+        try:
+            await self.journal.run(self.storage.share_job, job_id, shared)
+        except (sqlite3.Error, OSError) as error:
+            raise self.answers.refusal(error, "Who may read the job has not changed.") from error
+        run = self.lives.runs.of.get(job_id)
+        if run:
+            run.job.shared = shared
+        return await self.queries.get(job_id)
 
     async def cancel(self, job_id: str) -> job_pb2.Job:
         """Ends a job, if it has not ended. Gives it as it is on record, which may take longer to say that it has ended.

@@ -56,13 +56,13 @@ class Queries:
                 job.status += f"; its events are kept in memory until there is disk space: {self._journal.shortage}"
         return job
 
-    async def list(self, page_size: int, page_token: str) -> tuple[list[job_pb2.Job], str]:
-        """A page of jobs, the newest first, and the next page's token."""
+    async def list(self, page_size: int, page_token: str, reader: str | None = None) -> tuple[list[job_pb2.Job], str]:
+        """A page of jobs, the newest first, and the next page's token. With a `reader`, those that are his or shared."""
         if page_token and not (page_token.isascii() and page_token.isdigit() and len(page_token) < 19):
             raise invalid(Violation("page_token", "is not a token that this server issued"))
         size = min(page_size or 50, 1000)
         before = int(page_token) if page_token else None
-        page = await self._journal.run(self._storage.jobs, size + 1, before)
+        page = await self._journal.run(self._storage.jobs, size + 1, before, reader)
         jobs: list[job_pb2.Job] = []
         room = _PAGE_BYTES
         for _, job in page[:size]:

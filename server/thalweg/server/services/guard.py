@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
 from thalweg.contract.errors import ThalwegError, protocol_violation, to_status
@@ -28,6 +28,8 @@ _GONE = "the caller ended the call"
 
 # Whose a token is; it is empty if a call carries none. Raises ThalwegError if it is nobody's.
 Authenticate: TypeAlias = Callable[[str], Principal]
+# Raises ThalwegError if the caller may not make a request.
+Permit: TypeAlias = Callable[[Message], Awaitable[None]]
 # Whether a method may be called by a worker with a token that is valid for that method alone.
 Admits: TypeAlias = Callable[[str], Awaitable[bool]]
 
@@ -43,17 +45,28 @@ def sole_token(token: str | None) -> Authenticate:
     return authenticate
 
 
+async def permit_all(_: Message) -> None:
+    """Permits all requests."""
+
+
 class Guard(grpc.aio.ServerInterceptor):
     """Finds out who makes a call, and refuses what the role table does not allow, before anything that the call says is read.
 
-    Services read the caller by `access.principal.caller`. `invitations` are methods that workers call with tokens of their own.
+    Services read the caller by `access.principal.caller`. `permit` is asked about the request of each method that takes one.
+    `invitations` are methods that workers call with tokens of their own.
+
     Requests that are no messages are refused, and nothing is logged of them.
     """
 
     def __init__(
-        self, authenticate: Authenticate, doorkeeper: Doorkeeper, invitations: Mapping[str, Admits] = MappingProxyType({})
+        self,
+        authenticate: Authenticate,
+        doorkeeper: Doorkeeper,
+        permit: Permit = permit_all,
+        invitations: Mapping[str, Admits] = MappingProxyType({}),
     ) -> None:
         self._authenticate = authenticate
+        self._permit = permit
         self._doorkeeper = doorkeeper
         self._invitations = invitations
         self._calls = Calls()
@@ -69,7 +82,7 @@ class Guard(grpc.aio.ServerInterceptor):
         except ThalwegError as error:
             # Whatever the method takes: it is not read.
             return grpc.stream_stream_rpc_method_handler(partial(_refuse, error))
-        return _served(handler, partial(self._call, principal))
+        return _served(handler, self._permit, partial(self._call, principal))
 
     def may_watch(self, bearer: str) -> bool:
         """Whether the bearer of a token may see what all do."""
@@ -129,13 +142,13 @@ async def _refuse(error: ThalwegError, _: Any, context: grpc.aio.ServicerContext
 _Within: TypeAlias = Callable[[str], AbstractContextManager[None]]
 
 
-def _served(handler: Any, within: _Within) -> Any:
+def _served(handler: Any, permit: Permit, within: _Within) -> Any:
     """A handler that lets no caller keep it waiting: the first message comes soon, and a stream's answers are taken.
 
     What gRPC cannot read it would log with a traceback, if it read the request of a method that takes one; so all methods take
     streams here. On the wire there is no difference.
     """
-    method = _Method(handler, within)
+    method = _Method(handler, permit, within)
     if handler.response_streaming:
         answer: Any = method.stream if inspect.isasyncgenfunction(method.behaviour) else method.answer
         return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
@@ -145,7 +158,8 @@ def _served(handler: Any, within: _Within) -> Any:
 class _Method:
     """A method as a service has it, and what is done before and after."""
 
-    def __init__(self, handler: Any, within: _Within) -> None:
+    def __init__(self, handler: Any, permit: Permit, within: _Within) -> None:
+        self._permit = permit
         self._within = within
         behaviours = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
         (self.behaviour,) = (behaviour for behaviour in behaviours if behaviour)
@@ -158,6 +172,7 @@ class _Method:
             return Opened(first, requests)
         if first is None:
             raise protocol_violation("a call without a message")
+        await self._permit(first)
         return first
 
     async def answer(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:

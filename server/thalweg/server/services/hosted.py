@@ -131,7 +131,7 @@ class Hosted(ABC):
 
     def _guard(self) -> Guard:
         """What every call passes."""
-        return Guard(sole_token(self._token or None), self._doorkeeper, self._invitations)
+        return Guard(sole_token(self._token or None), self._doorkeeper, invitations=self._invitations)
 
     def _credentials(self) -> grpc.ServerCredentials | None:
         """What the server shows its clients; None without TLS. Raises ServerStartError if something is wrong with the files."""

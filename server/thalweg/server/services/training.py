@@ -17,6 +17,7 @@ from thalweg.contract.text import MAX_ADDRESS, visible
 from thalweg.server.access.principal import caller
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.guard import errors
+from thalweg.server.services.permits import Permits
 from thalweg.server.services.stalling import write
 from thalweg.server.services.uploads import Uploading
 from thalweg.v1 import training_service_pb2 as pb
@@ -35,11 +36,12 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
         self._local_workers = local_workers
         self._jobs = jobs
         self._max_upload_bytes = max_upload_bytes
+        self._permits = Permits(jobs)
         self._uploading = Uploading(jobs)
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
         async with errors(context):
-            job = await self._jobs.create(request)
+            job = await self._jobs.create(request, caller().principal)
             _log.info("job %s: submitted by %s", job.id, _caller(context))
             return pb.CreateJobResponse(job=job)
 
@@ -49,7 +51,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         async with errors(context):
-            jobs, token = await self._jobs.queries.list(request.page_size, request.page_token)
+            jobs, token = await self._jobs.queries.list(request.page_size, request.page_token, self._permits.reader())
             return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
@@ -74,6 +76,12 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             job = await self._jobs.scale(request.job_id, request.workers)
             _log.info("job %s: scaled to %d workers by %s", job.id, request.workers, _caller(context))
             return pb.ScaleJobResponse(job=job, note=self._jobs.places.shortage_of_slots(job))
+
+    async def ShareJob(self, request: pb.ShareJobRequest, context: Context) -> pb.ShareJobResponse:
+        async with errors(context):
+            job = await self._jobs.share(request.job_id, request.shared)
+            _log.info("job %s: %s by %s", job.id, "shared" if request.shared else "no longer shared", _caller(context))
+            return pb.ShareJobResponse(job=job)
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
         async with errors(context):
@@ -111,7 +119,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
         async with errors(context):
             if not re.fullmatch(SHA256, request.sha256):
                 raise invalid(Violation("sha256", "must be a SHA-256 in hexadecimal"))
-            return await self._uploading.state(request.sha256)
+            return await self._uploading.state(request.sha256, await self._permits.may_read(request.sha256))
 
     async def UploadData(self, request_iterator: AsyncIterator[pb.UploadDataRequest], context: Context) -> pb.UploadDataResponse:
         async with errors(context):
@@ -121,8 +129,10 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
                 raise invalid(Violation("header.sha256", "must be a SHA-256 in hexadecimal, and come first"))
             if header.size > self._max_upload_bytes:
                 raise ThalwegError("TOO_LARGE", {"thing": "the file", "limit": f"{self._max_upload_bytes:,} bytes"})
-            if not await asyncio.to_thread(self._jobs.storage.uploads.whole, header.sha256):
+            readable = await self._permits.may_read(header.sha256)
+            if not (readable and await asyncio.to_thread(self._jobs.storage.uploads.whole, header.sha256)):
                 await self._uploading.receive(header, request_iterator)
+            await self._permits.has_uploaded(header.sha256)
             return pb.UploadDataResponse(sha256=header.sha256)
 
     async def DownloadData(  # type: ignore[override]
@@ -130,7 +140,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
     ) -> None:
         async with errors(context):
             uploads, start = self._jobs.storage.uploads, 0
-            if not re.fullmatch(SHA256, request.sha256):
+            if not (re.fullmatch(SHA256, request.sha256) and await self._permits.may_read(request.sha256)):
                 raise ThalwegError("DATA_NOT_FOUND", {"sha256": request.sha256})
             part = await self._read(request.sha256, start)
             local = request.in_place and self._local_workers

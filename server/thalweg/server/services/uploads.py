@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from thalweg.contract.errors import Violation, invalid
 from thalweg.server.driving.jobs import Jobs
+from thalweg.server.services.permits import part_name
 from thalweg.server.services.stalling import unless_stalled
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -19,26 +20,30 @@ class Uploading:
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
-        # The calls that write what they receive under a file's SHA-256, one for each file.
+        # The calls that write what they receive under a part's name, one for each.
         self._calls: dict[str, _Call] = {}
 
-    async def state(self, sha256: str) -> pb.GetUploadResponse:
-        """What the server has of a file. A call that uploads it and is silent ends first, so that another one can continue it."""
-        uploads = self._jobs.storage.uploads
+    async def state(self, sha256: str, readable: bool) -> pb.GetUploadResponse:
+        """What the caller has uploaded of a file; all of it if the file is there and he may read it.
+
+        A call that uploads it and is silent ends first, so that another one can continue it.
+        """
+        uploads, part = self._jobs.storage.uploads, part_name(sha256)
         while True:
-            if await asyncio.to_thread(uploads.whole, sha256):
+            if readable and await asyncio.to_thread(uploads.whole, sha256):
                 return pb.GetUploadResponse(whole=True)
-            if sha256 not in self._calls:
-                return pb.GetUploadResponse(received=await self._jobs.journal.run_files(uploads.received, sha256))
-            if not await self._calls[sha256].has_ended():
+            if part not in self._calls:
+                return pb.GetUploadResponse(received=await self._jobs.journal.run_files(uploads.received, part))
+            if not await self._calls[part].has_ended():
                 return pb.GetUploadResponse()
 
     async def receive(self, header: pb.UploadHeader, requests: AsyncIterator[pb.UploadDataRequest]) -> None:
         """Makes what a call sends an upload. Raises ThalwegError if it is not what the header says, or the client is silent."""
         run, uploads = self._jobs.journal.run_files, self._jobs.storage.uploads
-        # What arrives is kept under the file's SHA-256 if the call breaks off. Of several calls with one file, one writes there.
-        kept = header.sha256 not in self._calls
-        name = header.sha256 if kept else str(uuid.uuid4())
+        # What arrives is kept under a name of its own if the call breaks off. Of several calls with one file, one writes there.
+        part = part_name(header.sha256)
+        kept = part not in self._calls
+        name = part if kept else str(uuid.uuid4())
         self._calls[name] = call = _Call()
         try:
             if header.offset == 0:

@@ -21,12 +21,13 @@ from thalweg.server.storage.privacy import keep_private
 from thalweg.server.storage.reserve import Reserve
 from thalweg.server.storage.thinning import BOUNDS, Bounds
 from thalweg.server.storage.token_table import TokenTable
+from thalweg.server.storage.upload_table import UploadTable
 from thalweg.server.storage.uploads import UploadFiles
 
 _log = logging.getLogger(__name__)
 
 
-class DataFolder(JobTable, EventTable, TokenTable, JobFiles):
+class DataFolder(JobTable, EventTable, UploadTable, TokenTable, JobFiles):
     """The storage of a server in a folder. Raises NewerFormatError if a newer release wrote it."""
 
     uploads: UploadFiles
@@ -79,6 +80,8 @@ class DataFolder(JobTable, EventTable, TokenTable, JobFiles):
     def remove_unused_uploads(self) -> None:
         """Removes the uploads that came long ago and that no job uses. Raises OSError."""
         removed = self.uploads.remove_unused(self._uploads_used())
+        if gone := [sha256 for sha256 in self._owned_uploads() if not self.uploads.exists(sha256)]:
+            self._disown_uploads(gone)
         if removed.files:
             count = f"{removed.files:,} upload{'' if removed.files == 1 else 's'}"
             kept = duration_text(self.uploads.keep_seconds)

@@ -96,8 +96,15 @@ class Storage(Protocol):
         """One job, as it was last recorded."""
         ...
 
-    def jobs(self, limit: int, before: int | None = None) -> list[tuple[int, job_pb2.Job]]:
-        """Jobs with their numbers, the newest first, from those numbered less than `before`."""
+    def jobs(self, limit: int, before: int | None = None, reader: str | None = None) -> list[tuple[int, job_pb2.Job]]:
+        """Jobs with their numbers, the newest first, from those numbered less than `before`.
+
+        With a `reader`, those of which he is the owner, and shared ones.
+        """
+        ...
+
+    def share_job(self, job_id: str, shared: bool) -> None:
+        """Lets all others read a job, or no longer."""
         ...
 
     def delete_job(self, job_id: str) -> None:
@@ -145,6 +152,20 @@ class Storage(Protocol):
 
     def thin(self) -> bool:
         """Merges some older events of a job whose record grows. Whether there may be more to do. Durable when it returns."""
+        ...
+
+    # Owners of uploads.
+
+    def own_upload(self, sha256: str, owner: str) -> None:
+        """Somebody has shown that he has the content of an upload."""
+        ...
+
+    def is_readable(self, sha256: str, reader: str) -> bool:
+        """Whether a name has uploaded a file, or is the owner of a job that uses it, or such a job is shared."""
+        ...
+
+    def is_used_by(self, sha256: str, job_id: str) -> bool:
+        """Whether a job uses an upload."""
         ...
 
     # Files of jobs.

@@ -6,6 +6,15 @@ from thalweg.server.storage.database import Database
 from thalweg.server.storage.uses import uploads_of
 from thalweg.v1 import job_pb2
 
+_JOB = "SELECT number, job, owner, shared FROM jobs"
+
+
+def _job(record: bytes, owner: str, shared: int) -> job_pb2.Job:
+    """A job from its record, which may be older than a change of who may read it."""
+    job = job_pb2.Job.FromString(record)
+    job.owner, job.shared = owner, bool(shared)
+    return job
+
 
 class JobTable(Database):
     """The jobs in a database."""
@@ -25,8 +34,8 @@ class JobTable(Database):
                 job.id = f"{name}-{number}"
             elif database.execute("SELECT 1 FROM jobs WHERE id = ?", (job.id,)).fetchone():
                 return None
-            values = (number, job.id, request_id or None, job.SerializeToString())
-            database.execute("INSERT INTO jobs (number, id, request_id, job) VALUES (?, ?, ?, ?)", values)
+            values = (number, job.id, request_id or None, job.SerializeToString(), job.owner, job.shared)
+            database.execute("INSERT INTO jobs (number, id, request_id, job, owner, shared) VALUES (?, ?, ?, ?, ?, ?)", values)
             database.execute("INSERT INTO tallies (job_id, steps, epochs) VALUES (?, 0, 0)", (job.id,))
             self._use_uploads(job, parts)
         return job
@@ -37,8 +46,7 @@ class JobTable(Database):
 
     def job_of_request(self, request_id: str) -> job_pb2.Job | None:
         """The job that a request made, if it had an id and made one."""
-        row = self._database.execute("SELECT job FROM jobs WHERE request_id = ?", (request_id or None,)).fetchone()
-        return job_pb2.Job.FromString(row[0]) if row else None
+        return self._found(f"{_JOB} WHERE request_id = ?", request_id or None)
 
     def _free_number(self, name: str) -> int:
         """The number from which a job's id is made. Later numbers are larger, so that no made id comes back."""
@@ -50,15 +58,27 @@ class JobTable(Database):
 
     def job(self, job_id: str) -> job_pb2.Job | None:
         """One job, as it was last recorded."""
-        row = self._database.execute("SELECT job FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        return job_pb2.Job.FromString(row[0]) if row else None
+        return self._found(f"{_JOB} WHERE id = ?", job_id)
 
-    def jobs(self, limit: int, before: int | None = None) -> list[tuple[int, job_pb2.Job]]:
-        """Jobs with their numbers, the newest first, from those numbered less than `before`."""
+    def _found(self, query: str, value: str | None) -> job_pb2.Job | None:
+        row = self._database.execute(query, (value,)).fetchone()
+        return _job(*row[1:]) if row else None
+
+    def jobs(self, limit: int, before: int | None = None, reader: str | None = None) -> list[tuple[int, job_pb2.Job]]:
+        """Jobs with their numbers, the newest first, from those numbered less than `before`.
+
+        With a `reader`, those of which he is the owner, and shared ones.
+        """
         rows = self._database.execute(
-            "SELECT number, job FROM jobs WHERE number < ? ORDER BY number DESC LIMIT ?", (before or 1 << 62, limit)
+            f"{_JOB} WHERE number < ? AND (? IS NULL OR owner = ? OR shared) ORDER BY number DESC LIMIT ?",
+            (before or 1 << 62, reader, reader, limit),
         )
-        return [(number, job_pb2.Job.FromString(blob)) for number, blob in rows]
+        return [(number, _job(*rest)) for number, *rest in rows]
+
+    def share_job(self, job_id: str, shared: bool) -> None:
+        """Lets all others read a job, or no longer."""
+        with self._transaction() as database:
+            database.execute("UPDATE jobs SET shared = ? WHERE id = ?", (shared, job_id))
 
     def _uploads_used(self) -> set[str]:
         return {sha256 for (sha256,) in self._database.execute("SELECT DISTINCT sha256 FROM uploads_used")}
@@ -71,7 +91,13 @@ class JobTable(Database):
         """Removes a job and its events from the database, and gives the uploads that no other job uses."""
         with self._transaction() as database:
             others = "SELECT 1 FROM uploads_used AS other WHERE other.sha256 = mine.sha256 AND other.job_id != mine.job_id"
-            query = f"SELECT sha256 FROM uploads_used AS mine WHERE job_id = ? AND NOT EXISTS ({others})"  # noqa: S608 - constants
+            # Another owner may be about to create a job that uses it.
+            owners = (
+                "SELECT 1 FROM upload_owners AS other WHERE other.sha256 = mine.sha256 "
+                "AND other.owner != (SELECT owner FROM jobs WHERE id = mine.job_id)"
+            )
+            unneeded = f"NOT EXISTS ({others}) AND NOT EXISTS ({owners})"
+            query = f"SELECT sha256 FROM uploads_used AS mine WHERE job_id = ? AND {unneeded}"  # noqa: S608 - constants
             unused = [str(sha256) for (sha256,) in database.execute(query, (job_id,)).fetchall()]
             database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
         return unused
