@@ -37,6 +37,7 @@ def interrupt_at_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
             ["--resume", "a", "--set", "seed=1"],
             "--set: cannot be used with --resume: a resumed job keeps its settings",
         ),
+        (["--resume", "a", "--set", "training.max_seconds=long"], "training.max_seconds: 'long' is not a number of seconds"),
         (["--resume", "a", "--data", "nowhere"], "--data: there is no folder nowhere"),
     ],
 )
@@ -75,7 +76,7 @@ def test_what_a_job_told_before_is_not_shown_again_but_known(
     worker.join()
     taken: list[Event] = []
     shown: list[Event] = []
-    monkeypatch.setattr(Job, "resume", lambda _: None)
+    monkeypatch.setattr(Job, "resume", lambda *_: None)
     monkeypatch.setattr(JobView, "take", lambda _, event: taken.append(event))
     monkeypatch.setattr(Log, "show", lambda _, event: shown.append(event))
     printed = command("train", "--resume", "mine", "--server", server.address)
@@ -141,8 +142,8 @@ def test_a_job_that_has_not_ended_is_watched_as_it_is(
     client.submit("xor", SETTINGS, id="mine")
     resume = Job.resume
 
-    def resume_and_work(job: Job) -> None:
-        resume(job)
+    def resume_and_work(job: Job, max_seconds: float | None = None) -> None:
+        resume(job, max_seconds)
         start_worker(server.address, job.id)
 
     monkeypatch.setattr(Job, "resume", resume_and_work)

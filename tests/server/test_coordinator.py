@@ -964,3 +964,66 @@ def test_before_there_are_parameters_nothing_is_kept() -> None:
     desk.handle(WorkerPrepared(1, desk.facts))
     assert desk.handle(CheckpointRequested()) == []
     assert desk.handle(CancelRequested()) == [Finish(job_pb2.JOB_STATE_CANCELLED)]
+
+
+def limited(used: float = 0.0) -> Desk:
+    desk = Desk(max_seconds=60.0)
+    desk.coordinator = Coordinator(desk.spec, SETTINGS, used=used)
+    return desk
+
+
+def later(desk: Desk, seconds: float, worker: int = 1) -> Finish | None:
+    """Time passes, in which a worker was heard. Gives the end, if that is it."""
+    desk.now += seconds
+    desk.handle(HeartbeatReceived(worker))
+    return ending(desk.handle(Tick()))
+
+
+def ending(decisions: list[Decision]) -> Finish | None:
+    return next((decision for decision in decisions if isinstance(decision, Finish)), None)
+
+
+def test_a_job_ends_at_its_time_limit_and_can_be_resumed() -> None:
+    desk = limited()
+    desk.join(1)
+    assert not later(desk, 59.0)
+    end = later(desk, 1.0)
+    assert end
+    assert (end.state, end.error, end.position) == (job_pb2.JOB_STATE_CANCELLED, "", Position(0, 0.0, 0))
+    assert end.status == (
+        "its time limit is reached: training.max_seconds is 60, and it has run for 60.0 s; resume it with a higher limit"
+    )
+    assert desk.coordinator.phase is Phase.ENDING
+
+
+def test_the_time_of_earlier_runs_counts() -> None:
+    desk = limited(used=50.0)
+    desk.join(1)
+    assert not later(desk, 9.5)
+    assert desk.coordinator.limit.used == 59.5
+    assert later(desk, 0.5)
+
+
+def test_time_without_workers_does_not_count() -> None:
+    desk = limited()
+    desk.now += 1000.0
+    desk.join(1)
+    desk.now += 30.0
+    desk.handle(PauseRequested())
+    desk.now += 1000.0
+    assert not ending(desk.handle(Tick()))
+    desk.join(2)
+    desk.now += 29.0
+    desk.handle(WorkerLost(2))
+    desk.now += 1000.0
+    desk.handle(WorkerJoined(3, NOWHERE))
+    assert desk.coordinator.limit.used == 59.0
+    desk.now += 1.0
+    # A worker that is not prepared counts as well.
+    assert ending(desk.handle(Tick()))
+
+
+def test_a_job_without_a_limit_runs_for_ever() -> None:
+    desk = Desk()
+    desk.join(1)
+    assert not any(later(desk, 1e6) for _ in range(100))

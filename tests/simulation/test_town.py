@@ -61,7 +61,7 @@ def test_the_towns_meet_every_kind_of_mishap() -> None:
     for seed in range(100, 130):
         counts.update(towns.check(seed).counts)
     answered = {"cancel", "scale", "resume", "delete", "parameters", "get"}
-    assert counts.keys() >= answered | {"stops", "deaths"} | set(MISHAPS)
+    assert counts.keys() >= answered | {"stops", "deaths", "limited"} | set(MISHAPS)
 
 
 def test_a_seed_gives_the_same_town_again() -> None:

@@ -38,6 +38,8 @@ from thalweg.v1 import parameter_service_pb2 as pb
 # The jobs that are created, by their names.
 JOBS = {name.replace(", ", "-").replace(" ", "-"): name for name in ("bulk", "bulk, one microbatch", "bulk, clipped", "local")}
 _MAX_JOBS = 6
+# The time limit of every other job.
+_LIMIT_SECONDS = 0.05
 # No call may take longer, whatever happens: one that is forgotten is answered later, with what happened meanwhile.
 CALL_SECONDS = ANSWER_SECONDS - 5.0
 # How long everything may take that is to end when nothing goes wrong any more.
@@ -160,10 +162,16 @@ class Town:
         self.ground.crash_within(1 << 62)
 
     async def _end_all(self) -> None:
-        """All jobs go on to their end: none is paused, and those that have not succeeded are resumed."""
-        for _, job in self._on_record():
-            with suppress(ThalwegError):
-                await self.jobs.resume(job.id)
+        """All jobs go on to their end: none is paused, and those that have not succeeded are resumed, without limits."""
+        limited = True
+        while limited:
+            for _, job in self._on_record():
+                with suppress(ThalwegError):
+                    await self.jobs.resume(job.id, 0.0)
+            await self._ended_all()
+            limited = any("time limit" in job.status for job in self._hold_jobs().values())
+
+    async def _ended_all(self) -> None:
         while self.jobs.lives.runs.of or self.jobs.journal.room.shortage:
             for run in self.jobs.lives.living():
                 if run.job.paused:
@@ -208,6 +216,8 @@ class Town:
         name = self.random.choice(list(JOBS))
         request = training_service_pb2.CreateJobRequest(spec=_SPECS[name])
         request.spec.name = name
+        if len(self._known) % 2:
+            request.spec.training.max_seconds = _LIMIT_SECONDS
         job = await self._answer("create", self.jobs.create(request), {"STORAGE_FULL", "STORAGE_FAILED"})
         if job:
             self._known.append(job.id)
@@ -265,6 +275,8 @@ class Town:
         """The jobs on record. Of these, none fails whatever goes wrong around it."""
         on_record = {job.id: job for _, job in self._on_record()}
         for job in on_record.values():
+            if "time limit is reached" in job.status:
+                self.counts["limited"] += 1
             failed = job.state == job_pb2.JOB_STATE_FAILED and job.id not in self.poisoned and not excused(job)
             assert not failed, f"{job.id} failed: {job.error}"
         return on_record

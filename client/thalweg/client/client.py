@@ -150,13 +150,14 @@ class Client:
         """Puts a file, which may be `temporary`, where the server finds it. Returns its SHA-256."""
         return upload(self._connection, path, done)
 
-    def resume(self, id: str) -> Job:  # noqa: A002 - its name everywhere else
+    def resume(self, id: str, max_seconds: float | None = None) -> Job:  # noqa: A002 - its name everywhere else
         """Resumes a job that was cancelled, interrupted or has failed, from its last checkpoint. Returns it.
 
-        A job that has not ended is not changed. Raises ThalwegError (NOT_RESUMABLE) if it has succeeded.
+        A job that has not ended is not changed. `max_seconds` is its time limit from now on, as for `Job.resume`. Raises
+        ThalwegError (NOT_RESUMABLE) if it has succeeded, or has run for as long as it may.
         """
         job = self.job(id)
-        job.resume()
+        job.resume(max_seconds)
         return job
 
     def jobs(self) -> list[Job]:

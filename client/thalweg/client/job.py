@@ -171,12 +171,15 @@ class Job:
             if self.message.state in ENDED_STATES:
                 return state_name(self.message.state)
 
-    def resume(self) -> None:
+    def resume(self, max_seconds: float | None = None) -> None:
         """Resumes the job from its last checkpoint, if it was cancelled or has failed. Does nothing if it has not ended.
 
-        Raises ThalwegError (NOT_RESUMABLE) if it has succeeded, or there is nothing to resume.
+        `max_seconds` is its time limit from now on (`training.max_seconds`), 0 for none; by default it stays. Raises ThalwegError
+        (NOT_RESUMABLE) if it has succeeded, or has run for as long as it may, and (JOB_NOT_ENDED) if a limit is given for a job
+        that has not ended.
         """
-        answer = self._connection.call(self._connection.stub.ResumeJob, pb.ResumeJobRequest(job_id=self.id))
+        request = pb.ResumeJobRequest(job_id=self.id, max_seconds=max_seconds)
+        answer = self._connection.call(self._connection.stub.ResumeJob, request)
         self._connection.began(self.id)
         self.message = answer.job
 

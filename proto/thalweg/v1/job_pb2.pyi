@@ -1089,6 +1089,7 @@ class Training(_message.Message):
     MIXED_MACHINES_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     TASK_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_SECONDS_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """The number of passes over the training samples. With 0, the result is the initial parameters."""
     batch_size: _builtins.int
@@ -1112,6 +1113,11 @@ class Training(_message.Message):
     """The seconds that one task of a worker may take, and each step of its preparation: loading the data, making the model, making the
     initial parameters, and compiling the model (`model.compile`), which may take 600 seconds more. A worker that takes longer is
     replaced, and the job fails if it is in the job's own code then and no other worker has contributed. By default there is no limit. Does not affect the result.
+    """
+    max_seconds: _builtins.float
+    """The seconds that the job may run, counted while it has workers, also over restarts of the server. Then it ends as CANCELLED: its
+    parameters so far are kept, its status says why, and it can be resumed with a higher limit. By default there is no limit. Does not
+    affect the result of a job that succeeds.
     """
     @_builtins.property
     def synchrony(self) -> Global___Synchrony:
@@ -1139,10 +1145,11 @@ class Training(_message.Message):
         mixed_machines: _builtins.bool | None = ...,
         resources: Global___Resources | None = ...,
         task_seconds: _builtins.float | None = ...,
+        max_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_mixed_machines", b"_mixed_machines", "_task_seconds", b"_task_seconds", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "mixed_machines", b"mixed_machines", "resources", b"resources", "synchrony", b"synchrony", "task_seconds", b"task_seconds", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_max_seconds", b"_max_seconds", "_microbatches", b"_microbatches", "_mixed_machines", b"_mixed_machines", "_task_seconds", b"_task_seconds", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "max_seconds", b"max_seconds", "microbatches", b"microbatches", "mixed_machines", b"mixed_machines", "resources", b"resources", "synchrony", b"synchrony", "task_seconds", b"task_seconds", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_microbatches", b"_microbatches", "_mixed_machines", b"_mixed_machines", "_task_seconds", b"_task_seconds", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "microbatches", b"microbatches", "mixed_machines", b"mixed_machines", "resources", b"resources", "synchrony", b"synchrony", "task_seconds", b"task_seconds", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient", b"_gradient", "_max_seconds", b"_max_seconds", "_microbatches", b"_microbatches", "_mixed_machines", b"_mixed_machines", "_task_seconds", b"_task_seconds", "_threads_per_worker", b"_threads_per_worker", "_workers", b"_workers", "batch_size", b"batch_size", "codec", b"codec", "epochs", b"epochs", "gradient", b"gradient", "max_seconds", b"max_seconds", "microbatches", b"microbatches", "mixed_machines", b"mixed_machines", "resources", b"resources", "synchrony", b"synchrony", "task_seconds", b"task_seconds", "threads_per_worker", b"threads_per_worker", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -1150,6 +1157,8 @@ class Training(_message.Message):
     _WhichOneofArgType__epochs: _TypeAlias = _typing.Literal["_epochs", b"_epochs"]  # noqa: Y015
     _WhichOneofReturnType__gradient: _TypeAlias = _typing.Literal["gradient"]  # noqa: Y015
     _WhichOneofArgType__gradient: _TypeAlias = _typing.Literal["_gradient", b"_gradient"]  # noqa: Y015
+    _WhichOneofReturnType__max_seconds: _TypeAlias = _typing.Literal["max_seconds"]  # noqa: Y015
+    _WhichOneofArgType__max_seconds: _TypeAlias = _typing.Literal["_max_seconds", b"_max_seconds"]  # noqa: Y015
     _WhichOneofReturnType__microbatches: _TypeAlias = _typing.Literal["microbatches"]  # noqa: Y015
     _WhichOneofArgType__microbatches: _TypeAlias = _typing.Literal["_microbatches", b"_microbatches"]  # noqa: Y015
     _WhichOneofReturnType__mixed_machines: _TypeAlias = _typing.Literal["mixed_machines"]  # noqa: Y015
@@ -1166,6 +1175,8 @@ class Training(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epochs) -> _WhichOneofReturnType__epochs | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gradient) -> _WhichOneofReturnType__gradient | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_seconds) -> _WhichOneofReturnType__max_seconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__microbatches) -> _WhichOneofReturnType__microbatches | None: ...
     @_typing.overload

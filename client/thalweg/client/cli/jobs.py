@@ -99,7 +99,8 @@ def watch(
     message = watched.message
     state = state_name(message.state)
     if state != "SUCCEEDED":
-        complain(f"job {job} failed: {message.error}" if state == "FAILED" else f"job {job} was cancelled")
+        reason = message.error or message.status
+        complain(f"job {job} {'failed' if state == 'FAILED' else 'was cancelled'}" + (f": {reason}" if reason else ""))
     elif not json:
         result = records.result(message)
         validation = f", validation {accuracy_of(result.validation)}" if result.validation else ""

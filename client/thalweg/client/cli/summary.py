@@ -37,7 +37,8 @@ def _complaints(outcome: Outcome, place: str) -> list[str]:
     elif outcome.interruption:
         lines.append(f"job {result.job} was interrupted after {_steps(outcome)}")
     elif result.state == "CANCELLED":
-        lines.append(f"job {result.job} was cancelled after {_steps(outcome)}")
+        reason = f": {outcome.error}" if outcome.error else ""
+        lines.append(f"job {result.job} was cancelled after {_steps(outcome)}{reason}")
     lines += outcome.problems
     if outcome.problems and result.weights_sha256:
         lines.append(f"the server keeps the weights: thalweg weights {result.job}{place} -o FILE")

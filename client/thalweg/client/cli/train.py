@@ -21,6 +21,7 @@ from thalweg.client.files import check_output
 from thalweg.client.folder_server import folder_of_jobs
 from thalweg.client.folders import embedded_folder
 from thalweg.client.jobfile import load_job
+from thalweg.client.settings import read_settings
 from thalweg.client.weights import check_weights_name
 from thalweg.contract.errors import Violation, invalid
 
@@ -70,7 +71,8 @@ def train(
 
     Without --server, everything runs on this machine: a server, Ray, and
     the workers that the job requests. Ctrl-C ends the job and keeps the
-    parameters trained so far; --resume continues from there.
+    parameters trained so far; --resume continues from there, with another
+    time limit if --set training.max_seconds=S is given (0 for none).
 
     [bold]Examples[/]
 
@@ -108,9 +110,20 @@ def _begin(job: str | None, settings: list[str], resume: str | None) -> Callable
         return lambda training: training.run(loaded)
     if job is not None:
         raise invalid(Violation("--resume", f"resumes job {resume}, which has its own job file; leave out {job}"))
-    if settings:
-        raise invalid(Violation("--set", "cannot be used with --resume: a resumed job keeps its settings"))
-    return lambda training: training.resume(resume)
+    max_seconds = _time_limit(settings)
+    return lambda training: training.resume(resume, max_seconds)
+
+
+def _time_limit(settings: list[str]) -> float | None:
+    """The time limit of a job that is resumed, if one is set. Raises ThalwegError if something else is."""
+    limit: float | None = None
+    for path, value, _ in read_settings(settings):
+        if path != "training.max_seconds":
+            raise invalid(Violation("--set", "cannot be used with --resume: a resumed job keeps its settings"))
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise invalid(Violation(path, f"{value!r} is not a number of seconds"))
+        limit = float(value)
+    return limit
 
 
 def _check_weights(weights: Path | None) -> None:

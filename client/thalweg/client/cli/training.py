@@ -26,8 +26,8 @@ _USUAL = ("fleet", "workers")
 class Outcome:
     """The outcome of a job.
 
-    `problems` are messages for the user; `interruption` is set if a signal ended it. `weights` is None if there are none, or
-    if they could not be written.
+    `error` is why it did not succeed, if nobody cancelled it; `problems` are messages for the user; `interruption` is set if a
+    signal ended it. `weights` is None if there are none, or if they could not be written.
     """
 
     result: Result
@@ -53,17 +53,20 @@ class Training:
             job = attend(lambda: self._client.submit(loaded, progress=bar), self._inbox)
         return self._attended(job, [])
 
-    def resume(self, job_id: str) -> Outcome:
-        """Resumes a job that did not succeed, and trains. Raises ThalwegError if that is impossible, or the server is lost."""
-        return self._attended(*attend(lambda: self._taken_up(job_id), self._inbox))
+    def resume(self, job_id: str, max_seconds: float | None = None) -> Outcome:
+        """Resumes a job that did not succeed, with another time limit if one is given, and trains.
 
-    def _taken_up(self, job_id: str) -> tuple[Job, list[Event]]:
+        Raises ThalwegError if that is impossible, or the server is lost.
+        """
+        return self._attended(*attend(lambda: self._taken_up(job_id, max_seconds), self._inbox))
+
+    def _taken_up(self, job_id: str, max_seconds: float | None) -> tuple[Job, list[Event]]:
         """A resumed job, and its earlier events."""
         job = self._client.job(job_id)
         if self._embedded and state_name(job.message.state) not in ENDED:
             raise LocalError(f"job {job_id} is already running; thalweg watch {job_id}{self._embedded.place} shows it")
         past = job.history()
-        job.resume()
+        job.resume(max_seconds)
         return job, past
 
     def _attended(self, job: Job, past: list[Event]) -> Outcome:
@@ -100,7 +103,8 @@ class Training:
         return event
 
     def _ended(self, job: Job) -> Outcome:
-        outcome = Outcome(job.last_result(), job.message.error)
+        # A job that was ended by its time limit has no error, and says why it has ended.
+        outcome = Outcome(job.last_result(), job.message.error or job.message.status)
         self._keep(job, outcome)
         return outcome
 

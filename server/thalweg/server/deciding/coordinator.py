@@ -58,6 +58,7 @@ from thalweg.server.deciding.phases.course import Course
 from thalweg.server.deciding.phases.initialization import Initialization
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.synchrony.diverged import diverged
+from thalweg.server.deciding.time_limit import TimeLimit, reached
 from thalweg.server.deciding.values import Drop, Facts, Position, Scope, WorkerId
 from thalweg.server.deciding.workers.assignments import Pace
 from thalweg.server.deciding.workers.failures import Kind
@@ -94,7 +95,7 @@ class Coordinator:
     """Decides for one job. An event that cannot come in its phase raises ImpossibleError.
 
     `position` is where an earlier run of it was, if its parameters are given by a checkpoint, and `machines` are the kinds of
-    machines that computed them; `given` says that those of version 0 are.
+    machines that computed them; `given` says that those of version 0 are. `used` are the seconds that count for its time limit.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Coordinator:
         position: Position | None = None,
         given: bool = False,
         machines: Iterable[Premises] = (),
+        used: float = 0.0,
     ) -> None:
         self.spec = spec
         self.machines = Machines(spec.training.mixed_machines, machines)
@@ -117,6 +119,7 @@ class Coordinator:
         code = f"{uses[0].field}: {uses[0].title}" if uses else ""
         self._workers = Workforce(contributed=position is not None and position.version > 0, code=code)
         self._facts: Facts | None = None
+        self.limit = TimeLimit(spec.training.max_seconds if spec.training.HasField("max_seconds") else None, used)
 
     @property
     def version(self) -> int:
@@ -165,6 +168,7 @@ class Coordinator:
         if self._end:
             return self._after_end(event)
         self._now = now
+        self.limit.at(now, working=bool(self._workers))
         self._workers.set_time(now)
         if isinstance(self.stage, Course):
             self.stage.set_time(now)
@@ -235,8 +239,12 @@ class Coordinator:
             case PauseRequested():
                 return self._pause()
             case CancelRequested():
-                position = self.stage.position if isinstance(self.stage, Course) else None
-                return [Finish(job_pb2.JOB_STATE_CANCELLED, position=position)]
+                return [self._cancelled()]
+
+    def _cancelled(self, status: str = "") -> Finish:
+        """The end of a job that can be resumed."""
+        position = self.stage.position if isinstance(self.stage, Course) else None
+        return Finish(job_pb2.JOB_STATE_CANCELLED, position=position, status=status)
 
     def _course(self, event: Event) -> Course:
         """The job's course, from which alone an event can follow."""
@@ -367,6 +375,8 @@ class Coordinator:
         return decisions
 
     def _tick(self, missed: float) -> list[Decision]:
+        if self.limit.seconds is not None and self.limit.reached:
+            return [self._cancelled(f"{reached(self.limit.seconds, self.limit.used)}; resume it with a higher limit")]
         decisions = self._workers.avoid_less()
         for worker in self._workers.silent(self._settings.silence_seconds, missed):
             decisions += [Evict(worker), *self._worker_lost(worker)]

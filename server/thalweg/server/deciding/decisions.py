@@ -208,12 +208,15 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The job has ended. `position` is where it can be taken up again, if parameters and state are at one version."""
+    """The job has ended. `position` is where it can be taken up again, if parameters and state are at one version; `status` says
+    why it has ended, if it has not failed and nobody requested that.
+    """
 
     state: job_pb2.JobState.ValueType
     error: str = ""
     metrics: Mapping[Split, job_pb2.Metrics] = field(default_factory=dict)
     position: Position | None = None
+    status: str = ""
 
 
 ForJob = Allocate | LoadGiven | ReportReady | ReportStep | ReportEpoch | WriteCheckpoint | Dropped | Avoid | Tell | Finish

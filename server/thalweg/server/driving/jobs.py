@@ -193,16 +193,21 @@ class Jobs:
             job = await self.queries.get(job_id)
             raise ThalwegError("JOB_ENDED", {"job": job_id, "state": state_name(job.state)})
 
-    async def resume(self, job_id: str) -> job_pb2.Job:
-        """Resumes a job that was cancelled or has failed. Raises ThalwegError if it has succeeded."""
+    async def resume(self, job_id: str, max_seconds: float | None = None) -> job_pb2.Job:
+        """Resumes a job that was cancelled or has failed, with another time limit in seconds, if one is given, 0 for none.
+
+        Raises ThalwegError if it has succeeded, or has no time left.
+        """
+        if max_seconds:
+            validation.check_value(job_pb2.Training.DESCRIPTOR.fields_by_name["max_seconds"], max_seconds, "max_seconds")
         consequence = "The job is resumed; that is recorded as soon as there is disk space."
-        await self.answers.wait(job_id, self._resume(job_id), consequence, ANSWER_SECONDS)
+        await self.answers.wait(job_id, self._resume(job_id, max_seconds), consequence, ANSWER_SECONDS)
         return await self.queries.get(job_id)
 
-    async def _resume(self, job_id: str) -> None:
+    async def _resume(self, job_id: str, max_seconds: float | None) -> None:
         job = await self.queries.get(job_id)
         try:
-            await self.lives.resume(job)
+            await self.lives.resume(job, max_seconds)
         except (sqlite3.Error, OSError) as error:
             raise self.answers.refusal(error, "The job was not resumed.") from error
         await self.journal.settled()

@@ -67,7 +67,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> pb.ResumeJobResponse:
         async with errors(context):
-            job = await self._jobs.resume(request.job_id)
+            job = await self._jobs.resume(request.job_id, request.max_seconds if request.HasField("max_seconds") else None)
             _log.info("job %s: resumed by %s", job.id, _caller(context))
             return pb.ResumeJobResponse(job=job)
 

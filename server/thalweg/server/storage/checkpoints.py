@@ -44,7 +44,8 @@ class Checkpoint:
 
     `prepared` is what its workers said about model and data; `trajectory` holds the snapshots so far, each of shape (elements),
     `versions` says of which versions; `samples` and `seconds` tell how much was done, and how long it took; `machines` are the
-    kinds of machines that did it, unknown for checkpoints of release 0.1.0. The arrays of one that was read lie in its file, and
+    kinds of machines that did it, unknown for checkpoints of release 0.1.0; `used` are the seconds that count for the job's time
+    limit. The arrays of one that was read lie in its file, and
     cannot be written to.
     """
 
@@ -57,6 +58,7 @@ class Checkpoint:
     samples: int
     seconds: float
     machines: tuple[Premises, ...] = ()
+    used: float = 0.0
 
 
 class CheckpointError(Exception):
@@ -82,6 +84,7 @@ def encode(checkpoint: Checkpoint) -> Iterator[bytes | memoryview]:
         "samples": checkpoint.samples,
         "seconds": checkpoint.seconds,
         "machines": checkpoint.machines,
+        "used": checkpoint.used,
     }
     return tensors.pieces(named, {_HEADER: json.dumps(header)})
 
@@ -106,6 +109,8 @@ def decode(data: memoryview) -> Checkpoint:
             samples=header["samples"],
             seconds=header["seconds"],
             machines=tuple(tuple((str(name), str(value)) for name, value in kind) for kind in header.get("machines", ())),
+            # Earlier releases counted all the time.
+            used=header.get("used", header["seconds"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"is not a checkpoint ({error})") from error

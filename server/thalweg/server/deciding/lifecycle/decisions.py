@@ -19,10 +19,13 @@ class Start(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StartRun:
-    """Make a run; `reason` is why. Followed by RunStarted or StartFailed."""
+    """Make a run; `reason` is why; `max_seconds` is the job's new time limit, as a call requested it. Followed by RunStarted or
+    StartFailed.
+    """
 
     start: Start
     reason: str = ""
+    max_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,9 +67,12 @@ class ScaleRequested:
 
 @dataclass(frozen=True, slots=True)
 class ResumeRequested:
-    """A call requests that a job that has ended be resumed. Answered when it has a run."""
+    """A call requests that a job that has ended be resumed. Answered when it has a run. `max_seconds` is its new time limit, in
+    seconds, 0 for none; None leaves it.
+    """
 
     ask: Ask
+    max_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,8 @@ class Life:
         self._cancels: list[Ask] = []
         self._scales: dict[Ask, _Scale] = {}
         self._resumes: list[Ask] = []
+        # The time limit with which the job is to be resumed; None leaves it.
+        self._max_seconds: float | None = None
         self._deletes: list[Ask] = []
         self._rests: list[Ask] = []
         self._failing = self._rejected = False
@@ -234,20 +236,30 @@ class Life:
             yield Answer(event.ask)
 
     def _resume_later(self, event: ResumeRequested) -> Iterable[Decision]:
-        self._resumes.append(event.ask)
+        self._add_resume(event)
         yield from ()
+
+    def _add_resume(self, event: ResumeRequested) -> None:
+        self._resumes.append(event.ask)
+        if event.max_seconds is not None:
+            self._max_seconds = event.max_seconds
 
     def _resume_going_back(self, event: ResumeRequested) -> Iterable[Decision]:
         if self._cancels:
-            self._resumes.append(event.ask)
+            self._add_resume(event)
         else:
-            yield Answer(event.ask)
+            yield from self._resume_running(event)
+
+    def _resume_running(self, event: ResumeRequested) -> Iterable[Decision]:
+        """There is nothing to be resumed; the limit of a run does not change."""
+        unchanged = event.max_seconds is None
+        yield Answer(event.ask, None if unchanged else ThalwegError("JOB_NOT_ENDED", {"job": self.job_id}))
 
     def _resume_ended(self, event: ResumeRequested) -> Iterable[Decision]:
-        self._resumes.append(event.ask)
+        self._add_resume(event)
         yield from self._go_on()
 
-    def _answer(self, event: ResumeRequested | RestAwaited) -> Iterable[Decision]:
+    def _answer(self, event: RestAwaited) -> Iterable[Decision]:
         yield Answer(event.ask)
 
     def _delete_ended(self, event: DeleteRequested) -> Iterable[Decision]:
@@ -357,7 +369,8 @@ class Life:
             yield DeleteJob()
         elif self._resumes:
             self.state = State.STARTING
-            yield StartRun(Start.RESUME, "resumed; the job")
+            max_seconds, self._max_seconds = self._max_seconds, None
+            yield StartRun(Start.RESUME, "resumed; the job", max_seconds)
 
     def _deleted(self, _: Deleted) -> Iterable[Decision]:
         self.state = State.DELETED
@@ -418,7 +431,7 @@ _on(CancelRequested, Life._cancel, *_WITHOUT_RUN, *_RUNS, *_ENDING)
 _on(CancelRequested, Life._cancel_ended, State.ENDED, State.DELETING)
 _on(ScaleRequested, Life._scale, *_WITHOUT_RUN, *_RUNS, *_ENDING)
 _on(ScaleRequested, Life._scale_ended, State.ENDED, State.DELETING)
-_on(ResumeRequested, Life._answer, *_RUNS)
+_on(ResumeRequested, Life._resume_running, *_RUNS)
 _on(ResumeRequested, Life._resume_going_back, State.GOING_BACK)
 _on(ResumeRequested, Life._resume_later, State.STARTING, *_ENDING, State.DELETING)
 _on(ResumeRequested, Life._resume_ended, State.ENDED)

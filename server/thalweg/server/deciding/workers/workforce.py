@@ -41,6 +41,10 @@ class Workforce:
         """Whether a worker is there."""
         return worker in self._heard
 
+    def __bool__(self) -> bool:
+        """Whether there are workers."""
+        return bool(self._heard)
+
     def __iter__(self) -> Iterator[WorkerId]:
         """The workers that are there now."""
         return iter(list(self._heard))

@@ -123,7 +123,8 @@ class JobDriver:
         self.telemetry = Telemetry(job, journal, clock, recorded)
         self.settings = settings
         position, machines = (checkpoint.position, checkpoint.machines) if checkpoint else (None, ())
-        self.coordinator = Coordinator(job.spec, settings, position, given=initial is not None, machines=machines)
+        used, given = (checkpoint.used if checkpoint else 0.0), initial is not None
+        self.coordinator = Coordinator(job.spec, settings, position, given, machines, used)
         job.progress.machine_kinds = len(machines)
         self._holdings = Holdings(self.telemetry, StartingPoint(checkpoint, initial), self.over)
         self._clock = clock
@@ -341,7 +342,7 @@ class JobDriver:
     def _write_checkpoint(self, position: Position) -> None:
         # What is durable may not be ahead of what is reported: steps before a checkpoint are never taken again.
         self.telemetry.flush()
-        made = self._holdings.checkpoint(position, self.coordinator.machines.kinds)
+        made = self._holdings.checkpoint(position, self.coordinator)
         try:
             self.arrays.copy(lambda slabs: self._save(made(slabs)), state=True)
         except MemoryError as error:
@@ -351,7 +352,7 @@ class JobDriver:
         """Carries the end out, whatever fails on the way."""
         try:
             self.telemetry.flush()
-            self._holdings.leave(finish, self.coordinator.plan, self.coordinator.machines.kinds, self._end)
+            self._holdings.leave(finish, self.coordinator, self._end)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
             _log.exception("job %s: its arrays cannot be handed over at its end", self.job.id)
             problem = f"internal error: {type(error).__name__}: {error}"

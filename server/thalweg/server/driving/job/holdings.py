@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from thalweg.contract import layout as layouts
 from thalweg.contract.errors import ThalwegError
@@ -11,12 +11,11 @@ from thalweg.server.arrays.downloads import MAX_COPIES, Download, Downloads
 from thalweg.server.arrays.interface import Arrays
 from thalweg.server.arrays.parameters import PARAMETERS
 from thalweg.server.arrays.unallocated import Unallocated
+from thalweg.server.deciding.coordinator import Coordinator
 from thalweg.server.deciding.data_files import difference
 from thalweg.server.deciding.decisions import Finish
 from thalweg.server.deciding.impossible import ImpossibleError
-from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Position
-from thalweg.server.deciding.workers.machines import Premises
 from thalweg.server.driving.job.outcome import JobOutcome
 from thalweg.server.driving.job.starting_point import StartingPoint
 from thalweg.server.storage.checkpoints import Checkpoint
@@ -130,9 +129,10 @@ class Holdings:
         header.sha256 = await asyncio.to_thread(layouts.digest, slab)
         return Download(header, [slab])
 
-    def checkpoint(self, position: Position, machines: Iterable[Premises]) -> Callable[[OptimizerState], Checkpoint]:
+    def checkpoint(self, position: Position, coordinator: Coordinator) -> Callable[[OptimizerState], Checkpoint]:
         """What makes a checkpoint of a copy of the slabs, when it has come, that is made now."""
-        samples, seconds, kinds = self._telemetry.samples, self._telemetry.seconds, tuple(machines)
+        samples, seconds = self._telemetry.samples, self._telemetry.seconds
+        kinds, used = tuple(coordinator.machines.kinds), coordinator.limit.used
 
         def made(slabs: OptimizerState) -> Checkpoint:
             trajectory = self.arrays.trajectory
@@ -146,19 +146,18 @@ class Holdings:
                 samples=samples,
                 seconds=seconds,
                 machines=kinds,
+                used=used,
             )
 
         return made
 
-    def leave(
-        self, finish: Finish, plan: Plan | None, machines: Iterable[Premises], then: Callable[[JobOutcome], object]
-    ) -> None:
+    def leave(self, finish: Finish, coordinator: Coordinator, then: Callable[[JobOutcome], object]) -> None:
         """Calls `then` with what the run leaves, at once or when it has come from shards."""
         job_id, checkpoint = self._telemetry.job.id, self._start.checkpoint
 
         def leave(version: int, slabs: OptimizerState) -> None:
             try:
-                outcome = self._collect(finish, plan, machines, version, slabs)
+                outcome = self._collect(finish, coordinator, version, slabs)
             except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
                 _log.exception("job %s: its result cannot be kept", job_id)
                 outcome = JobOutcome(job_id, job_pb2.JOB_STATE_FAILED, f"{type(error).__name__}: {error}")
@@ -167,15 +166,14 @@ class Holdings:
         if checkpoint:
             leave(checkpoint.position.version, {PARAMETERS: checkpoint.parameters})
         elif not self.begun or self.arrays.broken:
-            then(JobOutcome(job_id, finish.state, finish.error))
+            then(JobOutcome(job_id, finish.state, finish.error, status=finish.status))
         else:
             version = self.arrays.version
             self.arrays.hand_over(lambda slabs: leave(version, slabs), state=finish.position is not None)
 
-    def _collect(
-        self, finish: Finish, plan: Plan | None, machines: Iterable[Premises], version: int, slabs: OptimizerState
-    ) -> JobOutcome:
+    def _collect(self, finish: Finish, coordinator: Coordinator, version: int, slabs: OptimizerState) -> JobOutcome:
         """The parameters at a version, and the optimizer's state if the job can be resumed there."""
+        plan = coordinator.plan
         job, slab, problems = self._telemetry.job, slabs[PARAMETERS], list[str]()
         result = self._telemetry.result(version, plan.epoch_of(version) if plan else job.progress.epoch)
         for split, metrics in finish.metrics.items():
@@ -190,11 +188,13 @@ class Holdings:
                 problems.append(f"the trajectory could not be saved: {error or 'no memory'}")
         if finish.position:
             try:
-                checkpoint = self.checkpoint(finish.position, machines)(slabs)
+                checkpoint = self.checkpoint(finish.position, coordinator)(slabs)
             except MemoryError as error:
                 problems.append(f"no checkpoint of the last step could be saved: {error or 'no memory'}")
         header = header_of(self.prepared, version)
-        return JobOutcome(job.id, finish.state, finish.error, header, slab, result, trajectory, checkpoint, tuple(problems))
+        return JobOutcome(
+            job.id, finish.state, finish.error, header, slab, result, trajectory, checkpoint, tuple(problems), finish.status
+        )
 
 
 def header_of(prepared: parameter_service_pb2.Prepared, version: int) -> training_service_pb2.ParametersHeader:

@@ -12,7 +12,9 @@ from thalweg.v1 import job_pb2, training_service_pb2
 
 @dataclass(frozen=True, slots=True)
 class JobOutcome:
-    """The state that a job ended in, and its parameters, if it has any. `problems` are what could not be kept beside them."""
+    """The state that a job ended in, and its parameters, if it has any. `problems` are what could not be kept beside them;
+    `status` says why it ended, if it has not failed.
+    """
 
     job_id: str
     state: job_pb2.JobState.ValueType
@@ -23,10 +25,11 @@ class JobOutcome:
     trajectory: Trajectory | None = None
     checkpoint: Checkpoint | None = None
     problems: tuple[str, ...] = ()
+    status: str = ""
 
     def failed(self, problem: str) -> "JobOutcome":
         """The outcome if the job has failed. The first problem is the one that is reported."""
-        return replace(self, state=job_pb2.JOB_STATE_FAILED, error=self.error or problem)
+        return replace(self, state=job_pb2.JOB_STATE_FAILED, error=self.error or problem, status="")
 
     def with_problem(self, problem: str) -> "JobOutcome":
         """The outcome with a further problem."""

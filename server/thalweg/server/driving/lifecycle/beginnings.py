@@ -27,16 +27,18 @@ class Beginnings:
         self._recovery = recovery
         self._runs = runs
 
-    async def start(self, job_id: str, story: Story, start: Start, reason: str) -> events.RunStarted | events.StartFailed:
-        """Makes a run for a job on record."""
+    async def start(
+        self, job_id: str, story: Story, start: Start, reason: str, max_seconds: float | None = None
+    ) -> events.RunStarted | events.StartFailed:
+        """Makes a run for a job on record, with another time limit if one is given."""
         if start in (Start.CHECKPOINT, Start.FAILURE):
             # What the run before has left is on its way to the disk.
             await self._writer.settled()
             await self._journal.settled()
         try:
-            return (
-                self._fail(job_id, story, reason) if start is Start.FAILURE else await self._go_on(job_id, story, start, reason)
-            )
+            if start is Start.FAILURE:
+                return self._fail(job_id, story, reason)
+            return await self._go_on(job_id, story, start, reason, max_seconds)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's
             return self.failed(job_id, start, error)
 
@@ -46,8 +48,8 @@ class Beginnings:
         self._runs.begin(job, story)
         return events.RunStarted(job.paused, reason)
 
-    async def _go_on(self, job_id: str, story: Story, start: Start, reason: str) -> events.RunStarted:
-        found = await self._recovery.read(job_id, start)
+    async def _go_on(self, job_id: str, story: Story, start: Start, reason: str, max_seconds: float | None) -> events.RunStarted:
+        found = await self._recovery.read(job_id, start, max_seconds)
         run = self._runs.begin(found.job, story, found.checkpoint, found.recorded)
         for problem in found.problems:
             run.telemetry.notice(problem)

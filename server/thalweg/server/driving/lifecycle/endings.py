@@ -65,7 +65,7 @@ class Endings:
         job.ClearField("waiting_for")
         job.ClearField("paused")
         try:
-            run.telemetry.enter(outcome.state, "")
+            run.telemetry.enter(outcome.state, outcome.status)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job ends
             _log.exception("job %s: its end cannot be recorded", job_id)
             return f"{type(error).__name__}: {error}"
@@ -102,7 +102,7 @@ class Endings:
         elif run and outcome:
             job = run.job
             self._runs.ended[job.state] += 1
-            reason = f": {visible(job.error)}" if job.error else ""
+            reason = f": {visible(job.error or job.status)}" if job.error or job.status else ""
             _log.info("job %s: ended as %s at step %d%s", job_id, state_name(job.state), job.progress.step, reason)
         return run
 

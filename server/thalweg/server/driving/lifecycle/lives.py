@@ -106,9 +106,9 @@ class Lives:
             await self._ask(life, lambda ask: events.ScaleRequested(ask, workers))
         return life is not None
 
-    async def resume(self, job: job_pb2.Job) -> None:
-        """Resumes a job that has ended. Raises ThalwegError if it cannot be."""
-        await self._ask(self._life(job), events.ResumeRequested)
+    async def resume(self, job: job_pb2.Job, max_seconds: float | None = None) -> None:
+        """Resumes a job that has ended, with another time limit if one is given. Raises ThalwegError if it cannot be."""
+        await self._ask(self._life(job), lambda ask: events.ResumeRequested(ask, max_seconds))
 
     async def delete(self, job: job_pb2.Job) -> None:
         """Removes a job that has ended. Raises ThalwegError if it has not, or if the disk refuses."""
@@ -188,8 +188,8 @@ class Lives:
         match decision:
             case decisions.StartRun(Start.ACCEPTED):
                 self._start_accepted(life)
-            case decisions.StartRun(start, reason):
-                self._do(life, self._start(life, start, reason))
+            case decisions.StartRun(start, reason, max_seconds):
+                self._do(life, self._start(life, start, reason, max_seconds))
             case decisions.SetAside(reason):
                 self._do(life, self._end_with(life, partial(self.beginnings.set_aside, job_id, reason)))
             case decisions.KeepResult():
@@ -269,8 +269,8 @@ class Lives:
         else:
             self.handle(life, events.RunStarted())
 
-    async def _start(self, life: Life, start: Start, reason: str) -> None:
-        self.handle(life, await self.beginnings.start(life.job_id, life.story, start, reason))
+    async def _start(self, life: Life, start: Start, reason: str, max_seconds: float | None) -> None:
+        self.handle(life, await self.beginnings.start(life.job_id, life.story, start, reason, max_seconds))
         if start is not Start.RESTART:
             self.places.allot()
 

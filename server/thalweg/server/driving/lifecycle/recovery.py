@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import ENDED
 from thalweg.server.deciding.lifecycle.decisions import Start
+from thalweg.server.deciding.time_limit import reached
 from thalweg.server.driving.lifecycle.foreign import ForeignSpecError, known
 from thalweg.server.storage.checkpoints import Checkpoint, NewerCheckpointError
 from thalweg.server.storage.journal import Journal
@@ -96,12 +97,19 @@ class Recovery:
         changed = training_service_pb2.StateChanged(job=job)
         self._journal.record(job_id, training_service_pb2.Event(state_changed=changed))
 
-    async def read(self, job_id: str, start: Start) -> Recovered:
-        """A job as a new run finds it, at its last checkpoint. Raises ThalwegError if it cannot be resumed."""
+    async def read(self, job_id: str, start: Start, max_seconds: float | None = None) -> Recovered:
+        """A job as a new run finds it, at its last checkpoint, with another time limit if one is given.
+
+        Raises ThalwegError if it cannot be resumed.
+        """
         job = await self._on_record(job_id)
         if start is Start.RESUME:
             await self._check_resumable(job)
             job.ClearField("paused")
+            if max_seconds:
+                job.spec.training.max_seconds = max_seconds
+            elif max_seconds is not None:
+                job.spec.training.ClearField("max_seconds")
         elif start is Start.RESTART:
             job.spec.CopyFrom(known(job.spec))
         await self._journal.open(job_id)
@@ -113,6 +121,8 @@ class Recovery:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's
             _log.exception("job %s: its checkpoints cannot be read", job_id)
             refusal = f"its checkpoints cannot be read: {error or type(error).__name__}"
+        if start is Start.RESUME and checkpoint:
+            self._check_limit(job, checkpoint)
         steps, epochs = await self._journal.run(self._storage.told, job_id)
         for name in ("progress", "result", "error", "end_time", "waiting_for"):
             job.ClearField(name)
@@ -123,6 +133,14 @@ class Recovery:
         where = f"continues from step {checkpoint.position.version:,}"
         recorded = Recorded(steps, epochs, checkpoint.samples, checkpoint.seconds)
         return Recovered(job, where, recorded, checkpoint, refusal, problems)
+
+    def _check_limit(self, job: job_pb2.Job, checkpoint: Checkpoint) -> None:
+        """Raises ThalwegError if a job that is to be resumed has no time left."""
+        limit = job.spec.training.max_seconds
+        if job.spec.training.HasField("max_seconds") and checkpoint.used >= limit:
+            self._journal.close(job.id)
+            problem = f"{reached(limit, checkpoint.used)}; give a higher limit, or 0 for none"
+            raise ThalwegError("NOT_RESUMABLE", {"job": job.id, "problem": problem})
 
     async def _on_record(self, job_id: str) -> job_pb2.Job:
         job = await self._journal.run(self._storage.job, job_id)
