@@ -20,8 +20,10 @@ from benchmarks.systems.thalweg import document, rate_of
 from benchmarks.workloads import Workload
 from tests.end_to_end.command import service
 from thalweg.client import Client, Job
-from thalweg.contract.endpoint import Address, Endpoint
+from thalweg.client.certificates import LOOPBACK, Authority
+from thalweg.contract.endpoint import Endpoint
 from thalweg.contract.sums import Sums
+from thalweg.contract.tls import Tls
 from thalweg.learning.batch import size
 from thalweg.learning.objective import ignore
 from thalweg.learning.sequential.model import Sequential
@@ -50,7 +52,7 @@ class Cluster:
         return spent[0], sum(spent[1:])
 
 
-def _work(address: Address, job: str, name: str, threads: int, sleep: float | None) -> None:
+def _work(server: Endpoint, job: str, name: str, threads: int, sleep: float | None) -> None:
     """A process of workers. With `sleep`, they wait that number of seconds for each microbatch, and its gradient is zero."""
     if sleep is not None:
 
@@ -61,9 +63,7 @@ def _work(address: Address, job: str, name: str, threads: int, sleep: float | No
             return Sums(0.0, size(batch), (0.0,))
 
         Sequential.gradient = idle  # type: ignore[method-assign]
-    workers = [
-        Thread(target=work, args=(Endpoint(address), job, f"{name}-{i}"), kwargs={"allow_code": True}) for i in range(threads)
-    ]
+    workers = [Thread(target=work, args=(server, job, f"{name}-{i}"), kwargs={"allow_code": True}) for i in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -80,8 +80,12 @@ def cluster(
     shared_memory: bool = True,
     threads: int = _THREADS,
     shards: int = 0,
+    encrypted: bool = False,
 ) -> Iterator[Cluster]:
-    """A job that is worked for as long as the context, or to its end. Workers that sleep are `threads` to a process."""
+    """A job that is worked for as long as the context, or to its end. Workers that sleep are `threads` to a process.
+
+    If it is `encrypted`, server and workers use TLS, and verify each other.
+    """
     options = (*(() if shared_memory else ("--no-shared-memory",)), *(("--allow-code",) if "code" in job else ()))
     context = multiprocessing.get_context("spawn")
     job["training"]["workers"] = workers
@@ -89,15 +93,18 @@ def cluster(
     counts = [min(threads, workers - first) for first in range(0, workers, threads)]
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
+        tls = _certificates(home / "tls") if encrypted else None
+        if tls:
+            options += ("--tls-cert", str(tls.cert), "--tls-key", str(tls.key), "--tls-client-ca", str(tls.ca))
         serve = "serve", "--address", "127.0.0.1:0", "--data", str(home / "server"), *options
         with (
             service(home, *serve) as (server, facts),
             _shards(home, facts["address"], shards),
-            Client(facts["address"]) as client,
+            Client(facts["address"], tls=tls) as client,
         ):
-            handle = client.submit(job)
+            handle, endpoint = client.submit(job), Endpoint(client.address, tls=tls)
             processes = [
-                context.Process(target=_work, args=(client.address, handle.id, f"worker-{i}", count, sleep), daemon=True)
+                context.Process(target=_work, args=(endpoint, handle.id, f"worker-{i}", count, sleep), daemon=True)
                 for i, count in enumerate(counts)
             ]
             for process in processes:
@@ -111,6 +118,13 @@ def cluster(
                     process.join()
 
 
+def _certificates(folder: Path) -> Tls:
+    """A certificate for both ends, and its authority."""
+    authority = Authority.new(folder)
+    made = authority.add("server", LOOPBACK)
+    return Tls(authority.cert, made.cert, made.key)
+
+
 @contextmanager
 def _shards(home: Path, server: str, count: int) -> Iterator[None]:
     """So many shards of a server."""
@@ -121,13 +135,13 @@ def _shards(home: Path, server: str, count: int) -> Iterator[None]:
 
 
 @contextmanager
-def training(workload: Workload, workers: int, shared_memory: bool = True) -> Iterator[Cluster]:
+def training(workload: Workload, workers: int, shared_memory: bool = True, encrypted: bool = False) -> Iterator[Cluster]:
     """A workload in training."""
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "samples.npz"
         x, y = samples(workload)
         np.savez(data, x=x, y=y)
-        with cluster(document(workload, data), workers, shared_memory=shared_memory) as running:
+        with cluster(document(workload, data), workers, shared_memory=shared_memory, encrypted=encrypted) as running:
             yield running
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from tests.end_to_end import wire
+from tests.end_to_end import capture, wire
 from tests.end_to_end.command import THALWEG
 
 _TOOLS = ("ip", "nsenter", "unshare", "mount", "hostname")
@@ -211,6 +211,21 @@ class Network:
             line.terminate()
             answer: dict[str, Any] = json.loads(line.communicate(timeout=_SECONDS)[0])
             facts.update(answer)
+
+    @contextmanager
+    def captured(self, path: Path, *hosts: Host) -> Iterator[None]:
+        """Writes all frames from and to some hosts to a file for as long as the context. None is lost."""
+        names = [host.name for host in hosts]
+        command = [*self._switch.enter, sys.executable, capture.__file__, str(path), *names]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n", "nothing is captured"
+            yield
+            process.communicate(timeout=_SECONDS)
+            assert process.returncode == 0, "frames were lost"
+        finally:
+            process.kill()
 
     @contextmanager
     def limited(self, host: Host, megabits: float) -> Iterator[None]:
