@@ -17,7 +17,7 @@ import pytest
 from tests.client.helpers import Cluster, names_in
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client, LocalError, ThalwegError, row_batches
-from thalweg.client.arrays import GROUP_ROWS
+from thalweg.client.arrays import GROUP_ROWS, write_arrays
 from thalweg.client.batches import write_batches
 
 X = np.random.default_rng(0).normal(size=(100, 2, 3)).astype(np.float32)
@@ -262,3 +262,9 @@ def test_what_an_iterator_raises_is_raised(tmp_path: Path, monkeypatch: pytest.M
             client.submit("xor", data=failing())
         assert client.jobs() == []
     assert names_in(temporary) == []
+
+
+@pytest.mark.parametrize("batches", [[pd.DataFrame({"a": [1, 2]})] * 3, [ONE] * 3, ({"a": [1]},) * 3])
+def test_a_list_of_batches_leads_to_an_iterator(batches: Any, tmp_path: Path) -> None:
+    with pytest.raises(ThalwegError, match=r"of a (list|tuple) of batches, .*, give iter\(\.\.\.\) of it$"):
+        write_arrays(batches, tmp_path)

@@ -30,6 +30,13 @@ def dataset(x: NDArray[Any], y: NDArray[Any]) -> Dataset:
     return Dataset(Arrays(batch(x, y)), Arrays(batch(x[:0], y[:0])), Arrays(batch(x[:0], y[:0])), job_pb2.Preprocessing())
 
 
+def told(error: object, field: str, name: str) -> str:
+    """What an error says about a field and a file, without the file's name, which must be there, after the field."""
+    text = str(error)
+    assert repr(name) in text
+    return text.replace(f"{field}: {name!r}: ", f"{field}: ", 1)
+
+
 def inputs(samples: Samples) -> NDArray[Any]:
     return samples.take(ALL)[INPUT]
 

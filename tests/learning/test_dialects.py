@@ -23,7 +23,7 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.learning.batches import inputs, targets
+from tests.learning.batches import inputs, targets, told
 from thalweg.contract.resources import Memory
 from thalweg.learning import data
 from thalweg.learning.data import DataError, Dataset, MemoryLackError
@@ -241,7 +241,7 @@ def test_a_file_is_refused(name: str, converts: bool) -> None:
     settings, problem = BAD[name]
     with pytest.raises(DataError) as caught:
         read(FILES / name, settings)
-    assert str(caught.value).startswith(f"data.csv: {problem}")
+    assert told(caught.value, "data.csv", name).startswith(f"data.csv: {problem}")
 
 
 def test_each_file_is_a_case() -> None:
@@ -259,7 +259,7 @@ def test_one_odd_cell_of_many_is_told(odd: str, problem: str, converts: bool, tm
     (tmp_path / "a.csv").write_text("\n".join(["a\tb", *rows]))
     with pytest.raises(DataError) as caught:
         read(tmp_path / "a.csv", {"decimal": "point"})
-    assert str(caught.value).startswith(f"data.csv: line 7, column 'a': {problem}")
+    assert str(caught.value).startswith(f"data.csv: 'a.csv': line 7, column 'a': {problem}")
     assert str(caught.value).endswith('or give data.columns.a.type = "text"')
 
 
@@ -270,7 +270,7 @@ def test_a_cell_after_the_first_batch_is_told_with_its_line(
     monkeypatch.setattr(batches, "MAX_CELLS", 6)
     lines = ["a,b", "# no comment,1", *(f'"x\ny",{n}' for n in range(20)), "", "z,?", "z,7", "z,seven"]
     (tmp_path / "a.csv").write_text("\n".join(lines))
-    with pytest.raises(DataError, match=r"^data\.csv: line 46, column 'b': 'seven' is not a number"):
+    with pytest.raises(DataError, match=r"^data\.csv: 'a\.csv': line 46, column 'b': 'seven' is not a number"):
         read(tmp_path / "a.csv", {})
     (tmp_path / "a.csv").write_text("\n".join(lines[:-1]))
     table = read(tmp_path / "a.csv", {})
@@ -339,7 +339,7 @@ def test_rows_of_other_widths_are_told(content: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(DataError) as caught:
         read(tmp_path / "a.csv", {})
-    assert str(caught.value).startswith(f"data.csv: {WIDTHS[content]}")
+    assert told(caught.value, "data.csv", "a.csv").startswith(f"data.csv: {WIDTHS[content]}")
 
 
 def test_a_file_that_changes_while_it_is_read_is_told(converts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Samples that are held out to validate and to test with: by fraction, by value, by group, by time, or in files of their own."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from pyarrow import parquet
 
 from tests.learning.batches import inputs, targets
 from thalweg.client.jobfile import load_job
+from thalweg.client.models import check
 from thalweg.contract.errors import ThalwegError
 from thalweg.learning import data
 from thalweg.learning.data import DataError, Dataset, Temporary
 from thalweg.learning.data.order import MAX_PERMUTED
-from thalweg.learning.data.preparation import parts
+from thalweg.learning.data.preparation import Values, parts
 from thalweg.learning.errors import NodeError
 from thalweg.server import validation
 from thalweg.v1 import job_pb2
@@ -30,12 +32,12 @@ CLASSES = np.repeat([0, 1, 2], [60, 30, 10])
 def division(samples: int, values: NDArray[Any] | None = None, **fields: Any) -> list[NDArray[np.intp]]:
     """The indices of the training, validation and test samples."""
 
-    def column(name: str) -> NDArray[Any]:
+    def column(name: str) -> Values:
         assert name == "c"
         assert values is not None
-        return values
+        return Values(values)
 
-    return [part[:] for part in parts(json_format.ParseDict(fields, job_pb2.Data()), 5, samples, column)]
+    return [part[:] for part in parts(json_format.ParseDict(fields, job_pb2.Data()), 5, samples, column).indices]
 
 
 @given(
@@ -71,13 +73,13 @@ def test_the_test_samples_do_not_depend_on_those_to_validate_with() -> None:
 def test_a_column_by_which_both_are_chosen_is_read_once() -> None:
     asked: list[str] = []
 
-    def column(name: str) -> NDArray[Any]:
+    def column(name: str) -> Values:
         asked.append(name)
-        return CLASSES
+        return Values(CLASSES)
 
     by_class = {"fraction": 0.2, "stratify": "kind"}
     both = json_format.ParseDict({"test": by_class, "validation": by_class}, job_pb2.Data())
-    assert [len(part) for part in parts(both, 7, 100, column)] == [64, 16, 20]
+    assert [len(part) for part in parts(both, 7, 100, column).indices] == [64, 16, 20]
     assert asked == ["kind"]
 
 
@@ -89,6 +91,21 @@ def test_each_class_has_its_share_of_stratified_samples() -> None:
         strict=True,
     ):
         assert np.bincount(shuffled[part]).tolist() == each
+
+
+@pytest.mark.parametrize(
+    ("kinds", "notice"),
+    [
+        ("aabbbb", ""),
+        ("aabbbc", "a value of 'kind' is in one sample alone, which is learned from or held out, not both: 'c'"),
+        ("dabbbc", "3 values of 'kind' are each in one sample alone, which is learned from or held out, not both: 'a', 'c', 'd'"),
+        ("abcdef", ""),
+    ],
+)
+def test_values_of_one_sample_are_mentioned(kinds: str, notice: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("n,a,kind\n" + "".join(f"{row},{row},{kind}\n" for row, kind in enumerate(kinds)))
+    found = load({"data": tmp_path / "a.csv"}, validation={"fraction": 0.34, "stratify": "kind"}, ignore=["n"])
+    assert found.notices == ((f"data.validation.stratify: {notice}",) if notice else ())
 
 
 def test_the_largest_remainders_get_what_is_left_of_a_stratified_fraction() -> None:
@@ -165,6 +182,49 @@ def test_a_file_of_its_own_may_stand_beside_a_fraction(tmp_path: Path) -> None:
     assert [len(part) for part in (found.train, found.validation, found.test)] == [70, 30, 5]
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a,b,kind\n1,2,0\n3,x,0\n4,5,1\n", "'b.csv': line 3, column 'b': 'x' is not a number; "),
+        ("a,b,kind\n1,2\n", "'b.csv': line 2 has 2 cells but there are 3 columns"),
+        ("", "'b.csv' is empty"),
+        ("a,b,kind\n1,,0\n", "'b.csv' lacks 1 of the values in the column 'b', but the job's data is numbers alone, "),
+        ("a,b,kind\n1,q,0\n", "'b.csv' holds text in the column 'b', but the job's data is numbers alone, "),
+    ],
+)
+def test_errors_of_a_file_of_its_own_name_its_field_and_the_file(text: str, problem: str, tmp_path: Path) -> None:
+    files = {"data": table(tmp_path / "a.csv", 100), "validation": tmp_path / "b.csv"}
+    files["validation"].write_text(text)
+    with pytest.raises(DataError, match=rf"^data\.validation\.file: {re.escape(problem)}"):
+        load(files)
+    if text.startswith("a,b,kind\n1,,0"):
+        files["data"].write_text("a,b,kind\n1,u,0\n2,v,1\n")
+        with pytest.raises(DataError, match=r"^data\.validation\.file: .*'b\.csv'"):
+            load(files)
+
+
+def test_a_file_of_its_own_is_looked_at_before_a_job_is_submitted(tmp_path: Path) -> None:
+    for name in ("data", "own"):
+        (tmp_path / name).mkdir()
+        for number in (1, 2):
+            (tmp_path / name / f"{number}.csv").write_text("a,y\n0,0\n1,1\n")
+    job = {
+        "data": {
+            "csv": str(tmp_path / "data"),
+            "validation": {"file": str(tmp_path / "own")},
+            "test": {"file": str(tmp_path / "own")},
+        },
+        "model": {"layers": [{"dense": {"units": 1}}], "loss": "mean_squared_error"},
+        "optimizer": {"sgd": {}},
+    }
+    check(load_job(job))
+    (tmp_path / "own" / "2.csv").write_text("a,y\n0,0\n1,x\n")
+    with pytest.raises(
+        ThalwegError, match=r"^data\.(validation|test)\.file: line 3 of '2\.csv', column 'y': 'x' is not a number"
+    ):
+        check(load_job(job))
+
+
 def test_a_file_of_its_own_that_differs_is_refused(tmp_path: Path) -> None:
     files = {"data": table(tmp_path / "a.csv", 100), "test": table(tmp_path / "c.csv", 5, columns="a,c,kind")}
     with pytest.raises(DataError, match=r"data\.test\.file: has the features 'a', 'c', but the job's data has 'a', 'b'"):
@@ -199,7 +259,9 @@ def test_tables_with_text_are_divided_and_prepared_alike(tmp_path: Path) -> None
 def test_a_class_that_the_jobs_data_does_not_have_is_an_error(part: str, tmp_path: Path) -> None:
     """It would have counted as the first one."""
     files = {"data": text_table(tmp_path / "a.csv", 120, kinds="xyz"), part: text_table(tmp_path / "b.csv", 6, kinds="xyw")}
-    problem = r"^data: 'b\.csv': line 4, column 'kind' has the class 'w', which the job's data does not have; correct it, or add"
+    problem = (
+        r"^data\.(validation|test)\.file: 'b\.csv': line 4, column 'kind' has the class 'w', which the job's data does not have"
+    )
     with pytest.raises(DataError, match=problem):
         load(files)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from google.protobuf import json_format
 
-from tests.learning.batches import inputs, targets
+from tests.learning.batches import inputs, targets, told
 from tests.learning.test_dialects import Holds, held_in, real, text, time, truth, whole
 from thalweg.learning import data
 from thalweg.learning.data import DataError, Dataset
@@ -114,7 +114,7 @@ def test_lines_are_refused(case: str, tmp_path: Path) -> None:
     content, problem = BAD[case]
     with pytest.raises(DataError) as caught:
         table(content, tmp_path)
-    assert str(caught.value).startswith(f"data.json_lines: {problem}")
+    assert told(caught.value, "data.json_lines", "a.jsonl").startswith(f"data.json_lines: {problem}")
 
 
 LINES = '{"city": "Bern", "size": 1.5, "price": 10}\n\n{"city": "Basel", "price": 20, "size": 2.5}\n'

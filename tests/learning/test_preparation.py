@@ -198,6 +198,12 @@ def test_text_becomes_vectors_positions_or_buckets() -> None:
     told = problem(many | {"y": range(101)})
     assert told.startswith("data.columns.t.prepare: the column 't' has more than 100 categories; write data.columns.t.prepare = ")
     assert '"hash"' in told
+    assert "dates" not in told
+    for count in (101, 10_001):
+        days = [str(np.datetime64("2000-01-01") + index) for index in range(count)]
+        assert problem({"t": days, "y": range(count)}).endswith(
+            'they look like dates: data.columns.t.type = "time" reads them as such'
+        )
     assert len(features(many, columns={"t": {"prepare": "one_hot"}})[0]) == 101
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.learning.batches import inputs, targets
+from tests.learning.batches import inputs, targets, told
 from thalweg.contract.resources import Memory
 from thalweg.learning import data
 from thalweg.learning.data import DataError, Dataset, Found, MemoryLackError
@@ -136,13 +137,22 @@ BAD: dict[str, tuple[str | bytes, str]] = {
 }
 
 
+@pytest.mark.parametrize(("settings", "words"), [({}, '["unknown"]'), ({"missing_values": ["NA"]}, '["NA", "unknown"]')])
+def test_text_among_numbers_leads_to_missing_values(settings: Any, words: str, tmp_path: Path) -> None:
+    advice = f"or give data.missing_values = {words} if it says that the value is missing, or give data.columns.b.type = "
+    with pytest.raises(DataError, match=f"'unknown' is not a number; .*, {re.escape(advice)}"):
+        load("a,b\n1,2\n1,unknown\n2,3\n", tmp_path, **settings)
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_table_is_told(case: str, tmp_path: Path) -> None:
     content, message = BAD[case]
     before = load("x,y,z\n1,2,3\n", tmp_path)
     with pytest.raises(DataError) as training:
         load(content, tmp_path)
-    assert str(training.value).startswith("data.csv: " + message.format("a.csv", "data.header = false if there is none"))
+    assert told(training.value, "data.csv", "a.csv").startswith(
+        "data.csv: " + message.format("a.csv", "data.header = false if there is none")
+    )
     with pytest.raises(DataError) as predicting:
         samples(content, tmp_path, before)
     assert str(predicting.value).startswith("INPUT: " + message.format("new.csv", "--no-header if there is none"))
@@ -165,7 +175,7 @@ def test_a_hole_is_told(text: str, line: int, column: str, tmp_path: Path) -> No
 
 def test_long_names_are_told(tmp_path: Path) -> None:
     names = ",".join(f"{index:0100000}" for index in range(20))
-    with pytest.raises(DataError, match=r"^data\.csv: the names of all columns together are longer than 1,048,576 bytes"):
+    with pytest.raises(DataError, match=r"^data\.csv: 'a\.csv': the names of all columns together"):
         load(names.replace("0", "a") + "\n", tmp_path)
 
 

@@ -116,7 +116,11 @@ def wrong(problem: str) -> ThalwegError:
 
 def _instead(data: object) -> str:
     """What to give in place of a data set or a loader, such as PyTorch's."""
+    from thalweg.learning.data.frames import is_frame  # noqa: PLC0415 - not all programs give arrays
+
     kind = type(data).__name__
+    if isinstance(data, list | tuple) and data and (is_frame(data[0]) or (isinstance(data[0], tuple) and len(data[0]) == 2)):
+        return f"; of a {kind} of batches, which are such pairs or parts of a table, give iter(...) of it"
     if hasattr(data, "tensors"):
         return f"; of a {kind} give data=dataset.tensors, if it has two"
     if hasattr(data, "dataset"):

@@ -68,7 +68,7 @@ def check(given: str, target: str | None, settings: Settings = ()) -> Checked:
         data["target"] = target
     loaded = load_job({"data": data}, settings)
     with _failures(), TemporaryDirectory(prefix="thalweg-check-") as folder, reading(Path(given), f"data.{kind}"):
-        files: Mapping[str, Path] = {UNHASHED: loaded.data} if loaded.data else {}
+        files: Mapping[str, Path] = numbered(loaded.data, Path(folder)) if loaded.data else {}
         if loaded.parts:
             files = numbered(loaded.parts, Path(folder))
         if files:

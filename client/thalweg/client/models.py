@@ -15,12 +15,13 @@ from thalweg.client.errors import LocalError
 from thalweg.client.files import reading
 from thalweg.client.inputs import paths_of, read_images, told
 from thalweg.client.jobfile import JobFile
-from thalweg.client.parts import UNHASHED, numbered, total_bytes
+from thalweg.client.parts import UNHASHED, numbered, placeholder, total_bytes
 from thalweg.client.prediction import Given, Prediction
 from thalweg.contract.addresses import sources_of, urls_of
 from thalweg.contract.code import entry_points
 from thalweg.contract.errors import ThalwegError, Violation, invalid
 from thalweg.contract.layout import Slab, ranges, views
+from thalweg.contract.manifests import MAX_FILES
 from thalweg.contract.resources import memory, size_text
 from thalweg.contract.rules import HELD_OUT
 from thalweg.learning import data, optimizers, registry
@@ -219,7 +220,12 @@ def check(job: JobFile) -> None:
     spec.data.sha256 = UNHASHED
     try:
         with TemporaryDirectory(prefix="thalweg-check-") as folder:
-            files = numbered(job.parts, Path(folder)) if job.parts else {UNHASHED: job.data or Path()}
+            files = numbered(job.parts or job.data or Path(), Path(folder))
+            for number, (name, given) in enumerate(job.held_out.items(), 1):
+                held_out, first = getattr(spec.data, name), number * (MAX_FILES + 1)
+                held_out.CopyFrom(getattr(job.spec.data, name))
+                held_out.sha256 = placeholder(first)
+                files |= numbered(given, Path(folder), first)
             dataset = _load(spec, files.__getitem__)
         objective = registry.objective(spec, dataset.schema)
         wrong = optimizers.mistake(spec, objective.segments)

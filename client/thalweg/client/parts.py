@@ -10,8 +10,15 @@ from thalweg.contract.errors import Violation, invalid
 
 # Files by their paths in the manifest.
 Parts = Mapping[str, Path]
-# Stands for the SHA-256 of a file, or of a manifest, that is at hand.
-UNHASHED = "0" * 64
+
+
+def placeholder(number: int) -> str:
+    """Stands for the SHA-256 of a file, or of a manifest, that is at hand: one of several, by a number."""
+    return f"{number:064x}"
+
+
+# Stands for that of the job's data.
+UNHASHED = placeholder(0)
 
 
 def parts_of(folder: Path, endings: Sequence[str], field: str) -> Parts:
@@ -50,11 +57,14 @@ def entries_of(parts: Parts, sha256s: Mapping[str, str]) -> list[manifests.Entry
     return [manifests.Entry(name, part.stat().st_size, sha256s[name]) for name, part in parts.items()]
 
 
-def numbered(parts: Parts, folder: Path) -> dict[str, Path]:
-    """The files, by numbers in place of SHA-256s, and their manifest, which is written to `folder`, under UNHASHED."""
-    numbers = {name: f"{number:064x}" for number, name in enumerate(parts, 1)}
-    manifest = write_manifest(entries_of(parts, numbers), folder / "manifest.json")
-    return {UNHASHED: manifest} | {numbers[name]: path for name, path in parts.items()}
+def numbered(given: Path | Parts, folder: Path, first: int = 0) -> dict[str, Path]:
+    """A file by a number, `first`, in place of its SHA-256, or several by the next ones, and their manifest, which is written to
+    `folder`. UNHASHED is the number 0."""
+    if isinstance(given, Path):
+        return {placeholder(first): given}
+    numbers = {name: placeholder(number) for number, name in enumerate(given, first + 1)}
+    manifest = write_manifest(entries_of(given, numbers), folder / f"manifest-{first}.json")
+    return {placeholder(first): manifest} | {numbers[name]: path for name, path in given.items()}
 
 
 def total_bytes(files: Path | Parts) -> int:

@@ -165,7 +165,7 @@ class _Worker:
             shared_memory=self._peer is not None,
             premises=premises.of_objective(objective) + premises.of_data(spec.data),
             numerical=self._differentiator.numerical,
-            notice=conversions(objective),
+            notice="; ".join(filter(None, (conversions(objective), *dataset.notices))),
         )
         if self._differentiator.numerical and spec.training.epochs:
             initial = self._initial()

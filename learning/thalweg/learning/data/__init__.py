@@ -1,7 +1,8 @@
 """What a model learns from: loaded, checked, prepared and split, as a pure function of the job and its file."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from thalweg.learning.data.memory import MAX_GROUP, is_held, is_small
 from thalweg.learning.data.order import keeps_permutations
 from thalweg.learning.data.preparation import (
     Parts,
+    Values,
     as_targets,
     ignoring_less,
     own_rows,
@@ -78,6 +80,8 @@ class Dataset(NamedTuple):
     validation: Samples
     test: Samples
     preprocessing: job_pb2.Preprocessing
+    # For the user, about the samples.
+    notices: tuple[str, ...] = ()
 
     @property
     def schema(self) -> Schema:
@@ -117,7 +121,7 @@ def _load(spec: job_pb2.JobSpec, access: Access) -> Dataset:
     def of_own_file(field: str, other: job_pb2.JobSpec) -> Mapping[str, Rows]:
         found = _source(other.data, access)
         if not isinstance(found, Source):
-            raise DataError(f"{field}: is a table, but the job's data is not one")
+            raise DataError(f"{field}: {found.name!r} {_unlike_numbers(found)}")
         check(field, found.inputs or {INPUT: found.x}, found.y)
         if unknown := sorted({*found.classes} - {*source.classes}):
             raise DataError(f"{field}: has the classes {listed(unknown)}, but the job's data has {listed(source.classes)} alone")
@@ -137,17 +141,31 @@ def _load(spec: job_pb2.JobSpec, access: Access) -> Dataset:
     return _dataset(spec, fields, chosen, preprocessing, of_own_file, access, content)
 
 
+def _unlike_numbers(table: Table) -> str:
+    """Why a table is not as the job's data, which is arrays, or columns of numbers."""
+    other = [
+        f"holds {column.type.value} in the column {column.name!r}"
+        for column in table.columns
+        if column.type is not ColumnType.NUMBER
+    ]
+    missing: Mapping[str, int] = getattr(table, "missing", {})
+    other += [f"lacks {count:,} of the values in the column {name!r}" for name, count in missing.items() if count]
+    if not other:
+        return "is a table, but the job's data is not one"
+    return f"{other[0]}, but the job's data is numbers alone, of which none is missing; correct it, or give data.missing"
+
+
 def _parts_of(spec: job_pb2.JobSpec, source: Source) -> Parts:
     return parts(spec.data, spec.seed, len(source.y), lambda name: _column(spec.data, source, name))
 
 
-def _column(data: job_pb2.Data, source: Source, name: str) -> NDArray[Any]:
+def _column(data: job_pb2.Data, source: Source, name: str) -> Values:
     """The targets, or a column of numbers, by which samples are held out. Raises DataError if there are none of this name."""
     target = source.target or TARGET
     if name in (target, TARGET) and source.y.shape[1:] in ((), (1,)):
-        return source.y[ALL].reshape(-1)
+        return Values(source.y[ALL].reshape(-1), source.classes)
     if name in source.columns:
-        return source.x[ALL][:, source.columns.index(name)]
+        return Values(source.x[ALL][:, source.columns.index(name)])
     known = listed([*source.columns, target])
     raise DataError(
         f"data: samples are held out by {name!r}, which is no column of data.{data.WhichOneof('source')}; it has {known}"
@@ -200,7 +218,7 @@ def _load_table(spec: job_pb2.JobSpec, given: Table, access: Access) -> Dataset:
         rows = tabular_of_own_file(other, table, access, found, field)
         return {INPUT: rows.x, TARGET: _as_targets(other, field, rows.y)}
 
-    chosen = Parts(found.train, found.validation, found.test)
+    chosen = Parts(found.train, found.validation, found.test, found.notices)
     # Who says how samples are ordered means all of them.
     groups = found.groups if spec.data.order == "auto" else ()
     return _dataset(spec, {INPUT: found.x, TARGET: y}, chosen, found.preprocessing, of_own_file, access, found.content, groups)
@@ -221,20 +239,40 @@ def _dataset(
     Many samples are learned from by groups, of which `groups` are the ends, if there are any. Many that `content` identifies are
     prepared once on this node.
     """
-    found = [Arrays({name: Selected(rows, indices) for name, rows in fields.items()}) for indices in chosen]
+    found = [Arrays({name: Selected(rows, indices) for name, rows in fields.items()}) for indices in chosen.indices]
+    # Of those that have a file of their own.
+    fields_of = [""] * len(found)
     for position, (name, held_out) in enumerate(_held_out(spec.data), 1):
         if held_out.WhichOneof("source"):
-            field = f"data.{name}.{held_out.WhichOneof('source')}"
-            found[position] = Arrays(of_own_file(field, _other_spec(spec, held_out)))
-            _check_alike(field, found[position].schema, found[0].schema)
+            fields_of[position] = f"data.{name}.{held_out.WhichOneof('source')}"
+            with _about(fields_of[position]):
+                found[position] = Arrays(of_own_file(fields_of[position], _other_spec(spec, held_out)))
+                _check_alike(fields_of[position], found[position].schema, found[0].schema)
     needed = sum(sample_bytes(samples.schema) * len(samples) for samples in found)
-    found = [held(samples) for samples in found] if is_held(needed) else stored(content, found, access)
+    if is_held(needed):
+        for position, samples in enumerate(found):
+            with _about(fields_of[position]):
+                found[position] = held(samples)
+    else:
+        found = stored(content, found, access)
     train, validation, test = found
     # Not by the memory of this machine: the order of samples depends on it.
     if groups and not is_small(needed):
         ends = cut(groups, max(1, MAX_GROUP // sample_bytes(train.schema)))
-        return Dataset(Groups(train.schema, ends, train.take), validation, test, preprocessing)
-    return Dataset(train, validation, test, preprocessing)
+        return Dataset(Groups(train.schema, ends, train.take), validation, test, preprocessing, chosen.notices)
+    return Dataset(train, validation, test, preprocessing, chosen.notices)
+
+
+@contextmanager
+def _about(field: str) -> Iterator[None]:
+    """Around what is about samples in a file of their own: errors begin with its field, in place of that of the job's data."""
+    try:
+        yield
+    except DataError as error:
+        if field and not str(error).startswith(f"{field}: "):
+            about, _, problem = str(error).partition(": ")
+            error.args = (f"{field}: {problem if about.startswith('data') else error}",)
+        raise
 
 
 def _held_out(data: job_pb2.Data) -> list[tuple[str, job_pb2.HeldOut]]:

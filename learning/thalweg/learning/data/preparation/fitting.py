@@ -31,6 +31,7 @@ class Chosen(NamedTuple):
     train: Positions
     validation: Positions
     test: Positions
+    notices: tuple[str, ...] = ()
 
     def rows(self, positions: Positions) -> Positions:
         """The rows of the table at some positions among those that are kept."""

@@ -86,6 +86,8 @@ def _fill_categories(made: job_pb2.PreparedColumn, column: Planned, summary: Sum
     limit = MAX_CATEGORIES if asked else MAX_ONE_HOT
     if summary.overflow or len(summary.counts) > limit:
         more = "" if asked else f'; "{ONE_HOT}" there allows {MAX_CATEGORIES:,}'
+        if summary.are_dates():
+            more += f'; they look like dates: {column.setting}.type = "time" reads them as such'
         raise DataError(
             f"{column.setting}.prepare: the column {column.name!r} has more than {limit:,} categories; write "
             f'{column.setting}.prepare = "{HASH}", or name the column in data.ignore{more}'

@@ -3,12 +3,12 @@
 import functools
 from collections.abc import Callable
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thalweg.learning.data.errors import DataError
+from thalweg.learning.data.errors import DataError, listed
 from thalweg.learning.data.order import MAX_PERMUTED, keeps_permutations, mixed
 from thalweg.learning.data.preparation.kept import Kept, bitmap
 from thalweg.learning.data.rows import Indices, Positions, positions
@@ -22,8 +22,19 @@ _TEST = 1
 # Samples whose bits are made at once.
 _AT_ONCE = 1 << 16
 
-# Gives the values of a column, or of the targets, for all samples: an array of one axis, without missing values.
-Column = Callable[[str], NDArray[np.generic]]
+
+class Values(NamedTuple):
+    """The values of a column, or of the targets, for all samples: an array of one axis, without missing values.
+
+    Where there are `words`, values are positions among these.
+    """
+
+    values: NDArray[Any]
+    words: tuple[str, ...] = ()
+
+
+# Gives the values of a column by its name.
+Column = Callable[[str], Values]
 
 
 class Parts(NamedTuple):
@@ -32,6 +43,13 @@ class Parts(NamedTuple):
     train: Positions
     validation: Positions
     test: Positions
+    # For the user.
+    notices: tuple[str, ...] = ()
+
+    @property
+    def indices(self) -> tuple[Positions, Positions, Positions]:
+        """Those of the three parts."""
+        return self.train, self.validation, self.test
 
     @property
     def shown(self) -> Positions:
@@ -52,10 +70,26 @@ def parts(data: job_pb2.Data, seed: int, samples: int, column: Column) -> Parts:
         field, wanted = "data.validation_fraction", job_pb2.HeldOut(fraction=data.validation_fraction)
     else:
         field, wanted = "data.validation", data.validation
+    stratified = {each.stratify: about for about, each in ((field, wanted), ("data.test", data.test)) if each.stratify}
+    notices = tuple(filter(None, (_singles(f"{about}.stratify", name, column(name)) for name, about in stratified.items())))
     if not len(test):
-        return Parts(*_held_out(wanted, field, seed, samples, column, data.order), test)
-    train, validation = _held_out(wanted, field, seed, len(others), lambda name: column(name)[others[:]], data.order)
-    return Parts(_Among(others, train), _Among(others, validation), test)
+        return Parts(*_held_out(wanted, field, seed, samples, column, data.order), test, notices)
+
+    def among(name: str) -> Values:
+        return column(name)._replace(values=column(name).values[others[:]])
+
+    train, validation = _held_out(wanted, field, seed, len(others), among, data.order)
+    return Parts(_Among(others, train), _Among(others, validation), test, notices)
+
+
+def _singles(field: str, name: str, column: Values) -> str:
+    """What the user should know of values that one sample alone has, where samples of each value are held out."""
+    values, counts = np.unique(column.values, return_counts=True)
+    singles = sorted(column.words[value] if column.words else str(value) for value in values[counts == 1].tolist())
+    if not singles or len(singles) == len(values):
+        return ""
+    several = f"{len(singles):,} values of {name!r} are each" if singles[1:] else f"a value of {name!r} is"
+    return f"{field}: {several} in one sample alone, which is learned from or held out, not both: {listed(singles)}"
 
 
 def _held_out(
@@ -67,7 +101,7 @@ def _held_out(
     by = wanted.WhichOneof("by")
     if by is None:
         return split(seed, samples, wanted.fraction, order, field, *key)
-    values = column(getattr(wanted, by))
+    values = column(getattr(wanted, by)).values
     count = _count(field, samples, wanted.fraction)
     chosen = _CHOICES[by](values, count, generator(seed, Purpose.SPLIT, *key))
     if chosen.all():

@@ -4,18 +4,21 @@ They depend on the rows and their order alone, neither on who reads them nor on 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.learning.data.errors import DataError
-from thalweg.learning.data.preparation.cells import ROWS_AT_ONCE, categories, numbers, read
+from thalweg.learning.data.preparation.cells import ROWS_AT_ONCE, categories, numbers, read, time_of
 from thalweg.learning.data.preparation.plans import MEDIAN, MOST_FREQUENT, Planned
 from thalweg.learning.data.rows import Positions
 from thalweg.learning.data.tables import Cells, ColumnType, Table
 
 # Categories of a column that are counted.
 MAX_CATEGORIES = 10_000
+# Categories that are looked at to see whether they are dates.
+_MAX_LOOKED_AT = 20
 # The bits of a number that a pass over a column decides, of those of its median.
 _BITS = 16
 
@@ -36,6 +39,7 @@ class Summary:
         self.low, self.high = np.inf, -np.inf
         self.counts: dict[str, int] = {}
         self.overflow = False
+        self._some: list[str] = []
         self.median = 0.0
         text = column.type is ColumnType.TEXT
         self._numeric = not text and not column.categorical
@@ -100,7 +104,22 @@ class Summary:
             self.counts[words[index]] = self.counts.get(words[index], 0) + int(found[index])
         if len(self.counts) > MAX_CATEGORIES:
             self.overflow = True
+            self._some = [*islice(self.counts, _MAX_LOOKED_AT)]
             self.counts.clear()
+
+    def are_dates(self) -> bool:
+        """Whether categories, as far as they are looked at, are text that can be read as dates or times."""
+        texts = self._some or [*islice(self.counts, _MAX_LOOKED_AT)]
+        return self.column.type is ColumnType.TEXT and bool(texts) and all(map(_is_date, texts))
+
+
+def _is_date(text: str) -> bool:
+    try:
+        time_of(text.strip())
+    except ValueError:
+        return False
+    # Digits alone may be numbers of anything.
+    return "-" in text
 
 
 def summaries(table: Table, rows: Positions, columns: Sequence[Planned], *, medians: bool) -> dict[str, Summary]:

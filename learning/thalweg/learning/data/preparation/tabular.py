@@ -14,7 +14,7 @@ from thalweg.learning.data.preparation.features import EachRow, FeatureRows, Tar
 from thalweg.learning.data.preparation.fitting import Chosen, fit, is_named, recipe_of
 from thalweg.learning.data.preparation.kept import Kept, bitmap
 from thalweg.learning.data.preparation.plans import DROP, Plan, plan
-from thalweg.learning.data.preparation.splitting import Parts, parts
+from thalweg.learning.data.preparation.splitting import Parts, Values, parts
 from thalweg.learning.data.preparation.summaries import row_blocks
 from thalweg.learning.data.rows import Indices, Positions, Rows
 from thalweg.learning.data.stored import content_of
@@ -37,6 +37,7 @@ class Tabular(NamedTuple):
     # For each group of the table that has training samples, the number of those up to its end.
     groups: tuple[int, ...]
     plan: Plan
+    notices: tuple[str, ...] = ()
     # Identifies all samples; empty if it is not known what the data holds.
     content: str = ""
 
@@ -49,7 +50,7 @@ def choose(spec: job_pb2.JobSpec, table: Table, access: Access) -> Chosen:
     planned = plan(data, table.columns, table.name)
     kept = _kept(spec, table, planned, access)
     found = parts(data, spec.seed, len(kept), lambda name: _values(table, kept, name))
-    return Chosen(planned, kept, *found)
+    return Chosen(planned, kept, *found.indices, found.notices)
 
 
 def tabular(spec: job_pb2.JobSpec, table: Table, access: Access) -> Tabular:
@@ -67,6 +68,7 @@ def tabular(spec: job_pb2.JobSpec, table: Table, access: Access) -> Tabular:
         preprocessing,
         tuple(sorted({*_before(chosen.rows(chosen.train), np.array(table.groups, np.intp)).tolist()} - {0})),
         chosen.plan,
+        chosen.notices,
         _content_of(spec, table),
     )
 
@@ -96,7 +98,7 @@ def ignoring_less(spec: job_pb2.JobSpec, table: Table) -> job_pb2.JobSpec:
     return made
 
 
-def _values(table: Table, kept: Positions, name: str) -> NDArray[Any]:
+def _values(table: Table, kept: Positions, name: str) -> Values:
     """The values of a column in all rows that are kept. Raises DataError if there is no such column, or a value is missing."""
     if name not in {column.name for column in table.columns}:
         known = listed([column.name for column in table.columns])
@@ -114,7 +116,7 @@ def _values(table: Table, kept: Positions, name: str) -> NDArray[Any]:
             found.append(new[cells.values])
         else:
             found.append(cells.values)
-    return np.concatenate(found)
+    return Values(np.concatenate(found), tuple(codes))
 
 
 def _kept(spec: job_pb2.JobSpec, table: Table, planned: Plan, access: Access) -> Positions:

@@ -1,13 +1,14 @@
 """What the text of a cell is: a number, a truth value, a date or time, a missing value; and why it is no number."""
 
 import datetime
+import json
 import math
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from enum import Enum
 
-from thalweg.learning.data.sources.text_tables.words import Words
+from thalweg.learning.data.sources.text_tables.words import MAX_SHOWN, Told, Words
 
 # With these characters alone, float() accepts decimal numbers only: no nan, no inf, no underscores, no digits of other scripts.
 DECIMAL = b"0123456789+-.eE \t"
@@ -113,7 +114,7 @@ def missing_in(told: frozenset[str] | None, usual: frozenset[str]) -> Callable[[
     return lambda cell: cell.strip().lower() in usual
 
 
-def why_no_number(cell: str, decimal: Decimal, words: Words) -> str:
+def why_no_number(cell: str, decimal: Decimal, words: Words, told: Told) -> str:
     """What is wrong with a cell that should be a number, and what to do."""
     word = cell.strip().lower()
     if "\0" in cell:
@@ -128,7 +129,11 @@ def why_no_number(cell: str, decimal: Decimal, words: Words) -> str:
             return "is not a number"
         return "is too large for float64"
     if not any(character.isdecimal() for character in word):
-        return "is not a number; replace classes by whole numbers from 0, or remove the column"
+        advice = "is not a number; replace classes by whole numbers from 0, or remove the column"
+        # The list replaces the usual words.
+        missing = json.dumps([*sorted(told.missing or ()), cell.strip()], ensure_ascii=False)
+        as_missing = words.setting(f"data.missing_values = {missing} if it says that the value is missing")
+        return advice + (as_missing if len(missing) <= MAX_SHOWN and not told.json_lines else "")
     example = f"-1234{decimal.mark}5 or 1{decimal.mark}5e-3"
     advice = f"is not a number; write numbers as in {example}"
     if word[-1] in "%‰":

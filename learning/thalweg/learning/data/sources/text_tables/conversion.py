@@ -76,7 +76,7 @@ class _Maker:
         self._truth_of = _told_truth if kind.told else truth_of
         self._kind = kind
         self._complete = told.complete
-
+        self._told = told
         self._is_missing = missing_in(told.missing, MISSING if kind.type is ColumnType.TEXT else MISSING_BESIDE_NUMBERS)
         self.wrong = -1
 
@@ -99,7 +99,7 @@ class _Maker:
         """What is wrong with a cell, and what to do."""
         match self._kind.type:
             case ColumnType.NUMBER:
-                return why_no_number(cell, self._decimal, self._words)
+                return why_no_number(cell, self._decimal, self._words, self._told)
             case ColumnType.TEXT:
                 return "holds a NUL; if the file is UTF-16, save it as UTF-8"
             case ColumnType.BOOLEAN:

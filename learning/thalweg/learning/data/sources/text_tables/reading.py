@@ -4,10 +4,12 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from thalweg.learning.data.access import Access
+from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.sources.files import SourceFile
 from thalweg.learning.data.sources.text_tables.batches import Rows
 from thalweg.learning.data.sources.text_tables.conversion import Block, blocks
@@ -73,6 +75,29 @@ def read_files(
     given: Sequence[SourceFile], words: Words, name: str, told: Told, access: Access | None = None, sha256: str = ""
 ) -> Read:
     """The table in one or several files, as `read`. `sha256` is that of the file, or of the manifest."""
+    with _naming(given, words.field, name):
+        return _read_files(given, words, name, told, access, sha256)
+
+
+@contextmanager
+def _naming(given: Sequence[SourceFile], field: str, name: str) -> Iterator[None]:
+    """Around what is about a job's data: errors about its field name the file once."""
+    try:
+        yield
+    except DataError as error:
+        about, _, problem = str(error).partition(": ")
+        if about == field and field.startswith("data."):
+            named = [repr(file.name) for file in given] if len(given) > 1 else [repr(name)]
+            twice = next((each for each in named if problem.startswith(f"{each}: {each} ")), None)
+            if twice:
+                problem = problem.removeprefix(f"{twice}: ")
+            elif len(given) == 1 and named[0] not in problem:
+                problem = f"{named[0]}: {problem}"
+            error.args = (f"{field}: {problem}",)
+        raise
+
+
+def _read_files(given: Sequence[SourceFile], words: Words, name: str, told: Told, access: Access | None, sha256: str) -> Read:
     names = [file.name for file in given] if len(given) > 1 else []
     check_folders([file.name for file in given], words.field)
     spoken = [words._replace(field=f"{words.field}: {each!r}") for each in names] or [words]

@@ -8,7 +8,7 @@ from thalweg.learning.data.tables import ColumnType
 from thalweg.v1 import job_pb2
 
 # The most characters of a cell that a message shows.
-_MAX_SHOWN = 40
+MAX_SHOWN = 40
 
 
 class Words(NamedTuple):
@@ -72,7 +72,7 @@ def types_by(data: job_pb2.Data) -> dict[str, ColumnType]:
 
 def shown(text: str) -> str:
     """A text in a message: its beginning, if it is long."""
-    return repr(text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "...")
+    return repr(text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "...")
 
 
 def count(number: int, what: str) -> str:
