@@ -36,9 +36,9 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def make_reference() -> ModuleType:
-    """The script that makes the reference of job files."""
-    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
+def script(name: str) -> ModuleType:
+    """A script that makes a page, or a part of it."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -46,8 +46,15 @@ def make_reference() -> ModuleType:
     return module
 
 
+def test_the_page_on_security_has_the_role_table() -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    assert "| `CancelJob` |  | own |" in page
+    assert script("make_roles").page(page) == page, "run docs/make_roles.py"
+
+
 def test_the_reference_of_jobs_is_the_contracts() -> None:
-    assert make_reference().reference() == (ROOT / "docs" / "jobs.md").read_text(encoding="utf-8"), "run docs/make_reference.py"
+    page = (ROOT / "docs" / "jobs.md").read_text(encoding="utf-8")
+    assert script("make_reference").reference() == page, "run docs/make_reference.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -44,6 +44,8 @@ def test_a_call_carries_the_token_that_the_server_made_for_itself() -> None:
     with published([HERE], "secret"):
         assert endpoint.metadata == Endpoint(HERE).metadata == (("authorization", "Bearer secret"),)
         assert Endpoint(Address("host", 7001)).metadata == ()
+        # What a server issued says who somebody is: it is not replaced by its operator's.
+        assert Endpoint(HERE, "thalweg-abc").metadata == (("authorization", "Bearer thalweg-abc"),)
     assert Endpoint(HERE).metadata == ()
 
 

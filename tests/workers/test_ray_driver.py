@@ -189,7 +189,7 @@ class Line:
     def __init__(self, ray: Ray, until: float, workers: int, avoid: tuple[str, ...], then: list[Any]) -> None:
         self._ray = ray
         self._until = until
-        allotment = pb.Allotment(job_id="job", workers=workers, slots_per_worker=1, avoid=avoid)
+        allotment = pb.Allotment(job_id="job", workers=workers, slots_per_worker=1, avoid=avoid, token="job's")
         self._inbox = [*reversed(then), pb.AttendResponse(allotments=[allotment])]
         self.sent: list[Any] = []
 
@@ -226,7 +226,7 @@ def run(
 ) -> list[Any]:
     """What a driver says until the fleet hangs up. `then` is what it is told after its allotment."""
     line: Any = Line(ray, until, workers, avoid, list(then))
-    orders = Orders("fleet", "id", Endpoint(Address(server, 1)), "auto", 1, 1)
+    orders = Orders("fleet", "id", Endpoint(Address(server, 1), "fleet's"), "auto", 1, 1)
     RayDriver(ray, replace(orders, allow_code=allow_code, allow_requirements=allow_requirements), line).run()
     said: list[Any] = line.sent
     return said
@@ -493,6 +493,13 @@ def test_a_worker_is_told_whether_it_may_run_code(ray: Ray, allowed: bool) -> No
     run(ray, 1, allow_code=allowed)
     (actor,) = ray.actors
     assert actor.called["work"][-2] is allowed
+
+
+def test_a_worker_gets_the_token_of_its_job_and_not_that_of_the_fleet(ray: Ray) -> None:
+    run(ray, 1)
+    (actor,) = ray.actors
+    assert actor.called["work"][0].token == "job's"
+    assert "fleet's" not in repr(actor.called)
 
 
 @pytest.mark.parametrize("allowed", [False, True])

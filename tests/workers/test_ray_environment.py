@@ -16,6 +16,7 @@ def test_a_ray_of_its_own_has_a_new_token_and_listens_on_loopback() -> None:
         "RAY_AUTH_TOKEN_PATH": "/mine",
         "RAY_ADDRESS": "host:1",
         "RAY_TMPDIR": "/elsewhere",
+        "THALWEG_TOKEN": "the fleet's",
         "A": "b",
     }
     first, second = for_own_ray(FOLDER, given), for_own_ray(FOLDER, given)
@@ -24,7 +25,8 @@ def test_a_ray_of_its_own_has_a_new_token_and_listens_on_loopback() -> None:
     assert first["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert first["RAY_TMPDIR"] == str(FOLDER)
     assert first["A"] == "b"
-    assert not first.keys() & {"RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"}
+    assert not first.keys() & {"RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "THALWEG_TOKEN"}
+    assert "THALWEG_TOKEN" not in for_cluster(None, environment=given)
 
 
 def test_a_clusters_token_is_that_of_the_file_or_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.v1 import fleet_service_pb2, parameter_service_pb2, shard_service_pb2
 
 # The version of the protocol of workers, fleets, shards and servers. It grows with every change that an older peer would misread.
-PROTOCOL = 5
+PROTOCOL = 6
 _MAX_CHARACTERS = 50
 
 

@@ -257,6 +257,7 @@ class Allotment(_message.Message):
     AVOID_FIELD_NUMBER: _builtins.int
     REQUIREMENTS_FIELD_NUMBER: _builtins.int
     GPUS_PER_WORKER_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job's id."""
     workers: _builtins.int
@@ -265,6 +266,10 @@ class Allotment(_message.Message):
     """The CPU slots of each worker."""
     gpus_per_worker: _builtins.float
     """The GPUs of each worker: a whole number, or a part of one."""
+    token: _builtins.str
+    """The token of the job's workers, in place of the fleet's own: they run code of the job's author. It opens the job's streams, data and
+    code, and ends with the job.
+    """
     @_builtins.property
     def avoid(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The ids of nodes on which no workers of the job are to be started for now, because workers of this job failed there."""
@@ -282,10 +287,11 @@ class Allotment(_message.Message):
         avoid: _abc.Iterable[_builtins.str] | None = ...,
         requirements: _abc.Iterable[_builtins.str] | None = ...,
         gpus_per_worker: _builtins.float = ...,
+        token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "gpus_per_worker", b"gpus_per_worker", "job_id", b"job_id", "requirements", b"requirements", "slots_per_worker", b"slots_per_worker", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "gpus_per_worker", b"gpus_per_worker", "job_id", b"job_id", "requirements", b"requirements", "slots_per_worker", b"slots_per_worker", "token", b"token", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

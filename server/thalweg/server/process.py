@@ -225,7 +225,7 @@ class Server(Hosted):
         server = await self._grpc_server(_SERVICES)
         training = TrainingService(jobs, self.config.max_upload_bytes, self.config.local_workers)
         training_service_pb2_grpc.add_TrainingServiceServicer_to_server(training, server)
-        fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(jobs), server)
+        fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(jobs, self.credentials.worker_token), server)
         shard_service_pb2_grpc.add_ShardServiceServicer_to_server(ShardService(jobs, self.config.tls), server)
         access_service_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(self.credentials), server)
         ParameterService(JobReception(jobs)).add_to(server)

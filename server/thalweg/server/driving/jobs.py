@@ -94,6 +94,11 @@ class Jobs:
         """The run of a job that has not ended and is not ending."""
         return self.lives.run(job_id)
 
+    def unended(self, job_id: str) -> job_pb2.Job | None:
+        """A job that has not ended on record, as it is now."""
+        run = self.lives.runs.of.get(job_id)
+        return run.job if run else None
+
     def shard_lost(self, shard: ShardLink) -> None:
         """A shard is gone, with what it held: the jobs that need it go back to their last checkpoints."""
         if shard not in self.shards.attending:

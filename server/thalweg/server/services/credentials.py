@@ -60,8 +60,8 @@ class Credentials:
 
     def worker_token(self, job_id: str) -> str | None:
         """The token of a job's workers; None if the job has ended, or there is no such job."""
-        run = self._jobs.run(job_id)
-        return worker_token(self._secret, job_id, run.job.create_time.ToMicroseconds()) if run else None
+        job = self._jobs.unended(job_id)
+        return worker_token(self._secret, job_id, job.create_time.ToMicroseconds()) if job else None
 
     def records(self) -> Sequence[TokenRecord]:
         """The tokens with names, the oldest first."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -24,10 +24,11 @@ _OF_NODE = pb.NodeCapacity.DESCRIPTOR.fields_by_name
 
 
 class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
-    """Translates fleets' streams."""
+    """Translates fleets' streams. `token_of` gives the token of a job's workers."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, token_of: Callable[[str], str | None]) -> None:
         self._jobs = jobs
+        self._token_of = token_of
 
     async def Attend(
         self, request_iterator: AsyncIterator[pb.AttendRequest], context: grpc.aio.ServicerContext[Any, Any]
@@ -46,7 +47,7 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
                         return
                     if fleet.superseded:
                         return
-                    yield fleet.message()
+                    yield fleet.message(self._token_of)
             finally:
                 self._jobs.places.fleets.remove(fleet)
                 self._jobs.places.allot()

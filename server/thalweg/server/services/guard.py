@@ -206,6 +206,9 @@ async def errors(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[N
         raise
     except grpc.aio.InternalError as gone:
         raise asyncio.CancelledError(_GONE) from gone
+    except NotImplementedError:
+        # Of a method of gRPC's own services.
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server does not have the method")
     except Exception as error:  # noqa: BLE001 - the call ends with it, the server goes on
         _log.exception("a call failed")
         await _abort(context, ThalwegError("INTERNAL", {"problem": f"{type(error).__name__}: {error}"}))

@@ -15,6 +15,8 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.frames import Parcel
 from thalweg.contract.release import check_protocol
 from thalweg.contract.text import MAX_WORKER_NAME, visible
+from thalweg.server.access.principal import caller
+from thalweg.server.access.table import covers
 from thalweg.server.deciding.values import NOWHERE, Place
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.guard import end, errors
@@ -148,7 +150,11 @@ class JobReception:
         self._ids = itertools.count(1)
 
     async def admit(self, hello: pb.Hello) -> tuple[Workplace, WorkerStream] | str:
-        """The job's run, if the job has a place."""
+        """The job's run, if the job has a place. Raises ThalwegError if the caller is the worker of another job."""
+        principal, _, scope = caller()
+        if not covers(scope, principal, job=hello.job_id, owner="", shared=False):
+            problem = f"its token is for job {principal.job}"
+            raise ThalwegError("PERMISSION_DENIED", {"name": principal.name, "method": "Work", "problem": problem})
         run = self._jobs.run(hello.job_id)
         place = wire.place_of(hello.place, hello.worker)
         try:

@@ -219,7 +219,9 @@ class RayDriver:
         handle = self._class.options(**options).remote()
         orders = self._orders
         allowed = orders.allow_code, orders.data
-        reference = handle.work.remote(orders.server, job_id, orders.fleet, orders.fleet_id, *allowed)
+        # Workers run code of the job's author, which must not get the fleet's own token.
+        server = orders.server._replace(token=allotment.token or None)
+        reference = handle.work.remote(server, job_id, orders.fleet, orders.fleet_id, *allowed)
         actors[reference] = _Actor(handle, handle.answered.remote(), handle.place.remote(), size, node)
         return True
 

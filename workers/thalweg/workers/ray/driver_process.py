@@ -53,9 +53,9 @@ class DriverProcess:
         self._connection = Connection(os.dup(self._socket.fileno()))
         where = config.ray_address, config.slots or cpus()
         allowed = config.allow_code, config.allow_requirements
-        orders = Orders(
-            config.name, fleet_id, config.server, *where, os.getpid(), config.trust_network, path, *allowed, config.data
-        )
+        # This process alone needs the fleet's token.
+        server = config.server._replace(token=None)
+        orders = Orders(config.name, fleet_id, server, *where, os.getpid(), config.trust_network, path, *allowed, config.data)
         self.tell(orders)
 
     def tell(self, message: Orders | Hold | pb.AttendResponse) -> None:

@@ -27,6 +27,7 @@ MALLOC = {
 }
 # Ray's name for a setting that is not for clusters: everything listens on loopback only.
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+THALWEG_TOKEN = "THALWEG_TOKEN"  # noqa: S105 - a variable's name
 _TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 - a variable's name
 _TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - a variable's name
 
@@ -68,8 +69,8 @@ def has_token(environment: Mapping[str, str] = os.environ) -> bool:
 
 def _without(environment: Mapping[str, str], *names: str) -> dict[str, str]:
     """The environment without some variables, and with those that all drivers of Ray need."""
-    # Parts of Ray need their docstrings to start.
-    kept = {name: value for name, value in environment.items() if name not in ("PYTHONOPTIMIZE", *names)}
+    # Parts of Ray need their docstrings to start. Workers, which inherit all this, must not get a token of the fleet's.
+    kept = {name: value for name, value in environment.items() if name not in ("PYTHONOPTIMIZE", THALWEG_TOKEN, *names)}
     # The driver works in another folder than this process. An empty entry of PYTHONPATH would be the current folder.
     if path := kept.get(_TOKEN_PATH):
         kept[_TOKEN_PATH] = os.path.abspath(path)  # noqa: PTH100

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple, Protocol, TypeAlias
@@ -70,8 +70,8 @@ class AttendingFleet:
     superseded: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def message(self) -> fleet_service_pb2.AttendResponse:
-        """The allotment, as it is sent to the fleet."""
+    def message(self, token_of: Callable[[str], str | None]) -> fleet_service_pb2.AttendResponse:
+        """The allotment, as it is sent to the fleet, with the tokens of jobs' workers."""
         return fleet_service_pb2.AttendResponse(
             allotments=[
                 fleet_service_pb2.Allotment(
@@ -81,6 +81,8 @@ class AttendingFleet:
                     avoid=each.avoid,
                     requirements=each.requirements,
                     gpus_per_worker=each.gpus,
+                    # None if the job ended just now: then it is not in the next allotment.
+                    token=token_of(job_id) or "",
                 )
                 for job_id, each in self.allotments.items()
             ]
