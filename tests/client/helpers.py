@@ -67,11 +67,11 @@ def start_worker(server: Address, job_id: str, token: str | None = None, *, allo
 
 @contextmanager
 def fleet_of_threads(
-    server: Server | Client, token: str | None = None, slots: int = 2, *, allow_code: bool = False
+    server: Server | Client, token: str | None = None, slots: int = 2, *, allow_code: bool = False, name: str = "threads"
 ) -> Iterator[None]:
     """A fleet that gives each job the workers that the server allots."""
     outbox: queue.SimpleQueue[pb.AttendRequest | None] = queue.SimpleQueue()
-    outbox.put(pb.AttendRequest(capacity=capacity("threads", slots, allow_code=allow_code)))
+    outbox.put(pb.AttendRequest(capacity=capacity(name, slots, allow_code=allow_code)))
     with grpc.insecure_channel(str(server.address)) as channel:
         attending = fleet_service_pb2_grpc.FleetServiceStub(channel).Attend
         call = attending(iter(outbox.get, None), metadata=Endpoint(server.address, token).metadata)
