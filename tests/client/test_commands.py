@@ -46,7 +46,7 @@ RESULT_KEYS = {"train_loss", "train_accuracy", "weights_sha256", "samples_per_se
 
 def test_the_commands_are_those_of_the_design() -> None:
     design = "train serve shard fleet submit jobs watch cancel delete scale weights predict plot gradcheck doctor show init data"
-    assert sorted([*design.split(), "share", "tokens", "certs", "web", "backup", "restore"]) == COMMANDS
+    assert sorted([*design.split(), "share", "audit", "tokens", "certs", "web", "backup", "restore"]) == COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,4 +1,4 @@
-"""`thalweg tokens`: made, listed, revoked; and tokens that a server on this machine issued."""
+"""`thalweg tokens`: made, listed, revoked; and tokens that a server on this machine issued. `thalweg audit`: who did what."""
 
 import stat
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import pytest
 
 from tests.client.conftest import Command
 from tests.end_to_end.cluster import running_server
+from thalweg.contract import audit
 from thalweg.contract.tokens import published
 from thalweg.server.process import Server
 
@@ -57,3 +58,18 @@ def test_a_token_goes_into_a_new_file_of_this_user(command: Command) -> None:
     assert command("tokens", "create", "rack", "--role", "fleet", "-o", "more.token").code == 2
     assert not Path("more.token").exists()
     assert "--expires" in command("tokens", "create", "late", "--role", "fleet", "--expires", "soon").err
+
+
+def test_an_audit_log_is_verified(tmp_path: Path, command: Command) -> None:
+    path, chain = tmp_path / "audit.jsonl", audit.START
+    with path.open("wb") as file:
+        for number in (1, 2, 3):
+            line, chain = audit.line_of({"number": number, **({"after": chain} if number == 1 else {})}, chain)
+            file.write(line)
+    assert command("audit", "verify", path) == (0, f"3 lines, unbroken; the last one has the chain {chain}\n", "")
+    assert command("audit", "verify", path, "--json").json == {"unbroken": True, "lines": 3, "chain": chain}
+    path.write_bytes(path.read_bytes().replace(b'"number": 2', b'"number": 9'))
+    problem = f"{path}, line 2: was changed, or lines before it are missing"
+    assert command("audit", "verify", path) == (1, "", f"thalweg: {problem}\n")
+    assert command("audit", "verify", path, "--json").json["line"] == 2
+    assert "cannot read" in command("audit", "verify", tmp_path / "none").err

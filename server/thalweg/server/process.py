@@ -14,9 +14,11 @@ from thalweg.contract import backups
 from thalweg.contract import shared_memory as memory
 from thalweg.contract.endpoint import Address
 from thalweg.contract.locks import FileLock, LockedError
+from thalweg.contract.release import release
 from thalweg.contract.tls import ServerTls
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.access import AccessService
+from thalweg.server.services.auditing import Audit, Unaudited
 from thalweg.server.services.credentials import Credentials
 from thalweg.server.services.fleet import FleetService
 from thalweg.server.services.guard import Guard
@@ -26,6 +28,7 @@ from thalweg.server.services.permits import Permits
 from thalweg.server.services.shard import ShardService
 from thalweg.server.services.training import TrainingService
 from thalweg.server.settings import CHECKPOINT_SECONDS, KEEP_UPLOADS_SECONDS, SILENCE_SECONDS, RunSettings
+from thalweg.server.storage.audit_file import AuditFile
 from thalweg.server.storage.folder import DataFolder
 from thalweg.server.storage.room import Room
 from thalweg.server.streams.memory_listener import Sharing
@@ -76,6 +79,8 @@ class ServerConfig:
     `allow_code` is whether jobs with code of their own are accepted, and get workers, on fleets that allow it too. The server
     itself never runs such code.
 
+    `audit` is whether `audit.jsonl` in the data folder says who did what.
+
     `metrics` is where Prometheus finds metrics, and others whether the server is alive and ready, over HTTP.
     """
 
@@ -95,6 +100,7 @@ class ServerConfig:
     allow_code: bool = False
     metrics: Address | None = None
     tls: ServerTls | None = None
+    audit: bool = False
 
 
 def _sharing(max_guests: int) -> Sharing | None:
@@ -120,6 +126,7 @@ class Server(Hosted):
         self.config = config
         self.jobs: Jobs
         self.credentials: Credentials
+        self._audit: Audit | None = None
         self._lock: FileLock | None = None
 
     def start(self) -> Address:
@@ -188,6 +195,7 @@ class Server(Hosted):
         sharing = _sharing(self._limits.guests) if self.config.shared_memory else None
         self.jobs = jobs = Jobs(storage, runs, self.config.max_running_jobs, sharing)
         self.credentials = Credentials(self.config.token or None, storage, jobs)
+        self._audit = Audit(AuditFile(self.config.data).write) if self.config.audit else None
         server = await self._build(jobs)
         kept = self.config.kept()
         try:
@@ -198,6 +206,8 @@ class Server(Hosted):
                 await jobs.start(self.config.resume_unfinished, kept)
             except Exception as error:
                 raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
+            if self._audit:
+                self._audit.start(release())
             await server.start()
             telling = asyncio.create_task(self._tell_health(jobs.journal.room))
             self._started.set()
@@ -207,6 +217,8 @@ class Server(Hosted):
             await server.stop(STOP_GRACE_SECONDS)
             telling.cancel()
         finally:
+            if self._audit:
+                await self._audit.stop()
             await jobs.stop()
             if sharing:
                 sharing.close()
@@ -219,7 +231,8 @@ class Server(Hosted):
             await change.wait()
 
     def _guard(self) -> Guard:
-        return Guard(self.credentials.authenticate, self._doorkeeper, Permits(self.jobs).request)
+        auditor = self._audit or Unaudited()
+        return Guard(self.credentials.authenticate, self._doorkeeper, Permits(self.jobs).request, audit=auditor)
 
     async def _build(self, jobs: Jobs) -> grpc.aio.Server:
         server = await self._grpc_server(_SERVICES)

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from thalweg.client.cli import (
+    audit,
     backups,
     certs,
     data_check,
@@ -128,6 +129,22 @@ def _of_certs() -> None:
 
 app.add_typer(_certs, name="certs", rich_help_panel="Run a cluster")
 
+
+_audit = typer.Typer(cls=_Group, no_args_is_help=True, rich_markup_mode="rich")
+_audit.command("verify", cls=_Command, help=_described(audit.verify))(audit.verify)
+
+
+@_audit.callback()
+def _of_audit() -> None:
+    """Verifies the log of who did what on a server: [bold]audit.jsonl[/] in its data folder.
+
+    [bold]Examples[/]
+
+    [cyan]thalweg audit verify /var/lib/thalweg/audit.jsonl --json[/]
+    """
+
+
+app.add_typer(_audit, name="audit", rich_help_panel="Run a cluster")
 
 _tokens = typer.Typer(cls=_Group, no_args_is_help=True, rich_markup_mode="rich")
 _OF_TOKENS: dict[str, Callable[..., None]] = {"create": tokens.create, "list": tokens.list_, "revoke": tokens.revoke}

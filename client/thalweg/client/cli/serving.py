@@ -201,6 +201,7 @@ def serve(
         if own:
             token = folder_token(folder, SERVER_TOKEN)
         settings |= {"trust_network": trust_network, "shared_memory": shared_memory, "allow_code": allow_code, "tls": tls}
+        settings["audit"] = True
         server = start_server(where, folder, token, metrics=observed, **settings)
         stack.callback(server.stop)
         if own:

@@ -1,6 +1,7 @@
 """Principals: who makes a call, and how services read that."""
 
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -45,12 +46,21 @@ class Scope(StrEnum):
     ALL = "all"
 
 
+@dataclass(eq=False)
+class Act:
+    """What the audit log says of a call besides who made it: what it was about, such as a job, and why it failed."""
+
+    about: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
+
+
 class Caller(NamedTuple):
     """Who makes the present call, of which method, and on which jobs the role table lets it."""
 
     principal: Principal
     method: str
     scope: Scope
+    act: Act
 
 
 _CALLER: ContextVar[Caller] = ContextVar("thalweg-caller")
@@ -59,6 +69,13 @@ _CALLER: ContextVar[Caller] = ContextVar("thalweg-caller")
 def caller() -> Caller:
     """The caller of the gRPC call that is being answered. Raises LookupError outside of calls."""
     return _CALLER.get()
+
+
+def note_failure(reason: str) -> None:
+    """The present call, if it is one, fails for a reason of the catalogue."""
+    found = _CALLER.get(None)
+    if found:
+        found.act.reason = reason
 
 
 def answer_to(caller: Caller) -> None:

@@ -12,7 +12,10 @@ _NONE, _OWN, _SHARED, _ALL = Scope.NONE, Scope.OWN, Scope.SHARED, Scope.ALL
 
 
 class Row(NamedTuple):
-    """Of one method, what each role may use it on. `stranger` is whether callers without a token may call it."""
+    """Of one method, what each role may use it on. `stranger` is whether callers without a token may call it.
+
+    `audited` is whether its calls are in the audit log; those of a method that `lasts` also when they begin.
+    """
 
     viewer: Scope = _NONE
     submitter: Scope = _NONE
@@ -20,6 +23,8 @@ class Row(NamedTuple):
     admin: Scope = _ALL
     worker: Scope = _NONE
     stranger: bool = False
+    audited: bool = False
+    lasts: bool = False
 
     def scope(self, role: Role) -> Scope:
         """What a role may use the method on."""
@@ -35,13 +40,13 @@ class Row(NamedTuple):
 # People who look, also at jobs of others: at what goes on, but not at parameters and data.
 _LOOKS = Row(viewer=_ALL, submitter=_SHARED)
 # What a job consists of: its parameters, its data, its code.
-_READS = Row(viewer=_SHARED, submitter=_SHARED)
-_CHANGES = Row(submitter=_OWN)
+_READS = Row(viewer=_SHARED, submitter=_SHARED, audited=True)
+_CHANGES = Row(submitter=_OWN, audited=True)
 _KNOWN = Row(viewer=_ALL, submitter=_ALL, fleet=_ALL)
 
 _SERVICES: Mapping[str, Mapping[str, Row]] = {
     "thalweg.v1.TrainingService": {
-        "CreateJob": Row(submitter=_ALL),
+        "CreateJob": Row(submitter=_ALL, audited=True),
         "GetJob": _LOOKS,
         "ListJobs": _LOOKS,
         "WatchJob": _LOOKS,
@@ -54,21 +59,21 @@ _SERVICES: Mapping[str, Mapping[str, Row]] = {
         "ShareJob": _CHANGES,
         "DownloadParameters": _READS,
         "DownloadTrajectory": _READS,
-        "DownloadData": Row(viewer=_SHARED, submitter=_SHARED, worker=_OWN),
+        "DownloadData": Row(viewer=_SHARED, submitter=_SHARED, worker=_OWN, audited=True),
         # Files of the caller's own, and those of jobs that the caller may read.
         "GetUpload": Row(submitter=_SHARED),
-        "UploadData": Row(submitter=_SHARED),
+        "UploadData": Row(submitter=_SHARED, audited=True),
         "GetServerInfo": _KNOWN,
     },
     "thalweg.v1.AccessService": {
-        "CreateToken": Row(),
+        "CreateToken": Row(audited=True),
         "ListTokens": Row(),
-        "RevokeToken": Row(),
+        "RevokeToken": Row(audited=True),
         "GetCaller": _KNOWN,
     },
-    "thalweg.v1.FleetService": {"Attend": Row(fleet=_ALL)},
+    "thalweg.v1.FleetService": {"Attend": Row(fleet=_ALL, audited=True, lasts=True)},
     # A shard is a part of the server elsewhere, run by those who run fleets.
-    "thalweg.v1.ShardService": {"Hold": Row(fleet=_ALL)},
+    "thalweg.v1.ShardService": {"Hold": Row(fleet=_ALL, audited=True, lasts=True)},
     # Served by shards. It proves who they are, and tells nothing else.
     "thalweg.v1.ShardConfirmationService": {"Confirm": Row(_ALL, _ALL, _ALL, _ALL, _ALL, stranger=True)},
     "thalweg.v1.ParameterService": {"Work": Row(worker=_OWN)},

@@ -16,7 +16,8 @@ from grpc_status import rpc_status
 
 from thalweg.contract.errors import ThalwegError, protocol_violation, to_status
 from thalweg.server.access import table
-from thalweg.server.access.principal import ADMIN, Caller, Principal, Role, Scope, answer_to
+from thalweg.server.access.principal import ADMIN, Act, Caller, Principal, Role, Scope, answer_to, note_failure
+from thalweg.server.services.auditing import Auditor, Unaudited
 from thalweg.server.services.doorkeeper import Doorkeeper
 from thalweg.server.services.limits import Calls
 from thalweg.server.services.stalling import Opened, opening, write
@@ -25,6 +26,7 @@ _log = logging.getLogger(__name__)
 # A method that those who may see what all do may use on all.
 _WATCHING = "/thalweg.v1.TrainingService/ListJobs"
 _GONE = "the caller ended the call"
+_UNAUDITED = Unaudited()
 
 # Whose a token is; it is empty if a call carries none. Raises ThalwegError if it is nobody's.
 Authenticate: TypeAlias = Callable[[str], Principal]
@@ -64,7 +66,9 @@ class Guard(grpc.aio.ServerInterceptor):
         doorkeeper: Doorkeeper,
         permit: Permit = permit_all,
         invitations: Mapping[str, Admits] = MappingProxyType({}),
+        audit: Auditor = _UNAUDITED,
     ) -> None:
+        self._audit = audit
         self._authenticate = authenticate
         self._permit = permit
         self._doorkeeper = doorkeeper
@@ -78,11 +82,11 @@ class Guard(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         try:
-            principal = await self._admit(details.method, _bearer(details))
+            caller = await self._admit(details.method, _bearer(details))
         except ThalwegError as error:
             # Whatever the method takes: it is not read.
-            return grpc.stream_stream_rpc_method_handler(partial(_refuse, error))
-        return _served(handler, self._permit, partial(self._call, principal))
+            return grpc.stream_stream_rpc_method_handler(partial(self._refuse, details.method, error))
+        return _served(handler, self._permit, partial(self._call, caller))
 
     def may_watch(self, bearer: str) -> bool:
         """Whether the bearer of a token may see what all do."""
@@ -91,28 +95,37 @@ class Guard(grpc.aio.ServerInterceptor):
         except ThalwegError:
             return False
 
-    async def _admit(self, method: str, bearer: str) -> Principal | None:
+    async def _admit(self, method: str, bearer: str) -> Caller | None:
         """Says who makes the call; None for a stranger who may. Raises ThalwegError if it is refused."""
         if method in self._invitations:
             if not await self._invitations[method](bearer):
                 raise ThalwegError("UNAUTHENTICATED")
-            worker = Principal("worker", Role.WORKER)
-            answer_to(Caller(worker, method, Scope.OWN))
-            return worker
+            return _answering(Caller(Principal("worker", Role.WORKER), method, Scope.OWN, Act()))
         row = table.row(method)
         if row.stranger:
             return None
         principal = self._authenticate(bearer)
-        answer_to(Caller(principal, method, check_role(principal, method)))
-        return principal
+        return _answering(Caller(principal, method, check_role(principal, method), Act()))
+
+    async def _refuse(self, method: str, error: ThalwegError, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._audit.refused(method, context.peer(), error)
+        await _abort(context, error)
 
     @contextmanager
-    def _call(self, principal: Principal | None, peer: str) -> Iterator[None]:
+    def _call(self, caller: Caller | None, peer: str) -> Iterator[None]:
         """A call from a peer, within the context. Raises ThalwegError if its principal has too many."""
-        if principal:
-            self._doorkeeper.admit(peer)
-        with self._calls.one_more(principal):
+        if caller is None:
+            with self._calls.one_more(None):
+                yield
+            return
+        self._doorkeeper.admit(peer)
+        with self._audit.call(caller, peer), self._calls.one_more(caller.principal):
             yield
+
+
+def _answering(caller: Caller) -> Caller:
+    answer_to(caller)
+    return caller
 
 
 def check_role(principal: Principal, method: str) -> Scope:
@@ -132,10 +145,6 @@ def _bearer(details: grpc.HandlerCallDetails) -> str:
     header = given if isinstance(given, str) else given.decode(errors="replace")
     scheme, _, bearer = header.partition(" ")
     return bearer if scheme == "Bearer" else ""
-
-
-async def _refuse(error: ThalwegError, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    await _abort(context, error)
 
 
 # What a call from a peer, as gRPC names it, is made within.
@@ -216,6 +225,7 @@ async def errors(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[N
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ThalwegError) -> None:
     """Ends a call with an error. Raises CancelledError if the caller has ended it meanwhile, so that nobody hears of it."""
+    note_failure(error.reason)
     try:
         await context.abort_with_status(rpc_status.to_status(to_status(error)))
     except grpc.aio.InternalError as gone:

@@ -151,7 +151,7 @@ class JobReception:
 
     async def admit(self, hello: pb.Hello) -> tuple[Workplace, WorkerStream] | str:
         """The job's run, if the job has a place. Raises ThalwegError if the caller is the worker of another job."""
-        principal, _, scope = caller()
+        principal, _, scope, _ = caller()
         if not covers(scope, principal, job=hello.job_id, owner="", shared=False):
             problem = f"its token is for job {principal.job}"
             raise ThalwegError("PERMISSION_DENIED", {"name": principal.name, "method": "Work", "problem": problem})

@@ -13,6 +13,8 @@ from thalweg.v1 import job_pb2
 
 # The field of every request about a job.
 _JOB = "job_id"
+# What the audit log says of requests: the job, the upload, the token, and how they are to be.
+_ABOUT = (_JOB, "sha256", "name", "role")
 
 
 class Permits:
@@ -26,10 +28,13 @@ class Permits:
 
         Those who may not see a job are told that it does not exist.
         """
+        for name in _ABOUT:
+            if value := getattr(message, name, ""):
+                caller().act.about[name] = value
         job_id = getattr(message, _JOB, None)
         if job_id is None or caller().scope is Scope.ALL:
             return
-        principal, method, scope = caller()
+        principal, method, scope, _ = caller()
         job = await self._jobs.queries.get(job_id)
         if _covers(scope, principal, job):
             return
@@ -40,12 +45,12 @@ class Permits:
 
     def reader(self) -> str | None:
         """Of whom the jobs are that the caller may list, besides shared ones; None for all jobs."""
-        principal, _, scope = caller()
+        principal, _, scope, _ = caller()
         return None if scope is Scope.ALL else principal.name
 
     async def may_read(self, sha256: str) -> bool:
         """Whether the caller may read an upload, if there is one. To know its SHA-256 is not enough."""
-        principal, _, scope = caller()
+        principal, _, scope, _ = caller()
         run, storage = self._jobs.journal.run, self._jobs.storage
         if scope is Scope.ALL:
             return True

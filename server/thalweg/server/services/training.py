@@ -42,6 +42,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
         async with errors(context):
             job = await self._jobs.create(request, caller().principal)
+            caller().act.about["job_id"] = job.id
             _log.info("job %s: submitted by %s", job.id, _caller(context))
             return pb.CreateJobResponse(job=job)
 
@@ -127,6 +128,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             header = first.header
             if not re.fullmatch(SHA256, header.sha256):
                 raise invalid(Violation("header.sha256", "must be a SHA-256 in hexadecimal, and come first"))
+            caller().act.about["sha256"] = header.sha256
             if header.size > self._max_upload_bytes:
                 raise ThalwegError("TOO_LARGE", {"thing": "the file", "limit": f"{self._max_upload_bytes:,} bytes"})
             readable = await self._permits.may_read(header.sha256)
