@@ -39,7 +39,7 @@ from thalweg.v1 import job_pb2, training_service_pb2, training_service_pb2_grpc
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 JOB_KEYS = {
     "job", "state", "status", "create_time", "steps", "total_steps", "epochs", "total_epochs", "workers", "wanted_workers",
-    "priority", "owner", "shared", "contributions", "checkpoints", "exchange",
+    "priority", "owner", "shared", "kept", "contributions", "checkpoints", "exchange",
 }  # fmt: skip
 RESULT_KEYS = {"train_loss", "train_accuracy", "weights_sha256", "samples_per_second", "seconds", "start_time", "end_time"}
 
@@ -220,6 +220,16 @@ def test_delete_asks_on_a_terminal(
     assert len(client.jobs()) == 2
     assert answer("y\n").out.lstrip() == "first deleted\nsecond deleted\n"
     assert client.jobs() == []
+
+
+def test_a_jobs_result_is_kept(server: Server, client: Client, command: Command) -> None:
+    here = ("--server", server.address)
+    client.submit("xor", id="mine")
+    assert command("jobs", "keep", "mine", *here) == (0, "mine: its result is kept for good\n", "")
+    assert command("jobs", "mine", *here, "--json").json["jobs"][0]["kept"]
+    assert not command("jobs", "release", "mine", *here, "--json").json["kept"]
+    assert command("jobs", "keep", *here).err == "thalweg: there is no job keep on this server\n"
+    assert command("jobs", "keep", "a", "b", *here).code == 2
 
 
 def test_the_story_of_a_job(server: Server, client: Client, command: Command) -> None:

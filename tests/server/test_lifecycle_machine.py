@@ -24,6 +24,7 @@ from thalweg.server.deciding.lifecycle.decisions import (
     RecordEnd,
     RecordScale,
     RemoveCheckpoints,
+    RemoveResult,
     ScaleRun,
     SetAside,
     Start,
@@ -44,7 +45,9 @@ from thalweg.server.deciding.lifecycle.events import (
     Event,
     EventRejected,
     RestAwaited,
+    ResultExpired,
     ResultKept,
+    ResultRemoved,
     ResumeRequested,
     RunEnded,
     RunStarted,
@@ -76,6 +79,7 @@ WAYS: dict[State, list[Event]] = {
     State.ABANDONING: [*RECORDING, DeleteRequested(2), DiskFull()],
     State.ENDED: ENDED,
     State.DELETING: [*ENDED, DeleteRequested(2)],
+    State.EXPIRING: [*ENDED, ResultExpired()],
     State.DELETED: [*ENDED, DeleteRequested(2), Deleted()],
 }
 ERROR = OSError("the disk says no")
@@ -103,6 +107,8 @@ EVENTS: list[Event] = [
     Abandoned(),
     Deleted(),
     DeleteFailed(ERROR),
+    ResultExpired(),
+    ResultRemoved(),
 ]
 
 
@@ -354,6 +360,29 @@ def test_who_waits_for_rest_hears_of_a_run_or_of_the_end() -> None:
     assert after(State.DELETING, RestAwaited(5), Deleted())[1] == [Answer(2), Answer(5)]
 
 
+def test_the_result_of_a_job_that_has_ended_expires_and_what_is_asked_meanwhile_waits() -> None:
+    assert after(State.ENDED, ResultExpired()) == (State.EXPIRING, [RemoveResult()])
+    for removed in (ResultRemoved(), ResultRemoved("the disk says no")):
+        assert after(State.EXPIRING, removed) == (State.ENDED, [])
+        resumed = [StartRun(Start.RESUME, "resumed; the job")]
+        assert after(State.EXPIRING, ResumeRequested(5), removed) == (State.STARTING, resumed)
+        assert after(State.EXPIRING, DeleteRequested(5), removed) == (State.DELETING, [DeleteJob()])
+        assert after(State.EXPIRING, RestAwaited(5), removed) == (State.ENDED, [Answer(5)])
+    # It has been resumed since its age was found, or is being deleted.
+    for state in set(State) - {State.ENDED}:
+        assert after(state, ResultExpired()) == (state, [])
+
+
+def test_a_job_is_resumed_with_the_time_limit_that_was_asked_for_last() -> None:
+    resume = "resumed; the job"
+    assert after(State.ENDED, ResumeRequested(5, 60.0)) == (State.STARTING, [StartRun(Start.RESUME, resume, 60.0)])
+    later: list[Event] = [ResumeRequested(5, 60.0), ResumeRequested(6), ResumeRequested(7, 0.0), Cleared()]
+    assert after(State.CLEARING, *later) == (State.STARTING, [ForgetRun(), StartRun(Start.RESUME, resume, 0.0)])
+    # The limit of a run does not change.
+    assert refused(5, after(State.ACTIVE, ResumeRequested(5, 60.0))[1]) == "JOB_NOT_ENDED"
+    assert refused(5, after(State.GOING_BACK, ResumeRequested(5, 60.0))[1]) == "JOB_NOT_ENDED"
+
+
 class World:
     """What carries the decisions of one life out, and answers each in its own time."""
 
@@ -451,6 +480,9 @@ class World:
             case DeleteJob():
                 assert self.over
                 self.work = [Deleted(), DeleteFailed(ERROR)]
+            case RemoveResult():
+                assert self.over
+                self.work = [ResultRemoved(), ResultRemoved("the disk says no")]
             case Answer(ask, error):
                 asked = self.open.pop(ask)
                 assert ask not in self.answers
@@ -499,6 +531,8 @@ class World:
             self.handle(EventRejected("a mistake"))
         elif kind == "full" and self.watched:
             self.handle(DiskFull())
+        elif kind == "old" and self.life.state is State.ENDED:
+            self.handle(ResultExpired())
 
     def settle(self) -> None:
         """Nothing more is asked, and all goes well."""
@@ -513,7 +547,7 @@ class World:
 
 steps = st.one_of(
     st.tuples(st.just("call"), st.sampled_from(["cancel", "scale", "scale", "resume", "delete", "rest"]), st.integers(0, 3)),
-    st.tuples(st.just("mishap"), st.sampled_from(["shard", "shard", "rejected", "full"]), st.just(0)),
+    st.tuples(st.just("mishap"), st.sampled_from(["shard", "shard", "rejected", "full", "old"]), st.just(0)),
     st.tuples(st.just("work"), st.sampled_from(["well", "well", "well", "badly"]), st.just(0)),
     st.tuples(st.just("end"), st.sampled_from(["succeeded", "failed"]), st.just(0)),
 )

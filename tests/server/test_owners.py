@@ -69,6 +69,7 @@ CHANGES = {
     "CancelJob": pb.CancelJobRequest,
     "ScaleJob": pb.ScaleJobRequest,
     "ShareJob": pb.ShareJobRequest,
+    "KeepJob": pb.KeepJobRequest,
     "ResumeJob": pb.ResumeJobRequest,
     "DeleteJob": pb.DeleteJobRequest,
 }

@@ -179,11 +179,13 @@ def test_old_uploads_that_no_job_uses_are_removed_at_the_start(storage: DataFold
 
 def make_older(database: sqlite3.Connection) -> None:
     """Takes a database back to what it was before formats were numbered."""
-    for table in ("uploads_used", "releases", "deaths", "clean_stop", "tallies", "upload_owners", "tokens", "secrets"):
-        database.execute(f"DROP TABLE {table}")
-    database.execute("DROP INDEX jobs_by_owner")
-    for column in ("owner", "shared"):
-        database.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
+    made = database.execute("SELECT type, name FROM sqlite_master WHERE sql IS NOT NULL ORDER BY type").fetchall()
+    for kind, name in made:
+        if name not in ("jobs", "events", "sqlite_sequence"):
+            database.execute(f"DROP {kind} IF EXISTS {name}")
+    for _, column, *_ in database.execute("PRAGMA table_info(jobs)").fetchall():
+        if column not in ("number", "id", "request_id", "job"):
+            database.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
     database.execute("PRAGMA user_version = 0")
 
 

@@ -82,6 +82,42 @@ def test_jobs_are_paged_the_newest_first(storage: Storage) -> None:
     assert storage.jobs(10, 1) == []
 
 
+def test_results_are_kept_or_removed_and_a_resumed_job_has_one_again(backend: Backend, storage: Storage) -> None:
+    for job_id in "abc":
+        insert(storage, job_id)
+    storage.save_parameters("b", header("float32"), np.zeros(8, np.float32))
+    storage.keep_job("a", True)
+    assert [job.id for _, job in storage.results(10)] == ["c", "b"]
+    assert [job.id for _, job in storage.results(1)] == ["c"]
+    storage.note_result_removed("b", 1000.25)
+    assert storage.remove_result("b") > 32
+    assert storage.remove_result("b") == 0
+    storage = again(backend)
+    found = storage.job("b")
+    assert found
+    assert found.result_removed_time.ToMilliseconds() == 1_000_250
+    assert storage.parameters("b") is None
+    assert [(job.id, job.kept) for _, job in storage.jobs(10)] == [("c", False), ("b", False), ("a", True)]
+    assert [job.id for _, job in storage.results(10)] == ["c"]
+    storage.forget_deaths("b")
+    storage.keep_job("a", False)
+    assert [job.id for _, job in storage.results(10)] == ["c", "b", "a"]
+
+
+def test_a_job_that_has_succeeded_and_whose_result_is_gone_uses_no_uploads(backend: Backend, storage: Storage) -> None:
+    sha256 = put_upload(storage, b"content")
+    for job_id, ended in (("a", job_pb2.JOB_STATE_SUCCEEDED), ("b", job_pb2.JOB_STATE_CANCELLED)):
+        insert_using(storage, job_id, sha256)
+        storage.record([(job_id, state(1, job_pb2.Job(id=job_id, state=ended)))])
+        storage.note_result_removed(job_id, 1000.0)
+    # The other one can be resumed.
+    storage.delete_job("a")
+    assert storage.uploads.exists(sha256)
+    storage.delete_job("b")
+    storage.empty_bin()
+    assert not storage.uploads.exists(sha256)
+
+
 def test_deaths_are_counted_until_there_is_progress_or_a_clean_stop(backend: Backend, storage: Storage) -> None:
     for job_id in "abc":
         insert(storage, job_id)

@@ -38,11 +38,16 @@ class _Row:
     merged: Merged = _UNMERGED
     deaths: int | None = None
     shared: bool = False
+    kept: bool = False
+    result_removed: float | None = None
 
     def read(self) -> job_pb2.Job:
         """The job as it is on record."""
         job = job_pb2.Job.FromString(self.job)
-        job.shared = self.shared
+        job.shared, job.kept = self.shared, self.kept
+        job.ClearField("result_removed_time")
+        if self.result_removed is not None:
+            job.result_removed_time.FromMicroseconds(int(self.result_removed * 1e6))
         return job
 
 
@@ -124,6 +129,9 @@ class MemoryStorage(JobFiles):
         for path in memory.disk.below(_FOLDER / "jobs"):
             if path.relative_to(_FOLDER).parts[1] not in self._rows:
                 memory.disk.forget(self.job_folder(path.relative_to(_FOLDER).parts[1]))
+        for job_id, row in self._rows.items():
+            if row.result_removed is not None:
+                self.remove_result(job_id)
         self.remove_unused_uploads()
 
     def close(self) -> None:
@@ -182,6 +190,21 @@ class MemoryStorage(JobFiles):
         with self._writing():
             self._row(job_id).shared = shared
 
+    def keep_job(self, job_id: str, kept: bool) -> None:
+        with self._writing():
+            self._row(job_id).kept = kept
+
+    def results(self, limit: int, before: int | None = None) -> list[tuple[int, job_pb2.Job]]:
+        found = self.jobs(len(self._rows), before)
+        return [(number, job) for number, job in found if not job.kept and not job.HasField("result_removed_time")][:limit]
+
+    def note_result_removed(self, job_id: str, time: float) -> None:
+        with self._writing():
+            row = self._row(job_id)
+            row.result_removed = time
+            if row.read().state == job_pb2.JOB_STATE_SUCCEEDED:
+                row.uploads.clear()
+
     def own_upload(self, sha256: str, owner: str) -> None:
         with self._writing():
             self._memory.owners.add((sha256, owner))
@@ -229,7 +252,7 @@ class MemoryStorage(JobFiles):
     def forget_deaths(self, job_id: str) -> None:
         with self._writing():
             if job_id in self._rows:
-                self._rows[job_id].deaths = None
+                self._rows[job_id].deaths = self._rows[job_id].result_removed = None
 
     def note_progress(self, job_id: str) -> None:
         with self._writing():

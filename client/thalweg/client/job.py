@@ -204,6 +204,11 @@ class Job:
         request = pb.ShareJobRequest(job_id=self.id, shared=shared)
         self.message = self._connection.call(self._connection.stub.ShareJob, request).job
 
+    def keep(self, kept: bool = True) -> None:
+        """Keeps the job's result for good, or no longer, where the server removes results after some time."""
+        request = pb.KeepJobRequest(job_id=self.id, kept=kept)
+        self.message = self._connection.call(self._connection.stub.KeepJob, request).job
+
     def story(self) -> list[StoryEntry]:
         """The server's recent decisions about the job, and their reasons, the oldest first. Empty if it has none.
 

@@ -43,6 +43,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The caller's role does not allow the request."""
     ERROR_REASON_NO_PARAMETERS: _ErrorReason.ValueType  # 5
     """The job has no parameters yet."""
+    ERROR_REASON_RESULT_REMOVED: _ErrorReason.ValueType  # 70
+    """The server has removed the job's result because of its age."""
     ERROR_REASON_NO_TRAJECTORY: _ErrorReason.ValueType  # 6
     """The job did not record a trajectory."""
     ERROR_REASON_DATA_NOT_FOUND: _ErrorReason.ValueType  # 7
@@ -109,6 +111,8 @@ ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 51
 """The caller's role does not allow the request."""
 ERROR_REASON_NO_PARAMETERS: ErrorReason.ValueType  # 5
 """The job has no parameters yet."""
+ERROR_REASON_RESULT_REMOVED: ErrorReason.ValueType  # 70
+"""The server has removed the job's result because of its age."""
 ERROR_REASON_NO_TRAJECTORY: ErrorReason.ValueType  # 6
 """The job did not record a trajectory."""
 ERROR_REASON_DATA_NOT_FOUND: ErrorReason.ValueType  # 7

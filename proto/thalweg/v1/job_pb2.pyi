@@ -2238,6 +2238,8 @@ class Job(_message.Message):
     PAUSED_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     SHARED_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    RESULT_REMOVED_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id, unique on its server."""
     state: Global___JobState.ValueType
@@ -2256,6 +2258,8 @@ class Job(_message.Message):
     """
     shared: _builtins.bool
     """Whether others may read it: its record and events, its parameters, its data and its code (ShareJob)."""
+    kept: _builtins.bool
+    """Whether its result is kept for good (KeepJob), also where the server removes results after some time."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """The specification, with every default filled in."""
@@ -2280,6 +2284,10 @@ class Job(_message.Message):
     def result(self) -> Global___Result:
         """The result. Present when the job has ended and had parameters."""
 
+    @_builtins.property
+    def result_removed_time(self) -> _timestamp_pb2.Timestamp:
+        """When the server removed its parameters and its trajectory because of their age; absent if it has not."""
+
     def __init__(
         self,
         *,
@@ -2297,10 +2305,12 @@ class Job(_message.Message):
         paused: _builtins.bool = ...,
         owner: _builtins.str = ...,
         shared: _builtins.bool = ...,
+        kept: _builtins.bool = ...,
+        result_removed_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "result", b"result", "result_removed_time", b"result_removed_time", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "id", b"id", "owner", b"owner", "paused", b"paused", "progress", b"progress", "result", b"result", "shared", b"shared", "spec", b"spec", "start_time", b"start_time", "state", b"state", "status", b"status", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "id", b"id", "kept", b"kept", "owner", b"owner", "paused", b"paused", "progress", b"progress", "result", b"result", "result_removed_time", b"result_removed_time", "shared", b"shared", "spec", b"spec", "start_time", b"start_time", "state", b"state", "status", b"status", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

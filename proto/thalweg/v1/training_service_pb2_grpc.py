@@ -76,6 +76,11 @@ class TrainingServiceStub:
                 request_serializer=thalweg_dot_v1_dot_training__service__pb2.ShareJobRequest.SerializeToString,
                 response_deserializer=thalweg_dot_v1_dot_training__service__pb2.ShareJobResponse.FromString,
                 _registered_method=True)
+        self.KeepJob = channel.unary_unary(
+                '/thalweg.v1.TrainingService/KeepJob',
+                request_serializer=thalweg_dot_v1_dot_training__service__pb2.KeepJobRequest.SerializeToString,
+                response_deserializer=thalweg_dot_v1_dot_training__service__pb2.KeepJobResponse.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/thalweg.v1.TrainingService/WatchJob',
                 request_serializer=thalweg_dot_v1_dot_training__service__pb2.WatchJobRequest.SerializeToString,
@@ -179,6 +184,13 @@ class TrainingServiceServicer:
 
     def ShareJob(self, request, context):
         """Lets all others read a job, or no longer. Only its owner, and administrators, may change it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def KeepJob(self, request, context):
+        """Keeps the result of a job for good, or no longer, where the server removes results after some time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -294,6 +306,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.ShareJob,
                     request_deserializer=thalweg_dot_v1_dot_training__service__pb2.ShareJobRequest.FromString,
                     response_serializer=thalweg_dot_v1_dot_training__service__pb2.ShareJobResponse.SerializeToString,
+            ),
+            'KeepJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeepJob,
+                    request_deserializer=thalweg_dot_v1_dot_training__service__pb2.KeepJobRequest.FromString,
+                    response_serializer=thalweg_dot_v1_dot_training__service__pb2.KeepJobResponse.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -559,6 +576,33 @@ class TrainingService:
             '/thalweg.v1.TrainingService/ShareJob',
             thalweg_dot_v1_dot_training__service__pb2.ShareJobRequest.SerializeToString,
             thalweg_dot_v1_dot_training__service__pb2.ShareJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeepJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thalweg.v1.TrainingService/KeepJob',
+            thalweg_dot_v1_dot_training__service__pb2.KeepJobRequest.SerializeToString,
+            thalweg_dot_v1_dot_training__service__pb2.KeepJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

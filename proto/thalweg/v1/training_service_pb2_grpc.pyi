@@ -51,6 +51,8 @@ class TrainingServiceStub:
     """Changes the number of workers of a job; 0 pauses it. Does not affect the job's result."""
     ShareJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ShareJobRequest, _training_service_pb2.ShareJobResponse]
     """Lets all others read a job, or no longer. Only its owner, and administrators, may change it."""
+    KeepJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.KeepJobRequest, _training_service_pb2.KeepJobResponse]
+    """Keeps the result of a job for good, or no longer, where the server removes results after some time."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_training_service_pb2.WatchJobRequest, _training_service_pb2.WatchJobResponse]
     """The events of a job: first those already recorded, then new ones, until the job has ended."""
     GetStory: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.GetStoryRequest, _training_service_pb2.GetStoryResponse]
@@ -101,6 +103,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Changes the number of workers of a job; 0 pauses it. Does not affect the job's result."""
     ShareJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ShareJobRequest, _training_service_pb2.ShareJobResponse]  # type: ignore[assignment]
     """Lets all others read a job, or no longer. Only its owner, and administrators, may change it."""
+    KeepJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.KeepJobRequest, _training_service_pb2.KeepJobResponse]  # type: ignore[assignment]
+    """Keeps the result of a job for good, or no longer, where the server removes results after some time."""
     WatchJob: _aio.UnaryStreamMultiCallable[_training_service_pb2.WatchJobRequest, _training_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """The events of a job: first those already recorded, then new ones, until the job has ended."""
     GetStory: _aio.UnaryUnaryMultiCallable[_training_service_pb2.GetStoryRequest, _training_service_pb2.GetStoryResponse]  # type: ignore[assignment]
@@ -196,6 +200,14 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_service_pb2.ShareJobResponse, _abc.Awaitable[_training_service_pb2.ShareJobResponse]]:
         """Lets all others read a job, or no longer. Only its owner, and administrators, may change it."""
+
+    @_abc_1.abstractmethod
+    def KeepJob(
+        self,
+        request: _training_service_pb2.KeepJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.KeepJobResponse, _abc.Awaitable[_training_service_pb2.KeepJobResponse]]:
+        """Keeps the result of a job for good, or no longer, where the server removes results after some time."""
 
     @_abc_1.abstractmethod
     def WatchJob(

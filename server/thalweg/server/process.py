@@ -69,7 +69,8 @@ class ServerConfig:
     Jobs that have not ended are resumed: all if `resume_unfinished`, else those that `kept` gives, called once the folder is
     locked. The others are recorded as interrupted.
 
-    Uploads that no job uses are removed after `keep_uploads_seconds`.
+    Uploads that no job uses are removed after `keep_uploads_seconds`, and the results of jobs that have ended, and that nobody
+    keeps, after `keep_results_seconds`, if that is given.
 
     `shared_memory` is whether workers on this machine get parameters and give gradients in memory, where that is possible.
     `local_workers` is whether all workers are on this machine, so that they can read data where it lies.
@@ -95,6 +96,7 @@ class ServerConfig:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     max_running_jobs: int = 0
     keep_uploads_seconds: float = KEEP_UPLOADS_SECONDS
+    keep_results_seconds: float | None = None
     shared_memory: bool = True
     local_workers: bool = False
     allow_code: bool = False
@@ -191,7 +193,8 @@ class Server(Hosted):
             storage = DataFolder(self.config.data, keep_uploads_seconds=self.config.keep_uploads_seconds)
         except Exception as error:
             raise ServerStartError(f"cannot use the data folder {self.config.data}: {error}") from error
-        runs = RunSettings(self.config.silence_seconds, self.config.checkpoint_seconds, self.config.allow_code)
+        config = self.config
+        runs = RunSettings(config.silence_seconds, config.checkpoint_seconds, config.allow_code, config.keep_results_seconds)
         sharing = _sharing(self._limits.guests) if self.config.shared_memory else None
         self.jobs = jobs = Jobs(storage, runs, self.config.max_running_jobs, sharing)
         self.credentials = Credentials(self.config.token or None, storage, jobs)

@@ -23,6 +23,8 @@ class RunSettings:
     silence_seconds: float = SILENCE_SECONDS
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     allow_code: bool = False
+    # How long results are kept of jobs that have ended; None for good.
+    keep_results_seconds: float | None = None
 
     @property
     def heartbeat_seconds(self) -> float:

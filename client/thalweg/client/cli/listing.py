@@ -1,4 +1,4 @@
-"""The command that lists jobs, or prints one job's story."""
+"""The command that lists jobs, prints one job's story, or says how long its result is kept."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -15,6 +15,8 @@ from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.states import state_name
 from thalweg.v1 import job_pb2
 
+# Whether a job is to be kept, by what is typed.
+_KEPT = {"keep": True, "release": False}
 _COLOURS = {"QUEUED": "yellow", "RUNNING": "cyan", "SUCCEEDED": "green", "FAILED": "red", "CANCELLED": "dim"}
 
 
@@ -22,8 +24,10 @@ def jobs(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[[story] JOB]",
-            help="The id of the only job to list; after [bold]story[/], the job whose recent decisions to show.",
+            metavar="[[story|keep|release] JOB]",
+            help="The id of the only job to list; after [bold]story[/], the job whose recent decisions to show; after "
+            "[bold]keep[/], the job whose result to keep for good, where the server has --keep-results; [bold]release[/] ends "
+            "that.",
             show_default=False,
         ),
     ] = None,
@@ -50,14 +54,18 @@ def jobs(
     [cyan]thalweg jobs --state running --state queued[/]
     [cyan]thalweg jobs digits-1 --server host:7070 --json[/]
     [cyan]thalweg jobs story digits-1[/]
+    [cyan]thalweg jobs keep digits-1[/]
     """
-    job, story = _one_job(words or [])
+    job, verb = _one_job(words or [])
     wanted = {_state(name) for name in states or ()}
     if job and (wanted or limit):
         raise invalid(Violation("JOB", f"{job} names one job; leave out --state and --limit"))
-    with connected(server, token_file, data) as client:
-        if job and story:
+    with connected(server, token_file, data, writes=verb in _KEPT) as client:
+        if job and verb == "story":
             _print_story(client.job(job), json)
+            return
+        if job and verb in _KEPT:
+            _keep(client.job(job), _KEPT[verb], json)
             return
         found = [client.job(job)] if job else client.jobs()
     messages = [one.message for one in found if not wanted or state_name(one.message.state) in wanted][:limit]
@@ -73,16 +81,26 @@ def jobs(
         console(stderr=True).print(nothing)
 
 
-def _one_job(words: list[str]) -> tuple[str | None, bool]:
-    """The job that the arguments name, if they do, and whether they ask for its story. Raises ThalwegError."""
+def _one_job(words: list[str]) -> tuple[str | None, str]:
+    """The job that the arguments name, if they do, and what is to be done with it; empty to list it. Raises ThalwegError."""
     match words:
         case []:
-            return None, False
+            return None, ""
         case [job]:
-            return job, False
-        case ["story", job]:
-            return job, True
-    raise invalid(Violation("JOB", f"expected JOB or story JOB, not {' '.join(words)}"))
+            return job, ""
+        case ["story" | "keep" | "release" as verb, job]:
+            return job, verb
+    raise invalid(Violation("JOB", f"expected JOB, story JOB, keep JOB or release JOB, not {' '.join(words)}"))
+
+
+def _keep(job: Job, kept: bool, json: bool) -> None:
+    job.keep(kept)
+    if json:
+        print_json(job_json(job.message))
+    else:
+        console().print(
+            f"{job.id}: its result {'is kept for good' if kept else 'may be removed because of its age'}", markup=False
+        )
 
 
 def _print_story(job: Job, json: bool) -> None:

@@ -162,9 +162,10 @@ def job_json(job: job_pb2.Job) -> dict[str, Any]:
         "status": job.status,
         "owner": job.owner,
         "shared": job.shared,
+        "kept": job.kept,
         "create_time": job.create_time.ToJsonString(),
     }
-    for name in ("start_time", "end_time"):
+    for name in ("start_time", "end_time", "result_removed_time"):
         if job.HasField(name):
             answer[name] = getattr(job, name).ToJsonString()
     if job.waiting_for:

@@ -111,6 +111,15 @@ def serve(
             show_default="1d",
         ),
     ] = None,
+    keep_results: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="How long to keep the parameters and trajectories of jobs that have ended, such as 90d. Those of jobs kept by "
+            "[bold]thalweg jobs keep[/] stay, and so does what a job needs to be resumed.",
+            show_default="for good",
+        ),
+    ] = None,
     checkpoint_seconds: Annotated[
         float | None,
         typer.Option(
@@ -178,6 +187,7 @@ def serve(
         "max_upload_bytes": max_upload and max_upload * _MEBIBYTE,
         "max_running_jobs": max_running,
         "keep_uploads_seconds": keep_uploads and _kept(keep_uploads),
+        "keep_results_seconds": keep_results and _duration(keep_results, "--keep-results"),
         "checkpoint_seconds": checkpoint_seconds,
         "silence_seconds": silence_seconds,
     }
@@ -227,12 +237,17 @@ def serve(
         _wait(inbox, log)
 
 
+def _duration(text: str, option: str) -> float:
+    """The seconds of an option's time span."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise invalid(Violation(option, str(error))) from error
+
+
 def _kept(text: str) -> float:
     """The seconds for which unused uploads are kept."""
-    try:
-        seconds = parse_duration(text)
-    except ValueError as error:
-        raise invalid(Violation("--keep-uploads", str(error))) from error
+    seconds = _duration(text, "--keep-uploads")
     if seconds < _MIN_KEEP_SECONDS:
         problem = f"must be at least {duration_text(_MIN_KEEP_SECONDS)}, so that no file is removed before its job is created"
         raise invalid(Violation("--keep-uploads", problem))

@@ -57,6 +57,7 @@ _SERVICES: Mapping[str, Mapping[str, Row]] = {
         "DeleteJob": _CHANGES,
         "ScaleJob": _CHANGES,
         "ShareJob": _CHANGES,
+        "KeepJob": _CHANGES,
         "DownloadParameters": _READS,
         "DownloadTrajectory": _READS,
         "DownloadData": Row(viewer=_SHARED, submitter=_SHARED, worker=_OWN, audited=True),

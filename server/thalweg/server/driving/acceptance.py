@@ -66,6 +66,8 @@ def export(storage: Storage, other: job_pb2.Job) -> str:
         sha256 = storage.export_parameters(other.id)
     except (SafetensorError, ValueError) as error:
         raise _wrong_source(f"the parameters of job {other.id} are damaged: {error}") from error
+    if sha256 is None and other.HasField("result_removed_time"):
+        raise _wrong_source(f"the parameters of job {other.id} were removed because of their age")
     if sha256 is None:
         raise _wrong_source(
             f"job {other.id} has no parameters: it ended as {state_name(other.state)} before they were initialised"

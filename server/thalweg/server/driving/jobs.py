@@ -54,7 +54,7 @@ class Jobs:
         self.places = self.lives.places
         self.shards = self.lives.runs.shards
         self.queries = Queries(self.journal, self.answers, self.lives)
-        self.upkeep = Upkeep(self.journal, self.lives, settings.silence_seconds, self.shard_lost, clock)
+        self.upkeep = Upkeep(self.journal, self.lives, settings, self.shard_lost, clock)
         self._accepting: set[asyncio.Task[job_pb2.Job]] = set()
 
     async def start(self, resume_unfinished: bool, kept: Collection[str] = ()) -> None:
@@ -172,6 +172,18 @@ class Jobs:
         run = self.lives.runs.of.get(job_id)
         if run:
             run.job.shared = shared
+        return await self.queries.get(job_id)
+
+    async def keep(self, job_id: str, kept: bool) -> job_pb2.Job:
+        """Keeps a job's result for good, or no longer. Raises ThalwegError if there is no such job, or it cannot be recorded."""
+        await self.queries.get(job_id)
+        try:
+            await self.journal.run(self.storage.keep_job, job_id, kept)
+        except (sqlite3.Error, OSError) as error:
+            raise self.answers.refusal(error, "How long the result is kept has not changed.") from error
+        run = self.lives.runs.of.get(job_id)
+        if run:
+            run.job.kept = kept
         return await self.queries.get(job_id)
 
     async def cancel(self, job_id: str) -> job_pb2.Job:

@@ -107,17 +107,19 @@ class Queries:
             now = await run.snapshot()
             if now:
                 return now
-        await self.get(job_id)
+        job = await self.get(job_id)
         kept = await self._journal.run_files(self._storage.parameters, job_id)
-        return kept or await self._last_kept(job_id)
+        return kept or await self._last_kept(job)
 
-    async def _last_kept(self, job_id: str) -> Download[training_service_pb2.ParametersHeader]:
+    async def _last_kept(self, job: job_pb2.Job) -> Download[training_service_pb2.ParametersHeader]:
         """The parameters of a job's last checkpoint. Raises ThalwegError if there is none."""
+        job_id = job.id
         try:
             checkpoint, _ = await self._journal.run_aside(self._storage.checkpoints(job_id).latest)
         except NewerCheckpointError as error:
             raise ThalwegError("NO_PARAMETERS", {"job": job_id}) from error
         if checkpoint is None:
+            _check_kept(job)
             raise ThalwegError("NO_PARAMETERS", {"job": job_id})
         header = header_of(checkpoint.prepared, checkpoint.position.version)
         header.sha256 = await asyncio.to_thread(layouts.digest, checkpoint.parameters)
@@ -126,11 +128,19 @@ class Queries:
     async def trajectory(self, job_id: str) -> Download[training_service_pb2.TrajectoryHeader]:
         """A job's trajectory. Raises ThalwegError if it kept none."""
         await self._answers.wait(job_id, self._lives.rest(job_id), "The trajectory is available as soon as there is disk space.")
-        await self.get(job_id)
+        job = await self.get(job_id)
         if job_id in self._lives.runs.of:
             raise ThalwegError("JOB_NOT_ENDED", {"job": job_id})
         kept = await self._journal.run_files(self._storage.trajectory, job_id)
         if kept is None:
+            _check_kept(job)
             limit = f"only models of at most {MAX_BYTES >> 21} MiB of parameters record one, from the first parameters on"
             raise ThalwegError("NO_TRAJECTORY", {"job": job_id, "problem": limit})
         return kept
+
+
+def _check_kept(job: job_pb2.Job) -> None:
+    """Raises ThalwegError if a job's result was removed."""
+    if job.HasField("result_removed_time"):
+        time = f"{job.result_removed_time.ToDatetime():%Y-%m-%d %H:%M} UTC"
+        raise ThalwegError("RESULT_REMOVED", {"job": job.id, "time": time})

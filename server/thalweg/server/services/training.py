@@ -84,6 +84,12 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
             _log.info("job %s: %s by %s", job.id, "shared" if request.shared else "no longer shared", _caller(context))
             return pb.ShareJobResponse(job=job)
 
+    async def KeepJob(self, request: pb.KeepJobRequest, context: Context) -> pb.KeepJobResponse:
+        async with errors(context):
+            job = await self._jobs.keep(request.job_id, request.kept)
+            _log.info("job %s: %s by %s", job.id, "kept" if request.kept else "no longer kept", _caller(context))
+            return pb.KeepJobResponse(job=job)
+
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
         async with errors(context):
             async for event in self._jobs.queries.watch(request.job_id, request.after_sequence, request.until_now):

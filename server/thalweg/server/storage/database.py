@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from thalweg.server.storage import schema
-from thalweg.server.storage.reserve import Reserve
+from thalweg.server.storage.reserve import RESERVE_BYTES, Reserve
 
 FILE = "jobs.sqlite"
 # Pages of 4 KiB that are given back at a time: events wait meanwhile.
@@ -31,6 +31,8 @@ class Database:
             # Of a database that is new: the pages of what is deleted can be given back.
             self._database.execute("PRAGMA auto_vacuum = INCREMENTAL")
             self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
+            # What a burst of events has made of its log is given back when the log begins anew.
+            self._database.execute(f"PRAGMA journal_size_limit = {RESERVE_BYTES}")
             with self._transaction() as database:
                 # The release that used the folder last.
                 self.written_by = schema.migrate(database)

@@ -42,6 +42,9 @@ class DataFolder(JobTable, EventTable, UploadTable, TokenTable, JobFiles):
         self._bin = Bin(folder)
         self._bin.restore(self._number_of)
         self._bin.empty()
+        # They are removed one by one: all before the last one are gone.
+        for job_id in self._last_result_removed():
+            self.remove_result(job_id)
         self.remove_unused_uploads()
         self._reserve.fill_unless_used()
 

@@ -107,6 +107,18 @@ class Storage(Protocol):
         """Lets all others read a job, or no longer."""
         ...
 
+    def keep_job(self, job_id: str, kept: bool) -> None:
+        """Keeps a job's result for good, or no longer."""
+        ...
+
+    def results(self, limit: int, before: int | None = None) -> list[tuple[int, job_pb2.Job]]:
+        """Jobs with their numbers whose results nobody keeps, and were not removed, as `jobs` gives them."""
+        ...
+
+    def note_result_removed(self, job_id: str, time: float) -> None:
+        """A job's result is removed, at a time in seconds since 1970. One that has succeeded needs its uploads no more."""
+        ...
+
     def delete_job(self, job_id: str) -> None:
         """Removes a job, its events, its files, and the uploads that no other job uses: all of it or, if it raises, nothing.
 
@@ -121,7 +133,7 @@ class Storage(Protocol):
         ...
 
     def forget_deaths(self, job_id: str) -> None:
-        """Somebody resumes a job, knowing what it did: the count begins anew."""
+        """Somebody resumes a job, knowing what it did: the count begins anew, and it will have a result again."""
         ...
 
     def note_progress(self, job_id: str) -> None:
@@ -180,6 +192,10 @@ class Storage(Protocol):
 
     def parameters(self, job_id: str) -> Download[training_service_pb2.ParametersHeader] | None:
         """The parameters that a job kept, tensor by tensor. Raises ValueError if they are damaged."""
+        ...
+
+    def remove_result(self, job_id: str) -> int:
+        """Removes the parameters and the trajectory that a job kept. Gives their size in bytes. What reads them goes on."""
         ...
 
     def save_trajectory(self, job_id: str, header: training_service_pb2.TrajectoryHeader, slabs: Sequence[Slab]) -> None:

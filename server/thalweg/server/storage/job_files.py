@@ -4,6 +4,7 @@ import base64
 import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -83,6 +84,19 @@ class JobFiles:
             return None
         header = training_service_pb2.TrajectoryHeader.FromString(base64.b64decode(metadata[layouts.HEADER]))
         return Download(header, [found[_SLABS]])
+
+    def remove_result(self, job_id: str) -> int:
+        """Removes the parameters and the trajectory that a job kept. Gives their size in bytes. Raises OSError.
+
+        What reads them goes on.
+        """
+        size = 0
+        for name in (PARAMETERS_FILE, TRAJECTORY_FILE):
+            path = self.job_folder(job_id) / name
+            with suppress(FileNotFoundError):
+                size += self._disk.read(path).nbytes
+                self._disk.remove(path)
+        return size
 
     def _save(
         self, path: Path, named: Mapping[str, tensors.Tensor], header: bytes, said: Mapping[str, str] = MappingProxyType({})

@@ -6,13 +6,16 @@ from thalweg.server.storage.database import Database
 from thalweg.server.storage.uses import uploads_of
 from thalweg.v1 import job_pb2
 
-_JOB = "SELECT number, job, owner, shared FROM jobs"
+_JOB = "SELECT number, job, owner, shared, kept, result_removed FROM jobs"
 
 
-def _job(record: bytes, owner: str, shared: int) -> job_pb2.Job:
-    """A job from its record, which may be older than a change of who may read it."""
+def _job(record: bytes, owner: str, shared: int, kept: int, result_removed: float | None) -> job_pb2.Job:
+    """A job from its record, which may be older than a change of who may read it, and of how long its result is kept."""
     job = job_pb2.Job.FromString(record)
-    job.owner, job.shared = owner, bool(shared)
+    job.owner, job.shared, job.kept = owner, bool(shared), bool(kept)
+    job.ClearField("result_removed_time")
+    if result_removed is not None:
+        job.result_removed_time.FromMicroseconds(int(result_removed * 1e6))
     return job
 
 
@@ -80,6 +83,32 @@ class JobTable(Database):
         with self._transaction() as database:
             database.execute("UPDATE jobs SET shared = ? WHERE id = ?", (shared, job_id))
 
+    def keep_job(self, job_id: str, kept: bool) -> None:
+        """Keeps a job's result for good, or no longer."""
+        with self._transaction() as database:
+            database.execute("UPDATE jobs SET kept = ? WHERE id = ?", (kept, job_id))
+
+    def results(self, limit: int, before: int | None = None) -> list[tuple[int, job_pb2.Job]]:
+        """Jobs with their numbers whose results nobody keeps, and were not removed, as `jobs` gives them."""
+        wanted = "number < ? AND NOT kept AND result_removed IS NULL ORDER BY number DESC LIMIT ?"
+        return [
+            (number, _job(*rest))
+            for number, *rest in self._database.execute(f"{_JOB} WHERE {wanted}", (before or 1 << 62, limit))
+        ]
+
+    def note_result_removed(self, job_id: str, time: float) -> None:
+        """A job's result is removed, at a time in seconds since 1970. One that has succeeded needs its uploads no more."""
+        with self._transaction() as database:
+            job = self.job(job_id)
+            database.execute("UPDATE jobs SET result_removed = ? WHERE id = ?", (time, job_id))
+            if job and job.state == job_pb2.JOB_STATE_SUCCEEDED:
+                database.execute("DELETE FROM uploads_used WHERE job_id = ?", (job_id,))
+
+    def _last_result_removed(self) -> list[str]:
+        """The job whose result was the last to be removed, if any was."""
+        query = "SELECT id FROM jobs WHERE result_removed IS NOT NULL ORDER BY result_removed DESC LIMIT 1"
+        return [job_id for (job_id,) in self._database.execute(query)]
+
     def _uploads_used(self) -> set[str]:
         return {sha256 for (sha256,) in self._database.execute("SELECT DISTINCT sha256 FROM uploads_used")}
 
@@ -117,9 +146,10 @@ class JobTable(Database):
             return dict(database.execute("SELECT job_id, deaths FROM deaths"))
 
     def forget_deaths(self, job_id: str) -> None:
-        """Somebody resumes a job, knowing what it did: the count begins anew."""
+        """Somebody resumes a job, knowing what it did: the count begins anew, and it will have a result again."""
         with self._transaction() as database:
             database.execute("DELETE FROM deaths WHERE job_id = ?", (job_id,))
+            database.execute("UPDATE jobs SET result_removed = NULL WHERE id = ?", (job_id,))
 
     def note_progress(self, job_id: str) -> None:
         """A job has made progress that lasts: a death of this server does not count against it."""

@@ -84,7 +84,13 @@ def _fourth(database: sqlite3.Connection) -> None:
     database.execute("CREATE TABLE secrets (name TEXT PRIMARY KEY, secret BLOB NOT NULL) WITHOUT ROWID")
 
 
-_STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second, _third, _fourth)
+def _fifth(database: sqlite3.Connection) -> None:
+    """Whose results are kept for good, and when others were removed because of their age, in seconds since 1970."""
+    database.execute("ALTER TABLE jobs ADD COLUMN kept INTEGER NOT NULL DEFAULT 0")
+    database.execute("ALTER TABLE jobs ADD COLUMN result_removed REAL")
+
+
+_STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second, _third, _fourth, _fifth)
 FORMAT = len(_STEPS)
 
 

@@ -111,6 +111,11 @@ class DeleteJob:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveResult:
+    """Remove the job's result, not its record. Followed by ResultRemoved."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """Answer a call, with an error if there is one."""
 
@@ -134,5 +139,6 @@ Decision: TypeAlias = (
     | AbandonEnd
     | ForgetRun
     | DeleteJob
+    | RemoveResult
     | Answer
 )

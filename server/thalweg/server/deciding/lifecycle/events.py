@@ -157,6 +157,18 @@ class Deleted:
 
 
 @dataclass(frozen=True, slots=True)
+class ResultExpired:
+    """The result of a job that has ended is as old as results may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRemoved:
+    """The result is removed, or could not be, and stays for now: `problem` says why."""
+
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteFailed:
     """The job could not be removed."""
 
@@ -186,4 +198,6 @@ Event: TypeAlias = (
     | Abandoned
     | Deleted
     | DeleteFailed
+    | ResultExpired
+    | ResultRemoved
 )

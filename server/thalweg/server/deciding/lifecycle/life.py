@@ -29,6 +29,7 @@ from thalweg.server.deciding.lifecycle.decisions import (
     RecordEnd,
     RecordScale,
     RemoveCheckpoints,
+    RemoveResult,
     ScaleRun,
     SetAside,
     Start,
@@ -49,7 +50,9 @@ from thalweg.server.deciding.lifecycle.events import (
     Event,
     EventRejected,
     RestAwaited,
+    ResultExpired,
     ResultKept,
+    ResultRemoved,
     ResumeRequested,
     RunEnded,
     RunStarted,
@@ -81,6 +84,7 @@ class State(Enum):
     ABANDONING = "what it leaves finds no room and is given up, because it is to be deleted"
     ENDED = "ended"
     DELETING = "being deleted"
+    EXPIRING = "its result is being removed because of its age"
     DELETED = "deleted"
 
 
@@ -389,6 +393,13 @@ class Life:
         self._outcome = state_name(job_pb2.JOB_STATE_FAILED)
         yield SetAside(f"its result was given up because the job was to be deleted, and the deletion failed: {event.error}")
 
+    def _expired(self, _: ResultExpired) -> Iterable[Decision]:
+        self.state = State.EXPIRING
+        yield RemoveResult()
+
+    def _result_removed(self, _: ResultRemoved) -> Iterable[Decision]:
+        yield from self._rest_ended()
+
     def _nothing(self, _: Event) -> Iterable[Decision]:
         yield from ()
 
@@ -428,19 +439,19 @@ _on(RunStarted, Life._run_started, *_WITHOUT_RUN)
 _on(StartFailed, Life._start_failed, State.STARTING)
 _on(StartFailed, Life._going_back_failed, State.GOING_BACK)
 _on(CancelRequested, Life._cancel, *_WITHOUT_RUN, *_RUNS, *_ENDING)
-_on(CancelRequested, Life._cancel_ended, State.ENDED, State.DELETING)
+_on(CancelRequested, Life._cancel_ended, State.ENDED, State.DELETING, State.EXPIRING)
 _on(ScaleRequested, Life._scale, *_WITHOUT_RUN, *_RUNS, *_ENDING)
-_on(ScaleRequested, Life._scale_ended, State.ENDED, State.DELETING)
+_on(ScaleRequested, Life._scale_ended, State.ENDED, State.DELETING, State.EXPIRING)
 _on(ResumeRequested, Life._resume_running, *_RUNS)
 _on(ResumeRequested, Life._resume_going_back, State.GOING_BACK)
-_on(ResumeRequested, Life._resume_later, State.STARTING, *_ENDING, State.DELETING)
+_on(ResumeRequested, Life._resume_later, State.STARTING, *_ENDING, State.DELETING, State.EXPIRING)
 _on(ResumeRequested, Life._resume_ended, State.ENDED)
 _on(DeleteRequested, Life._delete_refused, *_WITHOUT_RUN, *_RUNS)
 _on(DeleteRequested, Life._delete_ending, State.KEEPING, State.RECORDING, State.CLEARING)
-_on(DeleteRequested, Life._delete_later, State.ABANDONING, State.DELETING)
+_on(DeleteRequested, Life._delete_later, State.ABANDONING, State.DELETING, State.EXPIRING)
 _on(DeleteRequested, Life._delete_ended, State.ENDED)
 _on(RestAwaited, Life._answer, *_RUNS, State.ENDED)
-_on(RestAwaited, Life._rest_later, *_WITHOUT_RUN, *_ENDING, State.DELETING)
+_on(RestAwaited, Life._rest_later, *_WITHOUT_RUN, *_ENDING, State.DELETING, State.EXPIRING)
 _on(ShardLost, Life._shard_lost, *_RUNS)
 _on(EventRejected, Life._nothing, *_ALL)
 _on(EventRejected, Life._event_rejected, *_RUNS)
@@ -456,3 +467,7 @@ _on(DiskFull, Life._disk_full, State.KEEPING, State.RECORDING, State.CLEARING)
 _on(Abandoned, Life._abandoned, State.ABANDONING)
 _on(Deleted, Life._deleted, State.DELETING)
 _on(DeleteFailed, Life._delete_failed, State.DELETING)
+# It may have been resumed, or be about to be deleted, since its age was found.
+_on(ResultExpired, Life._nothing, *_ALL)
+_on(ResultExpired, Life._expired, State.ENDED)
+_on(ResultRemoved, Life._result_removed, State.EXPIRING)

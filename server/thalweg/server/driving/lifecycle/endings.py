@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import sqlite3
+import time
+from contextlib import suppress
 
 from thalweg.contract.states import state_name
 from thalweg.contract.text import visible
@@ -12,8 +14,9 @@ from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.driving.job.outcome import JobOutcome
 from thalweg.server.driving.lifecycle.result_writer import ResultWriter
 from thalweg.server.driving.lifecycle.runs import Runs
-from thalweg.server.storage.journal import Journal
+from thalweg.server.storage.journal import DISK_SECONDS, Journal
 from thalweg.server.storage.room import Shortage
+from thalweg.v1 import training_service_pb2
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +108,26 @@ class Endings:
             reason = f": {visible(job.error or job.status)}" if job.error or job.status else ""
             _log.info("job %s: ended as %s at step %d%s", job_id, state_name(job.state), job.progress.step, reason)
         return run
+
+    async def remove_result(self, job_id: str) -> events.ResultRemoved:
+        """Removes the result of a job that has ended, and says so in its events."""
+        try:
+            # Recorded first: what is removed is never missed.
+            await self._journal.run(self._storage.note_result_removed, job_id, time.time())
+            size = await self._journal.run_files(self._storage.remove_result, job_id)
+            _log.info("job %s: its result was removed because of its age: %s bytes", job_id, f"{size:,}")
+            await self._journal.open(job_id)
+            notice = training_service_pb2.Notice(text="the result was removed because of its age: parameters and trajectory")
+            self._journal.record(job_id, training_service_pb2.Event(notice=notice))
+            # On a full disk it waits: the job stays as it is.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._journal.settled(), DISK_SECONDS)
+                self._journal.close(job_id)
+        except (sqlite3.Error, OSError) as error:
+            _log.warning("job %s: its result cannot be removed, the server will try again: %s", job_id, error)
+            return events.ResultRemoved(str(error))
+        self.untidy.set()
+        return events.ResultRemoved()
 
     async def delete(self, job_id: str) -> events.Deleted | events.DeleteFailed:
         """Removes a job that has ended, with all that is kept of it."""

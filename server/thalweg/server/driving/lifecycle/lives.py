@@ -114,6 +114,10 @@ class Lives:
         """Removes a job that has ended. Raises ThalwegError if it has not, or if the disk refuses."""
         await self._ask(self._life(job), events.DeleteRequested)
 
+    def result_expired(self, job: job_pb2.Job) -> None:
+        """The result of a job that has ended is as old as results may be."""
+        self.handle(self._life(job), events.ResultExpired())
+
     async def rest(self, job_id: str) -> None:
         """Waits until a job has a run, or has ended."""
         life = self._lives.get(job_id)
@@ -209,6 +213,8 @@ class Lives:
                 self._forget(job_id, problem)
             case decisions.DeleteJob():
                 self._do(life, self._end_with(life, partial(self.endings.delete, job_id)))
+            case decisions.RemoveResult():
+                self._do(life, self._end_with(life, partial(self.endings.remove_result, job_id)))
             case decisions.Answer(ask, error):
                 self._calls.answer(ask, error)
             case _:

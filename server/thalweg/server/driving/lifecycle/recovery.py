@@ -124,7 +124,7 @@ class Recovery:
         if start is Start.RESUME and checkpoint:
             self._check_limit(job, checkpoint)
         steps, epochs = await self._journal.run(self._storage.told, job_id)
-        for name in ("progress", "result", "error", "end_time", "waiting_for"):
+        for name in ("progress", "result", "error", "end_time", "waiting_for", "result_removed_time"):
             job.ClearField(name)
         if checkpoint is None:
             job.ClearField("start_time")

@@ -22,7 +22,7 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from thalweg.contract import backups
 from thalweg.contract.backups import INCOMPLETE, MANIFEST, Manifest
@@ -162,7 +162,7 @@ class _Making:
         for _ in range(_ROUNDS):
             self._copy_checkpoints(_names(self._folder / "jobs"))
             record = self._copy_database(source)
-            ended = {job_id for job_id, blob in record.items() if job_pb2.Job.FromString(blob).state in ENDED}
+            ended = {job_id for job_id, row in record.items() if row.state in ENDED}
             self._copy_uploads()
             self._copy_checkpoints(ended)
             for job_id in ended:
@@ -173,7 +173,7 @@ class _Making:
                 return record.keys() - now.keys()
         raise BackupError(f"jobs that had ended were resumed {_ROUNDS} times while they were copied; try again later")
 
-    def _copy_database(self, source: sqlite3.Connection) -> dict[str, bytes]:
+    def _copy_database(self, source: sqlite3.Connection) -> "dict[str, _Row]":
         """Copies the database as it is at one moment. Gives the record of each job in it."""
         (self._target / FILE).unlink(missing_ok=True)
         with closing(sqlite3.connect(self._target / FILE, isolation_level=None)) as copy:
@@ -218,9 +218,9 @@ class _Making:
                 self._copies.copy(path)
                 self._seen[path] = seen
 
-    def _remove_needless(self, record: dict[str, bytes]) -> None:
+    def _remove_needless(self, record: "dict[str, _Row]") -> None:
         """Removes files of jobs that are not on record, results of jobs that go on, and checkpoints that no job needs."""
-        states = {job_id: job_pb2.Job.FromString(blob).state for job_id, blob in record.items()}
+        states = {job_id: row.state for job_id, row in record.items()}
         checkpoints = defaultdict[str, list[str]](list)
         for path in list(self._copies.files):
             kind, job_id, *rest = path.split("/")
@@ -281,9 +281,19 @@ def _has_jobs(database: sqlite3.Connection) -> bool:
     return database.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone() is not None
 
 
-def _record(database: sqlite3.Connection) -> dict[str, bytes]:
+class _Row(NamedTuple):
+    """A job on record: its state, and all that is in its row, whatever the format of the database."""
+
+    state: job_pb2.JobState.ValueType
+    values: tuple[Any, ...]
+
+
+def _record(database: sqlite3.Connection) -> dict[str, _Row]:
     """Each job on record, by its id."""
-    return dict(database.execute("SELECT id, job FROM jobs")) if _has_jobs(database) else {}
+    if not _has_jobs(database):
+        return {}
+    rows = database.execute("SELECT id, job, * FROM jobs")
+    return {job_id: _Row(job_pb2.Job.FromString(blob).state, tuple(values)) for job_id, blob, *values in rows}
 
 
 def _names(folder: Path) -> list[str]:
