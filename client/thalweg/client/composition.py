@@ -3,7 +3,7 @@
 The only module of the client that imports the server or the workers, and only inside its functions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -66,7 +66,7 @@ def start_server(address: Address, folder: Path, token: str | None, **settings: 
     with needs("server", "the server is"):
         from thalweg.server import process as service  # noqa: PLC0415 - an extra
         from thalweg.server.services import hosted  # noqa: PLC0415 - an extra
-    _check_metrics(settings.get("metrics"))
+    _check_extras(settings)
     server = service.Server(service.ServerConfig(address=address, data=folder, token=token, **settings))
     try:
         server.start()
@@ -79,10 +79,11 @@ def start_server(address: Address, folder: Path, token: str | None, **settings: 
     return server
 
 
-def _check_metrics(address: Address | None) -> None:
-    """Raises ThalwegError if metrics are wanted and cannot be had."""
-    if address and find_spec("prometheus_client") is None:
-        raise LocalError("what --metrics needs is not installed (prometheus_client is missing): pip install 'thalweg[metrics]'")
+def _check_extras(settings: Mapping[str, Any]) -> None:
+    """Raises ThalwegError if an option of a server or a shard needs what is not installed."""
+    for setting, extra, module in (("metrics", "metrics", "prometheus_client"), ("traces", "tracing", "opentelemetry")):
+        if settings.get(setting) and find_spec(module) is None:
+            raise LocalError(f"what --{setting} needs is not installed ({module} is missing): pip install 'thalweg[{extra}]'")
 
 
 def start_shard(address: Address, server: Endpoint, **settings: Any) -> "ShardProcess":
@@ -93,7 +94,7 @@ def start_shard(address: Address, server: Endpoint, **settings: Any) -> "ShardPr
     with needs("server", "the server is"):
         from thalweg.server.services import hosted  # noqa: PLC0415 - an extra
         from thalweg.server.sharding import process as shard_server  # noqa: PLC0415 - an extra
-    _check_metrics(settings.get("metrics"))
+    _check_extras(settings)
     shard = shard_server.ShardProcess(shard_server.ShardConfig(address, server, **settings))
     try:
         shard.start()

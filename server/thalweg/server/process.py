@@ -46,6 +46,7 @@ from thalweg.v1 import (
 
 if TYPE_CHECKING:
     from thalweg.server.observing.server import ServerSource
+    from thalweg.server.observing.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 MAX_UPLOAD_BYTES = 1 << 30
@@ -82,7 +83,8 @@ class ServerConfig:
 
     `audit` is whether `audit.jsonl` in the data folder says who did what.
 
-    `metrics` is where Prometheus finds metrics, and others whether the server is alive and ready, over HTTP.
+    `metrics` is where Prometheus finds metrics, and others whether the server is alive and ready, over HTTP. `traces` is the URL
+    of a collector that gets traces of steps by OTLP; empty for none.
     """
 
     address: Address
@@ -101,6 +103,7 @@ class ServerConfig:
     local_workers: bool = False
     allow_code: bool = False
     metrics: Address | None = None
+    traces: str = ""
     tls: ServerTls | None = None
     audit: bool = False
 
@@ -112,6 +115,12 @@ def _sharing(max_guests: int) -> Sharing | None:
     except OSError as error:
         _log.warning("memory is not shared with workers on this machine: %s", error)
         return None
+
+
+def _tracing(endpoint: str) -> "Tracing":
+    from thalweg.server.observing.tracing import tracing_to  # noqa: PLC0415 - an extra, and takes a moment
+
+    return tracing_to(endpoint)
 
 
 def _source(jobs: Jobs) -> "ServerSource":
@@ -197,6 +206,9 @@ class Server(Hosted):
         runs = RunSettings(config.silence_seconds, config.checkpoint_seconds, config.allow_code, config.keep_results_seconds)
         sharing = _sharing(self._limits.guests) if self.config.shared_memory else None
         self.jobs = jobs = Jobs(storage, runs, self.config.max_running_jobs, sharing)
+        tracing = _tracing(self.config.traces) if self.config.traces else None
+        if tracing:
+            jobs.lives.runs.watched = tracing.watched
         self.credentials = Credentials(self.config.token or None, storage, jobs)
         self._audit = Audit(AuditFile(self.config.data).write) if self.config.audit else None
         server = await self._build(jobs)
@@ -223,6 +235,8 @@ class Server(Hosted):
             if self._audit:
                 await self._audit.stop()
             await jobs.stop()
+            if tracing:
+                await asyncio.to_thread(tracing.close)
             if sharing:
                 sharing.close()
 

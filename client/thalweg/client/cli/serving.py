@@ -41,6 +41,14 @@ Metrics = Annotated[
         show_default="none",
     ),
 ]
+Traces = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="The collector to which traces of steps are sent by OTLP over gRPC, such as http://127.0.0.1:4317.",
+        show_default="none",
+    ),
+]
 AllowCode = Annotated[
     bool,
     typer.Option(
@@ -142,6 +150,7 @@ def serve(
     ] = None,
     allow_code: AllowCode = False,
     metrics: Metrics = None,
+    traces: Traces = None,
     shared_memory: Annotated[
         bool,
         typer.Option(
@@ -180,6 +189,8 @@ def serve(
     """
     where = _address("--address", address)
     observed = address_with_port("--metrics", metrics, _METRICS_PORT) if metrics is not None else None
+    if traces and not traces.startswith(("http://", "https://")):
+        raise invalid(Violation("--traces", f"{traces!r} is not a URL; write http://HOST:PORT, as in http://127.0.0.1:4317"))
     page_at = address_with_port("--web", web, WEB_PORT) if web is not None else None
     token = read_token(token_file)
     tls = read_server_tls(tls_cert, tls_key, tls_client_ca, tls_ca)
@@ -212,7 +223,7 @@ def serve(
             token = folder_token(folder, SERVER_TOKEN)
         settings |= {"trust_network": trust_network, "shared_memory": shared_memory, "allow_code": allow_code, "tls": tls}
         settings["audit"] = True
-        server = start_server(where, folder, token, metrics=observed, **settings)
+        server = start_server(where, folder, token, metrics=observed, traces=traces or "", **settings)
         stack.callback(server.stop)
         if own:
             _publish(stack, server.listening, token, folder)

@@ -20,7 +20,7 @@ from thalweg.v1 import job_pb2
 # How many jobs have series of their own: those that were accepted first. Others count in the sums alone.
 MAX_JOBS = 200
 # After this many jobs the event loop does something else.
-_JOBS_AT_ONCE = 50
+_JOBS_AT_ONCE = 20
 # The names of what became of contributions, as `job_pb2.Contributions` has them.
 _OUTCOMES = ("applied", "duplicate", "late", "stale_incarnation", "unknown")
 
@@ -35,6 +35,8 @@ class ServerSource:
         """Why calls cannot do what they are for."""
         if self._jobs.stopping:
             return "stopping"
+        if not self._jobs.upkeep.started:
+            return "starting"
         return "the data folder is not writable" if self._jobs.journal.room.shortage else ""
 
     async def observe(self) -> Families:

@@ -67,6 +67,7 @@ from thalweg.server.driving.job.holdings import Holdings
 from thalweg.server.driving.job.inbox import Inbox
 from thalweg.server.driving.job.outcome import JobOutcome
 from thalweg.server.driving.job.starting_point import Reader, StartingPoint
+from thalweg.server.driving.job.watching import Watched, unwatched
 from thalweg.server.settings import DEFAULT_SETTINGS, RunSettings
 from thalweg.server.storage.checkpoints import Checkpoint
 from thalweg.server.streams.connections import Connection, Connections
@@ -87,8 +88,8 @@ class JobDriver:
     parameters, gives them as a slab of a layout, or raises ValueError.
     `sharing` is where workers on this machine get memory, if it is shared; `shards` are those over which the slab may be split;
     `crew` shares in the arithmetic, `kernels` compiles it; `budget` promises the memory for the arrays; `avoid` is called when
-    `avoided` has changed, the places where the job is to get no more workers for now. `story` takes down what is decided. `over`
-    is set when the run has ended, or was given up.
+    `avoided` has changed, the places where the job is to get no more workers for now. `story` takes down what is decided, and
+    `watched` may put an observer around what decides and carries out. `over` is set when the run has ended, or was given up.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class JobDriver:
         avoid: Callable[[], object] = lambda: None,
         spare: Spare = between_events,
         story: Story | None = None,
+        watched: Watched = unwatched,
     ) -> None:
         self.over = asyncio.Event()
         self.avoided: tuple[Place, ...] = ()
@@ -139,7 +141,7 @@ class JobDriver:
         self._inbox = Inbox(self.telemetry, self._holdings, self._admission, self._connections, self.handle)
         # What no tick has reported yet: a tick is dropped if other events wait.
         self._missed = 0.0
-        self._queue = DecisionQueue(self)
+        self._queue = DecisionQueue(watched(job.id, self, self._connections.name))
 
     @property
     def job(self) -> job_pb2.Job:

@@ -13,6 +13,7 @@ from thalweg.server.deciding.story import Story
 from thalweg.server.driving.answers import Answers
 from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.driving.job.outcome import JobOutcome
+from thalweg.server.driving.job.watching import Watched, unwatched
 from thalweg.server.driving.lifecycle.result_writer import ResultWriter
 from thalweg.server.settings import RunSettings
 from thalweg.server.storage.checkpoints import Checkpoint
@@ -54,6 +55,8 @@ class Runs:
         self._ended = ended
         # How many jobs have ended, by their state.
         self.ended: Counter[job_pb2.JobState.ValueType] = Counter()
+        # Observes each run that begins.
+        self.watched: Watched = unwatched
         self._avoid = avoid
         self._crew = ArithmeticPool()
         self._budget = Budget()
@@ -83,6 +86,7 @@ class Runs:
             budget=self._budget,
             avoid=self._avoid,
             story=story,
+            watched=self.watched,
         )
         return run
 
