@@ -22,6 +22,7 @@ from thalweg.v1 import (
     training_service_pb2,
     training_service_pb2_grpc,
 )
+from thalweg.v1.parameter_service_pb2 import Place
 from thalweg.workers.worker import work
 
 
@@ -67,10 +68,10 @@ class ThreadFleet:
     """A fleet whose workers are threads of this process. It starts as many as it is allotted.
 
     A worker that ends while it is wanted is started again, as a fleet on Ray does. None is ended: each works until its job, or
-    the server, ends.
+    the server, ends. With a `node`, the fleet has an id and one node, and starts nothing where the node is to be avoided.
     """
 
-    def __init__(self, server: Address, slots: int, name: str = "threads") -> None:
+    def __init__(self, server: Address, slots: int, name: str = "threads", node: str = "") -> None:
         self._server = server
         self._wanted: dict[str, int] = {}
         self._workers: dict[str, set[threading.Thread]] = defaultdict(set)
@@ -80,7 +81,11 @@ class ThreadFleet:
         self._inbox: queue.SimpleQueue[fleet_service_pb2.AttendResponse | tuple[str, threading.Thread]] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[fleet_service_pb2.AttendRequest | None] = queue.SimpleQueue()
         self._channel = grpc.insecure_channel(str(server))
+        self._place = Place(fleet=f"{name}-id", node=f"{node}-id", name=node) if node else None
+        self._avoided: set[str] = set()
         offer = capacity(name, slots)
+        if node:
+            offer = capacity(name, slots, fleet=f"{name}-id", nodes=[f"{node}-id"], of_nodes=[(slots, 0)], names=[node])
         self._outbox.put(fleet_service_pb2.AttendRequest(capacity=offer))
         self._call = fleet_service_pb2_grpc.FleetServiceStub(self._channel).Attend(iter(self._outbox.get, None))
         self._threads = [threading.Thread(target=self._attend), threading.Thread(target=self._keep)]
@@ -111,7 +116,10 @@ class ThreadFleet:
                 self._workers[job_id].discard(ended)
             else:
                 self._wanted = {allotment.job_id: allotment.workers for allotment in event.allotments}
+                self._avoided = {allotment.job_id for allotment in event.allotments if allotment.avoid}
             for job_id, wanted in self._wanted.items():
+                if job_id in self._avoided:
+                    continue
                 while len(self._workers[job_id]) < wanted:
                     self._start(job_id)
 
@@ -119,7 +127,7 @@ class ThreadFleet:
         def run() -> None:
             try:
                 with suppress(ThalwegError):
-                    work(Endpoint(self._server), job_id, f"worker-{next(self._ids)}")
+                    work(Endpoint(self._server), job_id, f"worker-{next(self._ids)}", place=self._place)
             finally:
                 self._inbox.put((job_id, threading.current_thread()))
 

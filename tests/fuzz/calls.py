@@ -14,10 +14,18 @@ from hypothesis import strategies as st
 from tests.fuzz.messages import Messages, Words
 from tests.fuzz.mutations import mutated
 from thalweg.contract.release import capacity, hello, shard_offer
-from thalweg.v1 import fleet_service_pb2, job_pb2, parameter_service_pb2, shard_service_pb2, training_service_pb2
+from thalweg.v1 import (
+    cluster_service_pb2,
+    fleet_service_pb2,
+    job_pb2,
+    parameter_service_pb2,
+    shard_service_pb2,
+    training_service_pb2,
+)
 
 _MODULES: tuple[Any, ...] = (
     training_service_pb2,
+    cluster_service_pb2,
     fleet_service_pb2,
     parameter_service_pb2,
     shard_service_pb2,

@@ -14,6 +14,7 @@ from tests.server.test_checkpoints import make, same
 from tests.server.test_journal import end, note, told
 from tests.server.test_storage import header, insert, insert_using, notice, put_upload, state
 from tests.server.test_thinning import SMALL, hold_all_steps, kept, long_job, losses_of, record, thin
+from thalweg.server.deciding.allotment.closures import Closed, Closure
 from thalweg.server.settings import KEPT_CHECKPOINTS
 from thalweg.server.storage import room
 from thalweg.server.storage.interface import Storage
@@ -135,6 +136,19 @@ def test_deaths_are_counted_until_there_is_progress_or_a_clean_stop(backend: Bac
 
 
 # Events on record.
+
+
+def test_what_is_closed_outlives_the_server(backend: Backend, storage: Storage) -> None:
+    assert storage.cordons() == []
+    node, fleet = Closed("rack", "gpu-1", Closure.CORDONED, 5.5), Closed("rack", "", Closure.CORDONED, 7.25)
+    storage.put_cordon(node)
+    storage.put_cordon(fleet)
+    storage.put_cordon(drained := node._replace(closure=Closure.DRAINED))
+    storage = again(backend)
+    assert storage.cordons() == [fleet, drained]
+    storage.remove_cordon("rack", "")
+    storage.remove_cordon("rack", "unknown")
+    assert again(backend).cordons() == [drained]
 
 
 def test_events_are_given_after_a_number_and_in_order(storage: Storage) -> None:

@@ -139,6 +139,14 @@ def scale(cluster: "Cluster") -> None:
     cluster.scale(cluster.random.randint(1, cluster.max_workers))
 
 
+def release(cluster: "Cluster") -> None:
+    """Somebody empties nodes: their workers are let go, after their tasks or at once, and others come elsewhere."""
+    if cluster.run_ and not cluster.finished:
+        leaving = set(cluster.random.sample(range(NODES), cluster.random.randint(1, NODES)))
+        nodes = {f"node-{number}" for number in leaving}
+        cluster.run_.let_go(lambda place: place.node in nodes, "its node is being emptied", cluster.random.random() < 0.3)
+
+
 def crash(cluster: "Cluster") -> None:
     """The server goes down now, or at one of the next steps of a write. It may have been about to stop, and said so."""
     if cluster.run_ and not cluster.finished and cluster.random.random() < 0.3:
@@ -235,7 +243,7 @@ def no_shared_memory(cluster: "Cluster") -> None:
     cluster.at(cluster.random.uniform(0.05, 0.5), room)
 
 
-_ALL = (kill, cut, stop, slow, stall, scale, crash, full, damage, memory, fail, disagree, odd, move, hang, kill_at_start)
+_ALL = (kill, cut, stop, slow, stall, scale, release, crash, full, damage, memory, fail, disagree, odd, move, hang, kill_at_start)
 KINDS: dict[str, Callable[["Cluster"], None]] = {each.__name__: each for each in _ALL}
 SHARD_KINDS: dict[str, Callable[["Cluster"], None]] = {
     each.__name__: each for each in (kill_shard, add_shard, cut_shard, cut_guest, stop_shard)

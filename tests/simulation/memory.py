@@ -16,6 +16,7 @@ from safetensors.numpy import load
 from tests.simulation.disk import ImaginaryDisk
 from thalweg.contract.layout import Slab
 from thalweg.contract.manifests import SHA256
+from thalweg.server.deciding.allotment.closures import Closed
 from thalweg.server.storage.job_files import JobFiles
 from thalweg.server.storage.thinning import BOUNDS, NOTHING, Bounds, Merged, Tally, Thinning
 from thalweg.server.storage.uses import uploads_of
@@ -62,6 +63,7 @@ class Memory:
     rows: dict[str, _Row] = field(default_factory=dict)
     last_number: int = 0
     clean_stop: bool = False
+    cordons: dict[tuple[str, str], Closed] = field(default_factory=dict)
     uploads: dict[str, bytes] = field(default_factory=dict)
     # Uploads and their owners.
     owners: set[tuple[str, str]] = field(default_factory=set)
@@ -261,6 +263,17 @@ class MemoryStorage(JobFiles):
     def stop_cleanly(self) -> None:
         with self._writing():
             self._memory.clean_stop = True
+
+    def cordons(self) -> list[Closed]:
+        return [self._memory.cordons[place] for place in sorted(self._memory.cordons)]
+
+    def put_cordon(self, closed: Closed) -> None:
+        with self._writing():
+            self._memory.cordons[closed.place] = closed
+
+    def remove_cordon(self, fleet: str, node: str) -> None:
+        with self._writing():
+            self._memory.cordons.pop((fleet, node), None)
 
     def record(self, events: Iterable[tuple[str, training_service_pb2.Event]]) -> None:
         with self._writing():

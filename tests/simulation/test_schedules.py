@@ -113,6 +113,18 @@ def test_a_server_that_stands_still_loses_nobody() -> None:
         assert cluster.counts.lost_workers == 0
 
 
+def test_nodes_that_are_emptied_lose_nobody() -> None:
+    clusters = []
+    for name in ("bulk", "local", "stale, bound 0"):
+        cluster = Cluster(
+            schedules.spec_of(name), 0, noise, faults=Faults({"release": 1.0}, most=10), workers=3, validation_samples=30
+        )
+        assert cluster.run().tobytes() == schedules.undisturbed(name, 30)[0]
+        assert cluster.counts.lost_workers == 0
+        clusters.append(cluster)
+    assert all(cluster.let_go_of for cluster in clusters)
+
+
 def test_a_seed_gives_the_same_run_again() -> None:
     for seed in range(20):
         first, second = schedules.check(seed), schedules.check(seed)

@@ -243,11 +243,13 @@ def exits(said: list[Any]) -> list[pb.WorkerExited]:
 
 def test_it_tells_the_capacity_of_all_nodes(ray: Ray) -> None:
     said = run(ray, 1, workers=0)
-    assert said == [Alive(5, ("here", "far"), of_nodes=((2, 0), (3, 4)))] * len(said)
+    assert said == [Alive(5, ("here", "far"), of_nodes=((2, 0), (3, 4)), names=("here.lab", "far.lab"))] * len(said)
 
 
 def test_it_tells_how_many_workers_it_runs(ray: Ray) -> None:
-    assert run(ray, 1, workers=2)[-1] == Alive(5, ("here", "far"), {"job": (2, 1)}, of_nodes=((2, 0), (3, 4)))
+    assert run(ray, 1, workers=2)[-1] == Alive(
+        5, ("here", "far"), {"job": (2, 1)}, of_nodes=((2, 0), (3, 4)), names=("here.lab", "far.lab")
+    )
 
 
 def test_where_a_node_is_to_be_avoided_workers_are_started_on_others_that_have_room(ray: Ray) -> None:
@@ -286,6 +288,18 @@ def test_where_fewer_are_wanted_those_that_work_stay(ray: Ray) -> None:
     fewer = pb.AttendResponse(allotments=[pb.Allotment(job_id="job", workers=2, slots_per_worker=1)])
     run(ray, 5, workers=3, then=(fewer,))
     assert [actor.answers for actor in ray.killed[:1]] == [False]
+
+
+def test_where_fewer_are_wanted_those_on_nodes_to_avoid_go_first(ray: Ray) -> None:
+    fewer = pb.AttendResponse(allotments=[pb.Allotment(job_id="job", workers=2, slots_per_worker=1, avoid=["here"])])
+    run(ray, 5, workers=3, then=(fewer,))
+    assert ray.killed[0].node == "here"
+
+
+def test_while_the_server_lets_workers_go_the_fleet_ends_none(ray: Ray) -> None:
+    going = pb.Allotment(job_id="job", workers=1, slots_per_worker=1, avoid=["here", "far"], letting_go=True)
+    said = run(ray, 5, workers=3, then=(pb.AttendResponse(allotments=[going]),))
+    assert said[-1].running == {"job": (3, 1)}
 
 
 def test_while_the_server_cannot_be_reached_what_runs_goes_on_and_nothing_is_started(ray: Ray) -> None:

@@ -11,6 +11,7 @@ from typing import Self
 from thalweg.client.access import Access
 from thalweg.client.arrays import Arrays, write_arrays
 from thalweg.client.batches import Batch, write_batches
+from thalweg.client.cluster import Cluster
 from thalweg.client.connection import CALL_SECONDS, Connection
 from thalweg.client.job import Job
 from thalweg.client.jobfile import JobFile, JobSource, Settings, load_job, with_data
@@ -175,6 +176,11 @@ class Client:
         """One job. Raises ThalwegError if the server has no job with this id."""
         answer = self._connection.call(self._connection.stub.GetJob, pb.GetJobRequest(job_id=_job_id(id)))
         return Job(self._connection, answer.job)
+
+    @property
+    def cluster(self) -> Cluster:
+        """The server's fleets and their nodes, for operators."""
+        return Cluster(self._connection)
 
     @property
     def access(self) -> Access:

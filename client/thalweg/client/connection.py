@@ -12,7 +12,7 @@ import grpc
 from thalweg.client.errors import LocalError
 from thalweg.contract.endpoint import Endpoint, Metadata, forks_are_supported
 from thalweg.contract.errors import ThalwegError
-from thalweg.v1 import access_service_pb2_grpc, training_service_pb2_grpc
+from thalweg.v1 import access_service_pb2_grpc, cluster_service_pb2_grpc, training_service_pb2_grpc
 
 T = TypeVar("T")
 
@@ -47,6 +47,7 @@ class Connection:
         self._stamp = stamp
         self._stub = training_service_pb2_grpc.TrainingServiceStub(self._channels[-1])
         self._access = access_service_pb2_grpc.AccessServiceStub(self._channels[-1])
+        self._cluster = cluster_service_pb2_grpc.ClusterServiceStub(self._channels[-1])
 
     def close(self) -> None:
         """Ends the connection and all calls."""
@@ -75,6 +76,12 @@ class Connection:
         """The server's methods for tokens. Raises ThalwegError as `stub` does."""
         self._refresh()
         return self._access
+
+    @property
+    def cluster(self) -> cluster_service_pb2_grpc.ClusterServiceStub:
+        """The server's methods for operators. Raises ThalwegError as `stub` does."""
+        self._refresh()
+        return self._cluster
 
     def _refresh(self) -> None:
         """Opens a new channel if files of TLS have changed. Raises ThalwegError if the connection cannot be used."""

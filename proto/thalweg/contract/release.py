@@ -34,22 +34,32 @@ def capacity(
     fleet: str = "",
     nodes: Iterable[str] = (),
     of_nodes: Iterable[tuple[int, int]] = (),
+    names: Iterable[str] = (),
     running: Iterable[fleet_service_pb2.Allotment] = (),
     allow_code: bool = False,
     allow_requirements: bool = False,
+    leaving: bool = False,
 ) -> fleet_service_pb2.Capacity:
-    """A fleet's first message. `fleet` is its id; `of_nodes` are the CPU slots and GPUs of each node."""
+    """What a fleet says of itself, first and when it changes. `fleet` is its id, `leaving` whether it is about to end.
+
+    `nodes`, `of_nodes` and `names` are the nodes' ids, CPU slots and GPUs, and names, in the same order.
+    """
+    nodes = tuple(nodes)
+    capacities = [fleet_service_pb2.NodeCapacity(slots=cpus, gpus=gpus) for cpus, gpus in of_nodes]
+    for each, node, called in zip(capacities, nodes, names, strict=False):
+        each.id, each.name = node, called
     return fleet_service_pb2.Capacity(
         name=name,
         slots=slots,
         id=fleet,
         nodes=nodes,
-        of_nodes=[fleet_service_pb2.NodeCapacity(slots=cpus, gpus=gpus) for cpus, gpus in of_nodes],
+        of_nodes=capacities,
         running=running,
         protocol=PROTOCOL,
         release=release(),
         allow_code=allow_code,
         allow_requirements=allow_requirements,
+        leaving=leaving,
     )
 
 

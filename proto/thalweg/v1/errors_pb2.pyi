@@ -41,6 +41,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """There is no valid token of that name."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 51
     """The caller's role does not allow the request."""
+    ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 80
+    """The server is about to end, and takes no new jobs."""
+    ERROR_REASON_NO_SUCH_NODE: _ErrorReason.ValueType  # 81
+    """No fleet and no node has the name."""
+    ERROR_REASON_AMBIGUOUS_NODE: _ErrorReason.ValueType  # 82
+    """Several nodes have the name."""
     ERROR_REASON_NO_PARAMETERS: _ErrorReason.ValueType  # 5
     """The job has no parameters yet."""
     ERROR_REASON_RESULT_REMOVED: _ErrorReason.ValueType  # 70
@@ -109,6 +115,12 @@ ERROR_REASON_TOKEN_NOT_FOUND: ErrorReason.ValueType  # 52
 """There is no valid token of that name."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 51
 """The caller's role does not allow the request."""
+ERROR_REASON_DRAINING: ErrorReason.ValueType  # 80
+"""The server is about to end, and takes no new jobs."""
+ERROR_REASON_NO_SUCH_NODE: ErrorReason.ValueType  # 81
+"""No fleet and no node has the name."""
+ERROR_REASON_AMBIGUOUS_NODE: ErrorReason.ValueType  # 82
+"""Several nodes have the name."""
 ERROR_REASON_NO_PARAMETERS: ErrorReason.ValueType  # 5
 """The job has no parameters yet."""
 ERROR_REASON_RESULT_REMOVED: ErrorReason.ValueType  # 70

@@ -26,7 +26,7 @@ from thalweg.v1 import options_pb2 as thalweg_dot_v1_dot_options__pb2
 from thalweg.v1 import parameter_service_pb2 as thalweg_dot_v1_dot_parameter__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ethalweg/v1/fleet_service.proto\x12\nthalweg.v1\x1a\x18thalweg/v1/options.proto\x1a\"thalweg/v1/parameter_service.proto\"w\n\rAttendRequest\x12(\n\x08\x63\x61pacity\x18\x01 \x01(\x0b\x32\x14.thalweg.v1.CapacityH\x00\x12\x31\n\rworker_exited\x18\x02 \x01(\x0b\x32\x18.thalweg.v1.WorkerExitedH\x00\x42\t\n\x07message\"\xf8\x01\n\x08\x43\x61pacity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1c\n\x05slots\x18\x02 \x01(\rB\r\xea\xe0\x18\t)\x00\x00\x00\x00\x80\x84.A\x12\n\n\x02id\x18\x03 \x01(\t\x12\r\n\x05nodes\x18\x04 \x03(\t\x12&\n\x07running\x18\x05 \x03(\x0b\x32\x15.thalweg.v1.Allotment\x12\x10\n\x08protocol\x18\x06 \x01(\r\x12\x0f\n\x07release\x18\x07 \x01(\t\x12\x12\n\nallow_code\x18\x08 \x01(\x08\x12\x1a\n\x12\x61llow_requirements\x18\t \x01(\x08\x12*\n\x08of_nodes\x18\n \x03(\x0b\x32\x18.thalweg.v1.NodeCapacity\"I\n\x0cNodeCapacity\x12\x1c\n\x05slots\x18\x01 \x01(\rB\r\xea\xe0\x18\t)\x00\x00\x00\x00\x80\x84.A\x12\x1b\n\x04gpus\x18\x02 \x01(\rB\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x90@\"\x8c\x02\n\x0cWorkerExited\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12-\n\x05\x63\x61use\x18\x04 \x01(\x0e\x32\x1e.thalweg.v1.WorkerExited.Cause\x12 \n\x05place\x18\x05 \x01(\x0b\x32\x11.thalweg.v1.Place\x12\x1d\n\x06signal\x18\x06 \x01(\rB\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00P@\x12\x0c\n\x04\x64ied\x18\x07 \x01(\x08\x12\x0c\n\x04line\x18\x08 \x01(\t\"@\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43\x41USE_KILLED\x10\x01\x12\x0e\n\nCAUSE_NODE\x10\x02J\x04\x08\x03\x10\x04R\x07\x63rashed\";\n\x0e\x41ttendResponse\x12)\n\nallotments\x18\x01 \x03(\x0b\x32\x15.thalweg.v1.Allotment\"\x93\x01\n\tAllotment\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07workers\x18\x02 \x01(\r\x12\x18\n\x10slots_per_worker\x18\x03 \x01(\r\x12\r\n\x05\x61void\x18\x04 \x03(\t\x12\x14\n\x0crequirements\x18\x05 \x03(\t\x12\x17\n\x0fgpus_per_worker\x18\x06 \x01(\x01\x12\r\n\x05token\x18\x07 \x01(\t2S\n\x0c\x46leetService\x12\x43\n\x06\x41ttend\x12\x19.thalweg.v1.AttendRequest\x1a\x1a.thalweg.v1.AttendResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ethalweg/v1/fleet_service.proto\x12\nthalweg.v1\x1a\x18thalweg/v1/options.proto\x1a\"thalweg/v1/parameter_service.proto\"w\n\rAttendRequest\x12(\n\x08\x63\x61pacity\x18\x01 \x01(\x0b\x32\x14.thalweg.v1.CapacityH\x00\x12\x31\n\rworker_exited\x18\x02 \x01(\x0b\x32\x18.thalweg.v1.WorkerExitedH\x00\x42\t\n\x07message\"\x89\x02\n\x08\x43\x61pacity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1c\n\x05slots\x18\x02 \x01(\rB\r\xea\xe0\x18\t)\x00\x00\x00\x00\x80\x84.A\x12\n\n\x02id\x18\x03 \x01(\t\x12\r\n\x05nodes\x18\x04 \x03(\t\x12&\n\x07running\x18\x05 \x03(\x0b\x32\x15.thalweg.v1.Allotment\x12\x10\n\x08protocol\x18\x06 \x01(\r\x12\x0f\n\x07release\x18\x07 \x01(\t\x12\x12\n\nallow_code\x18\x08 \x01(\x08\x12\x1a\n\x12\x61llow_requirements\x18\t \x01(\x08\x12*\n\x08of_nodes\x18\n \x03(\x0b\x32\x18.thalweg.v1.NodeCapacity\x12\x0f\n\x07leaving\x18\x0b \x01(\x08\"c\n\x0cNodeCapacity\x12\x1c\n\x05slots\x18\x01 \x01(\rB\r\xea\xe0\x18\t)\x00\x00\x00\x00\x80\x84.A\x12\x1b\n\x04gpus\x18\x02 \x01(\rB\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x90@\x12\n\n\x02id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\"\x8c\x02\n\x0cWorkerExited\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12-\n\x05\x63\x61use\x18\x04 \x01(\x0e\x32\x1e.thalweg.v1.WorkerExited.Cause\x12 \n\x05place\x18\x05 \x01(\x0b\x32\x11.thalweg.v1.Place\x12\x1d\n\x06signal\x18\x06 \x01(\rB\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00P@\x12\x0c\n\x04\x64ied\x18\x07 \x01(\x08\x12\x0c\n\x04line\x18\x08 \x01(\t\"@\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43\x41USE_KILLED\x10\x01\x12\x0e\n\nCAUSE_NODE\x10\x02J\x04\x08\x03\x10\x04R\x07\x63rashed\";\n\x0e\x41ttendResponse\x12)\n\nallotments\x18\x01 \x03(\x0b\x32\x15.thalweg.v1.Allotment\"\xa7\x01\n\tAllotment\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07workers\x18\x02 \x01(\r\x12\x18\n\x10slots_per_worker\x18\x03 \x01(\r\x12\r\n\x05\x61void\x18\x04 \x03(\t\x12\x14\n\x0crequirements\x18\x05 \x03(\t\x12\x17\n\x0fgpus_per_worker\x18\x06 \x01(\x01\x12\r\n\x05token\x18\x07 \x01(\t\x12\x12\n\nletting_go\x18\x08 \x01(\x08\x32S\n\x0c\x46leetService\x12\x43\n\x06\x41ttend\x12\x19.thalweg.v1.AttendRequest\x1a\x1a.thalweg.v1.AttendResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,17 +44,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTENDREQUEST']._serialized_start=108
   _globals['_ATTENDREQUEST']._serialized_end=227
   _globals['_CAPACITY']._serialized_start=230
-  _globals['_CAPACITY']._serialized_end=478
-  _globals['_NODECAPACITY']._serialized_start=480
-  _globals['_NODECAPACITY']._serialized_end=553
-  _globals['_WORKEREXITED']._serialized_start=556
-  _globals['_WORKEREXITED']._serialized_end=824
-  _globals['_WORKEREXITED_CAUSE']._serialized_start=745
-  _globals['_WORKEREXITED_CAUSE']._serialized_end=809
-  _globals['_ATTENDRESPONSE']._serialized_start=826
-  _globals['_ATTENDRESPONSE']._serialized_end=885
-  _globals['_ALLOTMENT']._serialized_start=888
-  _globals['_ALLOTMENT']._serialized_end=1035
-  _globals['_FLEETSERVICE']._serialized_start=1037
-  _globals['_FLEETSERVICE']._serialized_end=1120
+  _globals['_CAPACITY']._serialized_end=495
+  _globals['_NODECAPACITY']._serialized_start=497
+  _globals['_NODECAPACITY']._serialized_end=596
+  _globals['_WORKEREXITED']._serialized_start=599
+  _globals['_WORKEREXITED']._serialized_end=867
+  _globals['_WORKEREXITED_CAUSE']._serialized_start=788
+  _globals['_WORKEREXITED_CAUSE']._serialized_end=852
+  _globals['_ATTENDRESPONSE']._serialized_start=869
+  _globals['_ATTENDRESPONSE']._serialized_end=928
+  _globals['_ALLOTMENT']._serialized_start=931
+  _globals['_ALLOTMENT']._serialized_end=1098
+  _globals['_FLEETSERVICE']._serialized_start=1100
+  _globals['_FLEETSERVICE']._serialized_end=1183
 # @@protoc_insertion_point(module_scope)

@@ -70,6 +70,7 @@ class Capacity(_message.Message):
     ALLOW_CODE_FIELD_NUMBER: _builtins.int
     ALLOW_REQUIREMENTS_FIELD_NUMBER: _builtins.int
     OF_NODES_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A readable name."""
     slots: _builtins.int
@@ -84,6 +85,8 @@ class Capacity(_message.Message):
     """Whether its workers run jobs with code of their own (`JobSpec.code`, entry points). Others get no workers of this fleet."""
     allow_requirements: _builtins.bool
     """Whether it also installs the packages that such jobs require (`Code.requirements`)."""
+    leaving: _builtins.bool
+    """Whether the fleet is about to end: its workers are let go after the tasks that they have, and it gets no more."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The nodes of its cluster, by their ids."""
@@ -109,10 +112,11 @@ class Capacity(_message.Message):
         allow_code: _builtins.bool = ...,
         allow_requirements: _builtins.bool = ...,
         of_nodes: _abc.Iterable[Global___NodeCapacity] | None = ...,
+        leaving: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_code", b"allow_code", "allow_requirements", b"allow_requirements", "id", b"id", "name", b"name", "nodes", b"nodes", "of_nodes", b"of_nodes", "protocol", b"protocol", "release", b"release", "running", b"running", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_code", b"allow_code", "allow_requirements", b"allow_requirements", "id", b"id", "leaving", b"leaving", "name", b"name", "nodes", b"nodes", "of_nodes", b"of_nodes", "protocol", b"protocol", "release", b"release", "running", b"running", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -126,19 +130,27 @@ class NodeCapacity(_message.Message):
 
     SLOTS_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     slots: _builtins.int
     """CPU slots."""
     gpus: _builtins.int
     """GPUs."""
+    id: _builtins.str
+    """Its id, as in `Capacity.nodes`."""
+    name: _builtins.str
+    """Its name."""
     def __init__(
         self,
         *,
         slots: _builtins.int = ...,
         gpus: _builtins.int = ...,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "id", b"id", "name", b"name", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -258,6 +270,7 @@ class Allotment(_message.Message):
     REQUIREMENTS_FIELD_NUMBER: _builtins.int
     GPUS_PER_WORKER_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    LETTING_GO_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job's id."""
     workers: _builtins.int
@@ -270,6 +283,8 @@ class Allotment(_message.Message):
     """The token of the job's workers, in place of the fleet's own: they run code of the job's author. It opens the job's streams, data and
     code, and ends with the job.
     """
+    letting_go: _builtins.bool
+    """The server lets workers of the job go, after the tasks that they have. Meanwhile the fleet ends none that are too many."""
     @_builtins.property
     def avoid(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The ids of nodes on which no workers of the job are to be started for now, because workers of this job failed there."""
@@ -288,10 +303,11 @@ class Allotment(_message.Message):
         requirements: _abc.Iterable[_builtins.str] | None = ...,
         gpus_per_worker: _builtins.float = ...,
         token: _builtins.str = ...,
+        letting_go: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "gpus_per_worker", b"gpus_per_worker", "job_id", b"job_id", "requirements", b"requirements", "slots_per_worker", b"slots_per_worker", "token", b"token", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "gpus_per_worker", b"gpus_per_worker", "job_id", b"job_id", "letting_go", b"letting_go", "requirements", b"requirements", "slots_per_worker", b"slots_per_worker", "token", b"token", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

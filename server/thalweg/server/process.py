@@ -19,6 +19,7 @@ from thalweg.contract.tls import ServerTls
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.access import AccessService
 from thalweg.server.services.auditing import Audit, Unaudited
+from thalweg.server.services.cluster import ClusterService
 from thalweg.server.services.credentials import Credentials
 from thalweg.server.services.fleet import FleetService
 from thalweg.server.services.guard import Guard
@@ -30,11 +31,12 @@ from thalweg.server.services.training import TrainingService
 from thalweg.server.settings import CHECKPOINT_SECONDS, KEEP_UPLOADS_SECONDS, SILENCE_SECONDS, RunSettings
 from thalweg.server.storage.audit_file import AuditFile
 from thalweg.server.storage.folder import DataFolder
-from thalweg.server.storage.room import Room
 from thalweg.server.streams.memory_listener import Sharing
 from thalweg.v1 import (
     access_service_pb2,
     access_service_pb2_grpc,
+    cluster_service_pb2,
+    cluster_service_pb2_grpc,
     fleet_service_pb2,
     fleet_service_pb2_grpc,
     parameter_service_pb2,
@@ -52,6 +54,7 @@ _log = logging.getLogger(__name__)
 MAX_UPLOAD_BYTES = 1 << 30
 _SERVICES = {
     "thalweg.v1.TrainingService": training_service_pb2.DESCRIPTOR,
+    "thalweg.v1.ClusterService": cluster_service_pb2.DESCRIPTOR,
     "thalweg.v1.FleetService": fleet_service_pb2.DESCRIPTOR,
     "thalweg.v1.ParameterService": parameter_service_pb2.DESCRIPTOR,
     "thalweg.v1.ShardService": shard_service_pb2.DESCRIPTOR,
@@ -83,6 +86,8 @@ class ServerConfig:
 
     `audit` is whether `audit.jsonl` in the data folder says who did what.
 
+    `drained` is called, in the server's thread, when a server that is to end waits for nothing more: it is to be stopped then.
+
     `metrics` is where Prometheus finds metrics, and others whether the server is alive and ready, over HTTP. `traces` is the URL
     of a collector that gets traces of steps by OTLP; empty for none.
     """
@@ -104,6 +109,7 @@ class ServerConfig:
     allow_code: bool = False
     metrics: Address | None = None
     traces: str = ""
+    drained: Callable[[], object] = lambda: None
     tls: ServerTls | None = None
     audit: bool = False
 
@@ -224,13 +230,14 @@ class Server(Hosted):
             if self._audit:
                 self._audit.start(release())
             await server.start()
-            telling = asyncio.create_task(self._tell_health(jobs.journal.room))
+            telling = [asyncio.create_task(work) for work in (self._tell_health(jobs), self._tell_drained(jobs))]
             self._started.set()
             await self._stop.wait()
             await jobs.write_checkpoints()
             jobs.stopping = True
             await server.stop(STOP_GRACE_SECONDS)
-            telling.cancel()
+            for task in telling:
+                task.cancel()
         finally:
             if self._audit:
                 await self._audit.stop()
@@ -240,12 +247,22 @@ class Server(Hosted):
             if sharing:
                 sharing.close()
 
-    async def _tell_health(self, room: Room) -> None:
-        """Serving means that what is asked for can be written down."""
-        while True:
-            change = room.change
-            await self._set_health(serving=room.shortage is None)
-            await change.wait()
+    async def _tell_health(self, jobs: Jobs) -> None:
+        """Serving means that what is asked for can be written down, and that the server is not about to end."""
+        room, draining = jobs.journal.room, asyncio.create_task(jobs.cluster.draining.wait())
+        try:
+            while not draining.done():
+                change = asyncio.create_task(room.change.wait())
+                await self._set_health(serving=room.shortage is None)
+                await asyncio.wait({change, draining}, return_when=asyncio.FIRST_COMPLETED)
+                change.cancel()
+        finally:
+            draining.cancel()
+        await self._set_health(serving=False)
+
+    async def _tell_drained(self, jobs: Jobs) -> None:
+        await jobs.cluster.drained.wait()
+        self.config.drained()
 
     def _guard(self) -> Guard:
         auditor = self._audit or Unaudited()
@@ -255,6 +272,7 @@ class Server(Hosted):
         server = await self._grpc_server(_SERVICES)
         training = TrainingService(jobs, self.config.max_upload_bytes, self.config.local_workers)
         training_service_pb2_grpc.add_TrainingServiceServicer_to_server(training, server)
+        cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterService(jobs), server)
         fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(jobs, self.credentials.worker_token), server)
         shard_service_pb2_grpc.add_ShardServiceServicer_to_server(ShardService(jobs, self.config.tls), server)
         access_service_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(self.credentials), server)

@@ -19,6 +19,7 @@ from thalweg.client.cli import (
     jobfiles,
     jobs,
     listing,
+    nodes,
     results,
     serving,
     tokens,
@@ -78,7 +79,18 @@ _CHOICES = "\n\n".join(
 _PANELS: dict[str, list[Callable[..., None]]] = {
     "Train": [train.train, gradcheck.gradcheck, doctor.doctor, jobfiles.init],
     "Inspect results": [results.plot, results.predict, results.weights],
-    "Run a cluster": [serving.serve, serving.shard, serving.fleet, web.web, backups.backup, backups.restore],
+    "Run a cluster": [
+        serving.serve,
+        serving.shard,
+        serving.fleet,
+        nodes.nodes,
+        nodes.cordon,
+        nodes.drain,
+        nodes.uncordon,
+        web.web,
+        backups.backup,
+        backups.restore,
+    ],
     "Jobs": [jobs.submit, listing.jobs, jobfiles.show, jobs.watch, jobs.scale, jobs.share, jobs.cancel, jobs.delete],
 }
 

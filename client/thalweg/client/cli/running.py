@@ -27,6 +27,12 @@ def address_with_port(option: str, text: str, port: int) -> Address:
     return address_of(option, text)
 
 
+def reached(server: Address) -> Address:
+    """Where this machine reaches a server that listens at an address."""
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared
+    return server._replace(host=loopback.get(server.host, server.host))
+
+
 def announce(facts: dict[str, str], words: str, json: bool) -> None:
     """Says that the command runs: facts for programs, words for people."""
     if json:
@@ -36,10 +42,11 @@ def announce(facts: dict[str, str], words: str, json: bool) -> None:
 
 
 def wait(inbox: Inbox, log: Log | None = None) -> None:
-    """Waits for a signal that ends these commands. SIGHUP ends none; the file of a log is opened again."""
+    """Waits for a signal that ends these commands, or an item. SIGHUP ends none; the file of a log is opened again."""
     while True:
         try:
             inbox.get()
+            return
         except InterruptedBySignalError as signalled:
             if signalled.number != signal.SIGHUP:
                 return

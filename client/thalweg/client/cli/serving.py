@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from thalweg.client.cli.ending import end_server
 from thalweg.client.cli.log_options import Log, LogFileOption, LogFormat, LogFormatOption
 from thalweg.client.cli.options import Json, TokenFile, check_token_file, read_token, server_of, user_path
 from thalweg.client.cli.running import address_of as _address
-from thalweg.client.cli.running import address_with_port
+from thalweg.client.cli.running import address_with_port, reached
 from thalweg.client.cli.running import announce as _announce
 from thalweg.client.cli.running import wait as _wait
 from thalweg.client.cli.signals import Inbox
@@ -64,8 +65,13 @@ _SERVER_DEFAULT = f"THALWEG_SERVER in the environment, else 127.0.0.1:{DEFAULT_P
 
 def serve(
     address: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="The address to listen at; port 0 for any free port.")
-    ] = f"127.0.0.1:{DEFAULT_PORT}",
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="The address to listen at; port 0 for any free port.",
+            show_default=f"127.0.0.1:{DEFAULT_PORT}",
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -170,6 +176,18 @@ def serve(
     web_tls_cert: WebTlsCert = None,
     web_tls_key: WebTlsKey = None,
     web_host: WebHost = None,
+    drain: Annotated[
+        bool,
+        typer.Option(
+            "--drain",
+            metavar="",
+            help="Start no server: have the one that runs on --data, or at --address, finish what it has begun, and stop.",
+        ),
+    ] = False,
+    drain_seconds: Annotated[
+        float,
+        typer.Option(metavar="S", min=0, max=86400, help="With --drain: the seconds for workers to finish their tasks."),
+    ] = 60.0,
     shard_of: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="The former name of `thalweg shard`.", hidden=True)
     ] = None,
@@ -180,14 +198,16 @@ def serve(
     """Runs a parameter server until Ctrl-C or SIGTERM.
 
     When it is started again, it resumes jobs that have not ended. To train,
-    it needs at least one fleet: see [bold]thalweg fleet --help[/].
+    it needs at least one fleet: see [bold]thalweg fleet --help[/]. With --drain,
+    ends a running server: it gives out no more tasks and accepts no jobs,
+    waits for the tasks that workers have, and writes checkpoints.
 
     [bold]Examples[/]
 
     [cyan]thalweg serve[/]
     [cyan]thalweg serve --address 0.0.0.0:7070 --token-file token --tls-cert tls/server.pem --tls-key tls/server-key.pem[/]
     """
-    where = _address("--address", address)
+    where = _address("--address", address or f"127.0.0.1:{DEFAULT_PORT}")
     observed = address_with_port("--metrics", metrics, _METRICS_PORT) if metrics is not None else None
     if traces and not traces.startswith(("http://", "https://")):
         raise invalid(Violation("--traces", f"{traces!r} is not a URL; write http://HOST:PORT, as in http://127.0.0.1:4317"))
@@ -214,6 +234,10 @@ def serve(
     if page_at and tls and not tls.as_client():
         raise invalid(Violation("--tls-ca", "goes with --web and --tls-cert: the page verifies the server's certificate"))
     folder = expanded(data or served_folder()).absolute()
+    if drain:
+        elsewhere = where if address is not None and data is None else None
+        end_server(elsewhere, folder, token, read_tls(tls_ca, tls_cert, tls_key), drain_seconds, json)
+        return
     own = where.is_loopback and not (token or trust_network)
     with Inbox() as inbox, _private_files(), ExitStack() as stack:
         if not folder.exists():
@@ -221,7 +245,13 @@ def serve(
             check_address(where)
         if own:
             token = folder_token(folder, SERVER_TOKEN)
-        settings |= {"trust_network": trust_network, "shared_memory": shared_memory, "allow_code": allow_code, "tls": tls}
+        settings["drained"] = lambda: inbox.put(None)
+        settings |= {
+            "trust_network": trust_network,
+            "shared_memory": shared_memory,
+            "allow_code": allow_code,
+            "tls": tls,
+        }
         settings["audit"] = True
         server = start_server(where, folder, token, metrics=observed, traces=traces or "", **settings)
         stack.callback(server.stop)
@@ -232,7 +262,7 @@ def serve(
         words = f"serving at {at}, data in {folder}"
         if page_at:
             page = start_page(
-                Endpoint(_reached(server.address), token, tls and tls.as_client()),
+                Endpoint(reached(server.address), token, tls and tls.as_client()),
                 page_at,
                 option="--web",
                 certificate=web_tls_cert,
@@ -474,6 +504,7 @@ def fleet(
                 json,
             )
             _wait(inbox, log)
+            running.leave()
         finally:
             running.stop()
 
@@ -481,12 +512,6 @@ def fleet(
 def _server_address(given: str | None) -> Address:
     """The address of the server of a shard or a fleet."""
     return _address("--server", server_of(given, None) or f"127.0.0.1:{DEFAULT_PORT}")
-
-
-def _reached(server: Address) -> Address:
-    """Where this machine reaches a server that listens at an address."""
-    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared
-    return server._replace(host=loopback.get(server.host, server.host))
 
 
 def _told(metrics: Address | None) -> dict[str, str]:

@@ -72,6 +72,14 @@ _SERVICES: Mapping[str, Mapping[str, Row]] = {
         "RevokeToken": Row(audited=True),
         "GetCaller": _KNOWN,
     },
+    "thalweg.v1.ClusterService": {
+        # It names the jobs of others.
+        "ListFleets": Row(viewer=_ALL),
+        "Cordon": Row(audited=True),
+        "Uncordon": Row(audited=True),
+        "Drain": Row(audited=True),
+        "DrainServer": Row(audited=True),
+    },
     "thalweg.v1.FleetService": {"Attend": Row(fleet=_ALL, audited=True, lasts=True)},
     # A shard is a part of the server elsewhere, run by those who run fleets.
     "thalweg.v1.ShardService": {"Hold": Row(fleet=_ALL, audited=True, lasts=True)},

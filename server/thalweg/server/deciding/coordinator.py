@@ -25,6 +25,7 @@ from thalweg.server.deciding.decisions import (
     Dropped,
     Evict,
     Finish,
+    LetGo,
     LoadGiven,
     Refuse,
     ReportReady,
@@ -52,6 +53,7 @@ from thalweg.server.deciding.events import (
     WorkerMisbehaved,
     WorkerPrepared,
     WorkerRefused,
+    WorkersReleased,
 )
 from thalweg.server.deciding.impossible import ImpossibleError
 from thalweg.server.deciding.phases.course import Course
@@ -120,6 +122,8 @@ class Coordinator:
         self._workers = Workforce(contributed=position is not None and position.version > 0, code=code)
         self._facts: Facts | None = None
         self.limit = TimeLimit(spec.training.max_seconds if spec.training.HasField("max_seconds") else None, used)
+        # The workers that are to go when they have nothing left to do, and why.
+        self._released: dict[WorkerId, str] = {}
 
     @property
     def version(self) -> int:
@@ -176,6 +180,8 @@ class Coordinator:
         decisions = self._decide(event)
         if any(isinstance(decision, Finish) for decision in decisions):
             self._end = Phase.ENDING
+        elif self._released:
+            decisions += self._let_go()
         return decisions
 
     def _after_end(self, event: Event) -> list[Decision]:
@@ -236,6 +242,8 @@ class Coordinator:
                 return self.stage.checkpoint_requested() if isinstance(self.stage, Course) else []
             case Tick(missed):
                 return self._tick(missed)
+            case WorkersReleased(workers, reason, at_once):
+                return self._release(workers, reason, at_once)
             case PauseRequested():
                 return self._pause()
             case CancelRequested():
@@ -296,7 +304,7 @@ class Coordinator:
     def _worker_ready(self, worker: WorkerId) -> list[Decision]:
         match self.stage:
             case Initialization() as making:
-                return making.assign(self._workers.prepared, self._now)
+                return making.assign(self._available(), self._now)
             case Course() as course:
                 return course.joined(worker)
             case Expecting():
@@ -316,17 +324,18 @@ class Coordinator:
     def _start(self, plan: Plan, position: Position) -> list[Decision]:
         """The parameters are there: training begins, or goes on, where it is."""
         course = self.stage = Course(plan, self._settings, position, self._now)
-        return [ReportReady(), *course.begin(self._workers.prepared)]
+        return [ReportReady(), *course.begin(self._available())]
 
     def _worker_lost(self, worker: WorkerId) -> list[Decision]:
         # It may have been evicted or dismissed before.
         if worker not in self._workers:
             return []
+        self._released.pop(worker, None)
         prepared = self._workers.leave(worker)
         match self.stage:
             case Initialization() as making if prepared:
                 making.lost(worker)
-                return making.assign(self._workers.prepared, self._now)
+                return making.assign(self._available(), self._now)
             case Course() as course if prepared:
                 return course.lost(worker)
             case _:
@@ -374,6 +383,30 @@ class Coordinator:
             self._worker_lost(worker)
         return decisions
 
+    def _release(self, workers: Iterable[WorkerId], reason: str, at_once: bool) -> list[Decision]:
+        """Workers get nothing more to do. They go when they have done what they have, or at once."""
+        decisions: list[Decision] = []
+        there = [worker for worker in workers if worker in self._workers]
+        for worker in there:
+            self._released[worker] = reason
+            if isinstance(self.stage, Course):
+                self.stage.retire(worker)
+        for worker in there if at_once else ():
+            decisions += [LetGo(worker, reason), *self._worker_lost(worker)]
+        return decisions
+
+    def _let_go(self) -> list[Decision]:
+        """Lets released workers go that have nothing left to do."""
+        decisions: list[Decision] = []
+        for worker, reason in list(self._released.items()):
+            if isinstance(self.stage, Expecting) or not self.stage.busy(worker):
+                decisions += [LetGo(worker, reason), *self._worker_lost(worker)]
+        return decisions
+
+    def _available(self) -> list[WorkerId]:
+        """The prepared workers that may get something to do."""
+        return [worker for worker in self._workers.prepared if worker not in self._released]
+
     def _tick(self, missed: float) -> list[Decision]:
         if self.limit.seconds is not None and self.limit.reached:
             return [self._cancelled(f"{reached(self.limit.seconds, self.limit.used)}; resume it with a higher limit")]
@@ -382,7 +415,7 @@ class Coordinator:
             decisions += [Evict(worker), *self._worker_lost(worker)]
         match self.stage:
             case Initialization() as making:
-                return decisions + making.assign(self._workers.prepared, self._now)
+                return decisions + making.assign(self._available(), self._now)
             case Course() as course:
                 return decisions + course.tick()
             case Expecting():

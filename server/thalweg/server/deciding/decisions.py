@@ -128,6 +128,14 @@ class Dismiss:
 
 
 @dataclass(frozen=True, slots=True)
+class LetGo:
+    """A worker is not needed here any more, and has nothing left to do: let it go, and say why. It is not missed."""
+
+    worker: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refuse:
     """A worker cannot work beside the others: end its stream with an error, by its reason, that names the problem."""
 
@@ -136,7 +144,7 @@ class Refuse:
     reason: str = "DISAGREES"
 
 
-ForWorkers = AdmitWorker | AssignInitialize | AssignDifferentiate | AssignEvaluate | SendRange | Evict | Dismiss | Refuse
+ForWorkers = AdmitWorker | AssignInitialize | AssignDifferentiate | AssignEvaluate | SendRange | Evict | Dismiss | LetGo | Refuse
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,15 @@ class CancelRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkersReleased:
+    """Some workers are to go, for a reason: each after the tasks that it has, or `at_once`, and none gets more."""
+
+    workers: tuple[WorkerId, ...]
+    reason: str
+    at_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PauseRequested:
     """The job is to have no workers for now."""
 
@@ -190,5 +199,6 @@ Event = (
     | CheckpointRequested
     | Tick
     | CancelRequested
+    | WorkersReleased
     | PauseRequested
 )

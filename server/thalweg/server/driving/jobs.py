@@ -16,6 +16,7 @@ from thalweg.server.access.table import READS, scope_of
 from thalweg.server.arrays.sharded.registry import ShardLink
 from thalweg.server.driving import acceptance
 from thalweg.server.driving.answers import ANSWER_SECONDS, Answers
+from thalweg.server.driving.cluster import Cluster
 from thalweg.server.driving.job.driver import JobDriver
 from thalweg.server.driving.lifecycle.lives import Lives
 from thalweg.server.driving.queries import Queries
@@ -53,6 +54,7 @@ class Jobs:
         self.lives = Lives(self.journal, self.answers, settings, max_running, sharing, clock)
         self.places = self.lives.places
         self.shards = self.lives.runs.shards
+        self.cluster = Cluster(self.journal, self.answers, self.lives)
         self.queries = Queries(self.journal, self.answers, self.lives)
         self.upkeep = Upkeep(self.journal, self.lives, settings, self.shard_lost, clock)
         self._accepting: set[asyncio.Task[job_pb2.Job]] = set()
@@ -63,6 +65,7 @@ class Jobs:
         Raises OSError if that cannot be recorded.
         """
         self.journal.start()
+        await self.cluster.start()
         await self.lives.recover(resume_unfinished, kept)
         self.upkeep.start()
         try:
@@ -79,6 +82,7 @@ class Jobs:
     async def stop(self) -> None:
         """Waits for what is being written, but not for ever. Jobs that have not ended stay unfinished."""
         self.upkeep.stop()
+        self.cluster.close()
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*self._accepting, self.lives.stop(), return_exceptions=True), DISK_SECONDS)
         self.answers.close()
@@ -113,7 +117,11 @@ class Jobs:
         self.lives.event_rejected(job_id, problem)
 
     async def create(self, request: training_service_pb2.CreateJobRequest, by: Principal = ADMIN) -> job_pb2.Job:
-        """Accepts a job, whose owner is the principal that creates it. Raises ThalwegError if it is not right."""
+        """Accepts a job, whose owner is the principal that creates it.
+
+        Raises ThalwegError if it is not right, or if the server is about to end.
+        """
+        self.cluster.check_open()
         spec = validation.complete(request.spec)
         if not self.settings.allow_code and (uses := entry_points(spec)):
             raise ThalwegError("CODE_NOT_ALLOWED", {"field": uses[0].field, "entrypoint": uses[0].title})
@@ -213,8 +221,9 @@ class Jobs:
     async def resume(self, job_id: str, max_seconds: float | None = None) -> job_pb2.Job:
         """Resumes a job that was cancelled or has failed, with another time limit in seconds, if one is given, 0 for none.
 
-        Raises ThalwegError if it has succeeded, or has no time left.
+        Raises ThalwegError if it has succeeded, has no time left, or the server is about to end.
         """
+        self.cluster.check_open()
         if max_seconds:
             validation.check_value(job_pb2.Training.DESCRIPTOR.fields_by_name["max_seconds"], max_seconds, "max_seconds")
         consequence = "The job is resumed; that is recorded as soon as there is disk space."

@@ -37,6 +37,8 @@ class ServerSource:
             return "stopping"
         if not self._jobs.upkeep.started:
             return "starting"
+        if self._jobs.cluster.draining.is_set():
+            return "the server is being drained"
         return "the data folder is not writable" if self._jobs.journal.room.shortage else ""
 
     async def observe(self) -> Families:

@@ -2,15 +2,17 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 
+from thalweg.contract.errors import ThalwegError
 from thalweg.contract.release import check_protocol
-from thalweg.contract.text import MAX_FLEET_NAME, MAX_PROBLEM, visible
+from thalweg.contract.text import MAX_FLEET_NAME, MAX_PROBLEM, MAX_WORKER_NAME, visible
 from thalweg.server import validation
-from thalweg.server.deciding.allotment.fleets import AttendingFleet
+from thalweg.server.deciding.allotment.attending import AttendingFleet
 from thalweg.server.deciding.allotment.room import Node
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.guard import end, errors
@@ -34,7 +36,7 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
         self, request_iterator: AsyncIterator[pb.AttendRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.AttendResponse]:
         async with errors(context):
-            fleet = AttendingFleet()
+            fleet = AttendingFleet(since=time.time())
             listener = asyncio.create_task(self._listen(fleet, request_iterator))
             listener.add_done_callback(lambda _: fleet.changed.set())
             self._jobs.places.fleets.add(fleet)
@@ -69,10 +71,18 @@ class FleetService(fleet_service_pb2_grpc.FleetServiceServicer):
             for name, value in (("slots", node.slots), ("gpus", node.gpus)):
                 validation.check_value(_OF_NODE[name], value, f"capacity.of_nodes[{index}].{name}")
         fleet.capacities = tuple(Node(node.slots, node.gpus) for node in capacity.of_nodes)
+        fleet.node_ids = tuple(visible(node.id, MAX_WORKER_NAME) for node in capacity.of_nodes if node.id)
+        if len(fleet.node_ids) not in (0, len(fleet.capacities)):
+            raise ThalwegError("PROTOCOL_VIOLATION", {"problem": "a fleet gives ids of some of its nodes and not of others"})
+        fleet.names = {each.id: visible(each.name, MAX_WORKER_NAME) for each in capacity.of_nodes if each.id and each.name}
         fleet.allow_code, fleet.allow_requirements = capacity.allow_code, capacity.allow_requirements
         if not fleet.known:
             self._jobs.places.fleets.know(fleet, capacity.id, capacity.running)
         fleet.changed.set()
+        if capacity.leaving and not fleet.leaving:
+            fleet.leaving = True
+            _log.info("fleet %s is about to leave; its workers finish their tasks", fleet.name)
+            self._jobs.cluster.let_go("the fleet is stopping")
         self._jobs.places.allot()
 
     def _worker_exited(self, fleet: AttendingFleet, exited: pb.WorkerExited) -> None:

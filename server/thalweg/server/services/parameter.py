@@ -169,6 +169,8 @@ class JobReception:
             return f"job {hello.job_id} {'is paused' if run.job.paused else 'is still queued'}"
         if not self._jobs.places.permits(run.job):
             return f"job {hello.job_id} has code, which this server does not allow"
+        if refusal := self._jobs.cluster.refusal(place):
+            return refusal
         return run, WorkerStream(next(self._ids), visible(hello.worker, MAX_WORKER_NAME), place)
 
 

@@ -13,6 +13,7 @@ from thalweg.contract.layout import Slab
 from thalweg.server.settings import KEEP_UPLOADS_SECONDS
 from thalweg.server.storage import initial
 from thalweg.server.storage.bin import Bin
+from thalweg.server.storage.cordon_table import CordonTable
 from thalweg.server.storage.disk import RealDisk
 from thalweg.server.storage.event_table import EventTable
 from thalweg.server.storage.job_files import JobFiles
@@ -27,7 +28,7 @@ from thalweg.server.storage.uploads import UploadFiles
 _log = logging.getLogger(__name__)
 
 
-class DataFolder(JobTable, EventTable, UploadTable, TokenTable, JobFiles):
+class DataFolder(JobTable, EventTable, UploadTable, TokenTable, CordonTable, JobFiles):
     """The storage of a server in a folder. Raises NewerFormatError if a newer release wrote it."""
 
     uploads: UploadFiles

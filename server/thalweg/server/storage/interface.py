@@ -11,6 +11,7 @@ from typing import Protocol
 
 from thalweg.contract.layout import Slab
 from thalweg.server.arrays.downloads import Download
+from thalweg.server.deciding.allotment.closures import Closed
 from thalweg.server.storage.checkpoints import Checkpoints
 from thalweg.v1 import job_pb2, training_service_pb2
 
@@ -142,6 +143,20 @@ class Storage(Protocol):
 
     def stop_cleanly(self) -> None:
         """The server stops and did not die."""
+        ...
+
+    # Fleets and nodes that are closed.
+
+    def cordons(self) -> list[Closed]:
+        """What is closed, by name."""
+        ...
+
+    def put_cordon(self, closed: Closed) -> None:
+        """Records that a fleet or a node is closed, in the place of what was on record of it."""
+        ...
+
+    def remove_cordon(self, fleet: str, node: str) -> None:
+        """Records that a fleet or a node is open."""
         ...
 
     # Events on record.

@@ -90,7 +90,15 @@ def _fifth(database: sqlite3.Connection) -> None:
     database.execute("ALTER TABLE jobs ADD COLUMN result_removed REAL")
 
 
-_STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second, _third, _fourth, _fifth)
+def _sixth(database: sqlite3.Connection) -> None:
+    """The fleets and nodes at which no workers are started."""
+    database.execute(
+        "CREATE TABLE cordons (fleet TEXT NOT NULL, node TEXT NOT NULL, closure INTEGER NOT NULL, since REAL NOT NULL, "
+        "PRIMARY KEY (fleet, node)) WITHOUT ROWID"
+    )
+
+
+_STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second, _third, _fourth, _fifth, _sixth)
 FORMAT = len(_STEPS)
 
 

@@ -1,6 +1,7 @@
 """The workers of one running job: their streams, the memory that they share, and what is decided for them."""
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from thalweg.server.deciding.decisions import (
     Dismiss,
     Evict,
     ForWorkers,
+    LetGo,
     Refuse,
     SendRange,
 )
@@ -75,6 +77,7 @@ class Connections:
         self._settings = settings
         self._all: dict[WorkerId, Connection] = {}
         self._names: dict[WorkerId, str] = {}
+        self._since: dict[WorkerId, float] = {}
         # How many workers were lost on each node.
         self._lost: Counter[tuple[str, str]] = Counter()
 
@@ -93,6 +96,7 @@ class Connections:
         worker = connection.worker
         self._all[worker] = connection
         self._names[worker] = connection.name
+        self._since[worker] = time.time()
         offer = self.shared.invite(worker, partial(hear, connection), partial(self._cut, connection))
         welcome = parameter_service_pb2.Welcome(
             spec=self._telemetry.job.spec,
@@ -108,6 +112,7 @@ class Connections:
         """A worker is gone. Whether it was still there, and is missed."""
         self.shared.leave(worker)
         name = self._names.pop(worker, None)
+        self._since.pop(worker, None)
         connection = self._all.pop(worker, None)
         if connection is None or name is None or not missed:
             return False
@@ -139,6 +144,9 @@ class Connections:
             case Dismiss(worker, reason):
                 arrays.leave(worker)
                 self._dismiss(worker, reason)
+            case LetGo(worker, reason):
+                arrays.leave(worker)
+                self._let_go(worker, reason)
             case Refuse(worker, problem, reason):
                 arrays.leave(worker)
                 self._refuse(worker, problem, reason)
@@ -161,12 +169,34 @@ class Connections:
             connection.send(parameter_service_pb2.WorkResponse(goodbye=parameter_service_pb2.Goodbye(reason=reason)))
             self.leave(worker)
 
+    def _let_go(self, worker: WorkerId, reason: str) -> None:
+        """Lets a worker go that has done its work: it is not lost."""
+        connection = self._all.get(worker)
+        if connection:
+            connection.send(parameter_service_pb2.WorkResponse(goodbye=parameter_service_pb2.Goodbye(reason=reason)))
+            self.leave(worker, missed=False)
+            _log.info("job %s: worker %s was let go: %s", self._telemetry.job.id, connection.name, reason)
+            self._telemetry.workers_changed(self._names.values(), left=[connection.name])
+
     def _refuse(self, worker: WorkerId, problem: str, reason: str) -> None:
         """Ends the stream of a worker that cannot work beside the others, with the error of a reason."""
         connection = self._all.get(worker)
         if connection:
             connection.evict(ThalwegError(reason, {"problem": problem}))
             self.leave(worker)
+
+    @property
+    def all(self) -> list[tuple[Connection, float]]:
+        """The streams of all of them, and since when each is there, in seconds since 1970."""
+        return [(connection, self._since[worker]) for worker, connection in self._all.items()]
+
+    def at(self, place: Callable[[Place], object]) -> tuple[WorkerId, ...]:
+        """The workers at some places."""
+        return tuple(worker for worker, connection in self._all.items() if place(connection.place))
+
+    def on(self, fleet: str, node: str) -> int:
+        """How many workers that a fleet started run on a node."""
+        return sum(connection.place.key == (fleet, node) for connection in self._all.values())
 
     def of_fleet(self, fleet: str) -> int:
         """How many workers that a fleet started are there."""

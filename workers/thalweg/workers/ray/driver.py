@@ -92,8 +92,8 @@ class RayDriver:
 
     def _report(self) -> None:
         of_nodes = tuple(self._capacities.values())
-        slots = sum(cpus for cpus, _ in of_nodes)
-        self._connection.send(Alive(slots, tuple(self._capacities), self._running(), self._unreachable, of_nodes))
+        slots, names = sum(cpus for cpus, _ in of_nodes), tuple(self._names[node] for node in self._capacities)
+        self._connection.send(Alive(slots, tuple(self._capacities), self._running(), self._unreachable, of_nodes, names))
 
     def _running(self) -> dict[str, tuple[int, int]]:
         """The number of actors of each job, and the slots of each of them."""
@@ -183,11 +183,8 @@ class RayDriver:
             allotment = self._wanted.get(job_id)
             wanted = allotment.workers if allotment else 0
             actors = self._actors[job_id]
-            while len(actors) > wanted:
-                # The last one, preferably one that has done nothing yet.
-                started = list(reversed(actors))
-                reference = next((each for each in started if not self._now(actors[each].answered)), started[0])
-                self._ray.kill(actors.pop(reference).handle)
+            while len(actors) > wanted and not (allotment and allotment.letting_go):
+                self._ray.kill(actors.pop(self._surplus(actors, set(allotment.avoid if allotment else ()))).handle)
             if not allotment:
                 del self._actors[job_id]
                 self._backoff.pop(job_id, None)
@@ -197,6 +194,12 @@ class RayDriver:
             while len(actors) < allotment.workers and monotonic() >= self._not_before[job_id]:
                 if not self._start(actors, job_id, allotment):
                     break
+
+    def _surplus(self, actors: dict[Any, _Actor], avoid: set[str]) -> Any:
+        """The actor that is to end if there are too many: on a node to avoid, or one that has done nothing yet, or the last."""
+        started = list(reversed(actors))
+        avoided = [each for each in started if avoid and self._place(actors[each]).node in avoid]
+        return next((each for each in avoided or started if not self._now(actors[each].answered)), (avoided or started)[0])
 
     def _start(self, actors: dict[Any, _Actor], job_id: str, allotment: pb.Allotment) -> bool:
         """Starts an actor, on a node of Ray's choice if all will do. False if none has room."""

@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -26,8 +27,10 @@ _log = logging.getLogger(__name__)
 _START_SECONDS = 120.0
 # A driver that sends nothing for this time hangs in a call of Ray.
 _SILENCE_SECONDS = 15.0
-# The seconds for its end, which takes long on a busy machine, and while Ray starts.
-_STOP_SECONDS = 30.0
+# The seconds for workers to finish their tasks before the fleet ends, and between looks whether they have.
+_LEAVE_SECONDS, _LOOK_SECONDS = 4.0, 0.05
+# The seconds for the end of the driver, then it is killed: those who stop a fleet wait for 10 s as a rule.
+_STOP_SECONDS = 4.0
 # The seconds for which workers are kept while the server cannot be reached: longer than the wait between two attempts.
 _GRACE_SECONDS = 15.0
 
@@ -52,6 +55,8 @@ class Fleet:
         self._lost_since: float | None = None
         self._orders: pb.AttendResponse | Hold = pb.AttendResponse()
         self._driver: DriverProcess | None = None
+        # Whether the fleet is about to end, and whether the server hears it.
+        self._leaving = self._connected = False
         self._call: Any = None
         self._threads = [
             threading.Thread(target=self._attend, name="thalweg-attend", daemon=True),
@@ -95,6 +100,17 @@ class Fleet:
         for thread in self._threads:
             thread.start()
 
+    def leave(self) -> None:
+        """Has the server let the workers go, each after the task that it has, and waits for that, but not for long."""
+        with self._lock:
+            self._leaving = True
+            self._tell_capacity()
+        until = monotonic() + _LEAVE_SECONDS
+        while self._connected and self._cluster.running and monotonic() < until:
+            time.sleep(_LOOK_SECONDS)
+        if self._cluster.running:
+            _log.warning("workers had not finished their tasks in %.0f s; the server gives these to others", _LEAVE_SECONDS)
+
     def stop(self) -> None:
         """Ends the workers and leaves Ray. The fleet's own Ray ends."""
         self._stop.set()
@@ -120,6 +136,7 @@ class Fleet:
                         if not connected:
                             _log.info("connected to %s", where)
                             connected, backoff, said = True, FIRST_BACKOFF, ""
+                            self._connected = True
                         self._pass_on(response)
                 problem = "it ended the connection"
             except grpc.RpcError as error:
@@ -128,6 +145,7 @@ class Fleet:
                 problem = _plain(error)
             finally:
                 self._outbox.put(None)
+                self._connected = False
             if not self._stop.is_set():
                 if problem != said:
                     _log.warning("%s %s: %s; trying again", "lost" if connected else "cannot reach", where, problem)
@@ -185,7 +203,9 @@ class Fleet:
             fleet=self._id,
             nodes=cluster.nodes,
             of_nodes=cluster.of_nodes,
+            names=cluster.names,
             running=running,
+            leaving=self._leaving,
             allow_code=self.config.allow_code,
             allow_requirements=self.config.allow_requirements,
         )
@@ -240,7 +260,8 @@ class Fleet:
                 where = ", ".join(sorted(added))
                 _log.warning("no workers on %s: the server's address %s is this machine's own", where, self.config.server.address)
             before = self._cluster
-            changed = (cluster.slots, cluster.nodes, cluster.of_nodes) != (before.slots, before.nodes, before.of_nodes)
+            told, known = ((each.slots, each.nodes, each.of_nodes, each.names) for each in (cluster, before))
+            changed = told != known
             self._cluster = cluster
             if changed:
                 self._tell_capacity()

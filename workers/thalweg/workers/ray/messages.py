@@ -42,6 +42,8 @@ class Alive:
     unreachable: tuple[str, ...] = ()
     # The CPU slots and the GPUs of each node.
     of_nodes: tuple[tuple[int, int], ...] = ()
+    # The names of the nodes.
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

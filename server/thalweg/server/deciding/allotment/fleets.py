@@ -1,15 +1,15 @@
 """How many workers each fleet runs for each job. Level-triggered: each fleet is always sent its whole allotment."""
 
-import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from thalweg.contract.code import entry_points
 from thalweg.contract.worker_size import Size, size_of
+from thalweg.server.deciding.allotment.attending import Allotment, Applicant, AttendingFleet, need_of
+from thalweg.server.deciding.allotment.closures import Closure, Closures
 from thalweg.server.deciding.allotment.room import Node, Room
+from thalweg.server.deciding.allotment.view import FleetView
 from thalweg.server.deciding.values import Place
 from thalweg.v1 import fleet_service_pb2, job_pb2
 
@@ -18,130 +18,6 @@ _log = logging.getLogger(__name__)
 Allotments: TypeAlias = list[list[int]]
 # The most workers that each fleet may give to each job; None where there is no such limit.
 Limits: TypeAlias = Sequence[Sequence[int | None]]
-
-
-class Allotment(NamedTuple):
-    """What a job gets from a fleet: workers, with CPU slots and GPUs each, no new ones on some nodes, and with some packages."""
-
-    workers: int
-    slots: int
-    avoid: tuple[str, ...] = ()
-    requirements: tuple[str, ...] = ()
-    gpus: float = 0.0
-
-
-class Applicant(Protocol):
-    """A job that wants workers, as a `JobDriver` is."""
-
-    @property
-    def job(self) -> job_pb2.Job:
-        """What it wants."""
-        ...
-
-    @property
-    def avoided(self) -> tuple[Place, ...]:
-        """Where it is to get no more workers for now."""
-        ...
-
-    def workers_of(self, fleet: str) -> int:
-        """How many workers that a fleet started are connected."""
-        ...
-
-
-@dataclass(eq=False)
-class AttendingFleet:
-    """A fleet that attends."""
-
-    name: str = ""
-    slots: int = 0
-    id: str = ""
-    nodes: frozenset[str] = frozenset()
-    # What each node has. A fleet that does not tell counts as one node.
-    capacities: tuple[Node, ...] = ()
-    # Whether its workers run code of jobs' authors, and whether it installs packages for that.
-    allow_code: bool = False
-    allow_requirements: bool = False
-    allotments: dict[str, Allotment] = field(default_factory=dict)
-    # How many workers of each job may be running there: as many as it was ever told to start, less those of which it said that
-    # they ended and that it was not to replace.
-    started: dict[str, int] = field(default_factory=dict)
-    # Whether it has said what it can hold, and whether it has come again on another stream.
-    known: bool = False
-    superseded: bool = False
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def message(self, token_of: Callable[[str], str | None]) -> fleet_service_pb2.AttendResponse:
-        """The allotment, as it is sent to the fleet, with the tokens of jobs' workers."""
-        return fleet_service_pb2.AttendResponse(
-            allotments=[
-                fleet_service_pb2.Allotment(
-                    job_id=job_id,
-                    workers=each.workers,
-                    slots_per_worker=each.slots,
-                    avoid=each.avoid,
-                    requirements=each.requirements,
-                    gpus_per_worker=each.gpus,
-                    # None if the job ended just now: then it is not in the next allotment.
-                    token=token_of(job_id) or "",
-                )
-                for job_id, each in self.allotments.items()
-            ]
-        )
-
-    @property
-    def allotted(self) -> int:
-        """The CPU slots that are given to jobs."""
-        return sum(allotment.workers * allotment.slots for allotment in self.allotments.values())
-
-    @property
-    def by_node(self) -> Sequence[Node]:
-        """What its nodes have."""
-        return self.capacities or (Node(self.slots),)
-
-    def gives(self, job_id: str) -> int:
-        """How many workers a job gets from it."""
-        allotment = self.allotments.get(job_id)
-        return allotment.workers if allotment else 0
-
-    def give(self, allotments: dict[str, Allotment], jobs: Iterable[str]) -> None:
-        """Tells it what it gives to `jobs`, if that has changed."""
-        self.started = {job_id: max(self.started.get(job_id, 0), self.gives(job_id)) for job_id in jobs}
-        if allotments != self.allotments:
-            self.allotments = allotments
-            self.changed.set()
-
-    def exited(self, job_id: str) -> bool:
-        """The fleet reports that a worker of a job ended. Whether it can be one that it was asked to start."""
-        most = max(self.started.get(job_id, 0), self.gives(job_id))
-        self.started[job_id] = max(most - 1, self.gives(job_id))
-        return most > 0
-
-    def avoids(self, applicant: Applicant) -> tuple[str, ...]:
-        """The nodes on which a job is to get no more workers; the empty id stands for those that are not known."""
-        return tuple(sorted(place.node for place in applicant.avoided if place.fleet == self.id))
-
-    def admits(self, need: "Need") -> bool:
-        """Whether it may run a job's workers, as far as their code is concerned."""
-        return (self.allow_code or not need.code) and (self.allow_requirements or not need.requirements)
-
-    def limit(self, applicant: Applicant) -> int | None:
-        """The most workers that a job may get: none, if it may run none here; those that it has, if it is to get no more."""
-        if not self.admits(need_of(applicant.job.spec)):
-            return 0
-        avoided = self.avoids(applicant)
-        return applicant.workers_of(self.id) if avoided and self.nodes.issubset(avoided) else None
-
-
-class Need(NamedTuple):
-    """What a job's workers do beside what all do: run code of its author's, with packages installed for it."""
-
-    code: bool
-    requirements: bool
-
-
-def need_of(spec: job_pb2.JobSpec) -> Need:
-    """What a fleet has to allow for a job."""
-    return Need(bool(entry_points(spec)), bool(spec.code.requirements))
 
 
 class Wish(NamedTuple):
@@ -163,6 +39,9 @@ class Fleets:
 
     def __init__(self) -> None:
         self.attending: list[AttendingFleet] = []
+        self.closures = Closures()
+        # Whether no fleet is to start workers any more, because the server is about to end.
+        self.closing = False
 
     def add(self, fleet: AttendingFleet) -> None:
         """A fleet came."""
@@ -194,26 +73,50 @@ class Fleets:
         """Whether one of them could run a job's worker, if it had nothing else to do."""
         return any(Room(fleet.by_node).has(size_of(spec)) for fleet in self.admit(spec))
 
+    def have_open_room(self, spec: job_pb2.JobSpec) -> bool:
+        """Whether one of them could, where workers are started."""
+        return any(Room(self.view(fleet).nodes()).has(size_of(spec)) for fleet in self.admit(spec))
+
+    @property
+    def closed(self) -> bool:
+        """Whether a fleet or a node is closed."""
+        return self.closing or bool(self.closures) or any(fleet.leaving for fleet in self.attending)
+
+    def view(self, fleet: AttendingFleet) -> FleetView:
+        """What a fleet has where it is not closed."""
+        closure = Closure.DRAINED if self.closing or fleet.leaving else self.closures.of(fleet.name)
+        by_node = {node: self.closures.of(fleet.name, name) for node, name in fleet.names.items()} if self.closures else {}
+        return FleetView(fleet, closure, by_node)
+
+    def closure_at(self, place: Place) -> Closure:
+        """Whether workers are started at a place, and whether those that are there stay."""
+        fleet = next((fleet for fleet in self.attending if fleet.id == place.fleet and fleet.id), None)
+        if fleet is None:
+            return Closure.DRAINED if self.closing else Closure.OPEN
+        return self.view(fleet).at(place.node)
+
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """The names of the fleets and the nodes that there are, or that are closed; with an empty one of the node for a fleet."""
+        there = [(fleet.name, node) for fleet in self.attending if fleet.known for node in ("", *fleet.names.values())]
+        return [*there, *(each.place for each in self.closures.all)]
+
     def allot(self, applicants: Sequence[Applicant]) -> None:
         """Shares the fleets' slots out among the jobs, and tells the fleets what changed."""
+        views = [self.view(fleet) for fleet in self.attending]
         # Workers that are connected stay before those that may still be starting.
-        works = [[each.workers_of(fleet.id) if fleet.id else 0 for each in applicants] for fleet in self.attending]
-        now = [[fleet.gives(each.job.id) for each in applicants] for fleet in self.attending]
-        limits = [[fleet.limit(each) for each in applicants] for fleet in self.attending]
+        works = [[view.staying(each) for each in applicants] for view in views]
+        now = [[max(0, view.fleet.gives(each.job.id) - view.going(each)) for each in applicants] for view in views]
+        limits = [[view.limit(each) for each in applicants] for view in views]
         wishes = [_wish(each.job) for each in applicants]
-        shares = allot([fleet.by_node for fleet in self.attending], wishes, now, limits, works)
-        for fleet, share in zip(self.attending, shares, strict=True):
+        shares = allot([view.nodes(applicants) for view in views], wishes, now, limits, works)
+        for view, share in zip(views, shares, strict=True):
             allotments = {
-                each.job.id: _allotment(each.job.spec, workers, fleet.avoids(each))
+                each.job.id: view.allotment(each, workers)
                 for each, workers in zip(applicants, share, strict=True)
-                if workers
+                if workers or view.going(each)
             }
-            fleet.give(allotments, [each.job.id for each in applicants])
-
-
-def _allotment(spec: job_pb2.JobSpec, workers: int, avoid: tuple[str, ...]) -> Allotment:
-    size = size_of(spec)
-    return Allotment(workers, size.slots, avoid, tuple(spec.code.requirements), size.gpus)
+            view.fleet.give(allotments, [each.job.id for each in applicants])
 
 
 def _wish(job: job_pb2.Job) -> Wish:

@@ -73,6 +73,14 @@ class Course:
         """A worker is prepared."""
         return self.policy.joined(worker) + self._assign_evaluation()
 
+    def retire(self, worker: WorkerId) -> None:
+        """A prepared worker finishes what it has, and gets nothing more."""
+        self.policy.retire(worker)
+
+    def busy(self, worker: WorkerId) -> bool:
+        """Whether a worker has something to finish."""
+        return self.policy.busy(worker) or (self._evaluation is not None and self._evaluation.busy(worker))
+
     def lost(self, worker: WorkerId) -> list[Decision]:
         """A worker that was prepared is gone."""
         decisions = self.policy.lost(worker)

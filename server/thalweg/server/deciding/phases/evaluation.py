@@ -53,6 +53,10 @@ class Evaluation:
         self._tasks.give(worker, task, task.end - task.first)
         return AssignEvaluate(worker, task)
 
+    def busy(self, worker: WorkerId) -> bool:
+        """Whether a worker has blocks to evaluate."""
+        return bool(self._tasks.tasks(worker))
+
     def remove(self, worker: WorkerId) -> None:
         """Nobody has the blocks any more that only this worker had."""
         if self._workers.pop(worker, 0) is None:

@@ -37,6 +37,10 @@ class Initialization:
         self._until = now + _INITIALIZE_SECONDS * 2.0 ** (len(self._initializers) - 1)
         return [AssignInitialize(worker)]
 
+    def busy(self, worker: WorkerId) -> bool:
+        """Whether a worker makes the parameters."""
+        return worker in self._initializers
+
     def lost(self, worker: WorkerId) -> None:
         """A worker is gone."""
         self._initializers.pop(worker, None)

@@ -53,6 +53,14 @@ class Policy(ABC):
     def joined(self, worker: WorkerId) -> list[Decision]:
         """A worker came. It gets the parameters."""
 
+    def retire(self, worker: WorkerId) -> None:
+        """A worker carries out the tasks that it has, and gets no more."""
+        self._tasks.retire(worker)
+
+    def busy(self, worker: WorkerId) -> bool:
+        """Whether a worker has tasks."""
+        return bool(self._tasks.tasks(worker))
+
     @abstractmethod
     def lost(self, worker: WorkerId) -> list[Decision]:
         """A worker is gone."""

@@ -93,6 +93,12 @@ class Rounds(Policy):
         self._tasks.add(worker)
         return self._send_constants(worker) + self._catch_up(worker) + self.assign()
 
+    def retire(self, worker: WorkerId) -> None:
+        super().retire(worker)
+        # It has no share in later steps, and needs no later parameters.
+        if worker in self._workers:
+            self._workers[worker] = False
+
     def _catch_up(self, worker: WorkerId) -> list[Decision]:
         self._workers[worker] = True
         changed = runs(self._applied & bits(self.plan.changing))

@@ -56,6 +56,8 @@ class _Hand(Generic[T]):
         self.warm = False
         self.passed_over = False
         self.rated = now
+        # Whether it gets no more tasks.
+        self.retired = False
 
 
 def no_paces() -> deque[float]:
@@ -89,12 +91,20 @@ class Assignments(Generic[T]):
         self._numbered[hand.number] = worker
         self._idle.append(hand.number)
 
+    def retire(self, worker: WorkerId) -> None:
+        """A worker is to carry out the tasks that it has, and to get no more: it is not idle any more. Nothing, if it is gone."""
+        hand = self._hands.get(worker)
+        if hand and not hand.retired:
+            hand.retired = True
+            if not hand.tasks:
+                self._not_idle(hand)
+
     def remove(self, worker: WorkerId) -> list[T]:
         """A worker is gone. Gives the tasks that nobody has any more."""
         hand = self._hands.pop(worker, None)
         if hand is None:
             return []
-        if not hand.tasks:
+        if not hand.tasks and not hand.retired:
             self._not_idle(hand)
         del self._numbered[hand.number]
         self._busy.pop(worker, None)
@@ -129,7 +139,8 @@ class Assignments(Generic[T]):
             self._busy.move_to_end(worker)
         else:
             del self._busy[worker]
-            bisect.insort(self._idle, hand.number)
+            if not hand.retired:
+                bisect.insort(self._idle, hand.number)
             # Several answers may come at once, though they took their time: all of them together tell how fast the worker is.
             hand.busy += self.now - hand.busy_since
             seconds = max(self.now - hand.busy_since, 1e-6)
@@ -158,9 +169,9 @@ class Assignments(Generic[T]):
         return list(hand.tasks) if hand else ()
 
     def idle(self, worker: WorkerId) -> bool:
-        """Whether a worker has nothing to do."""
+        """Whether a worker has nothing to do, and may get something."""
         hand = self._hands.get(worker)
-        return hand is not None and not hand.tasks
+        return hand is not None and not hand.tasks and not hand.retired
 
     @property
     def any_idle(self) -> bool:

@@ -57,6 +57,7 @@ from thalweg.server.deciding.events import (
     WorkerLost,
     WorkerPrepared,
     WorkerRefused,
+    WorkersReleased,
 )
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.story import Story
@@ -88,8 +89,9 @@ class JobDriver:
     parameters, gives them as a slab of a layout, or raises ValueError.
     `sharing` is where workers on this machine get memory, if it is shared; `shards` are those over which the slab may be split;
     `crew` shares in the arithmetic, `kernels` compiles it; `budget` promises the memory for the arrays; `avoid` is called when
-    `avoided` has changed, the places where the job is to get no more workers for now. `story` takes down what is decided, and
-    `watched` may put an observer around what decides and carries out. `over` is set when the run has ended, or was given up.
+    `avoided` has changed, the places where the job is to get no more workers for now, `left` when a worker has left. `story`
+    takes down what is decided, and `watched` may put an observer around what decides and carries out. `over` is set when the run
+    has ended, or was given up.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class JobDriver:
         kernels: KernelCompiler | None = None,
         budget: Budget | None = None,
         avoid: Callable[[], object] = lambda: None,
+        left: Callable[[], object] = lambda: None,
         spare: Spare = between_events,
         story: Story | None = None,
         watched: Watched = unwatched,
@@ -117,6 +120,7 @@ class JobDriver:
         self.over = asyncio.Event()
         self.avoided: tuple[Place, ...] = ()
         self._avoid = avoid
+        self._left = left
         self._spare = spare
         self._story = story or Story()
         self.given_up = False
@@ -173,6 +177,7 @@ class JobDriver:
             self.handle(WorkerLost(worker))
         # What it holds back of the worker counts as that of one that is lost.
         self.arrays.leave(worker)
+        self._left()
 
     def worker_exited(self, place: Place, problem: str, killed: bool) -> None:
         """A fleet says that a worker of this job ended before it contributed anything: `killed`, or unable to begin."""
@@ -206,6 +211,15 @@ class JobDriver:
     def workers_of(self, fleet: str) -> int:
         """How many workers that a fleet started are connected."""
         return self._connections.of_fleet(fleet)
+
+    def workers_on(self, fleet: str, node: str) -> int:
+        """How many of them run on a node."""
+        return self._connections.on(fleet, node)
+
+    @property
+    def connected(self) -> list[tuple[Connection, float]]:
+        """The streams of the workers that are connected, and since when each is, in seconds since 1970."""
+        return self._connections.all
 
     def tick(self, missed: float = 0.0) -> None:
         """Some time has passed. For `missed` seconds of it nobody listened to the workers."""
@@ -246,6 +260,12 @@ class JobDriver:
     def pause(self) -> None:
         """Lets all workers go. Those that come are welcome."""
         self.handle(PauseRequested())
+
+    def let_go(self, leave: Callable[[Place], object], reason: str, at_once: bool = False) -> None:
+        """Lets the workers at the places that are to be left go: each after the tasks that it has, or `at_once`."""
+        workers = self._connections.at(leave)
+        if workers:
+            self.handle(WorkersReleased(workers, reason, at_once))
 
     def fail(self, problem: str) -> None:
         """Ends the job: the server cannot go on with it."""

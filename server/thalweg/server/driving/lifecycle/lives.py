@@ -47,7 +47,7 @@ class Lives:
         self._answers = answers
         self.writer = ResultWriter(journal.storage, journal, clock)
         self.recovery = Recovery(journal)
-        self.runs = Runs(journal, answers, self.writer, settings, sharing, clock, self._run_ended, self._avoid)
+        self.runs = Runs(journal, answers, self.writer, settings, sharing, clock, self._run_ended, self._avoid, self._worker_left)
         self.places = Places(max_running, self.runs.of, self._keeps_place, allow_code=settings.allow_code)
         self.stories = Stories()
         self.beginnings = Beginnings(journal, self.writer, self.recovery, self.runs)
@@ -80,6 +80,11 @@ class Lives:
 
     def _avoid(self) -> None:
         self.places.allot()
+
+    def _worker_left(self) -> None:
+        # Where fleets are open, they replace it by themselves.
+        if self.places.fleets.closed:
+            self.places.allot()
 
     async def accept(self, job: job_pb2.Job) -> None:
         """Begins the life of a new job, which is on record."""

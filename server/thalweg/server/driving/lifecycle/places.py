@@ -99,6 +99,9 @@ class Places:
             return job_pb2.WAITING_FOR_FLEET, f"{NO_WORKERS}: {no_fleet}"
         if not self.fleets.have_room(job.spec):
             return job_pb2.WAITING_FOR_SLOTS, f"{NO_WORKERS}: no fleet has the {size_of(job.spec)} that each worker needs"
+        if not self.fleets.have_open_room(job.spec):
+            closed = "the nodes that have room for a worker are cordoned; `thalweg uncordon` opens them"
+            return job_pb2.WAITING_FOR_SLOTS, f"{NO_WORKERS}: {closed}"
         if trouble := run.trouble():
             return job_pb2.WAITING_FOR_NODE, f"{NO_WORKERS}: {trouble}"
         return job_pb2.WAITING_FOR_WORKERS, NO_WORKERS

@@ -29,7 +29,7 @@ class Runs:
     """The runs of the jobs that have not ended. Belongs to the server's event loop.
 
     `of` has them by job, in the order in which the jobs were accepted. `ended` is called when one has ended, `avoid` when one is
-    to get workers elsewhere.
+    to get workers elsewhere, `left` when a worker has left.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Runs:
         clock: Clock,
         ended: Callable[[JobOutcome], None],
         avoid: Callable[[], object],
+        left: Callable[[], object],
     ) -> None:
         self.of: dict[str, JobDriver] = {}
         self.shards = ShardRegistry()
@@ -58,6 +59,7 @@ class Runs:
         # Observes each run that begins.
         self.watched: Watched = unwatched
         self._avoid = avoid
+        self._left = left
         self._crew = ArithmeticPool()
         self._budget = Budget()
         self._kernels = KernelCompiler(self._budget)
@@ -85,6 +87,7 @@ class Runs:
             kernels=self._kernels,
             budget=self._budget,
             avoid=self._avoid,
+            left=self._left,
             story=story,
             watched=self.watched,
         )
