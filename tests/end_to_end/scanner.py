@@ -6,6 +6,7 @@ and the pages that Ray's agents serve over HTTP.
 
 import json
 import socket
+import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -72,6 +73,23 @@ def _call(channel: grpc.Channel, method: str) -> str:
     return "OK"
 
 
+def _greeting(address: str) -> str:
+    """The kind of connection that a port takes that takes none in clear text; empty if it takes such, or nothing can be said."""
+    host, _, port = address.rpartition(":")
+    context = ssl.create_default_context()
+    # Whatever it shows: who trusts a server verifies it, and a stranger does not care.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        with socket.create_connection((host, int(port)), _SECONDS) as plain, context.wrap_socket(plain) as encrypted:
+            encrypted.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+            return "it takes anyone" if encrypted.recv(9) else "the end"
+    except ssl.SSLError as error:
+        return error.reason or "refused"
+    except OSError:
+        return ""
+
+
 def _page(address: str, page: str) -> str:
     """The status of a page; empty if HTTP is not spoken."""
     method, _, path = page.partition(" ")
@@ -92,7 +110,14 @@ def _tried(address: str) -> dict[str, str]:
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         answers = {method: _call(channel, method) for method in _METHODS}
     answers |= {page: _page(address, page) for page in _PAGES}
-    return {tried: answer for tried, answer in answers.items() if answer not in ("UNIMPLEMENTED", "UNAVAILABLE", "")}
+    if not any(_says_something(answer) for answer in answers.values()):
+        answers["TLS"] = _greeting(address)
+    return {tried: answer for tried, answer in answers.items() if _says_something(answer)}
+
+
+def _says_something(answer: str) -> bool:
+    """Whether it is more than that there is no such thing."""
+    return answer not in ("UNIMPLEMENTED", "UNAVAILABLE", "")
 
 
 def _main(hosts: list[str]) -> None:

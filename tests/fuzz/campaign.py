@@ -1,6 +1,8 @@
 """A server and a shard in processes of their own, and calls that are sent to them while honest jobs run there."""
 
 import asyncio
+import os
+import tempfile
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from hypothesis import seed as seeded
 
 from tests.end_to_end.command import Running, service, wait_for
 from tests.end_to_end.refusals import refusal_of
-from tests.fuzz.calls import METHODS, SPEC, VICTIMS, Call, Calls
+from tests.fuzz.calls import HONEST, METHODS, SPEC, VICTIMS, Call, Calls
 from thalweg.client import Client
 from thalweg.contract.endpoint import Endpoint, connection_options, parse_address
 from thalweg.contract.errors import ThalwegError
@@ -149,8 +151,9 @@ class Campaign:
             for target in self._targets:
                 target.check()
         except HarmError as fault:
-            Path("fuzz-fault.txt").write_text("\n".join(self._last))
-            raise HarmError(f"{fault}\nThe last calls are in fuzz-fault.txt.") from fault
+            where = Path(tempfile.gettempdir(), f"fuzz-{os.getpid()}.txt")
+            where.write_text("\n".join(self._last))
+            raise HarmError(f"{fault}\nThe last calls are in {where}.") from fault
 
     def _remove_jobs(self) -> None:
         """Removes what calls made, so that there is always the same to be found, and makes the victims anew."""
@@ -250,7 +253,8 @@ def run(home: Path, messages: int, seed: int | None = None) -> Report:
 
 
 def _send(campaign: Campaign, messages: int, seed: int | None) -> None:
-    """Draws bundles of calls, and sends them, until there were enough messages."""
+    """Sends what honest peers send, then draws bundles of calls, and sends them, until there were enough messages."""
+    campaign.send([Call(method, tuple(each.SerializeToString() for each in HONEST[method.path])) for method in METHODS])
 
     def round_of(bundles: int) -> None:
         @settings(

@@ -111,6 +111,14 @@ def test_a_server_without_a_token_asks_for_none(tmp_path_factory: pytest.TempPat
         assert {service.full_name for service in SERVICES} <= reflected(channel, ())
 
 
+def test_a_method_that_health_names_and_does_not_have_leaves_no_traceback(
+    channel: grpc.Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    method: Any = channel.unary_unary("/grpc.health.v1.Health/List")
+    assert refusal(lambda: method(b"", metadata=authorization(TOKEN), timeout=30)).code is grpc.StatusCode.UNIMPLEMENTED
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
 def test_garbage_is_not_read_before_the_token_is_known(channel: grpc.Channel, caplog: pytest.LogCaptureFixture) -> None:
     for method in METHODS:
         refused = refusal(lambda method=method: call(channel, method, (), b"\xff\xff\xff"))  # type: ignore[misc]
