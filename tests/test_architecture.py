@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "observing": {"deciding", "tally", "driving"},
     "services": {"validation", "access", "deciding", "arrays", "streams", "driving", "observing"},
     "sharding": {"deciding", "arrays", "streams", "observing", "services"},
-    "process": {"settings", "streams", "storage", "driving", "observing", "services"},
+    "process": {"settings", "access", "streams", "storage", "driving", "observing", "services"},
 }
 
 # The only module that opens channels.

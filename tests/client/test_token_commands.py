@@ -73,3 +73,14 @@ def test_an_audit_log_is_verified(tmp_path: Path, command: Command) -> None:
     assert command("audit", "verify", path) == (1, "", f"thalweg: {problem}\n")
     assert command("audit", "verify", path, "--json").json["line"] == 2
     assert "cannot read" in command("audit", "verify", tmp_path / "none").err
+
+
+def test_wrong_limits_are_told_before_the_server_starts(tmp_path: Path, command: Command) -> None:
+    file, folder = tmp_path / "limits.toml", tmp_path / "data"
+    for text, told in ((None, "cannot read"), ("workers =", "is not a TOML file"), ("[default]\njobs = 1", "default.jobs")):
+        if text is not None:
+            file.write_text(text)
+        printed = command("serve", "--limits", file, "--data", folder, "--address", "127.0.0.1:0")
+        assert printed.code == 2
+        assert told in printed.err
+    assert not folder.exists()

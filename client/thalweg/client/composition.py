@@ -3,6 +3,7 @@
 The only module of the client that imports the server or the workers, and only inside its functions.
 """
 
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from thalweg.client.errors import LocalError
 from thalweg.client.extras import needs, require_ray
+from thalweg.client.files import reading
 from thalweg.contract import addresses
 from thalweg.contract.backups import Manifest
 from thalweg.contract.endpoint import Address, Endpoint
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from thalweg.client.web.hosting import PageServer
     from thalweg.learning.data import Dataset
     from thalweg.learning.objective import Objective
+    from thalweg.server.access.limits import LimitTable
     from thalweg.server.process import Server
     from thalweg.server.sharding.process import ShardProcess
     from thalweg.server.storage.backup.making import Made
@@ -56,6 +59,19 @@ def check_address(address: Address) -> None:
         hosted.check_free(address)
     except hosted.ServerStartError as error:
         raise LocalError(str(error)) from error
+
+
+def owner_limits(file: Path) -> "LimitTable":
+    """The limits in a file, for a server. Raises ThalwegError if it cannot be read, or something is wrong in it."""
+    with needs("server", "the server is"):
+        from thalweg.server.access.limits import read_table  # noqa: PLC0415 - an extra
+    with reading(file, "--limits"):
+        text = file.read_bytes()
+    try:
+        content = tomllib.loads(text.decode())
+    except ValueError as error:
+        raise invalid(Violation("--limits", f"{file} is not a TOML file: {error}")) from error
+    return read_table(content)
 
 
 def start_server(address: Address, folder: Path, token: str | None, **settings: Any) -> "Server":

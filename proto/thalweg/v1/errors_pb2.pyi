@@ -39,6 +39,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The request's token was valid, and no longer is."""
     ERROR_REASON_TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 52
     """There is no valid token of that name."""
+    ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 53
+    """The caller would use more of the server than its operator allows."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 51
     """The caller's role does not allow the request."""
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 80
@@ -113,6 +115,8 @@ ERROR_REASON_TOKEN_ENDED: ErrorReason.ValueType  # 50
 """The request's token was valid, and no longer is."""
 ERROR_REASON_TOKEN_NOT_FOUND: ErrorReason.ValueType  # 52
 """There is no valid token of that name."""
+ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 53
+"""The caller would use more of the server than its operator allows."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 51
 """The caller's role does not allow the request."""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 80

@@ -16,6 +16,7 @@ from thalweg.contract.endpoint import Address
 from thalweg.contract.locks import FileLock, LockedError
 from thalweg.contract.release import release
 from thalweg.contract.tls import ServerTls
+from thalweg.server.access.limits import LimitTable
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.access import AccessService
 from thalweg.server.services.auditing import Audit, Unaudited
@@ -26,6 +27,7 @@ from thalweg.server.services.guard import Guard
 from thalweg.server.services.hosted import STOP_GRACE_SECONDS, Hosted, ServerStartError
 from thalweg.server.services.parameter import JobReception, ParameterService
 from thalweg.server.services.permits import Permits
+from thalweg.server.services.quotas import Quotas
 from thalweg.server.services.shard import ShardService
 from thalweg.server.services.training import TrainingService
 from thalweg.server.settings import CHECKPOINT_SECONDS, KEEP_UPLOADS_SECONDS, SILENCE_SECONDS, RunSettings
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 MAX_UPLOAD_BYTES = 1 << 30
+UNLIMITED = LimitTable()
 _SERVICES = {
     "thalweg.v1.TrainingService": training_service_pb2.DESCRIPTOR,
     "thalweg.v1.ClusterService": cluster_service_pb2.DESCRIPTOR,
@@ -84,6 +87,8 @@ class ServerConfig:
     `allow_code` is whether jobs with code of their own are accepted, and get workers, on fleets that allow it too. The server
     itself never runs such code.
 
+    `limits` is how much of the server submitters may use.
+
     `audit` is whether `audit.jsonl` in the data folder says who did what.
 
     `drained` is called, in the server's thread, when a server that is to end waits for nothing more: it is to be stopped then.
@@ -112,6 +117,7 @@ class ServerConfig:
     drained: Callable[[], object] = lambda: None
     tls: ServerTls | None = None
     audit: bool = False
+    limits: LimitTable = UNLIMITED
 
 
 def _sharing(max_guests: int) -> Sharing | None:
@@ -144,6 +150,7 @@ class Server(Hosted):
         self.jobs: Jobs
         self.credentials: Credentials
         self._audit: Audit | None = None
+        self._quotas: Quotas
         self._lock: FileLock | None = None
 
     def start(self) -> Address:
@@ -216,6 +223,7 @@ class Server(Hosted):
         if tracing:
             jobs.lives.runs.watched = tracing.watched
         self.credentials = Credentials(self.config.token or None, storage, jobs)
+        self._quotas = Quotas(self.config.limits, storage, jobs)
         self._audit = Audit(AuditFile(self.config.data).write) if self.config.audit else None
         server = await self._build(jobs)
         kept = self.config.kept()
@@ -266,11 +274,12 @@ class Server(Hosted):
 
     def _guard(self) -> Guard:
         auditor = self._audit or Unaudited()
-        return Guard(self.credentials.authenticate, self._doorkeeper, Permits(self.jobs).request, audit=auditor)
+        permit, count = Permits(self.jobs).request, self._quotas.count_call
+        return Guard(self.credentials.authenticate, self._doorkeeper, permit, audit=auditor, count=count)
 
     async def _build(self, jobs: Jobs) -> grpc.aio.Server:
         server = await self._grpc_server(_SERVICES)
-        training = TrainingService(jobs, self.config.max_upload_bytes, self.config.local_workers)
+        training = TrainingService(jobs, self._quotas, self.config.max_upload_bytes, self.config.local_workers)
         training_service_pb2_grpc.add_TrainingServiceServicer_to_server(training, server)
         cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterService(jobs), server)
         fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(jobs, self.credentials.worker_token), server)

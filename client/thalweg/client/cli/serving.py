@@ -21,7 +21,15 @@ from thalweg.client.cli.signals import Inbox
 from thalweg.client.cli.tls_files import read_server_tls, read_tls
 from thalweg.client.cli.tls_options import TlsCa, TlsCert, TlsClientCa, TlsKey
 from thalweg.client.cli.web_options import WEB_PORT, WebHost, WebTlsCert, WebTlsKey
-from thalweg.client.composition import check_address, data_policy, start_fleet, start_page, start_server, start_shard
+from thalweg.client.composition import (
+    check_address,
+    data_policy,
+    owner_limits,
+    start_fleet,
+    start_page,
+    start_server,
+    start_shard,
+)
 from thalweg.client.folders import SERVER_TOKEN, expanded, folder_token, served_folder
 from thalweg.contract.durations import duration_text, parse_duration
 from thalweg.contract.endpoint import DEFAULT_PORT, Address, Endpoint
@@ -115,6 +123,15 @@ def serve(
             min=1,
             help="The maximum number of jobs to run at a time; others wait.",
             show_default="no limit",
+        ),
+    ] = None,
+    limits: Annotated[
+        Path | None,
+        typer.Option(
+            parser=user_path,
+            metavar="FILE",
+            help="A file (TOML) with what submitters may use: running_jobs, workers, stored_bytes, uploads, calls_per_second.",
+            show_default="no limits",
         ),
     ] = None,
     keep_uploads: Annotated[
@@ -223,6 +240,8 @@ def serve(
         "silence_seconds": silence_seconds,
     }
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if limits:
+        settings["limits"] = owner_limits(limits)
     log = Log(log_format, log_file)
     if shard_of is not None:
         if data or settings or not shared_memory:

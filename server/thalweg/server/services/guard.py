@@ -55,7 +55,8 @@ class Guard(grpc.aio.ServerInterceptor):
     """Finds out who makes a call, and refuses what the role table does not allow, before anything that the call says is read.
 
     Services read the caller by `access.principal.caller`. `permit` is asked about the request of each method that takes one.
-    `invitations` are methods that workers call with tokens of their own.
+    `invitations` are methods that workers call with tokens of their own. `count` is told of each principal's calls, and raises
+    ThalwegError if there are too many.
 
     Requests that are no messages are refused, and nothing is logged of them.
     """
@@ -67,7 +68,9 @@ class Guard(grpc.aio.ServerInterceptor):
         permit: Permit = permit_all,
         invitations: Mapping[str, Admits] = MappingProxyType({}),
         audit: Auditor = _UNAUDITED,
+        count: Callable[[Principal], None] = lambda _: None,
     ) -> None:
+        self._count = count
         self._audit = audit
         self._authenticate = authenticate
         self._permit = permit
@@ -105,6 +108,7 @@ class Guard(grpc.aio.ServerInterceptor):
         if row.stranger:
             return None
         principal = self._authenticate(bearer)
+        self._count(principal)
         return _answering(Caller(principal, method, check_role(principal, method), Act()))
 
     async def _refuse(self, method: str, error: ThalwegError, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:

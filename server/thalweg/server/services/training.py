@@ -18,6 +18,7 @@ from thalweg.server.access.principal import caller
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.guard import errors
 from thalweg.server.services.permits import Permits
+from thalweg.server.services.quotas import Quotas
 from thalweg.server.services.stalling import write
 from thalweg.server.services.uploads import Uploading
 from thalweg.v1 import training_service_pb2 as pb
@@ -32,7 +33,8 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
     """Translates clients' calls."""
 
-    def __init__(self, jobs: Jobs, max_upload_bytes: int, local_workers: bool = False) -> None:
+    def __init__(self, jobs: Jobs, quotas: Quotas, max_upload_bytes: int, local_workers: bool = False) -> None:
+        self._quotas = quotas
         self._local_workers = local_workers
         self._jobs = jobs
         self._max_upload_bytes = max_upload_bytes
@@ -41,7 +43,8 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
         async with errors(context):
-            job = await self._jobs.create(request, caller().principal)
+            async with self._quotas.new_job(request):
+                job = await self._jobs.create(request, caller().principal)
             caller().act.about["job_id"] = job.id
             _log.info("job %s: submitted by %s", job.id, _caller(context))
             return pb.CreateJobResponse(job=job)
@@ -68,13 +71,16 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> pb.ResumeJobResponse:
         async with errors(context):
-            job = await self._jobs.resume(request.job_id, request.max_seconds if request.HasField("max_seconds") else None)
+            max_seconds = request.max_seconds if request.HasField("max_seconds") else None
+            async with self._quotas.more_workers(request.job_id):
+                job = await self._jobs.resume(request.job_id, max_seconds)
             _log.info("job %s: resumed by %s", job.id, _caller(context))
             return pb.ResumeJobResponse(job=job)
 
     async def ScaleJob(self, request: pb.ScaleJobRequest, context: Context) -> pb.ScaleJobResponse:
         async with errors(context):
-            job = await self._jobs.scale(request.job_id, request.workers)
+            async with self._quotas.more_workers(request.job_id, request.workers):
+                job = await self._jobs.scale(request.job_id, request.workers)
             _log.info("job %s: scaled to %d workers by %s", job.id, request.workers, _caller(context))
             return pb.ScaleJobResponse(job=job, note=self._jobs.places.shortage_of_slots(job))
 
@@ -139,7 +145,8 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
                 raise ThalwegError("TOO_LARGE", {"thing": "the file", "limit": f"{self._max_upload_bytes:,} bytes"})
             readable = await self._permits.may_read(header.sha256)
             if not (readable and await asyncio.to_thread(self._jobs.storage.uploads.whole, header.sha256)):
-                await self._uploading.receive(header, request_iterator)
+                async with self._quotas.upload(header.size):
+                    await self._uploading.receive(header, request_iterator)
             await self._permits.has_uploaded(header.sha256)
             return pb.UploadDataResponse(sha256=header.sha256)
 

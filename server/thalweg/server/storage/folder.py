@@ -6,6 +6,8 @@ another one (see `journal.py`). A write that returned is durable.
 
 import hashlib
 import logging
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from thalweg.contract.durations import duration_text
@@ -90,6 +92,22 @@ class DataFolder(JobTable, EventTable, UploadTable, TokenTable, CordonTable, Job
             count = f"{removed.files:,} upload{'' if removed.files == 1 else 's'}"
             kept = duration_text(self.uploads.keep_seconds)
             _log.info("removed %s that no job used for %s: %s bytes", count, kept, f"{removed.size:,}")
+
+    def owned(self, owner: str) -> tuple[Sequence[str], Sequence[str]]:
+        """The SHA-256s of an owner's uploads, and the ids of its jobs. Uses the database."""
+        return self._uploads_of(owner), self._jobs_of(owner)
+
+    def size_of(self, uploads: Sequence[str], jobs: Sequence[str]) -> int:
+        """The bytes of uploads and of the files of jobs. Uses no database."""
+        paths = [self.uploads.path(sha256) for sha256 in uploads]
+        for job_id in jobs:
+            paths += [path for path in self.job_folder(job_id).rglob("*") if not path.is_dir()]
+        size = 0
+        for path in paths:
+            # It may be removed meanwhile.
+            with suppress(FileNotFoundError):
+                size += path.stat().st_size
+        return size
 
     def initial(self, sha256: str) -> dict[str, Slab]:
         """The tensors of an upload that a job starts from.

@@ -28,6 +28,18 @@ class UploadTable(Database):
         row = self._database.execute("SELECT 1 FROM uploads_used WHERE sha256 = ? AND job_id = ?", (sha256, job_id)).fetchone()
         return row is not None
 
+    def _uploads_of(self, owner: str) -> list[str]:
+        """The uploads that somebody has made, or that his jobs use."""
+        rows = self._database.execute(
+            "SELECT sha256 FROM upload_owners WHERE owner = ?1 "
+            "UNION SELECT sha256 FROM uploads_used JOIN jobs ON id = job_id WHERE owner = ?1",
+            (owner,),
+        )
+        return [sha256 for (sha256,) in rows]
+
+    def _jobs_of(self, owner: str) -> list[str]:
+        return [job_id for (job_id,) in self._database.execute("SELECT id FROM jobs WHERE owner = ?", (owner,))]
+
     def _owned_uploads(self) -> list[str]:
         return [sha256 for (sha256,) in self._database.execute("SELECT DISTINCT sha256 FROM upload_owners")]
 
