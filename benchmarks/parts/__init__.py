@@ -39,7 +39,7 @@ class Part:
 
 _ALL = (
     Part("exchange", "one gRPC stream, as a worker's, and nothing after it"),
-    Part("encryption", "a step over gRPC with TLS and certificates of both ends, against one without: time, and processor time"),
+    Part("encryption", "a step over gRPC with TLS and certificates of both ends, against one without, side by side"),
     Part("optimizers", "updates of 20 million parameters, against the memory's bandwidth"),
     Part("cpu", "processor time of a step"),
     Part(

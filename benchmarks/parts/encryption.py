@@ -1,44 +1,54 @@
-"""A step over gRPC with TLS, and certificates of both ends, against one without. Both take turns in every repetition."""
+"""A step over gRPC with TLS, and certificates of both ends, against one without, side by side.
+
+Two jobs train at the same time, on a server and two workers each, so that whatever else the machine does falls on both. A step
+takes at least twice as long as it would alone; the ratio is that of the work.
+"""
 
 import argparse
 import statistics
 import time
+from contextlib import ExitStack
 
-from benchmarks.cluster import training
+from benchmarks.cluster import Cluster, training
 from benchmarks.parts import Cell, Table, run
 from benchmarks.workloads import DENSE, WORKERS
 
 WORKLOADS = ("tiny", "small", "wide")
+# A slow step must not be most of what is counted.
 _STEPS = 20
 
 
 def measure(options: argparse.Namespace) -> Table:
-    """Medians, and that of the ratios of two steps that were measured one after the other; processor time of all processes."""
+    """Medians of the windows of each workload, and of their ratios."""
     rows: list[tuple[Cell, ...]] = []
     for name in WORKLOADS:
-        pairs = [(_step(name, options.seconds, False), _step(name, options.seconds, True)) for _ in range(options.repeats)]
-        times, spent = ([[step[which] for step in pair] for pair in pairs] for which in (0, 1))
-        rows.append((name, *_compared(times), *_compared(spent)))
-    columns = ("workload", "ms a step", "with TLS", "ratio", "CPU ms a step", "with TLS", "ratio")
-    return Table(columns, rows)
+        windows = _windows(name, options.seconds, options.repeats)
+        clear, encrypted = (1000 * statistics.median(times) for times in zip(*windows, strict=True))
+        ratios = [after / before for before, after in windows]
+        rows.append((name, clear, encrypted, statistics.median(ratios), min(ratios), max(ratios)))
+    return Table(("workload", "ms a step", "with TLS", "ratio", "minimum", "maximum"), rows)
 
 
-def _compared(pairs: list[list[float]]) -> tuple[float, float, float]:
-    clear, encrypted = (1000 * statistics.median(column) for column in zip(*pairs, strict=True))
-    return clear, encrypted, statistics.median(after / before for before, after in pairs)
+def _windows(name: str, seconds: float, repeats: int) -> list[tuple[float, float]]:
+    """The seconds of a step without TLS and with it, of windows one after the other."""
+    with ExitStack() as stack:
+        both = [
+            stack.enter_context(training(DENSE[name], WORKERS, shared_memory=False, encrypted=encrypted))
+            for encrypted in (False, True)
+        ]
+        for cluster in both:
+            cluster.rate(0)
+        return [_window(both, seconds) for _ in range(repeats)]
 
 
-def _step(name: str, seconds: float, encrypted: bool) -> tuple[float, float]:
-    """The seconds of a step, and the processor seconds of server and workers."""
-    with training(DENSE[name], WORKERS, shared_memory=False, encrypted=encrypted) as cluster:
-        cluster.rate(0)
-        # The warm-up is over. A slow step must not be most of what is counted.
-        began, spent, step = time.perf_counter(), sum(cluster.cpu()), cluster.job.progress.step
-        steps = 0
-        while steps < _STEPS:
-            time.sleep(seconds)
-            passed, used, steps = time.perf_counter() - began, sum(cluster.cpu()) - spent, cluster.job.progress.step - step
-    return passed / steps, used / steps
+def _window(both: list[Cluster], seconds: float) -> tuple[float, float]:
+    began, before = time.perf_counter(), [cluster.job.progress.step for cluster in both]
+    while True:
+        time.sleep(seconds)
+        now = time.perf_counter()
+        clear, encrypted = (cluster.job.progress.step - step for cluster, step in zip(both, before, strict=True))
+        if min(clear, encrypted) >= _STEPS:
+            return (now - began) / clear, (now - began) / encrypted
 
 
 if __name__ == "__main__":
