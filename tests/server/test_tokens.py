@@ -1,17 +1,32 @@
 """Tokens with names: made once, kept hashed, expired, revoked, and what survives a restart."""
 
+import asyncio
+import queue
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from tests.end_to_end.cluster import running_server
+from tests.end_to_end.command import wait_for
+from tests.end_to_end.refusals import refusal as refused_with
+from tests.server.specs import make_spec
+from tests.server.tokens import town
 from thalweg.client import Client
+from thalweg.contract.endpoint import authorization
 from thalweg.contract.errors import ThalwegError
+from thalweg.contract.release import capacity
+from thalweg.server.access.principal import Principal, Role
 from thalweg.server.process import Server
+from thalweg.server.services.open_calls import OpenCalls
 from thalweg.v1 import access_service_pb2 as pb
+from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc
+from thalweg.v1.training_service_pb2 import WatchJobRequest
 
 OWN = "the operator's"
 
@@ -87,6 +102,52 @@ def test_tokens_survive_a_restart_and_are_not_in_the_folder(tmp_path: Path) -> N
         assert caller(server, kept) == ("kept", "viewer")
         assert refusal(server, ended).reason == "TOKEN_ENDED"
         assert refusal(server, OWN).reason == "UNAUTHENTICATED"
+
+
+def test_calls_end_when_their_token_is_revoked(tmp_path: Path) -> None:
+    with town(tmp_path, audit=True) as place:
+        vic, rack = place.make("vic", "viewer"), place.make("rack", "fleet")
+        place.admin.create(make_spec(epochs=1), "a")
+        watch = vic.WatchJob(WatchJobRequest(job_id="a"))
+        outbox: queue.SimpleQueue[fleet_service_pb2.AttendRequest | None] = queue.SimpleQueue()
+        outbox.put(fleet_service_pb2.AttendRequest(capacity=capacity("rack", 2)))
+        with grpc.insecure_channel(str(place.server.address)) as channel:
+            stub: Any = fleet_service_pb2_grpc.FleetServiceStub(channel)
+            attending = stub.Attend(iter(outbox.get, None), metadata=authorization(rack.token))
+            assert next(watch)
+            assert next(attending)
+            for name in ("vic", "rack"):
+                place.revoke(name)
+            for stream in (watch, attending):
+                ended = refused_with(lambda stream=stream: stream)  # type: ignore[misc]
+                assert (ended.code, ended.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_ENDED")
+                assert ended.metadata["problem"] == "was revoked"
+            outbox.put(None)
+        wait_for(lambda: not place.server.jobs.places.fleets.attending)
+        # Others go on, and one may revoke one's own token.
+        boss = place.make("boss", "admin")
+        with Client(place.server.address, boss.token) as client:
+            assert not client.access.revoke("boss").valid
+
+
+def test_calls_end_when_their_token_expires() -> None:
+    async def wait(calls: OpenCalls, principal: Principal) -> None:
+        with calls.one_more(principal):
+            await asyncio.Event().wait()
+
+    async def wait_for_both() -> list[object]:
+        calls = OpenCalls()
+        soon = time.time() + 0.01
+        short = asyncio.create_task(wait(calls, Principal("short", Role.VIEWER, expires=soon)))
+        cancelled = asyncio.create_task(wait(calls, Principal("long", Role.VIEWER, expires=soon + 3600)))
+        await asyncio.wait([short])
+        cancelled.cancel()
+        return list(await asyncio.gather(short, cancelled, return_exceptions=True))
+
+    ended, cancelled = asyncio.run(wait_for_both())
+    assert isinstance(ended, ThalwegError)
+    assert (ended.reason, ended.metadata["problem"]) == ("TOKEN_ENDED", "has expired")
+    assert isinstance(cancelled, asyncio.CancelledError)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from thalweg.server.services.credentials import Credentials
 from thalweg.server.services.fleet import FleetService
 from thalweg.server.services.guard import Guard
 from thalweg.server.services.hosted import STOP_GRACE_SECONDS, Hosted, ServerStartError
+from thalweg.server.services.open_calls import OpenCalls
 from thalweg.server.services.parameter import JobReception, ParameterService
 from thalweg.server.services.permits import Permits
 from thalweg.server.services.quotas import Quotas
@@ -150,6 +151,7 @@ class Server(Hosted):
         self.jobs: Jobs
         self.credentials: Credentials
         self._audit: Audit | None = None
+        self._open_calls = OpenCalls()
         self._quotas: Quotas
         self._lock: FileLock | None = None
 
@@ -222,7 +224,7 @@ class Server(Hosted):
         tracing = _tracing(self.config.traces) if self.config.traces else None
         if tracing:
             jobs.lives.runs.watched = tracing.watched
-        self.credentials = Credentials(self.config.token or None, storage, jobs)
+        self.credentials = Credentials(self.config.token or None, storage, jobs, self._open_calls.end)
         self._quotas = Quotas(self.config.limits, storage, jobs)
         self._audit = Audit(AuditFile(self.config.data).write) if self.config.audit else None
         server = await self._build(jobs)
@@ -275,7 +277,9 @@ class Server(Hosted):
     def _guard(self) -> Guard:
         auditor = self._audit or Unaudited()
         permit, count = Permits(self.jobs).request, self._quotas.count_call
-        return Guard(self.credentials.authenticate, self._doorkeeper, permit, audit=auditor, count=count)
+        return Guard(
+            self.credentials.authenticate, self._doorkeeper, permit, open_calls=self._open_calls, audit=auditor, count=count
+        )
 
     async def _build(self, jobs: Jobs) -> grpc.aio.Server:
         server = await self._grpc_server(_SERVICES)

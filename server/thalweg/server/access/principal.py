@@ -23,12 +23,15 @@ NAMED_ROLES = (Role.VIEWER, Role.SUBMITTER, Role.FLEET, Role.ADMIN)
 class Principal(NamedTuple):
     """Who makes a call. `job` is the job that a worker works for, empty for everyone else.
 
+    `expires` is when its token expires, in seconds since 1970; None for never.
+
     The name owns the jobs that its principal creates. No two principals with valid tokens have the same name.
     """
 
     name: str
     role: Role
     job: str = ""
+    expires: float | None = None
 
 
 # The bearer of the token of `--token-file`, and the only principal of a server without a token.

@@ -17,10 +17,18 @@ class Credentials:
     """Knows the tokens of a server. Belongs to its event loop.
 
     `own` is the token that the server was started with. Without one, callers without a token that the server issued are
-    administrators. `clock` gives seconds since 1970.
+    administrators. `revoked` is called with the name of a token that is revoked. `clock` gives seconds since 1970.
     """
 
-    def __init__(self, own: str | None, store: TokenStore, jobs: Jobs, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        own: str | None,
+        store: TokenStore,
+        jobs: Jobs,
+        revoked: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._revoked = revoked
         self._own = own
         self._store = store
         self._jobs = jobs
@@ -40,7 +48,7 @@ class Credentials:
         record = self._records.get(digest_of(token))
         if record is not None:
             if record.is_valid(self._clock()):
-                return Principal(record.name, record.role)
+                return Principal(record.name, record.role, expires=record.expires)
             raise ThalwegError(
                 "TOKEN_ENDED", {"name": record.name, "problem": "was revoked" if record.revoked else "has expired"}
             )
@@ -98,5 +106,6 @@ class Credentials:
         (record,) = found
         # At once, also while the disk is slow.
         self._records[record.digest] = record = record._replace(revoked=now)
+        self._revoked(name)
         await self._jobs.journal.run(self._store.revoke_tokens, name, now)
         return record

@@ -20,6 +20,7 @@ from thalweg.server.access.principal import ADMIN, Act, Caller, Principal, Role,
 from thalweg.server.services.auditing import Auditor, Unaudited
 from thalweg.server.services.doorkeeper import Doorkeeper
 from thalweg.server.services.limits import Calls
+from thalweg.server.services.open_calls import OpenCalls
 from thalweg.server.services.stalling import Opened, opening, write
 
 _log = logging.getLogger(__name__)
@@ -55,8 +56,8 @@ class Guard(grpc.aio.ServerInterceptor):
     """Finds out who makes a call, and refuses what the role table does not allow, before anything that the call says is read.
 
     Services read the caller by `access.principal.caller`. `permit` is asked about the request of each method that takes one.
-    `invitations` are methods that workers call with tokens of their own. `count` is told of each principal's calls, and raises
-    ThalwegError if there are too many.
+    `invitations` are methods that workers call with tokens of their own. `open_calls` end with their tokens. `count` is told of
+    each principal's calls, and raises ThalwegError if there are too many.
 
     Requests that are no messages are refused, and nothing is logged of them.
     """
@@ -67,11 +68,13 @@ class Guard(grpc.aio.ServerInterceptor):
         doorkeeper: Doorkeeper,
         permit: Permit = permit_all,
         invitations: Mapping[str, Admits] = MappingProxyType({}),
+        open_calls: OpenCalls | None = None,
         audit: Auditor = _UNAUDITED,
         count: Callable[[Principal], None] = lambda _: None,
     ) -> None:
         self._count = count
         self._audit = audit
+        self._open = open_calls or OpenCalls()
         self._authenticate = authenticate
         self._permit = permit
         self._doorkeeper = doorkeeper
@@ -123,7 +126,8 @@ class Guard(grpc.aio.ServerInterceptor):
                 yield
             return
         self._doorkeeper.admit(peer)
-        with self._audit.call(caller, peer), self._calls.one_more(caller.principal):
+        principal = caller.principal
+        with self._audit.call(caller, peer), self._calls.one_more(principal), self._open.one_more(principal):
             yield
 
 
