@@ -135,6 +135,24 @@ def test_commands_connect_with_tls(command: Command, tmp_path: Path, monkeypatch
     assert command("jobs", "--json").json == {"jobs": []}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["serve", "--tls-cert", "tls/server.pem"], "--tls-cert: needs --tls-key"),
+        (["serve", "--tls-client-ca", "tls/ca.pem"], "--tls-client-ca: needs --tls-cert"),
+        (["serve", "--tls-cert", "tls/client.pem", "--tls-key", "tls/client-key.pem"], "--tls-cert: "),
+        (["shard", "--tls-ca", "tls/ca.pem"], "--tls-ca: goes with --tls-cert and --tls-key"),
+        (["shard", "--tls-cert", "tls/server.pem", "--tls-key", "tls/server-key.pem"], "--tls-ca: goes with --tls-cert"),
+        (["fleet", "--tls-cert", "tls/client.pem"], "--tls-cert: needs --tls-ca"),
+    ],
+)
+def test_servers_and_fleets_say_what_is_wrong_before_they_start(arguments: list[str], words: str, command: Command) -> None:
+    command("certs", "init", "tls")
+    printed = command(*arguments)
+    assert printed.code == 2
+    assert words in printed.err
+
+
 def test_certificates_are_those_that_strict_verifiers_take(command: Command) -> None:
     command("certs", "init", "tls")
     context = ssl.create_default_context(cafile="tls/ca.pem")

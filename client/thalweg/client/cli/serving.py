@@ -18,7 +18,7 @@ from thalweg.client.cli.running import address_with_port, reached
 from thalweg.client.cli.running import announce as _announce
 from thalweg.client.cli.running import wait as _wait
 from thalweg.client.cli.signals import Inbox
-from thalweg.client.cli.tls_files import read_server_tls, read_tls
+from thalweg.client.cli.tls_files import read_server_tls, read_shard_tls, read_tls
 from thalweg.client.cli.tls_options import TlsCa, TlsCert, TlsClientCa, TlsKey
 from thalweg.client.cli.web_options import WEB_PORT, WebHost, WebTlsCert, WebTlsKey
 from thalweg.client.composition import (
@@ -247,6 +247,7 @@ def serve(
         if data or settings or not shared_memory:
             raise invalid(Violation("--shard-of", "can be used with --address, --token-file and --trust-network only"))
         _log.warning("thalweg serve --shard-of is now thalweg shard --server")
+        tls = read_shard_tls(tls_cert, tls_key, tls_client_ca, tls_ca)
         of = Endpoint(_address("--shard-of", shard_of), token, tls and tls.as_client())
         _run_shard(where, of, log, json, trust_network=trust_network, tls=tls, metrics=observed)
         return
@@ -382,10 +383,7 @@ def shard(
     of = _server_address(server)
     where, token = _address("--address", address), read_token(token_file)
     observed = address_with_port("--metrics", metrics, _METRICS_PORT) if metrics is not None else None
-    tls = read_server_tls(tls_cert, tls_key, tls_client_ca, tls_ca)
-    if (tls and tls.as_client()) is None and (tls or tls_ca):
-        problem = "goes with --tls-cert and --tls-key: a shard uses TLS with its server and with workers"
-        raise invalid(Violation("--tls-ca", problem))
+    tls = read_shard_tls(tls_cert, tls_key, tls_client_ca, tls_ca)
     settings = {"trust_network": trust_network, "tls": tls, "tls_name": tls_name or "", "metrics": observed}
     log = Log(log_format, log_file)
     _run_shard(where, Endpoint(of, token, tls and tls.as_client()), log, json, **settings)

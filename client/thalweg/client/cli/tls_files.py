@@ -48,5 +48,13 @@ def read_server_tls(cert: Path | None, key: Path | None, client_ca: Path | None,
     return tls
 
 
+def read_shard_tls(cert: Path | None, key: Path | None, client_ca: Path | None, ca: Path | None) -> ServerTls | None:
+    """The same for a shard, which is a client of its server, too."""
+    tls = read_server_tls(cert, key, client_ca, ca)
+    if (tls.as_client() is None) if tls else ca:
+        raise invalid(Violation(CA, f"goes with {CERT} and {KEY}: a shard uses TLS with its server and with workers"))
+    return tls
+
+
 def _path(path: Path) -> Path:
     return expanded(path).absolute()
