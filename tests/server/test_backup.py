@@ -20,11 +20,12 @@ from tests.end_to_end.faults import SmallDisk, disk_problem, flip_a_byte
 from tests.end_to_end.peer import HoldAfter, proxy
 from tests.server.test_service import refuses
 from tests.server.test_training_service import events_of
-from tests.server.test_upgrade import FOLDERS, get, hold_together, unpacked
-from thalweg.contract import backups
+from tests.server.test_upgrade import FOLDERS, get, hold_together, trained, unpacked
+from thalweg.contract import audit, backups
 from thalweg.contract.endpoint import Endpoint
 from thalweg.server.process import Server
 from thalweg.server.storage import schema
+from thalweg.server.storage.audit_file import AuditFile
 from thalweg.server.storage.backup import making, restoring
 from thalweg.server.storage.backup.copying import BackupError
 from thalweg.server.storage.folder import DataFolder
@@ -69,7 +70,7 @@ def finish(server: Server, stub: TrainingServiceStub, expected: str, jobs: tuple
             elif job.paused:
                 stub.ScaleJob(pb.ScaleJobRequest(job_id=job.id, workers=1))
             if job.state != job_pb2.JOB_STATE_SUCCEEDED:
-                assert "SUCCEEDED" in work(Endpoint(server.address), job.id, "worker")
+                assert trained(server, job.id)
             assert get(stub, job.id).result.weights_sha256 == expected
             assert list(stub.DownloadParameters(pb.DownloadParametersRequest(job_id=job.id)))
             hold_together(stub, job.id)
@@ -86,9 +87,9 @@ def disturbed(tmp_path: Path, piece: int) -> int:
         server = stack.enter_context(running_server(folder, **settings))
         stub = stack.enter_context(stub_of(server))
         address = stack.enter_context(proxy(server.address, hold))
-        trained = threading.Thread(target=work, args=(Endpoint(address), "running", "worker"))
-        trained.start()
-        stack.callback(trained.join)
+        worker = threading.Thread(target=work, args=(Endpoint(address), "running", "worker"))
+        worker.start()
+        stack.callback(worker.join)
         stack.callback(hold.released.set)
         assert hold.holding.wait(60)
         expected = get(stub, "undisturbed").result.weights_sha256
@@ -96,9 +97,9 @@ def disturbed(tmp_path: Path, piece: int) -> int:
         def disturb() -> None:
             """A job ends, one is resumed and ends, one is cancelled, one is deleted with its upload, one is new."""
             hold.released.set()
-            trained.join()
+            worker.join()
             stub.ResumeJob(pb.ResumeJobRequest(job_id="cancelled"))
-            assert "SUCCEEDED" in work(Endpoint(server.address), "cancelled", "worker")
+            assert trained(server, "cancelled")
             stub.CancelJob(pb.CancelJobRequest(job_id="paused"))
             for job_id in ("uploaded", "waiting"):
                 stub.CancelJob(pb.CancelJobRequest(job_id=job_id))
@@ -113,7 +114,7 @@ def disturbed(tmp_path: Path, piece: int) -> int:
         finish(server, stub, expected, (*EQUAL, "undisturbed", "new"))
         for job_id in ("waiting", "continued"):
             if job_id in [job.id for job in stub.ListJobs(pb.ListJobsRequest()).jobs]:
-                assert "SUCCEEDED" in work(Endpoint(server.address), job_id, "worker")
+                assert trained(server, job_id)
     return at.pieces
 
 
@@ -162,6 +163,30 @@ def test_a_backup_has_what_is_needed_and_nothing_else(folder: Path, tmp_path: Pa
     for entry in made.manifest.files:
         assert hashlib.sha256(found[entry.path]).hexdigest() == entry.sha256
     assert restoring.check(tmp_path / "backup") == made.manifest == restoring.manifest_of(tmp_path / "backup")
+
+
+def test_an_audit_log_that_grows_is_copied_in_whole_lines(folder: Path, tmp_path: Path) -> None:
+    file = AuditFile(folder, max_bytes=400)
+    records = [{"what": f"call {number}"} for number in range(9)]
+
+    def grow() -> None:
+        """The log is full, and gets another name; and a line is being written."""
+        file.write(records)
+        file.write(records)
+        with (folder / "audit.jsonl").open("ab") as log:
+            log.write(b"half a li")
+
+    file.write(records)
+    pieces = At(0, grow)
+    making.make(folder, tmp_path / "backup", pieces)
+    # When the file is being copied, the last but one of all.
+    making.make(folder, tmp_path / "again", At(pieces.pieces, grow))
+    for backup in ("backup", "again"):
+        paths = sorted((tmp_path / backup).glob("audit*.jsonl"))
+        assert audit.verify(paths).lines == 9 * (1 if backup == "backup" else 3)
+    assert len(paths) == 3
+    assert (folder / "audit.jsonl").read_bytes().endswith(b"half a li")
+    restoring.check(tmp_path / "again")
 
 
 def test_a_backup_overwrites_nothing_and_is_not_served(folder: Path, tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """The memory that jobs need, by their plans, and who is promised it."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.server.specs import make_spec
+from tests.server.test_checkpoints import make as checkpoint_of
 from thalweg.contract.resources import Memory
 from thalweg.contract.segments import Segment
 from thalweg.learning import optimizers
@@ -17,9 +20,12 @@ from thalweg.server.arrays.parameters import Parameters
 from thalweg.server.arrays.trajectory import Trajectory
 from thalweg.server.deciding.plan import Plan
 from thalweg.server.deciding.values import Facts
+from thalweg.server.settings import KEPT_CHECKPOINTS
+from thalweg.server.storage import checkpoints
 
 GIB = 1 << 30
 DOCS = Path(__file__).parents[2] / "docs" / "cluster.md"
+OPERATIONS = DOCS.with_name("operations.md")
 
 
 def plan_of(elements: int, optimizer: str = "sgd", dtype: str = "float32", clip: float | None = None, **training: Any) -> Plan:
@@ -37,6 +43,18 @@ def test_the_documentation_says_how_many_bytes_a_parameter_takes(optimizer: str)
     rows = re.findall(r"^\| `(\w+)` +\| (\d+) +\| (\d+) +\|$", DOCS.read_text(), re.MULTILINE)
     (told,) = [(int(two), int(eight)) for name, two, eight in rows if name == optimizer]
     assert told == tuple(4 * budget.slabs(plan_of(10**9, optimizer, workers=workers, microbatches=8)).total for workers in (2, 8))
+
+
+@pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)
+def test_the_documentation_says_how_many_bytes_of_disk_a_parameter_takes(optimizer: str) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \| (\d+) \|$", OPERATIONS.read_text(), re.MULTILINE)
+    (told,) = [tuple(map(int, row[1:])) for row in rows if row[0] == optimizer]
+    # As many elements that what else is in the file does not count.
+    slab = np.zeros(1 << 16, np.float32)
+    slots = optimizers.make(plan_of(1000, optimizer).optimizer).slots
+    checkpoint = replace(checkpoint_of(1), parameters=slab, state=dict.fromkeys(slots, slab), trajectory=(), versions=())
+    size = sum(memoryview(piece).nbytes for piece in checkpoints.encode(checkpoint)) // slab.size
+    assert told == (size, size * (KEPT_CHECKPOINTS + 1), slab.itemsize)
 
 
 def test_slots_are_counted_as_they_are_made() -> None:

@@ -81,7 +81,9 @@ def on_the_loop(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(initial, "safe_open", watched("safe_open", safe_open))
     for module, name in ((io, "open"), (builtins, "open"), (os, "open")):
         monkeypatch.setattr(module, name, opened(name, getattr(module, name)))
-    for name in ("fsync", "listdir", "scandir", "mkdir", "rename", "replace", "unlink", "remove", "rmdir"):
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, opened(name, getattr(os, name)))
+    for name in ("fsync", "mkdir", "rename", "replace", "unlink", "remove", "rmdir"):
         monkeypatch.setattr(os, name, watched(name, getattr(os, name)))
     return called
 
@@ -136,12 +138,17 @@ _OF_A_PATH = re.compile(r".*\.(open|exists|stat|rename|replace)")
 _SERVER = Path(__file__).parents[2] / "server" / "thalweg" / "server"
 # The modules of the server that may call it, and where that happens. All others have it done by these.
 _ELSEWHERE = {
-    # The folder `storage`: in the threads of `journal.py`, or while the server starts or has stopped.
+    # The folder `storage`: in the threads of `journal.py` or of the audit log, or while the server starts or has stopped.
+    "storage/audit_file.py",
     "storage/bin.py",
     "storage/checkpoints.py",
     "storage/database.py",
     "storage/disk.py",
     "storage/folder.py",
+    # In a process of its own.
+    "storage/backup/copying.py",
+    "storage/backup/making.py",
+    "storage/backup/restoring.py",
     # Also called by a client that checks a job.
     "storage/initial.py",
     "storage/job_files.py",
@@ -152,6 +159,11 @@ _ELSEWHERE = {
     "process.py",
     # A challenge of few bytes.
     "services/confirmation.py",
+    # Tokens and names of few bytes.
+    "access/tokens.py",
+    "services/permits.py",
+    # The open descriptors, of which the system tells.
+    "services/doorkeeper.py",
     # A token of few bytes.
     "streams/memory_listener.py",
 }

@@ -11,7 +11,7 @@ from tests.end_to_end.cluster import running_server, stub_of
 from tests.end_to_end.command import wait_for
 from tests.end_to_end.peer import DEADLINE, HoldAfter, proxy
 from tests.end_to_end.refusals import refusal
-from tests.server.test_upgrade import get, hold_together, version_of
+from tests.server.test_upgrade import get, hold_together, trained, version_of
 from thalweg.contract.endpoint import Endpoint
 from thalweg.server.process import Server
 from thalweg.v1 import job_pb2
@@ -30,7 +30,7 @@ def create(stub: TrainingServiceStub, job_id: str, **changes: object) -> None:
 
 def train(server: Server, job_id: str) -> str:
     """Works for a job to its end, and gives the SHA-256 of its parameters."""
-    assert "SUCCEEDED" in work(Endpoint(server.address), job_id, "worker")
+    assert trained(server, job_id)
     with stub_of(server) as stub:
         return get(stub, job_id).result.weights_sha256
 

@@ -45,7 +45,7 @@ class Credentials:
         """Whose a token is; it is empty if a call carries none. Raises ThalwegError if it is nobody's, or no longer valid."""
         if self._own is not None and hmac.compare_digest(token.encode(), self._own.encode()):
             return ADMIN
-        record = self._records.get(digest_of(token))
+        record = self._records.get(digest_of(token)) if token else None
         if record is not None:
             if record.is_valid(self._clock()):
                 return Principal(record.name, record.role, expires=record.expires)

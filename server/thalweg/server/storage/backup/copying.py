@@ -48,6 +48,20 @@ class Copies:
         entry = self.files[path] = Entry(path, copied, digest.hexdigest())
         return entry
 
+    def copy_lines(self, path: str) -> None:
+        """Copies a file to which lines are appended meanwhile: whole lines only. Raises OSError, as `copy`."""
+        end = self.copy(path).size
+        with (self._target / path).open("r+b") as file:
+            while end:
+                start = max(0, end - _PIECE)
+                file.seek(start)
+                if found := file.read(end - start).rfind(b"\n") + 1:
+                    end = start + found
+                    break
+                end = start
+            file.truncate(end)
+        self.note(path)
+
     def note(self, path: str) -> None:
         """Takes note of a file that was written by other means."""
         with (self._target / path).open("rb") as file:

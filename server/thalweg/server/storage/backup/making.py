@@ -126,8 +126,7 @@ class _Making:
             self._copy_uploads()
             gone = self._copy_consistently(source)
         number = self._finish_database(gone)
-        for path in self._others():
-            self._copies.copy(path)
+        self._copy_others()
         self._copies.note(FILE)
         self._copies.settle()
         files = tuple(entry for _, entry in sorted(self._copies.files.items()))
@@ -257,6 +256,17 @@ class _Making:
             number = len(_record(copy))
         (self._target / FILE).chmod(0o600)
         return number
+
+    def _copy_others(self) -> None:
+        """Copies the other files. A log that is full gets another name: then they are looked for again."""
+        for _ in range(_ROUNDS):
+            names = self._others()
+            with suppress(FileNotFoundError):
+                for name in names:
+                    (self._copies.copy_lines if name.endswith(".jsonl") else self._copies.copy)(name)
+                if self._others() == names:
+                    return
+        raise BackupError(f"files of {self._folder} were renamed {_ROUNDS} times while they were copied; try again later")
 
     def _others(self) -> list[str]:
         """The other files of the data folder, which the server continues or replaces as a whole."""
