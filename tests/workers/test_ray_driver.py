@@ -362,6 +362,8 @@ def test_no_more_workers_are_started_than_are_wanted(ray: Ray) -> None:
         (RayTaskError(ThalwegError("UNREACHABLE")), False, NONE),
         (RayTaskError(ThalwegError("DISAGREES")), False, NONE),
         (RayTaskError(ThalwegError("PROTOCOL_VIOLATION")), False, NONE),
+        # The node lacks the certificates, or has others.
+        (RayTaskError(ThalwegError("LOCAL", {"problem": "--tls-ca: /etc/ca.pem cannot be read"})), False, NODE),
         (RayError("gone"), False, KILLED),
         (RayError("gone"), True, NONE),
         (RayError("The actor died because its node has died. Node Id: 1"), False, NONE),
