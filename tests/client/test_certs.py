@@ -122,6 +122,11 @@ def test_commands_connect_with_tls(command: Command, tmp_path: Path, monkeypatch
         wrong = command("jobs", *where, "--tls-ca", "tls/ca-key.pem")
         assert wrong.code == 2
         assert "--tls-ca: " in wrong.err
+        Path("tls/client-key.pem").chmod(0o644)
+        printed = command("jobs", *where, "--tls-ca", "tls/ca.pem", *own, "--json")
+        assert printed.json == {"jobs": []}
+        assert "tls/client-key.pem is open to other users (mode 644): chmod 600" in printed.err
+        Path("tls/client-key.pem").chmod(0o600)
         # A server that was started on a folder is found there, and needs the same.
         assert command("jobs", "--data", tmp_path / "data", "--tls-ca", "tls/ca.pem", *own, "--json").json == {"jobs": []}
 

@@ -1,8 +1,6 @@
 """The options that commands share, and their meanings."""
 
 import os
-import shlex
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from thalweg.client.cli.output import complain
+from thalweg.client.cli.private import warn_if_open
 from thalweg.client.cli.tls_files import given_tls
 from thalweg.client.client import Client
 from thalweg.client.files import check_not_pipe, reading
@@ -107,9 +105,7 @@ def _read_file(token_file: Path, option: str) -> str:
         raise invalid(Violation(option, f"{token_file} is not a text file")) from error
     if not token:
         raise invalid(Violation(option, f"{token_file} is empty"))
-    mode = stat.S_IMODE(expanded(token_file).stat().st_mode)
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        complain(f"{option}: {token_file} is open to other users (mode {mode:o}): chmod 600 {shlex.quote(str(token_file))}")
+    warn_if_open(expanded(token_file), option)
     return _checked(token, option)
 
 

@@ -3,6 +3,7 @@
 from contextvars import ContextVar
 from pathlib import Path
 
+from thalweg.client.cli.private import warn_if_open
 from thalweg.client.folders import expanded
 from thalweg.contract.errors import Violation, invalid
 from thalweg.contract.tls import CA, CERT, CLIENT_CA, KEY, ServerTls, Tls
@@ -26,6 +27,8 @@ def read_tls(ca: Path | None, cert: Path | None, key: Path | None) -> Tls | None
     tls = Tls(_path(ca), cert and _path(cert), key and _path(key))
     if mistake := tls.mistake():
         raise invalid(mistake)
+    if key:
+        warn_if_open(_path(key), KEY)
     return tls
 
 
@@ -45,6 +48,7 @@ def read_server_tls(cert: Path | None, key: Path | None, client_ca: Path | None,
     tls = ServerTls(_path(cert), _path(key), client_ca and _path(client_ca), shards and _path(shards))
     if mistake := tls.read()[0]:
         raise invalid(mistake)
+    warn_if_open(_path(key), KEY)
     return tls
 
 
