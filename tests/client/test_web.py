@@ -1,10 +1,16 @@
 """The page over HTTP: who may see it, what it answers, and what it refuses."""
 
+import json
+import os
 import re
+import signal
+import ssl
 from collections.abc import Iterator
+from http.client import HTTPSConnection
 from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 from safetensors.numpy import load
@@ -13,13 +19,15 @@ from starlette.testclient import TestClient
 from tests.client.helpers import NOWHERE, fleet_of_threads
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client
+from thalweg.client.cli import running, serving
 from thalweg.client.cli.app import run
+from thalweg.client.composition import start_page
 from thalweg.client.web import sessions
 from thalweg.client.web.application import Page
 from thalweg.client.web.gateway import Credential
 from thalweg.client.web.protection import CONTENT_SECURITY_POLICY, host_name
 from thalweg.client.web.sessions import IDLE_SECONDS, LIFETIME_SECONDS, MAX_FAILURES, Sessions
-from thalweg.contract.endpoint import Endpoint, parse_address
+from thalweg.contract.endpoint import Address, Endpoint, parse_address
 from thalweg.server.process import Server
 
 TOKEN = "the token of the server"
@@ -112,8 +120,8 @@ CLOSED = [
 @pytest.mark.parametrize(("method", "path"), CLOSED)
 def test_nothing_is_shown_or_done_without_a_session(method: str, path: str, page: TestClient) -> None:
     page.cookies.set("thalweg-8080", "not a session", domain="127.0.0.1")
-    json: Any = {"json": {"workers": 1}} if method == "POST" else {}
-    assert page.request(method, path, **json).status_code == 401
+    body: Any = {"json": {"workers": 1}} if method == "POST" else {}
+    assert page.request(method, path, **body).status_code == 401
 
 
 def test_every_address_of_the_api_is_among_those_that_are_tested(page: TestClient, server: Server) -> None:
@@ -336,3 +344,63 @@ def test_sessions_end_and_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_keeps_a_page_from_starting(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["web", *arguments]) in {1, 2}
     assert problem in capsys.readouterr().err
+
+
+def test_a_page_over_https(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["certs", "init", str(tmp_path / "tls"), "--server", "127.0.0.1"]) == 0
+    files = {name: tmp_path / "tls" / f"{name}.pem" for name in ("ca", "server", "server-key")}
+    endpoint, anywhere = Endpoint(server.address), Address("0.0.0.0", 0)
+    page = start_page(endpoint, anywhere, certificate=files["server"], key=files["server-key"], invite=True)
+    try:
+        # Beyond loopback, the link lets nobody in.
+        assert page.link == f"https://0.0.0.0:{page.address.port}/"
+        context = ssl.create_default_context(cafile=files["ca"])
+        connection = HTTPSConnection("127.0.0.1", page.address.port, timeout=60, context=context)
+        connection.request("POST", "/api/login", json.dumps({"token": TOKEN}), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert "__Host-thalweg=" in answer.headers["set-cookie"]
+        assert "Secure" in answer.headers["set-cookie"]
+        connection.close()
+    finally:
+        page.stop()
+
+
+def test_serve_has_a_page_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Any] = []
+    announce = running.announce
+
+    def announced(facts: dict[str, str], words: str, as_json: bool) -> None:
+        announce(facts, words, as_json)
+        with urlopen(facts["page"]) as shell, urlopen(f"{facts['page']}api/session") as session:
+            seen.extend([shell.status, session.read()])
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(serving, "_announce", announced)
+    assert run(["serve", "--address", "127.0.0.1:0", "--data", "kept", "--web", "127.0.0.1:0", "--json"]) == 0
+    # The server's own token is known to its user alone: the page asks for it.
+    assert seen == [200, b'{"session":null}']
+    assert "#key=" not in capsys.readouterr().out
+
+
+def test_the_command_serves_the_page_of_a_server(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[dict[str, str]] = []
+
+    def announced(facts: dict[str, str], words: str, as_json: bool) -> None:
+        running.announce(facts, words, as_json)
+        key = facts["page"].partition("#key=")[2]
+        request = Request(facts["page"].partition("#")[0] + "api/login", json.dumps({"token": key}).encode())
+        request.add_header("Content-Type", "application/json")
+        with urlopen(request) as answer:
+            seen.append(json.loads(answer.read())["session"])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("thalweg.client.cli.web.announce", announced)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("THALWEG_TOKEN", TOKEN)
+    assert run(["web", "--server", str(server.address), "--address", "127.0.0.1:0"]) == 0
+    # On a terminal, the link lets its reader in, as whom the command calls the server.
+    assert [(each["name"], each["role"]) for each in seen] == [("admin", "admin")]
+    assert "the page is at http://127.0.0.1:" in capsys.readouterr().out

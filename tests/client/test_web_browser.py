@@ -89,9 +89,10 @@ class Browser:
 
     def one(self, selector: str) -> WebElement:
         """An element that is shown, as soon as it is."""
-        found = wait_for(lambda: [each for each in self.all(selector) if each.is_displayed()])
-        assert isinstance(found[0], WebElement)
-        return found[0]
+        shown = "return [...document.querySelectorAll(arguments[0])].find(each => each.checkVisibility())"
+        found = wait_for(lambda: self.script(shown, selector))
+        assert isinstance(found, WebElement)
+        return found
 
     def texts(self, selector: str) -> list[str]:
         """The texts of all elements that are shown, at one moment."""
@@ -299,6 +300,8 @@ def test_nothing_is_wider_than_the_screen(width: str, browser: Browser) -> None:
         browser.go(path)
         browser.one(ready)
         assert browser.script("return document.documentElement.scrollWidth <= innerWidth"), path
+        cut = "return [...document.querySelectorAll('.table-card')].filter(each => each.scrollWidth > each.clientWidth).length"
+        assert browser.script(cut) == 0, path
 
 
 @pytest.mark.nightly

@@ -1,8 +1,12 @@
 """Curves with a bounded number of points, however many steps a job has: what is drawn, and what is sent."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from thalweg.contract import strides
+from thalweg.v1 import training_service_pb2 as pb
 
 # A screen shows no more.
 MAX_POINTS = 400
@@ -30,8 +34,10 @@ class Point:
         self.steps += later.steps
         self.total += later.total
         # Once a value is not a number, so are the extremes: comparisons alone would forget it.
-        self.low = math.nan if math.isnan(self.low + later.low) else min(self.low, later.low)
-        self.high = math.nan if math.isnan(self.high + later.high) else max(self.high, later.high)
+        if not later.low >= self.low:
+            self.low = later.low if later.low < self.low else math.nan
+        if not later.high <= self.high:
+            self.high = later.high if later.high > self.high else math.nan
 
 
 @dataclass
@@ -41,6 +47,12 @@ class Seen:
     stride: int = 0
     points: int = 0
     step: int = -1
+
+
+def losses(taken: pb.StepsTaken) -> Iterator[tuple[int, float, int]]:
+    """The losses of an event: for each, the steps taken at its end, its value, and of how many steps it is the mean."""
+    starts, counts = strides.spans(taken.first_step, taken.steps or len(taken.losses), taken.stride or 1)
+    return zip((starts + counts).tolist(), taken.losses, counts.tolist(), strict=True)
 
 
 class Curve:

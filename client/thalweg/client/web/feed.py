@@ -10,7 +10,7 @@ import grpc
 
 from thalweg.client import records
 from thalweg.client.web import views
-from thalweg.client.web.curves import Curve, Seen
+from thalweg.client.web.curves import Curve, Seen, losses
 from thalweg.client.web.gateway import Credential, Gateway
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.states import ENDED
@@ -167,11 +167,11 @@ class Feed:
         told = records.event(event)
         match told:
             case records.StepsTaken():
-                self.job.progress.CopyFrom(event.steps_taken.progress)
                 loss = self._curve("loss")
-                for span, value in zip(told.spans(), told.losses, strict=True):
-                    # Steps are counted from 1: the first one has been taken.
-                    loss.add(span[-1] + 1, value, len(span))
+                for point in losses(event.steps_taken):
+                    loss.add(*point)
+                if self.whole:
+                    self.job.progress.CopyFrom(event.steps_taken.progress)
                 step = told.first_step + told.steps
                 self._curve("samples_per_second").add(step, told.progress.samples_per_second)
                 if told.progress.learning_rate is not None:
@@ -184,7 +184,8 @@ class Feed:
                     for name, value in (accuracy | dict(told.validation.values)).items():
                         if len(self.curves) < MAX_CURVES:
                             self._curve(f"validation.{name}").add(told.step, value)
-            case records.StateChanged():
+            case records.StateChanged() if self.whole:
+                # What is on record may be of earlier.
                 self.job = event.state_changed.job
         if entry := views.log_entry(told):
             self._log.append((event.sequence, entry))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from thalweg.client import records
-from thalweg.client.web.curves import Curve, rounded
+from thalweg.client.web.curves import Curve, losses, rounded
 from thalweg.client.web.gateway import Credential, Gateway
 
 _POINTS = 40
@@ -50,6 +50,8 @@ class Sparklines:
                 due.append((row, spark))
         while len(self._sparks) > _MAX_KEPT:
             self._sparks.popitem(last=False)
+        # First those of which nothing is known.
+        due.sort(key=lambda each: each[1].due)
         for row, spark in due[:_BATCH]:
             spark.due = now + _FRESH_SECONDS
             await self._read(credential, row["id"], spark)
@@ -58,7 +60,5 @@ class Sparklines:
     async def _read(self, credential: Credential, job_id: str, spark: _Spark) -> None:
         async for message in self._gateway.watch(credential, job_id, spark.sequence, until_now=True):
             spark.sequence = message.sequence
-            event = records.event(message)
-            if isinstance(event, records.StepsTaken):
-                for span, loss in zip(event.spans(), event.losses, strict=True):
-                    spark.curve.add(span[-1] + 1, loss, len(span))
+            for step, loss, steps in losses(message.steps_taken):
+                spark.curve.add(step, loss, steps)

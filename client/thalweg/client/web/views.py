@@ -25,6 +25,8 @@ def row(job: job_pb2.Job) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": job.id,
         "name": job.spec.name,
+        "owner": job.owner,
+        "shared": job.shared,
         "state": state_name(job.state),
         "status": job.status,
         "waiting_for": waiting_name(job.waiting_for) if job.waiting_for else "",

@@ -5,12 +5,14 @@ import { number, whole } from "./format.js";
 import { linear, logarithmic, spans } from "./scale.js";
 
 const HEIGHT = 220;
-const MARGIN = { top: 10, right: 12, bottom: 24, left: 56 };
+const MARGIN = { top: 10, right: 12, bottom: 24 };
+// Beside the axis there is room for its longest mark.
+const [LETTER, LEAST] = [6.4, 44];
 let charts = 0;
 
 /**
  * A chart. `series` are objects with a `name`, a `colour` (1 to 6, of the style sheet) and a `curve` (see curves.js), which may
- * grow; `format` writes a value. `fractions` says that values go from 0 to 1, `decades` that a logarithmic axis may be better. Call `draw` after a change.
+ * grow; `dashed` tells apart curves of one colour. `format` writes a value. `fractions` says that values go from 0 to 1, `decades` that a logarithmic axis may be better. Call `draw` after a change.
  */
 export function chart({ title, series, format = number, fractions = false, decades = false }) {
   const id = `chart-${(charts += 1)}`;
@@ -55,31 +57,35 @@ export function chart({ title, series, format = number, fractions = false, decad
     const [low, high] = bounds(visible);
     const room = (high - low) * 0.06 || Math.abs(high) * 0.06 || 0.5;
     const y = fractions
-      ? linear(Math.max(0, low - room), Math.min(1, high + room) || 1, 4)
+      ? linear(Math.max(0, low - room), Math.min(1, high + room) || 1, 5)
       : decades && spans(low, high)
         ? logarithmic(low, high)
         : linear(low >= 0 && low < high * 0.6 ? 0 : low - room, high + room, 4);
     const x = linear(Math.min(0, steps[0] ?? 0), steps.at(-1) ?? 1, Math.max(2, Math.floor(width / 110)));
-    const inside = { width: width - MARGIN.left - MARGIN.right, height: HEIGHT - MARGIN.top - MARGIN.bottom };
+    const words = y.marks.map((mark) => (fractions ? format(mark) : y.text(mark)));
+    const start = Math.max(LEAST, 14 + LETTER * Math.max(...words.map((word) => word.length)));
+    const inside = { width: width - start - MARGIN.right, height: HEIGHT - MARGIN.top - MARGIN.bottom };
     return {
       x,
       y,
-      left: (step) => MARGIN.left + x.at(step) * inside.width,
+      words,
+      start,
+      left: (step) => start + x.at(step) * inside.width,
       top: (value) => MARGIN.top + (1 - y.at(value)) * inside.height,
       bottom: MARGIN.top + inside.height,
-      right: MARGIN.left + inside.width,
+      right: start + inside.width,
     };
   }
 
   function grid(axis) {
-    const lines = axis.y.marks.map((mark) => [
-      svg("line", { class: "grid", x1: MARGIN.left, x2: axis.right, y1: axis.top(mark), y2: axis.top(mark) }),
-      svg("text", { class: "mark", x: MARGIN.left - 8, y: axis.top(mark), "text-anchor": "end", dy: "0.32em" }, format(mark)),
+    const lines = axis.y.marks.map((mark, index) => [
+      svg("line", { class: "grid", x1: axis.start, x2: axis.right, y1: axis.top(mark), y2: axis.top(mark) }),
+      svg("text", { class: "mark", x: axis.start - 8, y: axis.top(mark), "text-anchor": "end", dy: "0.32em" }, axis.words[index]),
     ]);
     const marks = axis.x.marks
       .filter(Number.isInteger)
       .map((mark) => svg("text", { class: "mark", x: axis.left(mark), y: axis.bottom + 17, "text-anchor": "middle" }, whole(mark)));
-    return [...lines.flat(), svg("line", { class: "axis", x1: MARGIN.left, x2: axis.right, y1: axis.bottom, y2: axis.bottom }), ...marks];
+    return [...lines.flat(), svg("line", { class: "axis", x1: axis.start, x2: axis.right, y1: axis.bottom, y2: axis.bottom }), ...marks];
   }
 
   /** Runs of points that have values. */
@@ -89,14 +95,14 @@ export function chart({ title, series, format = number, fractions = false, decad
     return found.filter((run) => run.length);
   }
 
-  function lines({ curve, colour }, axis) {
+  function lines({ curve, colour, dashed }, axis) {
     const at = (values) => (index) => `${axis.left(curve.steps[index]).toFixed(1)},${axis.top(values[index]).toFixed(1)}`;
     const bands = curve.low
       ? runs(curve.low).map((run) => svg("polygon", { class: `band colour-${colour}`, points: [...run.map(at(curve.high)), ...run.toReversed().map(at(curve.low))].join(" ") }))
       : [];
     const strokes = runs(curve.values).map((run) =>
       run.length > 1
-        ? svg("polyline", { class: `line colour-${colour}`, points: run.map(at(curve.values)).join(" ") })
+        ? svg("polyline", { class: `line colour-${colour}${dashed ? " dashed" : ""}`, points: run.map(at(curve.values)).join(" ") })
         : svg("circle", { class: `dot colour-${colour}`, r: 3, cx: axis.left(curve.steps[run[0]]), cy: axis.top(curve.values[run[0]]) }),
     );
     return [...bands, ...strokes];
@@ -131,7 +137,7 @@ export function chart({ title, series, format = number, fractions = false, decad
 
   function draw() {
     const visible = shown();
-    legend.replaceChildren(...visible.map((each) => h("li", { class: `colour-${each.colour}` }, each.name)));
+    legend.replaceChildren(...visible.map((each) => h("li", { class: `colour-${each.colour}${each.dashed ? " dashed" : ""}` }, each.name)));
     if (!width) return;
     picture.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     if (!visible.length) {

@@ -34,12 +34,14 @@ export function chartsOf(jobs) {
   }
 
   function make({ title, names, ...settings }) {
-    let colour = 0;
-    const single = Object.keys(names).length === 1;
-    const series = jobs.flatMap(({ label, curves }) =>
-      Object.entries(names).map(([key, word]) => ({
-        name: label ? (single ? label : `${label}, ${word}`) : word,
-        colour: (colour += 1),
+    // Of one job, each curve has a colour; of several, each job has one, and the mean of an epoch is left out.
+    const several = jobs.length > 1;
+    const kinds = Object.entries(names).filter(([key]) => !several || key !== "epoch_loss");
+    const series = jobs.flatMap(({ label, curves }, number) =>
+      kinds.map(([key, word], kind) => ({
+        name: several ? [label, ...(kinds.length > 1 ? [word] : [])].join(", ") : word,
+        colour: (several ? number : kind) + 1,
+        dashed: several && kind > 0,
         get curve() {
           return curves[key] ?? curve();
         },

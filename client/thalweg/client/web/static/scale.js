@@ -17,7 +17,16 @@ export function linear(low, high, count) {
   const step = nice((high - low) / count);
   const marks = [];
   for (let index = Math.ceil(low / step - 1e-9); index * step <= high + step * 1e-9; index += 1) marks.push(Number((index * step).toPrecision(12)));
-  return { low, high, marks, at: (value) => (value - low) / (high - low) };
+  return { low, high, marks, text: (mark) => written(mark, step), at: (value) => (value - low) / (high - low) };
+}
+
+/** A mark with as many digits as tell it from the next one. */
+function written(mark, step) {
+  if (mark === 0) return "0";
+  const size = Math.abs(mark);
+  const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+  if (size >= 1e6 || digits > 6) return mark.toExponential(Math.max(0, Math.min(3, Math.floor(Math.log10(size) + 1e-9) + digits))).replace("e+", "e");
+  return mark.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
 /** An axis of powers of ten; the values must be positive. */
@@ -31,6 +40,7 @@ export function logarithmic(low, high) {
     low,
     high,
     marks: marks.filter((mark) => mark >= low * 0.999 && mark <= high * 1.001).sort((a, b) => a - b),
+    text: (mark) => written(mark, mark),
     at: (value) => (Math.log10(value) - from) / (to - from),
   };
 }

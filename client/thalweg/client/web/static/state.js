@@ -1,7 +1,7 @@
 // The state of a job, as a badge, and its progress.
 
 import { h, say } from "./dom.js";
-import { duration, plural, whole } from "./format.js";
+import { duration, whole } from "./format.js";
 
 const WORDS = { QUEUED: "Queued", RUNNING: "Running", SUCCEEDED: "Succeeded", FAILED: "Failed", CANCELLED: "Cancelled" };
 export const ENDED = new Set(["SUCCEEDED", "FAILED", "CANCELLED"]);
@@ -57,5 +57,5 @@ export function runTime(job) {
 }
 
 export function workerWords(job) {
-  return ENDED.has(job.state) ? "–" : `${whole(job.workers)} of ${plural(job.wanted_workers, "worker")}`;
+  return ENDED.has(job.state) ? "–" : `${whole(job.workers)} of ${whole(job.wanted_workers)}`;
 }

@@ -7,16 +7,17 @@ import { chartsOf } from "../job_charts.js";
 import { follow, get } from "../net.js";
 import { runTime, stateWord } from "../state.js";
 
+// What is told of each; differences of results are marked, those of times are not.
 const FACTS = [
   ["State", stateWord],
-  ["Steps", (job) => whole(job.step)],
+  ["Steps", (job) => whole(job.step), true],
   ["Epochs", (job) => `${whole(job.epoch)} of ${whole(job.total_epochs)}`],
-  ["Loss", (job) => number(job.loss)],
-  ["Validation", (job) => headline(job.validation)],
-  ["Test", (job) => headline(job.test)],
+  ["Loss", (job) => number(job.loss), true],
+  ["Validation", (job) => headline(job.validation), true],
+  ["Test", (job) => headline(job.test), true],
   ["Samples per second", (job) => whole(job.samples_per_second)],
   ["Run time", (job) => (job.seconds ? duration(job.seconds) : runTime(job))],
-  ["Weights (SHA-256)", (job) => job.weights_sha256 || "–"],
+  ["Weights (SHA-256)", (job) => job.weights_sha256 || "–", true],
 ];
 
 export function comparePage(main, go, ...ids) {
@@ -42,7 +43,10 @@ export function comparePage(main, go, ...ids) {
       if (news.curves || fresh) charts.draw();
       each.job = news.job ?? each.job;
       if (news.job) FACTS.forEach(([, value], index) => say(cells[index][side], value(each.job)));
-      for (const pair of cells) pair.forEach((cell) => cell.classList.toggle("differs", pair[0].textContent !== pair[1].textContent));
+      FACTS.forEach(([, , result], index) => {
+        const [left, right] = cells[index];
+        for (const cell of cells[index]) cell.classList.toggle("differs", Boolean(result) && left.textContent !== right.textContent);
+      });
     }),
   );
   compareFiles(ids, files, problem);

@@ -19,7 +19,7 @@ export function jobPage(main, go, id) {
   const words = h("p", { class: "minor" });
   const problem = h("p", { class: "problem", role: "alert" });
   const doing = actions(id, go);
-  const facts = tiles(["Loss", "Validation", "Test", "Learning rate", "Samples per second", "Workers", "Run time", "Accepted"]);
+  const facts = tiles(["Loss", "Validation", "Test", "Learning rate", "Samples per second", "Workers", "Run time", "Accepted", "Owner"]);
   const curves = {};
   const charts = jobCharts(curves);
   const workers = workerTable();
@@ -72,6 +72,7 @@ export function jobPage(main, go, id) {
       Workers: workerWords(job),
       "Run time": job.seconds ? duration(job.seconds) : runTime(job),
       Accepted: ago(job.created),
+      Owner: job.owner ? job.owner + (job.shared ? " (shared)" : "") : null,
     });
   }
 

@@ -4,7 +4,7 @@ import { arrange, h, say } from "../dom.js";
 import { ago, date, duration, headline, number, plural, whole } from "../format.js";
 import { follow } from "../net.js";
 import { sparkline } from "../spark.js";
-import { badge, bar, ENDED, runTime, share } from "../state.js";
+import { badge, bar, ENDED, runTime, share, workerWords } from "../state.js";
 
 const STATES = [
   ["", "All"],
@@ -149,7 +149,7 @@ function line(id) {
         curve.replaceChildren(sparkline(job.sparkline));
       }
       say(validation, headline(job.validation));
-      say(workers, ENDED.has(job.state) ? "–" : `${whole(job.workers)} of ${whole(job.wanted_workers)}`);
+      say(workers, workerWords(job));
       say(when, ago(job.created));
       when.title = date(job.created);
     },
