@@ -21,6 +21,7 @@ from tests.end_to_end.peer import Peer
 from tests.end_to_end.refusals import refusal
 from tests.end_to_end.scrape import metrics, page
 from tests.server.test_training_service import PREPARED, create, make_spec
+from tests.server.tokens import town
 from thalweg.client import composition
 from thalweg.client.certificates import LOOPBACK, Authority
 from thalweg.client.errors import LocalError
@@ -330,3 +331,21 @@ def test_with_tls_pages_are_https_and_the_certificate_is_read_again(tmp_path: Pa
         (tmp_path / "tls" / "new.pem").replace(cert)
         wait_for(lambda: ssl.get_server_certificate(server.metrics or FREE) == cert.read_text())
         assert page(server.metrics, "/healthz", ca=ca).status == 200
+
+
+def test_beyond_loopback_metrics_are_for_those_who_may_see_all_jobs(tmp_path: Path) -> None:
+    with town(tmp_path, metrics=Address("0.0.0.0", 0), trust_network=True) as place:
+        assert place.server.metrics
+        here = Address("127.0.0.1", place.server.metrics.port)
+        viewer = place.make("ann", "viewer")
+        tokens = {"admin": place.admin.token, "viewer": viewer.token, "none": ""}
+        tokens |= {role: place.make(f"a-{role}", role).token for role in ("submitter", "fleet")}
+        assert {role: page(here, "/metrics", token=token).status for role, token in tokens.items()} == {
+            "admin": 200,
+            "viewer": 200,
+            "none": 401,
+            "submitter": 401,
+            "fleet": 401,
+        }
+        place.revoke("ann")
+        assert page(here, "/metrics", token=viewer.token).status == 401
