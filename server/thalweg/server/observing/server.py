@@ -35,6 +35,8 @@ class ServerSource:
         """Why calls cannot do what they are for."""
         if self._jobs.stopping:
             return "stopping"
+        if self._jobs.cluster.draining.is_set():
+            return "draining"
         if not self._jobs.upkeep.started:
             return "starting"
         if self._jobs.cluster.draining.is_set():
