@@ -22,7 +22,7 @@ from tests.end_to_end.refusals import refusal
 from tests.end_to_end.scrape import metrics, page
 from tests.server.test_training_service import PREPARED, create, make_spec
 from tests.server.tokens import town
-from thalweg.client import composition
+from thalweg.client import Client, composition
 from thalweg.client.certificates import LOOPBACK, Authority
 from thalweg.client.errors import LocalError
 from thalweg.contract.endpoint import Address, Endpoint
@@ -349,3 +349,10 @@ def test_beyond_loopback_metrics_are_for_those_who_may_see_all_jobs(tmp_path: Pa
         }
         place.revoke("ann")
         assert page(here, "/metrics", token=viewer.token).status == 401
+
+
+def test_a_server_that_drains_is_not_ready(tmp_path: Path) -> None:
+    with running_server(tmp_path, metrics=FREE) as server, Client(server.address) as client:
+        client.cluster.end_server(60)
+        assert page(server.metrics, "/readyz") == (503, "draining\n")
+        assert page(server.metrics, "/healthz").status == 200
