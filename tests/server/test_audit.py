@@ -30,6 +30,10 @@ def test_it_says_who_did_what_and_what_was_refused(tmp_path: Path) -> None:
         sha256 = ann.upload(b"content")
         ann.create(make_spec(epochs=1), "hers")
         ann.GetJob(pb.GetJobRequest(job_id="hers"))
+        ann.ShareJob(pb.ShareJobRequest(job_id="hers", shared=True))
+        refusal(lambda: bob.CancelJob(pb.CancelJobRequest(job_id="hers")))
+        ann.ShareJob(pb.ShareJobRequest(job_id="hers"))
+        ann.ScaleJob(pb.ScaleJobRequest(job_id="hers"))
         refusal(lambda: bob.CancelJob(pb.CancelJobRequest(job_id="hers")))
         refusal(lambda: place.bearer("thalweg-no").listed())
         eve = place.make("eve", "viewer")
@@ -44,23 +48,27 @@ def test_it_says_who_did_what_and_what_was_refused(tmp_path: Path) -> None:
         (
             record.get("name", ""),
             record.get("method", record.get("event")),
-            record.get("job_id", record.get("sha256", "")),
+            record.get("about", ""),
             record.get("outcome", ""),
         )
         for record in records_in(log)
     ]
     assert told == [
         ("", "server started", "", ""),
-        ("ann", "CreateToken", "", "OK"),
-        ("bob", "CreateToken", "", "OK"),
-        ("ann", "UploadData", sha256, "OK"),
-        ("ann", "CreateJob", "hers", "OK"),
-        ("bob", "CancelJob", "hers", "JOB_NOT_FOUND"),
+        ("admin", "CreateToken", {"name": "ann", "role": "submitter"}, "OK"),
+        ("admin", "CreateToken", {"name": "bob", "role": "submitter"}, "OK"),
+        ("ann", "UploadData", {"sha256": sha256}, "OK"),
+        ("ann", "CreateJob", {"job_id": "hers", "shared": "False"}, "OK"),
+        ("ann", "ShareJob", {"job_id": "hers", "shared": "True"}, "OK"),
+        ("bob", "CancelJob", {"job_id": "hers"}, "PERMISSION_DENIED"),
+        ("ann", "ShareJob", {"job_id": "hers", "shared": "False"}, "OK"),
+        ("ann", "ScaleJob", {"job_id": "hers", "workers": "0"}, "OK"),
+        ("bob", "CancelJob", {"job_id": "hers"}, "JOB_NOT_FOUND"),
         ("", "ListJobs", "", "UNAUTHENTICATED"),
-        ("eve", "CreateToken", "", "OK"),
+        ("admin", "CreateToken", {"name": "eve", "role": "viewer"}, "OK"),
         ("eve", "CreateJob", "", "PERMISSION_DENIED"),
-        ("ann", "CancelJob", "hers", "OK"),
-        ("bob", "RevokeToken", "", "OK"),
+        ("ann", "CancelJob", {"job_id": "hers"}, "OK"),
+        ("admin", "RevokeToken", {"name": "bob"}, "OK"),
         ("bob", "ListJobs", "", "TOKEN_ENDED"),
         ("", "server stopped", "", ""),
     ]

@@ -126,7 +126,7 @@ class Audit:
             return
         principal, about = caller.principal, {key: visible(text, _MAX_TEXT) for key, text in caller.act.about.items()}
         who = {"name": principal.name, "role": principal.role.value}
-        self._take(who | _from(caller.method, peer) | about | {"outcome": outcome})
+        self._take(who | _from(caller.method, peer) | ({"about": about} if about else {}) | {"outcome": outcome})
 
     def _take(self, record: Record) -> None:
         if len(self._waiting) >= _MAX_WAITING:

@@ -13,8 +13,8 @@ from thalweg.v1 import job_pb2
 
 # The field of every request about a job.
 _JOB = "job_id"
-# What the audit log says of requests: the job, the upload, the token, and how they are to be.
-_ABOUT = (_JOB, "sha256", "name", "role")
+# What the audit log says of requests: the job, the upload, the token, the fleet or node, and how they are to be.
+_ABOUT = (_JOB, "sha256", "name", "role", "target", "workers", "shared")
 
 
 class Permits:
@@ -29,8 +29,9 @@ class Permits:
         Those who may not see a job are told that it does not exist.
         """
         for name in _ABOUT:
-            if value := getattr(message, name, ""):
-                caller().act.about[name] = value
+            value = getattr(message, name, "")
+            if value != "":
+                caller().act.about[name] = str(value)
         job_id = getattr(message, _JOB, None)
         if job_id is None or caller().scope is Scope.ALL:
             return
