@@ -1,9 +1,11 @@
 """Peers that connect and ask for nothing: they are bounded, ended, and harm no other peer."""
 
+import asyncio
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -100,6 +102,24 @@ def test_a_call_that_says_nothing_is_ended(hasty: Server, path: str) -> None:
         refused = refusal(lambda: call)
         silence.set()
     assert (refused.code, refused.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "TOO_SLOW")
+
+
+def test_the_time_in_which_the_server_stands_still_is_not_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stalling, "OPENING_SECONDS", 0.2)
+
+    async def open_while_nothing_moves() -> bytes | None:
+        come = asyncio.Event()
+
+        async def requests() -> AsyncIterator[bytes]:
+            await come.wait()
+            yield b"x"
+
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.01, time.sleep, 0.6)
+        loop.call_later(0.02, come.set)
+        return await stalling.opening(requests())
+
+    assert asyncio.run(open_while_nothing_moves()) == b"x"
 
 
 def test_a_watcher_that_reads_nothing_is_ended(hasty: Server, monkeypatch: pytest.MonkeyPatch) -> None:

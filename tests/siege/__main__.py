@@ -47,7 +47,7 @@ def main() -> int:
                     most = max(most, server.mib)
             before, then = statistics.median(without), statistics.median(within)
             sys.stdout.write(
-                f"{siege.number:,} {siege.kind}: {then:,.0f} steps/s, {before:,.0f} without: {then / before:.2f}; "
+                f"{siege.number:,} {siege.kind}: {then:,.0f} steps/s, {before:,.0f} without: {then / max(before, 1e-9):.2f}; "
                 f"another client waits {max(answers):.2f} s at most; server {most} MiB\n"
             )
             sys.stdout.flush()

@@ -15,14 +15,16 @@ M = TypeVar("M")
 STALLED_SECONDS = 60.0
 # Whoever calls a method has something to say: the first message comes with the call.
 OPENING_SECONDS = 10.0
+# A timer that fires so much too late was kept by something else.
+_LATE_SECONDS = 0.1
 
 
 @asynccontextmanager
-async def unless_stalled(seconds: float | None = None) -> AsyncIterator[asyncio.Timeout]:
+async def unless_stalled() -> AsyncIterator[asyncio.Timeout]:
     """Raises ThalwegError if waiting for a client, within the context, takes too long. Gives the timeout, which can be moved."""
     begun = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(STALLED_SECONDS if seconds is None else seconds) as timeout:
+        async with asyncio.timeout(STALLED_SECONDS) as timeout:
             yield timeout
     except TimeoutError:
         waited = asyncio.get_running_loop().time() - begun
@@ -36,9 +38,25 @@ async def write(context: grpc.aio.ServicerContext[Any, Any], message: object) ->
 
 
 async def opening(requests: AsyncIterator[M]) -> M | None:
-    """The first message of a call; None if it ends without one. Raises ThalwegError if nothing comes for some seconds."""
-    async with unless_stalled(OPENING_SECONDS):
-        return await anext(requests, None)
+    """The first message of a call; None if it ends without one. Raises ThalwegError if nothing comes for some seconds.
+
+    While the server itself stands still, nothing that has come is read: that time does not count.
+    """
+    clock = asyncio.get_running_loop().time
+    coming: asyncio.Future[M | None] = asyncio.ensure_future(anext(requests, None))
+    try:
+        while True:
+            begun = clock()
+            await asyncio.wait({coming}, timeout=OPENING_SECONDS)
+            waited = clock() - begun
+            if coming.done():
+                return coming.result()
+            if waited < OPENING_SECONDS + _LATE_SECONDS:
+                raise ThalwegError("TOO_SLOW", {"seconds": f"{waited:.3g}"})
+    finally:
+        coming.cancel()
+        # How a message ends that nobody waits for any more is not logged.
+        coming.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
 
 class Opened(Generic[M]):
