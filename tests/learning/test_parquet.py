@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from google.protobuf import json_format
 
+from tests.learning.batches import inputs, targets
 from tests.learning.parquets import MIXED, ROWS, expected, numbers, plain, write_folder
 from thalweg.contract.resources import Memory
 from thalweg.learning import data
@@ -316,3 +318,50 @@ def test_a_node_without_pyarrow_says_what_to_install(source: str, tmp_path: Path
         NodeError, match=rf"^data.{source}: pyarrow is not installed on this machine; pip install 'thalweg\[data\]'$"
     ):
         data.load(spec, lambda _: tmp_path / "a")
+
+
+def framed(folder: Path, name: str | None = "key", rows: int = 40) -> Any:
+    """A data frame with an index, which a file of it has, too."""
+    frame = pd.DataFrame({"a": np.arange(rows) / 2, "y": np.arange(rows)}, index=pd.Index(np.arange(rows) + 1000, name=name))
+    folder.mkdir(exist_ok=True)
+    frame.to_parquet(folder / "a.parquet")
+    frame.reset_index().rename(columns={"index": "key"}).to_feather(folder / "plain.feather")
+    return frame
+
+
+@pytest.mark.parametrize("name", ["key", None])
+def test_the_index_of_a_data_frame_is_no_column_unless_it_is_named(name: str | None, tmp_path: Path) -> None:
+    frame = framed(tmp_path, name)
+
+    def loaded(**settings: Any) -> data.Dataset:
+        job = {
+            "model": {"layers": [{"dense": {"units": 1}}], "loss": "mean_squared_error", "dtype": "float64"},
+            "data": {"parquet": "a.parquet", **settings},
+        }
+        return data.load(json_format.ParseDict(job, job_pb2.JobSpec()), lambda _: tmp_path / "a.parquet")
+
+    found = loaded()
+    assert inputs(found.train).tolist() == [[value] for value in frame["a"]]
+    assert targets(found.train).ravel().tolist() == frame["y"].tolist()
+    # Predictions take the frame, the file, and rows that have the index as a column or do not.
+    by_file = data.read_rows(tmp_path / "a.parquet", job_pb2.Data(parquet="a.parquet"), found.preprocessing)
+    rows: list[object] = [frame, by_file, {"a": frame["a"]}]
+    rows += [frame.reset_index()] if name else []
+    for given in rows:
+        prepared = data.prepare_table(given, found.preprocessing, np.dtype(np.float64))
+        assert prepared is not None
+        assert np.array_equal(np.asarray(prepared.x[:]), inputs(found.train))
+    if name:
+        assert inputs(loaded(features=["key", "a"]).train)[0].tolist() == [1000, 0]
+        assert inputs(loaded(columns={"key": {"prepare": "min_max"}}).train)[-1].tolist() == [19.5, 1]
+        assert targets(loaded(target="key").train).ravel()[:2].tolist() == [1000, 1001]
+        held_out = loaded(validation={"fraction": 0.25, "time": "key"}).validation
+        assert inputs(held_out)[:, 0].tolist() == (np.arange(30, 40) / 2).tolist()
+
+
+def test_what_others_write_where_pandas_does_is_passed_over(tmp_path: Path) -> None:
+    for told in (b"no JSON", b"[]", b'{"index_columns": 3}', b'{"index_columns": [{"kind": "range"}]}'):
+        table = pa.table({"a": [1.0, 2.0], "y": [1, 2]}).replace_schema_metadata({b"pandas": told})
+        pq.write_table(table, tmp_path / "a.parquet")
+        columns = parquet.table([SourceFile("a.parquet", tmp_path / "a.parquet")], "a.parquet", "data.parquet").columns
+        assert [(column.name, column.is_index) for column in columns] == [("a", False), ("y", False)]

@@ -11,6 +11,7 @@ import pytest
 from tests.learning.batches import batch
 from tests.learning.modules import importable
 from thalweg.learning.errors import MistakeError
+from thalweg.learning.objective import notices
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402 - an extra
@@ -161,3 +162,128 @@ def test_parameters_that_are_made_in_a_call_are_refused_with_the_line(nets: Modu
         objective.gradient(initial(objective), SAMPLES, 4, (0, 0), np.empty(objective.size, np.float32))
     # Elsewhere modules are made as ever.
     assert nn.Linear(3, 3).weight.requires_grad
+
+
+class Counting(nn.Linear):
+    """Counts its calls, and keeps what follows from the samples alone."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(3, 3)
+        self.kind = kind
+        self.calls = 0
+        self.seen: list[Any] = [torch.zeros(3)]
+        self.generator = torch.Generator()
+        self.cache: Any = None
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x: Any) -> Any:
+        outputs = self.norm(super().forward(x))
+        match self.kind:
+            case "count":
+                self.calls += 1
+            case "mean":
+                self.seen[0] = 0.9 * self.seen[0] + 0.1 * x.mean(0)
+            case "generator":
+                return outputs + torch.rand(3, generator=self.generator)
+            case "cache":
+                self.cache = x.shape, outputs.detach()
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("count", "'calls'"), ("mean", "'seen'"), ("generator", "'generator'"), ("cache", ""), ("none", "")]
+)
+def test_attributes_that_each_call_changes_are_named(nets: ModuleType, kind: str, name: str) -> None:
+    objective = objective_of(nets, lambda: Counting(kind), SAMPLES)
+    (notice,) = notices(objective) or ("",)
+    assert notice.startswith(f"model.torch: each call changes attributes of the module, {name}, which workers" if name else "")
+    assert bool(notice) == bool(name)
+    # Buffers are as if it had been called once.
+    plain = objective_of(nets, lambda: Counting("none"), SAMPLES)
+    np.testing.assert_array_equal(initial(objective), initial(plain))
+    assert [counter.name for counter in objective.counters] == ["norm.num_batches_tracked"]
+
+
+class InList(nn.Linear):
+    def __init__(self, frozen: bool) -> None:
+        super().__init__(3, 3)
+        self.layers = [nn.Linear(3, 3)]
+        self.layers[0].requires_grad_(not frozen)
+
+    def forward(self, x: Any) -> Any:
+        return self.layers[0](super().forward(x))
+
+
+def test_parameters_that_are_used_and_not_trained_are_named(nets: ModuleType) -> None:
+    (notice,) = notices(objective_of(nets, lambda: InList(frozen=False), SAMPLES))
+    lacking = (
+        "the module does not have, and that are not trained: 'layers[0].bias', 'layers[0].weight'; keep modules in nn.ModuleList"
+    )
+    assert lacking in notice or lacking.replace("bias', 'layers[0].weight", "weight', 'layers[0].bias") in notice
+    assert not notices(objective_of(nets, lambda: InList(frozen=True), SAMPLES))
+
+
+class WithExtra(nn.Linear):
+    def __init__(self, grows: bool) -> None:
+        super().__init__(3, 3)
+        self.scale, self.grows = 2.0, grows
+
+    def get_extra_state(self) -> Any:
+        return {"scale": self.scale}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.scale = state["scale"]
+
+    def forward(self, x: Any) -> Any:
+        self.scale += self.grows
+        return super().forward(x) * self.scale
+
+
+def test_extra_state_is_named_and_must_not_change(nets: ModuleType) -> None:
+    (notice,) = notices(objective_of(nets, lambda: nn.Sequential(WithExtra(grows=False)), SAMPLES))
+    assert notice == (
+        "model.torch: the extra state (get_extra_state) of 0 is not kept, and job.state_dict() lacks it; "
+        "load that with strict=False"
+    )
+    with pytest.raises(
+        MistakeError, match=r"the extra state \(get_extra_state\) of the module changes when the module is called"
+    ):
+        objective_of(nets, lambda: WithExtra(grows=True), SAMPLES)
+
+
+def classes(outputs: Any, targets: Any) -> Any:
+    return (outputs.argmax(1) - targets[:, 0].long()).sum()
+
+
+def likelihood(outputs: Any, _: Any) -> Any:
+    return nn.functional.log_softmax(outputs, 1).mean()
+
+
+class Classes(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+
+    def forward(self, x: Any) -> Any:
+        return super().forward(x).round().long()
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "words"),
+    [
+        (
+            Classes,
+            "mean_squared_error",
+            "model.torch: the module returned numbers of type int64, which have no gradient; return real",
+        ),
+        (Classes, likelihood, "the module returned numbers of type int64, which have no gradient; return real"),
+        (
+            lambda: nn.Linear(3, 3),
+            classes,
+            "model.loss: returned a loss of type int64, which has no gradient; compute it from real",
+        ),
+    ],
+)
+def test_integers_have_no_gradient(nets: ModuleType, make: Any, loss: Any, words: str) -> None:
+    objective = objective_of(nets, make, SAMPLES, loss)
+    with pytest.raises(MistakeError, match=re.escape(words)):
+        objective.measure(initial(objective), SAMPLES)

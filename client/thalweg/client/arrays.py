@@ -84,7 +84,10 @@ def arrow_table(data: object, prefix: str = "") -> "pa.Table":
     with as_parquet(prefix):
         if isinstance(data, Mapping):
             return pa.table({str(name): cells for name, cells in data.items()})
-        return pa.Table.from_pylist(list(data)) if isinstance(data, Sequence) else pa.table(data)
+        if isinstance(data, Sequence):
+            return pa.Table.from_pylist(list(data))
+        # The index of pandas is no column.
+        return pa.Table.from_pandas(data, preserve_index=False) if type(data).__module__.startswith("pandas.") else pa.table(data)
 
 
 @contextmanager

@@ -131,12 +131,27 @@ class Ordered(Protocol):
 
 
 @runtime_checkable
+class Noticing(Protocol):
+    """An objective of code, of which its author should know something besides."""
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the author should know. Each begins with the field of the job."""
+
+
+@runtime_checkable
 class Converting(Protocol):
     """An objective that converts tensors which its author's code makes of another dtype than the slab's."""
 
     @property
     def converted(self) -> Mapping[str, str]:
         """The dtypes of these tensors as the code makes them, by their names."""
+
+
+def notices(objective: Objective) -> tuple[str, ...]:
+    """What an objective's author should know of it."""
+    others = objective.notices if isinstance(objective, Noticing) else ()
+    return tuple(filter(None, (conversions(objective), *others)))
 
 
 def conversions(objective: Objective) -> str:

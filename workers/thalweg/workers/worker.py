@@ -21,7 +21,7 @@ from thalweg.learning import data
 from thalweg.learning.data.memory import check_memory
 from thalweg.learning.data.samples import Samples
 from thalweg.learning.errors import NodeError
-from thalweg.learning.objective import conversions, layout
+from thalweg.learning.objective import layout, notices
 from thalweg.v1 import job_pb2
 from thalweg.v1 import parameter_service_pb2 as pb
 from thalweg.workers import code, needs, premises
@@ -165,7 +165,7 @@ class _Worker:
             shared_memory=self._peer is not None,
             premises=premises.of_objective(objective) + premises.of_data(spec.data),
             numerical=self._differentiator.numerical,
-            notice="; ".join(filter(None, (conversions(objective), *dataset.notices))),
+            notice="; ".join((*notices(objective), *dataset.notices)),
         )
         if self._differentiator.numerical and spec.training.epochs:
             initial = self._initial()

@@ -23,12 +23,13 @@ class Column(NamedTuple):
     """A column of a table.
 
     `dtype` is that of the cells' values: integers or real numbers; int32 of text, whose values are positions in a list of words;
-    bool; or datetime64 in microseconds, of dates and times.
+    bool; or datetime64 in microseconds, of dates and times. The index of a data frame is used only if it is named.
     """
 
     name: str
     type: ColumnType
     dtype: np.dtype[Any]
+    is_index: bool = False
 
 
 class Cells(NamedTuple):

@@ -41,7 +41,7 @@ def parts_of_attributes(module: nn.Module, hooked: bool = True) -> Iterator[tupl
 def digests(module: nn.Module) -> dict[str, str]:
     """A digest of the value of each plain attribute, as far as its value is plain to see: of numbers, texts, arrays, tensors,
     random generators, and of what contains such."""
-    return {name: _digest(vars(owner)[key]) for name, owner, key in attributes(module)}
+    return {name: digest(vars(owner)[key]) for name, owner, key in attributes(module)}
 
 
 def _parts(name: str, value: object, depth: int) -> Iterator[tuple[str, object]]:
@@ -58,7 +58,8 @@ def _parts(name: str, value: object, depth: int) -> Iterator[tuple[str, object]]
             yield name, value
 
 
-def _digest(value: object) -> str:
+def digest(value: object) -> str:
+    """A digest of a value, as far as it is plain to see."""
     found, seen = sha256(), set[int]()
     for word in _words(value, _MAX_DEPTH, seen):
         found.update(word)

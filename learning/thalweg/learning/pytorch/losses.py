@@ -140,7 +140,13 @@ def total(losses: Any, samples: int, field: str) -> Tensor:
         raise MistakeError(
             f"{field}: returned {type(losses).__name__}, not a tensor; return a loss for each sample or their mean"
         )
-    if not losses.is_floating_point() or losses.shape not in ((), (samples,)):
+    if not losses.is_floating_point():
+        kind = str(losses.dtype).removeprefix("torch.")
+        raise MistakeError(
+            f"{field}: returned a loss of type {kind}, which has no gradient; compute it from real numbers, without argmax(), "
+            "comparisons and conversions to integers"
+        )
+    if losses.shape not in ((), (samples,)):
         raise MistakeError(
             f"{field}: returned a tensor of type {str(losses.dtype).removeprefix('torch.')} and shape {tuple(losses.shape)} for "
             f"{samples} samples; return a loss for each sample, of shape ({samples},), or their mean, of shape ()"

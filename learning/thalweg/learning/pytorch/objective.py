@@ -25,6 +25,7 @@ from thalweg.learning.pytorch.advice import advice
 from thalweg.learning.pytorch.compilation import CompiledModule, compiling
 from thalweg.learning.pytorch.devices import Accelerator, Device, Link, Processor, Remembered
 from thalweg.learning.pytorch.gradients import Gradients
+from thalweg.learning.pytorch.keeping import Kept
 from thalweg.learning.pytorch.parts import parts_of, tensor_of
 from thalweg.learning.pytorch.randomness import CPU, seeded
 from thalweg.learning.pytorch.registration import registering_nothing
@@ -66,6 +67,7 @@ class TorchObjective:
         self._seed = spec.seed
         self._place = link.place if link else CPU
         self._converted: dict[str, str] = {}
+        self._notices: list[str] = []
         self._module = self._made(spec.model.torch)
         self._compiled = CompiledModule(self._module, spec.training.threads_per_worker) if compiled else None
         self._named = losses.NAMED.get(spec.model.loss)
@@ -126,6 +128,11 @@ class TorchObjective:
     def converted(self) -> Mapping[str, str]:
         """The dtypes of parameters and buffers that were converted."""
         return self._converted
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the module keeps that is no tensor, or that is no part of it."""
+        return tuple(self._notices)
 
     @property
     def dtype(self) -> np.dtype[np.floating]:
@@ -312,13 +319,20 @@ class TorchObjective:
             name: rng.random(shapes[name]).astype(field.dtype) if field.dtype.kind == "f" else np.zeros(shapes[name], field.dtype)
             for name, field in schema.items()
         }
+        kept = Kept(self._module)
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+
+        def call() -> Tensor:
+            with self._drawing((0, 0)), self._mode(training=True):
+                return self._forward(batch)[1]
+
         try:
-            with hooks, self._drawing((0, 0)), self._mode(training=True):
-                self._forward(batch)
+            with hooks:
+                loss = call()
         except MistakeError:
             # It may not take such samples. What is wrong with it, real ones show.
             return False
+        self._notices = kept.notices(loss, call)
         self._activations = -(-saved // _TRIED)
         return True
 
@@ -374,21 +388,29 @@ class TorchObjective:
             outputs = self._called(module, batch)
         field = "model.loss"
         # Losses with a name are computed exactly; the user's own, as the module is.
-        with self._running(field, batch), nullcontext() if self._named else self._rounded():
+        with self._running(field, batch, outputs), nullcontext() if self._named else self._rounded():
             if self._named:
                 outputs = self._tensor(outputs)
                 if outputs.shape[:1] != (size(batch),):
                     problem = f"the module gave the shape {tuple(outputs.shape)} for {size(batch)} samples"
                     raise MistakeError(f"{_FIELD}: {problem}; the first axis must be theirs")
+                if not outputs.is_floating_point():
+                    raise MistakeError(f"{_FIELD}: {_not_real(outputs)}")
                 # What is wrong would be found on a GPU only later, and not be named.
                 self._named.check(tuple(outputs.shape[1:]), batch[TARGET])
             found = self._loss(outputs, target)
         return outputs, losses.total(self._exact(found), size(batch), field)
 
     @contextmanager
-    def _running(self, field: str, batch: Batch) -> Iterator[None]:
-        """Around calls of the user's code with samples."""
-        with entry_points.running(field, lambda error: advice(error, batch)), registering_nothing(field):
+    def _running(self, field: str, batch: Batch, outputs: Any = None) -> Iterator[None]:
+        """Around calls of the user's code with samples, and outputs that the module gave for them."""
+
+        def told(error: BaseException) -> str:
+            if isinstance(outputs, Tensor) and not outputs.is_floating_point():
+                return f"; {_not_real(outputs)}"
+            return advice(error, batch)
+
+        with entry_points.running(field, told), registering_nothing(field):
             yield
 
     def _rounded(self) -> AbstractContextManager[None]:
@@ -450,6 +472,14 @@ class TorchObjective:
             for each, mode in self._modes:
                 each.training = training and mode
         yield
+
+
+def _not_real(outputs: Tensor) -> str:
+    """What is wrong with outputs that are not real numbers."""
+    kind = str(outputs.dtype).removeprefix("torch.")
+    return (
+        f"the module returned numbers of type {kind}, which have no gradient; return real ones, such as logits without argmax()"
+    )
 
 
 def _recorder(title: str, record: Record) -> Callable[[nn.Module, Any, Any], None]:

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from thalweg.contract.process import prepare
 from thalweg.learning import data, registry
 from thalweg.learning.errors import MistakeError, NodeError
-from thalweg.learning.objective import conversions
+from thalweg.learning.objective import notices
 from thalweg.v1 import job_pb2
 from thalweg.workers.code import ready
 from thalweg.workers.data_access import OWN_POLICY, NodeAccess
@@ -32,7 +32,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
             order = [tasks[index % len(tasks)] for index in asked["order"]]
             objective = registry.objective(spec, dataset.schema)
             found = examine(objective, spec, dataset, order)
-            return {"tasks": order, "found": found, "notice": conversions(objective)}
+            return {"tasks": order, "found": found, "notice": "; ".join(notices(objective))}
     except (MistakeError, NodeError) as error:
         return {"mistake": str(error)}
 

@@ -67,7 +67,9 @@ def fit(spec: job_pb2.JobSpec, table: Table, chosen: Chosen) -> job_pb2.Preproce
     if data.features:
         made.others_ignored = True
     else:
-        made.ignored.extend(data.ignore)
+        used = {column.name for column in planned.columns}
+        index = [column.name for column in table.columns if column.is_index and column.name not in used]
+        made.ignored.extend(dict.fromkeys([*data.ignore, *index]))
     made.shape.append(features)
     made.dtype = spec.model.dtype
     if (size := made.ByteSize()) > _MAX_BYTES:

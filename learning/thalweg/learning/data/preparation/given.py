@@ -47,7 +47,8 @@ def prepare_table(x: object, preprocessing: job_pb2.Preprocessing, dtype: np.dty
     targets = [target.name for target in preprocessing.targets] or [preprocessing.target]
     names = [column.name for column in table.columns]
     # Columns that the job was not to use may be there or not.
-    others = names if preprocessing.others_ignored else preprocessing.ignored
+    index = [column.name for column in table.columns if column.is_index]
+    others = names if preprocessing.others_ignored else [*preprocessing.ignored, *index]
     chosen = by_name(names, subject, wanted, {*targets, *others})
     planned = [
         Planned(column.name, table.columns[position].type, ColumnType(column.type), column.prepare, "", "", column.buckets)

@@ -73,9 +73,13 @@ def plan(data: job_pb2.Data, columns: Sequence[Column], table: str) -> Plan:
         _check_names(field, names, known, table)
     if data.target and data.targets:
         raise DataError("data.targets: is given beside data.target; give one of them")
-    targets = list(data.targets) or [data.target or columns[-1].name]
+    # pandas writes an index last, which nobody means by the last column.
+    plain = [column.name for column in columns if not column.is_index] or list(known)
+    targets = list(data.targets) or [data.target or plain[-1]]
     ignored = {*data.ignore}
-    features = list(data.features) or [name for name in known if name not in targets and name not in ignored]
+    features = list(data.features) or [
+        name for name in known if (name in plain or name in data.columns) and name not in targets and name not in ignored
+    ]
     for name in targets:
         if name in ignored or name in features:
             where = "data.ignore" if name in ignored else "data.features"

@@ -1,5 +1,7 @@
 """Columns of Arrow as columns of a table. Imports pyarrow."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,6 +12,17 @@ _TIMES = np.dtype("datetime64[us]")
 _CODES = np.dtype(np.int32)
 # The dtype of columns whose cells cannot be features or targets.
 UNREADABLE = np.dtype(object)
+
+
+def index_of(schema: pa.Schema) -> set[str]:
+    """The columns that are the index of a data frame, by what pandas writes about itself into files."""
+    try:
+        told = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
+        # A range is no column.
+        return {name for name in told.get("index_columns", ()) if isinstance(name, str)}
+    except (ValueError, AttributeError, TypeError):
+        # Anyone may write there.
+        return set()
 
 
 def column_of(name: str, kind: pa.DataType) -> Column:

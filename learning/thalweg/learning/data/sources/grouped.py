@@ -11,7 +11,7 @@ from thalweg.learning.data.errors import DataError
 from thalweg.learning.data.memory import MAX_DECODED, check_memory
 from thalweg.learning.data.recent import Recent
 from thalweg.learning.data.rows import Indices, positions
-from thalweg.learning.data.sources.arrow_cells import UNREADABLE, cells_bytes, cells_of, column_of
+from thalweg.learning.data.sources.arrow_cells import UNREADABLE, cells_bytes, cells_of, column_of, index_of
 from thalweg.learning.data.sources.partitions import Partitions
 from thalweg.learning.data.tables import Cells, Column, ColumnType
 
@@ -211,4 +211,6 @@ def _columns(field: str, parts: Sequence[Part]) -> tuple[dict[str, Column], dict
                     f"{field}: column {each.name!r} is {each.type} in {part.name!r} and {other} in {where!r}; "
                     "write all files with the same types"
                 )
-    return columns, {name: kind for name, (kind, _) in types.items()}
+    index = index_of(first.schema)
+    found = {name: column._replace(is_index=name in index) for name, column in columns.items()}
+    return found, {name: kind for name, (kind, _) in types.items()}

@@ -51,7 +51,7 @@ class _File:
         footer = self._footer()
         with self._reading("as Parquet"):
             schema = checked(pq.ParquetFile(self._bytes(), metadata=footer).schema_arrow)
-        self.schema = pa.schema([each for each in schema if not each.name.startswith(_INDEX)])
+        self.schema = pa.schema([each for each in schema if not each.name.startswith(_INDEX)], schema.metadata)
         self.rows = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
         # Text is read as codes and words, as it is stored.
         self._texts = frozenset(each.name for each in schema if is_text(each.type))
