@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.end_to_end.command import thalweg
 from tests.learning.parquets import write_folder
 from thalweg.client import local
 
@@ -34,3 +36,18 @@ def test_a_folder_of_parquet_files_trains_to_equal_bits_on_one_two_or_three_work
         ended = [each.wait() for each in jobs]
     assert [result.steps for result in ended] == [2 * 27] * 3
     assert len({result.weights_sha256 for result in ended}) == 1
+
+
+@pytest.mark.nightly
+def test_the_command_trains_from_a_folder_of_parquet_files_and_predicts_from_it(tmp_path: Path) -> None:
+    table = write_folder(tmp_path / "trips")
+    (tmp_path / "job.toml").write_text(JOB)
+    ended = thalweg(tmp_path, "train", "job.toml", "--json")
+    assert ended.code == 0, ended.stderr
+    assert (ended.answer["state"], ended.answer["steps"]) == ("SUCCEEDED", 2 * 27)
+    predicted = thalweg(tmp_path, "predict", ended.answer["job"], "trips", "--json")
+    assert predicted.code == 0, predicted.stderr
+    errors = np.array(predicted.answer["outputs"])[:, 0] - table["y"].to_numpy()
+    # A tenth of the rows were held out.
+    loss = 0.9 * ended.answer["train_loss"] + 0.1 * ended.answer["validation"]["loss"]
+    assert np.mean(errors**2) == pytest.approx(loss, rel=1e-3)

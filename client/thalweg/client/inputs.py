@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,9 +11,10 @@ from numpy.typing import NDArray
 
 from thalweg.client.files import check_input, copied, is_stream, reading
 from thalweg.client.folders import expanded
-from thalweg.client.parts import parts_of
+from thalweg.client.parts import UNHASHED, numbered, parts_of
+from thalweg.contract.addresses import is_url
 from thalweg.contract.errors import ThalwegError, Violation, invalid
-from thalweg.contract.rules import rules_of
+from thalweg.contract.rules import HELD_OUT, rules_of
 from thalweg.learning import data
 from thalweg.learning.data.sources import decoded_images
 from thalweg.learning.data.sources.files import SourceFile
@@ -83,26 +85,67 @@ class Input(NamedTuple):
     files: tuple[str, ...] = ()
 
 
-def read_input(paths: Sequence[Path], spec: job_pb2.JobSpec, header: pb.ParametersHeader, names: bool | None = None) -> Input:
-    """The samples in files: in one, as `read_samples` gives them, or in image files and folders of them.
+# The sources of tables, files of which can lie in folders and at URLs.
+_TABLES = ("csv", "json_lines", "parquet", "arrow")
+
+
+def place_of(given: str | os.PathLike[str]) -> Path | str:
+    """A path, or a URL as it is."""
+    text = os.fspath(given)
+    return text if is_url(text) else expanded(given)
+
+
+def _read_place(place: Path | str, spec: job_pb2.JobSpec, header: pb.ParametersHeader, names: bool | None) -> Table:
+    """The rows of the files below a folder, or of what is at a URL. Raises ThalwegError as `read_samples` does."""
+    source = str(spec.data.WhichOneof("source"))
+    if source not in _TABLES or not (header.preprocessing.table or header.preprocessing.columns):
+        learned = f"the job has learned from data.{source}"
+        raise invalid(Violation("INPUT", f"{place}: folders and URLs are for jobs that have learned from tables, and {learned}"))
+    given, files = job_pb2.Data(), dict[str, Path]()
+    given.CopyFrom(spec.data)
+    for name in (*HELD_OUT, "sha256"):
+        given.ClearField(name)
+    setattr(given, source, str(place))
+    with TemporaryDirectory(prefix="thalweg-") as folder:
+        if isinstance(place, Path):
+            endings = list(rules_of(job_pb2.Data.DESCRIPTOR.fields_by_name[source]).folder)
+            files = numbered(parts_of(place, endings, "INPUT"), Path(folder))
+            given.sha256 = UNHASHED
+        try:
+            with reading(Path(str(place)), "INPUT"):
+                return data.read_rows_at(given, files.__getitem__, header.preprocessing, names)
+        except (data.DataError, NodeError) as error:
+            raise told(type(error)(str(error).replace(f"data.{source}: ", "INPUT: ", 1))) from None
+
+
+def read_input(
+    paths: Sequence[Path | str], spec: job_pb2.JobSpec, header: pb.ParametersHeader, names: bool | None = None
+) -> Input:
+    """The samples in files: in one, as `read_samples` gives them, of a table also in a folder or at a URL; or in image files and
+    folders of them.
 
     Raises ThalwegError if they cannot be read, or are not as those that the job has learned from.
     """
+    if urls := [each for each in paths if isinstance(each, str)] if learns_from_images(spec) else []:
+        raise invalid(Violation("INPUT", f"{urls[0]} is a URL; images are read from files and folders: download them"))
     path, *others = paths
     if not learns_from_images(spec):
         if others:
             problem = "is given several times; several are possible only where the job has learned from images"
             raise invalid(Violation("INPUT", problem))
+        if isinstance(path, str) or path.is_dir():
+            return Input(_read_place(path, spec, header, names))
         if path.suffix.lower() not in ENDINGS:
             return Input(*read_samples(path, spec, header, names))
-    elif not others and is_stream(path):
-        with copied(path, "INPUT") as copy:
-            return read_input([copy], spec, header, names)
-    elif not others and not path.is_dir():
-        check_input(path, "INPUT")
-        if is_numpys(path):
-            return Input(*read_samples(path, spec, header, names))
-    found = read_images(paths, spec, header, "INPUT")
+    files = [each for each in paths if isinstance(each, Path)]
+    if learns_from_images(spec) and len(files) == 1 and not files[0].is_dir():
+        if is_stream(files[0]):
+            with copied(files[0], "INPUT") as copy:
+                return read_input([copy], spec, header, names)
+        check_input(files[0], "INPUT")
+        if is_numpys(files[0]):
+            return Input(*read_samples(files[0], spec, header, names))
+    found = read_images(files, spec, header, "INPUT")
     return Input(found.x, files=found.files)
 
 

@@ -279,11 +279,11 @@ class Job:
         """The model's outputs for samples `x`, samples first, or rows of a table, which are prepared as the job's data was.
 
         Rows are a data frame, or a dictionary of columns by their names, which may be in any order; a category that the training
-        data does not have is a warning. If the job has learned from images, `x` may be the path of one, of a folder of them, or a
-        list of paths. Outputs are the last layer's: logits, if the loss is softmax_cross_entropy; for targets
-        that were prepared, in the targets' units. A model that returns several gives a dictionary of arrays by name, as
-        `Prediction.named`. A model that is code runs in this process if `allow_code` is true, or if the
-        job is one of this user's own server on this machine, as of `local()`.
+        data does not have is a warning. They may also be the path of a file or a folder, or a URL. If the job has learned from
+        images, `x` may be the path of one, of a folder of them, or a list of paths. Outputs are the last layer's: logits, if the
+        loss is softmax_cross_entropy; for targets that were prepared, in the targets' units. A model that returns several gives a
+        dictionary of arrays by name, as `Prediction.named`. A model that is code runs in this process if `allow_code` is true, or
+        if the job is one of this user's own server on this machine, as of `local()`.
         """
         prediction = self.prediction(x, allow_code=allow_code)
         for notice in prediction.notices:

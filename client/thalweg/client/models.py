@@ -1,5 +1,6 @@
 """Models in this process: predictions, gradient checks and the landscape of a loss. They need NumPy only."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from thalweg.client.composition import check_initial, completed, importable, worker_bytes
 from thalweg.client.errors import LocalError
 from thalweg.client.files import reading
-from thalweg.client.inputs import paths_of, read_images, told
+from thalweg.client.inputs import learns_from_images, paths_of, place_of, read_images, read_input, told
 from thalweg.client.jobfile import JobFile
 from thalweg.client.parts import UNHASHED, numbered, placeholder, total_bytes
 from thalweg.client.prediction import Given, Prediction
@@ -60,7 +61,8 @@ Fetch = Callable[[str], Path]
 def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: Given, code: Fetch | None = None) -> Prediction:
     """What a job's model makes of samples `x`, samples first, or rows of a table, which are prepared as the job's data was.
 
-    For a job that has learned from images, they may be paths of images, or of folders of them.
+    For a job that has learned from images, they may be paths of images, or of folders of them; for another one, the path of a
+    file, or of a table the path of a folder, or a URL.
 
     Outputs are those of the last layer: logits, if the loss takes them; for targets that were prepared, in the targets' units.
     `code` is given if the job's code may run in this process, and gives its archive. Raises ThalwegError if the samples are not
@@ -68,6 +70,8 @@ def predict(spec: job_pb2.JobSpec, header: pb.ParametersHeader, slab: Slab, x: G
     or if the model is code, which may come from anywhere, and is not allowed.
     """
     with _running(spec, code, _ALLOW):
+        if isinstance(x, str | os.PathLike) and not learns_from_images(spec):
+            return _predicted(spec, header, slab, read_input([place_of(x)], spec, header).x)
         if (paths := paths_of(x)) is None:
             return _predicted(spec, header, slab, x)
         found = read_images(paths, spec, header, "x")

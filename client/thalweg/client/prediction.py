@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from thalweg.learning.data.tables import Table
 
 # Samples, samples first, or rows of a table: a dictionary of columns by their names, rows that are dictionaries, a data frame of
-# pandas, Polars or Arrow; or images: a path of one or of a folder of them, or several.
+# pandas, Polars or Arrow, or the path of a file or a folder, or a URL; or images: a path of one or of a folder, or several.
 Given: TypeAlias = Union[ArrayLike, Mapping[str, object], Sequence[Mapping[str, object]], "Table", AnyPath, Sequence[AnyPath]]
 
 

@@ -20,6 +20,7 @@ from thalweg.client.models import read_own_samples
 from thalweg.client.plotting import PICTURES, learning_curve, loss_slice, parse_element, save_figure
 from thalweg.client.prediction import Prediction
 from thalweg.client.weights import check_weights_name
+from thalweg.contract.addresses import is_url
 from thalweg.contract.errors import Violation, invalid
 
 _AUTO = "auto"
@@ -65,12 +66,11 @@ def weights(
 def predict(
     job: JobId,
     samples: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(
-            parser=user_path,
             metavar="[INPUT]...",
-            help="The samples: .npy, .npz (x), or .csv, .jsonl, .parquet, .feather with the data's columns; or images, and "
-            "folders of them. - is standard input.",
+            help="The samples: .npy, .npz (x), or .csv, .jsonl, .parquet, .feather with the data's columns, or a folder of "
+            "those, or a URL; or images, and folders of them. - is standard input.",
             show_default="the job's own validation samples",
         ),
     ] = None,
@@ -123,6 +123,7 @@ def predict(
     [cyan]thalweg predict digits-1 images.npy[/]
     [cyan]thalweg predict digits-1 new.csv --json -o outputs.npy[/]
     [cyan]thalweg predict pets-1 photo.png holiday/[/]
+    [cyan]thalweg predict trips-1 trips/year=2026[/]
     [cyan]zcat new.csv.gz | thalweg predict digits-1 -[/]
     """
     if output:
@@ -136,7 +137,7 @@ def predict(
         with tempfile.TemporaryDirectory(prefix="thalweg-") as folder:
             fetch = partial(found.download_data, folder=Path(folder))
             if samples:
-                x, notice, files = read_input(samples, found.spec, parameters, header)
+                x, notice, files = read_input([*map(_input, samples)], found.spec, parameters, header)
             else:
                 x, targets = read_own_samples(found.spec, fetch, allow_code=allowed)
             if notice:
@@ -156,6 +157,10 @@ def predict(
         console().print(f"{output}: outputs for {len(outputs):,} samples", markup=False, soft_wrap=True)
     else:
         _print_prediction(prediction, targets)
+
+
+def _input(text: str) -> Path | str:
+    return text if is_url(text) else user_path(text)
 
 
 def _print_prediction(prediction: Prediction, targets: NDArray[Any] | None) -> None:

@@ -35,8 +35,9 @@ from thalweg.learning.data.preparation import (
 from thalweg.learning.data.remote.located import Located, located
 from thalweg.learning.data.rows import Indices, Mapped, Positions, Rows, Selected
 from thalweg.learning.data.samples import ALL, Arrays, Samples, held, sample_bytes
-from thalweg.learning.data.sources import SOURCES, columnar_rows, columns, is_columnar, npz
+from thalweg.learning.data.sources import COLUMNAR, SOURCES, columnar_rows, columnar_table, columns, is_columnar, npz
 from thalweg.learning.data.sources.columns import Found, Source
+from thalweg.learning.data.sources.files import SourceFile, source_files
 from thalweg.learning.data.sources.text_tables import reading as text_tables
 from thalweg.learning.data.sources.text_tables.words import JSON_LINES, TO_PREDICT, told_by
 from thalweg.learning.data.stored import content_of, stored
@@ -61,6 +62,7 @@ __all__ = [
     "preprocess",
     "read",
     "read_rows",
+    "read_rows_at",
     "read_samples",
 ]
 
@@ -412,11 +414,40 @@ def read_rows(path: Path, data: job_pb2.Data, preprocessing: job_pb2.Preprocessi
     as_table = preprocessing.table or preprocessing.targets or columns.asked(data) or is_json
     if not as_table or (path.suffix.lower() != ".csv" and npz.is_numpys(path)):
         return None
+    return _text_rows([SourceFile(name, path)], name, data, preprocessing, header, is_json=is_json)
+
+
+def read_rows_at(
+    data: job_pb2.Data, access: Access | Fetch, preprocessing: job_pb2.Preprocessing, header: bool | None = None
+) -> Table:
+    """The rows of a folder, or of what is at a URL, to predict from. `data` is the job's, with that in place of its own.
+
+    Raises DataError and NodeError, whose messages begin with "INPUT" or the field of the data, and OSError.
+    """
+    place = located(data, _access(access))
+    kind = str(data.WhichOneof("source"))
+    given = str(getattr(place.data, kind))
+    files = source_files(place.access, TO_PREDICT.field, given, place.data.sha256)
+    if kind in COLUMNAR:
+        return columnar_table(kind, files, given, TO_PREDICT.field)
+    return _text_rows(files, given, data, preprocessing, header, is_json=kind == "json_lines")
+
+
+def _text_rows(
+    files: Sequence[SourceFile],
+    name: str,
+    data: job_pb2.Data,
+    preprocessing: job_pb2.Preprocessing,
+    header: bool | None,
+    *,
+    is_json: bool,
+) -> Table:
+    words = TO_PREDICT
     types = {column.name: ColumnType(column.type) for column in preprocessing.table}
     types |= dict.fromkeys(preprocessing.columns, ColumnType.NUMBER)
     # What columns hold that are not used does not matter.
     told = (JSON_LINES if is_json else told_by(data, header))._replace(others=ColumnType.TEXT, types=types)
-    table, named = text_tables.read(path, words, name, told)
+    table, named = text_tables.read_files(files, words, name, told)
     if not named and not {*types} <= {column.name for column in table.columns}:
         raise DataError(f"{words.field}: {name!r} has no line of column names, by which the job finds its columns; add one")
     return table

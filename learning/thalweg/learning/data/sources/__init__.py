@@ -14,6 +14,8 @@ from thalweg.learning.data.sources.files import SourceFile
 from thalweg.learning.data.tables import Table
 from thalweg.v1 import job_pb2
 
+# The sources whose files pyarrow reads.
+COLUMNAR = ("parquet", "arrow")
 # Reads what a job learns from: arrays, or a table. Raises DataError if it cannot be read, and NodeError if a package is missing.
 Reader = Callable[[job_pb2.Data, Access], Source | Table]
 
@@ -47,13 +49,17 @@ def is_columnar(path: Path) -> bool:
 
 def columnar_rows(path: Path, field: str) -> Table:
     """The table in one Parquet file, or in one of Arrow's; messages begin with `field`."""
+    with path.open("rb") as file:
+        kind = "arrow" if file.read(6) == b"ARROW1" else "parquet"
+    return columnar_table(kind, [SourceFile(path.name, path)], path.name, field)
+
+
+def columnar_table(kind: str, files: Sequence[SourceFile], name: str, field: str) -> Table:
+    """The table in files of one of COLUMNAR. `field` and `name` are for messages."""
     require_pyarrow(field)
     from thalweg.learning.data.sources import arrow, parquet  # noqa: PLC0415 - import pyarrow
 
-    files = [SourceFile(path.name, path)]
-    with path.open("rb") as file:
-        is_arrow = file.read(6) == b"ARROW1"
-    return arrow.table(files, path.name, field) if is_arrow else parquet.table(files, path.name, field)
+    return arrow.table(files, name, field) if kind == "arrow" else parquet.table(files, name, field)
 
 
 def decoded_images(files: Sequence[SourceFile], shape: Sequence[int], field: str) -> NDArray[np.uint8]:
