@@ -1,6 +1,7 @@
 """The files of TLS: what is wrong with them is an error that names the option, and says what to do."""
 
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,10 @@ def test_files_that_are_right_are_no_mistake(folder: Path) -> None:
     assert Tls(folder / "ca.pem", folder / "server.pem", folder / "server-key.pem").mistake() is None
     pair = folder / "server.pem", folder / "server-key.pem"
     for files in (ServerTls(*pair), ServerTls(*pair, folder / "ca.pem"), ServerTls(*pair, None, folder / "ca.pem")):
-        mistake, configuration = files.read()
+        mistake, shown = files.read()
         assert mistake is None
-        assert configuration is not None
+        assert shown is not None
+        assert 364 < (shown.until - time.time()) / 86_400 <= 365
 
 
 @pytest.mark.parametrize(
@@ -94,8 +96,8 @@ def test_the_mistakes_of_clients(folder: Path, files: tuple[str | None, ...], op
     ],
 )
 def test_the_mistakes_of_servers(folder: Path, files: tuple[str, ...], option: str, words: str) -> None:
-    mistake, configuration = ServerTls(*(folder / name for name in files)).read()
-    assert configuration is None
+    mistake, shown = ServerTls(*(folder / name for name in files)).read()
+    assert shown is None
     assert mistake is not None
     assert mistake.field == option
     assert words in mistake.problem

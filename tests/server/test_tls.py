@@ -142,7 +142,7 @@ def test_a_certificate_that_expires_while_the_server_runs_is_told(tmp_path: Path
         assert answers(server, files.tls())
         # What it would show next year.
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("thalweg.contract.tls._verify", lambda *_: None)
+            patched.setattr("thalweg.contract.tls._verify", lambda *_: 0.0)
             Authority(files.folder).add("server", LOOPBACK, days=-0.01)
             told = refusal(server, files.tls())
     assert "its certificate, or that of its authority, has expired; make another with thalweg certs add" in told
@@ -154,6 +154,17 @@ def test_a_server_refuses_to_start_with_a_certificate_that_nobody_would_take(
 ) -> None:
     with pytest.raises(ServerStartError, match=words), running_server(tmp_path, tls=files.server(name)):
         pass
+
+
+def test_the_log_says_that_a_certificate_expires_soon(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = made(tmp_path / "tls")
+    with running_server(tmp_path / "data", tls=files.server()) as server:
+        assert answers(server, files.tls())
+        assert "expires on" not in caplog.text
+        Authority(files.folder).add("server", LOOPBACK, days=3)
+        assert answers(server, files.tls())
+        assert answers(server, files.tls())
+        assert caplog.text.count("server.pem expires on") == 1
 
 
 def shown(server: Server, files: Files) -> bytes:

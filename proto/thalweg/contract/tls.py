@@ -58,12 +58,19 @@ class Tls(NamedTuple):
     def _read(self) -> tuple[Violation | None, grpc.ChannelCredentials | None]:
         def read() -> grpc.ChannelCredentials:
             authorities = _authorities(CA, self.ca)
-            key, cert = _pair(self.cert, self.key, roles=(False,)) if self.cert and self.key else (None, None)
+            key, cert, _ = _pair(self.cert, self.key, roles=(False,)) if self.cert and self.key else (None, None, None)
             return grpc.ssl_channel_credentials(authorities, key, cert)
 
         if bool(self.cert) != bool(self.key):
             return _halves(self.cert), None
         return _checked(self._files, read)
+
+
+class Shown(NamedTuple):
+    """What a server shows its clients, for gRPC, and when that expires, in seconds since the epoch."""
+
+    configuration: grpc.ServerCertificateConfiguration
+    until: float
 
 
 class ServerTls(NamedTuple):
@@ -91,15 +98,15 @@ class ServerTls(NamedTuple):
     def _files(self) -> list[str | Path]:
         return [path for path in self if path]
 
-    def read(self) -> tuple[Violation | None, grpc.ServerCertificateConfiguration | None]:
+    def read(self) -> tuple[Violation | None, Shown | None]:
         """What is wrong with the files, or else what they hold now."""
 
-        def read() -> grpc.ServerCertificateConfiguration:
+        def read() -> Shown:
             authorities = _authorities(CLIENT_CA, self.client_ca) if self.client_ca else None
             if self.ca:
                 _authorities(CA, self.ca)
-            pair = _pair(self.cert, self.key, roles=(True, False) if self.ca else (True,))
-            return grpc.ssl_server_certificate_configuration([pair], authorities)
+            key, cert, until = _pair(self.cert, self.key, roles=(True, False) if self.ca else (True,))
+            return Shown(grpc.ssl_server_certificate_configuration([(key, cert)], authorities), until)
 
         return _checked(self._files, read)
 
@@ -170,8 +177,11 @@ def _authorities(option: str, path: str | Path) -> bytes:
     return content
 
 
-def _pair(cert: str | Path, key: str | Path, roles: Sequence[bool]) -> tuple[bytes, bytes]:
-    """The contents of a key and of its certificate, which is valid today in all `roles`: True is a server, False a client."""
+def _pair(cert: str | Path, key: str | Path, roles: Sequence[bool]) -> tuple[bytes, bytes, float]:
+    """The contents of a key and of its certificate, which is valid today in all `roles`: True is a server, False a client.
+
+    Also when it expires, in seconds since the epoch.
+    """
     (certificate, _), secret = _certificates(CERT, cert), _content(KEY, key)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, _no_password)
@@ -188,13 +198,14 @@ def _pair(cert: str | Path, key: str | Path, roles: Sequence[bool]) -> tuple[byt
         raise _FileError(CERT, f"{cert} cannot be used: {error.reason.replace('_', ' ').lower()}") from error
     except OSError as error:
         raise _FileError(KEY, f"{key} cannot be read: {error.strerror}") from error
-    for serves in roles:
-        _verify(cert, key, serves)
-    return secret, certificate
+    return secret, certificate, min(_verify(cert, key, serves) for serves in roles)
 
 
-def _verify(cert: str | Path, key: str | Path, serves: bool) -> None:
-    """Makes a connection in memory, where one end verifies only that the certificate may be used today, and in its role."""
+def _verify(cert: str | Path, key: str | Path, serves: bool) -> float:
+    """Makes a connection in memory, where one end verifies only that the certificate may be used today, and in its role.
+
+    Returns when it expires.
+    """
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_mode = ssl.CERT_NONE
@@ -205,7 +216,8 @@ def _verify(cert: str | Path, key: str | Path, serves: bool) -> None:
     verifying.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     verifying.load_verify_locations(cert)
     one_way, other_way = ssl.MemoryBIO(), ssl.MemoryBIO()
-    pending = [client.wrap_bio(one_way, other_way), server.wrap_bio(other_way, one_way, server_side=True)]
+    ends = client.wrap_bio(one_way, other_way), server.wrap_bio(other_way, one_way, server_side=True)
+    pending = list(ends)
     try:
         while pending:
             for end in list(pending):
@@ -222,6 +234,8 @@ def _verify(cert: str | Path, key: str | Path, serves: bool) -> None:
             f"make one with thalweg certs add{' --server NAME' if serves else ''}",
         }.get(error.verify_code, f"{cert} cannot be used: {error.verify_message}")
         raise _FileError(CERT, problem) from error
+    found = ends[0 if serves else 1].getpeercert()
+    return ssl.cert_time_to_seconds(str((found or {})["notAfter"]))
 
 
 class _EncryptedError(Exception):
