@@ -34,7 +34,15 @@ _REMEMBERED = 200
 # After so many calls, the jobs that they made are removed.
 _CALLS_BETWEEN_REMOVALS = 2_000
 # Services that a server has, and those that a shard has.
-_OF_SERVERS = ("TrainingService", "FleetService", "ParameterService", "ShardService", "Health", "ServerReflection")
+_OF_SERVERS = (
+    "TrainingService",
+    "ClusterService",
+    "FleetService",
+    "ParameterService",
+    "ShardService",
+    "Health",
+    "ServerReflection",
+)
 _OF_SHARDS = ("ParameterService", "ShardConfirmationService", "Health", "ServerReflection")
 # Honest jobs, and their settings. Nothing that is sent names them.
 _HONEST = "honest"
