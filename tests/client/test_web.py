@@ -366,7 +366,10 @@ def test_a_page_over_https(server: Server, tmp_path: Path, capsys: pytest.Captur
         page.stop()
 
 
-def test_serve_has_a_page_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_serve_has_a_page_of_its_own(
+    tls: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     seen: list[Any] = []
     announce = running.announce
 
@@ -377,7 +380,14 @@ def test_serve_has_a_page_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: py
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(serving, "_announce", announced)
-    assert run(["serve", "--address", "127.0.0.1:0", "--data", "kept", "--web", "127.0.0.1:0", "--json"]) == 0
+    options: list[str] = []
+    if tls:
+        assert run(["certs", "init", "tls"]) == 0
+        options = ["--tls-cert", "tls/server.pem", "--tls-key", "tls/server-key.pem"]
+        assert run(["serve", "--address", "127.0.0.1:0", "--data", "kept", "--web", "127.0.0.1:0", *options]) == 2
+        assert "--tls-ca: goes with --web and --tls-cert" in capsys.readouterr().err
+        options += ["--tls-ca", "tls/ca.pem"]
+    assert run(["serve", "--address", "127.0.0.1:0", "--data", "kept", "--web", "127.0.0.1:0", "--json", *options]) == 0
     # The server's own token is known to its user alone: the page asks for it.
     assert seen == [200, b'{"session":null}']
     assert "#key=" not in capsys.readouterr().out

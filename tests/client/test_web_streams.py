@@ -20,6 +20,7 @@ from thalweg.client import Client, StepsTaken
 from thalweg.client.composition import start_page
 from thalweg.client.web import directory as directories
 from thalweg.client.web import views
+from thalweg.client.web.cluster import Cluster, nodes
 from thalweg.client.web.curves import MAX_POINTS, Curve, Seen
 from thalweg.client.web.directory import MAX_REFRESHED, PAGE_ROWS, Directories, Directory, Query
 from thalweg.client.web.entrance import Entrance
@@ -29,6 +30,7 @@ from thalweg.client.web.sessions import Sessions
 from thalweg.client.web.streams import Streams
 from thalweg.contract.endpoint import Address, Endpoint, parse_address
 from thalweg.contract.errors import ThalwegError
+from thalweg.v1 import cluster_service_pb2 as clusters
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -467,3 +469,36 @@ def test_a_job_is_followed_to_its_end_over_http(served: tuple[Client, Address]) 
     login.request("POST", "/api/logout", "{}", headers)
     assert login.getresponse().read() == b"{}"
     assert opened(address, "/streams/jobs/watched", cookie).status == 401
+
+
+def test_the_cluster_is_told_to_those_who_may_know_it(served: tuple[Client, Address]) -> None:
+    client, _ = served
+
+    async def told(token: str) -> dict[str, Any]:
+        gateway = Gateway(Endpoint(client.address))
+        gateway.open()
+        try:
+            return await Cluster(gateway).now(Credential(token))
+        finally:
+            await gateway.close()
+
+    admin = asyncio.run(told("secret"))
+    assert admin["fleets"] == [{"name": "threads", "slots": 2, "allotted": 0}]
+    assert (admin["nodes"], admin["closed"], admin["draining"]) == ([], {}, False)
+    client.cluster.cordon("threads")
+    assert asyncio.run(told("secret"))["closed"] == {"threads": "cordoned"}
+    submitter = asyncio.run(told(client.access.create("submits", "submitter").secret))
+    # Nodes name the jobs of others.
+    assert submitter["nodes"] is None
+    assert submitter["fleets"] == admin["fleets"]
+
+
+def test_nodes_have_the_jobs_that_work_there() -> None:
+    workers = [clusters.NodeWorker(name=name, job_id=job, slots=2) for name, job in (("a", "x"), ("b", "x"), ("c", "y"))]
+    node = clusters.FleetNode(name="n-1", slots=8, gpus=1, workers=workers)
+    fleet = clusters.Fleet(name="rack", nodes=[node, clusters.FleetNode(name="n-0")], closure=clusters.CLOSURE_CORDONED)
+    told = nodes(clusters.ListFleetsResponse(fleets=[fleet]))
+    assert [each["name"] for each in told["nodes"]] == ["n-0", "n-1"]
+    jobs = [{"id": "x", "workers": 2}, {"id": "y", "workers": 1}]
+    expected = {"fleet": "rack", "name": "n-1", "slots": 8, "used": 6, "gpus": 1, "closed": "cordoned", "jobs": jobs}
+    assert told["nodes"][1] == expected

@@ -8,7 +8,14 @@ from google.protobuf.message import Message
 
 from thalweg.contract.endpoint import Endpoint, Metadata, authorization
 from thalweg.contract.errors import ThalwegError
-from thalweg.v1 import access_service_pb2, access_service_pb2_grpc, job_pb2, training_service_pb2_grpc
+from thalweg.v1 import (
+    access_service_pb2,
+    access_service_pb2_grpc,
+    cluster_service_pb2,
+    cluster_service_pb2_grpc,
+    job_pb2,
+    training_service_pb2_grpc,
+)
 from thalweg.v1 import training_service_pb2 as pb
 
 _CALL_SECONDS = 30.0
@@ -42,6 +49,7 @@ class Gateway:
         self._endpoint = endpoint
         self._channel: grpc.aio.Channel
         self._access: access_service_pb2_grpc.AccessServiceAsyncStub
+        self._cluster: cluster_service_pb2_grpc.ClusterServiceAsyncStub
         self.stub: training_service_pb2_grpc.TrainingServiceAsyncStub
 
     def open(self) -> None:
@@ -49,6 +57,7 @@ class Gateway:
         self._channel = self._endpoint.open_aio()
         self.stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)
         self._access = access_service_pb2_grpc.AccessServiceStub(self._channel)
+        self._cluster = cluster_service_pb2_grpc.ClusterServiceStub(self._channel)
 
     async def close(self) -> None:
         """Ends the channel and all calls."""
@@ -90,7 +99,16 @@ class Gateway:
         try:
             return await self.call(credential, self.stub.ListWorkers, pb.ListWorkersRequest(job_id=job_id))
         except ThalwegError as error:
-            if isinstance(error.__cause__, grpc.aio.AioRpcError) and error.__cause__.code() is grpc.StatusCode.UNIMPLEMENTED:
+            if _code_of(error) is grpc.StatusCode.UNIMPLEMENTED:
+                return None
+            raise
+
+    async def fleets(self, credential: Credential) -> cluster_service_pb2.ListFleetsResponse | None:
+        """The fleets with their nodes; None if the server is an earlier release, or does not tell the credential's owner."""
+        try:
+            return await self.call(credential, self._cluster.ListFleets, cluster_service_pb2.ListFleetsRequest())
+        except ThalwegError as error:
+            if _code_of(error) in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.PERMISSION_DENIED):
                 return None
             raise
 
@@ -116,3 +134,9 @@ class Gateway:
             raise self.translated(error) from error
         finally:
             call.cancel()
+
+
+def _code_of(error: ThalwegError) -> grpc.StatusCode:
+    """The code with which the call ended that raised an error."""
+    cause = error.__cause__
+    return cause.code() if isinstance(cause, grpc.aio.AioRpcError) else error.code
