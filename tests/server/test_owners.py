@@ -160,6 +160,28 @@ def test_what_has_arrived_of_a_file_is_not_completed_by_another(ann: Caller, bob
     assert ann.has(sha256)
 
 
+def test_viewers_see_no_secrets_in_urls(place: Town, ann: Caller, bob: Caller, vic: Caller) -> None:
+    url, public = "https://host/data.npz?signature=secret", "https://host/data.npz"
+    spec = spec_of()
+    spec.data.npz = url
+    spec.data.test.file = url
+    ann.create(spec, "signed")
+    ann.CancelJob(pb.CancelJobRequest(job_id="signed"))
+
+    def seen(by: Caller) -> set[str]:
+        jobs = [by.GetJob(pb.GetJobRequest(job_id="signed")).job]
+        jobs += [job for job in by.ListJobs(pb.ListJobsRequest()).jobs if job.id == "signed"]
+        events = [answer.event for answer in by.WatchJob(pb.WatchJobRequest(job_id="signed"))]
+        jobs += [event.state_changed.job for event in events if event.HasField("state_changed")]
+        assert len(jobs) >= 4
+        return {found for job in jobs for found in (job.spec.data.npz, job.spec.data.test.file)}
+
+    assert seen(vic) == {public}
+    assert seen(ann) == seen(place.admin) == {url}
+    ann.ShareJob(pb.ShareJobRequest(job_id="signed", shared=True))
+    assert url in seen(vic) & seen(bob)
+
+
 def test_a_request_of_another_gives_no_job(ann: Caller, bob: Caller) -> None:
     assert ann.create(spec_of(), "asked", request_id="once").id == "asked"
     assert ann.create(spec_of(), "", request_id="once").id == "asked"

@@ -50,6 +50,14 @@ def public(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def hide_secrets(data: job_pb2.Data | job_pb2.HeldOut) -> None:
+    """Replaces the URLs of a source of data by what is public of them."""
+    for field, url in urls_of(data).items():
+        value = getattr(data, str(data.WhichOneof("source")))
+        holder = data if isinstance(value, str) else value
+        setattr(holder, field.rpartition(".")[2], public(url))
+
+
 def mistake(url: str) -> str:
     """What is wrong with a URL; empty if nothing is."""
     try:

@@ -5,11 +5,13 @@ import sqlite3
 
 from google.protobuf.message import Message
 
+from thalweg.contract import addresses
 from thalweg.contract.errors import ThalwegError
 from thalweg.server.access.principal import ADMIN, Principal, Role, Scope, caller
-from thalweg.server.access.table import SEES, covers, scope_of
+from thalweg.server.access.table import READS, SEES, covers, scope_of
 from thalweg.server.driving.jobs import Jobs
 from thalweg.v1 import job_pb2
+from thalweg.v1 import training_service_pb2 as pb
 
 # The field of every request about a job.
 _JOB = "job_id"
@@ -43,6 +45,26 @@ class Permits:
             raise ThalwegError("JOB_NOT_FOUND", {"job": job_id})
         problem = f"job {job_id} belongs to {job.owner or 'administrators'}"
         raise ThalwegError("PERMISSION_DENIED", {"name": principal.name, "method": method.rpartition("/")[2], "problem": problem})
+
+    def shown(self, job: job_pb2.Job) -> job_pb2.Job:
+        """A job as the caller may see it: without secrets in URLs, if what it consists of is not the caller's to read."""
+        principal = caller().principal
+        if _covers(scope_of(principal, READS), principal, job):
+            return job
+        shown = job_pb2.Job()
+        shown.CopyFrom(job)
+        for part in addresses.sources_of(shown.spec.data).values():
+            addresses.hide_secrets(part)
+        return shown
+
+    def shown_event(self, event: pb.Event) -> pb.Event:
+        """An event of a job, which may have the job, as the caller may see it."""
+        if not event.HasField("state_changed"):
+            return event
+        shown = pb.Event()
+        shown.CopyFrom(event)
+        shown.state_changed.job.CopyFrom(self.shown(event.state_changed.job))
+        return shown
 
     def reader(self) -> str | None:
         """Of whom the jobs are that the caller may list, besides shared ones; None for all jobs."""

@@ -51,12 +51,12 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
         async with errors(context):
-            return pb.GetJobResponse(job=await self._jobs.queries.get(request.job_id))
+            return pb.GetJobResponse(job=self._permits.shown(await self._jobs.queries.get(request.job_id)))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         async with errors(context):
             jobs, token = await self._jobs.queries.list(request.page_size, request.page_token, self._permits.reader())
-            return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+            return pb.ListJobsResponse(jobs=map(self._permits.shown, jobs), next_page_token=token)
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
         async with errors(context):
@@ -99,7 +99,7 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
         async with errors(context):
             async for event in self._jobs.queries.watch(request.job_id, request.after_sequence, request.until_now):
-                yield pb.WatchJobResponse(event=event)
+                yield pb.WatchJobResponse(event=self._permits.shown_event(event))
 
     async def GetStory(self, request: pb.GetStoryRequest, context: Context) -> pb.GetStoryResponse:
         async with errors(context):

@@ -4,6 +4,7 @@ A folder of an older format is migrated when it is opened; one of a newer format
 changes: what comes later is a step of its own.
 """
 
+import secrets
 import sqlite3
 from collections.abc import Callable
 from importlib.metadata import version
@@ -81,7 +82,9 @@ def _fourth(database: sqlite3.Connection) -> None:
         "CREATE TABLE tokens (number INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB NOT NULL UNIQUE, name TEXT NOT NULL, "
         "role TEXT NOT NULL, created REAL NOT NULL, expires REAL, revoked REAL)"
     )
+    # What the tokens of workers follow from is made here, where a full disk has room in reserve.
     database.execute("CREATE TABLE secrets (name TEXT PRIMARY KEY, secret BLOB NOT NULL) WITHOUT ROWID")
+    database.execute("INSERT INTO secrets VALUES ('worker-tokens', ?)", (secrets.token_bytes(32),))
 
 
 def _fifth(database: sqlite3.Connection) -> None:

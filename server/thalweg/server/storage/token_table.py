@@ -31,7 +31,10 @@ class TokenTable(Database):
 
     def secret(self, name: str) -> bytes:
         """A secret of this data folder, of 32 random bytes. It is made when it is asked for the first time."""
+        query = "SELECT secret FROM secrets WHERE name = ?"
+        if row := self._database.execute(query, (name,)).fetchone():
+            return bytes(row[0])
+        secret = secrets.token_bytes(_SECRET_BYTES)
         with self._transaction() as database:
-            database.execute("INSERT OR IGNORE INTO secrets VALUES (?, ?)", (name, secrets.token_bytes(_SECRET_BYTES)))
-            (secret,) = database.execute("SELECT secret FROM secrets WHERE name = ?", (name,)).fetchone()
-        return bytes(secret)
+            database.execute("INSERT INTO secrets VALUES (?, ?)", (name, secret))
+        return secret

@@ -104,7 +104,8 @@ def _find(
         paths[fingerprint] = access.made(f"manifest-{_FORMAT}-{fingerprint}", lambda file: _write(file, manifest))
     else:
         paths[fingerprint] = paths[entries[0].sha256]
-    _rename(part, urls, fingerprint)
+    part.sha256 = fingerprint
+    addresses.hide_secrets(part)
     return fingerprint
 
 
@@ -122,14 +123,6 @@ class _Located:
     def upload(self, sha256: str) -> Path:
         """The file with a SHA-256, or at a URL."""
         return self._paths[sha256] if sha256 in self._paths else self._access.upload(sha256)
-
-
-def _rename(part: job_pb2.Data | job_pb2.HeldOut, urls: Mapping[str, str], fingerprint: str) -> None:
-    part.sha256 = fingerprint
-    source = str(part.WhichOneof("source"))
-    for field, url in urls.items():
-        holder, name = (part.npy, field.rpartition(".")[2]) if source == "npy" else (part, source)
-        setattr(holder, name, addresses.public(url))
 
 
 def _downloading(access: Access, file: Found, count: str) -> Fill:
