@@ -46,7 +46,8 @@ RESULT_KEYS = {"train_loss", "train_accuracy", "weights_sha256", "samples_per_se
 
 def test_the_commands_are_those_of_the_design() -> None:
     design = "train serve shard fleet submit jobs watch cancel delete scale weights predict plot gradcheck doctor show init data"
-    assert sorted([*design.split(), "share", "audit", "tokens", "certs", "web", "backup", "restore"]) == COMMANDS
+    operation = "share audit tokens certs web backup restore nodes cordon uncordon drain"
+    assert sorted([*design.split(), *operation.split()]) == COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -253,7 +254,7 @@ def test_the_story_of_a_job(server: Server, client: Client, command: Command) ->
     assert command("jobs", "story", "story", *here, "--json").json["job"] == "story"
     assert command("jobs", "mine", *here, "--json").json["jobs"][0]["job"] == "mine"
     wrong = command("jobs", "mine", "story", *here)
-    assert (wrong.code, wrong.err) == (2, "thalweg: JOB: expected JOB or story JOB, not mine story\n")
+    assert (wrong.code, wrong.err) == (2, "thalweg: JOB: expected JOB, story JOB, keep JOB or release JOB, not mine story\n")
     missing = command("jobs", "story", "nothing", *here)
     assert missing.code != 0
     assert "nothing" in missing.err

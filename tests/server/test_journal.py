@@ -100,6 +100,20 @@ def test_events_are_numbered_from_1_without_a_gap(tmp_path: Path) -> None:
     run(test())
 
 
+def test_who_watches_a_job_that_has_ended_is_not_kept_waiting_by_an_event_after_its_end(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_journal(tmp_path, "a") as (journal, _):
+            end(journal)
+            await journal.settled()
+            watching = journal.watch("a", 0)
+            assert (await anext(watching)).sequence == 1
+            note(journal, "its result was removed")
+            await journal.settled()
+            assert [event.sequence async for event in watching] == [2]
+
+    run(test())
+
+
 def test_a_job_that_is_opened_again_goes_on_counting(tmp_path: Path) -> None:
     async def test() -> None:
         async with running_journal(tmp_path, "a") as (journal, storage):

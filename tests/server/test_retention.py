@@ -1,5 +1,6 @@
 """Results that are removed because of their age: what goes, what stays, and that jobs go on as if nothing had been removed."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -67,7 +68,8 @@ def told_that_it_went(stub: TrainingServiceStub, job_id: str) -> bool:
     return "removed because of its age" in events_of(stub, job_id)[-1].notice.text
 
 
-def test_old_results_go_and_all_that_jobs_need_stays(folder: Path) -> None:
+def test_old_results_go_and_all_that_jobs_need_stays(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     assert parameters(folder) == {"undisturbed", "failed", "uploaded", "cancelled"}
     uploads = {path.name for path in (folder / "uploads").iterdir()}
     with running_server(folder, keep_results_seconds=0.0, keep_uploads_seconds=1e9) as server, stub_of(server) as stub:
@@ -75,6 +77,7 @@ def test_old_results_go_and_all_that_jobs_need_stays(folder: Path) -> None:
             wait_for(partial(told_that_it_went, stub, job_id))
             assert get(stub, job_id).HasField("result_removed_time")
             hold_together(stub, job_id)
+            assert f"job {job_id}: its result was removed because of its age: " in caplog.text
             assert any("RemoveResult" in entry.text for entry in stub.GetStory(pb.GetStoryRequest(job_id=job_id)).entries)
         assert parameters(folder) == {"uploaded"}
         assert not list(folder.glob("jobs/undisturbed/*.safetensors"))

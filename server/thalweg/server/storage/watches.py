@@ -29,13 +29,14 @@ class _Topic:
         self.changed = asyncio.Event()
         self.recent: deque[training_service_pb2.Event] = deque(maxlen=_RECENT)
         self.reading: dict[int, asyncio.Task[_Page]] = {}
-        self._ended = False
+        # None until that is known: the next state, or the record, says it.
+        self.ended: bool | None = None
 
     def add(self, event: training_service_pb2.Event) -> None:
         """An event has become durable."""
         self.recent.append(event)
         if event.HasField("state_changed"):
-            self._ended = event.state_changed.job.state in ENDED
+            self.ended = event.state_changed.job.state in ENDED
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -44,7 +45,9 @@ class _Topic:
         if not self.recent or sequence + 1 < self.recent[0].sequence:
             return None
         newer = self.recent[-1].sequence - sequence
-        return _Page([self.recent[index] for index in range(-newer, 0)] if newer > 0 else [], self._ended)
+        if newer <= 0 and self.ended is None:
+            return None
+        return _Page([self.recent[index] for index in range(-newer, 0)] if newer > 0 else [], bool(self.ended))
 
 
 class Watches:
@@ -72,7 +75,11 @@ class Watches:
         try:
             while after < until:
                 changed = topic.changed
-                page = topic.after(after) or await self._read(topic, job_id, after)
+                page = topic.after(after)
+                if page is None:
+                    page = await self._read(topic, job_id, after)
+                    if topic.ended is None and not page.ended:
+                        topic.ended = False
                 for event in page.events:
                     yield event
                     after = event.sequence
