@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import aclosing
@@ -19,7 +20,8 @@ from tests.end_to_end.cluster import running_server
 from thalweg.client import Client, StepsTaken
 from thalweg.client.composition import start_page
 from thalweg.client.web import directory as directories
-from thalweg.client.web import views
+from thalweg.client.web import feed as feed_module
+from thalweg.client.web import hosting, views
 from thalweg.client.web.cluster import Cluster, nodes
 from thalweg.client.web.curves import MAX_POINTS, Curve, Seen
 from thalweg.client.web.directory import MAX_REFRESHED, PAGE_ROWS, Directories, Directory, Query
@@ -469,6 +471,38 @@ def test_a_job_is_followed_to_its_end_over_http(served: tuple[Client, Address]) 
     login.request("POST", "/api/logout", "{}", headers)
     assert login.getresponse().read() == b"{}"
     assert opened(address, "/streams/jobs/watched", cookie).status == 401
+
+
+def test_a_connection_without_a_request_ends(served: tuple[Client, Address], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, address = served
+    monkeypatch.setattr(hosting, "IDLE_SECONDS", 0.05)
+    for sent in (b"", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /"):
+        with socket.create_connection(address, timeout=60) as silent:
+            silent.sendall(sent)
+            while silent.recv(1 << 16):
+                pass
+
+
+def test_nobody_who_looks_means_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "LINGER_SECONDS", 0.01)
+
+    async def test() -> None:
+        server = FakeServer([a_job("a")], [steps_taken(0, 5)])
+        server.events[0].sequence = 1
+        _, _, feeds = streams_of(server, Beat())
+        feed = await feeds.of(ALICE, "a")
+        view = feed.enter(ALICE)
+        await until(lambda: feed.whole and server.watching == 1)
+        feed.leave(view)
+        await until(lambda: server.watching == 0)
+        # The next one gets what is known, and what is new.
+        server.record(steps_taken(5, 5))
+        again = feed.enter(BOB)
+        await until(lambda: feed.curves["loss"].last_step == 10)
+        assert len(feed.news(again)["curves"]["loss"]["steps"]) == 10
+        await feeds.close()
+
+    run(test())
 
 
 def test_the_cluster_is_told_to_those_who_may_know_it(served: tuple[Client, Address]) -> None:

@@ -1,5 +1,6 @@
 """Who may see the page: how a session begins and ends, and which one a request belongs to."""
 
+import asyncio
 import hmac
 from typing import Any
 
@@ -11,6 +12,8 @@ from thalweg.client.web.gateway import Credential, Gateway
 from thalweg.client.web.sessions import LIFETIME_SECONDS, Session, Sessions
 from thalweg.contract.errors import ThalwegError
 
+# How long the body of a request may take to arrive.
+_BODY_SECONDS = 10.0
 CSRF_HEADER = "x-csrf-token"
 
 
@@ -130,7 +133,10 @@ class Entrance:
 async def body(request: Request) -> dict[str, Any]:
     """The JSON object that a request carries. Raises Refusal."""
     try:
-        given = await request.json()
+        async with asyncio.timeout(_BODY_SECONDS):
+            given = await request.json()
+    except TimeoutError as error:
+        raise Refusal(408, "The request did not arrive in time.") from error
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):

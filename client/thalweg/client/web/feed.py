@@ -58,11 +58,15 @@ class Feed:
         self._log: deque[tuple[int, dict[str, Any]]] = deque(maxlen=MAX_LOG)
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._pausing: asyncio.TimerHandle | None = None
 
     def enter(self, credential: Credential) -> View:
         """Someone looks from now on. Who may is the caller's to check."""
         view = View(credential)
         self.viewers.append(view)
+        if self._pausing:
+            self._pausing.cancel()
+            self._pausing = None
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._refresh())]
         return view
@@ -71,13 +75,22 @@ class Feed:
         """Someone looks no more."""
         self.viewers.remove(view)
         self.left = time.monotonic()
+        if not self.viewers:
+            # The server is not bothered for nobody. Whoever comes later goes on from here.
+            self._pausing = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._pause)
+
+    def _pause(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._tasks = []
 
     async def close(self) -> None:
         """Ends the watch."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        tasks = self._tasks
+        self._pause()
+        if self._pausing:
+            self._pausing.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def change(self, version: int, seconds: float) -> None:
         """Waits until there is something newer than a version, but not for ever."""

@@ -1,5 +1,6 @@
 """The page's own server: HTTP at an address, in a thread with an event loop."""
 
+import asyncio
 import secrets
 import socket
 import threading
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from thalweg.client.errors import LocalError
 from thalweg.client.web.application import Page
@@ -18,6 +20,30 @@ from thalweg.contract.errors import Violation, invalid
 _MAX_CONNECTIONS = 1000
 _MAX_HEADER_BYTES = 32 << 10
 _STOP_SECONDS = 2
+# How long a connection may be without a request.
+IDLE_SECONDS = 15.0
+
+
+class _Protocol(H11Protocol):
+    """A connection that ends if no request comes over it for some time. uvicorn waits for the first one for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._served: object = None
+        self._check = self.loop.call_later(IDLE_SECONDS, self._end_if_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._check.cancel()
+        super().connection_lost(exc)
+
+    def _end_if_idle(self) -> None:
+        """Ends the connection if it has had no request since the last time, and none is being answered."""
+        idle = self.cycle is None or (self.cycle.response_complete and self.cycle is self._served)
+        if idle:
+            self.transport.close()
+            return
+        self._served = self.cycle
+        self._check = self.loop.call_later(IDLE_SECONDS, self._end_if_idle)
 
 
 @dataclass(frozen=True)
@@ -65,7 +91,7 @@ class PageServer:
                     server_header=False,
                     proxy_headers=False,
                     ws="none",
-                    http="h11",
+                    http=_Protocol,
                     loop="asyncio",
                     limit_concurrency=_MAX_CONNECTIONS,
                     h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
