@@ -64,14 +64,14 @@ export function jobsPage(main, go) {
   let rows = new Map();
   let ids = [];
   let total = 0;
-  let whole_ = false;
+  let complete = false;
 
   function take(news, fresh) {
     if (fresh) rows = new Map();
     for (const row of news.rows ?? []) rows.set(row.id, row);
     ids = news.ids ?? ids;
     total = news.total ?? total;
-    whole_ = news.whole ?? whole_;
+    complete = news.whole ?? complete;
     if (news.problem !== undefined) say(document.getElementById("connection"), news.problem);
     if (news.counts) counts(news.counts);
     show(new Set((news.rows ?? []).map((row) => row.id)));
@@ -92,7 +92,7 @@ export function jobsPage(main, go) {
     arrange(body, ids.map((id) => lines.get(id).element));
     const first = query.page * PAGE_ROWS;
     say(summary, total ? `${whole(first + 1)}–${whole(first + ids.length)} of ${plural(total, "job")}` : "");
-    empty.hidden = total > 0 || !whole_;
+    empty.hidden = total > 0 || !complete;
     say(empty, query.text || query.state ? "No job is like that." : "There are no jobs yet. Submit one: thalweg submit digits --server HOST:PORT");
     back.disabled = query.page === 0;
     on.disabled = first + ids.length >= total;
