@@ -42,7 +42,7 @@ def test_a_folder_of_parquet_files_trains_to_equal_bits_on_one_two_or_three_work
 def test_the_command_trains_from_a_folder_of_parquet_files_and_predicts_from_it(tmp_path: Path) -> None:
     table = write_folder(tmp_path / "trips")
     (tmp_path / "job.toml").write_text(JOB)
-    ended = thalweg(tmp_path, "train", "job.toml", "--json")
+    ended = thalweg(tmp_path, "train", "job.toml", "--json", "--set", "training.workers=1")
     assert ended.code == 0, ended.stderr
     assert (ended.answer["state"], ended.answer["steps"]) == ("SUCCEEDED", 2 * 27)
     predicted = thalweg(tmp_path, "predict", ended.answer["job"], "trips", "--json")
