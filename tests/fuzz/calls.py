@@ -54,11 +54,12 @@ _LARGE_BYTES = 1 << 16
 
 
 class Method(NamedTuple):
-    """A method of a service."""
+    """A method of a service. `streams` is whether it takes a stream of requests, `goes_on` whether its answer is a stream."""
 
     path: str
     request: type[Message]
     streams: bool
+    goes_on: bool
 
 
 class Call(NamedTuple):
@@ -76,7 +77,8 @@ def _methods() -> list[Method]:
                 if method.name in _ENDS:
                     continue
                 request = message_factory.GetMessageClass(method.input_type)
-                found.append(Method(f"/{service.full_name}/{method.name}", request, method.client_streaming))
+                path = f"/{service.full_name}/{method.name}"
+                found.append(Method(path, request, method.client_streaming, method.server_streaming))
     return found
 
 

@@ -26,8 +26,8 @@ from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub
 from thalweg.workers.worker import work
 
-# A call that has not ended after this time is cut: a job that is watched goes on.
-_SECONDS = 0.3
+# An answer that has not ended after this time is cut: that of a job that is watched goes on. All others end by themselves.
+_SECONDS, _MAX_SECONDS = 0.3, 60.0
 _AT_A_TIME = 64
 # How many calls are known of when something goes wrong.
 _REMEMBERED = 200
@@ -134,13 +134,13 @@ class Campaign:
                     self.messages += len(call.messages)
 
     async def _call(self, target: _Target, channel: grpc.aio.Channel, call: Call) -> None:
-        streams = call.method.streams
+        streams, seconds = call.method.streams, _SECONDS if call.method.goes_on else _MAX_SECONDS
         method: Any = (channel.stream_stream if streams else channel.unary_stream)(call.method.path)
         self._last.append(f"{call.method.path} {[message[:2000].hex() for message in call.messages]}")
         code, reason, details = "OK", "", ""
         try:
             sent: Any = iter(call.messages) if streams else call.messages[0]
-            async for _ in method(sent, timeout=_SECONDS, metadata=target.endpoint.metadata):
+            async for _ in method(sent, timeout=seconds, metadata=target.endpoint.metadata):
                 pass
         except grpc.aio.AioRpcError as error:
             refused = refusal_of(error)
