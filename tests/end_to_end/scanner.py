@@ -16,7 +16,8 @@ from typing import Any
 import grpc
 
 _PORTS = range(1, 1 << 16)
-_CONNECT_SECONDS, _SECONDS = 5.0, 5.0
+# The latter is longer than a shard waits for word of a worker that calls it.
+_CONNECT_SECONDS, _SECONDS = 5.0, 15.0
 # Of each service one method that would tell or do something.
 _METHODS = (
     "thalweg.v1.TrainingService/GetServerInfo",
