@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from tests.end_to_end.command import THALWEG, Running, wait_for
-from tests.end_to_end.test_cluster import EPOCHS, Cluster
+from tests.end_to_end.test_cluster import EPOCHS, MIDST, Cluster
 from tests.end_to_end.watching import undisturbed
+from thalweg.client import Client
 from thalweg.server.driving import jobs
 from thalweg.server.services import hosted
 from thalweg.server.storage import journal
@@ -46,6 +47,21 @@ def expected() -> str:
     return undisturbed("digits", EPOCHS)
 
 
+def begun(cluster: Cluster) -> str:
+    """A job that has taken some steps, and whose workers wait at the barrier."""
+    cluster.barrier.hold(MIDST)
+    with Client(cluster.address) as client:
+        job = client.submit("digits", [EPOCHS])
+        wait_for(lambda: job.refresh().progress.step == MIDST)
+    return job.id
+
+
+def digest(cluster: Cluster, job: str) -> str:
+    """The digest of a job's result, which is waited for."""
+    with Client(cluster.address) as client:
+        return client.job(job).wait(progress=False).weights_sha256
+
+
 def ends(running: Running) -> None:
     """The process ends well."""
     ended = running.end()
@@ -68,13 +84,13 @@ def test_a_cluster_that_is_told_to_end_does_and_loses_nothing(
 ) -> None:
     with ExitStack() as stack:
         cluster = Cluster(tmp_path, stack)
-        job = cluster.submit()
+        job = begun(cluster)
         cluster.barrier.release()
         stop(cluster)
         ends(cluster.server)
         ends(cluster.fleet)
         cluster.server, cluster.fleet = cluster.start_server(), cluster.start_fleet()
-        assert cluster.digest(job) == expected
+        assert digest(cluster, job) == expected
 
 
 @pytest.mark.ray
@@ -82,14 +98,12 @@ def test_a_cluster_that_is_told_to_end_does_and_loses_nothing(
 def test_the_workers_of_a_fleet_that_ends_finish_their_tasks(tmp_path: Path, expected: str) -> None:
     with ExitStack() as stack:
         cluster = Cluster(tmp_path, stack)
-        job = cluster.submit()
-        watching = cluster.watch(job)
-        watching.until_workers(3)
+        job = begun(cluster)
         cluster.fleet.process.terminate()
         cluster.barrier.release()
         ends(cluster.fleet)
         cluster.fleet = cluster.start_fleet()
-        assert cluster.digest(job) == expected
+        assert digest(cluster, job) == expected
         assert f"job {job}: worker" in cluster.server.stderr
         assert "was let go: the fleet is stopping" in cluster.server.stderr
 
