@@ -195,6 +195,11 @@ def test_scale_cancel_and_delete(server: Server, client: Client, command: Comman
     assert listed["waiting_for"] == "scaling"
     assert listed["status"] == "paused; `thalweg scale mine N` resumes it with N workers"
     assert command("scale", "mine", 7, "--server", server.address, "--json").json["wanted_workers"] == 7
+    words = "mine has priority -3, and wants 2 workers\n"
+    assert command("scale", "mine", 2, "--priority", -3, "--server", server.address) == (0, words, note)
+    raised = command("scale", "mine", "--priority", 4, "--server", server.address, "--json").json
+    assert (raised["priority"], raised["wanted_workers"]) == (4, 2)
+    assert "give a number of workers, or --priority" in command("scale", "mine", "--server", server.address).err
     assert command("cancel", "mine", "--server", server.address) == (0, "mine cancelled\n", "")
     assert command("cancel", "mine", "--server", server.address, "--json").json["state"] == "CANCELLED"
     assert command("delete", "mine", "--server", server.address) == (0, "mine deleted\n", "")

@@ -180,6 +180,15 @@ def test_scaling_changes_what_is_wanted_and_not_what_is_learnt(cluster: Cluster,
         job.scale(3)
 
 
+def test_a_priority_is_changed_alone(client: Client) -> None:
+    job = client.submit("xor", {"training.workers": 3})
+    job.scale(priority=8)
+    assert (job.spec.priority, job.spec.training.workers) == (8, 3)
+    with pytest.raises(ValueError, match="workers, a priority, or both"):
+        job.scale()
+    job.cancel()
+
+
 def test_scaling_to_nothing_pauses_a_job(client: Client) -> None:
     job = client.submit("xor")
     job.scale(0)

@@ -226,6 +226,9 @@ def test_scale_cancel_and_resume(user: TestClient, server: Server) -> None:
         assert post(user, "/api/jobs/acted-on/scale", {"workers": 0}).json()["job"]["paused"]
         for wrong in (-1, 1.5, True, "2", None, 10**9):
             assert post(user, "/api/jobs/acted-on/scale", {"workers": wrong}).status_code == 400
+        assert post(user, "/api/jobs/acted-on/scale", {"workers": 1, "priority": -7}).json()["job"]["priority"] == -7
+        for wrong in (1.5, True, "2", 1001, -1001):
+            assert post(user, "/api/jobs/acted-on/scale", {"workers": 1, "priority": wrong}).status_code == 400
         assert post(user, "/api/jobs/acted-on/cancel").json()["job"]["state"] == "CANCELLED"
         assert job.state == "CANCELLED"
         assert post(user, "/api/jobs/acted-on/scale", {"workers": 1}).status_code == 409

@@ -211,10 +211,14 @@ def test_a_job_is_watched_scaled_and_cancelled(browser: Browser, site: Site, bar
         wait_for(lambda: browser.all(".stacked tbody tr"))
         assert browser.buttons() == ["Scale", "Cancel", "Download weights", "Compare…"]
         browser.press("Scale")
+        urgent = browser.one("dialog #priority")
+        urgent.clear()
+        urgent.send_keys("5")
         field = browser.one("dialog #workers")
         field.clear()
         field.send_keys("1" + Keys.ENTER)
         wait_for(lambda: job.refresh().spec.training.workers == 1)
+        assert job.spec.priority == 5
         barrier.release()
         wait_for(lambda: browser.text(".title .badge") == "Succeeded")
         wait_for(lambda: len(table(browser, "Loss")) == 92)

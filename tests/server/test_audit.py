@@ -33,7 +33,7 @@ def test_it_says_who_did_what_and_what_was_refused(tmp_path: Path) -> None:
         ann.ShareJob(pb.ShareJobRequest(job_id="hers", shared=True))
         refusal(lambda: bob.CancelJob(pb.CancelJobRequest(job_id="hers")))
         ann.ShareJob(pb.ShareJobRequest(job_id="hers"))
-        ann.ScaleJob(pb.ScaleJobRequest(job_id="hers"))
+        ann.ScaleJob(pb.ScaleJobRequest(job_id="hers", workers=0))
         refusal(lambda: bob.CancelJob(pb.CancelJobRequest(job_id="hers")))
         refusal(lambda: place.bearer("thalweg-no").listed())
         eve = place.make("eve", "viewer")

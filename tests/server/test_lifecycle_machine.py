@@ -21,6 +21,7 @@ from thalweg.server.deciding.lifecycle.decisions import (
     GiveUpRun,
     KeepResult,
     PauseRun,
+    PrioritizeRun,
     RecordEnd,
     RecordScale,
     RemoveCheckpoints,
@@ -91,7 +92,7 @@ EVENTS: list[Event] = [
     RunStarted(),
     StartFailed(ERROR),
     CancelRequested(9),
-    ScaleRequested(9, 3),
+    ScaleRequested(9, 3, 1),
     ResumeRequested(9),
     DeleteRequested(9),
     RestAwaited(9),
@@ -287,6 +288,14 @@ def test_a_job_is_paused_and_goes_on() -> None:
     assert after(State.ACTIVE, ScaleRequested(5, 0)) == (State.PAUSED, [PauseRun(), RecordScale(5)])
     assert after(State.PAUSED, ScaleRequested(5, 0)) == (State.PAUSED, [RecordScale(5)])
     assert after(State.PAUSED, ScaleRequested(5, 2)) == (State.ACTIVE, [ScaleRun(2), RecordScale(5)])
+
+
+def test_a_priority_changes_nothing_else() -> None:
+    assert after(State.ACTIVE, ScaleRequested(5, None, 7)) == (State.ACTIVE, [PrioritizeRun(7), RecordScale(5)])
+    assert after(State.PAUSED, ScaleRequested(5, None, -7)) == (State.PAUSED, [PrioritizeRun(-7), RecordScale(5)])
+    assert after(State.PAUSED, ScaleRequested(5, 2, 0)) == (State.ACTIVE, [PrioritizeRun(0), ScaleRun(2), RecordScale(5)])
+    given_up: list[Event] = [ScaleRequested(5, None, 7), ShardLost("a"), RunStarted()]
+    assert after(State.ACTIVE, *given_up) == (State.ACTIVE, [PrioritizeRun(7), RecordScale(5)])
 
 
 def test_a_scale_that_a_given_up_run_heard_of_is_repeated_to_the_next() -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,6 +103,23 @@ def test_a_job_that_waits_for_a_place_says_so(server: Server, stub: TrainingServ
     cancel(stub, "e")
     assert get(stub, "b").status.startswith("waiting for workers")
     assert get(stub, "d").status == words.format(3)
+
+
+def test_a_job_of_higher_priority_from_now_on_is_next(server: Server, stub: TrainingServiceStub) -> None:
+    for job_id in ("a", "b", "c", "d"):
+        create(stub, job_id, 1)
+    with attending(server, 1) as fleet:
+        fleet.told_until({"a": (1, 1)})
+        raised = stub.ScaleJob(pb.ScaleJobRequest(job_id="d", priority=3)).job
+        assert (raised.spec.priority, raised.spec.training.workers, raised.paused) == (3, 1, False)
+        cancel(stub, "b")
+        # Its place, and the slot of those that came before, are the job's that was last.
+        fleet.told_until({"d": (1, 1)})
+        assert get(stub, "c").status.startswith("queued: 2 jobs ahead")
+        with pytest.raises(grpc.RpcError, match="priority: 1001 is not allowed"):
+            stub.ScaleJob(pb.ScaleJobRequest(job_id="d", priority=1001))
+        # Earlier clients leave out what is 0.
+        assert stub.ScaleJob(pb.ScaleJobRequest(job_id="d")).job.paused
 
 
 def test_a_job_is_told_at_once_that_it_waits_for_a_place(tmp_path: Path) -> None:

@@ -187,12 +187,16 @@ class Job:
         """Deletes the job, which must have ended, with all its files and events."""
         self._connection.call(self._connection.stub.DeleteJob, pb.DeleteJobRequest(job_id=self.id), retry=False)
 
-    def scale(self, workers: int) -> str:
-        """Changes the number of workers that the job requests; 0 pauses it. Does not affect its result.
+    def scale(self, workers: int | None = None, priority: int | None = None) -> str:
+        """Changes the number of workers that the job requests, 0 to pause it, and its priority; None leaves what is.
 
-        Returns a note for the user, such as that there are fewer CPU slots; it may be empty.
+        Neither affects its result. Returns a note for the user, such as that there are fewer CPU slots; it may be empty. Raises
+        ValueError if neither is given.
         """
-        answer = self._connection.call(self._connection.stub.ScaleJob, pb.ScaleJobRequest(job_id=self.id, workers=workers))
+        if workers is None and priority is None:
+            raise ValueError("scale takes a number of workers, a priority, or both")
+        request = pb.ScaleJobRequest(job_id=self.id, workers=workers, priority=priority)
+        answer = self._connection.call(self._connection.stub.ScaleJob, request)
         self.message = answer.job
         return answer.note
 

@@ -319,35 +319,47 @@ Global___DeleteJobResponse: _TypeAlias = DeleteJobResponse  # noqa: Y015
 
 @_typing.final
 class ScaleJobRequest(_message.Message):
-    """Asks for another number of workers."""
+    """Asks for another number of workers, or another priority."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job's id."""
     workers: _builtins.int
     """The number of workers that the job requests from now on. With 0, it is paused: it gives up its workers and its place, and keeps its
-    parameters in the server's memory. When it is scaled to at least 1, it continues as soon as it has a place again.
+    parameters in the server's memory. When it is scaled to at least 1, it continues as soon as it has a place again. If it is not given,
+    0 is meant, unless there is a priority: then the number stays.
     """
+    priority: _builtins.int
+    """The job's priority from now on. If it is not given, the priority stays."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
-        workers: _builtins.int = ...,
+        workers: _builtins.int | None = ...,
+        priority: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "_workers", b"_workers", "priority", b"priority", "workers", b"workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "_workers", b"_workers", "job_id", b"job_id", "priority", b"priority", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    _WhichOneofReturnType__workers: _TypeAlias = _typing.Literal["workers"]  # noqa: Y015
+    _WhichOneofArgType__workers: _TypeAlias = _typing.Literal["_workers", b"_workers"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__workers) -> _WhichOneofReturnType__workers | None: ...
 
 Global___ScaleJobRequest: _TypeAlias = ScaleJobRequest  # noqa: Y015
 
 @_typing.final
 class ScaleJobResponse(_message.Message):
-    """The job, with the new number."""
+    """The job, as it is from now on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -117,14 +117,21 @@ def _event_json(event: Event) -> dict[str, Any]:
 def scale(
     job: JobId,
     workers: Annotated[
-        int, typer.Argument(metavar="WORKERS", min=0, help="The number of workers that the job requests; 0 pauses it.")
-    ],
+        int | None,
+        typer.Argument(metavar="[WORKERS]", min=0, help="The number of workers that the job requests; 0 pauses it."),
+    ] = None,
+    priority: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", show_default="(stays as it is)", help="Jobs of higher priority start first and get workers first."
+        ),
+    ] = None,
     server: Server = None,
     token_file: TokenFile = None,
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Changes the number of workers of a job; its result stays the same.
+    """Changes the number of workers of a job, or its priority; its result stays the same.
 
     With 0, the job is paused and gives up its workers and its place in the
     queue. Scale it again to resume it.
@@ -133,12 +140,17 @@ def scale(
 
     [cyan]thalweg scale digits-1 8 --server host:7070[/]
     [cyan]thalweg scale digits-1 0 --server host:7070[/]
+    [cyan]thalweg scale digits-1 --priority 5 --server host:7070[/]
     """
+    if workers is None and priority is None:
+        raise typer.BadParameter("give a number of workers, or --priority N")
     with connected(server, token_file, data, writes=True) as client:
         scaled = client.job(job)
-        note = scaled.scale(workers)
-    words = f"wants {workers} worker{'' if workers == 1 else 's'}" if workers else "is paused; scale it again to go on"
-    _print_state(scaled.message, words, json)
+        note = scaled.scale(workers, priority)
+    words = [f"has priority {priority}"] if priority is not None else []
+    if workers is not None:
+        words.append(f"wants {workers} worker{'' if workers == 1 else 's'}" if workers else "is paused; scale it again to go on")
+    _print_state(scaled.message, ", and ".join(words), json)
     if note:
         complain(note)
 

@@ -1,6 +1,6 @@
 """What users do on the page, and what they read once: each is a call of the server with the user's own credential."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -12,8 +12,8 @@ from thalweg.client.web.entrance import Entrance, Refusal, body
 from thalweg.client.web.gateway import Gateway
 from thalweg.v1 import training_service_pb2 as pb
 
-# The contract's limit; the server checks it as well.
-_MAX_WORKERS = 10_000
+# The contract's limits; the server checks them as well.
+_MAX_WORKERS, _MAX_PRIORITY = 10_000, 1000
 
 
 class Actions:
@@ -38,12 +38,15 @@ class Actions:
         return JSONResponse({"job": views.job(answer.job)})
 
     async def scale(self, request: Request) -> Response:
-        """Changes the number of workers of a job; 0 pauses it."""
+        """Changes the number of workers of a job, 0 to pause it, and its priority."""
         session = self._entrance.confirmed(request)
-        workers = (await body(request)).get("workers")
-        if not isinstance(workers, int) or isinstance(workers, bool) or not 0 <= workers <= _MAX_WORKERS:
+        asked = await body(request)
+        workers, priority = asked.get("workers"), asked.get("priority")
+        if not _is_whole(workers) or not 0 <= workers <= _MAX_WORKERS:
             raise Refusal(400, f"A job has 0 to {_MAX_WORKERS:,} workers.")
-        message = pb.ScaleJobRequest(job_id=request.path_params["job"], workers=workers)
+        if priority is not None and (not _is_whole(priority) or abs(priority) > _MAX_PRIORITY):
+            raise Refusal(400, f"A priority is a whole number from -{_MAX_PRIORITY:,} to {_MAX_PRIORITY:,}.")
+        message = pb.ScaleJobRequest(job_id=request.path_params["job"], workers=workers, priority=priority)
         answer = await self._gateway.call(session.credential, self._gateway.stub.ScaleJob, message)
         return JSONResponse({"job": views.job(answer.job), "note": answer.note})
 
@@ -69,3 +72,7 @@ class Actions:
         left = await self._gateway.job(session.credential, request.path_params["job"])
         right = await self._gateway.job(session.credential, request.path_params["other"])
         return JSONResponse(compared(left.spec, right.spec))
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

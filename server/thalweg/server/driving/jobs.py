@@ -204,17 +204,22 @@ class Jobs:
         await self.answers.wait(job_id, self.lives.cancel(job_id), consequence, ANSWER_SECONDS)
         return await self.queries.get(job_id)
 
-    async def scale(self, job_id: str, workers: int) -> job_pb2.Job:
-        """Changes how many workers a job wants; 0 pauses it. Raises ThalwegError if it has ended."""
+    async def scale(self, job_id: str, workers: int | None, priority: int | None = None) -> job_pb2.Job:
+        """Changes how many workers a job wants, 0 to pause it, and its priority; None leaves what is.
+
+        Raises ThalwegError if the job has ended, or a number is not allowed.
+        """
+        if priority is not None:
+            validation.check_value(job_pb2.JobSpec.DESCRIPTOR.fields_by_name["priority"], priority, "priority")
         if workers:
             validation.check_value(job_pb2.Training.DESCRIPTOR.fields_by_name["workers"], workers, "workers")
         await self.queries.get(job_id)
-        consequence = "The number of workers is recorded as soon as there is disk space."
-        await self.answers.wait(job_id, self._scale(job_id, workers), consequence, ANSWER_SECONDS)
+        consequence = "What was asked for is recorded as soon as there is disk space."
+        await self.answers.wait(job_id, self._scale(job_id, workers, priority), consequence, ANSWER_SECONDS)
         return await self.queries.get(job_id)
 
-    async def _scale(self, job_id: str, workers: int) -> None:
-        if not await self.lives.scale(job_id, workers):
+    async def _scale(self, job_id: str, workers: int | None, priority: int | None) -> None:
+        if not await self.lives.scale(job_id, workers, priority):
             job = await self.queries.get(job_id)
             raise ThalwegError("JOB_ENDED", {"job": job_id, "state": state_name(job.state)})
 

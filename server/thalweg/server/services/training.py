@@ -79,9 +79,14 @@ class TrainingService(training_service_pb2_grpc.TrainingServiceServicer):
 
     async def ScaleJob(self, request: pb.ScaleJobRequest, context: Context) -> pb.ScaleJobResponse:
         async with errors(context):
-            async with self._quotas.more_workers(request.job_id, request.workers):
-                job = await self._jobs.scale(request.job_id, request.workers)
-            _log.info("job %s: scaled to %d workers by %s", job.id, request.workers, _caller(context))
+            priority = request.priority if request.HasField("priority") else None
+            workers = request.workers if request.HasField("workers") or priority is None else None
+            async with self._quotas.more_workers(request.job_id, workers or 0):
+                job = await self._jobs.scale(request.job_id, workers, priority)
+            if workers is not None:
+                _log.info("job %s: scaled to %d workers by %s", job.id, workers, _caller(context))
+            if priority is not None:
+                _log.info("job %s: priority %d by %s", job.id, priority, _caller(context))
             return pb.ScaleJobResponse(job=job, note=self._jobs.places.shortage_of_slots(job))
 
     async def ShareJob(self, request: pb.ShareJobRequest, context: Context) -> pb.ShareJobResponse:

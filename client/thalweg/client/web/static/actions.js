@@ -44,13 +44,21 @@ export function actions(id, go) {
   );
   const scale = button("Scale", () => {
     const workers = h("input", { id: "workers", type: "number", min: 0, max: 10000, step: 1, required: true, value: job.wanted_workers });
+    const priority = h("input", { id: "priority", type: "number", min: -1000, max: 1000, step: 1, required: true, value: job.priority });
     ask({
       title: `Scale ${id}`,
-      content: [h("label", { for: "workers" }, "Workers"), workers, h("p", { class: "hint" }, "0 pauses the job. Its result does not depend on the number of workers.")],
+      content: [
+        h("label", { for: "workers" }, "Workers"),
+        workers,
+        h("p", { class: "hint" }, "0 pauses the job."),
+        h("label", { for: "priority" }, "Priority"),
+        priority,
+        h("p", { class: "hint" }, "Jobs of higher priority start first and get workers first. Neither changes the result."),
+      ],
       confirm: "Scale",
       async send() {
-        const { note } = await post(`${path}/scale`, { workers: Number(workers.value) });
-        toast(note || `${id} wants ${plural(Number(workers.value), "worker")}.`, note ? "note" : "done");
+        const { note } = await post(`${path}/scale`, { workers: Number(workers.value), priority: Number(priority.value) });
+        toast(note || `${id} wants ${plural(Number(workers.value), "worker")}, at priority ${priority.value}.`, note ? "note" : "done");
       },
     });
   });

@@ -67,8 +67,15 @@ class ScaleRun:
 
 
 @dataclass(frozen=True, slots=True)
+class PrioritizeRun:
+    """The job has another priority."""
+
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
 class RecordScale:
-    """Record how many workers the job wants. Followed by ScaleDurable."""
+    """Record how many workers the job wants, and its priority. Followed by ScaleDurable."""
 
     ask: Ask
 
@@ -131,6 +138,7 @@ Decision: TypeAlias = (
     | CancelRun
     | PauseRun
     | ScaleRun
+    | PrioritizeRun
     | RecordScale
     | KeepResult
     | RecordEnd

@@ -59,10 +59,14 @@ class CancelRequested:
 
 @dataclass(frozen=True, slots=True)
 class ScaleRequested:
-    """A call requests another number of workers; 0 pauses the job. Answered when that is durable."""
+    """A call requests another number of workers, 0 to pause the job, or another priority. None leaves what is.
+
+    Answered when that is durable.
+    """
 
     ask: Ask
-    workers: int
+    workers: int | None
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from thalweg.server.deciding.lifecycle.decisions import (
     GiveUpRun,
     KeepResult,
     PauseRun,
+    PrioritizeRun,
     RecordEnd,
     RecordScale,
     RemoveCheckpoints,
@@ -100,7 +101,8 @@ class ImpossibleTransitionError(ImpossibleError):
 class _Scale:
     """A call that scales the job. `applied` to the run that the job has, and not known to be durable."""
 
-    workers: int
+    workers: int | None
+    priority: int | None
     applied: bool = False
 
 
@@ -211,16 +213,18 @@ class Life:
         yield Answer(event.ask)
 
     def _scale(self, event: ScaleRequested) -> Iterable[Decision]:
-        scale = self._scales[event.ask] = _Scale(event.workers)
+        scale = self._scales[event.ask] = _Scale(event.workers, event.priority)
         if self.runs:
             yield from self._apply(event.ask, scale)
 
     def _apply(self, ask: Ask, scale: _Scale) -> Iterable[Decision]:
         scale.applied = True
+        if scale.priority is not None:
+            yield PrioritizeRun(scale.priority)
         if scale.workers:
             self.state = State.ACTIVE
             yield ScaleRun(scale.workers)
-        elif self.state is not State.PAUSED:
+        elif scale.workers == 0 and self.state is not State.PAUSED:
             self.state = State.PAUSED
             # Others would wait for nothing.
             self.keeps_place = False

@@ -104,11 +104,14 @@ class Lives:
         if life := self._lives.get(job_id):
             await self._ask(life, events.CancelRequested)
 
-    async def scale(self, job_id: str, workers: int) -> bool:
-        """Changes how many workers a job wants, and waits until that is durable. False if it ended long ago."""
+    async def scale(self, job_id: str, workers: int | None, priority: int | None = None) -> bool:
+        """Changes how many workers a job wants, and its priority, and waits until that is durable. False if it ended long ago.
+
+        None leaves what is.
+        """
         life = self._lives.get(job_id)
         if life:
-            await self._ask(life, lambda ask: events.ScaleRequested(ask, workers))
+            await self._ask(life, lambda ask: events.ScaleRequested(ask, workers, priority))
         return life is not None
 
     async def resume(self, job: job_pb2.Job, max_seconds: float | None = None) -> None:
@@ -241,6 +244,8 @@ class Lives:
             case decisions.ScaleRun(workers):
                 run.job.spec.training.workers = workers
                 run.job.paused = False
+            case decisions.PrioritizeRun(priority):
+                run.job.spec.priority = priority
             case decisions.RecordScale(ask):
                 self._enter(run, run.job.state)
                 self._answers.begin(self._settle(life, ask))
