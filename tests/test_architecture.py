@@ -278,7 +278,7 @@ PROCESS_WIDE = {
     r".*mallopt": {"proto/thalweg/contract/process.py"},
     r"logging\.(basicConfig|disable|captureWarnings|setLoggerClass)|logging\.config\..*|.*\.(addHandler|setLevel)": {
         # The commands that run a server, a shard or a fleet.
-        "client/thalweg/client/cli/log_options.py",
+        "client/thalweg/client/cli/serving/log_options.py",
     },
     r"threadpoolctl\.threadpool_limits|.*ThreadpoolController.*\.limit": {
         # A worker pins its BLAS as long as it works: equal bits need equal threads.
@@ -296,7 +296,7 @@ PROCESS_WIDE = {
     },
     r"os\.umask": {
         # The command, while it writes the file of a token, and puts it back.
-        "client/thalweg/client/cli/serving.py",
+        "client/thalweg/client/cli/serving/command.py",
     },
     r"os\.register_at_fork": {
         # A lock of this process is none of a process that it forks.

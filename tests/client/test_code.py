@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.client.conftest import Command
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client, ThalwegError, load_job
-from thalweg.client.cli import serving
+from thalweg.client.cli.serving import command as serving
 from thalweg.client.errors import LocalError
 from thalweg.client.jobfile import toml_of
 from thalweg.client.mapping import values_of

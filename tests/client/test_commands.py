@@ -29,9 +29,10 @@ from tests.end_to_end.cluster import running_server
 from tests.end_to_end.command import thalweg
 from tests.end_to_end.refusals import refusal
 from thalweg.client import Client, Job, StepsTaken, load_job
-from thalweg.client.cli import running, serving
 from thalweg.client.cli.app import app
 from thalweg.client.cli.display import Log
+from thalweg.client.cli.serving import command as serving
+from thalweg.client.cli.serving import running
 from thalweg.contract.endpoint import Address, parse_address
 from thalweg.server.process import Server
 from thalweg.v1 import job_pb2, training_service_pb2, training_service_pb2_grpc

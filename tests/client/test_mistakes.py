@@ -489,7 +489,7 @@ def test_a_bug_is_told_as_one(command: Command, monkeypatch: pytest.MonkeyPatch)
     def break_down(*_: object) -> None:
         raise ZeroDivisionError("by nothing")
 
-    monkeypatch.setattr("thalweg.client.cli.gradcheck.load_job", break_down)
+    monkeypatch.setattr("thalweg.client.cli.models.gradcheck.load_job", break_down)
     printed = command("gradcheck", "xor")
     assert printed.code == FAILURE
     assert printed.err.splitlines() == [
@@ -513,7 +513,7 @@ def test_ctrl_c_before_anything_was_begun(command: Command, monkeypatch: pytest.
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("thalweg.client.cli.gradcheck.load_job", interrupted)
+    monkeypatch.setattr("thalweg.client.cli.models.gradcheck.load_job", interrupted)
     assert command("gradcheck", "xor") == (130, "", "")
 
 

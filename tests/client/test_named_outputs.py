@@ -13,7 +13,7 @@ from tests.client.conftest import Command
 from tests.client.helpers import fleet_of_threads
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client, ThalwegError
-from thalweg.client.cli.predictions import write_outputs
+from thalweg.client.cli.models.predictions import write_outputs
 from thalweg.client.prediction import Prediction
 
 torch = pytest.importorskip("torch")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.client.helpers import names_in
 from thalweg.client import ThalwegError
-from thalweg.client.cli.predictions import check_name, write_outputs
+from thalweg.client.cli.models.predictions import check_name, write_outputs
 from thalweg.client.inputs import read_samples
 from thalweg.client.prediction import Prediction
 from thalweg.v1 import job_pb2

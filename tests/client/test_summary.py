@@ -13,8 +13,8 @@ from thalweg.client import EpochEnded, Metrics, Result, ThalwegError, records
 from thalweg.client.cli.display import JobView
 from thalweg.client.cli.output import accuracy_of, ago, complain, exit_code, print_json, result_json, seconds_of, sparkline
 from thalweg.client.cli.signals import InterruptedBySignalError
-from thalweg.client.cli.summary import report
-from thalweg.client.cli.training import Outcome
+from thalweg.client.cli.training.course import Outcome
+from thalweg.client.cli.training.summary import report
 from thalweg.contract.errors import Violation, invalid
 from thalweg.v1 import job_pb2
 

@@ -19,8 +19,9 @@ from starlette.testclient import TestClient
 from tests.client.helpers import NOWHERE, fleet_of_threads
 from tests.end_to_end.cluster import running_server
 from thalweg.client import Client
-from thalweg.client.cli import running, serving
 from thalweg.client.cli.app import run
+from thalweg.client.cli.serving import command as serving
+from thalweg.client.cli.serving import running
 from thalweg.client.composition import start_page
 from thalweg.client.web import sessions
 from thalweg.client.web.application import Page
@@ -410,7 +411,7 @@ def test_the_command_serves_the_page_of_a_server(
             seen.append(json.loads(answer.read())["session"])
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("thalweg.client.cli.web.announce", announced)
+    monkeypatch.setattr("thalweg.client.cli.serving.web.announce", announced)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("THALWEG_TOKEN", TOKEN)
     assert run(["web", "--server", str(server.address), "--address", "127.0.0.1:0"]) == 0

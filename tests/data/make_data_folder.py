@@ -1,6 +1,6 @@
 """Makes the data folder of a server that was killed while a job was running, for tests/server/test_upgrade.py.
 
-From the root of a checkout, before the data format changes (`FORMAT` in server/thalweg/server/storage/schema.py):
+From the root of a checkout, before the data format changes (`FORMAT` in server/thalweg/server/storage/tables/schema.py):
     python -m tests.data.make_data_folder tests/data/data-folder-N.tar.gz
 
 | file | commit | format |

@@ -15,7 +15,7 @@ from tests.server.tokens import town
 from thalweg.contract import audit
 from thalweg.contract.audit import START, BrokenError, Record, verify
 from thalweg.contract.errors import ThalwegError
-from thalweg.server.services.auditing import Audit
+from thalweg.server.services.guarding.auditing import Audit
 from thalweg.server.storage.audit_file import FILE, AuditFile
 from thalweg.v1 import training_service_pb2 as pb
 
@@ -183,7 +183,7 @@ def test_refused_calls_are_recorded_up_to_a_bound_and_then_counted() -> None:
 
 
 def test_records_wait_for_room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thalweg.server.services.auditing._RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("thalweg.server.services.guarding.auditing._RETRY_SECONDS", 0.001)
     written: list[Record] = []
     failures = [OSError(28, "No space left on device")] * 3
 

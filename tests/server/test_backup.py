@@ -24,11 +24,11 @@ from tests.server.test_upgrade import FOLDERS, get, hold_together, trained, unpa
 from thalweg.contract import audit, backups
 from thalweg.contract.endpoint import Endpoint
 from thalweg.server.process import Server
-from thalweg.server.storage import schema
 from thalweg.server.storage.audit_file import AuditFile
 from thalweg.server.storage.backup import making, restoring
 from thalweg.server.storage.backup.copying import BackupError
 from thalweg.server.storage.folder import DataFolder
+from thalweg.server.storage.tables import schema
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub

@@ -19,7 +19,8 @@ from thalweg.contract.endpoint import CHUNK_BYTES
 from thalweg.contract.errors import ThalwegError
 from thalweg.server.arrays.downloads import Download, Downloads
 from thalweg.server.arrays.local import LocalArrays
-from thalweg.server.services import stalling, training
+from thalweg.server.services import training
+from thalweg.server.services.guarding import stalling
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 

@@ -22,11 +22,11 @@ from tests.syntax import calls
 from thalweg.contract import layout as layouts
 from thalweg.server.storage import initial
 from thalweg.server.storage.checkpoints import Checkpoints
-from thalweg.server.storage.database import Database
-from thalweg.server.storage.event_table import EventTable
 from thalweg.server.storage.folder import DataFolder
 from thalweg.server.storage.job_files import JobFiles
-from thalweg.server.storage.job_table import JobTable
+from thalweg.server.storage.tables.database import Database
+from thalweg.server.storage.tables.event_table import EventTable
+from thalweg.server.storage.tables.job_table import JobTable
 from thalweg.server.storage.uploads import UploadFiles
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
@@ -142,7 +142,7 @@ _ELSEWHERE = {
     "storage/audit_file.py",
     "storage/bin.py",
     "storage/checkpoints.py",
-    "storage/database.py",
+    "storage/tables/database.py",
     "storage/disk.py",
     "storage/folder.py",
     # In a process of its own.
@@ -161,9 +161,9 @@ _ELSEWHERE = {
     "services/confirmation.py",
     # Tokens and names of few bytes.
     "access/tokens.py",
-    "services/permits.py",
+    "services/guarding/permits.py",
     # The open descriptors, of which the system tells.
-    "services/doorkeeper.py",
+    "services/guarding/doorkeeper.py",
     # A token of few bytes.
     "streams/memory_listener.py",
 }

@@ -24,8 +24,8 @@ from thalweg.contract.endpoint import Address, authorization
 from thalweg.contract.errors import ThalwegError
 from thalweg.server.access.principal import Principal, Role
 from thalweg.server.process import Server, ServerConfig
-from thalweg.server.services import doorkeeper, limits, stalling
-from thalweg.server.services.limits import Limits
+from thalweg.server.services.guarding import doorkeeper, limits, stalling
+from thalweg.server.services.guarding.limits import Limits
 from thalweg.v1 import job_pb2, training_service_pb2, training_service_pb2_grpc
 
 # The beginning of an HTTP/2 connection: the client's preface and its empty settings.

@@ -18,12 +18,13 @@ from thalweg.contract import manifests
 from thalweg.contract.errors import ThalwegError
 from thalweg.server.access.principal import ADMIN
 from thalweg.server.driving.acceptance import record_job
-from thalweg.server.storage import database as database_module
-from thalweg.server.storage import job_files, schema
+from thalweg.server.storage import job_files
 from thalweg.server.storage import uploads as uploads_module
 from thalweg.server.storage.folder import DataFolder
 from thalweg.server.storage.interface import Storage
 from thalweg.server.storage.reserve import RESERVE_BYTES
+from thalweg.server.storage.tables import database as database_module
+from thalweg.server.storage.tables import schema
 from thalweg.v1 import job_pb2, training_service_pb2
 
 

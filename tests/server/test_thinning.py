@@ -14,12 +14,12 @@ import pytest
 from thalweg.client import records
 from thalweg.client.plotting.curve import course
 from thalweg.contract import strides
-from thalweg.server.storage import database as database_module
 from thalweg.server.storage import journal as journal_module
-from thalweg.server.storage import schema
 from thalweg.server.storage.folder import DataFolder
 from thalweg.server.storage.interface import Storage
 from thalweg.server.storage.journal import Journal
+from thalweg.server.storage.tables import database as database_module
+from thalweg.server.storage.tables import schema
 from thalweg.server.storage.thinning import Bounds, joined
 from thalweg.server.telemetry import steps_end
 from thalweg.v1 import job_pb2

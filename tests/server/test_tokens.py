@@ -23,7 +23,7 @@ from thalweg.contract.errors import ThalwegError
 from thalweg.contract.release import capacity
 from thalweg.server.access.principal import Principal, Role
 from thalweg.server.process import Server
-from thalweg.server.services.open_calls import OpenCalls
+from thalweg.server.services.guarding.open_calls import OpenCalls
 from thalweg.v1 import access_service_pb2 as pb
 from thalweg.v1 import fleet_service_pb2, fleet_service_pb2_grpc
 from thalweg.v1.training_service_pb2 import WatchJobRequest

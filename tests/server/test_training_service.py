@@ -23,7 +23,8 @@ from tests.end_to_end.refusals import refusal
 from thalweg.contract.release import capacity
 from thalweg.server.arrays.parameters import Parameters
 from thalweg.server.process import Server
-from thalweg.server.services import stalling, uploads
+from thalweg.server.services import uploads
+from thalweg.server.services.guarding import stalling
 from thalweg.server.storage import room as room_module
 from thalweg.server.storage.folder import DataFolder
 from thalweg.server.storage.uploads import UploadFiles

@@ -17,8 +17,8 @@ from thalweg.contract.endpoint import Endpoint
 from thalweg.server import validation
 from thalweg.server.driving.lifecycle.foreign import ForeignSpecError, known
 from thalweg.server.process import Server
-from thalweg.server.storage import schema
 from thalweg.server.storage.folder import DataFolder
+from thalweg.server.storage.tables import schema
 from thalweg.v1 import job_pb2
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1.training_service_pb2_grpc import TrainingServiceStub

@@ -19,16 +19,16 @@ from thalweg.contract.tls import ServerTls
 from thalweg.server.access.limits import LimitTable
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.access import AccessService
-from thalweg.server.services.auditing import Audit, Unaudited
 from thalweg.server.services.cluster import ClusterService
-from thalweg.server.services.credentials import Credentials
 from thalweg.server.services.fleet import FleetService
-from thalweg.server.services.guard import Guard
+from thalweg.server.services.guarding.auditing import Audit, Unaudited
+from thalweg.server.services.guarding.credentials import Credentials
+from thalweg.server.services.guarding.guard import Guard
+from thalweg.server.services.guarding.open_calls import OpenCalls
+from thalweg.server.services.guarding.permits import Permits
+from thalweg.server.services.guarding.quotas import Quotas
 from thalweg.server.services.hosted import STOP_GRACE_SECONDS, Hosted, ServerStartError
-from thalweg.server.services.open_calls import OpenCalls
 from thalweg.server.services.parameter import JobReception, ParameterService
-from thalweg.server.services.permits import Permits
-from thalweg.server.services.quotas import Quotas
 from thalweg.server.services.shard import ShardService
 from thalweg.server.services.training import TrainingService
 from thalweg.server.settings import CHECKPOINT_SECONDS, KEEP_UPLOADS_SECONDS, SILENCE_SECONDS, RunSettings

@@ -9,26 +9,15 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from thalweg.client.cli import (
-    audit,
-    backups,
-    certs,
-    data_check,
-    doctor,
-    gradcheck,
-    jobfiles,
-    jobs,
-    listing,
-    nodes,
-    results,
-    serving,
-    tokens,
-    train,
-    web,
-)
+from thalweg.client.cli import jobfiles, jobs, listing
+from thalweg.client.cli.models import data_check, doctor, gradcheck, results
+from thalweg.client.cli.operating import audit, backups, certs, nodes, tokens
 from thalweg.client.cli.output import StreamError, complain, exit_code, forget_empty_size, make_streams_tolerant
+from thalweg.client.cli.serving import command as serving
+from thalweg.client.cli.serving import web
 from thalweg.client.cli.signals import InterruptedBySignalError
 from thalweg.client.cli.tls_options import with_tls
+from thalweg.client.cli.training import command as train
 from thalweg.contract.errors import ThalwegError
 from thalweg.contract.resources import raise_descriptor_limit
 from thalweg.contract.rules import alternatives, rules_of

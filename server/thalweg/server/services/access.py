@@ -13,8 +13,8 @@ from thalweg.server import validation
 from thalweg.server.access.principal import Role, Scope, caller
 from thalweg.server.access.table import TABLE
 from thalweg.server.access.tokens import TokenRecord
-from thalweg.server.services.credentials import Credentials
-from thalweg.server.services.guard import errors
+from thalweg.server.services.guarding.credentials import Credentials
+from thalweg.server.services.guarding.guard import errors
 from thalweg.v1 import access_service_pb2 as pb
 from thalweg.v1 import access_service_pb2_grpc
 

@@ -7,7 +7,7 @@ import grpc
 from thalweg.server import validation
 from thalweg.server.driving.cluster import message_of
 from thalweg.server.driving.jobs import Jobs
-from thalweg.server.services.guard import errors
+from thalweg.server.services.guarding.guard import errors
 from thalweg.v1 import cluster_service_pb2 as pb
 from thalweg.v1 import cluster_service_pb2_grpc
 

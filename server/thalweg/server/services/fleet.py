@@ -15,7 +15,7 @@ from thalweg.server import validation
 from thalweg.server.deciding.allotment.attending import AttendingFleet
 from thalweg.server.deciding.allotment.room import Node
 from thalweg.server.driving.jobs import Jobs
-from thalweg.server.services.guard import end, errors
+from thalweg.server.services.guarding.guard import end, errors
 from thalweg.server.streams import wire
 from thalweg.v1 import fleet_service_pb2 as pb
 from thalweg.v1 import fleet_service_pb2_grpc

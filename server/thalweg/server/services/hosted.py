@@ -17,10 +17,10 @@ from thalweg.contract.tls import ServerTls
 from thalweg.server.observing.calls import Calls
 from thalweg.server.observing.https import Https
 from thalweg.server.observing.pages import Pages
-from thalweg.server.services import limits
-from thalweg.server.services.certificates import Certificates
-from thalweg.server.services.doorkeeper import Doorkeeper
-from thalweg.server.services.guard import Admits, Guard, sole_token
+from thalweg.server.services.guarding import limits
+from thalweg.server.services.guarding.certificates import Certificates
+from thalweg.server.services.guarding.doorkeeper import Doorkeeper
+from thalweg.server.services.guarding.guard import Admits, Guard, sole_token
 
 if TYPE_CHECKING:
     from thalweg.server.observing.exposition import Source

@@ -19,7 +19,7 @@ from thalweg.server.access.principal import caller
 from thalweg.server.access.table import covers
 from thalweg.server.deciding.values import NOWHERE, Place
 from thalweg.server.driving.jobs import Jobs
-from thalweg.server.services.guard import end, errors
+from thalweg.server.services.guarding.guard import end, errors
 from thalweg.server.streams import wire
 from thalweg.v1 import parameter_service_pb2 as pb
 

@@ -16,7 +16,7 @@ from thalweg.contract.tls import ServerTls
 from thalweg.server.arrays.sharded.registry import ShardLink
 from thalweg.server.driving.jobs import Jobs
 from thalweg.server.services.confirmation import confirm
-from thalweg.server.services.guard import end, errors
+from thalweg.server.services.guarding.guard import end, errors
 from thalweg.v1 import shard_service_pb2 as pb
 from thalweg.v1 import shard_service_pb2_grpc
 

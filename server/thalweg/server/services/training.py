@@ -16,10 +16,10 @@ from thalweg.contract.manifests import SHA256
 from thalweg.contract.text import MAX_ADDRESS, visible
 from thalweg.server.access.principal import caller
 from thalweg.server.driving.jobs import Jobs
-from thalweg.server.services.guard import errors
-from thalweg.server.services.permits import Permits
-from thalweg.server.services.quotas import Quotas
-from thalweg.server.services.stalling import write
+from thalweg.server.services.guarding.guard import errors
+from thalweg.server.services.guarding.permits import Permits
+from thalweg.server.services.guarding.quotas import Quotas
+from thalweg.server.services.guarding.stalling import write
 from thalweg.server.services.uploads import Uploading
 from thalweg.v1 import training_service_pb2 as pb
 from thalweg.v1 import training_service_pb2_grpc

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 from thalweg.contract.errors import Violation, invalid
 from thalweg.server.driving.jobs import Jobs
-from thalweg.server.services.permits import part_name
-from thalweg.server.services.stalling import unless_stalled
+from thalweg.server.services.guarding.permits import part_name
+from thalweg.server.services.guarding.stalling import unless_stalled
 from thalweg.v1 import training_service_pb2 as pb
 
 # A call that sends nothing for so long ends when a client asks for its file: its connection may have died unnoticed. At the size

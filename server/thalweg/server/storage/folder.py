@@ -15,16 +15,16 @@ from thalweg.contract.layout import Slab
 from thalweg.server.settings import KEEP_UPLOADS_SECONDS
 from thalweg.server.storage import initial
 from thalweg.server.storage.bin import Bin
-from thalweg.server.storage.cordon_table import CordonTable
 from thalweg.server.storage.disk import RealDisk
-from thalweg.server.storage.event_table import EventTable
 from thalweg.server.storage.job_files import JobFiles
-from thalweg.server.storage.job_table import JobTable
 from thalweg.server.storage.privacy import keep_private
 from thalweg.server.storage.reserve import Reserve
+from thalweg.server.storage.tables.cordon_table import CordonTable
+from thalweg.server.storage.tables.event_table import EventTable
+from thalweg.server.storage.tables.job_table import JobTable
+from thalweg.server.storage.tables.token_table import TokenTable
+from thalweg.server.storage.tables.upload_table import UploadTable
 from thalweg.server.storage.thinning import BOUNDS, Bounds
-from thalweg.server.storage.token_table import TokenTable
-from thalweg.server.storage.upload_table import UploadTable
 from thalweg.server.storage.uploads import UploadFiles
 
 _log = logging.getLogger(__name__)

@@ -30,10 +30,10 @@ from thalweg.contract.locks import FileLock, LockedError
 from thalweg.contract.manifests import SHA256
 from thalweg.contract.states import ENDED
 from thalweg.server.settings import KEPT_CHECKPOINTS
-from thalweg.server.storage import schema
 from thalweg.server.storage.backup.copying import BackupError, Copies, Progress, private, synchronize
 from thalweg.server.storage.checkpoints import CHECKPOINT_NAME
-from thalweg.server.storage.database import FILE
+from thalweg.server.storage.tables import schema
+from thalweg.server.storage.tables.database import FILE
 from thalweg.v1 import job_pb2
 
 # What belongs to a running server or to this machine, and what takes room only.

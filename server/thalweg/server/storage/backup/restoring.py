@@ -7,8 +7,8 @@ from pathlib import Path
 from thalweg.contract import backups
 from thalweg.contract.backups import INCOMPLETE, MANIFEST, Manifest
 from thalweg.contract.locks import FileLock, LockedError
-from thalweg.server.storage import schema
 from thalweg.server.storage.backup.copying import BackupError, Copies, Progress, synchronize
+from thalweg.server.storage.tables import schema
 
 # Names in a message.
 _MAX_LISTED = 10

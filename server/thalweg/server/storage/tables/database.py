@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from thalweg.server.storage import schema
 from thalweg.server.storage.reserve import RESERVE_BYTES, Reserve
+from thalweg.server.storage.tables import schema
 
 FILE = "jobs.sqlite"
 # Pages of 4 KiB that are given back at a time: events wait meanwhile.

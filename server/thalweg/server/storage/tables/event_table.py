@@ -4,8 +4,8 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from thalweg.server.storage.database import Database
 from thalweg.server.storage.reserve import Reserve
+from thalweg.server.storage.tables.database import Database
 from thalweg.server.storage.thinning import BOUNDS, NOTHING, Bounds, Merged, Tally, Thinning
 from thalweg.server.telemetry import told
 from thalweg.v1 import training_service_pb2

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from numpy.typing import NDArray
 
+from thalweg.client.cli.models.predictions import as_json, check_name, write_outputs
 from thalweg.client.cli.options import Data, JobId, Json, Server, TokenFile, connected, user_path
 from thalweg.client.cli.output import complain, console, print_json
-from thalweg.client.cli.predictions import as_json, check_name, write_outputs
 from thalweg.client.files import check_output
 from thalweg.client.inputs import read_input
 from thalweg.client.models import predict as predict_with

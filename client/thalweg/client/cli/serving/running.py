@@ -3,8 +3,8 @@
 import logging
 import signal
 
-from thalweg.client.cli.log_options import Log
 from thalweg.client.cli.output import console, print_json
+from thalweg.client.cli.serving.log_options import Log
 from thalweg.client.cli.signals import Inbox, InterruptedBySignalError
 from thalweg.contract.endpoint import Address, parse_address
 from thalweg.contract.errors import Violation, invalid

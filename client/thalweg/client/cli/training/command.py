@@ -11,9 +11,9 @@ import typer
 from thalweg.client.cli.options import JOB_SOURCE, Json, Server, Settings, TokenFile, read_token, server_of, user_path
 from thalweg.client.cli.output import complain
 from thalweg.client.cli.signals import Inbox
-from thalweg.client.cli.summary import report
 from thalweg.client.cli.tls_files import given_tls
-from thalweg.client.cli.training import Outcome, Training
+from thalweg.client.cli.training.course import Outcome, Training
+from thalweg.client.cli.training.summary import report
 from thalweg.client.client import Client
 from thalweg.client.embedded import Embedded
 from thalweg.client.extras import require_ray

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from thalweg.server.access.principal import Role
 from thalweg.server.access.tokens import TokenRecord
-from thalweg.server.storage.database import Database
+from thalweg.server.storage.tables.database import Database
 
 _SECRET_BYTES = 32
 

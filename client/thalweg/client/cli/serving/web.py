@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from thalweg.client.cli.options import Json, TokenFile, read_token, server_of
-from thalweg.client.cli.running import address_of, address_with_port, announce, wait
+from thalweg.client.cli.serving.running import address_of, address_with_port, announce, wait
+from thalweg.client.cli.serving.web_options import WEB_PORT, WebHost, WebTlsCert, WebTlsKey
 from thalweg.client.cli.signals import Inbox
 from thalweg.client.cli.tls_files import given_tls
-from thalweg.client.cli.web_options import WEB_PORT, WebHost, WebTlsCert, WebTlsKey
 from thalweg.client.composition import start_page
 from thalweg.contract.endpoint import DEFAULT_PORT, Endpoint
 

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from thalweg.client.cli.output import console, print_json
-from thalweg.client.cli.running import reached
+from thalweg.client.cli.serving.running import reached
 from thalweg.client.client import Client
 from thalweg.client.errors import LocalError
 from thalweg.client.folders import SERVER_TOKEN, is_locked, running_server

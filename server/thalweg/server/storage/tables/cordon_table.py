@@ -1,7 +1,7 @@
 """The fleets and nodes on record at which no workers are started."""
 
 from thalweg.server.deciding.allotment.closures import Closed, Closure
-from thalweg.server.storage.database import Database
+from thalweg.server.storage.tables.database import Database
 
 
 class CordonTable(Database):

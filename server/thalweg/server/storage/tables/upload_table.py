@@ -3,7 +3,7 @@
 Uploads are named by their content, so several may have uploaded the same one, and to know a name is not to have the content.
 """
 
-from thalweg.server.storage.database import Database
+from thalweg.server.storage.tables.database import Database
 
 
 class UploadTable(Database):

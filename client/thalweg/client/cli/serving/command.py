@@ -10,17 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from thalweg.client.cli.ending import end_server
-from thalweg.client.cli.log_options import Log, LogFileOption, LogFormat, LogFormatOption
 from thalweg.client.cli.options import Json, TokenFile, check_token_file, read_token, server_of, user_path
-from thalweg.client.cli.running import address_of as _address
-from thalweg.client.cli.running import address_with_port, reached
-from thalweg.client.cli.running import announce as _announce
-from thalweg.client.cli.running import wait as _wait
+from thalweg.client.cli.serving.ending import end_server
+from thalweg.client.cli.serving.log_options import Log, LogFileOption, LogFormat, LogFormatOption
+from thalweg.client.cli.serving.running import address_of as _address
+from thalweg.client.cli.serving.running import address_with_port, reached
+from thalweg.client.cli.serving.running import announce as _announce
+from thalweg.client.cli.serving.running import wait as _wait
+from thalweg.client.cli.serving.web_options import WEB_PORT, WebHost, WebTlsCert, WebTlsKey
 from thalweg.client.cli.signals import Inbox
 from thalweg.client.cli.tls_files import read_server_tls, read_shard_tls, read_tls
 from thalweg.client.cli.tls_options import TlsCa, TlsCert, TlsClientCa, TlsKey
-from thalweg.client.cli.web_options import WEB_PORT, WebHost, WebTlsCert, WebTlsKey
 from thalweg.client.composition import (
     check_address,
     data_policy,

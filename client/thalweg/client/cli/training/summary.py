@@ -1,7 +1,7 @@
 """The end of `thalweg train`: one JSON object, or a summary for people with further commands."""
 
 from thalweg.client.cli.output import accuracy_of, complain, console, print_json, result_json, seconds_of, sparkline
-from thalweg.client.cli.training import Outcome
+from thalweg.client.cli.training.course import Outcome
 from thalweg.client.records import ENDED, Metrics
 
 

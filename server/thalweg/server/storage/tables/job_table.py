@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from thalweg.server.storage.database import Database
+from thalweg.server.storage.tables.database import Database
 from thalweg.server.storage.uses import uploads_of
 from thalweg.v1 import job_pb2
 

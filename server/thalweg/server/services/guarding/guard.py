@@ -17,11 +17,11 @@ from grpc_status import rpc_status
 from thalweg.contract.errors import ThalwegError, protocol_violation, to_status
 from thalweg.server.access import table
 from thalweg.server.access.principal import ADMIN, Act, Caller, Principal, Role, Scope, answer_to, note_failure
-from thalweg.server.services.auditing import Auditor, Unaudited
-from thalweg.server.services.doorkeeper import Doorkeeper
-from thalweg.server.services.limits import Calls
-from thalweg.server.services.open_calls import OpenCalls
-from thalweg.server.services.stalling import Opened, opening, write
+from thalweg.server.services.guarding.auditing import Auditor, Unaudited
+from thalweg.server.services.guarding.doorkeeper import Doorkeeper
+from thalweg.server.services.guarding.limits import Calls
+from thalweg.server.services.guarding.open_calls import OpenCalls
+from thalweg.server.services.guarding.stalling import Opened, opening, write
 
 _log = logging.getLogger(__name__)
 # A method that those who may see what all do may use on all.

@@ -1,0 +1,1 @@
+"""Commands of operators: tokens, certificates, backups, the audit log, nodes."""

@@ -1,0 +1,1 @@
+"""Commands that run until they are stopped: the server, a shard, a fleet, the page."""

@@ -1,0 +1,1 @@
+"""`thalweg train`: its options, its course, its end."""

@@ -1,0 +1,1 @@
+"""The database of a data folder: its tables, and its schema."""
