@@ -332,6 +332,7 @@ def test_a_ray_of_its_own_leaves_nothing_at_home_and_listens_on_loopback_only(sh
     assert not (shared.home / ".ray").exists()
 
 
+@pytest.mark.nightly
 def test_two_rays_of_their_own_have_tokens_of_their_own(tmp_path: Path) -> None:
     with ExitStack() as stack:
         fleets = [stack.enter_context(service(tmp_path, "fleet", "--slots", "1"))[0] for _ in range(2)]
@@ -342,6 +343,7 @@ def test_two_rays_of_their_own_have_tokens_of_their_own(tmp_path: Path) -> None:
     assert all(len(token) == 64 for token in tokens)
 
 
+@pytest.mark.nightly
 def test_a_fleet_offers_the_cpus_that_it_may_use(tmp_path: Path) -> None:
     confined = tmp_path / "confined"
     one = min(os.sched_getaffinity(0))
@@ -372,6 +374,7 @@ def test_a_job_waits_visibly_when_there_is_no_worker(tmp_path: Path) -> None:
         assert thalweg(tmp_path, "jobs", "--server", address, "--json").answer["jobs"][0]["state"] == "QUEUED"
 
 
+@pytest.mark.nightly
 def test_a_server_that_asks_for_a_token(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("a secret\n")

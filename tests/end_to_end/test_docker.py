@@ -285,6 +285,7 @@ def machines(cluster: Compose) -> Iterator[Machines]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.nightly
 def test_a_machine_joins_with_one_command_and_may_be_cut_off(machines: Machines, expected: str) -> None:
     pair = "--tls-cert /tls/server.pem --tls-key /tls/server-key.pem"
     server = machines.start("server", f"exec thalweg serve --address 0.0.0.0:7070 --data /data {pair}")

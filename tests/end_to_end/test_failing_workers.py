@@ -66,6 +66,7 @@ def actors(cluster: Cluster) -> set[int]:
     return found
 
 
+@pytest.mark.nightly
 def test_workers_that_are_killed_at_every_start_do_not_fail_the_job(cluster: Cluster) -> None:
     # No worker contributes, however long it takes until it is found and killed.
     cluster.barrier.hold(0)

@@ -56,6 +56,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(tmp_path: Path) -> None:
     assert again.stderr.startswith("thalweg: job digits-1 cannot be resumed: ")
 
 
+@pytest.mark.nightly
 def test_a_run_that_was_interrupted_says_how_it_goes_on(tmp_path: Path) -> None:
     barrier = Barrier(tmp_path / "barrier.json")
     barrier.hold(MIDST)

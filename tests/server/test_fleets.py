@@ -430,10 +430,13 @@ def test_what_a_fleet_and_its_workers_say_acts_on_no_terminal(server: Server, st
         fleet.told_until({"a": (1, 1)})
         exited = fleet_service_pb2.WorkerExited(job_id="a", problem="\u202eproblem\nthalweg: faked line")
         fleet.outbox.put(fleet_service_pb2.AttendRequest(worker_exited=exited))
+        watch = stub.WatchJob(pb.WatchJobRequest(job_id="a"), timeout=DEADLINE)
+        # The fleet and the worker have a stream each: the job must not have ended before the fleet is heard.
+        events = [next(response.event for response in watch if response.event.HasField("notice"))]
         worker.send(parameter_service_pb2.WorkRequest(hello=hello(job_id="a", worker="\x1b[31mw")))
         worker.receive("welcome")
         worker.fail("\x9bfailure")
-        events = [response.event for response in stub.WatchJob(pb.WatchJobRequest(job_id="a"), timeout=DEADLINE)]
+        events += [response.event for response in watch]
         assert [info.name for info in stub.GetServerInfo(pb.GetServerInfoRequest()).fleets] == ["\\x1b[2Jmill"]
     ended = r"a worker of fleet \x1b[2Jmill ended and will be replaced: \u202eproblem\nthalweg: faked line"
     assert ended in [event.notice.text for event in events]

@@ -355,7 +355,7 @@ def test_a_crash_of_a_process_that_code_forks_is_not_the_workers(server: Server,
     assert last_words(str(tmp_path / "log")) == LastWords()
 
 
-@pytest.mark.parametrize("silence", [3.0, 600.0])
+@pytest.mark.parametrize("silence", [3.0, pytest.param(600.0, marks=pytest.mark.nightly)])
 def test_code_that_holds_pythons_lock(tmp_path: Path, silence: float) -> None:
     """No thread of the process can say anything: it ends by itself, and its log has the line. The second one fails the job."""
     code = replaced("build", "import re; re.match('(a+)+$', 'a' * 99 + 'b')")

@@ -118,7 +118,7 @@ def scale(
     job: JobId,
     workers: Annotated[
         int | None,
-        typer.Argument(metavar="[WORKERS]", min=0, help="The number of workers that the job requests; 0 pauses it."),
+        typer.Argument(metavar="WORKERS", min=0, help="The number of workers that the job requests; 0 pauses it."),
     ] = None,
     priority: Annotated[
         int | None,

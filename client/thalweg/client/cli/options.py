@@ -14,6 +14,7 @@ from thalweg.client.client import Client
 from thalweg.client.files import check_not_pipe, reading
 from thalweg.client.folder_server import attached, folder_of_jobs
 from thalweg.client.folders import expanded
+from thalweg.contract.addresses import is_url
 from thalweg.contract.encoding import UTF8
 from thalweg.contract.errors import Violation, invalid
 
@@ -23,6 +24,11 @@ def user_path(text: str) -> Path:
     if not text:
         raise typer.BadParameter("a path must not be empty")
     return expanded(text)
+
+
+def user_path_or_url(text: str) -> str:
+    """A URL as it is, or a path as `user_path` gives it."""
+    return text if is_url(text) else str(user_path(text))
 
 
 JobId = Annotated[

@@ -11,7 +11,7 @@ import typer
 from numpy.typing import NDArray
 
 from thalweg.client.cli.models.predictions import as_json, check_name, write_outputs
-from thalweg.client.cli.options import Data, JobId, Json, Server, TokenFile, connected, user_path
+from thalweg.client.cli.options import Data, JobId, Json, Server, TokenFile, connected, user_path, user_path_or_url
 from thalweg.client.cli.output import complain, console, print_json
 from thalweg.client.files import check_output
 from thalweg.client.inputs import read_input
@@ -68,6 +68,7 @@ def predict(
     samples: Annotated[
         list[str] | None,
         typer.Argument(
+            parser=user_path_or_url,
             metavar="[INPUT]...",
             help="The samples: .npy, .npz (x), or .csv, .jsonl, .parquet, .feather with the data's columns, or a folder of "
             "those, or a URL; or images, and folders of them. - is standard input.",
