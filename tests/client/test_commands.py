@@ -659,7 +659,7 @@ def test_serve(number: signal.Signals, command: Command, tmp_path: Path, monkeyp
             assert client.server_info().max_running_jobs == 3
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(serving, "_announce", announced)
+    monkeypatch.setattr(serving, "announce", announced)
     Path("token").write_text("secret")
     arguments = ("--address", "127.0.0.1:0", "--data", "kept", "--token-file", "token", "--max-running", "3")
     printed = command("serve", *arguments, "--json")
@@ -678,7 +678,7 @@ def _serving(monkeypatch: pytest.MonkeyPatch, look: Callable[[Address], object])
         look(parse_address(facts["address"]))
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(serving, "_announce", announced)
+    monkeypatch.setattr(serving, "announce", announced)
 
 
 @pytest.mark.parametrize(

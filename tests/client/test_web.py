@@ -383,7 +383,7 @@ def test_serve_has_a_page_of_its_own(
             seen.extend([shell.status, session.read()])
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(serving, "_announce", announced)
+    monkeypatch.setattr(serving, "announce", announced)
     options: list[str] = []
     if tls:
         assert run(["certs", "init", "tls"]) == 0

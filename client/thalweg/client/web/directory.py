@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from thalweg.client.records import ENDED
 from thalweg.client.web import views
+from thalweg.client.web.changing import Changing
 from thalweg.client.web.gateway import Credential, Gateway
 from thalweg.contract.errors import ThalwegError
 
@@ -29,14 +30,14 @@ class Query(NamedTuple):
     page: int = 0
 
 
-class Directory:
+class Directory(Changing):
     """The jobs that one credential may see. `shown` are the ids that each viewer's page shows."""
 
     def __init__(self, gateway: Gateway, credential: Credential) -> None:
+        super().__init__()
         self.viewers = 0
         self.whole = False
         self.problem: ThalwegError | None = None
-        self.version = 0
         self.shown: dict[object, Collection[str]] = {}
         self._gateway = gateway
         self._credential = credential
@@ -45,7 +46,6 @@ class Directory:
         self._walked: list[str] = []
         self._token = ""
         self._task: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()
 
     def enter(self) -> None:
         """Someone looks from now on."""
@@ -66,14 +66,6 @@ class Directory:
             task, self._task = self._task, None
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-    async def change(self, version: int, seconds: float) -> None:
-        """Waits until there is something newer than a version, but not for ever."""
-        if self.version == version:
-            try:
-                await asyncio.wait_for(self._changed.wait(), seconds)
-            except TimeoutError:
-                return
 
     def find(self, query: Query) -> tuple[list[dict[str, Any]], int]:
         """The jobs on a page of those that a query means, and how many these are."""
@@ -159,11 +151,6 @@ class Directory:
             self._rows[row["id"]] = row
             ids.append(row["id"])
         return ids
-
-    def _say(self) -> None:
-        self.version += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
 
 
 class Directories:

@@ -10,6 +10,7 @@ import grpc
 
 from thalweg.client import records
 from thalweg.client.web import views
+from thalweg.client.web.changing import Changing
 from thalweg.client.web.curves import Curve, Seen, losses
 from thalweg.client.web.gateway import Credential, Gateway
 from thalweg.contract.errors import ThalwegError
@@ -41,22 +42,21 @@ class View:
         self.said: dict[str, Any] = {}
 
 
-class Feed:
-    """One job: its record, its curves and its log, as of now. `version` grows with each change."""
+class Feed(Changing):
+    """One job: its record, its curves and its log, as of now."""
 
     def __init__(self, gateway: Gateway, job: job_pb2.Job) -> None:
+        super().__init__()
         self.job = job
         self.curves: dict[str, Curve] = {}
         self.workers: dict[str, Any] | None = None
         self.problem = ""
-        self.version = 0
         self.left = time.monotonic()
         self.whole = False
         self.viewers: list[View] = []
         self._gateway = gateway
         self._sequence = 0
         self._log: deque[tuple[int, dict[str, Any]]] = deque(maxlen=MAX_LOG)
-        self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._pausing: asyncio.TimerHandle | None = None
 
@@ -76,7 +76,7 @@ class Feed:
         self.viewers.remove(view)
         self.left = time.monotonic()
         if not self.viewers:
-            # The server is not bothered for nobody. Whoever comes later goes on from here.
+            # No calls are made for nobody. The next viewer continues from here.
             self._pausing = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._pause)
 
     def _pause(self) -> None:
@@ -91,14 +91,6 @@ class Feed:
         if self._pausing:
             self._pausing.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def change(self, version: int, seconds: float) -> None:
-        """Waits until there is something newer than a version, but not for ever."""
-        if self.version == version:
-            try:
-                await asyncio.wait_for(self._changed.wait(), seconds)
-            except TimeoutError:
-                return
 
     def news(self, view: View) -> dict[str, Any]:
         """What a viewer lacks, who is taken to have it then; empty if there is nothing."""
@@ -119,11 +111,6 @@ class Feed:
             news["log"] = log
             view.logged = self._log[-1][0]
         return news
-
-    def _say(self) -> None:
-        self.version += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
 
     def _credentials(self) -> Iterator[Credential]:
         """With whose credentials to call, in order."""
@@ -148,7 +135,7 @@ class Feed:
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _watch(self, credential: Credential) -> None:
-        # First what is on record: whoever looks sees when all of it is there.
+        # First what is on record: viewers see when all of it is there.
         for until_now in (True, False):
             async for event in self._gateway.watch(credential, self.job.id, self._sequence, until_now):
                 self.problem = ""

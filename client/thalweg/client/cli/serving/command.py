@@ -13,10 +13,7 @@ import typer
 from thalweg.client.cli.options import Json, TokenFile, check_token_file, read_token, server_of, user_path
 from thalweg.client.cli.serving.ending import end_server
 from thalweg.client.cli.serving.log_options import Log, LogFileOption, LogFormat, LogFormatOption
-from thalweg.client.cli.serving.running import address_of as _address
-from thalweg.client.cli.serving.running import address_with_port, reached
-from thalweg.client.cli.serving.running import announce as _announce
-from thalweg.client.cli.serving.running import wait as _wait
+from thalweg.client.cli.serving.running import address_of, address_with_port, announce, reached, wait
 from thalweg.client.cli.serving.web_options import WEB_PORT, WebHost, WebTlsCert, WebTlsKey
 from thalweg.client.cli.signals import Inbox
 from thalweg.client.cli.tls_files import read_server_tls, read_shard_tls, read_tls
@@ -108,9 +105,9 @@ def serve(
         typer.Option(
             "--trust-network",
             metavar="",
-            help="Require neither a token nor TLS, even from other machines: anyone who can connect is admitted, and whoever is "
-            "on the way reads everything. Without this option, a server on loopback admits its own user, and others only with a "
-            "token; for other addresses it needs both.",
+            help="Require neither a token nor TLS, even from other machines: anyone who can connect is admitted, and anyone on "
+            "the network between can read everything. Without this option, a server on loopback admits its own user, and others "
+            "only with a token; for other addresses it needs both.",
         ),
     ] = False,
     max_upload: Annotated[
@@ -224,7 +221,7 @@ def serve(
     [cyan]thalweg serve[/]
     [cyan]thalweg serve --address 0.0.0.0:7070 --token-file token --tls-cert tls/server.pem --tls-key tls/server-key.pem[/]
     """
-    where = _address("--address", address or f"127.0.0.1:{DEFAULT_PORT}")
+    where = address_of("--address", address or f"127.0.0.1:{DEFAULT_PORT}")
     observed = address_with_port("--metrics", metrics, _METRICS_PORT) if metrics is not None else None
     if traces and not traces.startswith(("http://", "https://")):
         raise invalid(Violation("--traces", f"{traces!r} is not a URL; write http://HOST:PORT, as in http://127.0.0.1:4317"))
@@ -248,7 +245,7 @@ def serve(
             raise invalid(Violation("--shard-of", "can be used with --address, --token-file and --trust-network only"))
         _log.warning("thalweg serve --shard-of is now thalweg shard --server")
         tls = read_shard_tls(tls_cert, tls_key, tls_client_ca, tls_ca)
-        of = Endpoint(_address("--shard-of", shard_of), token, tls and tls.as_client())
+        of = Endpoint(address_of("--shard-of", shard_of), token, tls and tls.as_client())
         _run_shard(where, of, log, json, trust_network=trust_network, tls=tls, metrics=observed)
         return
     if page_at and tls and not tls.as_client():
@@ -265,14 +262,14 @@ def serve(
             check_address(where)
         if own:
             token = folder_token(folder, SERVER_TOKEN)
-        settings["drained"] = lambda: inbox.put(None)
         settings |= {
             "trust_network": trust_network,
             "shared_memory": shared_memory,
             "allow_code": allow_code,
             "tls": tls,
+            "audit": True,
+            "drained": lambda: inbox.put(None),
         }
-        settings["audit"] = True
         server = start_server(where, folder, token, metrics=observed, traces=traces or "", **settings)
         stack.callback(server.stop)
         if own:
@@ -294,8 +291,8 @@ def serve(
             stack.callback(page.stop)
             facts["page"] = page.link
             words += f", its page at {page.link}"
-        _announce(facts, words, json)
-        _wait(inbox, log)
+        announce(facts, words, json)
+        wait(inbox, log)
 
 
 def _duration(text: str, option: str) -> float:
@@ -381,7 +378,7 @@ def shard(
     [cyan]    --tls-key shard-key.pem[/]
     """
     of = _server_address(server)
-    where, token = _address("--address", address), read_token(token_file)
+    where, token = address_of("--address", address), read_token(token_file)
     observed = address_with_port("--metrics", metrics, _METRICS_PORT) if metrics is not None else None
     tls = read_shard_tls(tls_cert, tls_key, tls_client_ca, tls_ca)
     settings = {"trust_network": trust_network, "tls": tls, "tls_name": tls_name or "", "metrics": observed}
@@ -394,8 +391,8 @@ def _run_shard(where: Address, server: Endpoint, log: Log, json: bool, **setting
         shard = start_shard(where, server, **settings)
         try:
             facts = {"address": str(shard.address), "shard_of": str(server.address)}
-            _announce(facts | _told(shard.metrics), f"a shard of the server at {server.address}, at {shard.address}", json)
-            _wait(inbox, log)
+            announce(facts | _told(shard.metrics), f"a shard of the server at {server.address}, at {shard.address}", json)
+            wait(inbox, log)
         finally:
             shard.stop()
 
@@ -515,12 +512,12 @@ def fleet(
         )
         inbox.listen()
         try:
-            _announce(
+            announce(
                 {"server": str(where), "name": running.config.name},
                 f"fleet {running.config.name} for the server at {where}",
                 json,
             )
-            _wait(inbox, log)
+            wait(inbox, log)
             running.leave()
         finally:
             running.stop()
@@ -528,7 +525,7 @@ def fleet(
 
 def _server_address(given: str | None) -> Address:
     """The address of the server of a shard or a fleet."""
-    return _address("--server", server_of(given, None) or f"127.0.0.1:{DEFAULT_PORT}")
+    return address_of("--server", server_of(given, None) or f"127.0.0.1:{DEFAULT_PORT}")
 
 
 def _told(metrics: Address | None) -> dict[str, str]:

@@ -42,8 +42,8 @@ def web(
 ) -> None:
     """Serves a page that shows a server's jobs and its cluster in a browser, until Ctrl-C or SIGTERM.
 
-    Users log in with their tokens for the server. On a terminal, the page's
-    address logs in whoever opens it with this command's own token.
+    Users log in with their tokens for the server. On a terminal, the address
+    that is printed logs in with this command's own token.
 
     [bold]Examples[/]
 

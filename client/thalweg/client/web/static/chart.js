@@ -1,4 +1,4 @@
-// A chart of curves over steps, drawn as SVG: with a pointer or the arrow keys one reads its values, and behind it is a table.
+// A chart of curves over steps, drawn as SVG: a pointer or the arrow keys show its values, and a table below it lists them.
 
 import { h, say, svg } from "./dom.js";
 import { number, whole } from "./format.js";

@@ -7,7 +7,7 @@ import { chartsOf } from "../job_charts.js";
 import { follow, get } from "../net.js";
 import { runTime, stateWord } from "../state.js";
 
-// What is told of each; differences of results are marked, those of times are not.
+// What is shown of each job; differences of results are marked, those of times are not.
 const FACTS = [
   ["State", stateWord],
   ["Steps", (job) => whole(job.step), true],
